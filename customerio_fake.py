@@ -1,0 +1,4290 @@
+"""customerio_fake: a local Customer.io for tests. One file, standard library only.
+
+It answers the Track, App and Pipelines APIs of Customer.io on one port, close enough
+that the official clients cannot tell, and shows what it was told under `/__parlel/*`.
+
+In a test:
+
+    from customerio_fake import CustomerioServer
+
+    with CustomerioServer(port=0) as cio:
+        my_app.configure(track_url=cio.track_url)
+        my_app.sign_up("ada@example.com")
+        assert cio.events[-1]["name"] == "signup"
+
+Beside an app in any language:
+
+    python customerio_fake.py 4668
+
+The file is read from top to bottom; each section uses only the sections above it.
+
+     1  Errors                  what can go wrong, and the envelopes that say so
+     2  Clock and identifiers   time, due work, and ids in Customer.io's own formats
+     3  Settings                everything that can be set
+     4  Audience filters        the and / or / not / segment / attribute grammar
+     5  Workspace               people, events, objects, devices, and the verbs that change them
+     6  Messages                transactional sends and the life of a delivery
+     7  Journeys                broadcasts and exports
+     8  Routes                  requests, answers, credentials and the route table
+     9  Track API               /api/v1 and /api/v2
+    10  App API                 /v1, Bearer
+    11  Pipelines API           /v1/identify, track, page, screen, group, alias, batch
+    12  Control                 /__parlel/*, for the test that drives us
+    13  Server                  HTTP on the wire
+    14  Public face             CustomerioServer and the command line
+
+Rules are taken from, in this order: what was observed of the live service ("observed"),
+the official API description ("reference"), the documentation ("docs"), and where all are
+silent, inference ("inferred"). Comments name the source.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import csv
+import functools
+import heapq
+import hmac
+import io
+import ipaddress
+import json
+import logging
+import math
+import os
+import re
+import selectors
+import socket
+import socketserver
+import sys
+import threading
+import time
+import zlib
+from collections import deque
+from dataclasses import dataclass, field, fields
+from email.utils import formatdate
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Callable,
+    Deque,
+    Dict,
+    Iterable,
+    List,
+    Mapping,
+    NamedTuple,
+    NoReturn,
+    Optional,
+    Pattern,
+    Sequence,
+    Set,
+    Tuple,
+    Union,
+    cast,
+)
+from urllib.parse import parse_qsl, unquote
+
+if TYPE_CHECKING:
+    import ssl
+
+__all__ = ["ApiError", "CustomerioServer", "Settings", "main"]
+__version__ = "1.0.0"
+
+#: Everything the fake has to say goes to this logger; silent unless the host configures it.
+log = logging.getLogger("customerio_fake")
+log.addHandler(logging.NullHandler())
+
+Json = Any
+Attributes = Dict[str, Any]
+#: The kind of an identifier and its value: ("email", "ada@example.com").
+Identifier = Tuple[str, str]
+
+
+# ======================================================================================
+# ==== §1 Errors
+# ======================================================================================
+
+
+class Problem(NamedTuple):
+    """One thing wrong with a request: a sentence, and where the machine-readable part belongs.
+
+    `reason` is one of Track v2's `required`, `invalid`, `parse_error` (reference).
+    """
+
+    message: str
+    field: str = ""
+    reason: str = "invalid"
+    batch_index: Optional[int] = None
+
+
+class ApiError(Exception):
+    """Raised anywhere to answer with an HTTP error; made into bytes in one place only.
+
+    `status` is the HTTP status, `problems` at least one Problem (or plain sentence),
+    `headers` extra response headers. `close` ends the connection after the answer, for
+    requests whose end cannot be found.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        *problems: Union[str, Problem],
+        headers: Sequence[Tuple[str, str]] = (),
+        close: bool = False,
+    ) -> None:
+        self.status = status
+        self.problems = [p if isinstance(p, Problem) else Problem(p) for p in problems]
+        self.headers = tuple(headers)
+        self.close = close
+        super().__init__(self.message)
+
+    @property
+    def message(self) -> str:
+        """All sentences as one line."""
+        return "; ".join(problem.message for problem in self.problems)
+
+
+def invalid(message: str, field: str = "", reason: str = "invalid") -> ApiError:
+    """Make a 400 about one field; returned, so that `raise invalid(…)` reads well."""
+    return ApiError(400, Problem(message, field, reason))
+
+
+def required(name: str, expected: str = "a value") -> ApiError:
+    """A 400 for a field that is missing or empty."""
+    return invalid(f"{name} is required: send {expected}", name, "required")
+
+
+def meta_error(error: ApiError) -> Json:
+    """401 everywhere, merges and sends: one sentence (observed)."""
+    return {"meta": {"error": error.message}}
+
+
+def meta_errors(error: ApiError) -> Json:
+    """Track v1 validation: a list of sentences (observed)."""
+    return {"meta": {"errors": [problem.message for problem in error.problems]}}
+
+
+def problem_list(error: ApiError) -> Json:
+    """Track v2: what, where and why (reference). `meta` is ours: the Node client shows it."""
+    return {"errors": [_problem_row(p) for p in error.problems], **meta_error(error)}
+
+
+def _problem_row(problem: Problem) -> Json:
+    index = {} if problem.batch_index is None else {"batch_index": problem.batch_index}
+    rest = {"reason": problem.reason, "field": problem.field, "message": problem.message}
+    return {**index, **rest}
+
+
+def detail_list(error: ApiError) -> Json:
+    """The App API: `status` is a string (observed). `meta` is ours: the Node client shows it."""
+    rows = [_detail_row(problem, error.status) for problem in error.problems]
+    return {"errors": rows, **meta_error(error)}
+
+
+def _detail_row(problem: Problem, status: int) -> Json:
+    row: Json = {"detail": problem.message, "status": str(status)}
+    if problem.field:
+        row["source"] = {"pointer": f"/data/attributes/{problem.field}"}
+    return row
+
+
+def pipelines_errors(error: ApiError) -> Json:
+    """Pipelines: the Track v2 list; `code` and `message` are what its Python client reads."""
+    return {"code": error.status, "message": error.message, **problem_list(error)}
+
+
+# ======================================================================================
+# ==== §2 Clock and identifiers
+# ======================================================================================
+
+
+class Clock:
+    """The only source of time: the real clock plus an offset, and a queue of what is due.
+
+    Times are Unix seconds. Due work runs when somebody next looks (`run_due`), in order of
+    its time, so nothing needs a thread of its own.
+    """
+
+    def __init__(self) -> None:
+        self._offset = 0.0
+        self._order = 0
+        self._queue: List[Tuple[float, int, Callable[[], Any]]] = []
+
+    def now(self) -> float:
+        """The current time, Unix seconds with a fraction."""
+        return time.time() + self._offset
+
+    def advance(self, seconds: float) -> None:
+        """Move the clock forward by `seconds`; `run_due` then does what has become due."""
+        self._offset += seconds
+
+    def at(self, when: float, action: Callable[[], Any]) -> None:
+        """Run `action` once the time is `when` (Unix seconds) or later."""
+        self._order += 1
+        heapq.heappush(self._queue, (when, self._order, action))
+
+    def has_due(self) -> bool:
+        """Whether `run_due` has anything to do."""
+        return bool(self._queue) and self._queue[0][0] <= self.now()
+
+    def run_due(self) -> None:
+        """Do what is due, oldest first."""
+        while self.has_due():
+            heapq.heappop(self._queue)[2]()
+
+    def clear(self) -> None:
+        """Forget all due work; the time stays as it is."""
+        self._queue.clear()
+
+
+#: The workspace number inside every cio_id and delivery id, and `environment_id` of Track.
+WORKSPACE_NUMBER = 104668
+
+_CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+# Odd, so n → n·k mod 2^80 repeats no value: ids look random, yet follow from the serial number
+# alone and so repeat after a reset.
+_SCATTER = 0x9E3779B97F4A7C15F39D
+_80_BITS = (1 << 80) - 1
+
+
+def _varint(number: int) -> bytes:
+    """LEB128: seven bits a byte, low ones first."""
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+def _read_varints(data: bytes) -> Optional[List[int]]:
+    numbers, value, shift = [], 0, 0
+    for byte in data:
+        value |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            numbers.append(value)
+            value = shift = 0
+    return None if shift else numbers
+
+
+_WORKSPACE_BYTES = _varint(WORKSPACE_NUMBER)
+_CIO_ID_PREFIX = _WORKSPACE_BYTES.hex() + "00"
+
+
+def cio_id_of(serial: int) -> str:
+    """The cio_id of the person with this serial number (0 is a workspace's first person).
+
+    Hex of workspace, 0, n, n+1 as varints, as decoded from real values (observed, inferred).
+    """
+    return _CIO_ID_PREFIX + _varint(serial).hex() + _varint(serial + 1).hex()
+
+
+def serial_of(cio_id: str) -> Optional[int]:
+    """The serial number inside a cio_id of this workspace; None if it is not one."""
+    numbers = _cio_id_numbers(cio_id)
+    if numbers is None or cio_id_of(numbers[2]) != cio_id.lower():
+        return None
+    return numbers[2]
+
+
+def is_foreign(cio_id: str) -> bool:
+    """Whether this is a cio_id of another workspace; the real edge refuses those (observed)."""
+    numbers = _cio_id_numbers(cio_id)
+    return numbers is not None and numbers[0] != WORKSPACE_NUMBER
+
+
+def _cio_id_numbers(cio_id: str) -> Optional[List[int]]:
+    try:
+        numbers = _read_varints(bytes.fromhex(cio_id))
+    except ValueError:
+        return None
+    return numbers if numbers and len(numbers) == 4 else None
+
+
+def ulid(seconds: float, serial: int) -> str:
+    """A ULID (26 characters) of a moment, Unix seconds, and a serial number."""
+    number = int(seconds * 1000) << 80 | (serial * _SCATTER) & _80_BITS
+    return "".join(_CROCKFORD[number >> shift & 31] for shift in range(125, -1, -5))
+
+
+#: The type byte inside a delivery id (inferred from real values).
+DELIVERY_KINDS = {"campaign": 1, "newsletter": 3, "broadcast": 3, "transactional": 5}
+
+
+def delivery_id_of(seconds: float, serial: int, kind: str) -> str:
+    """A delivery id: URL-safe base64 of a header, the workspace twice, the kind and a ULID."""
+    head = b"\x76\x03" + _WORKSPACE_BYTES * 2 + bytes((DELIVERY_KINDS[kind], 0))
+    moment = int(seconds * 1000).to_bytes(6, "big")
+    chance = (serial * _SCATTER & _80_BITS).to_bytes(10, "big")
+    return base64.urlsafe_b64encode(head + moment + chance).decode()
+
+
+def cio_object_id_of(type_id: str, serial: int) -> str:
+    """A cio_object_id: `ob`, then workspace, type and sequence as varints (inferred)."""
+    return "ob" + (_WORKSPACE_BYTES + _varint(int(type_id)) + _varint(serial)).hex()
+
+
+# ======================================================================================
+# ==== §3 Settings
+# ======================================================================================
+
+
+def _setting(default: Json, help: str, env: str = "", flag: str = "") -> Json:
+    return field(default=default, metadata={"help": help, "env": env, "flag": flag})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that can be set: as an argument of CustomerioServer, a flag, or a variable.
+
+    The command line, `--help` and the environment are made from these fields.
+    """
+
+    port: int = _setting(4668, "port to listen on; 0 takes a free one", "PORT")
+    host: str = _setting("127.0.0.1", "address to listen on; 0.0.0.0 for all", "HOST")
+    site_id: str = _setting("", "the only Track site id to accept", "CUSTOMERIO_SITE_ID")
+    api_key: str = _setting("", "the only Track API key to accept", "CUSTOMERIO_API_KEY")
+    app_key: str = _setting("", "the only App API key to accept", "CUSTOMERIO_APP_KEY")
+    write_key: str = _setting("", "the only Pipelines write key to accept", "CUSTOMERIO_WRITE_KEY")
+    cert: str = _setting("", "PEM file of your own certificate for https (with --key)")
+    key: str = _setting("", "PEM file of the certificate's key")
+    public_url: str = _setting("", "base URL under which clients reach us, for download links")
+    allow_host: str = _setting("", "further Host names that may use /__parlel, comma-separated")
+    identifiers: str = _setting("email_or_id", "what identifies people: email_or_id, id or email")
+    phone: bool = _setting(False, "phone identifies people, too")
+    update_email_by_id: bool = _setting(
+        False, "an email may be changed by a call that names the id"
+    )
+    region: str = _setting("us", "data centre to report: us or eu")
+    ingest_delay: float = _setting(0.0, "seconds until a Track write can be seen")
+    max_body: int = _setting(32 << 20, "largest request body in bytes")
+    max_threads: int = _setting(128, "most requests that may wait at the same time")
+    read_timeout: float = _setting(30.0, "seconds a client may take to send one request")
+    idle_timeout: float = _setting(120.0, "seconds an idle connection is kept")
+
+    def __post_init__(self) -> None:
+        """Raise ValueError, naming the setting, for a value that can't be."""
+        for setting in fields(self):
+            _check_type(setting.name, getattr(self, setting.name), type(setting.default))
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of: {', '.join(choices)}")
+        if not 0 <= self.port <= 65535:
+            raise ValueError(f"port must be between 0 and 65535, not {self.port}")
+        if bool(self.cert) != bool(self.key):
+            raise ValueError("cert and key belong together: set both or neither")
+
+
+_CHOICES = {"identifiers": ("email_or_id", "id", "email"), "region": ("us", "eu")}
+
+
+def _check_type(name: str, value: Json, kind: type) -> None:
+    allowed = (int, float) if kind is float else (kind,)
+    if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f"{name} must be of type {kind.__name__}, not {value!r}")
+    if isinstance(value, (int, float)) and value < 0:
+        raise ValueError(f"{name} must not be negative, but is {value}")
+
+
+def as_text(value: Json) -> str:
+    """An attribute as the App API gives it back: always a string (observed)."""
+    if isinstance(value, str):
+        return value
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+
+
+# ======================================================================================
+# ==== §4 Audience filters
+# ======================================================================================
+
+#: Gives one attribute of whoever is being looked at, as text; None if it is not set.
+Lookup = Callable[[str], Optional[str]]
+
+
+class Subject(NamedTuple):
+    """What a filter may ask about one person or object."""
+
+    attribute: Lookup
+    segments: Iterable[int]
+
+
+#: A compiled filter.
+Predicate = Callable[[Subject], bool]
+
+
+def _as_number(text: str) -> Optional[float]:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _compare(have: str, want: str) -> int:
+    """-1, 0 or 1: as numbers where both are, else as text without case, as segments do (docs)."""
+    left, right = _as_number(have), _as_number(want)
+    if left is not None and right is not None:
+        return (left > right) - (left < right)
+    return (have.casefold() > want.casefold()) - (have.casefold() < want.casefold())
+
+
+# `eq` and `exists` are the reference's; the others stand in the seeds' list.
+OPERATORS: Dict[str, Callable[[Optional[str], str], bool]] = {
+    "eq": lambda have, want: have is not None and have.casefold() == want.casefold(),
+    "ne": lambda have, want: have is None or have.casefold() != want.casefold(),
+    "exists": lambda have, want: have is not None,
+    "not_exists": lambda have, want: have is None,
+    "starts_with": lambda have, want: (
+        have is not None and have.casefold().startswith(want.casefold())
+    ),
+    "ends_with": lambda have, want: have is not None and have.casefold().endswith(want.casefold()),
+    "contains": lambda have, want: have is not None and want.casefold() in have.casefold(),
+    "gt": lambda have, want: have is not None and _compare(have, want) > 0,
+    "gte": lambda have, want: have is not None and _compare(have, want) >= 0,
+    "lt": lambda have, want: have is not None and _compare(have, want) < 0,
+    "lte": lambda have, want: have is not None and _compare(have, want) <= 0,
+}
+_WITHOUT_VALUE = {"exists", "not_exists"}
+
+
+def compile_filter(spec: Json, where: str) -> Predicate:
+    """Turn a filter document into a predicate; `where` names the field that holds it.
+
+    Raises ApiError 400 with the path of the part that is wrong.
+    """
+    if not isinstance(spec, dict) or len(spec) != 1:
+        wanted = ", ".join(_FILTERS)
+        raise invalid(f"{where} must be an object with exactly one of: {wanted}", where)
+    ((kind, body),) = spec.items()
+    if kind not in _FILTERS:
+        raise invalid(f"{where} has '{kind}'; expected one of: {', '.join(_FILTERS)}", where)
+    return _FILTERS[kind](body, f"{where}.{kind}")
+
+
+def _filter_list(body: Json, where: str) -> List[Predicate]:
+    if not isinstance(body, list) or not body:
+        raise invalid(f"{where} must be a list of at least one filter", where)
+    return [compile_filter(part, f"{where}[{i}]") for i, part in enumerate(body)]
+
+
+def _and_filter(body: Json, where: str) -> Predicate:
+    parts = _filter_list(body, where)
+    return lambda subject: all(part(subject) for part in parts)
+
+
+def _or_filter(body: Json, where: str) -> Predicate:
+    parts = _filter_list(body, where)
+    return lambda subject: any(part(subject) for part in parts)
+
+
+def _not_filter(body: Json, where: str) -> Predicate:
+    part = compile_filter(body, where)
+    return lambda subject: not part(subject)
+
+
+def _segment_filter(body: Json, where: str) -> Predicate:
+    number = body.get("id") if isinstance(body, dict) else None
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise invalid(f"{where}.id must be the segment's number", where)
+    return lambda subject: number in subject.segments
+
+
+def _attribute_filter(body: Json, where: str) -> Predicate:
+    if not isinstance(body, dict) or not isinstance(body.get("field"), str):
+        raise invalid(f"{where}.field must be the name of an attribute", where)
+    name, operator, value = body["field"], body.get("operator"), body.get("value")
+    test = OPERATORS.get(operator) if isinstance(operator, str) else None
+    if test is None:
+        raise invalid(f"{where}.operator must be one of: {', '.join(OPERATORS)}", where)
+    if operator not in _WITHOUT_VALUE and (value is None or isinstance(value, (dict, list))):
+        raise invalid(f"{where}.value is required for '{operator}'", where)
+    wanted = as_text(value)
+    return lambda subject: test(subject.attribute(name), wanted)
+
+
+_FILTERS: Dict[str, Callable[[Json, str], Predicate]] = {
+    "and": _and_filter,
+    "or": _or_filter,
+    "not": _not_filter,
+    "segment": _segment_filter,
+    "attribute": _attribute_filter,
+}
+
+
+# ======================================================================================
+# ==== §5 Workspace
+# ======================================================================================
+
+#: Limits of the Track API (reference). Sizes in bytes of UTF-8.
+MAX_IDENTIFIER = 150
+MAX_ATTRIBUTE_NAME = 150
+MAX_ATTRIBUTE_VALUE = 1000
+MAX_ATTRIBUTES = 300
+MAX_EVENT_NAME = 100
+MAX_EVENT_DATA = 100_000
+MAX_OBJECT_ATTRIBUTES = 100_000
+MAX_SEGMENT_IDS = 1000
+#: How long an anonymous event can still be claimed, and a merge carries events over: 30 days.
+EVENT_MEMORY = 30 * 86400.0
+#: Anonymous events this many seconds after the identify are still picked up (docs).
+ANONYMOUS_GRACE = 300.0
+#: From here on a timestamp is taken for milliseconds: as seconds it lies beyond the year 5000.
+MILLISECONDS = 100_000_000_000
+
+#: Why a write that was answered with 200 changed nothing, or less than it seems to.
+SUPPRESSED = "suppressed: this person is suppressed, so the call was ignored; unsuppress first"
+UNKNOWN_CIO_ID = "unknown cio_id: no person has it (any more), so the call was ignored"
+NO_PERSON = "unknown person: nobody has this identifier, so there was nothing to do"
+NOT_CREATED = "failed_attribute_change: _update is true and nobody has this identifier"
+DUPLICATE = "duplicate event id: an event with this id is already there"
+NO_DEVICE = "unknown device: this person has no device with this token"
+NO_OBJECT = "unknown object: there is none with this identifier"
+NOT_SUPPRESSED = "not suppressed: this identifier was not suppressed"
+
+# What an identify call carries beside attributes (reference).
+_CONTROL_KEYS = {"id", "cio_id", "phone", "_update", "_timestamp", "cio_relationships"}
+# Structured attributes with their own rules; the 1000-byte limit is for plain values.
+_PREFERENCES = "cio_subscription_preferences"
+_EMAIL_SHAPE = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
+
+
+class Person:
+    """One person. `attributes` and `timestamps` are replaced as a whole, never mutated.
+
+    `email` stands in `attributes`, too; `id`, `phone` and cio_id don't. What few people have
+    (events, devices, …) is in `has`, which is shared and empty until `own()` is asked for.
+    Times are Unix seconds.
+    """
+
+    __slots__ = (
+        "attributes",
+        "created_at",
+        "email",
+        "has",
+        "id",
+        "phone",
+        "serial",
+        "timestamps",
+        "updated_at",
+    )  # fmt: skip
+
+    def __init__(self, serial: int, now: int) -> None:
+        self.serial = serial
+        self.id = self.email = self.phone = ""
+        self.attributes: Attributes = {}
+        self.timestamps: Dict[str, int] = {}
+        self.created_at = self.updated_at = now
+        self.has = _NOTHING
+
+    @property
+    def cio_id(self) -> str:
+        """The immutable identifier that Customer.io gives."""
+        return cio_id_of(self.serial)
+
+    @property
+    def name(self) -> str:
+        """What to call this person in records: the id, else the email, else the cio_id."""
+        return self.id or self.email or self.cio_id
+
+    def own(self) -> Belongings:
+        """The belongings of this very person, made on first use."""
+        if self.has is _NOTHING:
+            self.has = Belongings()
+        return self.has
+
+    def all_attributes(self) -> Attributes:
+        """The attributes with the identifiers among them, as the App API shows them."""
+        named = {"id": self.id, "phone": self.phone, "cio_id": self.cio_id}
+        return {**self.attributes, **{name: value for name, value in named.items() if value}}
+
+    def text(self, name: str) -> Optional[str]:
+        """One attribute or identifier as text; None if it is not set."""
+        value = self.all_attributes().get(name)
+        return None if value is None else as_text(value)
+
+    def identifiers(self) -> Json:
+        """`{id, email, cio_id}`; what is not set is null (reference)."""
+        return {"id": self.id or None, "email": self.email or None, "cio_id": self.cio_id}
+
+    def unsubscribed(self) -> bool:
+        """Whether the person takes no messages: any case of true, 1 or "1" (reference)."""
+        return as_text(self.attributes.get("unsubscribed")).lower() in ("true", "1")
+
+    def record(self) -> Json:
+        """The person as `/__parlel/customers` shows it."""
+        return {
+            "id": self.id or None,
+            "cio_id": self.cio_id,
+            "identifiers": self.identifiers(),
+            "attributes": self.attributes,
+            "unsubscribed": self.unsubscribed(),
+            "created_at": self.created_at,
+            "updated_at": self.updated_at,
+        }
+
+
+class Belongings:
+    """What a person gathers beside attributes."""
+
+    __slots__ = (
+        "anonymous_ids",
+        "deliveries",
+        "devices",
+        "events",
+        "relationships",
+        "segments",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.events: List[Event] = []
+        self.devices: Dict[str, Device] = {}
+        self.deliveries: List[Delivery] = []
+        self.anonymous_ids: List[str] = []
+        self.segments: Set[int] = set()
+        self.relationships: Dict[ObjectKey, Attributes] = {}
+
+
+_NOTHING = Belongings()
+
+
+class Device:
+    """A push token of a person. `last_used` is in Unix seconds."""
+
+    __slots__ = ("attributes", "last_used", "person", "platform", "token")
+
+    def __init__(
+        self, token: str, platform: str, last_used: int, attributes: Attributes, person: Person
+    ) -> None:
+        self.token, self.platform, self.last_used = token, platform, last_used
+        self.attributes, self.person = attributes, person
+
+    def record(self) -> Json:
+        """The device as `/__parlel/devices` shows it."""
+        return {
+            "id": self.token,
+            "platform": self.platform,
+            "last_used": self.last_used,
+            "attributes": self.attributes,
+            "customer_id": self.person.name,
+        }
+
+
+class Event:
+    """Something that happened, to a person or anonymously. Times are Unix seconds.
+
+    `customer_id` is who it was reported for; `person` is None while nobody has it.
+    """
+
+    __slots__ = (
+        "anonymous_id",
+        "customer_id",
+        "data",
+        "given_id",
+        "kind",
+        "name",
+        "person",
+        "received_at",
+        "serial",
+        "timestamp",
+        "type",
+    )  # fmt: skip
+
+    def __init__(
+        self, kind: str, name: str, data: Json, type: str, timestamp: Optional[int], given_id: str
+    ) -> None:
+        self.kind, self.name, self.data, self.type = kind, name, data, type
+        self.timestamp, self.given_id = timestamp, given_id
+        self.serial, self.received_at = 0, 0.0
+        self.customer_id: Optional[str] = None
+        self.anonymous_id: Optional[str] = None
+        self.person: Optional[Person] = None
+
+    def record(self) -> Json:
+        """The event as `/__parlel/events` shows it."""
+        received = int(self.received_at)
+        return {
+            "id": self.given_id or ulid(self.received_at, self.serial),
+            "kind": self.kind,
+            "customer_id": self.customer_id,
+            "cio_id": self.person.cio_id if self.person else None,
+            "anonymous_id": self.anonymous_id,
+            "name": self.name,
+            "type": self.type,
+            "data": self.data,
+            "timestamp": received if self.timestamp is None else self.timestamp,
+            "received_at": received,
+        }
+
+
+#: An object's type number and your id for it.
+ObjectKey = Tuple[str, str]
+
+
+class Thing:
+    """An object: anything that isn't a person, such as a company. Times are Unix seconds."""
+
+    __slots__ = (
+        "attributes",
+        "cio_object_id",
+        "created_at",
+        "key",
+        "people",
+        "timestamps",
+        "updated_at",
+    )  # fmt: skip
+
+    def __init__(self, key: ObjectKey, cio_object_id: str, now: int) -> None:
+        self.key, self.cio_object_id = key, cio_object_id
+        self.attributes: Attributes = {}
+        self.timestamps: Dict[str, int] = {}
+        self.created_at = self.updated_at = now
+        self.people: Dict[int, Person] = {}
+
+    def record(self) -> Json:
+        """The object as `/__parlel/objects` shows it."""
+        related = [
+            {"customer_id": person.name, "attributes": person.has.relationships[self.key]}
+            for person in self.people.values()
+        ]
+        return {
+            "object_type_id": self.key[0],
+            "object_id": self.key[1],
+            "cio_object_id": self.cio_object_id,
+            "attributes": self.attributes,
+            "relationships": related,
+            "created_at": self.created_at,
+            "updated_at": self.updated_at,
+        }
+
+
+class Delivery:
+    """One message to one person. Times are Unix seconds.
+
+    `metrics` holds when something happened first, only for what has happened (observed).
+    """
+
+    __slots__ = (
+        "channel",
+        "created",
+        "customer_id",
+        "delivery_id",
+        "history",
+        "message",
+        "metrics",
+        "person",
+        "recipient",
+        "send_at",
+    )  # fmt: skip
+
+    def __init__(self, delivery_id: str, channel: str, message: Json, created: int) -> None:
+        self.delivery_id, self.channel, self.message = delivery_id, channel, message
+        self.person: Optional[Person] = None
+        self.customer_id: Optional[str] = None
+        self.recipient = as_text(message.get("to") or "")
+        self.created = created
+        self.send_at: Optional[int] = None
+        self.metrics: Dict[str, int] = {"created": created}
+        self.history: List[Json] = []
+
+    def report(self, metric: str, when: int, reason: str = "", **more: Json) -> None:
+        """Note that something happened at `when`, Unix seconds; the first time counts."""
+        self.metrics = {metric: when, **self.metrics}
+        row = {"metric": metric, "timestamp": when, "reason": reason, **more}
+        self.history = [*self.history, {k: v for k, v in row.items() if v not in (None, "")}]
+
+    def record(self) -> Json:
+        """The delivery as `/__parlel/deliveries` shows it."""
+        return {
+            "delivery_id": self.delivery_id,
+            "channel": self.channel,
+            "message": self.message,
+            "customer_id": self.customer_id,
+            "cio_id": self.person.cio_id if self.person else None,
+            "recipient": self.recipient,
+            "metrics": self.metrics,
+            "history": self.history,
+            "send_at": self.send_at,
+            "received_at": self.created,
+        }
+
+
+@dataclass
+class Export:
+    """A finished export: its rows as CSV, and what the App API tells about it."""
+
+    number: int
+    type: str
+    total: int
+    csv: bytes
+    created_at: int
+    downloads: int = 0
+
+    def record(self, pending: bool = False) -> Json:
+        """The export object; `pending` as in the answer to the call that ordered it."""
+        return {
+            "id": self.number,
+            "deduplicate_id": f"{self.number}:{self.created_at}",
+            "user_id": 0,
+            "user_email": "",
+            "type": self.type,
+            "status": "pending" if pending else "done",
+            "failed": False,
+            "description": f"{self.type} export {self.number}",
+            "downloads": self.downloads,
+            "total": 0 if pending else self.total,
+            "created_at": self.created_at,
+            "updated_at": self.created_at,
+        }
+
+
+class Change(NamedTuple):
+    """Attributes and their timestamps after an update."""
+
+    attributes: Attributes
+    timestamps: Dict[str, int]
+
+
+def changed(
+    attributes: Attributes, timestamps: Dict[str, int], update: Attributes, when: int
+) -> Change:
+    """Lay an update over attributes, without touching the old dicts.
+
+    null and "" delete; the timestamp of an equal value stays (observed); a value newer than
+    `when` (Unix seconds) stays, too, so that `_timestamp` can order updates (reference).
+    """
+    attributes, timestamps = dict(attributes), dict(timestamps)
+    for name, value in update.items():
+        if timestamps.get(name, 0) > when:
+            continue
+        if value is None or value == "":
+            attributes.pop(name, None)
+            timestamps.pop(name, None)
+        elif name not in attributes or not _same(attributes[name], value):
+            attributes[name], timestamps[name] = value, when
+    return Change(attributes, timestamps)
+
+
+def _same(left: Json, right: Json) -> bool:
+    # In Python True == 1 == 1.0, but their texts differ.
+    return left == right and (type(left) is type(right)) and as_text(left) == as_text(right)
+
+
+def undotted(attributes: Attributes, current: Attributes) -> Attributes:
+    """Fold `cio_subscription_preferences.topics.topic_1: true` into the whole (reference)."""
+    if not any(name.startswith(_PREFERENCES + ".") for name in attributes):
+        return attributes
+    plain = {}
+    whole: Json = attributes.get(_PREFERENCES) or current.get(_PREFERENCES) or {}
+    whole = {key: dict(part) for key, part in whole.items() if isinstance(part, dict)}
+    for name, value in attributes.items():
+        if name.startswith(_PREFERENCES + "."):
+            part, _, entry = name[len(_PREFERENCES) + 1 :].partition(".")
+            whole.setdefault(part, {})[entry] = value
+        else:
+            plain[name] = value
+    return {**plain, _PREFERENCES: whole}
+
+
+def oversized(attributes: Attributes) -> List[Problem]:
+    """Which attributes break a limit of the reference; empty if none does."""
+    problems = []
+    if len(attributes) > MAX_ATTRIBUTES:
+        text = f"too many attributes: {len(attributes)}, but {MAX_ATTRIBUTES} at most"
+        problems.append(Problem(text, "attributes"))
+    for name, value in attributes.items():
+        if _longer(name, MAX_ATTRIBUTE_NAME):
+            text = f"attribute name '{name}' cannot be longer than {MAX_ATTRIBUTE_NAME} bytes"
+            problems.append(Problem(text, "attributes"))
+        if _too_long_value(name, value):
+            # The words are the real service's (observed).
+            text = f"value for attribute '{name}' cannot be longer than {MAX_ATTRIBUTE_VALUE} bytes"
+            problems.append(Problem(text, f"attributes.{name}"))
+    return problems
+
+
+def _too_long_value(name: str, value: Json) -> bool:
+    if name.startswith("cio_") or not isinstance(value, (str, dict, list)):
+        return False
+    return _longer(as_text(value), MAX_ATTRIBUTE_VALUE)
+
+
+def _longer(text: str, limit: int) -> bool:
+    # A character takes four bytes at most, so short texts need not be encoded.
+    return len(text) * 4 > limit and len(text.encode("utf-8", "replace")) > limit
+
+
+def _folded(who: Identifier) -> Identifier:
+    """An identifier as it is compared: email without case (reference)."""
+    return (who[0], who[1].lower()) if who[0] == "email" else who
+
+
+class People:
+    """Everybody in a workspace, found by id, email, phone or cio_id in O(1)."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.by_serial: Dict[int, Person] = {}
+        self.created = 0
+        self._ids: Dict[str, Person] = {}
+        self._phones: Dict[str, Person] = {}
+        # A tuple, because in an id-only workspace an email is no identifier and can repeat.
+        self._emails: Dict[str, Tuple[Person, ...]] = {}
+        self._email_identifies = settings.identifiers != "id"
+
+    def find(self, who: Identifier) -> Optional[Person]:
+        """The one person with this identifier."""
+        kind, value = who
+        if kind == "id":
+            return self._ids.get(value)
+        if kind == "email":
+            found = self._emails.get(value.lower()) if self._email_identifies else None
+            return found[0] if found else None
+        if kind == "phone":
+            return self._phones.get(value)
+        serial = serial_of(value)
+        return None if serial is None else self.by_serial.get(serial)
+
+    def with_email(self, email: str) -> Tuple[Person, ...]:
+        """All people with this address, in any case."""
+        return self._emails.get(email.lower(), ())
+
+    def create(self, now: int) -> Person:
+        """A new person without identifiers but the cio_id."""
+        person = self.by_serial[self.created] = Person(self.created, now)
+        self.created += 1
+        return person
+
+    def name(self, person: Person, who: Identifier, now: int) -> None:
+        """Give `person` an identifier that nobody else has, in place of an old one."""
+        kind, value = who
+        if kind == "email":
+            self.set_email(person, value)
+            person.attributes = {**person.attributes, "email": value}
+        else:
+            index = self._ids if kind == "id" else self._phones
+            index.pop(getattr(person, kind), None)
+            index[value] = person
+            setattr(person, kind, value)
+        person.timestamps = {**person.timestamps, kind: now}
+
+    def set_email(self, person: Person, email: str) -> None:
+        """Keep the index right when the address changes; "" takes it away."""
+        if person.email:
+            old = person.email.lower()
+            rest = tuple(other for other in self._emails[old] if other is not person)
+            if rest:
+                self._emails[old] = rest
+            else:
+                del self._emails[old]
+        if email:
+            self._emails[email.lower()] = (*self.with_email(email), person)
+        person.email = email
+
+    def remove(self, person: Person) -> None:
+        """Take a person out of every index."""
+        del self.by_serial[person.serial]
+        self.set_email(person, "")
+        self._ids.pop(person.id, None)
+        self._phones.pop(person.phone, None)
+
+    def may_rename(self, person: Person, kind: str, by: str) -> bool:
+        """Whether an identifier of `kind` may be set by a call that named the person `by` kind.
+
+        Once set, it changes only through cio_id; the setting lets an id change the email.
+        """
+        if not getattr(person, kind) or by == "cio_id":
+            return True
+        return kind == "email" and (self.settings.update_email_by_id and by == "id")
+
+
+class Merge(NamedTuple):
+    """A merge call and whether it did anything."""
+
+    primary: Identifier
+    secondary: Identifier
+    applied: bool
+    received_at: int
+
+    def record(self) -> Json:
+        """The merge as `/__parlel/merges` shows it: each side as the client names it."""
+        primary, secondary = dict([self.primary]), dict([self.secondary])
+        applied = {"applied": self.applied, "received_at": self.received_at}
+        return {"primary": primary, "secondary": secondary, **applied}
+
+
+class Workspace:
+    """All that was recorded, and the verbs that change it. A reset is a new Workspace.
+
+    Verbs that the Track API queues (`identify`, `track`, …) are called through `ingest`; they
+    return "" or the reason why nothing happened. Other callers hold `lock` around what they do.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.lock = threading.RLock()
+        self.clock = Clock()
+        self.people = People(settings)
+        self.events: List[Event] = []
+        self.devices: Dict[str, Device] = {}
+        self.objects: Dict[ObjectKey, Thing] = {}
+        self.object_ids: Dict[str, ObjectKey] = {}
+        self.merges: List[Merge] = []
+        self.batches: List[Json] = []
+        self.pipeline_events: List[Json] = []
+        self.dropped: List[Json] = []
+        self.deliveries: Dict[str, Delivery] = {}
+        self.broadcasts: List[Json] = []
+        self.exports: Dict[int, Export] = {}
+        self.forms: Dict[str, List[Json]] = {}
+        self.suppressions: Dict[str, Set[Identifier]] = {}
+        self._blocked: Dict[Identifier, str] = {}
+        self._event_ids: Set[str] = set()
+        self._anonymous: Dict[str, List[Event]] = {}
+        self._anonymous_relationships: Dict[str, Dict[ObjectKey, Attributes]] = {}
+        self._claims: Dict[str, Tuple[Person, float]] = {}
+        self._counters: Dict[str, int] = {}
+        #: Signs download links.
+        self.secret = os.urandom(16)
+
+    def count(self, what: str) -> int:
+        """The next number of a kind, from 1 up."""
+        number = self._counters[what] = self._counters.get(what, 0) + 1
+        return number
+
+    def seconds(self) -> int:
+        """The current time in whole Unix seconds."""
+        return int(self.clock.now())
+
+    def tick(self) -> None:
+        """Do what has become due since somebody last looked."""
+        if self.clock.has_due():
+            with self.lock:
+                self.clock.run_due()
+
+    # ---- Track writes
+
+    def ingest(self, verb: Callable[..., str], who: Identifier, *args: Any, **kwargs: Any) -> str:
+        """Apply a Track write now, or later if the workspace is set to lag behind.
+
+        Returns "" or the reason why the real service would have dropped it without a word.
+        """
+        if not self.settings.ingest_delay:
+            return self._apply(verb, who, args, kwargs)
+        due = self.clock.now() + self.settings.ingest_delay
+        self.clock.at(due, lambda: self._apply(verb, who, args, kwargs))
+        return ""
+
+    def _apply(self, verb: Callable[..., str], who: Identifier, args: Any, kwargs: Any) -> str:
+        with self.lock:
+            reason = self._refusal(who) or verb(who, *args, **kwargs)
+            if reason:
+                self.drop(verb.__name__, who, reason)
+        return reason
+
+    def _refusal(self, who: Identifier) -> str:
+        if not self._blocked or who[0] == "none":
+            return ""
+        return SUPPRESSED if _folded(who) in self._blocked else ""
+
+    def drop(self, operation: str, who: Identifier, reason: str) -> None:
+        """Record a call that was answered with 200 and had no, or not its full, effect."""
+        log.warning("dropped: %s of %s %r: %s", operation, *who, reason)
+        moment = self.seconds()
+        row = {"operation": operation, "identifier": who[0], "customer_id": who[1]}
+        self.dropped.append({**row, "reason": reason, "received_at": moment})
+
+    # ---- people
+
+    def identify(
+        self,
+        who: Identifier,
+        attributes: Attributes,
+        when: Optional[int] = None,
+        create: bool = True,
+    ) -> str:
+        """Create or update a person by the decision table of `PUT /customers/{identifier}`.
+
+        `when` is the time of the update in Unix seconds, if not now.
+        """
+        now = self.seconds()
+        named = self._named(who, attributes)
+        if any(_folded(other) in self._blocked for other in named):
+            return SUPPRESSED
+        person = self.people.find(who)
+        if person is None:
+            if who[0] == "cio_id":
+                return UNKNOWN_CIO_ID
+            person = next(filter(None, map(self.people.find, named)), None)
+            if person is None and not create:
+                return NOT_CREATED
+            if person is None:
+                person = self.people.create(now)
+            self.people.name(person, who, now)
+        failures = [self._rename(person, other, who[0], now) for other in named]
+        if person.serial not in self.people.by_serial:  # an auto-merge kept the other one
+            person = next(filter(None, map(self.people.find, named)))
+        self._update(person, attributes, now if when is None else when)
+        return "; ".join(filter(None, failures))
+
+    def _named(self, who: Identifier, attributes: Attributes) -> List[Identifier]:
+        """The identifiers in a body, as far as this workspace identifies people by them."""
+        kinds = {"email_or_id": ("id", "email"), "id": ("id",), "email": ("email",)}
+        wanted = (*kinds[self.settings.identifiers], *(("phone",) if self.settings.phone else ()))
+        values = [(kind, attributes.get(kind)) for kind in wanted]
+        return [
+            (kind, as_text(v)) for kind, v in values if v not in (None, "") and (kind, v) != who
+        ]
+
+    def _rename(self, person: Person, other: Identifier, by: str, now: int) -> str:
+        """Give a person an identifier out of a body; returns why that failed, else ""."""
+        kind, value = other
+        holder = self.people.find(other)
+        if holder is person:
+            if kind == "email" and person.email != value:
+                self.people.name(person, other, now)
+            return ""
+        if holder is None and self.people.may_rename(person, kind, by):
+            self.people.name(person, other, now)
+            return ""
+        if holder is not None and self._one_person(person, holder):
+            older, newer = sorted((person, holder), key=lambda p: p.serial)
+            self._absorb(older, newer)
+            return ""
+        owner = "another person" if holder else f"{kind} {getattr(person, kind)!r}"
+        return f"failed_attribute_change: {kind} {value!r} not set, because of {owner}"
+
+    def _one_person(self, person: Person, holder: Person) -> bool:
+        """Auto-merge: one has only an id, the other only an email (docs, 2021-10-05)."""
+        kinds = {(bool(p.id), bool(p.email)) for p in (person, holder)}
+        return kinds == {(True, False), (False, True)}
+
+    def _update(self, person: Person, attributes: Attributes, when: int) -> None:
+        update = {
+            sys.intern(name): value
+            for name, value in attributes.items()
+            if name not in _CONTROL_KEYS
+        }
+        if self.settings.identifiers == "id":
+            if "email" in update:
+                self.people.set_email(person, as_text(update["email"] or ""))
+        else:
+            update.pop("email", None)
+        update = undotted(update, person.attributes)
+        person.attributes, person.timestamps = changed(
+            person.attributes, person.timestamps, update, when
+        )
+        person.updated_at = self.seconds()
+        if update.get("anonymous_id"):
+            self._claim(person, as_text(update["anonymous_id"]))
+
+    def delete(self, who: Identifier) -> str:
+        """Remove a person with everything; what happened stays, but shows no person."""
+        person = self.people.find(who)
+        if person is None:
+            return NO_PERSON
+        self._remove(person)
+        return ""
+
+    def _remove(self, person: Person) -> None:
+        for event in person.has.events:
+            event.person = None
+        for delivery in person.has.deliveries:
+            delivery.person = None
+        for token in person.has.devices:
+            del self.devices[token]
+        for key in person.has.relationships:
+            del self.objects[key].people[person.serial]
+        for anonymous_id in person.has.anonymous_ids:
+            del self._claims[anonymous_id]
+        self.people.remove(person)
+
+    def suppress(self, who: Identifier) -> str:
+        """Delete a person and block all identifiers that they had."""
+        person = self.people.find(who)
+        if person is None and who[0] == "cio_id":
+            return UNKNOWN_CIO_ID
+        shown, blocked = who[1], {_folded(who)}
+        if person is not None:
+            shown = person.name
+            kinds = ("id", "email", "phone")
+            named = [(kind, getattr(person, kind)) for kind in kinds if getattr(person, kind)]
+            blocked |= set(map(_folded, named))
+            self._remove(person)
+        self.suppressions[shown] = blocked
+        self._blocked.update(dict.fromkeys(blocked, shown))
+        return ""
+
+    def unsuppress(self, who: Identifier) -> str:
+        """Free the identifiers of a suppressed person; the person does not come back."""
+        shown = self._blocked.get(_folded(who))
+        if shown is None:
+            return NOT_SUPPRESSED
+        for identifier in self.suppressions.pop(shown):
+            self._blocked.pop(identifier, None)
+        return ""
+
+    def merge(self, who: Identifier, secondary: Identifier) -> str:
+        """Merge the secondary person into the primary one, `who`; the secondary is deleted."""
+        primary, other = self.people.find(who), self.people.find(secondary)
+        applied = primary is not None and other is not None and primary is not other
+        self.merges.append(Merge(who, secondary, applied, self.seconds()))
+        if primary is None or other is None:
+            missing = "primary" if primary is None else "secondary"
+            return f"unknown person: the {missing} of this merge does not exist"
+        if primary is other:
+            return "nothing to merge: primary and secondary are the same person"
+        self._absorb(primary, other)
+        return ""
+
+    def _absorb(self, primary: Person, secondary: Person) -> None:
+        """Carry over what the reference lists; where both have something, the primary's stays."""
+        self._carry_over_belongings(primary, secondary)
+        named = [(kind, getattr(secondary, kind)) for kind in ("id", "email", "phone")]
+        attributes, stamps = secondary.attributes, secondary.timestamps
+        self._remove(secondary)
+        now = self.seconds()
+        for kind, value in named:
+            if value and not getattr(primary, kind):
+                self.people.name(primary, (kind, value), now)
+        absent = {k: v for k, v in attributes.items() if primary.attributes.get(k) in (None, "")}
+        primary.attributes = {**primary.attributes, **absent}
+        primary.timestamps = {**{name: stamps[name] for name in absent}, **primary.timestamps}
+        primary.updated_at = now
+
+    def _carry_over_belongings(self, primary: Person, secondary: Person) -> None:
+        theirs, ours = secondary.has, primary.own()
+        oldest = self.clock.now() - EVENT_MEMORY
+        kept = [event for event in theirs.events if event.received_at >= oldest]
+        for event in kept:
+            event.person, event.customer_id = primary, primary.name
+        ours.events.extend(kept)
+        for delivery in theirs.deliveries:
+            delivery.person = primary
+        ours.deliveries.extend(theirs.deliveries)
+        for device in theirs.devices.values():
+            device.person = primary
+        ours.devices.update(theirs.devices)
+        ours.segments |= theirs.segments
+        for key, attributes in theirs.relationships.items():
+            self._relate(primary, key, {**attributes, **ours.relationships.get(key, {})})
+            del self.objects[key].people[secondary.serial]
+        for anonymous_id in theirs.anonymous_ids:
+            self._claims[anonymous_id] = (primary, self._claims[anonymous_id][1])
+        ours.anonymous_ids.extend(theirs.anonymous_ids)
+        secondary.has = _NOTHING
+
+    # ---- events
+
+    def track(self, who: Identifier, event: Event) -> str:
+        """Record an event of a person, who is created if unknown."""
+        if self._seen(event):
+            return DUPLICATE
+        person = self.people.find(who)
+        if person is None:
+            if who[0] == "cio_id":
+                return UNKNOWN_CIO_ID
+            now = self.seconds()
+            person = self.people.create(now)
+            self.people.name(person, who, now)
+        event.customer_id = person.id or who[1]
+        self._record(event)
+        self._attach(event, person)
+        return ""
+
+    def track_anonymous(self, who: Identifier, event: Event) -> str:
+        """Record an event of nobody yet; it moves to the person who gets its anonymous_id."""
+        if self._seen(event):
+            return DUPLICATE
+        event.anonymous_id = who[1]
+        self._record(event)
+        person, when = self._claims.get(who[1], (None, 0.0))
+        if person is not None and event.received_at - when <= ANONYMOUS_GRACE:
+            event.customer_id = person.name
+            self._attach(event, person)
+        elif who[1]:
+            self._anonymous.setdefault(who[1], []).append(event)
+        return ""
+
+    def _seen(self, event: Event) -> bool:
+        if not event.given_id:
+            return False
+        seen = event.given_id in self._event_ids
+        self._event_ids.add(event.given_id)
+        return seen
+
+    def _record(self, event: Event) -> None:
+        event.serial, event.received_at = len(self.events), self.clock.now()
+        self.events.append(event)
+
+    def _attach(self, event: Event, person: Person) -> None:
+        event.person = person
+        person.own().events.append(event)
+
+    def _claim(self, person: Person, anonymous_id: str) -> None:
+        """Give a person what was recorded under an anonymous_id in the last 30 days."""
+        if anonymous_id in self._claims:
+            return
+        now = self.clock.now()
+        self._claims[anonymous_id] = (person, now)
+        person.own().anonymous_ids.append(anonymous_id)
+        for event in self._anonymous.pop(anonymous_id, ()):
+            if event.received_at >= now - EVENT_MEMORY:
+                event.customer_id = person.name
+                self._attach(event, person)
+        for key, attributes in self._anonymous_relationships.pop(anonymous_id, {}).items():
+            if key in self.objects:
+                self._relate(person, key, attributes)
+
+    # ---- reports about deliveries
+
+    def record_push(self, who: Identifier, event: Event) -> str:
+        """Record what a device reported of a push, and book it on the delivery."""
+        self._record(event)
+        return self.record_metric(who, event.name, event.timestamp)
+
+    def record_metric(
+        self, who: Identifier, metric: str, when: Optional[int], reason: str = "", **more: Json
+    ) -> str:
+        """Book on a delivery that `metric` happened to it, at `when` (Unix seconds) or now."""
+        delivery = self.deliveries.get(who[1])
+        if delivery is None:
+            return "unknown delivery: none has this delivery_id"
+        delivery.report(metric, self.seconds() if when is None else when, reason, **more)
+        return ""
+
+    # ---- devices
+
+    def add_device(
+        self, who: Identifier, token: str, platform: str, last_used: int, attributes: Attributes
+    ) -> str:
+        """Add or update a device; a token moves to the person who was seen with it last."""
+        person = self.people.find(who)
+        if person is None:
+            if who[0] == "cio_id":
+                return UNKNOWN_CIO_ID
+            now = self.seconds()
+            person = self.people.create(now)
+            self.people.name(person, who, now)
+        known = self.devices.get(token)
+        if known is not None:
+            del known.person.has.devices[token]
+            if known.person is person:
+                attributes = {**known.attributes, **attributes}
+        device = Device(token, platform, last_used, attributes, person)
+        self.devices[token] = person.own().devices[token] = device
+        return ""
+
+    def delete_device(self, who: Identifier, token: str) -> str:
+        """Take a device away from a person."""
+        person = self.people.find(who)
+        if person is None:
+            return NO_PERSON
+        if token not in person.has.devices:
+            return NO_DEVICE
+        del person.has.devices[token], self.devices[token]
+        return ""
+
+    # ---- objects and relationships
+
+    def find_object(self, ref: ObjectKey) -> Optional[Thing]:
+        """An object by type and id, or by ("", cio_object_id)."""
+        key = self.object_ids.get(ref[1]) if ref[0] == "" else ref
+        return None if key is None else self.objects.get(key)
+
+    def identify_object(self, who: Identifier, ref: ObjectKey, attributes: Attributes) -> str:
+        """Create or update an object; one named by cio_object_id must exist."""
+        now = self.seconds()
+        thing = self.find_object(ref)
+        if thing is None:
+            if ref[0] == "":
+                return NO_OBJECT
+            thing = self._create_object(ref, now)
+        thing.attributes, thing.timestamps = changed(
+            thing.attributes, thing.timestamps, attributes, now
+        )
+        thing.updated_at = now
+        return ""
+
+    def _create_object(self, key: ObjectKey, now: int) -> Thing:
+        number = self.count(f"object type {key[0]}")
+        thing = self.objects[key] = Thing(key, cio_object_id_of(key[0], number), now)
+        self.object_ids[thing.cio_object_id] = key
+        return thing
+
+    def delete_object(self, who: Identifier, ref: ObjectKey) -> str:
+        """Remove an object and all its relationships."""
+        thing = self.find_object(ref)
+        if thing is None:
+            return NO_OBJECT
+        for person in thing.people.values():
+            del person.has.relationships[thing.key]
+        del self.objects[thing.key], self.object_ids[thing.cio_object_id]
+        return ""
+
+    def add_relationship(self, who: Identifier, ref: ObjectKey, attributes: Attributes) -> str:
+        """Relate a person (or an anonymous_id) to an object, which is made if unknown."""
+        thing = self.find_object(ref)
+        if thing is None and ref[0] == "":
+            return NO_OBJECT
+        if thing is None:
+            thing = self._create_object(ref, self.seconds())
+        if who[0] == "anonymous_id" and who[1] not in self._claims:
+            self._anonymous_relationships.setdefault(who[1], {})[thing.key] = attributes
+            return ""
+        person = self._claims[who[1]][0] if who[0] == "anonymous_id" else self.people.find(who)
+        if person is None:
+            return NO_PERSON
+        old = person.has.relationships.get(thing.key, {})
+        self._relate(person, thing.key, changed(old, {}, attributes, 0).attributes)
+        return ""
+
+    def _relate(self, person: Person, key: ObjectKey, attributes: Attributes) -> None:
+        person.own().relationships[key] = attributes
+        self.objects[key].people[person.serial] = person
+
+    def delete_relationship(self, who: Identifier, ref: ObjectKey) -> str:
+        """Part a person from an object."""
+        person, thing = self.people.find(who), self.find_object(ref)
+        if person is None or thing is None or thing.key not in person.has.relationships:
+            return "unknown relationship: this person is not related to this object"
+        del person.has.relationships[thing.key], thing.people[person.serial]
+        return ""
+
+
+# ======================================================================================
+# ==== §6 Messages
+# ======================================================================================
+
+#: What each kind of transactional send must have (reference).
+SEND_FIELDS = {
+    "email": ("to", "identifiers"),
+    "push": ("transactional_message_id", "identifiers"),
+    "sms": ("transactional_message_id", "to", "identifiers"),
+    "whatsapp": ("transactional_message_id", "to", "identifiers"),
+    "inbox_message": ("transactional_message_id", "identifiers"),
+    "in_app": ("transactional_message_id", "identifiers"),
+}
+#: An email without a template needs all of these.
+_OWN_CONTENT = ("body", "subject", "from")
+_E164 = re.compile(r"\+[1-9]\d{1,14}")
+MAX_SEND_AHEAD = 90 * 86400
+MAX_RECIPIENTS = 15
+MAX_ATTACHMENTS = 2 * 1000 * 1000
+
+#: What a client may report about a delivery (reference).
+METRICS = (
+    "opened", "clicked", "converted", "delivered", "bounced", "deferred", "dropped", "spammed",
+)  # fmt: skip
+PUSH_METRICS = ("opened", "converted", "delivered")
+
+
+def send(workspace: Workspace, channel: str, message: Json) -> Delivery:
+    """Accept a transactional message and give back its delivery; an unknown person is created.
+
+    Raises ApiError in the order fields, recipients, attachments (inferred).
+    """
+    who = _check_send(channel, message, workspace.clock.now())
+    with workspace.lock:
+        now = workspace.clock.now()
+        delivery_id = delivery_id_of(now, workspace.count("delivery"), "transactional")
+        delivery = Delivery(delivery_id, channel, message, int(now))
+        delivery.customer_id = who[1]
+        send_at = message.get("send_at")
+        delivery.send_at = send_at if send_at and send_at > now else None
+        _address(workspace, delivery, who)
+        workspace.deliveries[delivery_id] = delivery
+    return delivery
+
+
+def _address(workspace: Workspace, delivery: Delivery, who: Identifier) -> None:
+    """Tie a delivery to its person, who is made if unknown and not suppressed."""
+    reason = "" if workspace.people.find(who) else workspace.ingest(workspace.identify, who, {})
+    person = workspace.people.find(who)
+    if person is None:
+        metric = "dropped" if reason == SUPPRESSED else "failed"
+        delivery.report(metric, delivery.created, reason)
+        return
+    delivery.person, delivery.customer_id = person, person.name
+    delivery.recipient = delivery.recipient or person.email
+    person.own().deliveries.append(delivery)
+
+
+def _check_send(channel: str, message: Json, now: float) -> Identifier:
+    for name in SEND_FIELDS[channel]:
+        if message.get(name) in (None, "", {}):
+            raise required_field(name)
+    if channel == "email" and message.get("transactional_message_id") in (None, ""):
+        for name in _OWN_CONTENT:
+            if not message.get(name):
+                raise required_field(name)
+    _check_recipients(channel, message)
+    _check_moment(message.get("send_at"), now)
+    _check_attachments(message.get("attachments"))
+    return one_identifier(message["identifiers"], ("id", "email", "cio_id"), "identifiers")
+
+
+def required_field(name: str) -> ApiError:
+    """The 400 of a send that lacks a field, in the service's words (observed by its clients)."""
+    return invalid(f'Missing required field: "{name}"', name, "required")
+
+
+def _check_recipients(channel: str, message: Json) -> None:
+    to = message.get("to") or ""
+    if not isinstance(to, str):
+        raise invalid(f'"to" must be a string, not {kind_of(to)}', "to")
+    if channel in ("sms", "whatsapp") and "{{" not in to and not _E164.fullmatch(to):
+        raise invalid("Invalid phone number format. Phone numbers must be in E.164 format.", "to")
+    if channel == "email":
+        lists = [message.get(name) or "" for name in ("to", "cc", "bcc")]
+        count = sum(len(text.split(",")) for text in lists if isinstance(text, str) and text)
+        if count > MAX_RECIPIENTS:
+            raise invalid(f"to, cc and bcc name {count} addresses; {MAX_RECIPIENTS} at most", "to")
+
+
+def _check_moment(send_at: Json, now: float) -> None:
+    if (whole_number(send_at, "send_at") or 0) > now + MAX_SEND_AHEAD:
+        raise invalid('"send_at" must not be more than 90 days ahead', "send_at")
+
+
+def _check_attachments(attachments: Json) -> None:
+    if attachments is None:
+        return
+    if not isinstance(attachments, dict):
+        raise invalid('"attachments" must map file names to base64 strings', "attachments")
+    total = 0
+    for name, content in attachments.items():
+        try:
+            total += len(base64.b64decode(content, validate=True))
+        except (TypeError, ValueError):
+            raise invalid(f'Attachment must be base64 encoded: "{name}"', "attachments") from None
+    if total > MAX_ATTACHMENTS:
+        raise ApiError(413, "Total attachment size exceeds the limit")
+
+
+def one_identifier(
+    identifiers: Json, kinds: Sequence[str], name: str, settings: Optional[Settings] = None
+) -> Identifier:
+    """Exactly one identifier out of an `identifiers` object. Raises ApiError 400."""
+    wanted = f"an object with exactly one of: {', '.join(kinds)}"
+    if not isinstance(identifiers, dict):
+        raise required(name, wanted)
+    given = {kind: value for kind, value in identifiers.items() if value not in (None, "")}
+    if len(given) != 1 or not set(given) <= set(kinds):
+        raise invalid(f"{name} must be {wanted}", name, "invalid" if given else "required")
+    ((kind, value),) = given.items()
+    return kind, identifier_text(value, f"{name}.{kind}")
+
+
+def identifier_text(value: Json, name: str) -> str:
+    """An identifier's value as text; numbers are welcome. Raises ApiError 400."""
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise invalid(f"{name} must be a string, not {kind_of(value)}", name)
+    text = as_text(value)
+    if not text:
+        raise required(name)
+    if _longer(text, MAX_IDENTIFIER):
+        raise invalid(f"{name} cannot be longer than {MAX_IDENTIFIER} bytes", name)
+    return text
+
+
+def whole_number(value: Json, name: str) -> Optional[int]:
+    """A whole number, or None where there is none; "12" and 12.0 count. Raises ApiError 400."""
+    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    try:
+        number = float(value) if isinstance(value, (str, float)) else math.nan
+    except ValueError:
+        number = math.nan
+    if not number.is_integer():
+        raise invalid(f"{name} must be a whole number, not {value!r:.60}", name)
+    return int(number)
+
+
+def kind_of(value: Json) -> str:
+    """The JSON name of a value's type, for messages."""
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
+    return "null" if value is None else names.get(type(value), "a number")
+
+
+# ======================================================================================
+# ==== §7 Journeys
+# ======================================================================================
+
+#: The ways to name a broadcast's audience; a call may use one of them (reference).
+AUDIENCES = {
+    "recipients": dict,
+    "ids": list,
+    "emails": list,
+    "per_user_data": list,
+    "data_file_url": str,
+}
+MAX_AUDIENCE = 10_000
+MAX_TRIGGER_DATA = 50_000
+#: How long a download link works: 15 minutes (reference).
+LINK_LIFE = 900
+
+
+def trigger_broadcast(workspace: Workspace, broadcast_id: int, payload: Json) -> int:
+    """Record the trigger of a broadcast; returns its number. Raises ApiError 422."""
+    _check_audience(payload)
+    with workspace.lock:
+        number = workspace.count("trigger")
+        row = {"id": number, "campaign_id": broadcast_id, "payload": payload}
+        workspace.broadcasts.append({**row, "received_at": workspace.seconds()})
+    return number
+
+
+def _check_audience(payload: Json) -> None:
+    given = [name for name in AUDIENCES if name in payload]
+    if len(given) > 1:
+        raise _unprocessable(f"use only one of {', '.join(given)}", given[1])
+    if payload.get("recipients") == {}:
+        raise _unprocessable("empty recipients filter is not valid", "recipients")
+    for name in given:
+        if not isinstance(payload[name], AUDIENCES[name]):
+            raise _unprocessable(f"{name} must not be {kind_of(payload[name])}", name)
+        if name != "data_file_url" and len(payload[name]) > MAX_AUDIENCE:
+            raise _unprocessable(f"{name} has more than {MAX_AUDIENCE} entries", name)
+    if "recipients" in payload:
+        _compile_recipients(payload["recipients"])
+    data = payload.get("data")
+    if data is not None and not isinstance(data, dict):
+        raise _unprocessable(f"data must be an object, not {kind_of(data)}", "data")
+    if data and len(as_text(data).encode()) > MAX_TRIGGER_DATA:
+        raise _unprocessable(f"data cannot be larger than {MAX_TRIGGER_DATA} bytes", "data")
+
+
+def _compile_recipients(spec: Json) -> None:
+    try:
+        compile_filter(spec, "recipients")
+    except ApiError as error:
+        raise ApiError(422, *error.problems) from None
+
+
+def _unprocessable(message: str, name: str) -> ApiError:
+    return ApiError(422, Problem(message, name))
+
+
+def subject_of(person: Person) -> Subject:
+    """What an audience filter may ask about a person."""
+    return Subject(person.text, person.has.segments)
+
+
+def export_people(workspace: Workspace, filters: Json) -> Export:
+    """Write everybody whom a filter selects into a CSV."""
+    wanted = compile_filter(filters, "filters")
+    with workspace.lock:
+        people = list(workspace.people.by_serial.values())
+    rows = [person.all_attributes() for person in people if wanted(subject_of(person))]
+    names = sorted({name for row in rows for name in row} - {"cio_id", "id", "email"})
+    return _finish_export(workspace, "customers", ["cio_id", "id", "email", *names], rows)
+
+
+#: Which deliveries an export may be about, and what that is called in a send (reference).
+DELIVERY_PARENTS = ("newsletter_id", "campaign_id", "transactional_message_id", "action_id")
+
+
+def export_deliveries(workspace: Workspace, order: Json) -> Export:
+    """Write the deliveries of one newsletter, campaign, … into a CSV."""
+    parent = next((name for name in DELIVERY_PARENTS if order.get(name) is not None), None)
+    if parent is None:
+        raise required("newsletter_id", f"one of {', '.join(DELIVERY_PARENTS)}")
+    for name in ("start", "end"):
+        whole_number(order.get(name), name)
+    names = order.get("attributes") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise invalid("attributes must be a list of names", "attributes")
+    with workspace.lock:
+        found = [d for d in workspace.deliveries.values() if _ordered(d, parent, order)]
+    rows = [_delivery_row(delivery, names) for delivery in found]
+    head = ["delivery_id", "customer_id", "type", "recipient", "subject", *DELIVERY_PARENTS]
+    metrics = sorted({name for delivery in found for name in delivery.metrics})
+    return _finish_export(workspace, "deliveries", [*head, *metrics, *names], rows)
+
+
+def _ordered(delivery: Delivery, parent: str, order: Json) -> bool:
+    if as_text(delivery.message.get(parent)) != as_text(order[parent]):
+        return False
+    start, end = order.get("start") or 0, order.get("end") or math.inf
+    metric = order.get("metric")
+    return start <= delivery.created <= end and (not metric or metric in delivery.metrics)
+
+
+def _delivery_row(delivery: Delivery, names: Sequence[str]) -> Json:
+    attributes = delivery.person.all_attributes() if delivery.person else {}
+    return {
+        **{name: attributes.get(name) for name in names},
+        **{name: delivery.message.get(name) for name in DELIVERY_PARENTS},
+        **delivery.metrics,
+        "delivery_id": delivery.delivery_id,
+        "customer_id": delivery.customer_id,
+        "type": delivery.channel,
+        "recipient": delivery.recipient,
+        "subject": delivery.message.get("subject"),
+    }
+
+
+def _finish_export(workspace: Workspace, type: str, names: List[str], rows: List[Json]) -> Export:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(names)
+    for row in rows:
+        writer.writerow(["" if (v := row.get(name)) is None else as_text(v) for name in names])
+    with workspace.lock:
+        number, now = workspace.count("export"), workspace.seconds()
+        content = text.getvalue().encode("utf-8", "replace")
+        export = Export(number, type, len(rows), content, now)
+        workspace.exports[number] = export
+    return export
+
+
+# ======================================================================================
+# ==== §8 Routes
+# ======================================================================================
+
+#: JSON nested deeper than this is refused; deeper would exhaust the interpreter's stack.
+MAX_DEPTH = 200
+#: Where we say what the real service keeps to itself: why a call was refused or had no effect.
+REASON_HEADER = "X-Parlel-Reason"
+
+Headers = Tuple[Tuple[str, str], ...]
+
+
+class NotANumber(ApiError):
+    """Raised for NaN and infinite numbers, which JSON does not have."""
+
+
+def decode_json(raw: bytes) -> Json:
+    """Parse a JSON text in UTF-8; empty gives None. Raises ApiError 400 with the place."""
+    if not raw.strip():
+        return None
+    try:
+        value = _DECODER.decode(raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise _not_json(f"byte {error.start} is not UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise _not_json(f"{error.msg} at line {error.lineno}, column {error.colno}") from None
+    except RecursionError:
+        raise _not_json(f"nested deeper than {MAX_DEPTH}") from None
+    except ValueError:  # an integer beyond the interpreter's limit of digits
+        raise _not_json("a number has too many digits") from None
+    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH:
+        _check_depth(value)
+    return _well_formed(value) if b"\\u" in raw else value
+
+
+def _not_json(what: str) -> ApiError:
+    return invalid(f"invalid JSON: {what}", reason="parse_error")
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise NotANumber(400, Problem(f"invalid JSON: {name} is not a number", "", "parse_error"))
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _refuse_constant(text[:20])
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
+
+
+def _check_depth(value: Json) -> None:
+    level, depth = [value], 0
+    while level:
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise _not_json(f"nested deeper than {MAX_DEPTH}")
+        parts = [v.values() if isinstance(v, dict) else v for v in level if v]
+        level = [v for part in parts for v in part if isinstance(v, (dict, list))]
+
+
+def _well_formed(value: Json) -> Json:
+    """Replace lone surrogates by U+FFFD, as the real service's JSON reader does (inferred)."""
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, dict):
+        return {_well_formed(key): _well_formed(part) for key, part in value.items()}
+    return [_well_formed(part) for part in value] if isinstance(value, list) else value
+
+
+def inflate(raw: bytes, encoding: str, limit: int) -> bytes:
+    """Undo a Content-Encoding. Raises ApiError 400, 413 past `limit` bytes, or 415."""
+    if encoding in ("", "identity"):
+        return raw
+    if encoding not in ("gzip", "x-gzip", "deflate"):
+        raise ApiError(415, f"Content-Encoding '{encoding}' is not supported: use gzip or none")
+    # 47: gzip or zlib, found by its header; some clients call a raw stream "deflate".
+    for window in (47, -15):
+        stream = zlib.decompressobj(window)
+        try:
+            data = stream.decompress(raw, limit + 1)
+        except zlib.error:
+            continue
+        if len(data) > limit:
+            raise ApiError(413, f"the body inflates to more than {limit} bytes")
+        if stream.eof:
+            return data
+    raise invalid(f"the body is not valid {encoding}", reason="parse_error")
+
+
+class Request:
+    """One HTTP request, complete. `path` is still percent-encoded; header names are lower case."""
+
+    __slots__ = (
+        "arguments",
+        "body",
+        "headers",
+        "method",
+        "operation",
+        "path",
+        "query_text",
+        "scheme",
+        "target",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        method: str,
+        target: str,
+        headers: Mapping[str, str],
+        body: bytes = b"",
+        scheme: str = "http",
+    ) -> None:
+        self.method, self.target, self.headers = method, target, headers
+        self.body, self.scheme = body, scheme
+        if not target.startswith("/"):
+            target = "/" + target.partition("://")[2].partition("/")[2]
+        self.path, _, self.query_text = target.partition("?")
+        self.operation: Optional[Operation] = None
+        self.arguments: Sequence[str] = ()
+
+    def json(self, limit: int) -> Json:
+        """The body as JSON, null if there is none; `limit` is for inflating, in bytes."""
+        raw = inflate(self.body, self.headers.get("content-encoding", "").strip().lower(), limit)
+        try:
+            return decode_json(raw)
+        except NotANumber:
+            raise
+        except ApiError:
+            # curl -d labels JSON as a form, so only what does not parse is judged by its label.
+            label = self.headers.get("content-type", "application/json").partition(";")[0].strip()
+            if label and "json" not in label.lower():
+                text = f"Content-Type '{label}' is not supported: send application/json"
+                raise ApiError(415, text) from None
+            raise
+
+    def query(self) -> Dict[str, str]:
+        """The query parameters, the last of each name. Raises ApiError 400."""
+        if not self.query_text:
+            return {}
+        try:
+            pairs = parse_qsl(self.query_text, True, errors="strict", max_num_fields=100)
+        except ValueError:
+            raise invalid("the query string is not percent-encoded UTF-8") from None
+        return dict(pairs)
+
+    def base_url(self, settings: Settings) -> str:
+        """The URL under which this client reaches us, without a slash at its end."""
+        if settings.public_url:
+            return settings.public_url.rstrip("/")
+        return f"{self.scheme}://{self.headers.get('host') or f'{settings.host}:{settings.port}'}"
+
+
+class Response:
+    """One HTTP answer. `close` ends the connection after it; `after` is freed once it is sent."""
+
+    __slots__ = ("after", "body", "close", "headers", "status")
+
+    def __init__(
+        self, status: int = 200, body: bytes = b"", headers: Headers = (), close: bool = False
+    ) -> None:
+        self.status, self.body, self.headers, self.close = status, body, headers, close
+        self.after: Any = None
+
+
+def compact(value: Json) -> bytes:
+    """JSON as the App API writes it: no spaces, no newline at the end (observed)."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace")
+
+
+def compact_line(value: Json) -> bytes:
+    """Compact JSON with a newline, for terminals."""
+    return compact(value) + b"\n"
+
+
+def pretty(value: Json) -> bytes:
+    """JSON as the Track API writes its errors: two spaces and a final newline (observed)."""
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "replace")
+
+
+# ---- credentials
+
+
+@functools.lru_cache(maxsize=256)
+def basic_pair(header: str) -> Tuple[str, str]:
+    """User name and password out of a Basic header; raises ValueError with what is wrong."""
+    scheme, _, text = header.partition(" ")
+    if not header:
+        raise ValueError("missing: no Authorization header")
+    if scheme.lower() != "basic":
+        raise ValueError(f"wrong scheme: '{scheme}' where Basic belongs")
+    try:
+        # The Go client may use the URL-safe alphabet.
+        raw = base64.b64decode(text.strip().translate(_URL_SAFE), validate=True).decode()
+    except ValueError:
+        raise ValueError("undecodable: the part after Basic is not base64 of text") from None
+    user, colon, password = raw.partition(":")
+    if not colon or not user:
+        raise ValueError("undecodable: expected user:password inside the base64")
+    return user, password
+
+
+_URL_SAFE = str.maketrans("-_", "+/")
+
+
+def bearer_token(header: str) -> str:
+    """The token of a Bearer header; raises ValueError with what is wrong."""
+    scheme, _, token = header.partition(" ")
+    if not header:
+        raise ValueError("missing: no Authorization header")
+    if scheme.lower() != "bearer":
+        raise ValueError(f"wrong scheme: '{scheme}' where Bearer belongs")
+    if not token.strip():
+        raise ValueError("missing: nothing after Bearer")
+    return token.strip()
+
+
+def _verify(wanted: str, given: str, what: str) -> None:
+    if wanted and not hmac.compare_digest(wanted.encode(), given.encode("utf-8", "replace")):
+        raise ValueError(f"unknown key: this is not the configured {what}")
+
+
+def check_track(settings: Settings, request: Request) -> None:
+    """Basic site_id:api_key."""
+    site_id, api_key = basic_pair(request.headers.get("authorization", ""))
+    _verify(settings.site_id, site_id, "site id")
+    _verify(settings.api_key, api_key, "API key")
+
+
+def check_app(settings: Settings, request: Request) -> None:
+    """Bearer app key."""
+    token = bearer_token(request.headers.get("authorization", ""))
+    _verify(settings.app_key, token, "app key")
+
+
+def check_pipelines(settings: Settings, request: Request) -> None:
+    """Basic write_key: (empty password); Bearer, too, as one client and seed 003 have it."""
+    header = request.headers.get("authorization", "")
+    bearer = header[:7].lower() == "bearer "
+    key = bearer_token(header) if bearer else basic_pair(header)[0]
+    _verify(settings.write_key, key, "write key")
+
+
+def check_nothing(settings: Settings, request: Request) -> None:
+    """For operations without credentials."""
+
+
+def check_local(settings: Settings, request: Request) -> None:
+    """Keep web pages away from the control endpoints: a browser says where a call comes from.
+
+    Raises ApiError 403. Programs send neither Origin nor Sec-Fetch-Site; a DNS rebinding
+    attack shows in a public Host name.
+    """
+    headers = request.headers
+    host = headers.get("host", "")
+    origin = headers.get("origin", f"{request.scheme}://{host}")
+    site = headers.get("sec-fetch-site", "none")
+    if site not in ("none", "same-origin") or origin.partition("://")[2] != host:
+        raise ApiError(403, "control endpoints can't be called by web pages of another origin")
+    if not _is_local(host, settings.allow_host):
+        raise ApiError(403, f"Host '{host}' is not a local name; allow it with --allow-host")
+
+
+_LOCAL_SUFFIXES = (
+    "localhost", "local", "internal", "test", "lan", "svc", "intranet", "home.arpa",
+)  # fmt: skip
+
+
+@functools.lru_cache(maxsize=256)
+def _is_local(host: str, allowed: str) -> bool:
+    name = re.sub(r":\d*$", "", host).strip("[]").rstrip(".").lower()
+    if "." not in name or name in re.split(r"[,\s]+", allowed.lower()):
+        return True
+    try:
+        return bool(ipaddress.ip_address(name))
+    except ValueError:
+        return name.endswith(tuple("." + suffix for suffix in _LOCAL_SUFFIXES))
+
+
+# ---- the APIs and the route table
+
+
+class Api(NamedTuple):
+    """What the operations of one API share."""
+
+    name: str
+    check: Callable[[Settings, Request], None]
+    envelope: Callable[[ApiError], Json]
+    write: Callable[[Json], bytes]
+    headers: Headers
+    #: Sent with a 401.
+    challenge: Headers = ()
+
+
+_JSON = ("Content-Type", "application/json; charset=utf-8")
+_ANY_ORIGIN = ("Access-Control-Allow-Origin", "*")
+_NO_CACHE = ("Cache-Control", "no-cache, no-store, must-revalidate, max-age=0")
+_TRACK_HEADERS = (_JSON, _ANY_ORIGIN, _NO_CACHE)
+_REALM = (("WWW-Authenticate", 'Basic realm="Customer.io edge event collection"'),)
+# Browsers may not call the App API: it names its own origin (observed).
+_APP_HEADERS = (
+    _JSON,
+    ("Access-Control-Allow-Origin", "https://fly.customer.io"),
+    ("Cache-Control", "must-revalidate,no-cache,no-store"),
+    ("X-Content-Type-Options", "nosniff"),
+)
+_OWN_HEADERS = (_JSON, ("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff"))
+
+TRACK = Api("track", check_track, meta_errors, pretty, _TRACK_HEADERS, _REALM)
+TRACK_MERGE = TRACK._replace(envelope=meta_error)
+TRACK_OPEN = TRACK._replace(check=check_nothing)
+TRACK_V2 = TRACK._replace(envelope=problem_list)
+APP = Api("app", check_app, detail_list, compact, _APP_HEADERS)
+APP_SEND = APP._replace(envelope=meta_error)
+APP_OPEN = APP._replace(check=check_nothing)
+PIPELINES = Api("pipelines", check_pipelines, pipelines_errors, compact, _TRACK_HEADERS, _REALM)
+SHARED = Api("shared", check_nothing, meta_error, compact, _OWN_HEADERS)
+CONTROL = Api("control", check_local, meta_error, compact_line, _OWN_HEADERS)
+
+#: Takes the workspace, the request and the decoded path parameters; gives what `answer` takes.
+Handler = Callable[..., Any]
+
+
+class Operation(NamedTuple):
+    """A row of the route table. `heavy` ones are served by a thread of their own."""
+
+    method: str
+    path: str
+    api: Api
+    handler: Handler
+    pattern: Pattern[str]
+    heavy: bool
+
+    @property
+    def summary(self) -> str:
+        """The first line of the handler's docstring."""
+        return (self.handler.__doc__ or "").partition("\n")[0]
+
+
+#: Every operation, in the order of this file.
+ROUTES: List[Operation] = []
+_INDEX: Dict[Tuple[str, int], List[Operation]] = {}
+# Base URLs with a slash at their end give `//v1/…` and `/api/v1//customers/…`.
+_DOUBLE_SLASHES = re.compile(r"^/+(?:(api)/+)?(?:(v1|v2|__parlel)/+)?")
+
+
+def route(method: str, path: str, api: Api, heavy: bool = False) -> Callable[[Handler], Handler]:
+    """Put a handler into the route table; `{name}` in the path matches one segment."""
+
+    def add(handler: Handler) -> Handler:
+        pattern = re.compile(re.sub(r"\{\w+\}", "([^/]+)", path))
+        operation = Operation(method, path, api, handler, pattern, heavy)
+        ROUTES.append(operation)
+        rows = _INDEX.setdefault((method, path.count("/")), [])
+        rows.append(operation)
+        rows.sort(key=lambda row: row.path.count("{"))  # literal segments come first
+        return handler
+
+    return add
+
+
+def find_operation(request: Request) -> None:
+    """Set the operation and arguments of a request. Raises ApiError 404 or 405."""
+    method = "GET" if request.method == "HEAD" else request.method
+    if _match(request, method, request.path):
+        return
+    path = _DOUBLE_SLASHES.sub(
+        lambda m: "/".join(["", *filter(None, m.groups()), ""]), request.path
+    )
+    if path != request.path and _match(request, method, path):
+        return
+    allowed = [row.method for row in ROUTES if row.pattern.fullmatch(path)]
+    if allowed:
+        names = ", ".join(sorted({*allowed, "OPTIONS"} | ({"HEAD"} if "GET" in allowed else set())))
+        text = f"{request.method} is not allowed here, only {names}"
+        raise ApiError(405, text, headers=[("Allow", names)])
+    raise ApiError(404, _unknown_path(method, path))
+
+
+def _match(request: Request, method: str, path: str) -> bool:
+    for operation in _INDEX.get((method, path.count("/")), ()):
+        match = operation.pattern.fullmatch(path)
+        if match:
+            request.operation = operation
+            request.arguments = match.groups()
+            return True
+    return False
+
+
+def _unknown_path(method: str, path: str) -> str:
+    import difflib
+
+    known = {f"{row.method} {row.path}" for row in ROUTES}
+    near = difflib.get_close_matches(f"{method} {path}"[:200], known, n=3, cutoff=0.5)
+    hint = f"; did you mean {' or '.join(near)}?" if near else "; GET /__parlel/routes lists all"
+    return f"unknown path: {method} {path[:200]}{hint}"
+
+
+def decoded(segment: str) -> str:
+    """A path segment without its percent-escapes. Raises ApiError 400."""
+    if "%" not in segment:
+        return segment
+    try:
+        text = unquote(segment, errors="strict")
+    except UnicodeDecodeError:
+        raise invalid(f"path segment '{segment[:100]}' is not percent-encoded UTF-8") from None
+    if re.search(r"%(?![0-9A-Fa-f]{2})", segment) or "\0" in text:
+        raise invalid(f"path segment '{segment[:100]}' has an invalid percent-escape")
+    return text
+
+
+class Fake:
+    """The whole service without a socket: requests in, responses out."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.workspace = Workspace(settings)
+
+    def reset(self) -> Workspace:
+        """Start afresh, as if just begun; returns the old workspace."""
+        old, self.workspace = self.workspace, Workspace(self.settings)
+        return old
+
+    def handle(self, request: Request) -> Response:
+        """Answer a request; whatever goes wrong becomes a response, too."""
+        api = SHARED
+        try:
+            if request.method == "OPTIONS":
+                return _preflight(request)
+            if request.operation is None:
+                find_operation(request)
+            operation = cast(Operation, request.operation)
+            api = operation.api
+            self._admit(api, request)
+            workspace = self.workspace
+            workspace.tick()
+            arguments = map(decoded, request.arguments)
+            return answer(api, operation.handler(Call(self, workspace, request), *arguments))
+        except NotANumber as error:
+            return self._not_a_number(api, request, error)
+        except ApiError as error:
+            return failure(api, error)
+        except Exception as error:
+            return self._bug(api, request, error)
+
+    def is_heavy(self, request: Request) -> bool:
+        """Whether a request belongs into a thread of its own."""
+        try:
+            find_operation(request)
+        except ApiError:  # `handle` will say so
+            return False
+        return cast(Operation, request.operation).heavy
+
+    def _admit(self, api: Api, request: Request) -> None:
+        try:
+            api.check(self.settings, request)
+        except ValueError as error:
+            log.warning("401 for %s %s: %s", request.method, request.path, error)
+            headers = (*api.challenge, (REASON_HEADER, str(error)))
+            raise Unauthorized(401, "Unauthorized request", headers=headers) from None
+
+    def _not_a_number(self, api: Api, request: Request, error: ApiError) -> Response:
+        """Track answers 200 to NaN and stores nothing (observed); we say so."""
+        if api not in (TRACK, TRACK_OPEN):
+            return failure(api, error)
+        operation = cast(Operation, request.operation)
+        name = operation.handler.__name__
+        self.workspace.drop(name, ("path", request.path), error.message)
+        return answer(api, error.message)
+
+    def _bug(self, api: Api, request: Request, error: Exception) -> Response:
+        # One line, not a traceback: a test's log should stay readable. DEBUG has the rest.
+        log.error("500 for %s %s: %r", request.method, request.path, error)
+        log.debug("traceback", exc_info=error)
+        text = f"internal error of the fake, please report it: {error!r}"
+        return failure(api, ApiError(500, text[:500]))
+
+
+class Unauthorized(ApiError):
+    """A 401, which has the same envelope in every API (observed)."""
+
+
+class Call(NamedTuple):
+    """What a handler is given: the request and the world it is about."""
+
+    fake: Fake
+    workspace: Workspace
+    request: Request
+
+    def json(self) -> Json:
+        """The body as any JSON value."""
+        return self.request.json(self.fake.settings.max_body)
+
+    def body(self) -> Json:
+        """The body as an object; none and null count as empty. Raises ApiError 400."""
+        value = self.json()
+        if value is None:
+            return {}
+        if not isinstance(value, dict):
+            raise invalid(f"the body must be a JSON object, not {kind_of(value)}")
+        return value
+
+
+def answer(api: Api, result: Any) -> Response:
+    """Make a response of what a handler gave.
+
+    A Response stays as it is; None is an empty success `{}`; a string is the same with the
+    reason why nothing happened; anything else is JSON.
+    """
+    if isinstance(result, Response):
+        return result
+    if not result:
+        return Response(200, b"{}\n", api.headers)
+    if isinstance(result, str):
+        return Response(200, b"{}\n", (*api.headers, (REASON_HEADER, _header_text(result))))
+    return Response(200, api.write(result), api.headers)
+
+
+def failure(api: Api, error: ApiError) -> Response:
+    """Make a response of an error."""
+    envelope = meta_error if isinstance(error, Unauthorized) else api.envelope
+    write = pretty if isinstance(error, Unauthorized) else api.write
+    headers = (*api.headers, *((k, _header_text(v)) for k, v in error.headers))
+    return Response(error.status, write(envelope(error)), headers, error.close)
+
+
+def _header_text(text: str) -> str:
+    return re.sub(r"[^ -~]", "?", text)[:1000]
+
+
+_METHODS = "GET, HEAD, POST, PUT, DELETE, OPTIONS"
+_PREFLIGHT = (
+    ("Access-Control-Allow-Methods", _METHODS),
+    ("Access-Control-Allow-Headers", "Authorization, Content-Type, X-Strict-Mode"),
+    ("Access-Control-Max-Age", "7200"),
+)
+
+
+def _preflight(request: Request) -> Response:
+    """Answer OPTIONS: 204, with leave to call for browsers where the real API gives it."""
+    apis = [row.api for row in ROUTES if row.pattern.fullmatch(request.path)]
+    origin = [h for api in apis[:1] for h in api.headers if h[0] == _ANY_ORIGIN[0]]
+    return Response(204, b"", (("Allow", _METHODS), *origin, *(_PREFLIGHT if origin else ())))
+
+
+# ======================================================================================
+# ==== §9 Track API
+# ======================================================================================
+
+MAX_ENTITY = 32 * 1024
+MAX_BATCH = 500 * 1024
+
+
+def named_in_path(call: Call, value: str) -> Identifier:
+    """What `{identifier}` in a v1 path means: the value's shape decides (reference).
+
+    A `cio_` prefix makes a cio_id, an email's shape an email, anything else an id.
+    """
+    if value.startswith("cio_"):
+        return checked_cio_id(value[4:])
+    mode = call.fake.settings.identifiers
+    if mode != "id" and _EMAIL_SHAPE.fullmatch(value):
+        return "email", identifier_text(value, "identifier")
+    if mode == "email":
+        raise invalid("identifier must be an email: this workspace knows people by nothing else")
+    return "id", identifier_text(value, "identifier")
+
+
+def checked_cio_id(value: str) -> Identifier:
+    """Raises ApiError 400 for a cio_id of another workspace."""
+    if is_foreign(value):
+        raise ApiError(400, "invalid identifier")
+    return "cio_id", value
+
+
+def checked_attributes(value: Json, name: str) -> Attributes:
+    """Attributes within the limits. Raises ApiError 400 with one sentence for each breach."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise invalid(f"{name} must be an object, not {kind_of(value)}", name)
+    problems = oversized(value)
+    for kind in ("id", "email", "phone"):
+        if value.get(kind) not in (None, ""):
+            identifier_text(value[kind], kind)
+    if problems:
+        raise ApiError(400, *problems)
+    return value
+
+
+def joined(*reasons: str) -> str:
+    """The reasons of several verbs as one."""
+    return "; ".join(filter(None, reasons))
+
+
+@route("PUT", "/api/v1/customers/{identifier}", TRACK)
+def identify(call: Call, identifier: str) -> str:
+    """Add or update a person."""
+    who = named_in_path(call, identifier)
+    body = checked_attributes(call.body(), "body")
+    workspace = call.workspace
+    if call.fake.settings.identifiers == "id" and as_text(body.get("id") or who[1]) != who[1]:
+        raise invalid("id attribute and identifier are not the same value", "id")
+    verb, refs = _v1_relationships(body.get("cio_relationships"))
+    when = whole_number(body.get("_timestamp"), "_timestamp")
+    create = body.get("_update") is not True
+    reason = workspace.ingest(workspace.identify, who, body, when, create)
+    return joined(reason, *(_relate(workspace, verb, who, *ref) for ref in refs))
+
+
+def _v1_relationships(value: Json) -> Tuple[str, List[Tuple[ObjectKey, Attributes]]]:
+    """v1 wraps the list of v2 in `{action, relationships}` (reference)."""
+    if value is None:
+        return "add", []
+    if not isinstance(value, dict):
+        raise invalid("cio_relationships must be an object", "cio_relationships")
+    verb = _choice(value, "action", _RELATIONSHIP_ACTIONS)
+    return verb, object_list(value.get("relationships"))
+
+
+_RELATIONSHIP_ACTIONS = {"add_relationships": "add", "delete_relationships": "delete"}
+
+
+def object_list(value: Json) -> List[Tuple[ObjectKey, Attributes]]:
+    """`cio_relationships` of a person: the objects and the attributes of each relationship."""
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise invalid("cio_relationships must be a list", "cio_relationships")
+    rows = []
+    for i, row in enumerate(value):
+        name = f"cio_relationships[{i}]"
+        if not isinstance(row, dict):
+            raise invalid(f"{name} must be an object, not {kind_of(row)}", name)
+        ref = object_key(row.get("identifiers"), f"{name}.identifiers")
+        rows.append((ref, checked_attributes(row.get("relationship_attributes"), name)))
+    return rows
+
+
+def object_key(identifiers: Json, name: str, create: bool = True) -> ObjectKey:
+    """`{object_type_id, object_id}`, or `{cio_object_id}` as ("", id). Raises ApiError 400."""
+    if not isinstance(identifiers, dict):
+        raise required(name, "object_type_id and object_id, or cio_object_id")
+    if identifiers.get("cio_object_id"):
+        return "", identifier_text(identifiers["cio_object_id"], f"{name}.cio_object_id")
+    for part in ("object_type_id", "object_id"):
+        if identifiers.get(part) in (None, ""):
+            raise required(f"{name}.{part}", "object_type_id and object_id, or cio_object_id")
+    type_id = as_text(identifiers["object_type_id"])
+    if not re.fullmatch(r"[1-9]\d{0,5}", type_id):
+        raise invalid(f"{name}.object_type_id must be a number from 1 up", f"{name}.object_type_id")
+    return type_id, identifier_text(identifiers["object_id"], f"{name}.object_id")
+
+
+def _relate(
+    workspace: Workspace, verb: str, who: Identifier, ref: ObjectKey, attributes: Attributes
+) -> str:
+    if verb == "add":
+        return workspace.ingest(workspace.add_relationship, who, ref, attributes)
+    return workspace.ingest(workspace.delete_relationship, who, ref)
+
+
+@route("DELETE", "/api/v1/customers/{identifier}", TRACK)
+def delete(call: Call, identifier: str) -> str:
+    """Delete a person."""
+    return call.workspace.ingest(call.workspace.delete, named_in_path(call, identifier))
+
+
+@route("POST", "/api/v1/customers/{identifier}/suppress", TRACK)
+def suppress(call: Call, identifier: str) -> str:
+    """Delete a person and keep their identifiers from coming back."""
+    return call.workspace.ingest(call.workspace.suppress, named_in_path(call, identifier))
+
+
+@route("POST", "/api/v1/customers/{identifier}/unsuppress", TRACK)
+def unsuppress(call: Call, identifier: str) -> str:
+    """Free the identifiers of a suppressed person."""
+    return call.workspace.ingest(call.workspace.unsuppress, named_in_path(call, identifier))
+
+
+def event_of(kind: str, body: Json, data_key: str = "data") -> Event:
+    """The event that a body describes. Raises ApiError 400 naming the field."""
+    name = body.get("name")
+    if not isinstance(name, str) or not name.strip():
+        raise required("name", "the event's name as a string")
+    name = name.strip()
+    if _longer(name, MAX_EVENT_NAME):
+        raise invalid(f"name cannot be longer than {MAX_EVENT_NAME} bytes", "name")
+    data = body.get(data_key)
+    if data is None:
+        data = {}
+    if not isinstance(data, dict):
+        raise invalid(f"{data_key} must be an object, not {kind_of(data)}", data_key)
+    if _longer(as_text(data), MAX_EVENT_DATA):
+        raise invalid(f"{data_key} cannot be larger than {MAX_EVENT_DATA} bytes", data_key)
+    type = body.get("type") if body.get("type") in ("page", "screen") else "event"
+    given = body.get("id")
+    given_id = "" if given in (None, "") else identifier_text(given, "id")
+    timestamp = whole_number(body.get("timestamp"), "timestamp")
+    kind = kind or cast(str, type)
+    return Event(kind, name, data, cast(str, type), timestamp, given_id)
+
+
+def doubt(event: Event) -> str:
+    """What is accepted, yet probably a mistake; "" if nothing is."""
+    if event.timestamp is not None and event.timestamp >= MILLISECONDS:
+        return f"timestamp {event.timestamp} looks like milliseconds; Customer.io takes seconds"
+    return ""
+
+
+@route("POST", "/api/v1/customers/{identifier}/events", TRACK)
+def track(call: Call, identifier: str) -> str:
+    """Track an event, page or screen view of a person."""
+    who, event = named_in_path(call, identifier), event_of("", call.body())
+    return joined(call.workspace.ingest(call.workspace.track, who, event), doubt(event))
+
+
+@route("POST", "/api/v1/events", TRACK)
+def track_anonymous(call: Call) -> str:
+    """Track an event of somebody who is not identified yet, or invite somebody."""
+    body = call.body()
+    event = event_of("anonymous", body)
+    anonymous_id = body.get("anonymous_id")
+    who = ("anonymous_id", "")
+    if anonymous_id not in (None, ""):
+        who = ("anonymous_id", identifier_text(anonymous_id, "anonymous_id"))
+    elif not event.data.get("recipient"):
+        raise required("anonymous_id", "an id, or data.recipient for an invite event")
+    workspace = call.workspace
+    return joined(workspace.ingest(workspace.track_anonymous, who, event), doubt(event))
+
+
+def device_of(device: Json, token_key: str) -> Tuple[str, str, Optional[int], Attributes]:
+    """Token, platform, last_used and attributes of a `device` object. Raises ApiError 400."""
+    if not isinstance(device, dict):
+        raise required("device", f"an object with {token_key} and platform")
+    token = device.get(token_key) or device.get("id")
+    if token in (None, ""):
+        raise required(f"device.{token_key}", "the push token")
+    if device.get("platform") not in ("ios", "android"):
+        raise invalid("device.platform must be 'ios' or 'android'", "device.platform")
+    attributes = checked_attributes(device.get("attributes"), "device.attributes")
+    text = {k: as_text(v) for k, v in attributes.items() if v is not None}
+    last_used = whole_number(device.get("last_used"), "device.last_used")
+    return as_text(token), device["platform"], last_used, text
+
+
+def add_device_of(workspace: Workspace, who: Identifier, device: Json, token_key: str) -> str:
+    """Add or update a device; `last_used` is now unless it is given (reference)."""
+    token, platform, last_used, attributes = device_of(device, token_key)
+    when = workspace.seconds() if last_used is None else last_used
+    return workspace.ingest(workspace.add_device, who, token, platform, when, attributes)
+
+
+@route("PUT", "/api/v1/customers/{identifier}/devices", TRACK)
+def add_device(call: Call, identifier: str) -> str:
+    """Add or update a device of a person."""
+    who = named_in_path(call, identifier)
+    return add_device_of(call.workspace, who, call.body().get("device"), "id")
+
+
+@route("DELETE", "/api/v1/customers/{identifier}/devices/{device_id}", TRACK)
+def delete_device(call: Call, identifier: str, device_id: str) -> str:
+    """Delete a device of a person."""
+    who = named_in_path(call, identifier)
+    return call.workspace.ingest(call.workspace.delete_device, who, device_id)
+
+
+@route("POST", "/api/v1/merge_customers", TRACK_MERGE)
+def merge_customers(call: Call) -> str:
+    """Merge two people; the secondary one is deleted."""
+    return merge_of(call.workspace, call.body())
+
+
+def merge_of(workspace: Workspace, body: Json) -> str:
+    """Merge as a `{primary, secondary}` body says. Raises ApiError 400."""
+    kinds = ("id", "email", "cio_id")
+    primary = one_identifier(body.get("primary"), kinds, "primary")
+    secondary = one_identifier(body.get("secondary"), kinds, "secondary")
+    return workspace.ingest(workspace.merge, primary, secondary)
+
+
+@route("POST", "/api/v1/push/events", TRACK)
+@route("POST", "/push/events", TRACK_OPEN)
+@route("POST", "/api/v1/cio_deliveries/events", TRACK)
+def track_push(call: Call) -> str:
+    """Report what a device did with a push notification."""
+    body, workspace = call.body(), call.workspace
+    metric = body.get("event")
+    if metric not in PUSH_METRICS:
+        raise invalid(f"event must be one of: {', '.join(PUSH_METRICS)}", "event")
+    delivery_id = body.get("delivery_id")
+    timestamp = whole_number(body.get("timestamp"), "timestamp")
+    event = Event("push", metric, body, "push", timestamp, "")
+    workspace.ingest(workspace.record_push, ("delivery_id", as_text(delivery_id or "")), event)
+    return ""
+
+
+# ---- v2: one entity or a batch of them
+
+
+def named_in_body(call: Call, item: Json) -> Identifier:
+    """The person a v2 item is about. Raises ApiError 400."""
+    settings = call.fake.settings
+    kinds = {"email_or_id": ("id", "email"), "id": ("id",), "email": ("email",)}
+    wanted = (*kinds[settings.identifiers], *(("phone",) if settings.phone else ()), "cio_id")
+    who = one_identifier(item.get("identifiers"), wanted, "identifiers")
+    return checked_cio_id(who[1]) if who[0] == "cio_id" else who
+
+
+#: A checked v2 item, ready to be carried out; gives the reason why nothing happened, or "".
+Action = Callable[[], str]
+
+
+def _person_identify(call: Call, item: Json) -> Action:
+    who, workspace = named_in_body(call, item), call.workspace
+    attributes = checked_attributes(item.get("attributes"), "attributes")
+    refs = object_list(item.get("cio_relationships"))
+    when = whole_number(item.get("timestamp"), "timestamp")
+    create = attributes.get("_update") is not True
+    return lambda: joined(
+        workspace.ingest(workspace.identify, who, attributes, when, create),
+        *(_relate(workspace, "add", who, *ref) for ref in refs),
+    )
+
+
+def _person_event(call: Call, item: Json) -> Action:
+    workspace = call.workspace
+    type = item["action"]
+    event = event_of("", {**item, "type": type}, "attributes")
+    identifiers = item.get("identifiers")
+    if isinstance(identifiers, dict) and set(identifiers) == {"anonymous_id"}:
+        event.kind = "anonymous"
+        who = one_identifier(identifiers, ("anonymous_id",), "identifiers")
+        return lambda: workspace.ingest(workspace.track_anonymous, who, event)
+    who = named_in_body(call, item)
+    return lambda: joined(workspace.ingest(workspace.track, who, event), doubt(event))
+
+
+def _person_verb(call: Call, item: Json) -> Action:
+    who = named_in_body(call, item)
+    verb = getattr(call.workspace, item["action"])
+    return lambda: call.workspace.ingest(verb, who)
+
+
+def _person_merge(call: Call, item: Json) -> Action:
+    kinds = ("id", "email", "cio_id")
+    for side in ("primary", "secondary"):
+        one_identifier(item.get(side), kinds, side)
+    return lambda: merge_of(call.workspace, item)
+
+
+def _person_relationships(call: Call, item: Json) -> Action:
+    who, refs = named_in_body(call, item), object_list(item.get("cio_relationships"))
+    if not refs:
+        raise required("cio_relationships", "a list of at least one relationship")
+    verb = _RELATIONSHIP_ACTIONS[item["action"]]
+    return lambda: joined(*(_relate(call.workspace, verb, who, *ref) for ref in refs))
+
+
+def _person_add_device(call: Call, item: Json) -> Action:
+    who = named_in_body(call, item)
+    device_of(item.get("device"), "token")
+    return lambda: add_device_of(call.workspace, who, item["device"], "token")
+
+
+def _person_delete_device(call: Call, item: Json) -> Action:
+    who, device = named_in_body(call, item), item.get("device")
+    token = device.get("token") or device.get("id") if isinstance(device, dict) else None
+    if token in (None, ""):
+        raise required("device.token", "the push token")
+    workspace = call.workspace
+    return lambda: workspace.ingest(workspace.delete_device, who, as_text(token))
+
+
+def _object_people(item: Json, kinds: Sequence[str]) -> List[Tuple[Identifier, Attributes]]:
+    value = item.get("cio_relationships")
+    if not isinstance(value, (list, type(None))):
+        raise invalid("cio_relationships must be a list", "cio_relationships")
+    rows = []
+    for i, row in enumerate(value or ()):
+        name = f"cio_relationships[{i}]"
+        if not isinstance(row, dict):
+            raise invalid(f"{name} must be an object, not {kind_of(row)}", name)
+        who = one_identifier(row.get("identifiers"), kinds, f"{name}.identifiers")
+        rows.append((who, checked_attributes(row.get("relationship_attributes"), name)))
+    return rows
+
+
+def _object_identify(call: Call, item: Json) -> Action:
+    ref, workspace = object_key(item.get("identifiers"), "identifiers"), call.workspace
+    attributes = checked_attributes(item.get("attributes"), "attributes")
+    if _longer(as_text(attributes), MAX_OBJECT_ATTRIBUTES):
+        text = f"attributes cannot be larger than {MAX_OBJECT_ATTRIBUTES} bytes"
+        raise invalid(text, "attributes")
+    anonymous = item["action"] == "identify_anonymous"
+    kinds = ("anonymous_id",) if anonymous else ("id", "email", "cio_id")
+    people = _object_people(item, kinds)
+    return lambda: joined(
+        workspace.ingest(workspace.identify_object, ("object_id", ref[1]), ref, attributes),
+        *(_relate(workspace, "add", who, ref, extra) for who, extra in people),
+    )
+
+
+def _object_delete(call: Call, item: Json) -> Action:
+    ref, workspace = object_key(item.get("identifiers"), "identifiers"), call.workspace
+    return lambda: workspace.ingest(workspace.delete_object, ("object_id", ref[1]), ref)
+
+
+def _object_relationships(call: Call, item: Json) -> Action:
+    ref = object_key(item.get("identifiers"), "identifiers")
+    people = _object_people(item, ("id", "email", "cio_id"))
+    if not people:
+        raise required("cio_relationships", "a list of at least one relationship")
+    verb = _RELATIONSHIP_ACTIONS[item["action"]]
+    return lambda: joined(*(_relate(call.workspace, verb, who, ref, a) for who, a in people))
+
+
+def _delivery_event(call: Call, item: Json) -> Action:
+    delivery_id = one_identifier(item.get("identifiers"), ("id",), "identifiers")[1]
+    if item.get("name") not in PUSH_METRICS:
+        raise invalid(f"name must be one of: {', '.join(PUSH_METRICS)}", "name")
+    workspace, who = call.workspace, ("delivery_id", delivery_id)
+    when = whole_number(item.get("timestamp"), "timestamp")
+    return lambda: workspace.ingest(workspace.record_metric, who, item["name"], when)
+
+
+#: What v2 can do: a type and an action of it, and how the item is read.
+ENTITY_ACTIONS: Dict[str, Dict[str, Callable[[Call, Json], Action]]] = {
+    "person": {
+        "identify": _person_identify,
+        "delete": _person_verb,
+        "event": _person_event,
+        "page": _person_event,
+        "screen": _person_event,
+        "add_relationships": _person_relationships,
+        "delete_relationships": _person_relationships,
+        "add_device": _person_add_device,
+        "delete_device": _person_delete_device,
+        "merge": _person_merge,
+        "suppress": _person_verb,
+        "unsuppress": _person_verb,
+    },
+    "object": {
+        "identify": _object_identify,
+        "identify_anonymous": _object_identify,
+        "delete": _object_delete,
+        "add_relationships": _object_relationships,
+        "delete_relationships": _object_relationships,
+    },
+    "delivery": {"event": _delivery_event},
+}
+
+
+def entity_action(call: Call, item: Json) -> Action:
+    """Check one v2 item. Raises ApiError 400 naming the field; nothing has happened then."""
+    if not isinstance(item, dict):
+        raise invalid(f"each item must be an object, not {kind_of(item)}")
+    actions = _choice(item, "type", ENTITY_ACTIONS)
+    return cast(Action, _choice(item, "action", actions)(call, item))
+
+
+def _choice(item: Json, name: str, table: Mapping[str, Any]) -> Any:
+    value = item.get(name)
+    if value in (None, ""):
+        raise required(name, f"one of: {', '.join(table)}")
+    if not isinstance(value, str) or value not in table:
+        raise invalid(f"{name} must be one of: {', '.join(table)}", name)
+    return table[value]
+
+
+@route("POST", "/api/v2/entity", TRACK_V2)
+def entity(call: Call) -> str:
+    """Create, update or delete one person, object or delivery."""
+    if len(call.request.body) > MAX_ENTITY:
+        raise invalid(f"the request cannot be larger than {MAX_ENTITY} bytes")
+    return entity_action(call, call.body())()
+
+
+@route("POST", "/api/v2/batch", TRACK_V2)
+def batch(call: Call) -> Any:
+    """Do what several entity requests say, in order; bad items don't keep the others back."""
+    body = call.json()
+    items = body.get("batch") if isinstance(body, dict) else body
+    if not isinstance(items, list) or not items:
+        raise required("batch", "a list of at least one operation")
+    if len(call.request.body) > MAX_BATCH:
+        raise invalid(f"the request cannot be larger than {MAX_BATCH} bytes", "batch")
+    workspace = call.workspace
+    with workspace.lock:
+        outcomes = [_batch_item(call, i, item) for i, item in enumerate(items)]
+        row = {"id": len(workspace.batches) + 1, "source": "track", "operations": items}
+        problems = [problem for problem in outcomes if isinstance(problem, Problem)]
+        if len(problems) == len(items):
+            raise ApiError(400, *(problem._replace(batch_index=None) for problem in problems))
+        workspace.batches.append({**row, "received_at": workspace.seconds()})
+    if problems:
+        errors = {"errors": [_problem_row(problem) for problem in problems]}
+        return Response(207, TRACK_V2.write(errors), TRACK_V2.headers)
+    return joined(*cast(List[str], outcomes))
+
+
+def _batch_item(call: Call, index: int, item: Json) -> Union[str, Problem]:
+    """Carry out one item; gives its Problem, or the reason why nothing happened."""
+    try:
+        if len(call.request.body) > MAX_ENTITY and len(compact(item)) > MAX_ENTITY:
+            raise invalid(f"an item cannot be larger than {MAX_ENTITY} bytes")
+        return entity_action(call, item)()
+    except ApiError as error:
+        return error.problems[0]._replace(batch_index=index)
+
+
+# ======================================================================================
+# ==== §10 App API
+# ======================================================================================
+
+
+def not_found(workspace: Workspace) -> ApiError:
+    """The App API's 404 of a resource: a fresh ULID is its reference (observed)."""
+    reference = ulid(workspace.clock.now(), workspace.count("reference"))
+    return ApiError(404, f"not found (reference {reference})")
+
+
+def path_number(workspace: Workspace, text: str) -> int:
+    """A resource's number in a path; anything else is not found."""
+    if not re.fullmatch(r"\d{1,15}", text):
+        raise not_found(workspace)
+    return int(text)
+
+
+def person_of(call: Call, value: str) -> Person:
+    """The person in an App path; the query's `id_type` says what the value is, id by default.
+
+    Unlike Track, App does not guess (observed). Raises ApiError 400 or 404.
+    """
+    kinds = ("id", "email", "cio_id", *(("phone",) if call.fake.settings.phone else ()))
+    kind = call.request.query().get("id_type", "id")
+    if kind not in kinds:
+        raise invalid(f"id_type must be one of: {', '.join(kinds)}", "id_type")
+    if kind == "cio_id" and value.startswith("cio_"):
+        value = value[4:]
+    person = call.workspace.people.find((kind, value))
+    if person is None:
+        raise not_found(call.workspace)
+    return person
+
+
+@route("GET", "/v1/customers/{customer_id}/attributes", APP)
+def get_attributes(call: Call, customer_id: str) -> Json:
+    """Read a person's attributes and devices."""
+    with call.workspace.lock:
+        person = person_of(call, customer_id)
+        return {"customer": person_document(person)}
+
+
+def person_document(person: Person) -> Json:
+    """A person as the App API gives it: values are strings, keys in byte order (observed)."""
+    attributes = person.all_attributes()
+    stamps = {"id": person.created_at, "cio_id": person.created_at, **person.timestamps}
+    names = sorted(attributes, key=str.encode)
+    return {
+        "id": person.id,
+        "identifiers": person.identifiers(),
+        "attributes": {name: as_text(attributes[name]) for name in names},
+        "timestamps": {name: stamps[name] for name in names},
+        "unsubscribed": person.unsubscribed(),
+        "devices": [device_document(device) for device in person.has.devices.values()],
+    }
+
+
+def device_document(device: Device) -> Json:
+    """A device as the App API gives it."""
+    return {
+        "id": device.token,
+        "platform": device.platform,
+        "last_used": device.last_used,
+        "attributes": device.attributes,
+    }
+
+
+@route("GET", "/v1/customers", APP)
+def get_people_by_email(call: Call) -> Json:
+    """Find the people with an email address."""
+    email = call.request.query().get("email")
+    if not email:
+        raise required("email", "an address in the query string")
+    with call.workspace.lock:
+        people = call.workspace.people.with_email(email)
+        rows = [{"email": p.email, "id": p.id or None, "cio_id": p.cio_id} for p in people]
+    return {"results": rows}
+
+
+def _send(channel: str) -> Handler:
+    def handler(call: Call) -> Json:
+        delivery = send(call.workspace, channel, call.body())
+        scheduled = {} if delivery.send_at is None else {"send_at": delivery.send_at}
+        # `queued` is the reference fake's; the real answer ends after send_at (reference).
+        moments = {"queued_at": delivery.created, **scheduled, "queued": True}
+        return {"delivery_id": delivery.delivery_id, **moments}
+
+    handler.__name__ = f"send_{channel}"
+    handler.__doc__ = f"Send a transactional message ({channel})."
+    return handler
+
+
+for _channel in SEND_FIELDS:
+    route("POST", f"/v1/send/{_channel}", APP_SEND)(_send(_channel))
+
+
+@route("POST", "/v1/campaigns/{broadcast_id}/triggers", APP)
+@route("POST", "/v1/api/campaigns/{broadcast_id}/triggers", APP)
+def trigger(call: Call, broadcast_id: str) -> Json:
+    """Trigger a broadcast."""
+    number = path_number(call.workspace, broadcast_id)
+    return {"id": trigger_broadcast(call.workspace, number, call.body())}
+
+
+@route("GET", "/v1/exports", APP)
+def list_exports(call: Call) -> Json:
+    """List the exports; null when there are none (observed)."""
+    rows = [export.record() for export in call.workspace.exports.values()]
+    return {"exports": rows or None}
+
+
+def export_of(call: Call, export_id: str) -> Export:
+    """The export in a path. Raises ApiError 404."""
+    export = call.workspace.exports.get(path_number(call.workspace, export_id))
+    if export is None:
+        raise not_found(call.workspace)
+    return export
+
+
+@route("GET", "/v1/exports/{export_id}", APP)
+def get_export(call: Call, export_id: str) -> Json:
+    """Read how far an export is."""
+    return {"export": export_of(call, export_id).record()}
+
+
+@route("POST", "/v1/exports/customers", APP, heavy=True)
+def create_people_export(call: Call) -> Json:
+    """Export the people whom a filter selects."""
+    body = call.body()
+    if not body.get("filters"):
+        raise required("filters", "a filter object")
+    return {"export": export_people(call.workspace, body["filters"]).record(pending=True)}
+
+
+@route("POST", "/v1/exports/deliveries", APP, heavy=True)
+def create_deliveries_export(call: Call) -> Json:
+    """Export the deliveries of a newsletter, campaign, action or transactional message."""
+    return {"export": export_deliveries(call.workspace, call.body()).record(pending=True)}
+
+
+@route("GET", "/v1/exports/{export_id}/download", APP)
+def download_export(call: Call, export_id: str) -> Json:
+    """Get a signed link to an export's file; it works for 15 minutes."""
+    export = export_of(call, export_id)
+    expires = call.workspace.seconds() + LINK_LIFE
+    signature = link_signature(call.workspace, export.number, expires)
+    path = f"/v1/exports/{export.number}/file?expires={expires}&signature={signature}"
+    link = call.request.base_url(call.fake.settings) + path
+    # The Node client documents `link` in 5.0.1 and `url` in 5.2.0.
+    return {"url": link, "link": link}
+
+
+def link_signature(workspace: Workspace, number: int, expires: int) -> str:
+    """What makes a download link valid until `expires`, Unix seconds."""
+    text = f"{number}:{expires}".encode()
+    return hmac.new(workspace.secret, text, "sha256").hexdigest()
+
+
+@route("GET", "/v1/exports/{export_id}/file", APP_OPEN, heavy=True)
+def export_file(call: Call, export_id: str) -> Response:
+    """The CSV behind a download link; needs no credentials."""
+    export, query = export_of(call, export_id), call.request.query()
+    expires = whole_number(query.get("expires"), "expires") or 0
+    signature = link_signature(call.workspace, export.number, expires)
+    if not hmac.compare_digest(signature.encode(), query.get("signature", "").encode()):
+        raise ApiError(403, "this is not a link that /download gave out")
+    if call.workspace.seconds() >= expires:
+        raise ApiError(403, "this link has expired: links live for 15 minutes, ask /download again")
+    export.downloads += 1
+    name = f'attachment; filename="export-{export.number}.csv"'
+    headers = (("Content-Type", "text/csv; charset=utf-8"), ("Content-Disposition", name))
+    return Response(200, export.csv, headers)
+
+
+# ======================================================================================
+# ==== §11 Pipelines API
+# ======================================================================================
+
+MAX_PIPELINES_CALL = 32 * 1024
+MAX_PIPELINES_BATCH = 500 * 1024
+
+#: What a call must have, always and (first) in strict mode only. A row with several names wants
+#: any one of them. The always-rows are the reference fake's.
+PIPELINES_FIELDS: Dict[str, Tuple[Sequence[Sequence[str]], Sequence[Sequence[str]]]] = {
+    "identify": ([("userId", "anonymousId", "traits.email")], []),
+    "track": ([("userId", "anonymousId", "groupId")], [("event",)]),
+    "page": ([("userId", "anonymousId")], []),
+    "screen": ([("userId", "anonymousId"), ("name",)], []),
+    "group": ([("userId", "anonymousId")], [("groupId",)]),
+    "alias": ([], [("userId",), ("previousId",)]),
+}
+
+
+def _given(item: Json, name: str) -> bool:
+    value = item
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value not in (None, "")
+
+
+def check_pipelines_call(kind: str, item: Json, strict: bool) -> None:
+    """Raises ApiError 400 for what is wrong with one call; much less so unless `strict`."""
+    if not isinstance(item, dict):
+        raise invalid(f"each call must be an object, not {kind_of(item)}")
+    in_strict_mode, always = PIPELINES_FIELDS[kind]
+    for names in [*always, *(in_strict_mode if strict else ())]:
+        if not any(_given(item, name) for name in names):
+            raise required(" or ".join(names))
+    if strict:
+        _check_shapes(item)
+
+
+def _check_shapes(item: Json) -> None:
+    for name in ("traits", "properties", "context", "integrations"):
+        if not isinstance(item.get(name), (dict, type(None))):
+            raise invalid(f"{name} must be an object, not {kind_of(item[name])}", name)
+    for name in ("userId", "anonymousId", "groupId", "previousId", "event", "name"):
+        if isinstance(item.get(name), (dict, list, bool)):
+            raise invalid(f"{name} must be a string, not {kind_of(item[name])}", name)
+
+
+def _strict(call: Call) -> bool:
+    return call.request.headers.get("x-strict-mode", "").strip() == "1"
+
+
+def _pipelines(kind: str) -> Handler:
+    def handler(call: Call) -> Json:
+        body, strict = call.body(), _strict(call)
+        check_pipelines_call(kind, body, strict)
+        if strict and len(call.request.body) > MAX_PIPELINES_CALL:
+            raise invalid(f"a call cannot be larger than {MAX_PIPELINES_CALL} bytes")
+        record_pipelines(call, kind, body)
+        return {"success": True}
+
+    handler.__name__ = f"pipelines_{kind}"
+    handler.__doc__ = f"Take a Pipelines {kind} call."
+    return handler
+
+
+for _kind in PIPELINES_FIELDS:
+    route("POST", f"/v1/{_kind}", PIPELINES)(_pipelines(_kind))
+
+
+def record_pipelines(call: Call, kind: str, item: Json) -> None:
+    """Keep a call word for word, with its type."""
+    workspace = call.workspace
+    with workspace.lock:
+        moment = {"received_at": workspace.seconds()}
+        workspace.pipeline_events.append({**moment, **item, "type": kind})
+
+
+@route("POST", "/v1/batch", PIPELINES)
+def pipelines_batch(call: Call) -> Json:
+    """Take several Pipelines calls at once; `context` and `integrations` count for all."""
+    body, strict = call.body(), _strict(call)
+    items = body.get("batch")
+    if not isinstance(items, list) or not items:
+        raise required("batch", "a list of at least one call")
+    if strict and len(call.request.body) > MAX_PIPELINES_BATCH:
+        raise invalid(f"a batch cannot be larger than {MAX_PIPELINES_BATCH} bytes", "batch")
+    shared = {name: body[name] for name in ("context", "integrations") if name in body}
+    if strict:
+        _check_batch(items)
+    workspace = call.workspace
+    with workspace.lock:
+        row = {"id": len(workspace.batches) + 1, "source": "pipelines", "operations": items}
+        workspace.batches.append({**row, "received_at": workspace.seconds()})
+        for item in items:
+            kind = as_text(item.get("type")) if isinstance(item, dict) else ""
+            if kind in PIPELINES_FIELDS:
+                record_pipelines(call, kind, {**shared, **item})
+            else:
+                workspace.drop("batch", ("type", kind), "unknown type of Pipelines call")
+    return {"success": True}
+
+
+def _check_batch(items: List[Json]) -> None:
+    problems = []
+    for i, item in enumerate(items):
+        try:
+            if not isinstance(item, dict):
+                raise invalid(f"each call must be an object, not {kind_of(item)}")
+            _choice(item, "type", PIPELINES_FIELDS)
+            check_pipelines_call(item["type"], item, True)
+        except ApiError as error:
+            problems.append(error.problems[0]._replace(batch_index=i))
+    if problems:
+        raise ApiError(400, *problems)
+
+
+# ======================================================================================
+# ==== §12 Control
+# ======================================================================================
+
+
+@route("GET", "/health", SHARED)
+def health(call: Call) -> Json:
+    """Say that the fake is up."""
+    return {"status": "ok"}
+
+
+@route("GET", "/", SHARED)
+def about(call: Call) -> Json:
+    """Say what this is and where to go on."""
+    return {
+        "name": "customerio_fake",
+        "version": __version__,
+        "apis": ["track", "app", "pipelines"],
+        "operations": len(ROUTES),
+        "routes": "/__parlel/routes",
+    }
+
+
+@route("POST", "/__parlel/reset", CONTROL)
+def reset(call: Call) -> Response:
+    """Forget everything that was recorded."""
+    response = answer(CONTROL, {"status": "ok"})
+    # Freeing a large workspace takes longer than the reset; it can wait until we have answered.
+    response.after = call.fake.reset()
+    return response
+
+
+@route("GET", "/__parlel/routes", CONTROL)
+def list_routes(call: Call) -> Json:
+    """List every operation that the fake answers."""
+    rows = [
+        {"method": row.method, "path": row.path, "api": row.api.name, "summary": row.summary}
+        for row in ROUTES
+    ]
+    return {"routes": rows, "count": len(rows)}
+
+
+class Collection(NamedTuple):
+    """What a control list shows: how to get at the records, and a sample of their fields."""
+
+    key: str
+    records: Callable[[Workspace], Iterable[Json]]
+    fields: Tuple[str, ...]
+
+
+def _records(name: str) -> Callable[[Workspace], Iterable[Json]]:
+    def records(workspace: Workspace) -> Iterable[Json]:
+        found = getattr(workspace, name)
+        return (row.record() for row in (found.values() if isinstance(found, dict) else found))
+
+    return records
+
+
+def _plain(name: str) -> Callable[[Workspace], Iterable[Json]]:
+    return lambda workspace: cast(Iterable[Json], getattr(workspace, name))
+
+
+#: The control lists. `fields` are what a query may filter by; none means: by anything.
+COLLECTIONS = {
+    "customers": Collection(
+        "customers",
+        lambda workspace: (p.record() for p in workspace.people.by_serial.values()),
+        ("id", "cio_id", "identifiers", "attributes", "unsubscribed", "created_at", "updated_at"),
+    ),
+    "events": Collection(
+        "events",
+        _records("events"),
+        ("id", "kind", "customer_id", "cio_id", "anonymous_id", "name", "type", "data",
+         "timestamp", "received_at"),
+    ),
+    "deliveries": Collection(
+        "deliveries",
+        _records("deliveries"),
+        ("delivery_id", "channel", "message", "customer_id", "cio_id", "recipient", "metrics",
+         "history", "send_at", "received_at"),
+    ),
+    "devices": Collection(
+        "devices",
+        _records("devices"),
+        ("id", "platform", "last_used", "attributes", "customer_id"),
+    ),
+    "objects": Collection("objects", _records("objects"), ()),
+    "suppressed": Collection("suppressed", _plain("suppressions"), ()),
+    "broadcasts": Collection(
+        "broadcasts", _plain("broadcasts"), ("id", "campaign_id", "payload", "received_at")
+    ),
+    "merges": Collection(
+        "merges", _records("merges"), ("primary", "secondary", "applied", "received_at")
+    ),
+    "batches": Collection(
+        "batches", _plain("batches"), ("id", "source", "operations", "received_at")
+    ),
+    "pipeline-events": Collection("events", _plain("pipeline_events"), ()),
+    "dropped": Collection(
+        "dropped",
+        _plain("dropped"),
+        ("operation", "identifier", "customer_id", "reason", "received_at"),
+    ),
+}  # fmt: skip
+
+
+def collect(workspace: Workspace, name: str) -> List[Json]:
+    """All records of one of the COLLECTIONS, oldest first."""
+    with workspace.lock:
+        return list(COLLECTIONS[name].records(workspace))
+
+
+def _lister(name: str) -> Handler:
+    def handler(call: Call) -> Json:
+        query = call.request.query()
+        offset, limit = _page(query)
+        rows = _filtered(collect(call.workspace, name), query, COLLECTIONS[name])
+        return {COLLECTIONS[name].key: rows[offset:][:limit], "count": len(rows)}
+
+    handler.__name__ = f"list_{name.replace('-', '_')}"
+    handler.__doc__ = f"List the recorded {name}; filter by field, page by limit and offset."
+    return handler
+
+
+for _name in COLLECTIONS:
+    route("GET", f"/__parlel/{_name}", CONTROL, heavy=True)(_lister(_name))
+
+
+def _page(query: Dict[str, str]) -> Tuple[int, Optional[int]]:
+    """Take limit and offset out of a query. Raises ApiError 400."""
+    numbers = {name: query.pop(name, None) for name in ("offset", "limit")}
+    for name, text in numbers.items():
+        if text is not None and not re.fullmatch(r"\d{1,9}", text):
+            raise invalid(f"{name} must be a whole number from 0 up, as in ?{name}=10", name)
+    limit = numbers["limit"]
+    return int(numbers["offset"] or 0), None if limit is None else int(limit)
+
+
+def _filtered(rows: List[Json], query: Dict[str, str], collection: Collection) -> List[Json]:
+    for name, wanted in query.items():
+        top = name.partition(".")[0]
+        if collection.fields and top not in collection.fields:
+            fields = ", ".join(collection.fields)
+            raise invalid(f"there is no field '{name}' to filter by; there are {fields}", name)
+        rows = [row for row in rows if _field_text(row, name) == wanted]
+    return rows
+
+
+def _field_text(row: Json, name: str) -> Optional[str]:
+    """A field as text; `data.source` reaches into an object."""
+    for part in name.split("."):
+        if not isinstance(row, dict) or part not in row:
+            return None
+        row = row[part]
+    return as_text(row)
+
+
+@route("GET", "/__parlel/customers/{customer_id}", CONTROL)
+def show_customer(call: Call, customer_id: str) -> Json:
+    """Show one person, by id, email or cio_id."""
+    people = call.workspace.people
+    shorn = customer_id[4:] if customer_id.startswith("cio_") else customer_id
+    with call.workspace.lock:
+        for who in (("id", customer_id), ("email", customer_id), ("cio_id", shorn)):
+            person = people.find(who)
+            if person is not None:
+                return person.record()
+    raise ApiError(404, f"no person has the id, email or cio_id '{customer_id}'")
+
+
+@route("GET", "/__parlel/deliveries/{delivery_id}", CONTROL)
+def show_delivery(call: Call, delivery_id: str) -> Json:
+    """Show one delivery."""
+    with call.workspace.lock:
+        delivery = call.workspace.deliveries.get(delivery_id)
+        if delivery is not None:
+            return delivery.record()
+    raise ApiError(404, f"there is no delivery '{delivery_id}'")
+
+
+@route("GET", "/__parlel/ca.pem", CONTROL)
+def ca_pem(call: Call) -> Response:
+    """The certificate to trust for https on this port."""
+    settings = call.fake.settings
+    pem = BUILT_IN_CA.encode()
+    if settings.cert:
+        with open(settings.cert, "rb") as file:
+            pem = file.read()
+    return Response(200, pem, (("Content-Type", "application/x-pem-file"),))
+
+
+# ======================================================================================
+# ==== §13 Server
+# ======================================================================================
+
+#: Limits of one request's head.
+MAX_HEAD = 64 * 1024
+MAX_LINE = 16 * 1024
+MAX_FIELDS = 100
+#: A body up to this size is answered by the loop; parsing a larger one would hold up others.
+LOOP_BODY = 128 * 1024
+#: How long the rest of a refused request is read and thrown away, in seconds, so that the
+#: client gets to see the answer instead of a reset.
+LINGER = 2.0
+
+_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_REQUEST_LINE = re.compile(rf"({_TOKEN}) ([^\x00-\x20\x7f]+) HTTP/1\.([01])".encode())
+_FIELD = re.compile(rf"({_TOKEN}):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)".encode())
+_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?")
+
+
+def _bad_request(message: str, status: int = 400) -> ApiError:
+    return ApiError(status, message, close=True)
+
+
+class Fields(Dict[str, str]):
+    """The header fields of a request by lower-case name, and what they say about framing."""
+
+    __slots__ = ("chunked", "connection", "expects", "length")
+
+    length: int
+    chunked: bool
+    connection: str
+    expects: bool
+
+
+def parse_fields(block: bytes) -> Fields:
+    """Read header lines. Raises ApiError 400, 417 or 431."""
+    lines = block.split(b"\r\n") if block else []
+    if len(lines) > MAX_FIELDS or len(max(lines, key=len, default=b"")) > MAX_LINE:
+        raise _bad_request("too many or too long header fields", 431)
+    values = Fields()
+    for line in lines:
+        match = _FIELD.fullmatch(line)
+        if match is None:
+            raise _bad_request(f"malformed header line {line[:80]!r}")
+        name, value = match[1].decode("ascii").lower(), match[2].decode("latin-1").rstrip(" \t")
+        if name in values:
+            if name in _ONCE:
+                raise _bad_request(f"header field {name} is given more than once")
+            value = f"{values[name]}, {value}"
+        values[name] = value
+    return _framed(values)
+
+
+_ONCE = {"content-length", "transfer-encoding", "host", "authorization", "content-type"}
+
+
+def _framed(values: Fields) -> Fields:
+    length = values.get("content-length", "0")
+    if not re.fullmatch(r"\d{1,15}", length):
+        raise _bad_request(f"Content-Length '{length[:40]}' is not a length")
+    coding = values.get("transfer-encoding")
+    if coding is not None and "content-length" in values:
+        raise _bad_request("both Content-Length and Transfer-Encoding are given")
+    if coding is not None and coding.lower() != "chunked":
+        raise _bad_request(f"Transfer-Encoding '{coding[:40]}' is not supported", 501)
+    expect = values.get("expect", "")
+    if expect and expect.lower() != "100-continue":
+        raise _bad_request(f"Expect '{expect[:40]}' is not supported", 417)
+    values.length, values.chunked = int(length), coding is not None
+    values.connection, values.expects = values.get("connection", "").lower(), bool(expect)
+    return values
+
+
+# A client sends the same header block again and again, so parsing it once will do.
+_parse_fields_cached = functools.lru_cache(maxsize=512)(parse_fields)
+
+
+class Framer:
+    """Cuts the bytes of one connection into requests; both ways of serving use it.
+
+    `feed` takes what came in; `next` gives a complete request, or None while bytes are missing.
+    """
+
+    __slots__ = (
+        "_chunks",
+        "_continued",
+        "_fields",
+        "_line",
+        "buffer",
+        "keep_alive",
+        "max_body",
+        "scheme",
+        "version",
+    )  # fmt: skip
+
+    def __init__(self, max_body: int) -> None:
+        self.max_body, self.scheme = max_body, "http"
+        self.buffer: Union[bytes, bytearray] = b""
+        #: Whether the connection may go on after the last request that `next` gave.
+        self.keep_alive = True
+        self.version = b"1"
+        self._line: Tuple[str, str] = ("", "")
+        self._fields: Optional[Fields] = None
+        self._chunks = bytearray()
+        self._continued = False
+
+    def feed(self, data: bytes) -> None:
+        """Take in what was received."""
+        if not self.buffer:
+            self.buffer = data
+        elif isinstance(self.buffer, bytearray):
+            self.buffer += data
+        else:
+            self.buffer = bytearray(self.buffer) + data
+
+    @property
+    def idle(self) -> bool:
+        """Whether no request has been begun."""
+        return not self.buffer and self._fields is None
+
+    def wants_continue(self) -> bool:
+        """Whether the client waits for `100 Continue` before it sends the body; said once."""
+        fields = self._fields
+        if fields is None or not fields.expects or self._continued or self.buffer:
+            return False
+        self._continued = True
+        return True
+
+    def next(self) -> Optional[Request]:
+        """The next complete request. Raises ApiError, after which the connection must end."""
+        if self._fields is None and not self._take_head():
+            return None
+        fields = cast(Fields, self._fields)
+        body = self._take_chunked() if fields.chunked else self._take(fields.length)
+        if body is None:
+            return None
+        self._fields, self._continued = None, False
+        method, target = self._line
+        return Request(method, target, fields, body, self.scheme)
+
+    def _take_head(self) -> bool:
+        buffer = self.buffer
+        if buffer[:2] == b"\r\n":  # RFC 9112 2.2: an empty line before a request is skipped
+            buffer = self.buffer = buffer.lstrip(b"\r\n")
+        end = buffer.find(b"\r\n\r\n")
+        if end < 0:
+            if len(buffer) > MAX_HEAD:
+                raise _bad_request("the request's head is too long", 431)
+            if b"\n\n" in buffer or b"\n" in buffer[:1]:
+                raise _bad_request("lines must end with CR LF")
+            return False
+        line, _, block = bytes(buffer[:end]).partition(b"\r\n")
+        self._parse_line(line)
+        fields = _parse_fields_cached(block) if len(block) < 2048 else parse_fields(block)
+        if fields.length > self.max_body:
+            raise _bad_request(f"the body is larger than {self.max_body} bytes", 413)
+        keep = "keep-alive" if self.version == b"0" else "close"
+        self.keep_alive = (keep in fields.connection) == (self.version == b"0")
+        self._fields, self.buffer = fields, buffer[end + 4 :]
+        return True
+
+    def _parse_line(self, line: bytes) -> None:
+        match = _REQUEST_LINE.fullmatch(line)
+        if match is None:
+            if re.search(rb" HTTP/\d(\.\d)?$", line):
+                raise _bad_request("only HTTP/1.0 and HTTP/1.1 are spoken here", 505)
+            raise _bad_request(f"malformed request line {line[:80]!r}")
+        if len(match[2]) > MAX_LINE:
+            raise _bad_request("the request target is too long", 414)
+        try:
+            self._line = match[1].decode("ascii"), match[2].decode("utf-8")
+        except UnicodeDecodeError:
+            raise _bad_request("the request target is not UTF-8") from None
+        self.version = match[3]
+
+    def _take(self, count: int) -> Optional[bytes]:
+        if len(self.buffer) < count:
+            return None
+        data = bytes(self.buffer[:count])
+        self.buffer = self.buffer[count:]
+        return data
+
+    def _take_chunked(self) -> Optional[bytes]:
+        """The body once its last chunk and the trailers are there; chunks are kept meanwhile."""
+        while True:
+            buffer = self.buffer
+            end = buffer.find(b"\r\n")
+            if end < 0 and len(buffer) <= MAX_LINE:
+                return None
+            match = _CHUNK_SIZE.fullmatch(buffer[:end]) if end >= 0 else None
+            if match is None:
+                raise _bad_request("malformed chunk size")
+            size = int(match[1], 16)
+            if size == 0:
+                return self._take_trailers(end)
+            if len(self._chunks) + size > self.max_body:
+                raise _bad_request(f"the body is larger than {self.max_body} bytes", 413)
+            if len(buffer) < end + 4 + size:
+                return None
+            if buffer[end + 2 + size : end + 4 + size] != b"\r\n":
+                raise _bad_request("a chunk is longer than its size says")
+            self._chunks += buffer[end + 2 : end + 2 + size]
+            self.buffer = buffer[end + 4 + size :]
+
+    def _take_trailers(self, end: int) -> Optional[bytes]:
+        finish = self.buffer.find(b"\r\n\r\n", end)
+        if finish < 0:
+            if len(self.buffer) > MAX_LINE:
+                raise _bad_request("the trailers are too long", 431)
+            return None
+        self.buffer = self.buffer[finish + 4 :]
+        body, self._chunks = bytes(self._chunks), bytearray()
+        return body
+
+
+_PHRASES = {status.value: status.phrase for status in HTTPStatus}
+
+
+@functools.lru_cache(maxsize=256)
+def _head(status: int, headers: Headers) -> bytes:
+    lines = [f"HTTP/1.1 {status} {_PHRASES.get(status, 'Unknown')}"]
+    lines += [f"{name}: {value}" for name, value in headers]
+    return "\r\n".join([*lines, ""]).encode("latin-1", "replace")
+
+
+@functools.lru_cache(maxsize=8)
+def _date(second: int) -> bytes:
+    return formatdate(second, usegmt=True).encode()
+
+
+def response_bytes(response: Response, method: str, version: bytes, keep_alive: bool) -> bytes:
+    """A response as it goes over the wire, head and body in one piece.
+
+    One piece, because a head and a body in two packets meet Nagle's algorithm: 44 ms a call.
+    """
+    body = b"" if method == "HEAD" else response.body
+    length = b"" if response.status == 204 else b"Content-Length: %d\r\n" % len(response.body)
+    connection = b""
+    if not keep_alive:
+        connection = b"Connection: close\r\n"
+    elif version == b"0":
+        connection = b"Connection: keep-alive\r\n"
+    date = _date(int(time.time()))
+    head = _head(response.status, response.headers)
+    return b"%b%b%bDate: %b\r\n\r\n%b" % (head, length, connection, date, body)
+
+
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_TLS_HANDSHAKE = b"\x16"
+_OVERLOADED = ApiError(
+    503,
+    "too many requests are waiting; raise --max-threads or send fewer at once",
+    headers=[("Retry-After", "1")],
+    close=True,
+)
+
+
+class Connection:
+    """One client's socket and what was read from it."""
+
+    __slots__ = (
+        "draining",
+        "framer",
+        "fresh",
+        "kept",
+        "peer",
+        "ready",
+        "since",
+        "socket",
+        "unsent",
+    )
+
+    def __init__(self, sock: socket.socket, peer: str, max_body: int, now: float) -> None:
+        self.socket, self.peer = sock, peer
+        self.framer = Framer(max_body)
+        #: When the connection became idle, or its current request began; monotonic seconds.
+        self.since = now
+        #: No byte has been read yet, so it may still turn out to speak TLS.
+        self.fresh = True
+        #: Refused; what still comes in is thrown away.
+        self.draining = False
+        #: The thread is done with it and the loop may have it back.
+        self.kept = False
+        #: What a thread has to do first: send the rest of an answer, answer a request.
+        self.unsent = b""
+        self.ready: Optional[Request] = None
+
+    def close(self) -> None:
+        """Close the socket; never raises."""
+        with contextlib.suppress(OSError):
+            self.socket.close()
+
+
+class Server(ThreadingHTTPServer):
+    """The HTTP side: one loop for what is ready, a thread for what waits.
+
+    The loop (`serve_forever`) keeps every plain connection in a selector and answers in its own
+    thread whatever has arrived whole. TLS, heavy operations, large bodies and clients that read
+    slowly go the standard way, `process_request`, to a thread running a `WaitingHandler`; a
+    plain connection comes back to the loop afterwards, so an idle one costs no thread. Threads
+    that all have work would only fight over the interpreter lock: with 64 connections the loop
+    answers twice as many requests a second.
+    """
+
+    allow_reuse_address = os.name != "nt"  # on Windows it would let two servers share a port
+    daemon_threads = True
+    request_queue_size = 1024
+    #: How long `stop` lets requests in flight finish, in seconds.
+    grace = 0.4
+
+    def __init__(self, settings: Settings, fake: Fake) -> None:
+        self.settings, self.fake = settings, fake
+        self.address_family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+        self._open: Dict[int, Connection] = {}
+        self._waiting: Dict[threading.Thread, Connection] = {}
+        self._returned: Deque[Connection] = deque()
+        self._stopping = False
+        self._tls: Optional[ssl.SSLContext] = None
+        self._tls_lock = threading.Lock()
+        super().__init__((settings.host, settings.port), WaitingHandler)
+        self.socket.setblocking(False)
+        self._waker, self._alarm = socket.socketpair()
+        self._alarm.setblocking(False)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self.socket, selectors.EVENT_READ, self._accept)
+        self._selector.register(self._alarm, selectors.EVENT_READ, self._take_back)
+
+    def server_bind(self) -> None:
+        """Bind without the reverse look-up of HTTPServer, which can take 35 s (pip #13742)."""
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
+
+    # ---- the loop
+
+    def serve_forever(self, poll_interval: float = 1.0) -> None:
+        """Answer until `shutdown`; look for timeouts every `poll_interval` seconds."""
+        swept = time.monotonic()
+        while not self._stopping:
+            self._turn(poll_interval if self._open else None)
+            if time.monotonic() - swept >= poll_interval:
+                swept = time.monotonic()
+                self._sweep(swept)
+        self._turn(0)  # what has arrived by now is answered
+
+    def _turn(self, timeout: Optional[float]) -> None:
+        for key, _ in self._selector.select(timeout):
+            key.data()
+
+    def shutdown(self) -> None:
+        """Make `serve_forever` return; from any thread."""
+        self._stopping = True
+        self._wake()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(OSError):
+            self._waker.send(b"\0")
+
+    def _accept(self) -> None:
+        for _ in range(64):
+            try:
+                sock, address = self.socket.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:  # out of file descriptors
+                log.warning(
+                    "can't accept: %s; closing the connection that is silent longest", error
+                )
+                self._shed()
+                return
+            with contextlib.suppress(OSError):  # the client may have gone already
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._adopt(Connection(sock, address[0], self.settings.max_body, time.monotonic()))
+
+    def _shed(self) -> None:
+        if self._open:
+            self._close(min(self._open.values(), key=lambda connection: connection.since))
+        else:
+            time.sleep(0.01)
+
+    def _adopt(self, connection: Connection) -> None:
+        connection.socket.setblocking(False)
+        self._open[connection.socket.fileno()] = connection
+        read = functools.partial(self._read, connection)
+        self._selector.register(connection.socket, selectors.EVENT_READ, read)
+
+    def _release(self, connection: Connection) -> None:
+        self._selector.unregister(connection.socket)
+        del self._open[connection.socket.fileno()]
+
+    def _close(self, connection: Connection) -> None:
+        self._release(connection)
+        connection.close()
+
+    def _take_back(self) -> None:
+        """Wake up; take the connections back that threads are done with."""
+        with contextlib.suppress(OSError):
+            self._alarm.recv(4096)
+        while self._returned:
+            connection = self._returned.popleft()
+            connection.kept, connection.since = False, time.monotonic()
+            self._adopt(connection)
+            self._answer(connection)
+
+    def _sweep(self, now: float) -> None:
+        """Close what has been idle for too long, or takes too long to send a request."""
+        for connection in list(self._open.values()):
+            silent = now - connection.since
+            if connection.draining:
+                if silent > LINGER:
+                    self._close(connection)
+            elif connection.framer.idle:
+                if silent > self.settings.idle_timeout:
+                    self._close(connection)
+            elif silent > self.settings.read_timeout:
+                self._refuse(connection, ApiError(408, "the request did not arrive in time"))
+
+    def _read(self, connection: Connection) -> None:
+        try:
+            if connection.fresh:
+                connection.fresh = False
+                if connection.socket.recv(1, socket.MSG_PEEK) == _TLS_HANDSHAKE:
+                    connection.framer.scheme = "https"
+                    self._hand_over(connection)
+                    return
+            data = connection.socket.recv(65536)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._close(connection)
+        elif not connection.draining:
+            if connection.framer.idle:
+                connection.since = time.monotonic()
+            connection.framer.feed(data)
+            self._answer(connection)
+
+    def _answer(self, connection: Connection) -> None:
+        """Answer every request that has arrived whole."""
+        framer = connection.framer
+        while True:
+            try:
+                request = framer.next()
+            except ApiError as error:
+                self._refuse(connection, error)
+                return
+            if request is None:
+                if framer.wants_continue():
+                    self._send(connection, _CONTINUE)
+                return
+            if self._must_wait(request):
+                connection.ready = request
+                self._hand_over(connection)
+                return
+            if not self._send(connection, self.respond(connection, request)):
+                return
+            connection.since = time.monotonic()
+
+    def _must_wait(self, request: Request) -> bool:
+        if len(request.body) > LOOP_BODY or "content-encoding" in request.headers:
+            return True
+        return self.fake.is_heavy(request)
+
+    def respond(self, connection: Connection, request: Request) -> bytes:
+        """Answer one request and write it to the access log; gives the bytes to send."""
+        began = time.perf_counter()
+        framer = connection.framer
+        response = self.fake.handle(request)
+        if response.close:
+            framer.keep_alive = False
+        if log.isEnabledFor(logging.INFO):
+            line = "%s %s %s %d %.1fms"
+            spent = (time.perf_counter() - began) * 1000
+            log.info(line, connection.peer, request.method, request.target, response.status, spent)
+        return response_bytes(response, request.method, framer.version, framer.keep_alive)
+
+    def _send(self, connection: Connection, data: bytes) -> bool:
+        """Send without waiting; False if the connection is not the loop's any more."""
+        try:
+            sent = connection.socket.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self._close(connection)
+            return False
+        if sent < len(data):
+            connection.unsent = data[sent:]
+            self._hand_over(connection)
+            return False
+        if not connection.framer.keep_alive:
+            self._finish(connection)
+            return False
+        return True
+
+    def _finish(self, connection: Connection) -> None:
+        """Say that no more will come, and let the client close."""
+        connection.draining, connection.since = True, time.monotonic()
+        try:
+            connection.socket.shutdown(socket.SHUT_WR)
+        except OSError:
+            self._close(connection)
+
+    def _refuse(self, connection: Connection, error: ApiError) -> None:
+        """Answer what can't be read any further, and end the connection."""
+        log.warning("%d for %s: %s", error.status, connection.peer, error.message)
+        connection.framer.keep_alive = False
+        self._send(connection, refusal(connection, error))
+
+    # ---- threads for what waits
+
+    def _hand_over(self, connection: Connection) -> None:
+        self._release(connection)
+        try:
+            if len(self._waiting) >= self.settings.max_threads:
+                raise RuntimeError("max_threads is reached")
+            connection.socket.setblocking(True)
+            self.process_request(connection, connection.peer)
+        except (RuntimeError, OSError) as error:
+            log.warning("503 for %s: %s", connection.peer, error)
+            self._turn_away(connection)
+
+    def _turn_away(self, connection: Connection) -> None:
+        connection.framer.keep_alive = False
+        self._adopt(connection)
+        if connection.framer.scheme == "https" or connection.unsent:
+            self._close(connection)
+        else:
+            self._send(connection, refusal(connection, _OVERLOADED))
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Start a thread for a connection that has to wait. Raises RuntimeError if none is left."""
+        arguments = (request, client_address)
+        thread = threading.Thread(target=self.process_request_thread, args=arguments, daemon=True)
+        thread.name = "customerio-fake-waiting"
+        self._waiting[thread] = request
+        try:
+            thread.start()
+        except RuntimeError:
+            del self._waiting[thread]
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Serve one connection in this thread, then forget the thread."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            del self._waiting[threading.current_thread()]
+
+    def shutdown_request(self, request: Any) -> None:
+        """Give a connection back to the loop, or close it."""
+        if request.kept and not self._stopping:
+            self._returned.append(request)
+            self._wake()
+        else:
+            request.close()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Note in one line what a thread could not cope with; never a traceback."""
+        log.error("lost the connection of %s: %r", client_address, sys.exc_info()[1])
+
+    def tls_context(self) -> ssl.SSLContext:
+        """The TLS side of the port, made when the first client asks for it."""
+        with self._tls_lock:
+            if self._tls is None:
+                self._tls = make_tls_context(self.settings)
+            return self._tls
+
+    # ---- the end
+
+    def server_close(self) -> None:
+        """Close everything; requests in flight get `grace` seconds to finish."""
+        deadline = time.monotonic() + self.grace
+        super().server_close()
+        for connection in list(self._open.values()):
+            self._close(connection)
+        self._end_threads(deadline)
+        for connection in self._returned:
+            connection.close()
+        self._selector.close()
+        self._waker.close()
+        self._alarm.close()
+
+    def _end_threads(self, deadline: float) -> None:
+        for connection in list(self._waiting.values()):
+            if connection.ready is None and connection.framer.idle:
+                hang_up(connection.socket)
+        for thread in list(self._waiting):
+            thread.join(max(0.0, deadline - time.monotonic()))
+        for thread, connection in list(self._waiting.items()):
+            hang_up(connection.socket)
+            thread.join(self.grace)
+
+
+def hang_up(sock: socket.socket) -> None:
+    """Wake whoever waits for this socket."""
+    with contextlib.suppress(OSError):
+        # The base class's, because SSLSocket's own is not meant for other threads.
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+
+def refusal(connection: Connection, error: ApiError) -> bytes:
+    """The last answer on a connection."""
+    response = failure(SHARED, error)
+    return response_bytes(response, "GET", connection.framer.version, False)
+
+
+class WaitingHandler(BaseHTTPRequestHandler):
+    """Serves, in a thread, a connection that has to wait: TLS, heavy work, slow readers.
+
+    A plain connection is served until its next request can be left to the loop again; a TLS
+    connection until its end.
+    """
+
+    request: Connection
+    server: Server
+
+    def setup(self) -> None:
+        """Take over the socket; for TLS, shake hands."""
+        settings = self.server.settings
+        connection = self.request
+        connection.socket.settimeout(settings.read_timeout)
+        if connection.framer.scheme == "https":
+            context = self.server.tls_context()
+            connection.socket = context.wrap_socket(connection.socket, server_side=True)
+            connection.socket.settimeout(settings.idle_timeout)
+        self.connection = connection.socket
+
+    def handle(self) -> None:
+        """Serve requests until the connection ends or can go back to the loop."""
+        connection = self.request
+        try:
+            if connection.unsent:
+                unsent, connection.unsent = connection.unsent, b""
+                self.connection.sendall(unsent)
+            self.close_connection = not connection.framer.keep_alive
+            while not self.close_connection and not connection.kept:
+                self.handle_one_request()
+        except OSError as error:  # a client that resets, stops reading, or fails the handshake
+            log.info("%s went away: %s", connection.peer, error)
+
+    def handle_one_request(self) -> None:
+        """Answer one request; decide what becomes of the connection."""
+        connection = self.request
+        try:
+            request = self._next_request()
+        except ApiError as error:
+            self.connection.sendall(refusal(connection, error))
+            self._linger()
+            self.close_connection = True
+            return
+        if request is None:
+            self.close_connection = True
+            return
+        self.connection.sendall(self.server.respond(connection, request))
+        connection.ready = None
+        self.close_connection = not connection.framer.keep_alive
+        connection.kept = not self.close_connection and connection.framer.scheme == "http"
+
+    def _next_request(self) -> Optional[Request]:
+        connection = self.request
+        if connection.ready is not None:
+            return connection.ready
+        while True:
+            request = connection.ready = connection.framer.next()
+            if request is not None:
+                return request
+            if connection.framer.wants_continue():
+                self.connection.sendall(_CONTINUE)
+            data = self._receive()
+            if not data:
+                return None
+            connection.framer.feed(data)
+
+    def _receive(self) -> bytes:
+        idle = self.request.framer.idle
+        settings = self.server.settings
+        self.connection.settimeout(settings.idle_timeout if idle else settings.read_timeout)
+        try:
+            return bytes(self.connection.recv(65536))
+        except socket.timeout:
+            if idle:
+                return b""
+            raise ApiError(408, "the request did not arrive in time") from None
+
+    def _linger(self) -> None:
+        """Throw away what still comes in, so that the client sees the answer, not a reset."""
+        self.connection.settimeout(LINGER)
+        self.connection.shutdown(socket.SHUT_WR)
+        for _ in range(1024):
+            if not self.connection.recv(65536):
+                return
+
+    def finish(self) -> None:
+        """There are no files to flush."""
+
+
+# ---- TLS
+
+# A certificate for local names and its key, so that https works without any set-up. It is safe
+# to publish: the authority that signed it is good for these names alone, and its own key was
+# destroyed, so whoever trusts it trusts nothing but local servers.
+_BUILT_IN = {
+    "ca": (
+        "MIICKDCCAc2gAwIBAgIBATAKBggqhkjOPQQDAjA1MTMwMQYDVQQDDCpjdXN0b21lcmlvX2Zha2UgQ0Eg"
+        "KGl0cyBrZXkgd2FzIGRlc3Ryb3llZCkwHhcNMjAwMTAxMDAwMDAwWhcNNDkxMjMxMDAwMDAwWjA1MTMw"
+        "MQYDVQQDDCpjdXN0b21lcmlvX2Zha2UgQ0EgKGl0cyBrZXkgd2FzIGRlc3Ryb3llZCkwWTATBgcqhkjO"
+        "PQIBBggqhkjOPQMBBwNCAARYkZvdkS4HZnSQERoq3iZQUE8IAG39ZgGp6ManIJDg2xPbeOm+q7FXcMKQ"
+        "a8FEE+X069SOUAOA5n+Rcgo+G1Cro4HNMIHKMBIGA1UdEwEB/wQIMAYBAf8CAQAwDgYDVR0PAQH/BAQD"
+        "AgEGMB0GA1UdDgQWBBS3lcPLELs6ISqjtUn34mfFrFYbQDCBhAYDVR0eAQH/BHoweKB2MAuCCWxvY2Fs"
+        "aG9zdDAMggpjdXN0b21lcmlvMBGCD2N1c3RvbWVyaW8tZmFrZTAWghRob3N0LmRvY2tlci5pbnRlcm5h"
+        "bDAKhwh/AAAA/wAAADAihyAAAAAAAAAAAAAAAAAAAAAB/////////////////////zAKBggqhkjOPQQD"
+        "AgNJADBGAiEA7I/00m20qOueoGD/0aImut6wiE5wa/w6fj7TqFjPlAMCIQCIDA0Ukj8P71eSp9VDSSn4"
+        "UCiuuBnzlWKcVNqBeMGiqQ=="
+    ),
+    "certificate": (
+        "MIICEDCCAbagAwIBAgIBAjAKBggqhkjOPQQDAjA1MTMwMQYDVQQDDCpjdXN0b21lcmlvX2Zha2UgQ0Eg"
+        "KGl0cyBrZXkgd2FzIGRlc3Ryb3llZCkwHhcNMjAwMTAxMDAwMDAwWhcNNDkxMjMxMDAwMDAwWjAUMRIw"
+        "EAYDVQQDDAlsb2NhbGhvc3QwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAAR+ycpiXduKwhjlT+CJ9DWo"
+        "0XFSAMqmcQN7r1FH6mrXjLKXfH5d/TJJ8DZmV69Sg/mXIAx+puvTUle2LfG7sMtIo4HXMIHUMAwGA1Ud"
+        "EwEB/wQCMAAwDgYDVR0PAQH/BAQDAgeAMBMGA1UdJQQMMAoGCCsGAQUFBwMBMB0GA1UdDgQWBBQr6Wyl"
+        "o8KSnGWOjwOy4ov1qHdz8jAfBgNVHSMEGDAWgBS3lcPLELs6ISqjtUn34mfFrFYbQDBfBgNVHREEWDBW"
+        "gglsb2NhbGhvc3SCCmN1c3RvbWVyaW+CD2N1c3RvbWVyaW8tZmFrZYIUaG9zdC5kb2NrZXIuaW50ZXJu"
+        "YWyHBH8AAAGHEAAAAAAAAAAAAAAAAAAAAAEwCgYIKoZIzj0EAwIDSAAwRQIgV4hL4TbyU6Rwsts5JPoG"
+        "sG+MsfrAS+3U19bRmqIzPlcCIQDPHox2MSotpQzE4kFeDrBUVFkhVwQnPp65E0sbyWOefA=="
+    ),
+    "key": (
+        "MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQguvaFIliJE9JBiw9X7vhHP02jmhhIvwsG"
+        "4Jupd8GsRn+hRANCAAR+ycpiXduKwhjlT+CJ9DWo0XFSAMqmcQN7r1FH6mrXjLKXfH5d/TJJ8DZmV69S"
+        "g/mXIAx+puvTUle2LfG7sMtI"
+    ),
+}
+
+
+def _pem(label: str, name: str) -> str:
+    text = _BUILT_IN[name]
+    lines = [text[i : i + 64] for i in range(0, len(text), 64)]
+    return "\n".join([f"-----BEGIN {label}-----", *lines, f"-----END {label}-----", ""])
+
+
+#: What a client has to trust for https without a certificate of your own.
+BUILT_IN_CA = _pem("CERTIFICATE", "ca")
+
+
+def make_tls_context(settings: Settings) -> ssl.SSLContext:
+    """A server context with the configured certificate, or the built-in one."""
+    import ssl
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.set_alpn_protocols(["http/1.1"])
+    if settings.cert:
+        context.load_cert_chain(settings.cert, settings.key)
+    else:
+        _load_built_in(context)
+    return context
+
+
+def _load_built_in(context: ssl.SSLContext) -> None:
+    """`load_cert_chain` takes files only; memory files where there are any, for read-only roots."""
+    import tempfile
+
+    pem = (_pem("CERTIFICATE", "certificate") + _pem("PRIVATE KEY", "key")).encode()
+    if hasattr(os, "memfd_create"):
+        with open(os.memfd_create("customerio_fake"), "wb") as memory:
+            memory.write(pem)
+            memory.flush()
+            context.load_cert_chain(f"/proc/self/fd/{memory.fileno()}")
+            return
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "built-in.pem")
+        with open(path, "wb") as file:
+            file.write(pem)
+        context.load_cert_chain(path)
+
+
+# ======================================================================================
+# ==== §14 Public face
+# ======================================================================================
+
+
+class CustomerioServer:
+    """A fake Customer.io on a port of its own.
+
+    `port` 0 takes a free one; `settings` are the fields of Settings. Use it as a context
+    manager, or call `start` and `stop`; it can be started again, and keeps what it recorded
+    until `reset`. Raises ValueError for a setting that can't be.
+
+        with CustomerioServer(port=0) as cio:
+            client = TrackClient(site_id, api_key, url=cio.track_url)
+    """
+
+    def __init__(self, port: int = 4668, host: str = "127.0.0.1", **settings: Any) -> None:
+        names = {setting.name for setting in fields(Settings)}
+        unknown = sorted(set(settings) - names)
+        if unknown:
+            known = ", ".join(sorted(names))
+            raise ValueError(f"there is no setting '{unknown[0]}'; there are {known}")
+        self.settings = Settings(port=port, host=host, **settings)
+        self.fake = Fake(self.settings)
+        self._server: Optional[Server] = None
+        self._thread: Optional[threading.Thread] = None
+
+    def start(self) -> CustomerioServer:
+        """Listen and answer in the background; returns once the socket listens.
+
+        Raises OSError if the port is taken, RuntimeError if this server runs already.
+        """
+        if self._server is not None:
+            raise RuntimeError("this server runs already; stop it first")
+        server = self._server = Server(self.settings, self.fake)
+        thread = threading.Thread(target=server.serve_forever, name="customerio-fake", daemon=True)
+        self._thread = thread
+        thread.start()
+        return self
+
+    def stop(self) -> None:
+        """Let requests in flight finish and free port, sockets and threads."""
+        server, thread = self._server, self._thread
+        if server is None or thread is None:
+            return
+        server.shutdown()
+        thread.join()
+        server.server_close()
+        self._server = self._thread = None
+
+    def __enter__(self) -> CustomerioServer:
+        return self.start()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
+
+    # ---- where it is
+
+    @property
+    def port(self) -> int:
+        """The port; after `start` the real one, also where 0 was asked for."""
+        return self.settings.port if self._server is None else int(self._server.server_port)
+
+    @property
+    def url(self) -> str:
+        """The base URL of everything, for clients on this machine."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(
+            self.settings.host, self.settings.host
+        )
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    @property
+    def track_url(self) -> str:
+        """What the Node TrackClient takes as `url`."""
+        return f"{self.url}/api/v1"
+
+    @property
+    def app_url(self) -> str:
+        """What the Node APIClient takes as `url`."""
+        return f"{self.url}/v1"
+
+    @property
+    def pipelines_url(self) -> str:
+        """What the Node PipelinesClient takes as `url`."""
+        return f"{self.url}/v1"
+
+    # ---- what was captured, as plain data, oldest first
+
+    @property
+    def people(self) -> List[Json]:
+        """Everybody who is known."""
+        return collect(self.fake.workspace, "customers")
+
+    @property
+    def events(self) -> List[Json]:
+        """All events of Track: of people, anonymous ones, and push reports."""
+        return collect(self.fake.workspace, "events")
+
+    @property
+    def deliveries(self) -> List[Json]:
+        """All transactional sends."""
+        return collect(self.fake.workspace, "deliveries")
+
+    @property
+    def devices(self) -> List[Json]:
+        """All push devices."""
+        return collect(self.fake.workspace, "devices")
+
+    @property
+    def objects(self) -> List[Json]:
+        """All objects with their relationships."""
+        return collect(self.fake.workspace, "objects")
+
+    @property
+    def suppressed(self) -> List[str]:
+        """Who is suppressed: ids, or emails of people without id."""
+        return cast(List[str], collect(self.fake.workspace, "suppressed"))
+
+    @property
+    def broadcasts(self) -> List[Json]:
+        """All broadcast triggers."""
+        return collect(self.fake.workspace, "broadcasts")
+
+    @property
+    def merges(self) -> List[Json]:
+        """All merge calls."""
+        return collect(self.fake.workspace, "merges")
+
+    @property
+    def batches(self) -> List[Json]:
+        """All batches, of Track v2 and of Pipelines."""
+        return collect(self.fake.workspace, "batches")
+
+    @property
+    def pipeline_events(self) -> List[Json]:
+        """All Pipelines calls, word for word."""
+        return collect(self.fake.workspace, "pipeline-events")
+
+    @property
+    def dropped(self) -> List[Json]:
+        """The calls that were answered with 200 and had no, or not their full, effect."""
+        return collect(self.fake.workspace, "dropped")
+
+    def person(self, identifier: str) -> Optional[Json]:
+        """One person by id or email; None if nobody has it."""
+        workspace = self.fake.workspace
+        with workspace.lock:
+            find = workspace.people.find
+            person = find(("id", identifier)) or find(("email", identifier))
+            return None if person is None else person.record()
+
+    def reset(self) -> None:
+        """Forget everything that was recorded."""
+        self.fake.reset()
+
+
+# ---- command line
+
+
+def environment_name(setting: Any) -> str:
+    """The environment variable of a setting (a field of Settings)."""
+    return str(setting.metadata["env"] or f"CUSTOMERIO_FAKE_{setting.name.upper()}")
+
+
+def _parser() -> Any:
+    import argparse
+
+    parser = argparse.ArgumentParser(
+        prog="customerio_fake.py",
+        description="A local Customer.io for tests: Track, App and Pipelines API on one port.",
+        epilog="'customerio_fake.py healthcheck' exits with 0 if a server with these settings "
+        "answers, else with 1.",
+    )
+    parser.add_argument("what", nargs="?", metavar="PORT", help="port, or 'healthcheck'")
+    parser.add_argument("--version", action="version", version=f"customerio_fake {__version__}")
+    noise = parser.add_mutually_exclusive_group()
+    noise.add_argument("--quiet", action="store_true", help="say nothing but errors")
+    noise.add_argument("--verbose", action="store_true", help="one line for each request")
+    for setting in fields(Settings):
+        name, default = setting.name, setting.default
+        note = f"{setting.metadata['help']} [${environment_name(setting)}, default {default!r}]"
+        if name != "port":
+            kind: Json = {"action": "store_const", "const": "true"} if default is False else {}
+            parser.add_argument(f"--{name.replace('_', '-')}", help=note, **kind)
+    return parser
+
+
+def _converted(setting: Any, text: str, source: str) -> Json:
+    kind = type(setting.default)
+    try:
+        if kind is bool:
+            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[
+                text.lower()
+            ]
+        return kind(text)
+    except (KeyError, ValueError):
+        wanted = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
+        raise ValueError(f"{source} must be {wanted}, not {text!r}") from None
+
+
+def _settings(arguments: Any, environment: Mapping[str, str]) -> Settings:
+    """Settings from flags, else the environment, else the defaults. Raises ValueError."""
+    given = {"port": arguments.what if arguments.what != "healthcheck" else None}
+    values = {}
+    for setting in fields(Settings):
+        flag = given.get(setting.name) or getattr(arguments, setting.name, None)
+        variable = environment_name(setting)
+        if flag is not None:
+            source = "PORT" if setting.name == "port" else f"--{setting.name.replace('_', '-')}"
+            values[setting.name] = _converted(setting, flag, source)
+        elif environment.get(variable):
+            values[setting.name] = _converted(setting, environment[variable], f"${variable}")
+    return Settings(**values)
+
+
+def healthcheck(settings: Settings) -> int:
+    """0 if a server with these settings answers `GET /health`, else 1."""
+    import http.client
+
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
+    connection = http.client.HTTPConnection(host, settings.port, timeout=2)
+    try:
+        connection.request("GET", "/health")
+        return 0 if connection.getresponse().status == 200 else 1
+    except (OSError, http.client.HTTPException) as error:
+        print(f"no healthy server at {host}:{settings.port}: {error}", file=sys.stderr)
+        return 1
+    finally:
+        connection.close()
+
+
+_READY = """customerio_fake {version} listens on {url}
+  Track      {track}
+  App        {app}
+  Pipelines  {pipelines}
+  https works on the same port; trust {url}/__parlel/ca.pem
+See what arrives: curl {url}/__parlel/events   Stop: Ctrl-C"""
+
+
+def _serve(server: CustomerioServer) -> int:
+    """Run until SIGTERM or Ctrl-C."""
+    import signal
+
+    stopped = threading.Event()
+    for name in ("SIGTERM", "SIGINT"):
+        signal.signal(getattr(signal, name), lambda *_: stopped.set())
+    try:
+        server.start()
+    except OSError as error:
+        place = f"{server.settings.host}:{server.settings.port}"
+        print(f"customerio_fake: can't listen on {place}: {error.strerror}", file=sys.stderr)
+        return 2
+    urls = {"track": server.track_url, "app": server.app_url, "pipelines": server.pipelines_url}
+    print(_READY.format(version=__version__, url=server.url, **urls), flush=True)
+    # On Windows a wait without end would keep Ctrl-C waiting, too.
+    while not stopped.wait(0.2 if os.name == "nt" else None):
+        pass
+    server.stop()
+    return 0
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """The command line; returns the exit code: 0, 1 for unhealthy, 2 for bad usage."""
+    arguments = _parser().parse_args(argv)
+    try:
+        settings = _settings(arguments, os.environ)
+    except ValueError as error:
+        print(f"customerio_fake: {error}", file=sys.stderr)
+        return 2
+    if arguments.what == "healthcheck":
+        return healthcheck(settings)
+    level = logging.ERROR if arguments.quiet else logging.WARNING
+    logging.basicConfig(format="%(message)s", level=logging.INFO if arguments.verbose else level)
+    values = {setting.name: getattr(settings, setting.name) for setting in fields(Settings)}
+    return _serve(CustomerioServer(**values))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
