@@ -156,6 +156,11 @@ def required(name: str, expected: str = "a value") -> ApiError:
     return invalid(f"{name} is required: send {expected}", name, "required")
 
 
+def joined(*sentences: str) -> str:
+    """Those of the sentences that aren't empty as one."""
+    return "; ".join([sentence for sentence in sentences if sentence])
+
+
 def meta_error(error: ApiError) -> Json:
     """401 everywhere, merges and sends: one sentence (observed)."""
     return {"meta": {"error": error.message}}
@@ -862,18 +867,21 @@ def changed(
             attributes.pop(name, None)
             timestamps.pop(name, None)
         elif name not in attributes or not _same(attributes[name], value):
+            name = sys.intern(name)  # one copy of each name, however many people have it
             attributes[name], timestamps[name] = value, when
     return Change(attributes, timestamps)
 
 
 def _same(left: Json, right: Json) -> bool:
-    # In Python True == 1 == 1.0, but their texts differ.
-    return left == right and (type(left) is type(right)) and as_text(left) == as_text(right)
+    # In Python True == 1 == 1.0, but their texts differ, also deep inside.
+    if left != right or type(left) is not type(right):
+        return False
+    return not isinstance(left, (dict, list)) or as_text(left) == as_text(right)
 
 
 def undotted(attributes: Attributes, current: Attributes) -> Attributes:
     """Fold `cio_subscription_preferences.topics.topic_1: true` into the whole (reference)."""
-    if not any(name.startswith(_PREFERENCES + ".") for name in attributes):
+    if _PREFERENCES + "." not in " ".join(attributes):
         return attributes
     plain = {}
     whole: Json = attributes.get(_PREFERENCES) or current.get(_PREFERENCES) or {}
@@ -894,7 +902,7 @@ def oversized(attributes: Attributes) -> List[Problem]:
         text = f"too many attributes: {len(attributes)}, but {MAX_ATTRIBUTES} at most"
         problems.append(Problem(text, "attributes"))
     for name, value in attributes.items():
-        if _longer(name, MAX_ATTRIBUTE_NAME):
+        if len(name) > MAX_ATTRIBUTE_NAME // 4 and _longer(name, MAX_ATTRIBUTE_NAME):
             text = f"attribute name '{name}' cannot be longer than {MAX_ATTRIBUTE_NAME} bytes"
             problems.append(Problem(text, "attributes"))
         if _too_long_value(name, value):
@@ -905,9 +913,12 @@ def oversized(attributes: Attributes) -> List[Problem]:
 
 
 def _too_long_value(name: str, value: Json) -> bool:
-    if name.startswith("cio_") or not isinstance(value, (str, dict, list)):
+    kind = type(value)
+    if kind is str:
+        return len(value) > MAX_ATTRIBUTE_VALUE // 4 and _longer(value, MAX_ATTRIBUTE_VALUE)
+    if kind is not dict and kind is not list:
         return False
-    return _longer(as_text(value), MAX_ATTRIBUTE_VALUE)
+    return not name.startswith("cio_") and _longer(as_text(value), MAX_ATTRIBUTE_VALUE)
 
 
 def _longer(text: str, limit: int) -> bool:
@@ -918,6 +929,9 @@ def _longer(text: str, limit: int) -> bool:
 def _folded(who: Identifier) -> Identifier:
     """An identifier as it is compared: email without case (reference)."""
     return (who[0], who[1].lower()) if who[0] == "email" else who
+
+
+_IDENTIFIERS = {"email_or_id": ("id", "email"), "id": ("id",), "email": ("email",)}
 
 
 class People:
@@ -932,6 +946,8 @@ class People:
         # A tuple, because in an id-only workspace an email is no identifier and can repeat.
         self._emails: Dict[str, Tuple[Person, ...]] = {}
         self._email_identifies = settings.identifiers != "id"
+        #: The kinds of identifier that this workspace knows people by, besides cio_id.
+        self.kinds = (*_IDENTIFIERS[settings.identifiers], *(["phone"] if settings.phone else []))
 
     def find(self, who: Identifier) -> Optional[Person]:
         """The one person with this identifier."""
@@ -1045,6 +1061,9 @@ class Workspace:
         self._anonymous_relationships: Dict[str, Dict[ObjectKey, Attributes]] = {}
         self._claims: Dict[str, Tuple[Person, float]] = {}
         self._counters: Dict[str, int] = {}
+        # An email that identifies is stored by `People.name`, under its own rules.
+        email = {"email"} if settings.identifiers != "id" else set()
+        self._not_attributes = _CONTROL_KEYS | email
         #: Signs download links.
         self.secret = os.urandom(16)
 
@@ -1110,31 +1129,34 @@ class Workspace:
         """
         now = self.seconds()
         named = self._named(who, attributes)
-        if any(_folded(other) in self._blocked for other in named):
+        if self._blocked and any(_folded(other) in self._blocked for other in named):
             return SUPPRESSED
         person = self.people.find(who)
         if person is None:
             if who[0] == "cio_id":
                 return UNKNOWN_CIO_ID
-            person = next(filter(None, map(self.people.find, named)), None)
+            person = self._anybody(named)
             if person is None and not create:
                 return NOT_CREATED
             if person is None:
                 person = self.people.create(now)
             self.people.name(person, who, now)
-        failures = [self._rename(person, other, who[0], now) for other in named]
+        reason = joined(*[self._rename(person, other, who[0], now) for other in named])
         if person.serial not in self.people.by_serial:  # an auto-merge kept the other one
-            person = next(filter(None, map(self.people.find, named)))
-        self._update(person, attributes, now if when is None else when)
-        return "; ".join(filter(None, failures))
+            person = cast(Person, self._anybody(named))
+        self._update(person, attributes, now, now if when is None else when)
+        return reason
+
+    def _anybody(self, named: Iterable[Identifier]) -> Optional[Person]:
+        return next(filter(None, map(self.people.find, named)), None)
 
     def _named(self, who: Identifier, attributes: Attributes) -> List[Identifier]:
         """The identifiers in a body, as far as this workspace identifies people by them."""
-        kinds = {"email_or_id": ("id", "email"), "id": ("id",), "email": ("email",)}
-        wanted = (*kinds[self.settings.identifiers], *(("phone",) if self.settings.phone else ()))
-        values = [(kind, attributes.get(kind)) for kind in wanted]
+        values = [(kind, attributes[kind]) for kind in self.people.kinds if kind in attributes]
         return [
-            (kind, as_text(v)) for kind, v in values if v not in (None, "") and (kind, v) != who
+            (kind, as_text(value))
+            for kind, value in values
+            if value is not None and value != "" and (kind, value) != who
         ]
 
     def _rename(self, person: Person, other: Identifier, by: str, now: int) -> str:
@@ -1160,22 +1182,15 @@ class Workspace:
         kinds = {(bool(p.id), bool(p.email)) for p in (person, holder)}
         return kinds == {(True, False), (False, True)}
 
-    def _update(self, person: Person, attributes: Attributes, when: int) -> None:
-        update = {
-            sys.intern(name): value
-            for name, value in attributes.items()
-            if name not in _CONTROL_KEYS
-        }
-        if self.settings.identifiers == "id":
-            if "email" in update:
-                self.people.set_email(person, as_text(update["email"] or ""))
-        else:
-            update.pop("email", None)
+    def _update(self, person: Person, attributes: Attributes, now: int, when: int) -> None:
+        update = {k: v for k, v in attributes.items() if k not in self._not_attributes}
+        if self.settings.identifiers == "id" and "email" in update:
+            self.people.set_email(person, as_text(update["email"] or ""))
         update = undotted(update, person.attributes)
         person.attributes, person.timestamps = changed(
             person.attributes, person.timestamps, update, when
         )
-        person.updated_at = self.seconds()
+        person.updated_at = now
         if update.get("anonymous_id"):
             self._claim(person, as_text(update["anonymous_id"]))
 
@@ -1579,6 +1594,8 @@ def one_identifier(
 
 def identifier_text(value: Json, name: str) -> str:
     """An identifier's value as text; numbers are welcome. Raises ApiError 400."""
+    if type(value) is str and 0 < len(value) <= MAX_IDENTIFIER // 4:
+        return value
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise invalid(f"{name} must be a string, not {kind_of(value)}", name)
     text = as_text(value)
@@ -1758,10 +1775,13 @@ class NotANumber(ApiError):
 
 def decode_json(raw: bytes) -> Json:
     """Parse a JSON text in UTF-8; empty gives None. Raises ApiError 400 with the place."""
-    if not raw.strip():
-        return None
     try:
-        value = _DECODER.decode(raw.decode("utf-8"))
+        text = raw.decode().strip(" \t\r\n")
+        if not text:
+            return None
+        value, end = _DECODER.raw_decode(text)
+        if end != len(text):
+            raise json.JSONDecodeError("Extra data", text, end)
     except UnicodeDecodeError as error:
         raise _not_json(f"byte {error.start} is not UTF-8") from None
     except json.JSONDecodeError as error:
@@ -1958,6 +1978,7 @@ def bearer_token(header: str) -> str:
 
 
 def _verify(wanted: str, given: str, what: str) -> None:
+    """Compare in constant time, so that a key can't be guessed by the clock."""
     if wanted and not hmac.compare_digest(wanted.encode(), given.encode("utf-8", "replace")):
         raise ValueError(f"unknown key: this is not the configured {what}")
 
@@ -2330,11 +2351,6 @@ def checked_attributes(value: Json, name: str) -> Attributes:
     return value
 
 
-def joined(*reasons: str) -> str:
-    """The reasons of several verbs as one."""
-    return "; ".join(filter(None, reasons))
-
-
 @route("PUT", "/api/v1/customers/{identifier}", TRACK)
 def identify(call: Call, identifier: str) -> str:
     """Add or update a person."""
@@ -2347,7 +2363,7 @@ def identify(call: Call, identifier: str) -> str:
     when = whole_number(body.get("_timestamp"), "_timestamp")
     create = body.get("_update") is not True
     reason = workspace.ingest(workspace.identify, who, body, when, create)
-    return joined(reason, *(_relate(workspace, verb, who, *ref) for ref in refs))
+    return joined(reason, *[_relate(workspace, verb, who, *ref) for ref in refs])
 
 
 def _v1_relationships(value: Json) -> Tuple[str, List[Tuple[ObjectKey, Attributes]]]:
@@ -2543,10 +2559,8 @@ def track_push(call: Call) -> str:
 
 def named_in_body(call: Call, item: Json) -> Identifier:
     """The person a v2 item is about. Raises ApiError 400."""
-    settings = call.fake.settings
-    kinds = {"email_or_id": ("id", "email"), "id": ("id",), "email": ("email",)}
-    wanted = (*kinds[settings.identifiers], *(("phone",) if settings.phone else ()), "cio_id")
-    who = one_identifier(item.get("identifiers"), wanted, "identifiers")
+    kinds = (*call.workspace.people.kinds, "cio_id")
+    who = one_identifier(item.get("identifiers"), kinds, "identifiers")
     return checked_cio_id(who[1]) if who[0] == "cio_id" else who
 
 
@@ -3249,7 +3263,7 @@ LOOP_BODY = 128 * 1024
 LINGER = 2.0
 
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-_REQUEST_LINE = re.compile(rf"({_TOKEN}) ([^\x00-\x20\x7f]+) HTTP/1\.([01])".encode())
+_REQUEST_LINE = re.compile(rf"({_TOKEN}) ([^\x00-\x20\x7f]+) HTTP/1\.([01])\r\n".encode())
 _FIELD = re.compile(rf"({_TOKEN}):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)".encode())
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?")
 
@@ -3386,8 +3400,8 @@ class Framer:
             if b"\n\n" in buffer or b"\n" in buffer[:1]:
                 raise _bad_request("lines must end with CR LF")
             return False
-        line, _, block = bytes(buffer[:end]).partition(b"\r\n")
-        self._parse_line(line)
+        line_end = self._take_line(buffer, end)
+        block = bytes(buffer[line_end + 2 : end])
         fields = _parse_fields_cached(block) if len(block) < 2048 else parse_fields(block)
         if fields.length > self.max_body:
             raise _bad_request(f"the body is larger than {self.max_body} bytes", 413)
@@ -3396,19 +3410,22 @@ class Framer:
         self._fields, self.buffer = fields, buffer[end + 4 :]
         return True
 
-    def _parse_line(self, line: bytes) -> None:
-        match = _REQUEST_LINE.fullmatch(line)
+    def _take_line(self, buffer: Union[bytes, bytearray], end: int) -> int:
+        """Read the request line at the start of a head; returns where it ends."""
+        match = _REQUEST_LINE.match(buffer)
         if match is None:
+            line = bytes(buffer[:end]).partition(b"\r\n")[0]
             if re.search(rb" HTTP/\d(\.\d)?$", line):
                 raise _bad_request("only HTTP/1.0 and HTTP/1.1 are spoken here", 505)
             raise _bad_request(f"malformed request line {line[:80]!r}")
-        if len(match[2]) > MAX_LINE:
+        method, target, self.version = match.groups()
+        if len(target) > MAX_LINE:
             raise _bad_request("the request target is too long", 414)
         try:
-            self._line = match[1].decode("ascii"), match[2].decode("utf-8")
+            self._line = method.decode("ascii"), target.decode("utf-8")
         except UnicodeDecodeError:
             raise _bad_request("the request target is not UTF-8") from None
-        self.version = match[3]
+        return match.end() - 2
 
     def _take(self, count: int) -> Optional[bytes]:
         if len(self.buffer) < count:
@@ -3552,6 +3569,8 @@ class Server(ThreadingHTTPServer):
         self._waiting: Dict[threading.Thread, Connection] = {}
         self._returned: Deque[Connection] = deque()
         self._stopping = False
+        #: When the loop last woke up; monotonic seconds.
+        self._now = time.monotonic()
         self._tls: Optional[ssl.SSLContext] = None
         self._tls_lock = threading.Lock()
         super().__init__((settings.host, settings.port), WaitingHandler)
@@ -3571,16 +3590,18 @@ class Server(ThreadingHTTPServer):
 
     def serve_forever(self, poll_interval: float = 1.0) -> None:
         """Answer until `shutdown`; look for timeouts every `poll_interval` seconds."""
-        swept = time.monotonic()
+        swept = self._now
         while not self._stopping:
             self._turn(poll_interval if self._open else None)
-            if time.monotonic() - swept >= poll_interval:
-                swept = time.monotonic()
+            if self._now - swept >= poll_interval:
+                swept = self._now
                 self._sweep(swept)
         self._turn(0)  # what has arrived by now is answered
 
     def _turn(self, timeout: Optional[float]) -> None:
-        for key, _ in self._selector.select(timeout):
+        ready = self._selector.select(timeout)
+        self._now = time.monotonic()
+        for key, _ in ready:
             key.data()
 
     def shutdown(self) -> None:
@@ -3606,7 +3627,7 @@ class Server(ThreadingHTTPServer):
                 return
             with contextlib.suppress(OSError):  # the client may have gone already
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._adopt(Connection(sock, address[0], self.settings.max_body, time.monotonic()))
+            self._adopt(Connection(sock, address[0], self.settings.max_body, self._now))
 
     def _shed(self) -> None:
         if self._open:
@@ -3634,7 +3655,7 @@ class Server(ThreadingHTTPServer):
             self._alarm.recv(4096)
         while self._returned:
             connection = self._returned.popleft()
-            connection.kept, connection.since = False, time.monotonic()
+            connection.kept, connection.since = False, self._now
             self._adopt(connection)
             self._answer(connection)
 
@@ -3668,7 +3689,7 @@ class Server(ThreadingHTTPServer):
             self._close(connection)
         elif not connection.draining:
             if connection.framer.idle:
-                connection.since = time.monotonic()
+                connection.since = self._now
             connection.framer.feed(data)
             self._answer(connection)
 
@@ -3691,7 +3712,9 @@ class Server(ThreadingHTTPServer):
                 return
             if not self._send(connection, self.respond(connection, request)):
                 return
-            connection.since = time.monotonic()
+            connection.since = self._now
+            if framer.idle:
+                return
 
     def _must_wait(self, request: Request) -> bool:
         if len(request.body) > LOOP_BODY or "content-encoding" in request.headers:
@@ -3700,15 +3723,12 @@ class Server(ThreadingHTTPServer):
 
     def respond(self, connection: Connection, request: Request) -> bytes:
         """Answer one request and write it to the access log; gives the bytes to send."""
-        began = time.perf_counter()
         framer = connection.framer
         response = self.fake.handle(request)
         if response.close:
             framer.keep_alive = False
         if log.isEnabledFor(logging.INFO):
-            line = "%s %s %s %d %.1fms"
-            spent = (time.perf_counter() - began) * 1000
-            log.info(line, connection.peer, request.method, request.target, response.status, spent)
+            log.info("%s %s %d", request.method, request.target, response.status)
         return response_bytes(response, request.method, framer.version, framer.keep_alive)
 
     def _send(self, connection: Connection, data: bytes) -> bool:
@@ -3731,7 +3751,7 @@ class Server(ThreadingHTTPServer):
 
     def _finish(self, connection: Connection) -> None:
         """Say that no more will come, and let the client close."""
-        connection.draining, connection.since = True, time.monotonic()
+        connection.draining, connection.since = True, self._now
         try:
             connection.socket.shutdown(socket.SHUT_WR)
         except OSError:
