@@ -147,7 +147,7 @@ class ApiError(Exception):
 
 
 def invalid(message: str, field: str = "", reason: str = "invalid") -> ApiError:
-    """Make a 400 about one field; returned, so that `raise invalid(…)` reads well."""
+    """Make a 400 about one field, for the caller to raise."""
     return ApiError(400, Problem(message, field, reason))
 
 
@@ -1097,15 +1097,11 @@ class Workspace:
 
     def _apply(self, verb: Callable[..., str], who: Identifier, args: Any, kwargs: Any) -> str:
         with self.lock:
-            reason = self._refusal(who) or verb(who, *args, **kwargs)
+            blocked = self._blocked and _folded(who) in self._blocked and verb != self.unsuppress
+            reason = SUPPRESSED if blocked else verb(who, *args, **kwargs)
             if reason:
                 self.drop(verb.__name__, who, reason)
         return reason
-
-    def _refusal(self, who: Identifier) -> str:
-        if not self._blocked or who[0] == "none":
-            return ""
-        return SUPPRESSED if _folded(who) in self._blocked else ""
 
     def drop(self, operation: str, who: Identifier, reason: str) -> None:
         """Record a call that was answered with 200 and had no, or not its full, effect."""
@@ -1630,12 +1626,13 @@ def kind_of(value: Json) -> str:
 # ======================================================================================
 
 #: The ways to name a broadcast's audience; a call may use one of them (reference).
-AUDIENCES = {
-    "recipients": dict,
-    "ids": list,
-    "emails": list,
-    "per_user_data": list,
-    "data_file_url": str,
+AUDIENCES = ("recipients", "ids", "emails", "per_user_data", "data_file_url")
+#: Which flags go with which audience; the server refuses others (the Go client's notes).
+AUDIENCE_FLAGS: Dict[str, Sequence[str]] = {
+    "ids": ("id_ignore_missing",),
+    "emails": ("email_ignore_missing", "email_add_duplicates"),
+    "per_user_data": ("id_ignore_missing", "email_ignore_missing", "email_add_duplicates"),
+    "data_file_url": ("id_ignore_missing", "email_ignore_missing", "email_add_duplicates"),
 }
 MAX_AUDIENCE = 10_000
 MAX_TRIGGER_DATA = 50_000
@@ -1647,37 +1644,82 @@ def trigger_broadcast(workspace: Workspace, broadcast_id: int, payload: Json) ->
     """Record the trigger of a broadcast; returns its number. Raises ApiError 422."""
     _check_audience(payload)
     with workspace.lock:
-        number = workspace.count("trigger")
+        number, errors = workspace.count("trigger"), _missing_people(workspace.people, payload)
         row = {"id": number, "campaign_id": broadcast_id, "payload": payload}
-        workspace.broadcasts.append({**row, "received_at": workspace.seconds()})
+        workspace.broadcasts.append({**row, "errors": errors, "received_at": workspace.seconds()})
+    if errors:
+        # The number is used up although the call failed (reference).
+        text = (
+            "Errors were found while processing per user data (ids, emails or json data). More "
+            f"detail available from the errors endpoint for trigger {number}"
+        )
+        raise _unprocessable(text, "per_user_data")
     return number
+
+
+def _missing_people(people: People, payload: Json) -> List[str]:
+    """A line for each recipient who must exist and doesn't, unless the call ignores them."""
+    named = [("id", value) for value in payload.get("ids", ())]
+    named += [("email", value) for value in payload.get("emails", ())]
+    for row in payload.get("per_user_data", ()):
+        named += [(kind, row[kind]) for kind in ("id", "email") if kind in row][:1]
+    return [
+        f"line {line}: no person has the {kind} {as_text(value)!r}"
+        for line, (kind, value) in enumerate(named, 1)
+        if payload.get(f"{kind}_ignore_missing") is not True
+        and not people.find((kind, as_text(value)))
+    ]
 
 
 def _check_audience(payload: Json) -> None:
     given = [name for name in AUDIENCES if name in payload]
     if len(given) > 1:
         raise _unprocessable(f"use only one of {', '.join(given)}", given[1])
-    if payload.get("recipients") == {}:
-        raise _unprocessable("empty recipients filter is not valid", "recipients")
     for name in given:
-        if not isinstance(payload[name], AUDIENCES[name]):
-            raise _unprocessable(f"{name} must not be {kind_of(payload[name])}", name)
-        if name != "data_file_url" and len(payload[name]) > MAX_AUDIENCE:
-            raise _unprocessable(f"{name} has more than {MAX_AUDIENCE} entries", name)
-    if "recipients" in payload:
-        _compile_recipients(payload["recipients"])
+        _AUDIENCE_CHECKS.get(name, _check_people_list)(payload[name], name)
+    _check_flags(payload, given[0] if given else "")
     data = payload.get("data")
     if data is not None and not isinstance(data, dict):
         raise _unprocessable(f"data must be an object, not {kind_of(data)}", "data")
-    if data and len(as_text(data).encode()) > MAX_TRIGGER_DATA:
+    if data and _longer(as_text(data), MAX_TRIGGER_DATA):
         raise _unprocessable(f"data cannot be larger than {MAX_TRIGGER_DATA} bytes", "data")
 
 
-def _compile_recipients(spec: Json) -> None:
+def _check_people_list(value: Json, name: str) -> None:
+    if not isinstance(value, list):
+        raise _unprocessable(f"{name} must be a list, not {kind_of(value)}", name)
+    if len(value) > MAX_AUDIENCE:
+        raise _unprocessable(f"{name} has more than {MAX_AUDIENCE} entries", name)
+    for i, row in enumerate(value if name == "per_user_data" else ()):
+        if not isinstance(row, dict) or not ("id" in row or "email" in row):
+            raise _unprocessable(f"{name}[{i}] must be an object with an id or an email", name)
+
+
+def _check_recipients_filter(value: Json, name: str) -> None:
+    if value == {}:
+        raise _unprocessable("empty recipients filter is not valid", name)
     try:
-        compile_filter(spec, "recipients")
+        compile_filter(value, name)
     except ApiError as error:
         raise ApiError(422, *error.problems) from None
+
+
+def _check_data_file(value: Json, name: str) -> None:
+    if not isinstance(value, str) or "://" not in value:
+        raise _unprocessable(f"{name} must be a URL", name)
+
+
+_AUDIENCE_CHECKS: Dict[str, Callable[[Json, str], None]] = {
+    "recipients": _check_recipients_filter,
+    "data_file_url": _check_data_file,
+}
+
+
+def _check_flags(payload: Json, audience: str) -> None:
+    allowed = AUDIENCE_FLAGS.get(audience, ())
+    for flag in AUDIENCE_FLAGS["per_user_data"]:
+        if payload.get(flag) and flag not in allowed:
+            raise _unprocessable(f"{flag} does not go with {audience or 'this audience'}", flag)
 
 
 def _unprocessable(message: str, name: str) -> ApiError:
@@ -1957,8 +1999,10 @@ def basic_pair(header: str) -> Tuple[str, str]:
     except ValueError:
         raise ValueError("undecodable: the part after Basic is not base64 of text") from None
     user, colon, password = raw.partition(":")
-    if not colon or not user:
+    if not colon:
         raise ValueError("undecodable: expected user:password inside the base64")
+    if not user:
+        raise ValueError("missing: the user name is empty")
     return user, password
 
 
@@ -2240,7 +2284,7 @@ class Fake:
 
 
 class Unauthorized(ApiError):
-    """A 401, which has the same envelope in every API (observed)."""
+    """A 401, which looks the same in Track and App (observed)."""
 
 
 class Call(NamedTuple):
@@ -2281,8 +2325,9 @@ def answer(api: Api, result: Any) -> Response:
 
 def failure(api: Api, error: ApiError) -> Response:
     """Make a response of an error."""
-    envelope = meta_error if isinstance(error, Unauthorized) else api.envelope
-    write = pretty if isinstance(error, Unauthorized) else api.write
+    envelope, write = api.envelope, api.write
+    if isinstance(error, Unauthorized) and api is not PIPELINES:
+        envelope, write = meta_error, pretty
     headers = (*api.headers, *((k, _header_text(v)) for k, v in error.headers))
     return Response(error.status, write(envelope(error)), headers, error.close)
 
@@ -3146,7 +3191,9 @@ COLLECTIONS = {
     "objects": Collection("objects", _records("objects"), ()),
     "suppressed": Collection("suppressed", _plain("suppressions"), ()),
     "broadcasts": Collection(
-        "broadcasts", _plain("broadcasts"), ("id", "campaign_id", "payload", "received_at")
+        "broadcasts",
+        _plain("broadcasts"),
+        ("id", "campaign_id", "payload", "errors", "received_at"),
     ),
     "merges": Collection(
         "merges", _records("merges"), ("primary", "secondary", "applied", "received_at")
@@ -3889,7 +3936,7 @@ class WaitingHandler(BaseHTTPRequestHandler):
             if connection.unsent:
                 unsent, connection.unsent = connection.unsent, b""
                 self.connection.sendall(unsent)
-            self.close_connection = not connection.framer.keep_alive
+            self.close_connection = not connection.framer.keep_alive and connection.ready is None
             while not self.close_connection and not connection.kept:
                 self.handle_one_request()
         except OSError as error:  # a client that resets, stops reading, or fails the handshake

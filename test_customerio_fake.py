@@ -1,0 +1,1156 @@
+"""Tests of customerio_fake, with the standard library alone.
+
+Most ask the socketless core (`Fake.handle`); what is about the wire opens real sockets, always
+on a free port, so that several runs side by side don't meet.
+"""
+
+from __future__ import annotations
+
+import ast
+import base64
+import csv
+import io
+import json
+import re
+import sys
+import unittest
+import urllib.error
+import urllib.request
+from typing import Any
+
+import customerio_fake
+from customerio_fake import (
+    ROUTES,
+    ApiError,
+    CustomerioServer,
+    Fake,
+    Request,
+    Settings,
+    cio_id_of,
+    compile_filter,
+    delivery_id_of,
+    serial_of,
+    ulid,
+)
+
+TRACK = "Basic " + base64.b64encode(b"site:key").decode()
+WRITE = "Basic " + base64.b64encode(b"write-key:").decode()
+APP = "Bearer app-key"
+
+
+class Reply:
+    """A response with what tests ask of it."""
+
+    def __init__(self, response: customerio_fake.Response) -> None:
+        self.status, self.body = response.status, response.body
+        self.headers = {name.lower(): value for name, value in response.headers}
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def reason(self) -> str:
+        """Why nothing happened, as the response header tells."""
+        return self.headers.get("x-parlel-reason", "")
+
+
+def credentials(path: str) -> str:
+    """What a client would send for this path."""
+    if path.startswith("/api/"):
+        return TRACK
+    pipelines = re.match(r"/v1/(identify|track|page|screen|group|alias|batch)$", path)
+    return WRITE if pipelines else APP
+
+
+class FakeTest(unittest.TestCase):
+    """A fake without a socket, fresh for each test."""
+
+    settings: dict[str, Any] = {}
+
+    def setUp(self) -> None:
+        self.fake = Fake(Settings(**self.settings))
+
+    def call(self, method: str, path: str, body: Any = None, **headers: str) -> Reply:
+        """Send one request; `body` is JSON unless it is bytes."""
+        raw = (
+            body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
+        )
+        fields = {"authorization": credentials(path), "host": "localhost:4668"}
+        fields.update({name.replace("_", "-"): value for name, value in headers.items()})
+        fields = {name: value for name, value in fields.items() if value}
+        return Reply(self.fake.handle(Request(method, path, fields, raw)))
+
+    def ok(self, method: str, path: str, body: Any = None, **headers: str) -> Any:
+        """Send one request that must succeed; gives the JSON answer."""
+        reply = self.call(method, path, body, **headers)
+        self.assertEqual(reply.status, 200, reply.body)
+        return reply.json
+
+    def identify(self, identifier: str, **attributes: Any) -> Reply:
+        return self.call("PUT", f"/api/v1/customers/{identifier}", attributes)
+
+    def records(self, name: str, query: str = "") -> Any:
+        """What a control list shows."""
+        answer = self.ok("GET", f"/__parlel/{name}{query}")
+        return answer["events" if name == "pipeline-events" else name]
+
+    def person(self, identifier: str) -> Any:
+        return self.ok("GET", f"/__parlel/customers/{identifier}")
+
+    def attributes(self, identifier: str, id_type: str = "id") -> Any:
+        path = f"/v1/customers/{identifier}/attributes?id_type={id_type}"
+        return self.ok("GET", path)["customer"]["attributes"]
+
+    def assert_errors(self, reply: Reply, status: int, *words: str) -> None:
+        """A 4xx whose sentence has all these words in it, and nobody was stored."""
+        self.assertEqual(reply.status, status, reply.body)
+        text = reply.body.decode()
+        for word in words:
+            self.assertIn(word, text)
+
+
+class Smoke(unittest.TestCase):
+    """One round through all three APIs over a real socket."""
+
+    def test_a_person_travels_through_all_three_apis(self) -> None:
+        with CustomerioServer(port=0) as cio:
+            self.send(cio.track_url + "/customers/1", {"email": "ada@example.com"}, TRACK, "PUT")
+            self.send(cio.track_url + "/customers/1/events", {"name": "signup"}, TRACK)
+            message = {
+                "to": "ada@example.com",
+                "transactional_message_id": "welcome",
+                "identifiers": {"id": "1"},
+            }
+            sent = self.send(cio.app_url + "/send/email", message, APP)
+            found = self.send(cio.app_url + "/customers?email=ADA@example.com", None, APP, "GET")
+            self.send(cio.pipelines_url + "/track", {"userId": "1", "event": "bought"}, WRITE)
+            self.assertEqual(found["results"][0]["id"], "1")
+            self.assertEqual(cio.people[0]["attributes"], {"email": "ada@example.com"})
+            self.assertEqual(cio.events[0]["name"], "signup")
+            self.assertEqual(cio.deliveries[0]["delivery_id"], sent["delivery_id"])
+            self.assertEqual(cio.pipeline_events[0]["event"], "bought")
+            cio.reset()
+            self.assertEqual((cio.people, cio.events, cio.deliveries), ([], [], []))
+
+    def send(self, url: str, body: Any, authorization: str, method: str = "POST") -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"Authorization": authorization, "Content-Type": "application/json"}
+        request = urllib.request.Request(url, data, headers, method=method)
+        with urllib.request.urlopen(request, timeout=10) as response:
+            return json.load(response)
+
+
+class House(unittest.TestCase):
+    """The module keeps the promises that its docstring makes."""
+
+    def test_the_index_names_the_sections_in_order(self) -> None:
+        with open(customerio_fake.__file__, encoding="utf-8") as file:
+            source = file.read()
+        banners = re.findall(r"^# ==== §(\d+) (.+)$", source, re.M)
+        index = re.findall(r"^ {4,5}(\d+) {2}(\S.*?) {2,}", customerio_fake.__doc__ or "", re.M)
+        self.assertEqual(index, banners)
+
+    def test_all_names_are_there_and_sorted(self) -> None:
+        names = customerio_fake.__all__
+        self.assertEqual(names, sorted(names))
+        for name in names:
+            self.assertTrue(getattr(customerio_fake, name).__doc__, name)
+
+    def test_only_the_standard_library_is_imported(self) -> None:
+        with open(customerio_fake.__file__, encoding="utf-8") as file:
+            source = file.read()
+        modules = set()
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Import):
+                modules |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                modules.add((node.module or "").partition(".")[0])
+        known = set(getattr(sys, "stdlib_module_names", modules))
+        self.assertEqual(modules - known - {"__future__"}, set())
+
+    def test_every_route_says_what_it_does(self) -> None:
+        for operation in ROUTES:
+            self.assertTrue(operation.summary.endswith("."), operation.path)
+
+    def test_no_two_routes_are_the_same(self) -> None:
+        keys = [(row.method, re.sub(r"{\w+}", "{}", row.path)) for row in ROUTES]
+        self.assertEqual(len(keys), len(set(keys)))
+
+
+class Identifiers(unittest.TestCase):
+    """Ids in Customer.io's own formats."""
+
+    def test_a_cio_id_leads_back_to_its_serial_number(self) -> None:
+        for serial in (0, 1, 127, 128, 16383, 16384, 1_000_000):
+            self.assertEqual(serial_of(cio_id_of(serial)), serial)
+
+    def test_what_is_no_cio_id_has_no_serial_number(self) -> None:
+        for text in ("", "1", "zz", "00", "dcb1060000", "ff" * 50):
+            self.assertIsNone(serial_of(text), text)
+
+    def test_a_delivery_id_is_26_bytes_with_a_ulid_at_the_end(self) -> None:
+        raw = base64.urlsafe_b64decode(delivery_id_of(1625242481.046, 1, "transactional"))
+        self.assertEqual((len(raw), raw[:2], raw[8]), (26, b"\x76\x03", 5))
+        self.assertEqual(int.from_bytes(raw[10:16], "big"), 1625242481046)
+
+    def test_a_ulid_begins_with_its_moment_and_is_never_repeated(self) -> None:
+        ids = {ulid(1625242481.046, serial) for serial in range(10_000)}
+        moment = 0
+        for letter in min(ids)[:10]:
+            moment = moment * 32 + "0123456789ABCDEFGHJKMNPQRSTVWXYZ".index(letter)
+        self.assertEqual(({text[:10] for text in ids}, moment), ({min(ids)[:10]}, 1625242481046))
+        self.assertEqual(len(ids), 10_000)
+
+
+class Credentials(FakeTest):
+    """Presence is checked; keys only where they are configured."""
+
+    def test_wrong_credentials_are_refused_with_the_reason(self) -> None:
+        basic = "Basic " + base64.b64encode(b"nocolon").decode()
+        rows = [
+            ("PUT", "/api/v1/customers/1", "", "missing"),
+            ("PUT", "/api/v1/customers/1", "Bearer x", "wrong scheme"),
+            ("PUT", "/api/v1/customers/1", "Basic !!!", "undecodable"),
+            ("PUT", "/api/v1/customers/1", basic, "undecodable"),
+            ("GET", "/v1/exports", "", "missing"),
+            ("GET", "/v1/exports", TRACK, "wrong scheme"),
+            ("GET", "/v1/exports", "Bearer ", "missing"),
+        ]
+        for method, path, authorization, reason in rows:
+            with self.subTest(path=path, authorization=authorization):
+                with self.assertLogs("customerio_fake", "WARNING"):
+                    reply = self.call(method, path, {}, authorization=authorization)
+                self.assertEqual(reply.status, 401)
+                self.assertEqual(
+                    reply.body, b'{\n  "meta": {\n    "error": "Unauthorized request"\n  }\n}\n'
+                )
+                self.assertIn(reason, reply.reason)
+        self.assertEqual(self.records("customers"), [])
+
+    def test_pipelines_says_it_in_the_words_its_clients_read(self) -> None:
+        for authorization, reason in (("", "missing"), ("Digest x", "wrong scheme")):
+            reply = self.call("POST", "/v1/identify", {}, authorization=authorization)
+            self.assertEqual((reply.status, reply.json["code"]), (401, 401))
+            self.assertEqual(reply.json["meta"]["error"], "Unauthorized request")
+            self.assertIn(reason, reply.reason)
+
+    def test_track_names_its_realm_and_app_does_not(self) -> None:
+        realm = 'Basic realm="Customer.io edge event collection"'
+        track = self.call("PUT", "/api/v1/customers/1", {}, authorization="")
+        self.assertEqual(track.headers["www-authenticate"], realm)
+        self.assertNotIn(
+            "www-authenticate", self.call("GET", "/v1/exports", authorization="").headers
+        )
+
+    def test_pipelines_takes_bearer_too(self) -> None:
+        self.ok("POST", "/v1/identify", {"userId": "1"}, authorization="Bearer write-key")
+
+    def test_the_url_safe_alphabet_counts_as_base64(self) -> None:
+        pair = base64.urlsafe_b64encode(
+            "s\u00ff\u00fe?:k>>>".encode("latin-1").decode("latin-1").encode()
+        )
+        self.identify("1")
+        reply = self.call("DELETE", "/api/v1/customers/1", authorization="Basic " + pair.decode())
+        self.assertEqual(reply.status, 200)
+
+
+class ConfiguredCredentials(FakeTest):
+    settings = {"site_id": "site", "api_key": "key", "app_key": "app", "write_key": "write"}
+
+    def test_only_the_configured_keys_are_let_in(self) -> None:
+        def basic(pair: str) -> str:
+            return "Basic " + base64.b64encode(pair.encode()).decode()
+
+        rows = [
+            ("PUT", "/api/v1/customers/1", basic("site:key"), 200),
+            ("PUT", "/api/v1/customers/1", basic("site:other"), 401),
+            ("PUT", "/api/v1/customers/1", basic("other:key"), 401),
+            ("GET", "/v1/exports", "Bearer app", 200),
+            ("GET", "/v1/exports", "Bearer apq", 401),
+            ("POST", "/v1/identify", basic("write:"), 200),
+            ("POST", "/v1/identify", "Bearer write", 200),
+            ("POST", "/v1/identify", basic("wrong:"), 401),
+        ]
+        for method, path, authorization, status in rows:
+            with self.subTest(path=path, authorization=authorization):
+                reply = self.call(method, path, {}, authorization=authorization)
+                self.assertEqual(reply.status, status)
+                self.assertEqual("unknown key" in reply.reason, status == 401)
+
+
+class Routing(FakeTest):
+    """Every path leads somewhere, also the wrong ones."""
+
+    def test_an_unknown_path_names_the_nearest_routes(self) -> None:
+        reply = self.call("POST", "/v1/send/emial", {})
+        self.assertEqual(reply.status, 404)
+        self.assertIn("POST /v1/send/email", reply.json["meta"]["error"])
+
+    def test_a_wrong_method_is_told_the_right_ones(self) -> None:
+        reply = self.call("PATCH", "/api/v1/customers/1")
+        self.assertEqual(reply.status, 405)
+        self.assertEqual(reply.headers["allow"], "DELETE, OPTIONS, PUT")
+        self.assertIn("PUT", reply.json["meta"]["error"])
+
+    def test_double_slashes_of_base_urls_are_forgiven(self) -> None:
+        for path in ("//api/v1/customers/1", "/api/v1//customers/1", "//api//v1//customers/1"):
+            self.ok("PUT", path, {"path": path}, authorization=TRACK)
+        self.assertEqual(self.person("1")["attributes"], {"path": path})
+
+    def test_an_empty_id_is_no_reason_to_take_the_next_segment_for_it(self) -> None:
+        for path in ("/api/v1/customers//devices", "/api/v1/customers/", "/api/v1/customers//"):
+            self.assertIn(self.call("PUT", path, {}).status, (404, 405), path)
+        self.assertEqual(self.records("customers"), [])
+
+    def test_ids_are_decoded_after_the_path_is_cut(self) -> None:
+        rows = [
+            ("a%2Fb", "a/b"),
+            ("a+b", "a+b"),
+            ("a%20b", "a b"),
+            ("%C3%A9", "\u00e9"),
+            ("\u00e9t", "\u00e9t"),
+            ("a%252Fb", "a%2Fb"),
+            ("shop:1", "shop:1"),
+            ("a%3Fb%26", "a?b&"),
+        ]
+        for escaped, identifier in rows:
+            with self.subTest(identifier=identifier):
+                self.ok("PUT", f"/api/v1/customers/{escaped}", {})
+                self.assertEqual(self.records("customers")[-1]["id"], identifier)
+
+    def test_broken_escapes_are_refused(self) -> None:
+        for segment in ("%FF", "%zz", "%", "%00", "a%0"):
+            reply = self.call("PUT", f"/api/v1/customers/{segment}", {})
+            self.assert_errors(reply, 400, "percent")
+        self.assertEqual(self.records("customers"), [])
+
+    def test_options_gives_browsers_leave_where_the_real_api_does(self) -> None:
+        rows = [
+            ("/api/v1/customers/1", "*"),
+            ("/v1/identify", "*"),
+            ("/v1/send/email", "https://fly.customer.io"),
+            ("/__parlel/reset", None),
+            ("/nowhere", None),
+        ]
+        for path, origin in rows:
+            with self.subTest(path=path):
+                reply = self.call("OPTIONS", path, authorization="")
+                self.assertEqual((reply.status, reply.body), (204, b""))
+                self.assertEqual(reply.headers.get("access-control-allow-origin"), origin)
+
+    def test_health_and_metadata_need_no_credentials(self) -> None:
+        self.assertEqual(self.call("GET", "/health", authorization="").json, {"status": "ok"})
+        about = self.call("GET", "/", authorization="").json
+        self.assertEqual(about["apis"], ["track", "app", "pipelines"])
+        self.assertEqual(about["version"], customerio_fake.__version__)
+        self.assertEqual(about["name"], "customerio_fake")
+
+    def test_routes_are_listed(self) -> None:
+        listed = self.ok("GET", "/__parlel/routes")
+        self.assertEqual(listed["count"], len(ROUTES))
+        self.assertIn("Add or update a person.", [row["summary"] for row in listed["routes"]])
+
+
+class Bodies(FakeTest):
+    """What is no JSON, or not the JSON that belongs there."""
+
+    def test_bad_json_is_refused_with_its_place(self) -> None:
+        rows = [
+            (b"{", "line 1"),
+            (b'{"a":1} x', "Extra data"),
+            (b'{"a":"\xff"}', "UTF-8"),
+            (b"[" * 100_000, "nested"),
+            (b'{"a":' * 300 + b"1" + b"}" * 300, "nested"),
+            (b'{"a":' + b"9" * 10_000 + b"}", "digits"),
+            (b"[1]", "object"),
+            (b'"text"', "object"),
+            (b"3", "object"),
+        ]
+        for body, word in rows:
+            with self.subTest(body=body[:20]):
+                self.assert_errors(self.call("PUT", "/api/v1/customers/1", body), 400, word)
+                self.assert_errors(self.call("POST", "/v1/send/email", body), 400, word)
+                self.assert_errors(self.call("POST", "/v1/identify", body), 400, word)
+        self.assertEqual(self.records("customers"), [])
+
+    def test_nothing_and_null_are_an_empty_object(self) -> None:
+        for body in (b"", b" \r\n", b"null", b"{}"):
+            self.ok("PUT", "/api/v1/customers/1", body)
+        self.assertEqual(self.person("1")["attributes"], {})
+
+    def test_nan_is_swallowed_by_track_as_the_real_one_does_and_shown(self) -> None:
+        for number in (b"NaN", b"Infinity", b"-Infinity", b"1e999"):
+            reply = self.call("PUT", "/api/v1/customers/1", b'{"a":%b}' % number)
+            self.assertEqual((reply.status, reply.body), (200, b"{}\n"))
+            self.assertIn("not a number", reply.reason)
+        self.assertEqual(self.records("customers"), [])
+        self.assertEqual(len(self.records("dropped")), 4)
+        self.assert_errors(self.call("POST", "/v1/send/email", b'{"a":NaN}'), 400, "NaN")
+
+    def test_lone_surrogates_become_replacement_characters(self) -> None:
+        self.ok("PUT", "/api/v1/customers/1", rb'{"a":"x\ud800y","b":"\ud83d\ude00","\udc00":1}')
+        expected = {"a": "x\ufffdy", "b": "\U0001f600", "\ufffd": 1}
+        self.assertEqual(self.person("1")["attributes"], expected)
+
+    def test_json_under_a_wrong_label_is_welcome_and_other_things_are_not(self) -> None:
+        form = "application/x-www-form-urlencoded"
+        self.ok("PUT", "/api/v1/customers/1", b'{"a":1}', content_type=form)
+        reply = self.call("PUT", "/api/v1/customers/1", b"a=2", content_type=form)
+        self.assert_errors(reply, 415, form, "application/json")
+        reply = self.call("PUT", "/api/v1/customers/1", b"{", content_type="application/json")
+        self.assertEqual(reply.status, 400)
+        self.assertEqual(self.person("1")["attributes"], {"a": 1})
+
+
+class ControlGuard(FakeTest):
+    """Web pages can't read or wipe a developer's fake; programs can."""
+
+    def test_who_may_use_the_control_endpoints(self) -> None:
+        rows: list[tuple[dict[str, str], int]] = [
+            ({}, 200),
+            ({"sec_fetch_mode": "cors"}, 200),
+            ({"sec_fetch_site": "same-origin", "origin": "http://localhost:4668"}, 200),
+            ({"sec_fetch_site": "none"}, 200),
+            ({"host": "customerio:4668"}, 200),
+            ({"host": "host.docker.internal:4668"}, 200),
+            ({"host": "192.168.1.7:4668"}, 200),
+            ({"host": "[::1]:4668"}, 200),
+            ({"host": ""}, 200),
+            ({"origin": "http://evil.example"}, 403),
+            ({"origin": "null"}, 403),
+            ({"sec_fetch_site": "cross-site"}, 403),
+            ({"sec_fetch_site": "same-site"}, 403),
+            ({"host": "evil.example:4668"}, 403),
+        ]
+        self.identify("1")
+        for headers, status in rows:
+            with self.subTest(headers=headers):
+                self.assertEqual(self.call("GET", "/__parlel/customers", **headers).status, status)
+        self.call("POST", "/__parlel/reset", origin="http://evil.example")
+        self.assertEqual(len(self.records("customers")), 1)
+
+    def test_control_answers_carry_no_cors_permission(self) -> None:
+        headers = self.call("GET", "/__parlel/customers").headers
+        self.assertNotIn("access-control-allow-origin", headers)
+
+    def test_a_public_name_can_be_allowed(self) -> None:
+        self.fake = Fake(Settings(allow_host="fake.example.com"))
+        reply = self.call("GET", "/__parlel/customers", host="fake.example.com:80")
+        self.assertEqual(reply.status, 200)
+
+
+class ControlLists(FakeTest):
+    """What was captured, oldest first."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        for i in range(5):
+            event = {"name": "odd" if i % 2 else "even", "data": {"n": i, "deep": {"x": i}}}
+            self.ok("POST", f"/api/v1/customers/{i}/events", event)
+
+    def test_limit_and_offset_cut_and_count_does_not(self) -> None:
+        answer = self.ok("GET", "/__parlel/events?offset=1&limit=2")
+        self.assertEqual([event["data"]["n"] for event in answer["events"]], [1, 2])
+        self.assertEqual(answer["count"], 5)
+
+    def test_fields_filter_also_inside_objects(self) -> None:
+        self.assertEqual(len(self.records("events", "?name=odd")), 2)
+        self.assertEqual(len(self.records("events", "?name=odd&customer_id=1")), 1)
+        self.assertEqual(len(self.records("events", "?data.deep.x=4")), 1)
+        self.assertEqual(self.records("events", "?name=none"), [])
+
+    def test_bad_queries_name_the_field(self) -> None:
+        for query, word in (("limit=x", "limit"), ("offset=-1", "offset"), ("nmae=x", "nmae")):
+            self.assert_errors(self.call("GET", f"/__parlel/events?{query}"), 400, word)
+        self.assert_errors(self.call("GET", "/__parlel/events?name=%FF"), 400, "UTF-8")
+
+    def test_reset_forgets_everything_and_starts_counting_anew(self) -> None:
+        before = self.person("0")["cio_id"]
+        self.ok("POST", "/__parlel/reset")
+        for name in customerio_fake.COLLECTIONS:
+            self.assertEqual(self.records(name), [], name)
+        self.identify("again")
+        self.assertEqual(self.person("again")["cio_id"], before)
+
+
+class TrackPeople(FakeTest):
+    """PUT /customers/{identifier}, row by row of its decision table."""
+
+    def test_success_is_an_empty_object_and_a_newline(self) -> None:
+        reply = self.identify("1", email="bob@example.com", plan="pro")
+        self.assertEqual((reply.status, reply.body), (200, b"{}\n"))
+        person = self.person("1")
+        self.assertEqual(person["attributes"], {"email": "bob@example.com", "plan": "pro"})
+        expected = {"id": "1", "email": "bob@example.com", "cio_id": person["cio_id"]}
+        self.assertEqual(person["identifiers"], expected)
+        self.assertEqual(person["created_at"], person["updated_at"])
+
+    def test_the_shape_of_the_identifier_decides_what_it_is(self) -> None:
+        self.identify("plain")
+        self.identify("ada@example.com")
+        self.identify("no-dot@localhost")
+        kinds = [(p["id"], p["identifiers"]["email"]) for p in self.records("customers")]
+        expected = [("plain", None), (None, "ada@example.com"), ("no-dot@localhost", None)]
+        self.assertEqual(kinds, expected)
+
+    def test_updates_leave_other_attributes_alone(self) -> None:
+        self.identify("1", a=1, b=2)
+        self.identify("1", b=3)
+        self.assertEqual(self.person("1")["attributes"], {"a": 1, "b": 3})
+
+    def test_a_new_id_with_a_known_email_renames_the_person(self) -> None:
+        self.identify("1", email="ada@example.com")
+        self.identify("2", email="ADA@example.com", plan="pro")
+        self.assertEqual([p["id"] for p in self.records("customers")], ["2"])
+        self.assertEqual(self.call("GET", "/v1/customers/1/attributes").status, 404)
+
+    def test_an_unknown_email_with_a_known_id_finds_the_person(self) -> None:
+        self.identify("1")
+        self.identify("ada@example.com", id="1")
+        self.assertEqual(self.person("1")["identifiers"]["email"], "ada@example.com")
+
+    def test_an_identifier_of_somebody_else_is_not_taken(self) -> None:
+        self.identify("1", email="one@example.com")
+        self.identify("2", email="two@example.com")
+        reply = self.identify("1", email="two@example.com", plan="pro")
+        self.assertEqual(reply.status, 200)
+        self.assertIn("failed_attribute_change", reply.reason)
+        self.assertEqual(
+            self.person("1")["attributes"], {"email": "one@example.com", "plan": "pro"}
+        )
+        self.assertEqual(self.records("dropped")[0]["operation"], "identify")
+
+    def test_an_identifier_once_set_stays(self) -> None:
+        self.identify("1", email="one@example.com")
+        reply = self.identify("1", email="new@example.com")
+        self.assertIn("failed_attribute_change", reply.reason)
+        self.assertEqual(self.person("1")["identifiers"]["email"], "one@example.com")
+
+    def test_by_cio_id_identifiers_change(self) -> None:
+        self.identify("1", email="one@example.com")
+        cio_id = self.person("1")["cio_id"]
+        self.identify(f"cio_{cio_id}", email="new@example.com", id="9")
+        self.assertEqual(self.person("9")["identifiers"]["email"], "new@example.com")
+        self.assertEqual(self.ok("GET", "/v1/customers?email=one@example.com"), {"results": []})
+
+    def test_an_unknown_cio_id_is_dropped(self) -> None:
+        self.identify("1")
+        gone = self.person("1")["cio_id"]
+        self.ok("DELETE", "/api/v1/customers/1")
+        for cio_id in (gone, "nonsense"):
+            self.assertIn("unknown cio_id", self.identify(f"cio_{cio_id}", a=1).reason)
+        self.assertEqual(self.records("customers"), [])
+
+    def test_a_cio_id_of_another_workspace_is_refused(self) -> None:
+        reply = self.identify("cio_d9c106000001")
+        self.assert_errors(reply, 400, "invalid identifier")
+
+    def test_update_only_creates_nobody(self) -> None:
+        self.assertIn("_update", self.identify("1", _update=True, a=1).reason)
+        self.assertEqual(self.records("customers"), [])
+        self.identify("1", a=1)
+        self.identify("1", _update=True, a=2)
+        self.assertEqual(self.person("1")["attributes"], {"a": 2})
+
+    def test_an_id_and_an_email_of_two_halves_are_merged(self) -> None:
+        self.identify("1", plan="pro")
+        self.identify("ada@example.com", city="London")
+        self.identify("1", email="ada@example.com")
+        (person,) = self.records("customers")
+        expected = {"plan": "pro", "city": "London", "email": "ada@example.com"}
+        self.assertEqual((person["id"], person["attributes"]), ("1", expected))
+
+    def test_delete_removes_and_a_stranger_is_no_error(self) -> None:
+        self.identify("1", email="a@example.com")
+        first = self.person("1")["cio_id"]
+        self.ok("DELETE", "/api/v1/customers/1")
+        self.assertEqual(self.records("customers"), [])
+        self.assertIn("unknown person", self.call("DELETE", "/api/v1/customers/1").reason)
+        self.identify("1")
+        self.assertNotEqual(self.person("1")["cio_id"], first)
+        self.assertEqual(self.person("1")["attributes"], {})
+
+    def test_suppress_blocks_id_and_email_until_unsuppress(self) -> None:
+        self.identify("1", email="a@example.com")
+        self.ok("POST", "/api/v1/customers/1/suppress", {})
+        self.assertEqual(self.ok("GET", "/__parlel/suppressed")["suppressed"], ["1"])
+        for identifier in ("1", "A@example.com"):
+            self.assertIn("suppressed", self.identify(identifier).reason)
+        self.assertIn("suppressed", self.identify("2", email="a@example.com").reason)
+        event = self.call("POST", "/api/v1/customers/1/events", {"name": "x"})
+        self.assertIn("suppressed", event.reason)
+        self.assertEqual((self.records("customers"), self.records("events")), ([], []))
+        self.ok("POST", "/api/v1/customers/a@example.com/unsuppress", {})
+        self.assertEqual(self.records("suppressed"), [])
+        self.assertEqual(self.records("customers"), [])
+        self.identify("1", email="a@example.com")
+        self.assertEqual(len(self.records("customers")), 1)
+
+
+class TrackEvents(FakeTest):
+    def track(self, path: str = "customers/1/events", **body: Any) -> Reply:
+        return self.call("POST", f"/api/v1/{path}", body)
+
+    def test_an_event_is_kept_with_its_person(self) -> None:
+        self.identify("1")
+        self.track(name=" purchase ", data={"price": "23.45"}, timestamp=1700000000)
+        (event,) = self.records("events")
+        expected = {
+            "kind": "event",
+            "type": "event",
+            "name": "purchase",
+            "data": {"price": "23.45"},
+            "customer_id": "1",
+            "anonymous_id": None,
+            "timestamp": 1700000000,
+            "cio_id": self.person("1")["cio_id"],
+        }
+        self.assertEqual({**event, **expected}, event)
+        self.assertRegex(event["id"], r"^[0-9A-HJKMNP-TV-Z]{26}$")
+
+    def test_page_and_screen_are_kinds_of_their_own_and_the_rest_are_events(self) -> None:
+        for type in ("page", "screen", "event", "other"):
+            self.track(name="x", type=type)
+        kinds = [event["kind"] for event in self.records("events")]
+        self.assertEqual(kinds, ["page", "screen", "event", "event"])
+
+    def test_an_unknown_person_is_created_and_data_is_no_attribute(self) -> None:
+        self.track("customers/ada@example.com/events", name="x", data={"plan": "pro"})
+        (person,) = self.records("customers")
+        self.assertEqual(person["attributes"], {"email": "ada@example.com"})
+
+    def test_bad_events_name_the_field_and_store_nothing(self) -> None:
+        rows = [
+            ({}, "name"),
+            ({"name": ""}, "name"),
+            ({"name": "  "}, "name"),
+            ({"name": 3}, "name"),
+            ({"name": "x" * 101}, "100 bytes"),
+            ({"name": "x", "data": []}, "data"),
+            ({"name": "x", "data": {"a": "b" * 100_001}}, "100000 bytes"),
+            ({"name": "x", "timestamp": "soon"}, "timestamp"),
+            ({"name": "x", "timestamp": True}, "timestamp"),
+        ]
+        for body, word in rows:
+            with self.subTest(word=word):
+                reply = self.call("POST", "/api/v1/customers/1/events", body)
+                self.assert_errors(reply, 400, word)
+                self.assertEqual(list(reply.json["meta"]), ["errors"])
+        self.assertEqual((self.records("events"), self.records("customers")), ([], []))
+
+    def test_the_same_id_counts_once(self) -> None:
+        event = {"name": "x", "id": "01F9M17KHP0000000000000000"}
+        self.track(**event)
+        self.assertIn("duplicate", self.track(**event).reason)
+        self.assertEqual([e["id"] for e in self.records("events")], [event["id"]])
+
+    def test_milliseconds_are_pointed_out(self) -> None:
+        reply = self.track(name="x", timestamp=1700000000000)
+        self.assertEqual(reply.status, 200)
+        self.assertIn("milliseconds", reply.reason)
+
+    def test_null_data_is_empty(self) -> None:
+        self.track(name="x", data=None)
+        self.assertEqual(self.records("events")[0]["data"], {})
+
+    def test_anonymous_events_move_to_whom_gets_the_anonymous_id(self) -> None:
+        self.track("events", name="visit", anonymous_id="a1", data={"n": 1})
+        (event,) = self.records("events")
+        self.assertEqual((event["kind"], event["anonymous_id"]), ("anonymous", "a1"))
+        self.assertIsNone(event["customer_id"])
+        self.assertEqual(self.records("customers"), [])
+        self.identify("1", anonymous_id="a1")
+        self.assertEqual(self.records("events")[0]["customer_id"], "1")
+        self.track("events", name="late", anonymous_id="a1")
+        self.assertEqual(self.records("events")[1]["customer_id"], "1")
+
+    def test_an_invite_needs_a_recipient_instead_of_an_anonymous_id(self) -> None:
+        self.ok("POST", "/api/v1/events", {"name": "i", "data": {"recipient": "a@example.com"}})
+        self.assert_errors(self.track("events", name="i", anonymous_id=""), 400, "anonymous_id")
+        self.assertEqual(len(self.records("events")), 1)
+
+    def test_push_reports_are_events_of_kind_push(self) -> None:
+        report = {"delivery_id": "d", "event": "opened", "device_id": "t", "timestamp": 1}
+        self.ok("POST", "/api/v1/push/events", report)
+        (event,) = self.records("events")
+        self.assertEqual((event["kind"], event["name"], event["data"]), ("push", "opened", report))
+        self.assert_errors(self.call("POST", "/api/v1/push/events", {"event": "x"}), 400, "event")
+
+
+class TrackDevices(FakeTest):
+    def add(self, person: str = "1", **device: Any) -> Reply:
+        return self.call("PUT", f"/api/v1/customers/{person}/devices", {"device": device})
+
+    def test_a_device_is_kept_with_its_person(self) -> None:
+        self.identify("1")
+        self.add(id="t1", platform="ios", last_used=5, attributes={"push_enabled": True}, junk=1)
+        expected = {
+            "id": "t1",
+            "platform": "ios",
+            "last_used": 5,
+            "attributes": {"push_enabled": "true"},
+            "customer_id": "1",
+        }
+        self.assertEqual(self.records("devices"), [expected])
+        customer = self.ok("GET", "/v1/customers/1/attributes")["customer"]
+        self.assertEqual([device["id"] for device in customer["devices"]], ["t1"])
+
+    def test_last_used_may_be_text_and_is_now_if_missing(self) -> None:
+        self.add(id="t1", platform="android", last_used="7")
+        self.add(id="t2", platform="android")
+        first, second = self.records("devices")
+        self.assertEqual(first["last_used"], 7)
+        self.assertGreater(second["last_used"], 1_600_000_000)
+
+    def test_a_token_moves_to_whom_it_was_seen_with_last(self) -> None:
+        self.add("1", id="t", platform="ios")
+        self.add("2", id="t", platform="ios")
+        self.assertEqual([d["customer_id"] for d in self.records("devices")], ["2"])
+        self.assertEqual(self.ok("GET", "/v1/customers/1/attributes")["customer"]["devices"], [])
+
+    def test_delete_takes_an_escaped_token(self) -> None:
+        self.add(id="dev/2", platform="ios")
+        self.ok("DELETE", "/api/v1/customers/1/devices/dev%2F2")
+        self.assertEqual(self.records("devices"), [])
+        reply = self.call("DELETE", "/api/v1/customers/1/devices/none")
+        self.assertIn("unknown device", reply.reason)
+
+    def test_bad_devices_name_the_field(self) -> None:
+        rows = [
+            (None, "device"),
+            ({"platform": "ios"}, "device.id"),
+            ({"id": "t"}, "device.platform"),
+            ({"id": "t", "platform": "web"}, "device.platform"),
+            ({"id": "t", "platform": "ios", "last_used": "x"}, "device.last_used"),
+            ({"id": "t", "platform": "ios", "attributes": [1]}, "device.attributes"),
+        ]
+        for device, word in rows:
+            reply = self.call("PUT", "/api/v1/customers/1/devices", {"device": device})
+            self.assert_errors(reply, 400, word)
+        self.assertEqual((self.records("devices"), self.records("customers")), ([], []))
+
+
+class TrackMerge(FakeTest):
+    def merge(self, primary: Any, secondary: Any) -> Reply:
+        body = {"primary": primary, "secondary": secondary}
+        return self.call("POST", "/api/v1/merge_customers", body)
+
+    def test_what_the_primary_lacks_comes_over_and_the_secondary_goes(self) -> None:
+        self.identify("1", plan="pro", empty="x")
+        self.identify("2", plan="basic", city="London", email="two@example.com")
+        self.ok("POST", "/api/v1/customers/2/events", {"name": "old"})
+        self.ok("PUT", "/api/v1/customers/2/devices", {"device": {"id": "t", "platform": "ios"}})
+        self.merge({"id": "1"}, {"email": "TWO@example.com"})
+        (person,) = self.records("customers")
+        expected = {"plan": "pro", "empty": "x", "city": "London", "email": "two@example.com"}
+        self.assertEqual((person["id"], person["attributes"]), ("1", expected))
+        self.assertEqual(self.records("events")[0]["customer_id"], "1")
+        self.assertEqual(self.records("devices")[0]["customer_id"], "1")
+        (merge,) = self.records("merges")
+        sides = ({"id": "1"}, {"email": "TWO@example.com"}, True)
+        self.assertEqual((merge["primary"], merge["secondary"], merge["applied"]), sides)
+
+    def test_an_unknown_side_is_recorded_and_does_nothing(self) -> None:
+        self.identify("2")
+        self.assertIn("primary", self.merge({"id": "1"}, {"id": "2"}).reason)
+        self.assertEqual(len(self.records("customers")), 1)
+        self.assertFalse(self.records("merges")[0]["applied"])
+
+    def test_bad_sides_get_the_single_error(self) -> None:
+        rows = [({}, {"id": "1"}), ({"id": "1", "email": "a@b.c"}, {"id": "2"}), ({"id": "1"}, 3)]
+        for primary, secondary in rows:
+            reply = self.merge(primary, secondary)
+            self.assertEqual(reply.status, 400)
+            self.assertEqual(list(reply.json["meta"]), ["error"])
+        self.assertEqual(self.records("merges"), [])
+
+
+class TrackBatch(FakeTest):
+    def batch(self, *items: Any) -> Reply:
+        return self.call("POST", "/api/v2/batch", {"batch": items})
+
+    def test_a_good_batch_is_done_in_order(self) -> None:
+        who = {"type": "person", "identifiers": {"id": "1"}}
+        reply = self.batch(
+            {**who, "action": "identify", "attributes": {"email": "a@example.com"}},
+            {**who, "action": "event", "name": "bought", "attributes": {"n": 1}},
+            {**who, "action": "add_device", "device": {"token": "t", "platform": "ios"}},
+        )
+        self.assertEqual((reply.status, reply.body), (200, b"{}\n"))
+        self.assertEqual(self.person("1")["attributes"], {"email": "a@example.com"})
+        self.assertEqual(self.records("events")[0]["data"], {"n": 1})
+        self.assertEqual(self.records("devices")[0]["id"], "t")
+        self.assertEqual(len(self.records("batches")[0]["operations"]), 3)
+
+    def test_bad_items_are_listed_and_good_ones_kept(self) -> None:
+        who = {"type": "person", "identifiers": {"id": "1"}}
+        reply = self.batch({**who, "action": "identify"}, {**who, "action": "event"}, {"type": "x"})
+        self.assertEqual(reply.status, 207)
+        rows = [(e["batch_index"], e["reason"], e["field"]) for e in reply.json["errors"]]
+        self.assertEqual(rows, [(1, "required", "name"), (2, "invalid", "type")])
+        self.assertEqual(len(self.records("customers")), 1)
+
+    def test_a_batch_without_a_good_item_is_refused(self) -> None:
+        bodies: list[Any] = [{}, {"batch": []}, {"batch": {}}, {"batch": [3, "x"]}, []]
+        for body in bodies:
+            reply = self.call("POST", "/api/v2/batch", body)
+            self.assertEqual(reply.status, 400, body)
+            for row in reply.json["errors"]:
+                self.assertEqual(sorted(row), ["field", "message", "reason"])
+        self.assertEqual(self.records("batches"), [])
+
+
+class AppReads(FakeTest):
+    def test_attributes_are_strings_in_byte_order(self) -> None:
+        self.identify("1", email="a@example.com", n=30, yes=True, Upper=1.5, deep={"a": [1, None]})
+        customer = self.ok("GET", "/v1/customers/1/attributes")["customer"]
+        names = list(customer["attributes"])
+        self.assertEqual(names, ["Upper", "cio_id", "deep", "email", "id", "n", "yes"])
+        self.assertEqual(list(customer["timestamps"]), names)
+        self.assertEqual(customer["attributes"]["n"], "30")
+        self.assertEqual(customer["attributes"]["yes"], "true")
+        self.assertEqual(customer["attributes"]["deep"], '{"a":[1,null]}')
+        self.assertEqual((customer["id"], customer["unsubscribed"]), ("1", False))
+
+    def test_the_id_type_is_not_guessed(self) -> None:
+        self.identify("1", email="a@example.com")
+        cio_id = self.person("1")["cio_id"]
+        rows = [
+            ("1", "id", 200),
+            ("a%40example.com", "email", 200),
+            ("A@EXAMPLE.com", "email", 200),
+            (cio_id, "cio_id", 200),
+            (f"cio_{cio_id}", "cio_id", 200),
+            ("a@example.com", "id", 404),
+            (cio_id, "id", 404),
+            ("1", "nonsense", 400),
+            ("1", "phone", 400),
+        ]
+        for value, id_type, status in rows:
+            path = f"/v1/customers/{value}/attributes?id_type={id_type}"
+            self.assertEqual(self.call("GET", path).status, status, path)
+
+    def test_not_found_has_a_reference(self) -> None:
+        reply = self.call("GET", "/v1/customers/nobody/attributes")
+        self.assertEqual(reply.status, 404)
+        (error,) = reply.json["errors"]
+        self.assertEqual(error["status"], "404")
+        self.assertRegex(error["detail"], r"^not found \(reference [0-9A-Z]{26}\)$")
+
+    def test_people_are_found_by_email_without_case(self) -> None:
+        self.identify("1", email="Ada@example.com")
+        (row,) = self.ok("GET", "/v1/customers?email=aDA%40example.com")["results"]
+        self.assertEqual((row["id"], row["email"]), ("1", "Ada@example.com"))
+        self.assertEqual(self.ok("GET", "/v1/customers?email=x@example.com"), {"results": []})
+        self.identify("2", email="a+b@example.com")
+        self.assertEqual(self.ok("GET", "/v1/customers?email=a+b@example.com"), {"results": []})
+        self.assertEqual(self.call("GET", "/v1/customers").status, 400)
+
+    def test_app_json_is_compact(self) -> None:
+        self.assertEqual(self.call("GET", "/v1/customers?email=x").body, b'{"results":[]}')
+
+
+class Sends(FakeTest):
+    GOOD = {"to": "+15551234567", "transactional_message_id": 3, "identifiers": {"id": "2"}}
+
+    def test_every_channel_answers_alike_and_is_recorded(self) -> None:
+        for channel in ("email", "push", "sms", "inbox_message", "in_app", "whatsapp"):
+            with self.subTest(channel=channel):
+                message = {**self.GOOD, "message_data": {"items": [1]}}
+                answer = self.ok("POST", f"/v1/send/{channel}", message)
+                self.assertEqual(list(answer), ["delivery_id", "queued_at", "queued"])
+                delivery = self.ok("GET", f"/__parlel/deliveries/{answer['delivery_id']}")
+                self.assertEqual((delivery["channel"], delivery["message"]), (channel, message))
+                self.assertEqual(delivery["received_at"], answer["queued_at"])
+
+    def test_an_unknown_person_is_created(self) -> None:
+        message = {**self.GOOD, "to": "x@example.com", "identifiers": {"email": "x@example.com"}}
+        self.ok("POST", "/v1/send/email", message)
+        self.assertEqual(self.records("customers")[0]["identifiers"]["email"], "x@example.com")
+
+    def test_nothing_is_sent_to_the_suppressed(self) -> None:
+        self.ok("POST", "/api/v1/customers/2/suppress")
+        self.ok("POST", "/v1/send/email", self.GOOD)
+        self.assertEqual(self.records("customers"), [])
+        self.assertIn("dropped", self.records("deliveries")[0]["metrics"])
+
+    def test_missing_and_wrong_fields_get_the_services_words(self) -> None:
+        own = {"to": "x@example.com", "identifiers": {"id": "1"}, "body": "b", "subject": "s"}
+        rows = [
+            ("email", {}, 'Missing required field: "to"'),
+            ("email", {"to": "x@example.com"}, 'Missing required field: "identifiers"'),
+            ("email", own, 'Missing required field: "from"'),
+            ("push", {"identifiers": {"id": "1"}}, '"transactional_message_id"'),
+            ("sms", {**self.GOOD, "to": None}, '"to"'),
+            ("sms", {**self.GOOD, "to": "555"}, "E.164"),
+            ("email", {**self.GOOD, "to": ["x"]}, '"to" must be a string'),
+            ("email", {**self.GOOD, "identifiers": {"id": "1", "email": "x"}}, "exactly one"),
+            ("email", {**self.GOOD, "identifiers": "1"}, "identifiers"),
+            ("email", {**self.GOOD, "to": ",".join(["a@b.cd"] * 16)}, "15 at most"),
+            ("email", {**self.GOOD, "attachments": {"f.pdf": "?"}}, 'base64 encoded: "f.pdf"'),
+            ("email", {**self.GOOD, "attachments": []}, "attachments"),
+            ("email", {**self.GOOD, "send_at": "x"}, "send_at"),
+            ("email", {**self.GOOD, "send_at": 9_999_999_999}, "90 days"),
+        ]
+        for channel, message, text in rows:
+            with self.subTest(text=text):
+                reply = self.call("POST", f"/v1/send/{channel}", message)
+                self.assertEqual(reply.status, 400)
+                self.assertEqual(list(reply.json), ["meta"])
+                self.assertIn(text, reply.json["meta"]["error"])
+        self.assertEqual((self.records("deliveries"), self.records("customers")), ([], []))
+
+    def test_too_large_attachments_are_refused(self) -> None:
+        content = base64.b64encode(b"x" * 2_000_001).decode()
+        reply = self.call("POST", "/v1/send/email", {**self.GOOD, "attachments": {"a": content}})
+        self.assertEqual(reply.status, 413)
+        self.assertEqual(reply.json["meta"]["error"], "Total attachment size exceeds the limit")
+
+    def test_an_unknown_delivery_is_not_found(self) -> None:
+        self.assertEqual(self.call("GET", "/__parlel/deliveries/none").status, 404)
+
+
+class Broadcasts(FakeTest):
+    def test_both_paths_record_the_payload(self) -> None:
+        payload = {"data": {"name": "foo"}, "recipients": {"segment": {"id": 7}}}
+        self.assertEqual(self.ok("POST", "/v1/campaigns/1/triggers", payload), {"id": 1})
+        self.assertEqual(self.ok("POST", "/v1/api/campaigns/2/triggers", {}), {"id": 2})
+        first, second = self.records("broadcasts")
+        self.assertEqual((first["id"], first["campaign_id"], first["payload"]), (1, 1, payload))
+        self.assertEqual(second["campaign_id"], 2)
+
+    def test_bad_audiences_are_unprocessable(self) -> None:
+        rows: list[tuple[Any, str]] = [
+            ({"recipients": {}}, "empty recipients filter is not valid"),
+            ({"recipients": []}, "recipients"),
+            ({"recipients": {"segment": {"id": "x"}}}, "recipients.segment"),
+            ({"ids": ["1"], "emails": ["a@b.cd"]}, "only one of"),
+            ({"ids": "1"}, "ids"),
+            ({"data": []}, "data"),
+            ({"data": {"a": "b" * 50_001}}, "50000 bytes"),
+        ]
+        for payload, text in rows:
+            reply = self.call("POST", "/v1/campaigns/1/triggers", payload)
+            self.assert_errors(reply, 422, text)
+            self.assertEqual(reply.json["errors"][0]["status"], "422")
+        self.assertEqual(self.records("broadcasts"), [])
+
+    def test_people_must_exist_unless_the_call_ignores_the_missing(self) -> None:
+        self.identify("1", email="a@example.com")
+        rows: list[tuple[Any, int]] = [
+            ({"ids": ["1"]}, 200),
+            ({"ids": ["1", "9"]}, 422),
+            ({"ids": ["9"], "id_ignore_missing": True}, 200),
+            ({"emails": ["A@example.com"]}, 200),
+            ({"emails": ["x@example.com"]}, 422),
+            ({"emails": ["x@example.com"], "email_ignore_missing": True}, 200),
+            ({"per_user_data": [{"id": "1"}, {"email": "x@example.com"}]}, 422),
+            ({"per_user_data": [{}]}, 422),
+            ({"ids": ["1"], "email_ignore_missing": True}, 422),
+        ]
+        for payload, status in rows:
+            with self.subTest(payload=payload):
+                reply = self.call("POST", "/v1/campaigns/1/triggers", payload)
+                self.assertEqual(reply.status, status, reply.body)
+        reply = self.call("POST", "/v1/campaigns/1/triggers", {"ids": ["1", "9"]})
+        (error,) = reply.json["errors"]
+        last = self.records("broadcasts")[-1]
+        self.assertIn(f"for trigger {last['id']}", error["detail"])
+        self.assertEqual(error["source"], {"pointer": "/data/attributes/per_user_data"})
+        self.assertEqual(last["errors"], ["line 2: no person has the id '9'"])
+
+    def test_an_id_that_is_no_number_is_not_found(self) -> None:
+        self.assertEqual(self.call("POST", "/v1/campaigns/x/triggers", {}).status, 404)
+
+
+class Exports(FakeTest):
+    EVERYBODY = {"filters": {"attribute": {"field": "cio_id", "operator": "exists"}}}
+
+    def download(self, number: int) -> list[dict[str, str]]:
+        links = self.ok("GET", f"/v1/exports/{number}/download")
+        self.assertEqual(links["url"], links["link"])
+        path = links["url"].partition("localhost:4668")[2]
+        reply = self.call("GET", path, authorization="")
+        self.assertEqual(reply.status, 200)
+        return list(csv.DictReader(io.StringIO(reply.body.decode())))
+
+    def test_none_is_null(self) -> None:
+        self.assertEqual(self.call("GET", "/v1/exports").body, b'{"exports":null}')
+
+    def test_people_are_exported_as_they_are(self) -> None:
+        self.identify("1", email="a@example.com", plan="pro, yearly")
+        self.identify("2", n=1)
+        export = self.ok("POST", "/v1/exports/customers", self.EVERYBODY)["export"]
+        self.assertEqual((export["status"], export["total"]), ("pending", 0))
+        export = self.ok("GET", f"/v1/exports/{export['id']}")["export"]
+        self.assertEqual((export["status"], export["total"]), ("done", 2))
+        first, second = self.download(export["id"])
+        self.assertEqual((first["id"], first["plan"]), ("1", "pro, yearly"))
+        self.assertEqual((second["id"], second["plan"], second["n"]), ("2", "", "1"))
+        (listed,) = self.ok("GET", "/v1/exports")["exports"]
+        self.assertEqual(listed["downloads"], 1)
+
+    def test_deliveries_are_exported_by_their_parent(self) -> None:
+        self.identify("1", plan="pro")
+        message = {"to": "a@b.cd", "transactional_message_id": 3, "identifiers": {"id": "1"}}
+        self.ok("POST", "/v1/send/email", message)
+        self.ok("POST", "/v1/send/email", {**message, "transactional_message_id": 4})
+        order = {"transactional_message_id": 3, "attributes": ["plan"]}
+        export = self.ok("POST", "/v1/exports/deliveries", order)["export"]
+        (row,) = self.download(export["id"])
+        self.assertEqual((row["recipient"], row["plan"]), ("a@b.cd", "pro"))
+
+    def test_bad_orders_are_refused(self) -> None:
+        rows = [
+            ("customers", {}, "filters"),
+            ("customers", {"filters": {"nor": []}}, "nor"),
+            ("customers", {"filters": {"and": []}}, "filters.and"),
+            ("deliveries", {}, "newsletter_id"),
+            ("deliveries", {"newsletter_id": 1, "start": "x"}, "start"),
+            ("deliveries", {"newsletter_id": 1, "attributes": "x"}, "attributes"),
+        ]
+        for kind, body, word in rows:
+            self.assert_errors(self.call("POST", f"/v1/exports/{kind}", body), 400, word)
+        self.assertEqual(self.ok("GET", "/v1/exports"), {"exports": None})
+
+    def test_a_link_dies_after_15_minutes_and_cannot_be_forged(self) -> None:
+        self.ok("POST", "/v1/exports/customers", self.EVERYBODY)
+        link = self.ok("GET", "/v1/exports/1/download")["url"].partition("4668")[2]
+        forged = re.sub(r"expires=\d+", "expires=9999999999", link)
+        self.assertEqual(self.call("GET", forged).status, 403)
+        self.fake.workspace.clock.advance(899)
+        self.assertEqual(self.call("GET", link).status, 200)
+        self.fake.workspace.clock.advance(2)
+        self.assert_errors(self.call("GET", link), 403, "expired")
+
+    def test_unknown_exports_are_not_found(self) -> None:
+        for path in ("/v1/exports/9", "/v1/exports/x", "/v1/exports/9/download"):
+            self.assertEqual(self.call("GET", path).status, 404)
+
+
+class Filters(unittest.TestCase):
+    PERSON = customerio_fake.Subject({"plan": "Pro", "n": "10"}.get, {7})
+
+    def matches(self, spec: Any) -> bool:
+        return compile_filter(spec, "filter")(self.PERSON)
+
+    def test_each_operator(self) -> None:
+        rows = [
+            ("plan", "eq", "pro", True),
+            ("plan", "eq", "basic", False),
+            ("plan", "ne", "basic", True),
+            ("none", "ne", "x", True),
+            ("plan", "exists", None, True),
+            ("none", "exists", None, False),
+            ("none", "not_exists", None, True),
+            ("plan", "starts_with", "pR", True),
+            ("plan", "ends_with", "RO", True),
+            ("plan", "contains", "r", True),
+            ("plan", "contains", "x", False),
+            ("n", "gt", 9, True),
+            ("n", "gt", 10, False),
+            ("n", "gte", "10", True),
+            ("n", "lt", 9, False),
+            ("n", "lte", 10, True),
+            ("none", "lt", 1, False),
+        ]
+        for name, operator, value, expected in rows:
+            body = {"field": name, "operator": operator, "value": value}
+            with self.subTest(name=name, operator=operator):
+                self.assertEqual(self.matches({"attribute": body}), expected)
+
+    def test_and_or_not_and_segment(self) -> None:
+        yes, no = {"segment": {"id": 7}}, {"segment": {"id": 8}}
+        rows = [
+            (yes, True),
+            (no, False),
+            ({"and": [yes, yes]}, True),
+            ({"and": [yes, no]}, False),
+            ({"or": [no, yes]}, True),
+            ({"not": no}, True),
+            ({"not": {"or": [no, no]}}, True),
+        ]
+        for spec, expected in rows:
+            self.assertEqual(self.matches(spec), expected, spec)
+
+    def test_mistakes_name_their_place(self) -> None:
+        rows: list[tuple[Any, str]] = [
+            ([], "filter must be"),
+            ({"and": [], "or": []}, "exactly one"),
+            ({"and": [{"x": 1}]}, "filter.and[0]"),
+            ({"not": []}, "filter.not"),
+            ({"segment": {"id": True}}, "filter.segment.id"),
+            ({"attribute": {"operator": "eq"}}, "filter.attribute.field"),
+            ({"attribute": {"field": "a", "operator": ["eq"]}}, "filter.attribute.operator"),
+            ({"attribute": {"field": "a", "operator": "eq"}}, "filter.attribute.value"),
+        ]
+        for spec, text in rows:
+            with self.assertRaises(ApiError) as caught:
+                compile_filter(spec, "filter")
+            self.assertIn(text, caught.exception.message)
+
+
+class Pipelines(FakeTest):
+    CALLS: dict[str, dict[str, Any]] = {
+        "identify": {"userId": "1", "traits": {"email": "a@example.com"}},
+        "track": {"userId": "1", "event": "bought", "properties": {"n": 1}},
+        "page": {"userId": "1", "name": "home"},
+        "screen": {"userId": "1", "name": "home"},
+        "group": {"userId": "1", "groupId": "acme"},
+        "alias": {"userId": "1", "previousId": "0"},
+    }
+
+    def test_each_call_is_kept_word_for_word(self) -> None:
+        for kind, body in self.CALLS.items():
+            answer = self.ok("POST", f"/v1/{kind}", {**body, "messageId": "m", "x": None})
+            self.assertEqual(answer, {"success": True})
+            event = self.records("pipeline-events")[-1]
+            expected = {**body, "messageId": "m", "x": None, "type": kind}
+            self.assertEqual({**event, **expected}, event)
+
+    def test_a_batch_is_kept_whole_and_item_by_item(self) -> None:
+        items = [{**body, "type": kind} for kind, body in self.CALLS.items()]
+        self.ok("POST", "/v1/batch", {"batch": items, "context": {"ip": "::1"}})
+        (batch,) = self.records("batches", "?source=pipelines")
+        self.assertEqual(batch["operations"], items)
+        events = self.records("pipeline-events")
+        self.assertEqual([event["type"] for event in events], list(self.CALLS))
+        self.assertEqual(events[0]["context"], {"ip": "::1"})
+
+    def test_four_mistakes_are_always_refused(self) -> None:
+        rows = [
+            ("track", {"userId": "1"}, "event"),
+            ("group", {"userId": "1"}, "groupId"),
+            ("alias", {"userId": "1"}, "previousId"),
+            ("alias", {"previousId": "1"}, "userId"),
+            ("batch", {"batch": []}, "batch"),
+        ]
+        for kind, body, name in rows:
+            with self.subTest(kind=kind, name=name):
+                reply = self.call("POST", f"/v1/{kind}", body)
+                self.assertEqual(reply.status, 400)
+                error = reply.json["errors"][0]
+                self.assertEqual((error["reason"], error["field"]), ("required", name))
+                self.assertEqual((reply.json["code"], name in reply.json["message"]), (400, True))
+        self.assertEqual(self.records("pipeline-events"), [])
+
+    def test_the_rest_only_in_strict_mode(self) -> None:
+        rows: list[tuple[str, Any, str]] = [
+            ("identify", {}, "userId or anonymousId"),
+            ("track", {"event": "x"}, "userId or anonymousId"),
+            ("page", {"name": "x"}, "userId or anonymousId"),
+            ("screen", {"userId": "1"}, "name"),
+            ("identify", {"userId": "1", "traits": []}, "traits"),
+            ("identify", {"userId": ["1"]}, "userId"),
+            ("batch", {"batch": [{"type": "nope"}, 3]}, "type"),
+        ]
+        for kind, body, text in rows:
+            with self.subTest(kind=kind, text=text):
+                self.assertEqual(self.call("POST", f"/v1/{kind}", body).status, 200)
+                reply = self.call("POST", f"/v1/{kind}", body, x_strict_mode="1")
+                self.assert_errors(reply, 400, text)
+
+
+if __name__ == "__main__":
+    unittest.main()
