@@ -81,6 +81,7 @@ from typing import (
     Sequence,
     Set,
     Tuple,
+    TypeVar,
     Union,
     cast,
 )
@@ -538,6 +539,17 @@ ANONYMOUS_GRACE = 300.0
 #: From here on a timestamp is taken for milliseconds: as seconds it lies beyond the year 5000.
 MILLISECONDS = 100_000_000_000
 
+#: What a client may report about a delivery, and by which channel (reference).
+METRICS = (
+    "opened", "clicked", "converted", "delivered", "bounced", "deferred", "dropped", "spammed",
+)  # fmt: skip
+PUSH_METRICS = ("opened", "converted", "delivered")
+CHANNEL_METRICS = {
+    "in_app": ("clicked", "converted", "opened"),
+    "push": ("clicked", *PUSH_METRICS),
+    "sms": ("bounced", "clicked", "delivered", "opened"),
+}
+
 #: Why a write that was answered with 200 changed nothing, or less than it seems to.
 SUPPRESSED = "suppressed: this person is suppressed, so the call was ignored; unsuppress first"
 UNKNOWN_CIO_ID = "unknown cio_id: no person has it (any more), so the call was ignored"
@@ -844,6 +856,27 @@ class Export:
         }
 
 
+class Segment:
+    """A group of people. Manual ones hold their members; Unix seconds."""
+
+    __slots__ = ("created_at", "members", "name", "number", "type")
+
+    def __init__(self, number: int, name: str, now: int, type: str = "manual") -> None:
+        self.number, self.name, self.type, self.created_at = number, name, type, now
+        #: By serial number, which is the order of creation.
+        self.members: Dict[int, Person] = {}
+
+    def record(self) -> Json:
+        """The segment as `/__parlel/segments` shows it."""
+        return {
+            "id": self.number,
+            "name": self.name,
+            "type": self.type,
+            "customer_ids": [person.name for person in self.members.values()],
+            "created_at": self.created_at,
+        }
+
+
 class Change(NamedTuple):
     """Attributes and their timestamps after an update."""
 
@@ -1030,6 +1063,20 @@ class Merge(NamedTuple):
         return {"primary": primary, "secondary": secondary, **applied}
 
 
+def _known_zone(name: Json) -> Optional[str]:
+    """`cio_timezone` is computed from a `timezone` that exists, and goes with one that doesn't."""
+    from zoneinfo import ZoneInfo
+
+    try:
+        return ZoneInfo(name).key
+    except (TypeError, ValueError, OSError, KeyError):
+        return None
+
+
+def _passed_over(count: int) -> str:
+    return f"passed over: {count} of the ids name nobody here" if count else ""
+
+
 class Workspace:
     """All that was recorded, and the verbs that change it. A reset is a new Workspace.
 
@@ -1054,6 +1101,7 @@ class Workspace:
         self.broadcasts: List[Json] = []
         self.exports: Dict[int, Export] = {}
         self.forms: Dict[str, List[Json]] = {}
+        self.segments: Dict[int, Segment] = {}
         self.suppressions: Dict[str, Set[Identifier]] = {}
         self._blocked: Dict[Identifier, str] = {}
         self._event_ids: Set[str] = set()
@@ -1182,6 +1230,8 @@ class Workspace:
         update = {k: v for k, v in attributes.items() if k not in self._not_attributes}
         if self.settings.identifiers == "id" and "email" in update:
             self.people.set_email(person, as_text(update["email"] or ""))
+        if "timezone" in update:
+            update["cio_timezone"] = _known_zone(update["timezone"])
         update = undotted(update, person.attributes)
         person.attributes, person.timestamps = changed(
             person.attributes, person.timestamps, update, when
@@ -1207,6 +1257,8 @@ class Workspace:
             del self.devices[token]
         for key in person.has.relationships:
             del self.objects[key].people[person.serial]
+        for number in person.has.segments:
+            del self.segments[number].members[person.serial]
         for anonymous_id in person.has.anonymous_ids:
             del self._claims[anonymous_id]
         self.people.remove(person)
@@ -1225,6 +1277,16 @@ class Workspace:
             self._remove(person)
         self.suppressions[shown] = blocked
         self._blocked.update(dict.fromkeys(blocked, shown))
+        return ""
+
+    def unsubscribe(self, who: Identifier, delivery_id: str) -> str:
+        """Unsubscribe the person whom a delivery went to, and book that on the delivery."""
+        delivery = self.deliveries[delivery_id]
+        now = self.seconds()
+        delivery.report("unsubscribed", now)
+        if delivery.person is None:
+            return NO_PERSON
+        self._update(delivery.person, {"unsubscribed": True}, now, now)
         return ""
 
     def unsuppress(self, who: Identifier) -> str:
@@ -1266,25 +1328,29 @@ class Workspace:
 
     def _carry_over_belongings(self, primary: Person, secondary: Person) -> None:
         theirs, ours = secondary.has, primary.own()
-        oldest = self.clock.now() - EVENT_MEMORY
-        kept = [event for event in theirs.events if event.received_at >= oldest]
-        for event in kept:
-            event.person, event.customer_id = primary, primary.name
-        ours.events.extend(kept)
-        for delivery in theirs.deliveries:
-            delivery.person = primary
+        self._carry_over_events(primary, theirs.events)
+        for owned in (*theirs.deliveries, *theirs.devices.values()):
+            owned.person = primary
         ours.deliveries.extend(theirs.deliveries)
-        for device in theirs.devices.values():
-            device.person = primary
         ours.devices.update(theirs.devices)
-        ours.segments |= theirs.segments
+        for number in theirs.segments:
+            del self.segments[number].members[secondary.serial]
+            self._join(primary, number)
         for key, attributes in theirs.relationships.items():
-            self._relate(primary, key, {**attributes, **ours.relationships.get(key, {})})
             del self.objects[key].people[secondary.serial]
+            self._relate(primary, key, {**attributes, **ours.relationships.get(key, {})})
         for anonymous_id in theirs.anonymous_ids:
             self._claims[anonymous_id] = (primary, self._claims[anonymous_id][1])
         ours.anonymous_ids.extend(theirs.anonymous_ids)
         secondary.has = _NOTHING
+
+    def _carry_over_events(self, primary: Person, events: List[Event]) -> None:
+        oldest = self.clock.now() - EVENT_MEMORY
+        for event in events:
+            event.person = None
+            if event.received_at >= oldest:
+                event.customer_id = primary.name
+                self._attach(event, primary)
 
     # ---- events
 
@@ -1348,6 +1414,29 @@ class Workspace:
             if key in self.objects:
                 self._relate(person, key, attributes)
 
+    # ---- segments and forms
+
+    def add_to_segment(self, who: Identifier, number: int, people: List[Identifier]) -> str:
+        """Add people to a manual segment; the unknown are passed over (reference)."""
+        if number not in self.segments:  # made in the web app, which we can't see
+            self.segments[number] = Segment(number, f"Segment {number}", self.seconds())
+        found = list(filter(None, map(self.people.find, people)))
+        for person in found:
+            self._join(person, number)
+        return _passed_over(len(people) - len(found))
+
+    def remove_from_segment(self, who: Identifier, number: int, people: List[Identifier]) -> str:
+        """Take people out of a manual segment; strangers and non-members are passed over."""
+        found = [p for p in map(self.people.find, people) if p and number in p.has.segments]
+        for person in found:
+            person.has.segments.discard(number)
+            del self.segments[number].members[person.serial]
+        return _passed_over(len(people) - len(found))
+
+    def _join(self, person: Person, number: int) -> None:
+        person.own().segments.add(number)
+        self.segments[number].members[person.serial] = person
+
     # ---- reports about deliveries
 
     def record_push(self, who: Identifier, event: Event) -> str:
@@ -1362,6 +1451,8 @@ class Workspace:
         delivery = self.deliveries.get(who[1])
         if delivery is None:
             return "unknown delivery: none has this delivery_id"
+        if metric not in CHANNEL_METRICS.get(delivery.channel, METRICS):
+            return f"impossible metric: nothing sent by {delivery.channel} can be {metric}"
         delivery.report(metric, self.seconds() if when is None else when, reason, **more)
         return ""
 
@@ -1483,12 +1574,6 @@ _E164 = re.compile(r"\+[1-9]\d{1,14}")
 MAX_SEND_AHEAD = 90 * 86400
 MAX_RECIPIENTS = 15
 MAX_ATTACHMENTS = 2 * 1000 * 1000
-
-#: What a client may report about a delivery (reference).
-METRICS = (
-    "opened", "clicked", "converted", "delivered", "bounced", "deferred", "dropped", "spammed",
-)  # fmt: skip
-PUSH_METRICS = ("opened", "converted", "delivered")
 
 
 def send(workspace: Workspace, channel: str, message: Json) -> Delivery:
@@ -2124,8 +2209,9 @@ PIPELINES = Api("pipelines", check_pipelines, pipelines_errors, compact, _TRACK_
 SHARED = Api("shared", check_nothing, meta_error, compact, _OWN_HEADERS)
 CONTROL = Api("control", check_local, meta_error, compact_line, _OWN_HEADERS)
 
-#: Takes the workspace, the request and the decoded path parameters; gives what `answer` takes.
+#: Takes a Call and the decoded path parameters; gives what `answer` takes.
 Handler = Callable[..., Any]
+SomeHandler = TypeVar("SomeHandler", bound=Handler)
 
 
 class Operation(NamedTuple):
@@ -2151,10 +2237,12 @@ _INDEX: Dict[Tuple[str, int], List[Operation]] = {}
 _DOUBLE_SLASHES = re.compile(r"^/+(?:(api)/+)?(?:(v1|v2|__parlel)/+)?")
 
 
-def route(method: str, path: str, api: Api, heavy: bool = False) -> Callable[[Handler], Handler]:
+def route(
+    method: str, path: str, api: Api, heavy: bool = False
+) -> Callable[[SomeHandler], SomeHandler]:
     """Put a handler into the route table; `{name}` in the path matches one segment."""
 
-    def add(handler: Handler) -> Handler:
+    def add(handler: SomeHandler) -> SomeHandler:
         pattern = re.compile(re.sub(r"\{\w+\}", "([^/]+)", path))
         operation = Operation(method, path, api, handler, pattern, heavy)
         ROUTES.append(operation)
@@ -2238,7 +2326,7 @@ class Fake:
                 find_operation(request)
             operation = cast(Operation, request.operation)
             api = operation.api
-            self._admit(api, request)
+            self.admit(api, request)
             workspace = self.workspace
             workspace.tick()
             arguments = map(decoded, request.arguments)
@@ -2258,7 +2346,8 @@ class Fake:
             return False
         return cast(Operation, request.operation).heavy
 
-    def _admit(self, api: Api, request: Request) -> None:
+    def admit(self, api: Api, request: Request) -> None:
+        """Check the credentials. Raises ApiError 401, or 403 for the control endpoints."""
         try:
             api.check(self.settings, request)
         except ValueError as error:
@@ -2319,8 +2408,15 @@ def answer(api: Api, result: Any) -> Response:
     if not result:
         return Response(200, b"{}\n", api.headers)
     if isinstance(result, str):
-        return Response(200, b"{}\n", (*api.headers, (REASON_HEADER, _header_text(result))))
+        return with_reason(Response(200, b"{}\n", api.headers), result)
     return Response(200, api.write(result), api.headers)
+
+
+def with_reason(response: Response, reason: str) -> Response:
+    """Tell in a header why nothing, or less than it seems, happened."""
+    if reason:
+        response.headers = (*response.headers, (REASON_HEADER, _header_text(reason)))
+    return response
 
 
 def failure(api: Api, error: ApiError) -> Response:
@@ -2597,6 +2693,95 @@ def track_push(call: Call) -> str:
     event = Event("push", metric, body, "push", timestamp, "")
     workspace.ingest(workspace.record_push, ("delivery_id", as_text(delivery_id or "")), event)
     return ""
+
+
+REGION_URLS = {"us": "https://track.customer.io", "eu": "https://track-eu.customer.io"}
+
+
+@route("GET", "/api/v1/accounts/region", TRACK)
+def account_region(call: Call) -> Json:
+    """Tell the region and the workspace that the credentials belong to."""
+    region = call.fake.settings.region
+    return {"url": REGION_URLS[region], "region": region, "environment_id": WORKSPACE_NUMBER}
+
+
+@route("POST", "/api/v1/metrics", TRACK_OPEN)
+def report_metrics(call: Call) -> str:
+    """Report what happened to a delivery."""
+    body, workspace = call.body(), call.workspace
+    delivery_id = identifier_text(body.get("delivery_id") or "", "delivery_id")
+    _choice(body, "metric", dict.fromkeys(METRICS))
+    when = whole_number(body.get("timestamp"), "timestamp")
+    more = {name: body.get(name) for name in ("recipient", "href", "metadata")}
+    who, metric = ("delivery_id", delivery_id), body["metric"]
+    reason = as_text(body.get("reason") or "")
+    return workspace.ingest(workspace.record_metric, who, metric, when, reason, **more)
+
+
+@route("POST", "/unsubscribe/{delivery_id}", TRACK_OPEN)
+def unsubscribe(call: Call, delivery_id: str) -> str:
+    """Unsubscribe a person by a delivery that they got."""
+    workspace = call.workspace
+    if "json" not in call.request.headers.get("content-type", ""):
+        raise invalid("Content-Type must be application/json")
+    if delivery_id not in workspace.deliveries:
+        raise invalid(f"there is no delivery '{delivery_id}'", "delivery_id")
+    if call.body().get("unsubscribe") is not True:
+        return "nothing to do: the body does not say unsubscribe: true"
+    return workspace.ingest(workspace.unsubscribe, ("delivery_id", delivery_id), delivery_id)
+
+
+#: Fields that a form names itself by; they are no attributes (reference).
+FORM_KEYS = ("form_id", "form_name", "form_type", "form_url", "form_url_param")
+
+
+@route("POST", "/api/v1/forms/{form_id}/submit", TRACK)
+def submit_form(call: Call, form_id: str) -> Response:
+    """Submit a form; its fields become attributes of the person."""
+    workspace, data = call.workspace, call.body().get("data")
+    with workspace.lock:  # the form is made even if the submission is refused (reference)
+        submissions = workspace.forms.setdefault(form_id, [])
+    if not isinstance(data, dict):
+        raise required("data", "an object with the form's fields")
+    for name, value in data.items():
+        if not isinstance(value, (str, type(None))):
+            raise invalid(f"data.{name} must be a string, not {kind_of(value)}", f"data.{name}")
+    given = {kind: data.get(kind) for kind in workspace.people.kinds}
+    who = one_identifier(given, workspace.people.kinds, "data")
+    checked = checked_attributes({k: v for k, v in data.items() if k not in FORM_KEYS}, "data")
+    reason = workspace.ingest(workspace.identify, who, checked)
+    submissions.append({"data": data, "received_at": workspace.seconds()})
+    return with_reason(Response(204, b"", TRACK.headers), reason)
+
+
+def _segment_change(call: Call, segment_id: str, verb: Callable[..., str]) -> str:
+    kind = call.request.query().get("id_type", "id")
+    if kind not in ("id", "email", "cio_id"):
+        raise invalid("id_type must be id, email or cio_id", "id_type")
+    ids = call.body().get("ids")
+    if not isinstance(ids, list) or not ids:
+        raise required("ids", "a list of at least one identifier")
+    if len(ids) > MAX_SEGMENT_IDS:
+        raise invalid(f"ids has {len(ids)} entries; {MAX_SEGMENT_IDS} at most", "ids")
+    if not re.fullmatch(r"\d{1,9}", segment_id):
+        raise invalid("segment_id must be a number", "segment_id")
+    segment = call.workspace.segments.get(int(segment_id))
+    if segment is not None and segment.type != "manual":
+        raise invalid(f"segment {segment_id} is not a manual segment", "segment_id")
+    people = [(kind, as_text(value)) for value in ids]
+    return call.workspace.ingest(verb, ("segment", segment_id), int(segment_id), people)
+
+
+@route("POST", "/api/v1/segments/{segment_id}/add_customers", TRACK)
+def add_to_segment(call: Call, segment_id: str) -> str:
+    """Add people to a manual segment."""
+    return _segment_change(call, segment_id, call.workspace.add_to_segment)
+
+
+@route("POST", "/api/v1/segments/{segment_id}/remove_customers", TRACK)
+def remove_from_segment(call: Call, segment_id: str) -> str:
+    """Take people out of a manual segment."""
+    return _segment_change(call, segment_id, call.workspace.remove_from_segment)
 
 
 # ---- v2: one entity or a batch of them
@@ -3037,57 +3222,6 @@ def _strict(call: Call) -> bool:
     return call.request.headers.get("x-strict-mode", "").strip() == "1"
 
 
-def _pipelines(kind: str) -> Handler:
-    def handler(call: Call) -> Json:
-        body, strict = call.body(), _strict(call)
-        check_pipelines_call(kind, body, strict)
-        if strict and len(call.request.body) > MAX_PIPELINES_CALL:
-            raise invalid(f"a call cannot be larger than {MAX_PIPELINES_CALL} bytes")
-        record_pipelines(call, kind, body)
-        return {"success": True}
-
-    handler.__name__ = f"pipelines_{kind}"
-    handler.__doc__ = f"Take a Pipelines {kind} call."
-    return handler
-
-
-for _kind in PIPELINES_FIELDS:
-    route("POST", f"/v1/{_kind}", PIPELINES)(_pipelines(_kind))
-
-
-def record_pipelines(call: Call, kind: str, item: Json) -> None:
-    """Keep a call word for word, with its type."""
-    workspace = call.workspace
-    with workspace.lock:
-        moment = {"received_at": workspace.seconds()}
-        workspace.pipeline_events.append({**moment, **item, "type": kind})
-
-
-@route("POST", "/v1/batch", PIPELINES)
-def pipelines_batch(call: Call) -> Json:
-    """Take several Pipelines calls at once; `context` and `integrations` count for all."""
-    body, strict = call.body(), _strict(call)
-    items = body.get("batch")
-    if not isinstance(items, list) or not items:
-        raise required("batch", "a list of at least one call")
-    if strict and len(call.request.body) > MAX_PIPELINES_BATCH:
-        raise invalid(f"a batch cannot be larger than {MAX_PIPELINES_BATCH} bytes", "batch")
-    shared = {name: body[name] for name in ("context", "integrations") if name in body}
-    if strict:
-        _check_batch(items)
-    workspace = call.workspace
-    with workspace.lock:
-        row = {"id": len(workspace.batches) + 1, "source": "pipelines", "operations": items}
-        workspace.batches.append({**row, "received_at": workspace.seconds()})
-        for item in items:
-            kind = as_text(item.get("type")) if isinstance(item, dict) else ""
-            if kind in PIPELINES_FIELDS:
-                record_pipelines(call, kind, {**shared, **item})
-            else:
-                workspace.drop("batch", ("type", kind), "unknown type of Pipelines call")
-    return {"success": True}
-
-
 def _check_batch(items: List[Json]) -> None:
     problems = []
     for i, item in enumerate(items):
@@ -3100,6 +3234,278 @@ def _check_batch(items: List[Json]) -> None:
             problems.append(error.problems[0]._replace(batch_index=i))
     if problems:
         raise ApiError(400, *problems)
+
+
+# ---- what Pipelines calls do to people (the mapping of Customer.io's own destination)
+
+_ISO_DATE = re.compile(r"\d{4}-\d\d-\d\d(T\d\d:\d\d(:\d\d)?(\.\d{1,9})?(Z|[+-]\d\d:?\d\d)?)?")
+_DATE_FORMATS = ("%Y-%m-%dT%H:%M:%S%z", "%Y-%m-%dT%H:%M%z", "%Y-%m-%d%z")
+
+
+def unix_time(value: Json) -> Json:
+    """An ISO 8601 date as Unix seconds, UTC unless it says otherwise; other values as they are."""
+    from datetime import datetime
+
+    if not isinstance(value, str) or not _ISO_DATE.fullmatch(value):
+        return value
+    plain = re.sub(r"\.\d+", "", value).replace("Z", "+0000")
+    zoned = plain if re.search(r"[+-]\d\d:?\d\d$", plain[10:]) else plain + "+0000"
+    for form in _DATE_FORMATS:
+        with contextlib.suppress(ValueError, OverflowError):
+            return int(datetime.strptime(zoned, form).timestamp())
+    return value
+
+
+def take_pipelines_call(workspace: Workspace, kind: str, item: Json) -> str:
+    """Keep a call word for word and do what it says; gives the reason why that was nothing.
+
+    Outside strict mode a call that can't be carried out is answered with 200 all the same
+    (reference), so its mistakes are reasons here, not errors.
+    """
+    with workspace.lock:
+        row = {"received_at": workspace.seconds(), **item, "type": kind}
+        workspace.pipeline_events.append(row)
+        try:
+            check_pipelines_call(kind, item, strict=False)
+            return _PIPELINES_VERBS[kind](workspace, item)
+        except ApiError as error:
+            workspace.drop(f"pipelines {kind}", ("type", kind), error.message)
+            return error.message
+
+
+def _part(item: Json, *names: str) -> Json:
+    """An object inside a call; {} if it isn't there."""
+    for name in names:
+        item = item.get(name) if isinstance(item, dict) else None
+    return item if isinstance(item, dict) else {}
+
+
+def _user(item: Json) -> Identifier:
+    """Whom a call is about: the userId, else the anonymousId. Raises ApiError 400."""
+    for name, kind in (("userId", "id"), ("anonymousId", "anonymous_id")):
+        if item.get(name) not in (None, ""):
+            return kind, identifier_text(item[name], name)
+    raise required("userId or anonymousId")
+
+
+def _known_user(item: Json) -> Identifier:
+    return "id", identifier_text(item.get("userId") or "", "userId")
+
+
+def _dated(values: Json) -> Attributes:
+    return {name: unix_time(value) for name, value in values.items()}
+
+
+def _object_ref(values: Json, object_id: Json) -> ObjectKey:
+    """Type and id of an object; the type is "1" unless it is given (reference)."""
+    type_id = values.get("objectTypeId") or values.get("object_type_id") or "1"
+    return object_key({"object_type_id": type_id, "object_id": object_id}, "objectId")
+
+
+_OBJECT_TRAITS = {
+    "objectId", "object_id", "objectTypeId", "object_type_id", "relationshipAttributes",
+    "objectAttributes",
+}  # fmt: skip
+
+
+def _pipelines_identify(workspace: Workspace, item: Json) -> str:
+    traits = _part(item, "traits")
+    given = {name: traits[name] for name in traits if name not in _OBJECT_TRAITS}
+    attributes = _dated(given)
+    if item.get("anonymousId"):
+        attributes["anonymous_id"] = item["anonymousId"]
+    if "createdAt" in attributes:
+        attributes["created_at"] = attributes.pop("createdAt")
+    who = ("email", as_text(traits.get("email") or ""))
+    if item.get("userId") not in (None, ""):
+        who = _known_user(item)
+    if not who[1]:
+        raise invalid("nobody to identify: there is neither userId nor traits.email", "userId")
+    reason = workspace.ingest(workspace.identify, who, checked_attributes(attributes, "traits"))
+    if not (traits.get("objectId") or traits.get("object_id")):
+        return reason
+    ref = _object_ref(traits, traits.get("objectId") or traits.get("object_id"))
+    extra = _part(traits, "relationshipAttributes")
+    return joined(reason, workspace.ingest(workspace.add_relationship, who, ref, extra))
+
+
+def _event_verb(kind: str) -> Callable[[Workspace, Json], str]:
+    def verb(workspace: Workspace, item: Json) -> str:
+        properties = _part(item, "properties")
+        name = item.get("event") if kind == "event" else item.get("name") or properties.get("url")
+        who = _user(item)
+        body = {"name": name, "type": kind, "data": properties, "id": item.get("messageId")}
+        body["timestamp"] = unix_time(item.get("timestamp"))
+        anonymous = who[0] == "anonymous_id"
+        event = event_of("anonymous" if anonymous else "", body)
+        return workspace.ingest(
+            workspace.track_anonymous if anonymous else workspace.track, who, event
+        )
+
+    return verb
+
+
+_pipelines_event = _event_verb("event")
+
+
+def _pipelines_track(workspace: Workspace, item: Json) -> str:
+    event = item.get("event")
+    verb = _SEMANTIC_EVENTS.get(event) if isinstance(event, str) else None
+    return (verb or _pipelines_event)(workspace, item)
+
+
+def _pipelines_group(workspace: Workspace, item: Json) -> str:
+    traits = _part(item, "traits")
+    ref = _object_ref({**item, **traits}, item.get("groupId"))
+    own = {name: value for name, value in traits.items() if name not in _OBJECT_TRAITS}
+    attributes = checked_attributes(_dated(own or _part(traits, "objectAttributes")), "traits")
+    named = ("object_id", ref[1])
+    reason = workspace.ingest(workspace.identify_object, named, ref, attributes)
+    if not (item.get("userId") or item.get("anonymousId")):
+        return reason
+    extra = _dated(_part(traits, "relationshipAttributes"))
+    return joined(reason, workspace.ingest(workspace.add_relationship, _user(item), ref, extra))
+
+
+def _pipelines_alias(workspace: Workspace, item: Json) -> str:
+    previous = identifier_text(item["previousId"], "previousId")
+    return workspace.ingest(workspace.merge, _known_user(item), ("id", previous))
+
+
+def _device_updated(workspace: Workspace, item: Json) -> str:
+    given = _part(item, "context", "device")
+    attributes = {**_part(given, "attributes"), **_part(item, "properties")}
+    device = {"token": given.get("token"), "platform": given.get("type"), "attributes": attributes}
+    device["last_used"] = unix_time(item.get("timestamp"))
+    return add_device_of(workspace, _known_user(item), device, "token")
+
+
+def _device_deleted(workspace: Workspace, item: Json) -> str:
+    token = as_text(_part(item, "context", "device").get("token") or "")
+    return workspace.ingest(workspace.delete_device, _known_user(item), token)
+
+
+def _application_opened(workspace: Workspace, item: Json) -> str:
+    has_token = _part(item, "context", "device").get("token")
+    reason = _pipelines_event(workspace, item)
+    return joined(reason, _device_updated(workspace, item) if has_token else "")
+
+
+def _person_event_verb(name: str) -> Callable[[Workspace, Json], str]:
+    return lambda workspace, item: workspace.ingest(getattr(workspace, name), _known_user(item))
+
+
+def _relationship_deleted(workspace: Workspace, item: Json) -> str:
+    properties = _part(item, "properties")
+    ref = _object_ref(properties, properties.get("objectId"))
+    return workspace.ingest(workspace.delete_relationship, _known_user(item), ref)
+
+
+def _object_deleted(workspace: Workspace, item: Json) -> str:
+    properties = _part(item, "properties")
+    ref = _object_ref(properties, properties.get("objectId"))
+    return workspace.ingest(workspace.delete_object, ("object_id", ref[1]), ref)
+
+
+def _delivery_reported(workspace: Workspace, item: Json) -> str:
+    properties = _part(item, "properties")
+    who = ("delivery_id", as_text(properties.get("deliveryId") or ""))
+    _choice(properties, "metric", dict.fromkeys(METRICS))
+    when = whole_number(unix_time(item.get("timestamp")), "timestamp")
+    reason = as_text(properties.get("reason") or "")
+    names = ("recipient", "href", "actionName", "actionValue")
+    more = {name: properties.get(name) for name in names}
+    metric = properties["metric"]
+    return workspace.ingest(workspace.record_metric, who, metric, when, reason, **more)
+
+
+_PIPELINES_VERBS: Dict[str, Callable[[Workspace, Json], str]] = {
+    "identify": _pipelines_identify,
+    "track": _pipelines_track,
+    "page": _event_verb("page"),
+    "screen": _event_verb("screen"),
+    "group": _pipelines_group,
+    "alias": _pipelines_alias,
+}
+
+#: Track events that are instructions rather than events (reference: semantic events).
+_SEMANTIC_EVENTS: Dict[str, Callable[[Workspace, Json], str]] = {
+    "Device Created or Updated": _device_updated,
+    "Device Deleted": _device_deleted,
+    "Application Installed": _application_opened,
+    "Application Opened": _application_opened,
+    "User Deleted": _person_event_verb("delete"),
+    "Delete Person": _person_event_verb("delete"),
+    "User Suppressed": _person_event_verb("suppress"),
+    "User Unsuppressed": _person_event_verb("unsuppress"),
+    "Relationship Deleted": _relationship_deleted,
+    "Object Deleted": _object_deleted,
+    "Report Delivery Event": _delivery_reported,
+    "Report Content Event": lambda workspace, item: "",
+}
+
+
+# ---- the operations
+
+
+def _pipelines(kind: str) -> Handler:
+    def handler(call: Call) -> Response:
+        body, strict = call.body(), _strict(call)
+        check_pipelines_call(kind, body, strict)
+        if strict and len(call.request.body) > MAX_PIPELINES_CALL:
+            raise invalid(f"a call cannot be larger than {MAX_PIPELINES_CALL} bytes")
+        return _taken(take_pipelines_call(call.workspace, kind, body))
+
+    handler.__name__ = f"pipelines_{kind}"
+    handler.__doc__ = f"Take a Pipelines {kind} call."
+    return handler
+
+
+def _taken(reason: str) -> Response:
+    return with_reason(answer(PIPELINES, {"success": True}), reason)
+
+
+for _kind in PIPELINES_FIELDS:
+    route("POST", f"/v1/{_kind}", PIPELINES)(_pipelines(_kind))
+
+
+@route("POST", "/v1/batch", PIPELINES)
+def pipelines_batch(call: Call) -> Response:
+    """Take several Pipelines calls at once; `context` and `integrations` count for all."""
+    body, workspace = call.body(), call.workspace
+    items = body.get("batch")
+    if not isinstance(items, list) or not items:
+        raise required("batch", "a list of at least one call")
+    if _strict(call):
+        _check_batch(items)
+        if len(call.request.body) > MAX_PIPELINES_BATCH:
+            raise invalid(f"a batch cannot be larger than {MAX_PIPELINES_BATCH} bytes", "batch")
+    shared = {name: body[name] for name in ("context", "integrations") if name in body}
+    with workspace.lock:
+        row = {"id": len(workspace.batches) + 1, "source": "pipelines", "operations": items}
+        workspace.batches.append({**row, "received_at": workspace.seconds()})
+        reasons = [_take_item(workspace, item, shared) for item in items]
+    return _taken(joined(*reasons))
+
+
+@route("POST", "/v1/b", PIPELINES._replace(check=check_nothing))
+def pipelines_mobile(call: Call) -> Response:
+    """Take a batch of a mobile SDK, which has its write key in the body."""
+    key = as_text(call.body().get("writeKey") or "")
+    token = base64.b64encode(f"{key}:".encode()).decode()
+    if not call.request.headers.get("authorization"):
+        call.request.headers = {**call.request.headers, "authorization": f"Basic {token}"}
+    call.fake.admit(PIPELINES, call.request)
+    return pipelines_batch(call)
+
+
+def _take_item(workspace: Workspace, item: Json, shared: Json) -> str:
+    kind = as_text(item.get("type")) if isinstance(item, dict) else ""
+    if kind in PIPELINES_FIELDS:
+        return take_pipelines_call(workspace, kind, {**shared, **item})
+    reason = f"unknown type of Pipelines call: {kind[:40]!r}"
+    workspace.drop("batch", ("type", kind), reason)
+    return reason
 
 
 # ======================================================================================
@@ -3189,6 +3595,12 @@ COLLECTIONS = {
         ("id", "platform", "last_used", "attributes", "customer_id"),
     ),
     "objects": Collection("objects", _records("objects"), ()),
+    "segments": Collection("segments", _records("segments"), ()),
+    "forms": Collection(
+        "forms",
+        lambda workspace: ({"id": k, "submissions": v} for k, v in workspace.forms.items()),
+        (),
+    ),
     "suppressed": Collection("suppressed", _plain("suppressions"), ()),
     "broadcasts": Collection(
         "broadcasts",
@@ -3308,6 +3720,8 @@ LOOP_BODY = 128 * 1024
 #: How long the rest of a refused request is read and thrown away, in seconds, so that the
 #: client gets to see the answer instead of a reset.
 LINGER = 2.0
+#: A thread whose client has been silent for this long, in seconds, gives way when none are left.
+REST = 1.0
 
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _REQUEST_LINE = re.compile(rf"({_TOKEN}) ([^\x00-\x20\x7f]+) HTTP/1\.([01])\r\n".encode())
@@ -3421,6 +3835,8 @@ class Framer:
         fields = self._fields
         if fields is None or not fields.expects or self._continued or self.buffer:
             return False
+        if self.version == b"0":  # which does not know 100 (RFC 9110 10.1.1)
+            return False
         self._continued = True
         return True
 
@@ -3462,7 +3878,7 @@ class Framer:
         match = _REQUEST_LINE.match(buffer)
         if match is None:
             line = bytes(buffer[:end]).partition(b"\r\n")[0]
-            if re.search(rb" HTTP/\d(\.\d)?$", line):
+            if re.search(rb" HTTP/(?!1\.[01]$)\d(\.\d)?$", line):
                 raise _bad_request("only HTTP/1.0 and HTTP/1.1 are spoken here", 505)
             raise _bad_request(f"malformed request line {line[:80]!r}")
         method, target, self.version = match.groups()
@@ -3586,6 +4002,12 @@ class Connection:
         self.unsent = b""
         self.ready: Optional[Request] = None
 
+    @property
+    def resting(self) -> bool:
+        """Whether its thread just waits for the client to say something; for any thread."""
+        busy = self.ready is not None or self.unsent or self.kept or self.draining
+        return not busy and self.framer.idle
+
     def close(self) -> None:
         """Close the socket; never raises."""
         with contextlib.suppress(OSError):
@@ -3607,7 +4029,7 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 1024
     #: How long `stop` lets requests in flight finish, in seconds.
-    grace = 0.4
+    grace = 0.35
 
     def __init__(self, settings: Settings, fake: Fake) -> None:
         self.settings, self.fake = settings, fake
@@ -3615,16 +4037,19 @@ class Server(ThreadingHTTPServer):
         self._open: Dict[int, Connection] = {}
         self._waiting: Dict[threading.Thread, Connection] = {}
         self._returned: Deque[Connection] = deque()
+        #: What responses left to be freed, once they are sent.
+        self._spent: List[Any] = []
         self._stopping = False
         #: When the loop last woke up; monotonic seconds.
         self._now = time.monotonic()
         self._tls: Optional[ssl.SSLContext] = None
         self._tls_lock = threading.Lock()
+        self._waker, self._alarm = socket.socketpair()
+        self._selector = selectors.DefaultSelector()
+        # If it can't listen, this calls `server_close`, which needs all of the above.
         super().__init__((settings.host, settings.port), WaitingHandler)
         self.socket.setblocking(False)
-        self._waker, self._alarm = socket.socketpair()
         self._alarm.setblocking(False)
-        self._selector = selectors.DefaultSelector()
         self._selector.register(self.socket, selectors.EVENT_READ, self._accept)
         self._selector.register(self._alarm, selectors.EVENT_READ, self._take_back)
 
@@ -3640,6 +4065,7 @@ class Server(ThreadingHTTPServer):
         swept = self._now
         while not self._stopping:
             self._turn(poll_interval if self._open else None)
+            self._spent.clear()
             if self._now - swept >= poll_interval:
                 swept = self._now
                 self._sweep(swept)
@@ -3649,7 +4075,17 @@ class Server(ThreadingHTTPServer):
         ready = self._selector.select(timeout)
         self._now = time.monotonic()
         for key, _ in ready:
-            key.data()
+            try:
+                key.data()
+            except Exception as error:
+                self._give_up(key.fd, error)
+
+    def _give_up(self, number: int, error: Exception) -> None:
+        """Lose one connection (by its file number) rather than the loop, and all of them."""
+        log.error("lost a connection: %r", error)
+        connection = self._open.get(number)
+        if connection is not None:
+            self._close(connection)
 
     def shutdown(self) -> None:
         """Make `serve_forever` return; from any thread."""
@@ -3664,37 +4100,48 @@ class Server(ThreadingHTTPServer):
         for _ in range(64):
             try:
                 sock, address = self.socket.accept()
-            except BlockingIOError:
+            except (BlockingIOError, ConnectionError):  # the client may have gone already
                 return
             except OSError as error:  # out of file descriptors
-                log.warning(
-                    "can't accept: %s; closing the connection that is silent longest", error
-                )
-                self._shed()
+                log.warning("can't accept: %s; ending the longest silent connection", error)
+                if not self._shed([*self._open.values(), *self._resting()]):
+                    time.sleep(0.01)
                 return
             with contextlib.suppress(OSError):  # the client may have gone already
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._adopt(Connection(sock, address[0], self.settings.max_body, self._now))
 
-    def _shed(self) -> None:
-        if self._open:
-            self._close(min(self._open.values(), key=lambda connection: connection.since))
-        else:
-            time.sleep(0.01)
+    def _resting(self) -> List[Connection]:
+        waiting = list(self._waiting.values())
+        return [c for c in waiting if c.resting and self._now - c.since > REST]
+
+    def _shed(self, connections: Sequence[Connection]) -> bool:
+        """End the connection that has been silent longest; False if there is none."""
+        if not connections:
+            return False
+        oldest = min(connections, key=lambda connection: connection.since)
+        if self._open.get(oldest.socket.fileno()) is oldest:
+            self._close(oldest)
+        else:  # its thread will close it
+            oldest.draining = True
+            hang_up(oldest.socket)
+        return True
 
     def _adopt(self, connection: Connection) -> None:
         connection.socket.setblocking(False)
-        self._open[connection.socket.fileno()] = connection
         read = functools.partial(self._read, connection)
         self._selector.register(connection.socket, selectors.EVENT_READ, read)
+        self._open[connection.socket.fileno()] = connection
 
     def _release(self, connection: Connection) -> None:
         self._selector.unregister(connection.socket)
         del self._open[connection.socket.fileno()]
 
     def _close(self, connection: Connection) -> None:
-        self._release(connection)
-        connection.close()
+        # `_shed` may have closed it in this very turn, before its own event was looked at.
+        if connection.socket.fileno() >= 0:
+            self._release(connection)
+            connection.close()
 
     def _take_back(self) -> None:
         """Wake up; take the connections back that threads are done with."""
@@ -3774,6 +4221,8 @@ class Server(ThreadingHTTPServer):
         response = self.fake.handle(request)
         if response.close:
             framer.keep_alive = False
+        if response.after is not None:
+            self._spent.append(response.after)
         if log.isEnabledFor(logging.INFO):
             log.info("%s %s %d", request.method, request.target, response.status)
         return response_bytes(response, request.method, framer.version, framer.keep_alive)
@@ -3791,7 +4240,7 @@ class Server(ThreadingHTTPServer):
             connection.unsent = data[sent:]
             self._hand_over(connection)
             return False
-        if not connection.framer.keep_alive:
+        if not connection.framer.keep_alive and data is not _CONTINUE:
             self._finish(connection)
             return False
         return True
@@ -3815,7 +4264,8 @@ class Server(ThreadingHTTPServer):
     def _hand_over(self, connection: Connection) -> None:
         self._release(connection)
         try:
-            if len(self._waiting) >= self.settings.max_threads:
+            full = len(self._waiting) >= self.settings.max_threads
+            if full and not self._shed(self._resting()):
                 raise RuntimeError("max_threads is reached")
             connection.socket.setblocking(True)
             self.process_request(connection, connection.peer)
@@ -3886,13 +4336,16 @@ class Server(ThreadingHTTPServer):
 
     def _end_threads(self, deadline: float) -> None:
         for connection in list(self._waiting.values()):
-            if connection.ready is None and connection.framer.idle:
+            if connection.resting:
                 hang_up(connection.socket)
+        self._join_threads(deadline)
+        for connection in list(self._waiting.values()):
+            hang_up(connection.socket)
+        self._join_threads(deadline + self.grace / 4)
+
+    def _join_threads(self, deadline: float) -> None:
         for thread in list(self._waiting):
             thread.join(max(0.0, deadline - time.monotonic()))
-        for thread, connection in list(self._waiting.items()):
-            hang_up(connection.socket)
-            thread.join(self.grace)
 
 
 def hang_up(sock: socket.socket) -> None:
@@ -3919,23 +4372,26 @@ class WaitingHandler(BaseHTTPRequestHandler):
     server: Server
 
     def setup(self) -> None:
-        """Take over the socket; for TLS, shake hands."""
+        """Take over the socket."""
         settings = self.server.settings
         connection = self.request
         connection.socket.settimeout(settings.read_timeout)
         if connection.framer.scheme == "https":
-            context = self.server.tls_context()
-            connection.socket = context.wrap_socket(connection.socket, server_side=True)
-            connection.socket.settimeout(settings.idle_timeout)
+            # The handshake waits for `handle`, when `stop` knows which socket to hang up.
+            connection.socket = self.server.tls_context().wrap_socket(
+                connection.socket, server_side=True, do_handshake_on_connect=False
+            )
         self.connection = connection.socket
 
     def handle(self) -> None:
         """Serve requests until the connection ends or can go back to the loop."""
         connection = self.request
         try:
+            if connection.framer.scheme == "https":
+                cast("ssl.SSLSocket", self.connection).do_handshake()
             if connection.unsent:
-                unsent, connection.unsent = connection.unsent, b""
-                self.connection.sendall(unsent)
+                self.connection.sendall(connection.unsent)
+                connection.unsent, connection.kept = b"", connection.framer.keep_alive
             self.close_connection = not connection.framer.keep_alive and connection.ready is None
             while not self.close_connection and not connection.kept:
                 self.handle_one_request()
@@ -3973,26 +4429,31 @@ class WaitingHandler(BaseHTTPRequestHandler):
             data = self._receive()
             if not data:
                 return None
+            if connection.framer.idle:
+                connection.since = time.monotonic()
             connection.framer.feed(data)
 
     def _receive(self) -> bytes:
-        idle = self.request.framer.idle
-        settings = self.server.settings
-        self.connection.settimeout(settings.idle_timeout if idle else settings.read_timeout)
-        try:
-            return bytes(self.connection.recv(65536))
-        except socket.timeout:
-            if idle:
-                return b""
-            raise ApiError(408, "the request did not arrive in time") from None
+        """What comes in; nothing at the end or after a long silence. Raises ApiError 408."""
+        idle, settings = self.request.framer.idle, self.server.settings
+        left = settings.idle_timeout
+        if not idle:  # the time is for the whole request, so that sending in drips won't help
+            left = self.request.since + settings.read_timeout - time.monotonic()
+        with contextlib.suppress(socket.timeout):
+            if left > 0:
+                self.connection.settimeout(left)
+                return bytes(self.connection.recv(65536))
+        if idle:
+            return b""
+        raise ApiError(408, "the request did not arrive in time")
 
     def _linger(self) -> None:
         """Throw away what still comes in, so that the client sees the answer, not a reset."""
         self.connection.settimeout(LINGER)
         self.connection.shutdown(socket.SHUT_WR)
-        for _ in range(1024):
-            if not self.connection.recv(65536):
-                return
+        deadline = time.monotonic() + LINGER
+        while time.monotonic() < deadline and self.connection.recv(65536):
+            pass
 
     def finish(self) -> None:
         """There are no files to flush."""

@@ -801,6 +801,530 @@ class TrackBatch(FakeTest):
         self.assertEqual(self.records("batches"), [])
 
 
+class Attributes(FakeTest):
+    """What attributes may be, and what happens to them on the way."""
+
+    def test_limits_hold_at_the_limit_and_not_beyond(self) -> None:
+        rows: list[tuple[Any, int, str]] = [
+            ({"n" * 150: 1}, 200, ""),
+            ({"n" * 151: 1}, 400, "150 bytes"),
+            ({"\u00e9" * 75: 1}, 200, ""),
+            ({"\u00e9" * 76: 1}, 400, "150 bytes"),
+            ({"a": "v" * 1000}, 200, ""),
+            ({"a": "v" * 1001}, 400, "value for attribute 'a' cannot be longer than 1000 bytes"),
+            ({"a": "\u00e9" * 501}, 400, "1000 bytes"),
+            ({"a": ["v" * 1000]}, 400, "1000 bytes"),
+            ({f"a{i}": i for i in range(300)}, 200, ""),
+            ({f"a{i}": i for i in range(301)}, 400, "300 at most"),
+            ({"id": "i" * 151}, 400, "150 bytes"),
+            ({"email": []}, 400, "email must be a string"),
+        ]
+        for i, (attributes, status, text) in enumerate(rows):
+            with self.subTest(text=text, row=i):
+                reply = self.call("PUT", f"/api/v1/customers/{i}", attributes)
+                self.assert_errors(reply, status, text)
+        kept = [i for i, (_, status, _) in enumerate(rows) if status == 200]
+        self.assertEqual([int(p["id"]) for p in self.records("customers")], kept)
+
+    def test_all_breaches_are_listed(self) -> None:
+        reply = self.identify("1", a="x" * 1001, b="x" * 1001)
+        self.assertEqual(len(reply.json["meta"]["errors"]), 2)
+
+    def test_an_identifier_in_the_path_has_its_limit_too(self) -> None:
+        self.assertEqual(self.identify("i" * 150).status, 200)
+        self.assert_errors(self.identify("i" * 151), 400, "150 bytes")
+
+    def test_null_and_empty_delete_with_their_timestamp(self) -> None:
+        self.identify("1", a=1, b=2, c=3)
+        self.identify("1", a=None, b="")
+        customer = self.ok("GET", "/v1/customers/1/attributes")["customer"]
+        self.assertEqual(set(customer["attributes"]), {"c", "id", "cio_id"})
+        self.assertEqual(set(customer["timestamps"]), {"c", "id", "cio_id"})
+
+    def test_a_timestamp_moves_only_with_its_value(self) -> None:
+        def stamps() -> Any:
+            return self.ok("GET", "/v1/customers/1/attributes")["customer"]["timestamps"]
+
+        self.identify("1", same="x", other="x", flag=True, deep={"a": 1})
+        before = stamps()
+        self.fake.workspace.clock.advance(100)
+        self.identify("1", same="x", other="y", flag=1, deep={"a": True})
+        moved = {name for name, stamp in stamps().items() if stamp != before[name]}
+        self.assertEqual(moved, {"other", "flag", "deep"})
+
+    def test_timestamp_orders_updates(self) -> None:
+        self.identify("1", a="new", _timestamp=2000)
+        self.identify("1", a="old", b="first", _timestamp=1000)
+        self.assertEqual(self.person("1")["attributes"], {"a": "new", "b": "first"})
+
+    def test_unsubscribed_in_all_its_spellings(self) -> None:
+        rows = [(True, True), ("TRUE", True), ("tRuE", True), (1, True), ("1", True)]
+        rows += [(False, False), ("yes", False), (2, False), ("", False), (None, False)]
+        for value, expected in rows:
+            self.identify("1", unsubscribed=value)
+            customer = self.ok("GET", "/v1/customers/1/attributes")["customer"]
+            self.assertEqual(customer["unsubscribed"], expected, value)
+
+    def test_preferences_are_set_whole_or_by_dotted_name(self) -> None:
+        self.identify("1", cio_subscription_preferences={"topics": {"topic_1": True}})
+        dotted = "cio_subscription_preferences.topics.topic_2"
+        self.identify("1", **{dotted: False, "cio_subscription_preferences.channels.sms": True})
+        expected = {"topics": {"topic_1": True, "topic_2": False}, "channels": {"sms": True}}
+        preferences = self.person("1")["attributes"]["cio_subscription_preferences"]
+        self.assertEqual(preferences, expected)
+        text = self.attributes("1")["cio_subscription_preferences"]
+        self.assertEqual(json.loads(text), expected)
+
+    def test_control_keys_are_no_attributes(self) -> None:
+        self.identify("1", id="1", cio_id="x", _update=False, _timestamp=None, phone="+1")
+        self.assertEqual(self.person("1")["attributes"], {})
+
+    def test_relationships_come_with_an_identify(self) -> None:
+        relationship = {
+            "identifiers": {"object_type_id": "1", "object_id": "acme"},
+            "relationship_attributes": {"role": "admin"},
+        }
+        value = {"action": "add_relationships", "relationships": [relationship]}
+        self.identify("1", cio_relationships=value)
+        (thing,) = self.records("objects")
+        expected = [{"customer_id": "1", "attributes": {"role": "admin"}}]
+        self.assertEqual((thing["object_id"], thing["relationships"]), ("acme", expected))
+        self.identify("1", cio_relationships={**value, "action": "delete_relationships"})
+        self.assertEqual(self.records("objects")[0]["relationships"], [])
+        nameless = {"action": "add_relationships", "relationships": [{}]}
+        mistakes: list[Any] = [{"action": "x"}, [], nameless]
+        for bad in mistakes:
+            self.assertEqual(self.identify("2", cio_relationships=bad).status, 400)
+        self.assertEqual(len(self.records("customers")), 1)
+
+    def test_a_known_time_zone_is_computed(self) -> None:
+        self.identify("1", timezone="Nowhere/None")
+        self.assertNotIn("cio_timezone", self.person("1")["attributes"])
+        self.identify("1", timezone="UTC")
+        if "cio_timezone" in self.person("1")["attributes"]:  # a machine may have no zone data
+            self.assertEqual(self.person("1")["attributes"]["cio_timezone"], "UTC")
+
+
+class IdOnly(FakeTest):
+    settings = {"identifiers": "id"}
+
+    def test_an_email_is_an_ordinary_attribute_that_may_repeat(self) -> None:
+        self.identify("1", email="same@example.com")
+        self.identify("2", email="same@example.com")
+        found = self.ok("GET", "/v1/customers?email=SAME@example.com")["results"]
+        self.assertEqual([row["id"] for row in found], ["1", "2"])
+        self.identify("1", email="other@example.com")
+        found = self.ok("GET", "/v1/customers?email=same@example.com")["results"]
+        self.assertEqual([row["id"] for row in found], ["2"])
+
+    def test_an_emails_shape_in_a_path_is_an_id(self) -> None:
+        self.identify("a@example.com")
+        self.assertEqual(self.person("a@example.com")["id"], "a@example.com")
+
+    def test_a_different_id_in_the_body_is_refused(self) -> None:
+        reply = self.identify("1", id="2")
+        text = "id attribute and identifier are not the same value"
+        self.assertEqual(reply.json, {"meta": {"errors": [text]}})
+        self.assertEqual(self.identify("1", id=1).status, 200)
+
+    def test_v2_refuses_email_as_identifier(self) -> None:
+        item = {"type": "person", "action": "identify", "identifiers": {"email": "a@b.cd"}}
+        self.assert_errors(self.call("POST", "/api/v2/entity", item), 400, "identifiers")
+
+
+class EmailOnly(FakeTest):
+    settings = {"identifiers": "email"}
+
+    def test_people_are_known_by_email_alone(self) -> None:
+        self.identify("a@example.com", id="7")
+        (person,) = self.records("customers")
+        self.assertEqual((person["id"], person["identifiers"]["email"]), (None, "a@example.com"))
+        self.assert_errors(self.identify("7"), 400, "email")
+
+
+class PhoneOn(FakeTest):
+    settings = {"phone": True, "update_email_by_id": True}
+
+    def test_a_phone_identifies_in_v2_and_in_app(self) -> None:
+        item = {"type": "person", "action": "identify", "identifiers": {"phone": "+15551234567"}}
+        self.ok("POST", "/api/v2/entity", {**item, "attributes": {"a": 1}})
+        self.ok("POST", "/api/v2/entity", {**item, "attributes": {"b": 2}})
+        path = "/v1/customers/%2B15551234567/attributes?id_type=phone"
+        attributes = self.ok("GET", path)["customer"]["attributes"]
+        self.assertEqual((attributes["a"], attributes["b"]), ("1", "2"))
+        self.assertEqual(attributes["phone"], "+15551234567")
+
+    def test_an_id_may_change_the_email(self) -> None:
+        self.identify("1", email="old@example.com")
+        self.identify("1", email="new@example.com")
+        self.assertEqual(self.person("1")["identifiers"]["email"], "new@example.com")
+
+
+class EventMemory(FakeTest):
+    """30 days of anonymous events, and of events in a merge."""
+
+    def test_an_anonymous_event_waits_30_days_for_its_person(self) -> None:
+        event = {"name": "visit", "anonymous_id": "a"}
+        self.ok("POST", "/api/v1/events", event)
+        self.fake.workspace.clock.advance(10 * 86400)
+        self.ok("POST", "/api/v1/events", event)
+        self.fake.workspace.clock.advance(21 * 86400)
+        self.identify("1", anonymous_id="a")
+        owners = [event["customer_id"] for event in self.records("events")]
+        self.assertEqual(owners, [None, "1"])
+
+    def test_an_anonymous_id_is_given_once(self) -> None:
+        self.identify("1", anonymous_id="a")
+        self.fake.workspace.clock.advance(301)
+        self.ok("POST", "/api/v1/events", {"name": "late", "anonymous_id": "a"})
+        self.identify("2", anonymous_id="a")
+        self.assertIsNone(self.records("events")[0]["customer_id"])
+
+    def test_a_merge_carries_30_days_over(self) -> None:
+        self.identify("1")
+        self.ok("POST", "/api/v1/customers/2/events", {"name": "old"})
+        self.fake.workspace.clock.advance(31 * 86400)
+        self.ok("POST", "/api/v1/customers/2/events", {"name": "new"})
+        body = {"primary": {"id": "1"}, "secondary": {"id": "2"}}
+        self.ok("POST", "/api/v1/merge_customers", body)
+        cio_ids = [event["cio_id"] for event in self.records("events")]
+        self.assertEqual(cio_ids, [None, self.person("1")["cio_id"]])
+
+    def test_a_deleted_person_leaves_events_without_a_person(self) -> None:
+        self.ok("POST", "/api/v1/customers/1/events", {"name": "x"})
+        self.ok("DELETE", "/api/v1/customers/1")
+        (event,) = self.records("events")
+        self.assertEqual((event["cio_id"], event["customer_id"]), (None, "1"))
+
+
+class MergeRules(FakeTest):
+    """What goes over to the primary, and what stays the primary's."""
+
+    def entity(self, **item: Any) -> None:
+        self.ok("POST", "/api/v2/entity", item)
+
+    def test_segments_relationships_and_deliveries_go_over(self) -> None:
+        self.identify("1")
+        self.identify("2", email="two@example.com")
+        relations = [
+            {"identifiers": {"object_type_id": "1", "object_id": "acme"}},
+            {"identifiers": {"object_type_id": "1", "object_id": "globex"}},
+        ]
+        who = {"type": "person", "action": "add_relationships"}
+        self.entity(**who, identifiers={"id": "2"}, cio_relationships=relations)
+        mine = {**relations[0], "relationship_attributes": {"role": "owner"}}
+        self.entity(**who, identifiers={"id": "1"}, cio_relationships=[mine])
+        self.ok("POST", "/api/v1/segments/7/add_customers", {"ids": ["2"]})
+        message = {"to": "x@y.zz", "transactional_message_id": 1, "identifiers": {"id": "2"}}
+        self.ok("POST", "/v1/send/email", message)
+        body = {"primary": {"id": "1"}, "secondary": {"id": "2"}}
+        self.ok("POST", "/api/v1/merge_customers", body)
+        related = {t["object_id"]: t["relationships"] for t in self.records("objects")}
+        self.assertEqual(related["acme"], [{"customer_id": "1", "attributes": {"role": "owner"}}])
+        self.assertEqual(related["globex"], [{"customer_id": "1", "attributes": {}}])
+        self.assertEqual(self.records("segments")[0]["customer_ids"], ["1"])
+        cio_id = self.person("1")["cio_id"]
+        self.assertEqual(self.records("deliveries")[0]["cio_id"], cio_id)
+        self.ok("DELETE", "/api/v1/customers/1")
+        self.assertEqual(self.records("segments")[0]["customer_ids"], [])
+        self.assertEqual([t["relationships"] for t in self.records("objects")], [[], []])
+
+    def test_the_older_person_survives_an_auto_merge(self) -> None:
+        self.identify("old@example.com", age=1)
+        older = self.records("customers")[0]["cio_id"]
+        self.identify("1")
+        self.identify("1", email="old@example.com", plan="pro")
+        (person,) = self.records("customers")
+        expected = {"age": 1, "email": "old@example.com", "plan": "pro"}
+        self.assertEqual((person["cio_id"], person["attributes"]), (older, expected))
+        self.assertEqual(person["id"], "1")
+
+
+class TrackEntities(FakeTest):
+    """Track v2, action by action."""
+
+    def entity(self, type: str, action: str, **item: Any) -> Reply:
+        return self.call("POST", "/api/v2/entity", {"type": type, "action": action, **item})
+
+    def person_does(self, action: str, **item: Any) -> Reply:
+        return self.entity("person", action, identifiers={"id": "1"}, **item)
+
+    def test_identify_event_page_screen_and_delete(self) -> None:
+        self.person_does("identify", attributes={"a": 1}, timestamp=5)
+        for action in ("event", "page", "screen"):
+            self.person_does(action, name=action, attributes={"x": 1}, timestamp=5)
+        kinds = [(e["kind"], e["data"], e["timestamp"]) for e in self.records("events")]
+        self.assertEqual(kinds, [(kind, {"x": 1}, 5) for kind in ("event", "page", "screen")])
+        self.assertEqual(self.person("1")["attributes"], {"a": 1})
+        self.person_does("delete")
+        self.assertEqual(self.records("customers"), [])
+
+    def test_suppress_and_unsuppress(self) -> None:
+        self.person_does("identify")
+        self.person_does("suppress")
+        self.assertEqual(self.records("suppressed"), ["1"])
+        self.assertIn("suppressed", self.person_does("identify").reason)
+        self.person_does("unsuppress")
+        self.assertEqual(self.records("suppressed"), [])
+
+    def test_devices_have_tokens(self) -> None:
+        device = {"token": "t", "platform": "android", "attributes": {"os": 14}}
+        self.person_does("add_device", device=device)
+        self.assertEqual(self.records("devices")[0]["attributes"], {"os": "14"})
+        self.person_does("delete_device", device={"token": "t"})
+        self.assertEqual(self.records("devices"), [])
+
+    def test_merge_names_both_sides_at_the_top(self) -> None:
+        self.identify("1")
+        self.identify("2", a=1)
+        self.entity("person", "merge", primary={"id": "1"}, secondary={"id": "2"})
+        self.assertEqual(self.person("1")["attributes"], {"a": 1})
+
+    def test_anonymous_events(self) -> None:
+        self.entity("person", "event", identifiers={"anonymous_id": "a"}, name="visit")
+        (event,) = self.records("events")
+        self.assertEqual((event["kind"], event["anonymous_id"]), ("anonymous", "a"))
+
+    def test_objects_live_by_type_and_id_or_cio_object_id(self) -> None:
+        ref = {"object_type_id": "2", "object_id": "acme"}
+        people = [{"identifiers": {"id": "1"}, "relationship_attributes": {"role": "x"}}]
+        self.identify("1")
+        self.entity(
+            "object", "identify", identifiers=ref, attributes={"n": 1}, cio_relationships=people
+        )
+        (thing,) = self.records("objects")
+        self.assertRegex(thing["cio_object_id"], "^ob[0-9a-f]+$")
+        own = {"cio_object_id": thing["cio_object_id"]}
+        self.entity("object", "identify", identifiers=own, attributes={"m": 2, "n": None})
+        self.entity("object", "delete_relationships", identifiers=own, cio_relationships=people)
+        (thing,) = self.records("objects")
+        self.assertEqual((thing["attributes"], thing["relationships"]), ({"m": 2}, []))
+        self.entity("object", "add_relationships", identifiers=ref, cio_relationships=people)
+        self.assertEqual(len(self.records("objects")[0]["relationships"]), 1)
+        self.entity("object", "delete", identifiers=ref)
+        self.assertEqual(self.records("objects"), [])
+        reply = self.entity("object", "identify", identifiers=own, attributes={})
+        self.assertIn("unknown object", reply.reason)
+
+    def test_anonymous_relationships_wait_for_their_person(self) -> None:
+        ref = {"object_type_id": "1", "object_id": "acme"}
+        people = [{"identifiers": {"anonymous_id": "a"}, "relationship_attributes": {"r": 1}}]
+        self.entity("object", "identify_anonymous", identifiers=ref, cio_relationships=people)
+        self.assertEqual(self.records("objects")[0]["relationships"], [])
+        self.identify("1", anonymous_id="a")
+        expected = [{"customer_id": "1", "attributes": {"r": 1}}]
+        self.assertEqual(self.records("objects")[0]["relationships"], expected)
+
+    def test_delivery_events_are_booked_on_the_delivery(self) -> None:
+        message = {"transactional_message_id": 1, "identifiers": {"id": "1"}}
+        sent = self.ok("POST", "/v1/send/push", message)["delivery_id"]
+        item = {"identifiers": {"id": sent}, "name": "opened", "attributes": {"device_token": "t"}}
+        self.entity("delivery", "event", **item, timestamp=5)
+        self.assertEqual(self.records("deliveries")[0]["metrics"]["opened"], 5)
+
+    def test_mistakes_name_the_field_and_change_nothing(self) -> None:
+        person, thing = {"id": "1"}, {"object_type_id": "1", "object_id": "x"}
+        rows: list[tuple[Any, str, str]] = [
+            ({}, "required", "type"),
+            ({"type": "person"}, "required", "action"),
+            ({"type": "robot", "action": "x"}, "invalid", "type"),
+            ({"type": ["person"], "action": "x"}, "invalid", "type"),
+            ({"type": "person", "action": "fly"}, "invalid", "action"),
+            ({"type": "person", "action": "identify"}, "required", "identifiers"),
+            (
+                {"type": "person", "action": "identify", "identifiers": {}},
+                "required",
+                "identifiers",
+            ),
+            (
+                {"type": "person", "action": "identify", "identifiers": {"phone": "+1"}},
+                "invalid",
+                "identifiers",
+            ),
+            (
+                {"type": "person", "action": "identify", "identifiers": person, "attributes": 3},
+                "invalid",
+                "attributes",
+            ),
+            ({"type": "person", "action": "event", "identifiers": person}, "required", "name"),
+            ({"type": "person", "action": "merge", "primary": person}, "required", "secondary"),
+            (
+                {"type": "person", "action": "add_device", "identifiers": person},
+                "required",
+                "device",
+            ),
+            (
+                {"type": "person", "action": "delete_device", "identifiers": person, "device": {}},
+                "required",
+                "device.token",
+            ),
+            (
+                {"type": "person", "action": "add_relationships", "identifiers": person},
+                "required",
+                "cio_relationships",
+            ),
+            ({"type": "object", "action": "identify"}, "required", "identifiers"),
+            (
+                {"type": "object", "action": "delete", "identifiers": {"object_id": "x"}},
+                "required",
+                "identifiers.object_type_id",
+            ),
+            (
+                {
+                    "type": "object",
+                    "action": "identify",
+                    "identifiers": {**thing, "object_type_id": "zero"},
+                },
+                "invalid",
+                "identifiers.object_type_id",
+            ),
+            (
+                {"type": "delivery", "action": "event", "identifiers": {"id": "x"}, "name": "y"},
+                "invalid",
+                "name",
+            ),
+        ]
+        for item, reason, name in rows:
+            with self.subTest(item=item):
+                reply = self.call("POST", "/api/v2/entity", item)
+                self.assertEqual(reply.status, 400)
+                (error,) = reply.json["errors"]
+                self.assertEqual((error["reason"], error["field"]), (reason, name))
+        for name in ("customers", "events", "objects", "devices"):
+            self.assertEqual(self.records(name), [])
+
+    def test_sizes_hold_at_the_limit_and_not_beyond(self) -> None:
+        def sized(total: int) -> bytes:
+            head = b'{"type":"person","action":"event","name":"x","identifiers":{"id":"1"},'
+            head += b'"attributes":{"a":"'
+            return head + b"v" * (total - len(head) - 3) + b'"}}'
+
+        self.assertEqual(self.call("POST", "/api/v2/entity", sized(32768)).status, 200)
+        self.assert_errors(self.call("POST", "/api/v2/entity", sized(32769)), 400, "32768")
+        batch = b'{"batch":[%b,%b]}' % (sized(32768), sized(100))
+        self.assertEqual(self.call("POST", "/api/v2/batch", batch).status, 200)
+        batch = b'{"batch":[%b,%b]}' % (sized(32769), sized(100))
+        reply = self.call("POST", "/api/v2/batch", batch)
+        self.assertEqual((reply.status, reply.json["errors"][0]["batch_index"]), (207, 0))
+        batch = b'{"batch":[%b]}' % b",".join([sized(32000)] * 16)
+        self.assert_errors(self.call("POST", "/api/v2/batch", batch), 400, "512000")
+
+
+class TrackOthers(FakeTest):
+    """Region, metrics, unsubscribe, forms and manual segments."""
+
+    def send(self, channel: str = "email") -> str:
+        message = {"to": "+15551234567", "transactional_message_id": 1, "identifiers": {"id": "1"}}
+        return str(self.ok("POST", f"/v1/send/{channel}", message)["delivery_id"])
+
+    def test_region(self) -> None:
+        region = self.ok("GET", "/api/v1/accounts/region")
+        self.assertEqual((region["region"], region["environment_id"]), ("us", 104668))
+
+    def test_metrics_are_booked_once_and_need_no_credentials(self) -> None:
+        delivery_id = self.send()
+        body = {"delivery_id": delivery_id, "metric": "clicked", "href": "http://x.example"}
+        self.ok("POST", "/api/v1/metrics", {**body, "timestamp": 5}, authorization="")
+        self.ok("POST", "/api/v1/metrics", {**body, "timestamp": 9}, authorization="")
+        (delivery,) = self.records("deliveries")
+        self.assertEqual(delivery["metrics"]["clicked"], 5)
+        self.assertEqual([row["timestamp"] for row in delivery["history"]], [5, 9])
+        self.assertEqual(delivery["history"][0]["href"], "http://x.example")
+
+    def test_bad_metrics(self) -> None:
+        delivery_id = self.send("sms")
+        rows = [
+            ({"metric": "opened"}, "delivery_id"),
+            ({"delivery_id": "x"}, "metric"),
+            ({"delivery_id": "x", "metric": "loved"}, "metric"),
+            ({"delivery_id": "x", "metric": "opened", "timestamp": "x"}, "timestamp"),
+        ]
+        for body, word in rows:
+            self.assert_errors(self.call("POST", "/api/v1/metrics", body), 400, word)
+        reply = self.call("POST", "/api/v1/metrics", {"delivery_id": "x", "metric": "opened"})
+        self.assertIn("unknown delivery", reply.reason)
+        body = {"delivery_id": delivery_id, "metric": "spammed"}
+        self.assertIn("impossible", self.call("POST", "/api/v1/metrics", body).reason)
+        self.assertNotIn("spammed", self.records("deliveries")[0]["metrics"])
+
+    def test_unsubscribing_by_a_delivery(self) -> None:
+        path = f"/unsubscribe/{self.send()}"
+        self.assertEqual(self.call("POST", path, {"unsubscribe": True}).status, 400)
+        json_type = "application/json"
+        self.ok("POST", path, {"unsubscribe": False}, content_type=json_type, authorization="")
+        self.assertFalse(self.person("1")["unsubscribed"])
+        self.ok("POST", path, {"unsubscribe": True}, content_type=json_type, authorization="")
+        self.assertTrue(self.person("1")["unsubscribed"])
+        self.assertIn("unsubscribed", self.records("deliveries")[0]["metrics"])
+        reply = self.call("POST", "/unsubscribe/x", {"unsubscribe": True}, content_type=json_type)
+        self.assertEqual(reply.status, 400)
+
+    def test_a_form_makes_a_person(self) -> None:
+        data = {"email": "a@example.com", "first_name": "Ada", "form_url": "x"}
+        reply = self.call("POST", "/api/v1/forms/f1/submit", {"data": data})
+        self.assertEqual((reply.status, reply.body), (204, b""))
+        expected = {"email": "a@example.com", "first_name": "Ada"}
+        self.assertEqual(self.person("a@example.com")["attributes"], expected)
+
+    def test_bad_submissions_are_refused_and_yet_make_the_form(self) -> None:
+        rows: list[tuple[Any, str]] = [
+            ({}, "data"),
+            ({"data": {"name": "x"}}, "exactly one"),
+            ({"data": {"id": "1", "email": "a@b.cd"}}, "exactly one"),
+            ({"data": {"id": "1", "n": 3}}, "data.n must be a string"),
+        ]
+        for i, (body, text) in enumerate(rows):
+            reply = self.call("POST", f"/api/v1/forms/{i}/submit", body)
+            self.assert_errors(reply, 400, text)
+        self.assertEqual([form["id"] for form in self.records("forms")], ["0", "1", "2", "3"])
+        self.assertEqual(self.records("customers"), [])
+
+    def test_people_join_and_leave_manual_segments(self) -> None:
+        for number in (1, 2):
+            self.identify(str(number), email=f"{number}@example.com")
+        reply = self.call("POST", "/api/v1/segments/7/add_customers", {"ids": ["1", 2, "nobody"]})
+        self.assertIn("1 of the ids", reply.reason)
+        self.assertEqual(self.records("segments")[0]["customer_ids"], ["1", "2"])
+        path = "/api/v1/segments/7/remove_customers?id_type=email"
+        self.ok("POST", path, {"ids": ["1@example.com"]})
+        self.assertEqual(self.records("segments")[0]["customer_ids"], ["2"])
+
+    def test_bad_segment_calls(self) -> None:
+        rows: list[tuple[str, Any, str]] = [
+            ("7/add_customers", {}, "ids"),
+            ("7/add_customers", {"ids": []}, "ids"),
+            ("7/add_customers", {"ids": ["x"] * 1001}, "1000 at most"),
+            ("x/add_customers", {"ids": ["1"]}, "segment_id"),
+            ("7/add_customers?id_type=phone", {"ids": ["1"]}, "id_type"),
+        ]
+        for path, body, word in rows:
+            self.assert_errors(self.call("POST", f"/api/v1/segments/{path}", body), 400, word)
+        self.assertEqual(self.records("segments"), [])
+
+
+class IngestDelay(FakeTest):
+    settings = {"ingest_delay": 2.0}
+
+    def test_writes_are_seen_later_and_in_order(self) -> None:
+        self.assertEqual(self.identify("1", a=1).status, 200)
+        self.identify("1", a=2)
+        self.ok("POST", "/api/v1/customers/1/events", {"name": "x"})
+        self.assertEqual((self.records("customers"), self.records("events")), ([], []))
+        self.assertEqual(self.call("GET", "/v1/customers/1/attributes").status, 404)
+        self.fake.workspace.clock.advance(2)
+        self.assertEqual(self.person("1")["attributes"], {"a": 2})
+        self.assertEqual(len(self.records("events")), 1)
+
+    def test_mistakes_are_told_at_once(self) -> None:
+        self.assertEqual(self.call("POST", "/api/v1/customers/1/events", {}).status, 400)
+
+    def test_a_reset_forgets_what_was_under_way(self) -> None:
+        self.identify("1")
+        self.ok("POST", "/__parlel/reset")
+        self.fake.workspace.clock.advance(2)
+        self.assertEqual(self.records("customers"), [])
+
+
 class AppReads(FakeTest):
     def test_attributes_are_strings_in_byte_order(self) -> None:
         self.identify("1", email="a@example.com", n=30, yes=True, Upper=1.5, deep={"a": [1, None]})
@@ -1150,6 +1674,138 @@ class Pipelines(FakeTest):
                 self.assertEqual(self.call("POST", f"/v1/{kind}", body).status, 200)
                 reply = self.call("POST", f"/v1/{kind}", body, x_strict_mode="1")
                 self.assert_errors(reply, 400, text)
+
+
+class PipelinesMapping(FakeTest):
+    """What Pipelines calls do to people, events, objects and devices."""
+
+    def send(self, kind: str, **body: Any) -> Reply:
+        return self.call("POST", f"/v1/{kind}", body)
+
+    def track(self, event: str, **body: Any) -> Reply:
+        return self.send("track", **{"userId": "1", **body}, event=event)
+
+    def test_identify_sets_attributes_and_turns_dates_into_seconds(self) -> None:
+        traits = {
+            "email": "a@example.com",
+            "createdAt": "2021-07-02T16:14:41.046Z",
+            "day": "2021-07-02",
+            "zoned": "2021-07-02T18:14+02:00",
+            "text": "2021-07-02 or so",
+            "impossible": "2021-13-45",
+        }
+        self.send("identify", userId="1", anonymousId="a", traits=traits)
+        expected = {
+            "email": "a@example.com",
+            "created_at": 1625242481,
+            "day": 1625184000,
+            "zoned": 1625242440,
+            "text": "2021-07-02 or so",
+            "impossible": "2021-13-45",
+            "anonymous_id": "a",
+        }
+        self.assertEqual(self.person("1")["attributes"], expected)
+
+    def test_identify_falls_back_to_the_email(self) -> None:
+        self.send("identify", userId="", traits={"email": "a@example.com"})
+        self.assertEqual(self.person("a@example.com")["id"], None)
+        reply = self.send("identify", anonymousId="a")
+        self.assertIn("nobody to identify", reply.reason)
+        self.assertEqual(len(self.records("customers")), 1)
+
+    def test_identify_relates_to_an_object(self) -> None:
+        traits = {"objectId": "acme", "relationshipAttributes": {"role": "x"}, "plan": "pro"}
+        self.send("identify", userId="1", traits=traits)
+        (thing,) = self.records("objects")
+        self.assertEqual((thing["object_type_id"], thing["object_id"]), ("1", "acme"))
+        self.assertEqual(self.person("1")["attributes"], {"plan": "pro"})
+
+    def test_track_page_and_screen_are_events_once_per_message(self) -> None:
+        when = {"messageId": "m1", "timestamp": "2021-07-02T16:14:41Z"}
+        self.track("bought", properties={"n": 1}, **when)
+        self.assertIn("duplicate", self.track("bought", **when).reason)
+        self.send("page", userId="1", properties={"url": "https://x.example"})
+        self.send("screen", userId="1", name="Home")
+        found = [(e["kind"], e["name"], e["customer_id"]) for e in self.records("events")]
+        pages = [("page", "https://x.example", "1"), ("screen", "Home", "1")]
+        self.assertEqual(found, [("event", "bought", "1"), *pages])
+        first = self.records("events")[0]
+        self.assertEqual((first["data"], first["timestamp"]), ({"n": 1}, 1625242481))
+
+    def test_anonymous_events_wait_for_the_identify(self) -> None:
+        self.send("track", anonymousId="a", event="visit")
+        self.send("identify", userId="1", anonymousId="a")
+        self.assertEqual(self.records("events")[0]["customer_id"], "1")
+
+    def test_group_makes_an_object_and_a_relationship(self) -> None:
+        self.send("identify", userId="1")
+        traits = {"object_type_id": "2", "name": "Acme", "relationshipAttributes": {"role": "x"}}
+        self.send("group", userId="1", groupId="acme", traits=traits)
+        (thing,) = self.records("objects")
+        self.assertEqual((thing["object_type_id"], thing["attributes"]), ("2", {"name": "Acme"}))
+        expected = [{"customer_id": "1", "attributes": {"role": "x"}}]
+        self.assertEqual(thing["relationships"], expected)
+
+    def test_alias_merges(self) -> None:
+        self.identify("new")
+        self.identify("old", a=1)
+        self.send("alias", userId="new", previousId="old")
+        (person,) = self.records("customers")
+        self.assertEqual((person["id"], person["attributes"]), ("new", {"a": 1}))
+
+    def test_semantic_events_are_instructions(self) -> None:
+        device = {"device": {"token": "t", "type": "ios"}}
+        acme = {"objectId": "acme"}
+        steps: list[tuple[str, Any, str, Any]] = [
+            ("Device Created or Updated", {"context": device}, "devices", 1),
+            ("Device Deleted", {"context": device}, "devices", 0),
+            ("Relationship Deleted", {"properties": acme}, "objects", 1),
+            ("Object Deleted", {"properties": acme}, "objects", 0),
+            ("User Suppressed", {}, "suppressed", 1),
+            ("User Unsuppressed", {}, "suppressed", 0),
+        ]
+        self.send("identify", userId="1")
+        self.send("group", userId="1", groupId="acme")
+        for event, body, name, count in steps:
+            with self.subTest(event=event):
+                self.assertEqual(self.track(event, **body).reason, "")
+                self.assertEqual(len(self.records(name)), count)
+        self.send("identify", userId="1")
+        self.track("User Deleted")
+        self.assertEqual((self.records("customers"), self.records("events")), ([], []))
+
+    def test_a_report_is_booked_on_its_delivery(self) -> None:
+        message = {"to": "a@b.cd", "transactional_message_id": 1, "identifiers": {"id": "1"}}
+        sent = self.ok("POST", "/v1/send/email", message)["delivery_id"]
+        properties = {"deliveryId": sent, "metric": "opened"}
+        self.track("Report Delivery Event", properties=properties)
+        self.assertIn("opened", self.records("deliveries")[0]["metrics"])
+
+    def test_what_cannot_be_done_is_swallowed_and_shown(self) -> None:
+        rows: list[tuple[str, Any]] = [
+            ("track", {"event": "x"}),
+            ("track", {"userId": {"a": 1}, "event": "x"}),
+            ("identify", {"userId": "1", "traits": {"a": "x" * 1001}}),
+            ("page", {"userId": "1"}),
+            ("track", {"userId": "1", "event": "Device Created or Updated"}),
+            ("group", {"userId": "1", "groupId": "x", "traits": {"objectTypeId": "x"}}),
+        ]
+        for kind, body in rows:
+            with self.subTest(kind=kind, body=body):
+                reply = self.send(kind, **body)
+                self.assertEqual((reply.status, reply.json), (200, {"success": True}))
+                self.assertTrue(reply.reason)
+        self.assertEqual(len(self.records("dropped")), len(rows))
+        self.assertEqual(len(self.records("pipeline-events")), len(rows))
+        self.assertEqual((self.records("customers"), self.records("events")), ([], []))
+
+    def test_a_mobile_batch_has_its_key_in_the_body(self) -> None:
+        batch = [{"type": "identify", "userId": "1"}]
+        body = {"batch": batch, "writeKey": "key"}
+        self.assertEqual(self.call("POST", "/v1/b", body, authorization="").status, 200)
+        self.assertEqual(len(self.records("customers")), 1)
+        reply = self.call("POST", "/v1/b", {"batch": batch}, authorization="")
+        self.assertEqual(reply.status, 401)
 
 
 if __name__ == "__main__":
