@@ -312,7 +312,7 @@ def _cio_id_numbers(cio_id: str) -> Optional[List[int]]:
 
 def ulid(seconds: float, serial: int) -> str:
     """A ULID (26 characters) of a moment, Unix seconds, and a serial number."""
-    number = int(seconds * 1000) << 80 | (serial * _SCATTER) & _80_BITS
+    number = int(seconds * 1000) << 80 | (serial + 1) * _SCATTER & _80_BITS
     return "".join(_CROCKFORD[number >> shift & 31] for shift in range(125, -1, -5))
 
 
@@ -1329,8 +1329,9 @@ class Workspace:
     def _carry_over_belongings(self, primary: Person, secondary: Person) -> None:
         theirs, ours = secondary.has, primary.own()
         self._carry_over_events(primary, theirs.events)
-        for owned in (*theirs.deliveries, *theirs.devices.values()):
-            owned.person = primary
+        belongings: List[Union[Delivery, Device]] = [*theirs.deliveries, *theirs.devices.values()]
+        for belonging in belongings:
+            belonging.person = primary
         ours.deliveries.extend(theirs.deliveries)
         ours.devices.update(theirs.devices)
         for number in theirs.segments:
@@ -4042,7 +4043,8 @@ class Server(ThreadingHTTPServer):
         self._stopping = False
         #: When the loop last woke up; monotonic seconds.
         self._now = time.monotonic()
-        self._tls: Optional[ssl.SSLContext] = None
+        # Made when the first client asks for it; but a certificate of your own is tried now.
+        self._tls = make_tls_context(settings) if settings.cert else None
         self._tls_lock = threading.Lock()
         self._waker, self._alarm = socket.socketpair()
         self._selector = selectors.DefaultSelector()
@@ -4310,7 +4312,9 @@ class Server(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Note in one line what a thread could not cope with; never a traceback."""
-        log.error("lost the connection of %s: %r", client_address, sys.exc_info()[1])
+        error = sys.exc_info()[1]
+        level = logging.INFO if isinstance(error, OSError) else logging.ERROR
+        log.log(level, "lost the connection of %s: %r", client_address, error)
 
     def tls_context(self) -> ssl.SSLContext:
         """The TLS side of the port, made when the first client asks for it."""
@@ -4507,13 +4511,17 @@ BUILT_IN_CA = _pem("CERTIFICATE", "ca")
 
 
 def make_tls_context(settings: Settings) -> ssl.SSLContext:
-    """A server context with the configured certificate, or the built-in one."""
+    """A server context with the configured certificate, or the built-in one. Raises OSError."""
     import ssl
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.set_alpn_protocols(["http/1.1"])
     if settings.cert:
-        context.load_cert_chain(settings.cert, settings.key)
+        try:
+            context.load_cert_chain(settings.cert, settings.key)
+        except OSError as error:
+            files = f"{settings.cert} and {settings.key}"
+            raise OSError(error.errno, f"can't use {files}: {error.strerror}") from None
     else:
         _load_built_in(context)
     return context
