@@ -328,6 +328,13 @@ def delivery_id_of(seconds: float, serial: int, kind: str) -> str:
     return base64.urlsafe_b64encode(head + moment + chance).decode()
 
 
+def uuid_of(serial: int) -> str:
+    """A UUID, as Design Studio uses them, that follows from a serial number."""
+    high, low = serial * _SCATTER & _80_BITS, (serial + 1) * _SCATTER & (1 << 48) - 1
+    text = f"{high:020x}{low:012x}"
+    return f"{text[:8]}-{text[8:12]}-4{text[13:16]}-a{text[17:20]}-{text[20:]}"
+
+
 def cio_object_id_of(type_id: str, serial: int) -> str:
     """A cio_object_id: `ob`, then workspace, type and sequence as varints (inferred)."""
     return "ob" + (_WORKSPACE_BYTES + _varint(int(type_id)) + _varint(serial)).hex()
@@ -1063,6 +1070,55 @@ class Merge(NamedTuple):
         return {"primary": primary, "secondary": secondary, **applied}
 
 
+class Shelf:
+    """Records of one kind that people make in the web app or through the App API.
+
+    `rows` are what the API shows, by id, in order of creation; a change replaces a row. While
+    an `open` shelf is empty of seeded rows, an unknown number is taken for something made where
+    we can't see it, and gets a blank row.
+    """
+
+    def __init__(self, kind: str, open: bool = False) -> None:
+        self.kind, self.open = kind, open
+        self.rows: Dict[Any, Json] = {}
+        self._last = 0
+
+    def next_id(self) -> int:
+        """A number that no row has."""
+        self._last += 1
+        while self._last in self.rows:
+            self._last += 1
+        return self._last
+
+    def add(self, row: Json, id: Any = None) -> Json:
+        """Put a row up under an id, the next number unless it is given; gives the row."""
+        key = self.next_id() if id is None else id
+        self.rows[key] = row = {"id": key, **row}
+        return row
+
+    def change(self, id: Any, update: Json) -> Json:
+        """Replace some fields of a row; gives the new row."""
+        self.rows[id] = {**self.rows[id], **update}
+        return self.rows[id]
+
+    def where(self, **wanted: Any) -> List[Json]:
+        """The rows that have all these values."""
+        rows = self.rows.values()
+        return [row for row in rows if all(row.get(k) == v for k, v in wanted.items())]
+
+
+#: The shelves of a workspace; the open ones hold what only the web app can make.
+OPEN_SHELVES = ("campaigns", "broadcasts", "transactional", "newsletters")
+SHELVES = (
+    *OPEN_SHELVES, "campaign_actions", "broadcast_actions", "newsletter_contents",
+    "transactional_contents", "test_groups", "sender_identities", "topics", "channels",
+    "object_types", "collections", "snippets", "reporting_webhooks", "imports", "workspaces",
+    "assets", "asset_folders", "live_notifications", "ds_emails", "ds_translations",
+    "ds_components", "ds_folders", "ds_versions", "ds_previews", "inbox_preview_clients",
+    "inbox_preview_credits",
+)  # fmt: skip
+
+
 def _known_zone(name: Json) -> Optional[str]:
     """`cio_timezone` is computed from a `timezone` that exists, and goes with one that doesn't."""
     from zoneinfo import ZoneInfo
@@ -1102,6 +1158,7 @@ class Workspace:
         self.exports: Dict[int, Export] = {}
         self.forms: Dict[str, List[Json]] = {}
         self.segments: Dict[int, Segment] = {}
+        self.shelves = {kind: Shelf(kind, kind in OPEN_SHELVES) for kind in SHELVES}
         self.suppressions: Dict[str, Set[Identifier]] = {}
         self._blocked: Dict[Identifier, str] = {}
         self._event_ids: Set[str] = set()
@@ -3006,6 +3063,103 @@ def not_found(workspace: Workspace) -> ApiError:
     """The App API's 404 of a resource: a fresh ULID is its reference (observed)."""
     reference = ulid(workspace.clock.now(), workspace.count("reference"))
     return ApiError(404, f"not found (reference {reference})")
+
+
+def shelved(call: Call, kind: str, id: Any) -> Json:
+    """The row of a shelf with this id. Raises ApiError 404."""
+    row = call.workspace.shelves[kind].rows.get(id)
+    if row is None:
+        raise not_found(call.workspace)
+    return row
+
+
+def paged(call: Call, rows: Sequence[Any], default: int, most: int) -> Tuple[List[Any], str]:
+    """One page of rows by the query's `start` and `limit`, and the token of the next, or "".
+
+    A token is the base64 of a position (observed). Raises ApiError 400.
+    """
+    query = call.request.query()
+    limit = query_number(query, "limit", default, 1, most)
+    try:
+        begin = int(base64.b64decode(query.get("start", ""), validate=True) or 0)
+    except ValueError:
+        raise invalid("start must be the `next` of an earlier answer", "start") from None
+    end = begin + limit
+    more = base64.b64encode(str(end).encode()).decode() if end < len(rows) else ""
+    return list(rows[begin:end]), more
+
+
+def query_number(query: Dict[str, str], name: str, default: int, least: int, most: int) -> int:
+    """A whole number out of the query; above `most` counts as `most`. Raises ApiError 400."""
+    number = whole_number(query.get(name) or None, name)
+    if number is None:
+        return default
+    if number < least:
+        raise invalid(f"{name} must be at least {least}", name)
+    return min(number, most)
+
+
+def query_flag(query: Dict[str, str], name: str) -> bool:
+    """A yes or no out of the query, no if it is missing. Raises ApiError 400."""
+    return bool(query_choice(query, name, {"true": True, "1": True, "false": False, "0": False}))
+
+
+def query_choice(query: Dict[str, str], name: str, choices: Union[Json, Sequence[str]]) -> Any:
+    """One of some words out of the query, or what a table makes of it. Raises ApiError 400."""
+    word = query.get(name) or None
+    if word is None:
+        return None
+    if word not in choices:
+        raise invalid(f"{name} must be one of: {', '.join(choices)}", name)
+    return choices[word] if isinstance(choices, dict) else word
+
+
+#: A check of one field: takes the value, gives what is wrong with it or "".
+Check = Callable[[Json], str]
+
+
+def text_field(longest: int = 1 << 20, blank: bool = False) -> Check:
+    """A string of at most `longest` characters, not blank unless allowed."""
+
+    def check(value: Json) -> str:
+        if not isinstance(value, str):
+            return f"must be a string, not {kind_of(value)}"
+        if len(value) > longest:
+            return f"is too long ({longest} characters at most)"
+        return "" if blank or value.strip() else "can't be blank"
+
+    return check
+
+
+def typed_field(*kinds: type) -> Check:
+    """A value of one of these JSON types; NoneType for null."""
+
+    def check(value: Json) -> str:
+        fits = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
+        return "" if fits else f"must not be {kind_of(value)}"
+
+    return check
+
+
+def choice_field(*choices: Json) -> Check:
+    """One of some values."""
+    listed = ", ".join(map(str, choices))
+    return lambda value: "" if value in choices else f"must be one of: {listed}"
+
+
+def checked_fields(
+    body: Json, checks: Mapping[str, Check], needed: Sequence[str] = (), status: int = 400
+) -> Json:
+    """The fields of a body that `checks` knows. Raises ApiError with `status` for a bad one."""
+    given = {name: body[name] for name in checks if name in body}
+    problems = [Problem(f"{name} is required", name) for name in needed if name not in given]
+    for name, value in given.items():
+        wrong = checks[name](value)
+        if wrong:
+            problems.append(Problem(f"{name} {wrong}", name))
+    if problems:
+        raise ApiError(status, *problems)
+    return given
 
 
 def path_number(workspace: Workspace, text: str) -> int:
