@@ -41,6 +41,7 @@ silent, inference ("inferred"). Comments name the source.
 from __future__ import annotations
 
 import base64
+import bisect
 import contextlib
 import csv
 import functools
@@ -62,6 +63,7 @@ import time
 import zlib
 from collections import deque
 from dataclasses import dataclass, field, fields
+from datetime import datetime, timedelta, timezone, tzinfo
 from email.utils import formatdate
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -78,6 +80,7 @@ from typing import (
     NoReturn,
     Optional,
     Pattern,
+    Protocol,
     Sequence,
     Set,
     Tuple,
@@ -413,19 +416,18 @@ def as_text(value: Json) -> str:
 # ==== §4 Audience filters
 # ======================================================================================
 
-#: Gives one attribute of whoever is being looked at, as text; None if it is not set.
-Lookup = Callable[[str], Optional[str]]
+
+class Subject(Protocol):
+    """Whom a filter looks at: a person or an object."""
+
+    def text(self, name: str) -> Optional[str]:
+        """One attribute as text; None if it is not set."""
 
 
-class Subject(NamedTuple):
-    """What a filter may ask about one person or object."""
-
-    attribute: Lookup
-    segments: Iterable[int]
-
-
+#: Whether somebody is in the segment with this number.
+Member = Callable[[Any, int], bool]
 #: A compiled filter.
-Predicate = Callable[[Subject], bool]
+Predicate = Callable[[Any], bool]
 
 
 def _as_number(text: str) -> Optional[float]:
@@ -462,8 +464,8 @@ OPERATORS: Dict[str, Callable[[Optional[str], str], bool]] = {
 _WITHOUT_VALUE = {"exists", "not_exists"}
 
 
-def compile_filter(spec: Json, where: str) -> Predicate:
-    """Turn a filter document into a predicate; `where` names the field that holds it.
+def compile_filter(spec: Json, where: str, member: Member) -> Predicate:
+    """Turn a filter document into a predicate over a Subject; `where` names its field.
 
     Raises ApiError 400 with the path of the part that is wrong.
     """
@@ -473,38 +475,38 @@ def compile_filter(spec: Json, where: str) -> Predicate:
     ((kind, body),) = spec.items()
     if kind not in _FILTERS:
         raise invalid(f"{where} has '{kind}'; expected one of: {', '.join(_FILTERS)}", where)
-    return _FILTERS[kind](body, f"{where}.{kind}")
+    return _FILTERS[kind](body, f"{where}.{kind}", member)
 
 
-def _filter_list(body: Json, where: str) -> List[Predicate]:
+def _filter_list(body: Json, where: str, member: Member) -> List[Predicate]:
     if not isinstance(body, list) or not body:
         raise invalid(f"{where} must be a list of at least one filter", where)
-    return [compile_filter(part, f"{where}[{i}]") for i, part in enumerate(body)]
+    return [compile_filter(part, f"{where}[{i}]", member) for i, part in enumerate(body)]
 
 
-def _and_filter(body: Json, where: str) -> Predicate:
-    parts = _filter_list(body, where)
+def _and_filter(body: Json, where: str, member: Member) -> Predicate:
+    parts = _filter_list(body, where, member)
     return lambda subject: all(part(subject) for part in parts)
 
 
-def _or_filter(body: Json, where: str) -> Predicate:
-    parts = _filter_list(body, where)
+def _or_filter(body: Json, where: str, member: Member) -> Predicate:
+    parts = _filter_list(body, where, member)
     return lambda subject: any(part(subject) for part in parts)
 
 
-def _not_filter(body: Json, where: str) -> Predicate:
-    part = compile_filter(body, where)
+def _not_filter(body: Json, where: str, member: Member) -> Predicate:
+    part = compile_filter(body, where, member)
     return lambda subject: not part(subject)
 
 
-def _segment_filter(body: Json, where: str) -> Predicate:
+def _segment_filter(body: Json, where: str, member: Member) -> Predicate:
     number = body.get("id") if isinstance(body, dict) else None
     if isinstance(number, bool) or not isinstance(number, int):
         raise invalid(f"{where}.id must be the segment's number", where)
-    return lambda subject: number in subject.segments
+    return lambda subject: member(subject, number)
 
 
-def _attribute_filter(body: Json, where: str) -> Predicate:
+def _attribute_filter(body: Json, where: str, member: Member) -> Predicate:
     if not isinstance(body, dict) or not isinstance(body.get("field"), str):
         raise invalid(f"{where}.field must be the name of an attribute", where)
     name, operator, value = body["field"], body.get("operator"), body.get("value")
@@ -513,16 +515,17 @@ def _attribute_filter(body: Json, where: str) -> Predicate:
         raise invalid(f"{where}.operator must be one of: {', '.join(OPERATORS)}", where)
     if operator not in _WITHOUT_VALUE and (value is None or isinstance(value, (dict, list))):
         raise invalid(f"{where}.value is required for '{operator}'", where)
-    wanted = as_text(value)
-    return lambda subject: test(subject.attribute(name), wanted)
+    wanted, inverse = as_text(value), body.get("inverse") is True
+    return lambda subject: test(subject.text(name), wanted) is not inverse
 
 
-_FILTERS: Dict[str, Callable[[Json, str], Predicate]] = {
+_FILTERS: Dict[str, Callable[[Json, str, Member], Predicate]] = {
     "and": _and_filter,
     "or": _or_filter,
     "not": _not_filter,
     "segment": _segment_filter,
     "attribute": _attribute_filter,
+    "object_attribute": _attribute_filter,
 }
 
 
@@ -539,6 +542,8 @@ MAX_EVENT_NAME = 100
 MAX_EVENT_DATA = 100_000
 MAX_OBJECT_ATTRIBUTES = 100_000
 MAX_SEGMENT_IDS = 1000
+#: How many activities are kept; older ones are forgotten.
+MAX_ACTIVITIES = 50_000
 #: How long an anonymous event can still be claimed, and a merge carries events over: 30 days.
 EVENT_MEMORY = 30 * 86400.0
 #: Anonymous events this many seconds after the identify are still picked up (docs).
@@ -546,6 +551,8 @@ ANONYMOUS_GRACE = 300.0
 #: From here on a timestamp is taken for milliseconds: as seconds it lies beyond the year 5000.
 MILLISECONDS = 100_000_000_000
 
+#: What the App API calls a channel, where that isn't its name in a send (reference).
+MESSAGE_TYPES = {"sms": "twilio", "inbox_message": "inbox"}
 #: What a client may report about a delivery, and by which channel (reference).
 METRICS = (
     "opened", "clicked", "converted", "delivered", "bounced", "deferred", "dropped", "spammed",
@@ -583,15 +590,8 @@ class Person:
     """
 
     __slots__ = (
-        "attributes",
-        "created_at",
-        "email",
-        "has",
-        "id",
-        "phone",
-        "serial",
-        "timestamps",
-        "updated_at",
+        "attributes", "created_at", "email", "has", "id", "phone", "serial",
+        "timestamps", "updated_at",
     )  # fmt: skip
 
     def __init__(self, serial: int, now: int) -> None:
@@ -625,8 +625,10 @@ class Person:
 
     def text(self, name: str) -> Optional[str]:
         """One attribute or identifier as text; None if it is not set."""
-        value = self.all_attributes().get(name)
-        return None if value is None else as_text(value)
+        value = self.attributes.get(name)
+        if value is None and name in ("id", "phone", "cio_id"):
+            return getattr(self, name) or None
+        return value if value is None or type(value) is str else as_text(value)
 
     def identifiers(self) -> Json:
         """`{id, email, cio_id}`; what is not set is null (reference)."""
@@ -652,14 +654,7 @@ class Person:
 class Belongings:
     """What a person gathers beside attributes."""
 
-    __slots__ = (
-        "anonymous_ids",
-        "deliveries",
-        "devices",
-        "events",
-        "relationships",
-        "segments",
-    )  # fmt: skip
+    __slots__ = ("anonymous_ids", "deliveries", "devices", "events", "relationships", "segments")
 
     def __init__(self) -> None:
         self.events: List[Event] = []
@@ -702,17 +697,8 @@ class Event:
     """
 
     __slots__ = (
-        "anonymous_id",
-        "customer_id",
-        "data",
-        "given_id",
-        "kind",
-        "name",
-        "person",
-        "received_at",
-        "serial",
-        "timestamp",
-        "type",
+        "anonymous_id", "customer_id", "data", "given_id", "kind", "name", "person",
+        "received_at", "serial", "timestamp", "type",
     )  # fmt: skip
 
     def __init__(
@@ -750,12 +736,7 @@ class Thing:
     """An object: anything that isn't a person, such as a company. Times are Unix seconds."""
 
     __slots__ = (
-        "attributes",
-        "cio_object_id",
-        "created_at",
-        "key",
-        "people",
-        "timestamps",
+        "attributes", "cio_object_id", "created_at", "key", "people", "timestamps",
         "updated_at",
     )  # fmt: skip
 
@@ -765,6 +746,12 @@ class Thing:
         self.timestamps: Dict[str, int] = {}
         self.created_at = self.updated_at = now
         self.people: Dict[int, Person] = {}
+
+    def text(self, name: str) -> Optional[str]:
+        """One attribute or identifier as text; None if it is not set."""
+        named = {"object_id": self.key[1], "cio_object_id": self.cio_object_id}
+        value = named.get(name, self.attributes.get(name))
+        return None if value is None else as_text(value)
 
     def record(self) -> Json:
         """The object as `/__parlel/objects` shows it."""
@@ -790,16 +777,8 @@ class Delivery:
     """
 
     __slots__ = (
-        "channel",
-        "created",
-        "customer_id",
-        "delivery_id",
-        "history",
-        "message",
-        "metrics",
-        "person",
-        "recipient",
-        "send_at",
+        "delivery_id", "channel", "message", "person", "customer_id", "recipient", "created",
+        "send_at", "metrics", "history", "parents",
     )  # fmt: skip
 
     def __init__(self, delivery_id: str, channel: str, message: Json, created: int) -> None:
@@ -811,6 +790,8 @@ class Delivery:
         self.send_at: Optional[int] = None
         self.metrics: Dict[str, int] = {"created": created}
         self.history: List[Json] = []
+        #: What it is part of: {"campaign_id": 1, "action_id": 2}, or newsletter, broadcast, …
+        self.parents: Dict[str, int] = {}
 
     def report(self, metric: str, when: int, reason: str = "", **more: Json) -> None:
         """Note that something happened at `when`, Unix seconds; the first time counts."""
@@ -864,24 +845,61 @@ class Export:
 
 
 class Segment:
-    """A group of people. Manual ones hold their members; Unix seconds."""
+    """A group of people: a manual one holds its members, a dynamic one asks its conditions.
 
-    __slots__ = ("created_at", "members", "name", "number", "type")
+    Times are Unix seconds.
+    """
 
-    def __init__(self, number: int, name: str, now: int, type: str = "manual") -> None:
-        self.number, self.name, self.type, self.created_at = number, name, type, now
+    __slots__ = (
+        "number", "name", "description", "members", "conditions", "predicate", "tags",
+        "created_at", "updated_at",
+    )  # fmt: skip
+
+    def __init__(self, number: int, name: str, now: int) -> None:
+        self.number, self.name, self.description = number, name, ""
         #: By serial number, which is the order of creation.
         self.members: Dict[int, Person] = {}
+        self.conditions: Json = None
+        self.predicate: Optional[Predicate] = None
+        self.tags: Json = None
+        self.created_at = self.updated_at = now
 
-    def record(self) -> Json:
-        """The segment as `/__parlel/segments` shows it."""
+    @property
+    def type(self) -> str:
+        """Whether people are put in (`manual`) or selected (`dynamic`)."""
+        return "manual" if self.predicate is None else "dynamic"
+
+    def document(self) -> Json:
+        """The segment as the App API gives it (observed; the last two since 2026)."""
         return {
             "id": self.number,
+            "deduplicate_id": f"{self.number}:{self.updated_at}",
             "name": self.name,
+            "description": self.description,
+            "state": "finished",
+            "progress": None,
             "type": self.type,
-            "customer_ids": [person.name for person in self.members.values()],
+            "tags": self.tags,
             "created_at": self.created_at,
+            "updated_at": self.updated_at,
         }
+
+    def record(self) -> Json:
+        """The segment as `/__parlel/segments` shows it; members of manual ones only."""
+        names = [person.name for person in self.members.values()]
+        return {**self.document(), "customer_ids": names}
+
+
+class Activity(NamedTuple):
+    """Something that happened, for the activity lists. `data` is made when it is asked for."""
+
+    serial: int
+    when: float
+    type: str
+    person: Optional[Person]
+    name: str
+    data: Callable[[], Json]
+    delivery: Optional[Delivery] = None
 
 
 class Change(NamedTuple):
@@ -910,6 +928,13 @@ def changed(
             name = sys.intern(name)  # one copy of each name, however many people have it
             attributes[name], timestamps[name] = value, when
     return Change(attributes, timestamps)
+
+
+def difference(old: Attributes, new: Attributes) -> Json:
+    """What changed, as an activity tells it: `{name: {from, to}}`, as text (reference)."""
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    texts = [{name: as_text(side[name]) for name in names if name in side} for side in (old, new)]
+    return {name: {"from": texts[0].get(name, ""), "to": texts[1].get(name, "")} for name in names}
 
 
 def _same(left: Json, right: Json) -> bool:
@@ -1146,6 +1171,9 @@ class Workspace:
         self.clock = Clock()
         self.people = People(settings)
         self.events: List[Event] = []
+        #: The newest activities, oldest first.
+        self.activities: Deque[Activity] = deque(maxlen=MAX_ACTIVITIES)
+        self._noted = 0
         self.devices: Dict[str, Device] = {}
         self.objects: Dict[ObjectKey, Thing] = {}
         self.object_ids: Dict[str, ObjectKey] = {}
@@ -1154,6 +1182,9 @@ class Workspace:
         self.pipeline_events: List[Json] = []
         self.dropped: List[Json] = []
         self.deliveries: Dict[str, Delivery] = {}
+        #: Deliveries by what they are part of: ("campaign_id", 1).
+        self.sent: Dict[Tuple[str, int], List[Delivery]] = {}
+        self.links: Dict[str, int] = {}
         self.broadcasts: List[Json] = []
         self.exports: Dict[int, Export] = {}
         self.forms: Dict[str, List[Json]] = {}
@@ -1180,6 +1211,52 @@ class Workspace:
     def seconds(self) -> int:
         """The current time in whole Unix seconds."""
         return int(self.clock.now())
+
+    def note(
+        self,
+        type: str,
+        person: Optional[Person],
+        data: Callable[[], Json] = dict,
+        name: str = "",
+        delivery: Optional[Delivery] = None,
+    ) -> None:
+        """Write an activity down."""
+        self._noted += 1
+        when = self.clock.now()
+        self.activities.append(Activity(self._noted, when, type, person, name, data, delivery))
+
+    def is_member(self, person: Person, number: int) -> bool:
+        """Whether a person is in a segment, now."""
+        segment = self.segments.get(number)
+        if segment is None or segment.predicate is None:
+            return number in person.has.segments
+        return segment.predicate(person)
+
+    def people_in(self, segment: Segment) -> List[Person]:
+        """Everybody in a segment, oldest first."""
+        if segment.predicate is None:
+            return list(segment.members.values())
+        return [person for person in self.people.by_serial.values() if segment.predicate(person)]
+
+    def post(self, delivery: Delivery) -> None:
+        """File a new delivery under everything that it is part of."""
+        self.deliveries[delivery.delivery_id] = delivery
+        for parent in delivery.parents.items():
+            self.sent.setdefault(parent, []).append(delivery)
+        if delivery.person is not None:
+            delivery.person.own().deliveries.append(delivery)
+
+    def report(self, delivery: Delivery, metric: str, when: int, **more: Json) -> None:
+        """Note that something happened to a delivery at `when`, Unix seconds."""
+        delivery.report(metric, when, **more)
+        type = f"{metric}_{MESSAGE_TYPES.get(delivery.channel, delivery.channel)}"
+        self.note(
+            type, delivery.person, lambda: {"delivery_id": delivery.delivery_id}, "", delivery
+        )
+
+    def link_number(self, href: str) -> int:
+        """The number of a tracked link."""
+        return self.links.setdefault(href, len(self.links) + 1)
 
     def tick(self) -> None:
         """Do what has become due since somebody last looked."""
@@ -1240,13 +1317,20 @@ class Workspace:
             if person is None and not create:
                 return NOT_CREATED
             if person is None:
-                person = self.people.create(now)
+                person = self._create(who)
             self.people.name(person, who, now)
         reason = joined(*[self._rename(person, other, who[0], now) for other in named])
         if person.serial not in self.people.by_serial:  # an auto-merge kept the other one
             person = cast(Person, self._anybody(named))
         self._update(person, attributes, now, now if when is None else when)
         return reason
+
+    def _create(self, who: Identifier) -> Person:
+        now = self.seconds()
+        person = self.people.create(now)
+        self.people.name(person, who, now)
+        self.note("profile_create", person)
+        return person
 
     def _anybody(self, named: Iterable[Identifier]) -> Optional[Person]:
         return next(filter(None, map(self.people.find, named)), None)
@@ -1290,10 +1374,13 @@ class Workspace:
         if "timezone" in update:
             update["cio_timezone"] = _known_zone(update["timezone"])
         update = undotted(update, person.attributes)
-        person.attributes, person.timestamps = changed(
-            person.attributes, person.timestamps, update, when
+        old, (new, stamps) = (
+            person.attributes,
+            changed(person.attributes, person.timestamps, update, when),
         )
-        person.updated_at = now
+        if new != old:
+            self.note("attribute_change", person, lambda: difference(old, new))
+        person.attributes, person.timestamps, person.updated_at = new, stamps, now
         if update.get("anonymous_id"):
             self._claim(person, as_text(update["anonymous_id"]))
 
@@ -1305,7 +1392,9 @@ class Workspace:
         self._remove(person)
         return ""
 
-    def _remove(self, person: Person) -> None:
+    def _remove(self, person: Person, type: str = "profile_delete") -> None:
+        named = person.identifiers()
+        self.note(type, person, lambda: named)
         for event in person.has.events:
             event.person = None
         for delivery in person.has.deliveries:
@@ -1340,7 +1429,7 @@ class Workspace:
         """Unsubscribe the person whom a delivery went to, and book that on the delivery."""
         delivery = self.deliveries[delivery_id]
         now = self.seconds()
-        delivery.report("unsubscribed", now)
+        self.report(delivery, "unsubscribed", now)
         if delivery.person is None:
             return NO_PERSON
         self._update(delivery.person, {"unsubscribed": True}, now, now)
@@ -1373,7 +1462,7 @@ class Workspace:
         self._carry_over_belongings(primary, secondary)
         named = [(kind, getattr(secondary, kind)) for kind in ("id", "email", "phone")]
         attributes, stamps = secondary.attributes, secondary.timestamps
-        self._remove(secondary)
+        self._remove(secondary, "profile_merge")
         now = self.seconds()
         for kind, value in named:
             if value and not getattr(primary, kind):
@@ -1407,8 +1496,8 @@ class Workspace:
         for event in events:
             event.person = None
             if event.received_at >= oldest:
-                event.customer_id = primary.name
-                self._attach(event, primary)
+                event.person, event.customer_id = primary, primary.name
+                primary.own().events.append(event)
 
     # ---- events
 
@@ -1420,9 +1509,7 @@ class Workspace:
         if person is None:
             if who[0] == "cio_id":
                 return UNKNOWN_CIO_ID
-            now = self.seconds()
-            person = self.people.create(now)
-            self.people.name(person, who, now)
+            person = self._create(who)
         event.customer_id = person.id or who[1]
         self._record(event)
         self._attach(event, person)
@@ -1456,6 +1543,7 @@ class Workspace:
     def _attach(self, event: Event, person: Person) -> None:
         event.person = person
         person.own().events.append(event)
+        self.note(event.type, person, lambda: event.data, event.name)
 
     def _claim(self, person: Person, anonymous_id: str) -> None:
         """Give a person what was recorded under an anonymous_id in the last 30 days."""
@@ -1511,7 +1599,8 @@ class Workspace:
             return "unknown delivery: none has this delivery_id"
         if metric not in CHANNEL_METRICS.get(delivery.channel, METRICS):
             return f"impossible metric: nothing sent by {delivery.channel} can be {metric}"
-        delivery.report(metric, self.seconds() if when is None else when, reason, **more)
+        when = self.seconds() if when is None else when
+        self.report(delivery, metric, when, reason=reason, **more)
         return ""
 
     # ---- devices
@@ -1524,9 +1613,7 @@ class Workspace:
         if person is None:
             if who[0] == "cio_id":
                 return UNKNOWN_CIO_ID
-            now = self.seconds()
-            person = self.people.create(now)
-            self.people.name(person, who, now)
+            person = self._create(who)
         known = self.devices.get(token)
         if known is not None:
             del known.person.has.devices[token]
@@ -1534,6 +1621,7 @@ class Workspace:
                 attributes = {**known.attributes, **attributes}
         device = Device(token, platform, last_used, attributes, person)
         self.devices[token] = person.own().devices[token] = device
+        self.note("device_change", person, lambda: {"token": token, "platform": platform})
         return ""
 
     def delete_device(self, who: Identifier, token: str) -> str:
@@ -1571,6 +1659,7 @@ class Workspace:
         number = self.count(f"object type {key[0]}")
         thing = self.objects[key] = Thing(key, cio_object_id_of(key[0], number), now)
         self.object_ids[thing.cio_object_id] = key
+        self.note(f"_o:{key[0]}:create", None, lambda: {"object_id": key[1]})
         return thing
 
     def delete_object(self, who: Identifier, ref: ObjectKey) -> str:
@@ -1581,6 +1670,7 @@ class Workspace:
         for person in thing.people.values():
             del person.has.relationships[thing.key]
         del self.objects[thing.key], self.object_ids[thing.cio_object_id]
+        self.note(f"_o:{thing.key[0]}:delete", None, lambda: {"object_id": thing.key[1]})
         return ""
 
     def add_relationship(self, who: Identifier, ref: ObjectKey, attributes: Attributes) -> str:
@@ -1603,6 +1693,8 @@ class Workspace:
     def _relate(self, person: Person, key: ObjectKey, attributes: Attributes) -> None:
         person.own().relationships[key] = attributes
         self.objects[key].people[person.serial] = person
+        about = {"object_type_id": key[0], "object_id": key[1]}
+        self.note("add_relationship", person, lambda: about)
 
     def delete_relationship(self, who: Identifier, ref: ObjectKey) -> str:
         """Part a person from an object."""
@@ -1610,6 +1702,8 @@ class Workspace:
         if person is None or thing is None or thing.key not in person.has.relationships:
             return "unknown relationship: this person is not related to this object"
         del person.has.relationships[thing.key], thing.people[person.serial]
+        about = {"object_type_id": thing.key[0], "object_id": thing.key[1]}
+        self.note("delete_relationship", person, lambda: about)
         return ""
 
 
@@ -1634,35 +1728,310 @@ MAX_RECIPIENTS = 15
 MAX_ATTACHMENTS = 2 * 1000 * 1000
 
 
+class Family(NamedTuple):
+    """Campaigns, broadcasts, newsletters, transactional messages: alike in what hangs on them."""
+
+    #: Shelf and path.
+    kind: str
+    #: What an answer calls one and many of them.
+    one: str
+    many: str
+    #: What a delivery calls the one it is part of.
+    key: str
+    #: The contents (actions): shelf, path and list, one in an answer, and in a delivery.
+    shelf: str
+    contents: str
+    content: str
+    content_key: str
+
+
+CAMPAIGNS = Family(
+    "campaigns", "campaign", "campaigns", "campaign_id",
+    "campaign_actions", "actions", "action", "action_id",
+)  # fmt: skip
+BROADCASTS = Family(
+    "broadcasts", "broadcast", "broadcasts", "broadcast_id",
+    "broadcast_actions", "actions", "action", "action_id",
+)  # fmt: skip
+NEWSLETTERS = Family(
+    "newsletters", "newsletter", "newsletters", "newsletter_id",
+    "newsletter_contents", "contents", "content", "content_id",
+)  # fmt: skip
+TRANSACTIONAL = Family(
+    "transactional", "message", "messages", "transactional_message_id",
+    "transactional_contents", "contents", "content", "content_id",
+)  # fmt: skip
+FAMILIES = {family.kind: family for family in (CAMPAIGNS, BROADCASTS, NEWSLETTERS, TRANSACTIONAL)}
+
+#: What a row has that nobody described.
+BLANKS: Dict[str, Json] = {
+    "campaigns": {
+        "type": "segment", "active": True, "state": "running", "tags": [],
+        "trigger_segment_ids": [], "filter_segment_ids": [],
+    },
+    "broadcasts": {
+        "type": "triggered_broadcast", "active": True, "state": "running", "tags": [],
+    },
+    "newsletters": {"type": "email", "sent_at": None, "tags": [], "recipient_segment_ids": []},
+    "transactional": {
+        "description": "", "send_to_unsubscribed": True, "link_tracking": True,
+        "open_tracking": True, "hide_message_body": False, "queue_drafts": False,
+    },
+    "content": {
+        "type": "email", "name": "", "language": "", "layout": "", "body": "", "body_amp": "",
+        "subject": "", "from": "", "from_id": 0, "reply_to": "", "reply_to_id": None,
+        "preprocessor": "premailer", "recipient": "{{customer.email}}", "bcc": "", "cc": "",
+        "fake_bcc": True, "preheader_text": "", "headers": "[]",
+    },
+}  # fmt: skip
+
+
+def blank_row(workspace: Workspace, kind: str, name: str = "") -> Json:
+    """A new row of a family, made now."""
+    now = workspace.seconds()
+    ends = ("created_at", "updated_at") if kind == "transactional" else ("created", "updated")
+    return {"name": name, **BLANKS[kind], **dict.fromkeys(ends, now)}
+
+
+def add_content(workspace: Workspace, family: Family, parent: int, content: Json) -> Json:
+    """A content (or action) of a campaign, newsletter, …; its number may be given."""
+    now = workspace.seconds()
+    blank = {**BLANKS["content"], "created": now, "updated": now, "_parent": parent}
+    if family.content == "action":
+        blank.update(sending_state="automatic", parent_action_id=0)
+    number = content.get("id")
+    return workspace.shelves[family.shelf].add({**blank, **content, "_parent": parent}, number)
+
+
+def shown(row: Json) -> Json:
+    """A row without what is ours alone: names that begin with an underscore."""
+    return {name: value for name, value in row.items() if not name.startswith("_")}
+
+
+def content_document(family: Family, row: Json) -> Json:
+    """A content (or action) as the App API gives it."""
+    if family is TRANSACTIONAL:
+        return shown(row)
+    named = {family.key: row["_parent"], "deduplicate_id": f"{row['id']}:{row['updated']}"}
+    return {**shown(row), **named}
+
+
+def family_document(workspace: Workspace, family: Family, row: Json) -> Json:
+    """A campaign, broadcast, newsletter or transactional message as the App API gives it."""
+    if family is TRANSACTIONAL:
+        return shown(row)
+    contents = workspace.shelves[family.shelf].where(_parent=row["id"])
+    more = {"deduplicate_id": f"{row['id']}:{row['updated']}"}
+    if family is NEWSLETTERS:
+        return {**shown(row), **more, "content_ids": [content["id"] for content in contents]}
+    actions = [{"id": c["id"], "type": c["type"]} for c in contents if not c["parent_action_id"]]
+    templates = "msg_template_ids" if family is BROADCASTS else "msg_templates"
+    first = {"first_started": row.get("first_started", row["created"])}
+    return {**shown(row), **more, **first, "actions": actions, templates: actions}
+
+
+def deliver(workspace: Workspace, person: Person, content: Json, parents: Json) -> Delivery:
+    """Send a content of a newsletter or broadcast to one person."""
+    now = workspace.clock.now()
+    kind = "newsletter" if "newsletter_id" in parents else "broadcast"
+    delivery_id = delivery_id_of(now, workspace.count("delivery"), kind)
+    delivery = Delivery(delivery_id, content["type"], shown(content), int(now))
+    delivery.person, delivery.customer_id = person, person.name
+    delivery.recipient, delivery.parents = person.email, parents
+    workspace.post(delivery)
+    workspace.report(delivery, "sent", int(now))
+    return delivery
+
+
+# ---- metrics: counts over recorded deliveries
+
+#: What a metric series counts (reference of 2026).
+METRIC_SERIES = (
+    "attempted", "bounced", "clicked", "converted", "created", "deferred", "delivered", "drafted",
+    "failed", "human_clicked", "human_opened", "link_untracked", "machine_clicked",
+    "open_untracked", "opened", "prefetch_opened", "replied", "sent", "spammed", "suppressed",
+    "topic_unsubscribed", "tracking_consent_denied", "tracking_consent_granted", "undeliverable",
+    "unsubscribed", "untracked",
+)  # fmt: skip
+#: The periods of version 1 and the most steps of each (reference).
+PERIODS = {"hours": 24, "days": 45, "weeks": 12, "months": 121}
+RESOLUTIONS = {
+    **{name: name for name in PERIODS},
+    "hourly": "hours", "daily": "days", "weekly": "weeks", "monthly": "months",
+}  # fmt: skip
+#: Version 1 begins its days at 00:00 EST (reference).
+EASTERN = timezone(timedelta(hours=-5))
+MAX_BUCKETS = 100_000
+
+
+def _begin_of(moment: datetime, period: str) -> datetime:
+    """The begin of the hour, day, week (Sunday) or month that a moment is in."""
+    if period == "hours":
+        return moment.replace(minute=0, second=0, microsecond=0)
+    day = moment.replace(hour=0, minute=0, second=0, microsecond=0)
+    if period == "weeks":
+        return day - timedelta(days=(day.weekday() + 1) % 7)
+    return day.replace(day=1) if period == "months" else day
+
+
+def _later(moment: datetime, period: str, steps: int) -> datetime:
+    if period == "months":
+        months = moment.year * 12 + moment.month - 1 + steps
+        return moment.replace(year=months // 12, month=months % 12 + 1)
+    return moment + timedelta(**{period: steps})
+
+
+def period_edges(now: float, period: str, steps: int) -> List[float]:
+    """Begins of the last `steps` periods, oldest first, and the end of the current one."""
+    current = _begin_of(datetime.fromtimestamp(now, EASTERN), period)
+    return [_later(current, period, i).timestamp() for i in range(1 - steps, 2)]
+
+
+def range_edges(start: int, end: int, period: str, zone: tzinfo) -> List[float]:
+    """Begins of the periods from `start` to `end` (Unix seconds), and the end of the last."""
+    first, edges = _begin_of(datetime.fromtimestamp(start, zone), period), []
+    for i in range(MAX_BUCKETS):
+        edges.append(_later(first, period, i).timestamp())
+        if edges[-1] > end:
+            return edges
+    raise invalid(f"start and end are more than {MAX_BUCKETS} {period} apart", "start")
+
+
+def count_series(
+    facts: Iterable[Tuple[str, float]], names: Sequence[str], edges: List[float]
+) -> Json:
+    """For each name how many facts (name and time) fall between each two edges."""
+    series = {name: [0] * (len(edges) - 1) for name in names}
+    for name, when in facts:
+        index = bisect.bisect_right(edges, when) - 1
+        if name in series and 0 <= index < len(edges) - 1:
+            series[name][index] += 1
+    return series
+
+
+def delivery_series(deliveries: Iterable[Delivery], edges: List[float]) -> Json:
+    """The metric series of some deliveries; the real API calls `dropped` suppressed here."""
+    renamed = {"dropped": "suppressed"}
+    facts = ((renamed.get(m, m), t) for d in deliveries for m, t in d.metrics.items())
+    return count_series(facts, METRIC_SERIES, edges)
+
+
+def link_series(
+    workspace: Workspace, deliveries: Iterable[Delivery], edges: List[float], unique: bool
+) -> Json:
+    """Clicks by link; `unique` counts each person once for a link."""
+    clicks: Dict[str, List[Tuple[str, float]]] = {}
+    seen: Set[Tuple[str, Optional[str]]] = set()
+    for delivery in deliveries:
+        for row in delivery.history:
+            href, who = row.get("href"), delivery.customer_id
+            if not href or (unique and (href, who) in seen):
+                continue
+            seen.add((href, who))
+            clicks.setdefault(href, []).append((row["metric"], row["timestamp"]))
+    names = ("clicked", "human_clicked", "machine_clicked")
+    return [
+        {
+            "link": {"id": workspace.link_number(href), "href": href},
+            "metric": {"series": count_series(facts, names, edges)},
+        }
+        for href, facts in clicks.items()
+    ]
+
+
+def message_document(delivery: Delivery) -> Json:
+    """A delivery as the App API's messages show it; parents that don't apply are null."""
+    person, message = delivery.person, delivery.message
+    names = (
+        "newsletter_id", "content_id", "campaign_id", "broadcast_id", "action_id",
+        "transactional_message_id",
+    )  # fmt: skip
+    nobody = {"id": delivery.customer_id, "email": None, "cio_id": ""}
+    failures = [row.get("reason") for row in delivery.history if row["metric"] == "failed"]
+    template = delivery.parents.get("content_id") or delivery.parents.get("action_id") or 0
+    return {
+        "id": delivery.delivery_id,
+        "deduplicate_id": f"{delivery.delivery_id}:{max(delivery.metrics.values())}",
+        "msg_template_id": template,
+        "message_template_id": template,
+        "parent_action_id": None,
+        "customer_id": delivery.customer_id,
+        "customer_identifiers": person.identifiers() if person else nobody,
+        "recipient": delivery.recipient,
+        "subject": as_text(message.get("subject") or ""),
+        "metrics": delivery.metrics,
+        "created": delivery.created,
+        "failure_message": failures[0] if failures else None,
+        **{name: delivery.parents.get(name) for name in names},
+        "trigger_event_id": None,
+        "type": MESSAGE_TYPES.get(delivery.channel, delivery.channel),
+        "forgotten": message.get("disable_message_retention") is True,
+    }
+
+
+# ---- transactional sends
+
+
 def send(workspace: Workspace, channel: str, message: Json) -> Delivery:
     """Accept a transactional message and give back its delivery; an unknown person is created.
 
-    Raises ApiError in the order fields, recipients, attachments (inferred).
+    Raises ApiError in the order fields, recipients, attachments, template (inferred).
     """
     who = _check_send(channel, message, workspace.clock.now())
     with workspace.lock:
         now = workspace.clock.now()
+        template = transactional_of(workspace, channel, message)
         delivery_id = delivery_id_of(now, workspace.count("delivery"), "transactional")
         delivery = Delivery(delivery_id, channel, message, int(now))
+        delivery.parents = {"transactional_message_id": template["id"]}
         delivery.customer_id = who[1]
-        send_at = message.get("send_at")
+        send_at = whole_number(message.get("send_at"), "send_at")
         delivery.send_at = send_at if send_at and send_at > now else None
-        _address(workspace, delivery, who)
-        workspace.deliveries[delivery_id] = delivery
+        reason = _address(workspace, delivery, who)
+        workspace.post(delivery)
+        if delivery.person is None:
+            metric = "dropped" if reason == SUPPRESSED else "failed"
+            workspace.report(delivery, metric, delivery.created, reason=reason)
     return delivery
 
 
-def _address(workspace: Workspace, delivery: Delivery, who: Identifier) -> None:
-    """Tie a delivery to its person, who is made if unknown and not suppressed."""
+def _address(workspace: Workspace, delivery: Delivery, who: Identifier) -> str:
+    """Tie a delivery to its person, who is made if unknown; gives why there is none, or ""."""
     reason = "" if workspace.people.find(who) else workspace.ingest(workspace.identify, who, {})
     person = workspace.people.find(who)
-    if person is None:
-        metric = "dropped" if reason == SUPPRESSED else "failed"
-        delivery.report(metric, delivery.created, reason)
-        return
-    delivery.person, delivery.customer_id = person, person.name
-    delivery.recipient = delivery.recipient or person.email
-    person.own().deliveries.append(delivery)
+    if person is not None:
+        delivery.person, delivery.customer_id = person, person.name
+        delivery.recipient = delivery.recipient or person.email
+    return reason
+
+
+def transactional_of(workspace: Workspace, channel: str, message: Json) -> Json:
+    """The transactional message that a send names by number or trigger name.
+
+    Without one, message 1 gets the metrics (docs). Raises ApiError 400 for an unknown one, once
+    the workspace has seeded messages and `auto_create` does not ask for it.
+    """
+    shelf, given = workspace.shelves["transactional"], message.get("transactional_message_id")
+    text = "1" if given in (None, "") else as_text(given)
+    number = int(text) if text.isdecimal() and len(text) < 16 else None
+    row = shelf.rows.get(number) if number else _by_trigger_name(shelf, text)
+    if row is not None:
+        return row
+    created = message.get("auto_create") is True and number is None
+    if not shelf.open and not created and given not in (None, ""):
+        raise invalid('"transactional_message_id" not found.', "transactional_message_id")
+    row = blank_row(workspace, "transactional", text)
+    return shelf.add(row if number else {**row, "trigger_name": text}, number)
+
+
+def _by_trigger_name(shelf: Shelf, text: str) -> Optional[Json]:
+    wanted = text.casefold()
+    rows = [
+        row
+        for row in shelf.rows.values()
+        if wanted in (as_text(row.get(key)).casefold() for key in ("trigger_name", "name"))
+    ]
+    return rows[0] if rows else None
 
 
 def _check_send(channel: str, message: Json, now: float) -> Identifier:
@@ -1842,7 +2211,7 @@ def _check_recipients_filter(value: Json, name: str) -> None:
     if value == {}:
         raise _unprocessable("empty recipients filter is not valid", name)
     try:
-        compile_filter(value, name)
+        compile_filter(value, name, lambda person, number: False)
     except ApiError as error:
         raise ApiError(422, *error.problems) from None
 
@@ -1869,17 +2238,12 @@ def _unprocessable(message: str, name: str) -> ApiError:
     return ApiError(422, Problem(message, name))
 
 
-def subject_of(person: Person) -> Subject:
-    """What an audience filter may ask about a person."""
-    return Subject(person.text, person.has.segments)
-
-
 def export_people(workspace: Workspace, filters: Json) -> Export:
     """Write everybody whom a filter selects into a CSV."""
-    wanted = compile_filter(filters, "filters")
+    wanted = compile_filter(filters, "filters", workspace.is_member)
     with workspace.lock:
         people = list(workspace.people.by_serial.values())
-    rows = [person.all_attributes() for person in people if wanted(subject_of(person))]
+    rows = [person.all_attributes() for person in people if wanted(person)]
     names = sorted({name for row in rows for name in row} - {"cio_id", "id", "email"})
     return _finish_export(workspace, "customers", ["cio_id", "id", "email", *names], rows)
 
@@ -2039,15 +2403,8 @@ class Request:
     """One HTTP request, complete. `path` is still percent-encoded; header names are lower case."""
 
     __slots__ = (
-        "arguments",
-        "body",
-        "headers",
-        "method",
-        "operation",
-        "path",
-        "query_text",
-        "scheme",
-        "target",
+        "arguments", "body", "headers", "method", "operation", "path", "query_text",
+        "scheme", "target",
     )  # fmt: skip
 
     def __init__(
@@ -3399,8 +3756,6 @@ _DATE_FORMATS = ("%Y-%m-%dT%H:%M:%S%z", "%Y-%m-%dT%H:%M%z", "%Y-%m-%d%z")
 
 def unix_time(value: Json) -> Json:
     """An ISO 8601 date as Unix seconds, UTC unless it says otherwise; other values as they are."""
-    from datetime import datetime
-
     if not isinstance(value, str) or not _ISO_DATE.fullmatch(value):
         return value
     plain = re.sub(r"\.\d+", "", value).replace("Z", "+0000")
@@ -3949,15 +4304,8 @@ class Framer:
     """
 
     __slots__ = (
-        "_chunks",
-        "_continued",
-        "_fields",
-        "_line",
-        "buffer",
-        "keep_alive",
-        "max_body",
-        "scheme",
-        "version",
+        "_chunks", "_continued", "_fields", "_line", "buffer", "keep_alive", "max_body",
+        "scheme", "version",
     )  # fmt: skip
 
     def __init__(self, max_body: int) -> None:
@@ -4131,16 +4479,9 @@ class Connection:
     """One client's socket and what was read from it."""
 
     __slots__ = (
-        "draining",
-        "framer",
-        "fresh",
-        "kept",
-        "peer",
-        "ready",
-        "since",
-        "socket",
+        "draining", "framer", "fresh", "kept", "peer", "ready", "since", "socket",
         "unsent",
-    )
+    )  # fmt: skip
 
     def __init__(self, sock: socket.socket, peer: str, max_body: int, now: float) -> None:
         self.socket, self.peer = sock, peer
@@ -4191,6 +4532,8 @@ class Server(ThreadingHTTPServer):
         self.address_family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
         self._open: Dict[int, Connection] = {}
         self._waiting: Dict[threading.Thread, Connection] = {}
+        #: Threads that are done but may not have ended yet; `stop` waits for that.
+        self._leaving: Deque[threading.Thread] = deque(maxlen=256)
         self._returned: Deque[Connection] = deque()
         #: What responses left to be freed, once they are sent.
         self._spent: List[Any] = []
@@ -4454,6 +4797,7 @@ class Server(ThreadingHTTPServer):
         try:
             super().process_request_thread(request, client_address)
         finally:
+            self._leaving.append(threading.current_thread())
             del self._waiting[threading.current_thread()]
 
     def shutdown_request(self, request: Any) -> None:
@@ -4486,6 +4830,7 @@ class Server(ThreadingHTTPServer):
         for connection in list(self._open.values()):
             self._close(connection)
         self._end_threads(deadline)
+        self._join_threads(deadline + self.grace / 4)
         for connection in self._returned:
             connection.close()
         self._selector.close()
@@ -4493,16 +4838,17 @@ class Server(ThreadingHTTPServer):
         self._alarm.close()
 
     def _end_threads(self, deadline: float) -> None:
-        for connection in list(self._waiting.values()):
-            if connection.resting:
-                hang_up(connection.socket)
-        self._join_threads(deadline)
+        while self._waiting and time.monotonic() < deadline:
+            for connection in list(self._waiting.values()):
+                if connection.resting:  # or does so now, its last request being answered
+                    hang_up(connection.socket)
+            for thread in list(self._waiting)[:1]:
+                thread.join(0.005)
         for connection in list(self._waiting.values()):
             hang_up(connection.socket)
-        self._join_threads(deadline + self.grace / 4)
 
     def _join_threads(self, deadline: float) -> None:
-        for thread in list(self._waiting):
+        for thread in [*self._waiting, *self._leaving]:
             thread.join(max(0.0, deadline - time.monotonic()))
 
 

@@ -1554,10 +1554,10 @@ class Exports(FakeTest):
 
 
 class Filters(unittest.TestCase):
-    PERSON = customerio_fake.Subject({"plan": "Pro", "n": "10"}.get, {7})
-
     def matches(self, spec: Any) -> bool:
-        return compile_filter(spec, "filter")(self.PERSON)
+        person = customerio_fake.Person(0, 0)
+        person.attributes = {"plan": "Pro", "n": 10}
+        return compile_filter(spec, "filter", lambda _, number: number == 7)(person)
 
     def test_each_operator(self) -> None:
         rows = [
@@ -1611,7 +1611,7 @@ class Filters(unittest.TestCase):
         ]
         for spec, text in rows:
             with self.assertRaises(ApiError) as caught:
-                compile_filter(spec, "filter")
+                compile_filter(spec, "filter", lambda _, number: False)
             self.assertIn(text, caught.exception.message)
 
 
