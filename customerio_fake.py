@@ -67,6 +67,7 @@ from datetime import datetime, timedelta, timezone, tzinfo
 from email.utils import formatdate
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import islice
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -1188,6 +1189,13 @@ class Workspace:
         self.broadcasts: List[Json] = []
         self.exports: Dict[int, Export] = {}
         self.forms: Dict[str, List[Json]] = {}
+        #: Addresses on the lists of the email provider, by kind of list and lower-case address.
+        self.esp: Dict[str, Dict[str, Json]] = {}
+        #: Senders that people don't want to hear from: channel and sender, by serial number.
+        self.optouts: Dict[int, Tuple[Tuple[str, str], ...]] = {}
+        #: What was said about attributes and events, by name.
+        self.index: Dict[str, Dict[str, Json]] = {}
+        self.ip_addresses: List[str] = []
         self.segments: Dict[int, Segment] = {}
         self.shelves = {kind: Shelf(kind, kind in OPEN_SHELVES) for kind in SHELVES}
         self.suppressions: Dict[str, Set[Identifier]] = {}
@@ -3435,15 +3443,35 @@ def paged(call: Call, rows: Sequence[Any], default: int, most: int) -> Tuple[Lis
 
     A token is the base64 of a position (observed). Raises ApiError 400.
     """
-    query = call.request.query()
-    limit = query_number(query, "limit", default, 1, most)
+    return selected(call, rows, lambda row: True, default, most)
+
+
+def page_start(call: Call, default: int) -> int:
+    """The position that the query's `start` stands for. Raises ApiError 400."""
+    token = call.request.query().get("start", "")
     try:
-        begin = int(base64.b64decode(query.get("start", ""), validate=True) or 0)
+        return int(base64.b64decode(token, validate=True)) if token else default
     except ValueError:
         raise invalid("start must be the `next` of an earlier answer", "start") from None
-    end = begin + limit
-    more = base64.b64encode(str(end).encode()).decode() if end < len(rows) else ""
-    return list(rows[begin:end]), more
+
+
+def page_token(position: int) -> str:
+    """The `next` that leads to a position."""
+    return base64.b64encode(str(position).encode()).decode()
+
+
+def selected(
+    call: Call, rows: Sequence[Any], wanted: Predicate, default: int, most: int
+) -> Tuple[List[Any], str]:
+    """One page of the rows that a predicate selects; looks no further than the page needs."""
+    limit = query_number(call.request.query(), "limit", default, 1, most)
+    found: List[Any] = []
+    for position in range(max(0, page_start(call, 0)), len(rows)):
+        if wanted(rows[position]):
+            if len(found) == limit:
+                return found, page_token(position)
+            found.append(rows[position])
+    return found, ""
 
 
 def query_number(query: Dict[str, str], name: str, default: int, least: int, most: int) -> int:
@@ -3526,15 +3554,17 @@ def path_number(workspace: Workspace, text: str) -> int:
     return int(text)
 
 
+def person_kinds(call: Call) -> Sequence[str]:
+    """What `id_type` may be."""
+    return ("id", "email", "cio_id", *(("phone",) if call.fake.settings.phone else ()))
+
+
 def person_of(call: Call, value: str) -> Person:
     """The person in an App path; the query's `id_type` says what the value is, id by default.
 
     Unlike Track, App does not guess (observed). Raises ApiError 400 or 404.
     """
-    kinds = ("id", "email", "cio_id", *(("phone",) if call.fake.settings.phone else ()))
-    kind = call.request.query().get("id_type", "id")
-    if kind not in kinds:
-        raise invalid(f"id_type must be one of: {', '.join(kinds)}", "id_type")
+    kind = query_choice(call.request.query(), "id_type", person_kinds(call)) or "id"
     if kind == "cio_id" and value.startswith("cio_"):
         value = value[4:]
     person = call.workspace.people.find((kind, value))
@@ -3681,6 +3711,1738 @@ def export_file(call: Call, export_id: str) -> Response:
     name = f'attachment; filename="export-{export.number}.csv"'
     headers = (("Content-Type", "text/csv; charset=utf-8"), ("Content-Disposition", name))
     return Response(200, export.csv, headers)
+
+
+# ---- people and objects
+
+
+def no_content() -> Response:
+    """A 204."""
+    return Response(204, b"", APP.headers)
+
+
+def serve(
+    method: str, path: str, summary: str, handler: Handler, heavy: bool = False, api: Api = APP
+) -> None:
+    """Put a handler that was made, not written, into the route table."""
+
+    def named(call: Call, *arguments: str) -> Any:
+        return handler(call, *arguments)
+
+    named.__doc__ = summary
+    route(method, path, api, heavy)(named)
+
+
+@route("POST", "/v1/customers", APP, heavy=True)
+def search_people(call: Call) -> Json:
+    """Find the people whom a filter selects."""
+    body, workspace = call.body(), call.workspace
+    if not body.get("filter"):
+        raise required("filter", "a filter object")
+    wanted = compile_filter(body["filter"], "filter", workspace.is_member)
+    with workspace.lock:
+        people = list(workspace.people.by_serial.values())
+    found, more = selected(call, people, wanted, 50, 1000)
+    return {**people_list(found), "next": more}
+
+
+def people_list(people: Iterable[Person]) -> Json:
+    """People as lists of the App API name them; `ids` has "" for people without id (reference)."""
+    rows = [person.identifiers() for person in people]
+    return {"identifiers": rows, "ids": [row["id"] or "" for row in rows]}
+
+
+@route("POST", "/v1/customers/attributes", APP)
+def get_many_attributes(call: Call) -> Json:
+    """Read attributes and devices of several people; the unknown are left out."""
+    ids = call.body().get("ids")
+    if not isinstance(ids, list) or not ids:
+        raise required("ids", "a list of at least one id")
+    if len(ids) > 100:
+        raise invalid(f"ids has {len(ids)} entries; 100 at most", "ids")
+    kind = query_choice(call.request.query(), "id_type", person_kinds(call)) or "id"
+    with call.workspace.lock:
+        people = [call.workspace.people.find((kind, as_text(value))) for value in ids]
+        rows = [{"customer": person_document(person)} for person in people if person]
+    return {"customers": rows}
+
+
+@route("GET", "/v1/customers/{customer_id}/segments", APP, heavy=True)
+def get_person_segments(call: Call, customer_id: str) -> Json:
+    """List the segments that a person is in."""
+    workspace = call.workspace
+    with workspace.lock:
+        person = person_of(call, customer_id)
+        mine = [s for s in workspace.segments.values() if workspace.is_member(person, s.number)]
+        names = ("id", "name", "description")
+        return {"segments": [{name: s.document()[name] for name in names} for s in mine]}
+
+
+@route("GET", "/v1/customers/{customer_id}/relationships", APP)
+def get_person_relationships(call: Call, customer_id: str) -> Json:
+    """List the objects that a person is related to."""
+    with call.workspace.lock:
+        person = person_of(call, customer_id)
+        rows = [
+            {
+                "object_type_id": int(key[0]),
+                "identifiers": {
+                    "object_id": key[1],
+                    "cio_object_id": call.workspace.objects[key].cio_object_id,
+                },
+                "attributes": attributes,
+                "timestamps": dict.fromkeys(attributes, call.workspace.objects[key].updated_at),
+            }
+            for key, attributes in person.has.relationships.items()
+        ]
+    found, more = paged(call, rows, 100, 1000)
+    return {"cio_relationships": found, "next": more}
+
+
+@route("GET", "/v1/customers/{customer_id}/messages", APP)
+def get_person_messages(call: Call, customer_id: str) -> Json:
+    """List what was sent to a person."""
+    with call.workspace.lock:
+        return message_page(call, person_of(call, customer_id).has.deliveries)
+
+
+@route("GET", "/v1/customers/{customer_id}/activities", APP, heavy=True)
+def get_person_activities(call: Call, customer_id: str) -> Json:
+    """List what happened to a person, newest first."""
+    with call.workspace.lock:
+        person = person_of(call, customer_id)
+    return activity_page(call, lambda activity: activity.person is person)
+
+
+@route("GET", "/v1/activities", APP, heavy=True)
+def list_activities(call: Call) -> Json:
+    """List what happened in the workspace, newest first."""
+    query, people = call.request.query(), call.workspace.people.by_serial
+    deleted = query_flag(query, "deleted")
+    if query.get("customer_id"):
+        with call.workspace.lock:
+            person = person_of(call, query["customer_id"])
+        return activity_page(call, lambda activity: activity.person is person)
+    return activity_page(call, lambda a: deleted or not a.person or a.person.serial in people)
+
+
+def activity_page(call: Call, wanted: Callable[[Activity], bool]) -> Json:
+    """One page of activities by the query's type, name, start and limit."""
+    query = call.request.query()
+    type, name = query.get("type"), query.get("name")
+
+    def fits(activity: Activity) -> bool:
+        named = (not type or activity.type == type) and (not name or activity.name == name)
+        return named and wanted(activity)
+
+    limit, last = query_number(query, "limit", 10, 1, 100), page_start(call, 1 << 60)
+    with call.workspace.lock:
+        newest = (a for a in reversed(call.workspace.activities) if a.serial < last and fits(a))
+        found = list(islice(newest, limit + 1))
+        rows = [activity_document(call.workspace, activity) for activity in found[:limit]]
+    more = page_token(found[limit - 1].serial) if len(found) > limit else ""
+    return {"activities": rows, "next": more}
+
+
+def activity_document(workspace: Workspace, activity: Activity) -> Json:
+    """An activity as the App API gives it; one of a deleted person shows nobody (docs)."""
+    person, delivery = activity.person, activity.delivery
+    known = person is not None and person.serial in workspace.people.by_serial
+    more = {"delivery_id": delivery.delivery_id} if delivery else {}
+    return {
+        "id": ulid(activity.when, activity.serial),
+        "type": activity.type,
+        "name": activity.name,
+        "timestamp": int(activity.when),
+        "customer_id": person.id or None if known and person else None,
+        "customer_identifiers": person.identifiers() if known and person else None,
+        "data": activity.data(),
+        **more,
+    }
+
+
+@route("GET", "/v1/object_types", APP)
+def list_object_types(call: Call) -> Json:
+    """List the object types: seeded ones, and those of objects that Track made."""
+    with call.workspace.lock:
+        rows = {
+            as_text(row["id"]): row for row in call.workspace.shelves["object_types"].rows.values()
+        }
+        for type_id, _ in call.workspace.objects:
+            rows.setdefault(type_id, object_type_row(type_id))
+    return {"types": [{**row, "id": as_text(row["id"])} for row in rows.values()]}
+
+
+def object_type_row(type_id: str) -> Json:
+    """The type of objects that nobody described."""
+    name = f"Object type {type_id}"
+    slug = f"object_type_{type_id}"
+    names = {"name": name, "singular_name": name, "slug": slug, "singular_slug": slug}
+    return {"id": type_id, **names, "enabled": True, "icon": ""}
+
+
+@route("POST", "/v1/objects", APP, heavy=True)
+def search_objects(call: Call) -> Json:
+    """Find the objects of a type that a filter selects."""
+    body, workspace = call.body(), call.workspace
+    type_id = body.get("object_type_id")
+    if type_id in (None, ""):
+        raise required("object_type_id", "the number of an object type")
+    if not body.get("filter"):
+        raise required("filter", "a filter object")
+    wanted = compile_filter(body["filter"], "filter", lambda thing, number: False)
+    with workspace.lock:
+        things = [t for t in workspace.objects.values() if t.key[0] == as_text(type_id)]
+    found, more = selected(call, things, wanted, 50, 1000)
+    rows = [{"cio_object_id": t.cio_object_id, "object_id": t.key[1]} for t in found]
+    return {"identifiers": rows, "ids": [t.key[1] for t in found], "next": more}
+
+
+def object_of(call: Call, type_id: str, object_id: str) -> Thing:
+    """The object in a path. Raises ApiError 404."""
+    kinds = {"object_id": type_id, "cio_object_id": ""}
+    kind = query_choice(call.request.query(), "id_type", kinds)
+    thing = call.workspace.find_object((type_id if kind is None else kind, object_id))
+    if thing is None or thing.key[0] != type_id:
+        raise not_found(call.workspace)
+    return thing
+
+
+@route("GET", "/v1/objects/{object_type_id}/{object_id}/attributes", APP)
+def get_object_attributes(call: Call, object_type_id: str, object_id: str) -> Json:
+    """Read an object's attributes."""
+    with call.workspace.lock:
+        thing = object_of(call, object_type_id, object_id)
+        named = {"object_id": thing.key[1], "cio_object_id": thing.cio_object_id}
+        return {
+            "object": {
+                "object_type_id": thing.key[0],
+                "identifiers": named,
+                "attributes": {name: as_text(v) for name, v in thing.attributes.items()},
+                "timestamps": thing.timestamps,
+            }
+        }
+
+
+@route("GET", "/v1/objects/{object_type_id}/{object_id}/relationships", APP)
+def get_object_relationships(call: Call, object_type_id: str, object_id: str) -> Json:
+    """List the people whom an object is related to."""
+    with call.workspace.lock:
+        thing = object_of(call, object_type_id, object_id)
+        kind = {"object_type_id": thing.key[0], "object_type_disabled": False}
+        rows = [{"identifiers": p.identifiers(), **kind} for p in thing.people.values()]
+    found, more = paged(call, rows, 100, 1000)
+    return {"cio_relationships": found, "next": more}
+
+
+# ---- segments
+
+
+def segment_of(call: Call, segment_id: str) -> Segment:
+    """The segment in a path. Raises ApiError 404."""
+    segment = call.workspace.segments.get(path_number(call.workspace, segment_id))
+    if segment is None:
+        raise not_found(call.workspace)
+    return segment
+
+
+@route("GET", "/v1/segments", APP)
+def list_segments(call: Call) -> Json:
+    """List the segments."""
+    with call.workspace.lock:
+        return {"segments": [s.document() for s in call.workspace.segments.values()]}
+
+
+@route("POST", "/v1/segments", APP)
+def create_segment(call: Call) -> Json:
+    """Create a manual segment."""
+    given = call.body().get("segment")
+    if not isinstance(given, dict):
+        raise required("segment", "an object with a name")
+    name, workspace = given.get("name"), call.workspace
+    if not isinstance(name, str) or not name.strip():
+        raise ApiError(422, Problem("Name can't be blank", "name"))  # observed
+    checked_fields(given, {"description": text_field(blank=True)})
+    with workspace.lock:
+        number = workspace.count("segment")
+        while number in workspace.segments:
+            number = workspace.count("segment")
+        segment = workspace.segments[number] = Segment(number, name, workspace.seconds())
+        segment.description = given.get("description") or ""
+        return {"segment": segment.document()}
+
+
+@route("GET", "/v1/segments/{segment_id}", APP)
+def get_segment(call: Call, segment_id: str) -> Json:
+    """Read a segment."""
+    return {"segment": segment_of(call, segment_id).document()}
+
+
+@route("DELETE", "/v1/segments/{segment_id}", APP)
+def delete_segment(call: Call, segment_id: str) -> Response:
+    """Delete a manual segment."""
+    with call.workspace.lock:
+        segment = segment_of(call, segment_id)
+        if segment.type != "manual":
+            raise invalid("only manual segments can be deleted through the API")
+        for person in segment.members.values():
+            person.has.segments.discard(segment.number)
+        del call.workspace.segments[segment.number]
+    return no_content()
+
+
+@route("GET", "/v1/segments/{segment_id}/customer_count", APP, heavy=True)
+def count_segment(call: Call, segment_id: str) -> Json:
+    """Count the people in a segment."""
+    with call.workspace.lock:
+        return {"count": len(call.workspace.people_in(segment_of(call, segment_id)))}
+
+
+@route("GET", "/v1/segments/{segment_id}/membership", APP, heavy=True)
+def list_segment_people(call: Call, segment_id: str) -> Json:
+    """List the people in a segment."""
+    with call.workspace.lock:
+        segment = segment_of(call, segment_id)
+        people = list(segment.members.values())
+        if segment.predicate is not None:
+            people = list(call.workspace.people.by_serial.values())
+    wanted = segment.predicate or (lambda person: True)
+    found, more = selected(call, people, wanted, 1000, 30_000)
+    return {**people_list(found), "next": more}
+
+
+@route("GET", "/v1/segments/{segment_id}/used_by", APP)
+@route("GET", "/v1/segments/{segment_id}/dependencies", APP)
+def segment_used_by(call: Call, segment_id: str) -> Json:
+    """List what uses a segment."""
+    with call.workspace.lock:
+        number = segment_of(call, segment_id).number
+        names = ("trigger_segment_ids", "filter_segment_ids", "recipient_segment_ids")
+        return {
+            "used_by": users_of(
+                call.workspace, lambda row: any(number in (row.get(name) or ()) for name in names)
+            )
+        }
+
+
+def users_of(workspace: Workspace, uses: Callable[[Json], bool]) -> Json:
+    """The campaigns and newsletters that use something, by number (reference)."""
+    campaigns = [row["id"] for row in workspace.shelves["campaigns"].rows.values() if uses(row)]
+    letters = [row for row in workspace.shelves["newsletters"].rows.values() if uses(row)]
+    return {
+        "campaigns": campaigns,
+        "sent_newsletters": [row["id"] for row in letters if row.get("sent_at")],
+        "draft_newsletters": [row["id"] for row in letters if not row.get("sent_at")],
+    }
+
+
+# ---- messages
+
+
+def message_page(call: Call, deliveries: Sequence[Delivery]) -> Json:
+    """One page of messages, newest first, by the query's filters (reference)."""
+    wanted, limit = message_filter(call), query_number(call.request.query(), "limit", 50, 1, 1000)
+    position = min(page_start(call, len(deliveries)), len(deliveries))
+    found: List[Json] = []
+    while position > 0 and len(found) < limit:
+        position -= 1
+        if wanted(deliveries[position]):
+            found.append(message_document(deliveries[position]))
+    return {"messages": found, "next": page_token(position) if position > 0 else ""}
+
+
+MESSAGE_METRICS = (
+    "attempted", "sent", "delivered", "opened", "clicked", "converted", "bounced", "spammed",
+    "unsubscribed", "dropped", "failed", "undeliverable",
+)  # fmt: skip
+MESSAGE_CHANNELS = (
+    "email", "webhook", "twilio", "whatsapp", "slack", "push", "in_app", "inbox",
+    "live_notification",
+)  # fmt: skip
+#: Messages are listed this far back, unless the query says otherwise: 6 months (reference).
+MESSAGE_WINDOW = 183 * 86400
+
+
+def message_filter(call: Call) -> Callable[[Delivery], bool]:
+    """What the query asks of a message. Raises ApiError 400."""
+    query = call.request.query()
+    metric = query_choice(query, "metric", MESSAGE_METRICS)
+    state = query_choice(query, "state", ("failed", "sent", "drafted", "attempted"))
+    type = query_choice(query, "type", MESSAGE_CHANNELS)
+    drafts = query_flag(query, "drafts")
+    end = query_number(query, "end_ts", 1 << 40, 0, 1 << 40)
+    start = query_number(query, "start_ts", call.workspace.seconds() - MESSAGE_WINDOW, 0, 1 << 40)
+    names = ("campaign_id", "newsletter_id", "action_id")
+    parents = {n: whole_number(query[n], n) for n in names if query.get(n)}
+
+    def wanted(delivery: Delivery) -> bool:
+        metrics = delivery.metrics
+        return (
+            start <= delivery.created <= end
+            and (not metric or metric in metrics)
+            and (not state or state in metrics)
+            and (not type or MESSAGE_TYPES.get(delivery.channel, delivery.channel) == type)
+            and ("drafted" not in metrics or drafts or state == "drafted")
+            and all(delivery.parents.get(n) == number for n, number in parents.items())
+        )
+
+    return wanted
+
+
+@route("GET", "/v1/messages", APP)
+def list_messages(call: Call) -> Json:
+    """List messages, newest first."""
+    with call.workspace.lock:
+        return message_page(call, list(call.workspace.deliveries.values()))
+
+
+def delivery_of(call: Call, delivery_id: str) -> Delivery:
+    """The delivery in a path. Raises ApiError 404."""
+    delivery = call.workspace.deliveries.get(delivery_id)
+    if delivery is None:
+        raise not_found(call.workspace)
+    return delivery
+
+
+@route("GET", "/v1/messages/{message_id}", APP)
+def get_message(call: Call, message_id: str) -> Json:
+    """Read a message."""
+    with call.workspace.lock:
+        return {"message": message_document(delivery_of(call, message_id))}
+
+
+@route("GET", "/v1/messages/{message_id}/archived_message", APP)
+def get_archived_message(call: Call, message_id: str) -> Json:
+    """Read what was sent; empty if its retention was off."""
+    with call.workspace.lock:
+        delivery = delivery_of(call, message_id)
+        message = delivery.message
+        forgotten = message.get("disable_message_retention") is True
+    names = ("body", "from", "reply_to", "subject", "bcc", "preheader_text")
+    texts = {name: "" if forgotten else as_text(message.get(name) or "") for name in names}
+    more = {"fake_bcc": message.get("fake_bcc") is True, "headers": message.get("headers") or {}}
+    named = {"id": delivery.delivery_id, "recipient": delivery.recipient, "forgotten": forgotten}
+    return {"archived_message": {**texts, **more, **named}}
+
+
+# ---- campaigns, broadcasts, newsletters, transactional messages
+
+
+def family_row(call: Call, family: Family, text: str) -> Json:
+    """The campaign, … in a path. Raises ApiError 404 once the kind has been seeded."""
+    workspace, number = call.workspace, path_number(call.workspace, text)
+    shelf = workspace.shelves[family.kind]
+    row = shelf.rows.get(number)
+    if row is None and shelf.open:
+        return shelf.add(
+            blank_row(workspace, family.kind, f"{family.one.title()} {number}"), number
+        )
+    if row is None:
+        raise not_found(workspace)
+    return row
+
+
+def content_row(
+    call: Call, family: Family, parent: Json, content_id: str = "", language: Optional[str] = None
+) -> Json:
+    """A content (action) by number or language, or both. Raises ApiError 404."""
+    shelf = call.workspace.shelves[family.shelf]
+    number = path_number(call.workspace, content_id) if content_id else None
+    for row in shelf.where(_parent=parent["id"]):
+        fits = number is None or number in (row["id"], row.get("parent_action_id"))
+        if fits and (row["id"] == number if language is None else row["language"] == language):
+            return row
+    open_shelf = call.workspace.shelves[family.kind].open
+    if open_shelf and not (number and number in shelf.rows):
+        more = {} if number is None or language is not None else {"id": number}
+        return add_content(
+            call.workspace, family, parent["id"], {**more, "language": language or ""}
+        )
+    raise not_found(call.workspace)
+
+
+_ANY_TEXT = text_field(blank=True)
+#: What can be changed of a content; the rest of a row is read-only and passed over (reference).
+CONTENT_FIELDS: Dict[str, Check] = {
+    **dict.fromkeys(
+        ("name", "body", "body_amp", "body_plain", "body_json", "subject", "preheader_text",
+         "recipient", "bcc", "url", "request_method"), _ANY_TEXT,
+    ),
+    "from_id": typed_field(int, type(None)),
+    "reply_to_id": typed_field(int, type(None)),
+    "sender_identity_id": typed_field(int, type(None)),
+    "fake_bcc": typed_field(bool),
+    "tracked": typed_field(bool),
+    "sending_state": choice_field("automatic", "draft", "off"),
+    "headers": typed_field(str, list, dict),
+}  # fmt: skip
+
+
+def change_content(call: Call, family: Family, row: Json) -> Json:
+    """Update a content by the body; gives it as the App API does. Raises ApiError 400."""
+    update = checked_fields(call.body(), CONTENT_FIELDS)
+    headers = update.get("headers")
+    if headers is not None and not isinstance(headers, str):
+        if isinstance(headers, dict):
+            headers = [{"name": name, "value": value} for name, value in headers.items()]
+        update["headers"] = as_text(headers)
+    update["updated"] = call.workspace.seconds()
+    row = call.workspace.shelves[family.shelf].change(row["id"], update)
+    return content_document(family, row)
+
+
+def sent_by(call: Call, family: Family, parent: Json, content_id: str = "") -> List[Delivery]:
+    """What was sent by a campaign, …, or by one content of it; the query's `type` counts."""
+    found = call.workspace.sent.get((family.key, parent["id"]), [])
+    if content_id:
+        number = content_row(call, family, parent, content_id)["id"]
+        found = [d for d in found if d.parents.get(family.content_key) == number]
+    type = query_choice(call.request.query(), "type", MESSAGE_CHANNELS)
+    return [d for d in found if not type or MESSAGE_TYPES.get(d.channel, d.channel) == type]
+
+
+def query_edges(call: Call) -> Tuple[List[float], str]:
+    """The periods that a metrics query asks for, and their kind. Raises ApiError 400."""
+    query, now = call.request.query(), call.workspace.clock.now()
+    if query_choice(query, "version", ("1", "2")) == "2":
+        return query_range(call)
+    period = query_choice(query, "period", tuple(PERIODS)) or "days"
+    most = PERIODS[period]
+    steps = query_number(query, "steps", 12 if period == "months" else most, 0, most)
+    # 0 asks for the most; a series has two steps at least (reference).
+    return period_edges(now, period, max(steps or most, 2)), period
+
+
+def query_range(call: Call) -> Tuple[List[float], str]:
+    """The periods between the query's `start` and `end`. Raises ApiError 400."""
+    query = call.request.query()
+    if not query.get("res") and query.get("resolution"):
+        query["res"] = query["resolution"]
+    for name in ("start", "end", "res"):
+        if not query.get(name):
+            raise required(name, "a query parameter")
+    period = query_choice(query, "res", RESOLUTIONS)
+    start, end = (query_number(query, name, 0, 0, 1 << 37) for name in ("start", "end"))
+    if end < start:
+        raise invalid("end must not be before start", "end")
+    return range_edges(start, end, period, zone_named(query.get("tz") or "UTC")), period
+
+
+def zone_named(name: str) -> tzinfo:
+    """A time zone by its IANA name. Raises ApiError 400."""
+    from zoneinfo import ZoneInfo
+
+    try:
+        return timezone.utc if name == "UTC" else ZoneInfo(name)
+    except (ValueError, OSError, KeyError):
+        raise invalid(f"tz '{name}' is not the name of a time zone", "tz") from None
+
+
+def metrics_answer(call: Call, family: Family, id: str, content_id: str = "") -> Json:
+    """Metrics of a campaign, … or of one content."""
+    with call.workspace.lock:
+        deliveries = sent_by(call, family, family_row(call, family, id), content_id)
+        edges, period = query_edges(call)
+        series = delivery_series(deliveries, edges)
+    begin, end = (datetime.fromtimestamp(edge, timezone.utc) for edge in (edges[0], edges[-1]))
+    bounds = {"start": begin.isoformat(), "end": end.isoformat(), "res": period}
+    return {"metric": {"series": series}, **(bounds if family is CAMPAIGNS else {})}
+
+
+def links_answer(call: Call, family: Family, id: str, content_id: str = "") -> Json:
+    """Link metrics of a campaign, … or of one content."""
+    unique = query_flag(call.request.query(), "unique")
+    with call.workspace.lock:
+        deliveries = sent_by(call, family, family_row(call, family, id), content_id)
+        return {"links": link_series(call.workspace, deliveries, query_edges(call)[0], unique)}
+
+
+def journeys_answer(call: Call, campaign_id: str) -> Json:
+    """Journeys of a campaign, by their begin: a person's journey begins with the first message."""
+    names = (
+        "started", "activated", "messaged", "converted", "finished", "exited_early",
+        "never_activated",
+    )  # fmt: skip
+    with call.workspace.lock:
+        row = family_row(call, CAMPAIGNS, campaign_id)
+        edges, _ = query_range(call)
+        begins: Dict[Optional[str], Tuple[float, Set[str]]] = {}
+        for delivery in call.workspace.sent.get(("campaign_id", row["id"]), []):
+            _, happened = begins.setdefault(delivery.customer_id, (delivery.created, set()))
+            happened.update(delivery.metrics)
+    facts = []
+    for begin, happened in begins.values():
+        facts += [("started", begin), ("activated", begin)]
+        facts += [("messaged", begin)] if "sent" in happened else []
+        facts += [("converted", begin)] if "converted" in happened else []
+    return {"journey_metric": count_series(facts, names, edges)}
+
+
+def family_messages(call: Call, family: Family, id: str) -> Json:
+    """Messages of a campaign, broadcast, newsletter or transactional message."""
+    with call.workspace.lock:
+        return message_page(call, sent_by(call, family, family_row(call, family, id)))
+
+
+def _list_family(family: Family) -> Handler:
+    def handler(call: Call) -> Json:
+        workspace = call.workspace
+        with workspace.lock:
+            rows = list(workspace.shelves[family.kind].rows.values())
+            if family is not NEWSLETTERS:
+                return {family.many: [family_document(workspace, family, row) for row in rows]}
+            if query_choice(call.request.query(), "sort", ("asc", "desc")) == "desc":
+                rows.reverse()
+            found, more = paged(call, rows, 100, 1000)
+            documents = [family_document(workspace, family, row) for row in found]
+        return {family.many: documents, "next": more}
+
+    return handler
+
+
+def _list_contents(family: Family) -> Handler:
+    def handler(call: Call, id: str) -> Json:
+        with call.workspace.lock:
+            row = family_row(call, family, id)
+            rows = call.workspace.shelves[family.shelf].where(_parent=row["id"])
+        documents = [content_document(family, row) for row in rows]
+        if family is not CAMPAIGNS:
+            return {family.contents: documents}
+        found, more = paged(call, documents, 10, 10)  # ten a page (reference)
+        return {family.contents: found, "next": more}
+
+    return handler
+
+
+def _content(family: Family, change: bool, by: str, listed: bool = False) -> Handler:
+    """A handler that reads or changes one content: by id, language, or both (`by`)."""
+
+    def handler(call: Call, id: str, *rest: str) -> Json:
+        with call.workspace.lock:
+            parent = family_row(call, family, id)
+            named = dict(zip(by.split(), rest))
+            row = content_row(call, family, parent, named.get("id", ""), named.get("language"))
+            document = content_document(family, row)
+            if change:
+                document = change_content(call, family, row)
+        return {family.content: [document] if listed else document}
+
+    return handler
+
+
+def _serve_family(family: Family) -> None:
+    """Routes that all four families have."""
+    kind, one = family.kind, family.one
+    base = f"/v1/{kind}/{{{one}_id}}"
+
+    def read(call: Call, id: str) -> Json:
+        with call.workspace.lock:
+            row = family_row(call, family, id)
+            return {one: family_document(call.workspace, family, row)}
+
+    metrics = functools.partial(_bound, metrics_answer, family)
+    links = functools.partial(_bound, links_answer, family)
+    messages = functools.partial(_bound, family_messages, family)
+    serve("GET", f"/v1/{kind}", f"List the {kind}.", _list_family(family))
+    serve("GET", base, f"Read one of the {kind}.", read)
+    serve("GET", f"{base}/metrics", f"Count what {kind} sent.", metrics, heavy=True)
+    serve("GET", f"{base}/metrics/links", f"Count clicks by link of {kind}.", links, heavy=True)
+    serve("GET", f"{base}/messages", f"List what {kind} sent.", messages)
+    contents = f"{base}/{family.contents}"
+    serve("GET", contents, f"List the {family.contents} of {kind}.", _list_contents(family))
+    if family is TRANSACTIONAL:
+        serve("GET", f"{base}/deliveries", f"List what {kind} sent.", messages)
+        return
+    read_one, change_one = _content(family, False, "id"), _content(family, True, "id")
+    inner = f"{contents}/{{{family.content}_id}}"
+    serve("GET", inner, f"Read one of the {family.contents} of {kind}.", read_one)
+    serve("PUT", inner, f"Change one of the {family.contents} of {kind}.", change_one)
+    serve(
+        "GET", f"{inner}/metrics", f"Count what one of the {family.contents} sent.", metrics, True
+    )
+    serve(
+        "GET", f"{inner}/metrics/links", f"Count clicks in one of {family.contents}.", links, True
+    )
+    if family is not NEWSLETTERS:
+        for method, change in (("GET", False), ("PUT", True)):
+            translate = _content(family, change, "id language")
+            summary = f"{'Change' if change else 'Read'} a translation of {kind}."
+            serve(method, f"{inner}/language/{{language}}", summary, translate)
+
+
+def _bound(answer_of: Handler, family: Family, call: Call, *ids: str) -> Json:
+    return answer_of(call, family, *ids)
+
+
+for _family in FAMILIES.values():
+    _serve_family(_family)
+
+serve(
+    "GET",
+    "/v1/campaigns/{campaign_id}/journey_metrics",
+    "Count the journeys of a campaign.",
+    journeys_answer,
+    heavy=True,
+)
+for _method, _change in (("GET", False), ("PUT", True)):
+    _verb = "Change" if _change else "Read"
+    for _path in ("/v1/transactional/{transactional_id}/language/{language}",):
+        _handler = _content(TRANSACTIONAL, _change, "language", listed=True)
+        serve(_method, _path, f"{_verb} a translation of a transactional message.", _handler)
+    _path = "/v1/newsletters/{newsletter_id}/language/{language}"
+    _handler = _content(NEWSLETTERS, _change, "language")
+    serve(_method, _path, f"{_verb} a translation of a newsletter.", _handler)
+_path = "/v1/transactional/{transactional_id}/content/{content_id}"
+serve(
+    "PUT", _path, "Change a content of a message.", _content(TRANSACTIONAL, True, "id", listed=True)
+)
+_path = "/v1/transactional/{transactional_id}/contents/{content_id}"
+serve("GET", _path, "Read a content of a message.", _content(TRANSACTIONAL, False, "id"))
+# Seed 003 leaves the content's number out.
+_path = "/v1/transactional/{transactional_id}/content"
+serve("GET", _path, "List the contents of a message.", _list_contents(TRANSACTIONAL))
+serve(
+    "PUT",
+    _path,
+    "Change the default content of a message.",
+    lambda call, id: _content(TRANSACTIONAL, True, "language", listed=True)(call, id, ""),
+)
+
+
+# ---- broadcast triggers
+
+
+def trigger_of(call: Call, broadcast_id: str, trigger_id: str) -> Json:
+    """The trigger in a path. Raises ApiError 404."""
+    numbers = [path_number(call.workspace, text) for text in (broadcast_id, trigger_id)]
+    for row in call.workspace.broadcasts:
+        if [row["campaign_id"], row["id"]] == numbers:
+            return cast(Json, row)
+    raise not_found(call.workspace)
+
+
+def trigger_document(row: Json) -> Json:
+    """A trigger as the App API gives it; it is processed as soon as it is accepted."""
+    times = {"created_at": row["received_at"], "processed_at": row["received_at"]}
+    return {"id": row["id"], "broadcast_id": row["campaign_id"], **times}
+
+
+@route("GET", "/v1/broadcasts/{broadcast_id}/triggers", APP)
+def list_triggers(call: Call, broadcast_id: str) -> Json:
+    """List the triggers of a broadcast."""
+    with call.workspace.lock:
+        number = family_row(call, BROADCASTS, broadcast_id)["id"]
+        rows = [row for row in call.workspace.broadcasts if row["campaign_id"] == number]
+    return {"triggers": [trigger_document(row) for row in rows]}
+
+
+@route("GET", "/v1/campaigns/{broadcast_id}/triggers/{trigger_id}", APP)
+@route("GET", "/v1/broadcasts/{broadcast_id}/triggers/{trigger_id}", APP)
+def get_trigger(call: Call, broadcast_id: str, trigger_id: str) -> Json:
+    """Read how far a trigger is."""
+    return trigger_document(trigger_of(call, broadcast_id, trigger_id))
+
+
+@route("GET", "/v1/campaigns/{broadcast_id}/triggers/{trigger_id}/errors", APP)
+@route("GET", "/v1/broadcasts/{broadcast_id}/triggers/{trigger_id}/errors", APP)
+def list_trigger_errors(call: Call, broadcast_id: str, trigger_id: str) -> Json:
+    """List what was wrong with a trigger, line by line."""
+    found, more = paged(call, trigger_of(call, broadcast_id, trigger_id)["errors"], 100, 1000)
+    return {"errors": found, "next": more}
+
+
+# ---- newsletters: create, schedule, send, variants
+
+
+#: What a newsletter of each type must have of its own (reference).
+NEWSLETTER_TYPES: Dict[str, Sequence[str]] = {
+    "email": ("subject", "body"),
+    "twilio": ("body",),
+    "push": (),
+    "in_app": ("body_json",),
+    "webhook": ("body", "request_method", "url"),
+    "inbox": ("body_json",),
+}
+_RATE_FIELDS: Dict[str, Check] = {
+    "rate_limit_email_rate": typed_field(int),
+    "rate_limit_time_period": choice_field(60, 3600, 86400),
+    "rate_limit_spread": typed_field(bool),
+}
+_NEWSLETTER_FIELDS: Dict[str, Check] = {
+    "name": text_field(190),
+    "type": choice_field(*NEWSLETTER_TYPES),
+    "recipients": typed_field(dict),
+    "subscription_topic_id": typed_field(int),
+    "send_now": typed_field(bool),
+    "scheduled_at": typed_field(int),
+    **_RATE_FIELDS,
+}
+
+
+def checked_rate(body: Json) -> Json:
+    """The rate limit of a newsletter: rate and period belong together. Raises ApiError 422."""
+    given = checked_fields(body, _RATE_FIELDS, status=422)
+    if ("rate_limit_email_rate" in given) != ("rate_limit_time_period" in given):
+        text = "rate_limit_email_rate and rate_limit_time_period belong together"
+        raise ApiError(422, text)
+    return given
+
+
+def segments_of(spec: Json) -> List[int]:
+    """The segments that a recipients filter names."""
+    if isinstance(spec, list):
+        return [number for part in spec for number in segments_of(part)]
+    if not isinstance(spec, dict):
+        return []
+    own = [spec["segment"]["id"]] if isinstance(spec.get("segment"), dict) else []
+    return own + [number for part in spec.values() for number in segments_of(part)]
+
+
+@route("POST", "/v1/newsletters", APP)
+def create_newsletter(call: Call) -> Json:
+    """Create a newsletter; send or schedule it, if the body says so."""
+    body, workspace = call.body(), call.workspace
+    needed = ("name", "type", "recipients")
+    given = {**checked_fields(body, _NEWSLETTER_FIELDS, needed), **checked_rate(body)}
+    content = checked_fields(body, CONTENT_FIELDS, NEWSLETTER_TYPES[given["type"]], status=422)
+    if given["type"] == "push" and not (content.get("subject") or content.get("body")):
+        raise ApiError(422, Problem("subject or body is required", "body"))
+    compile_filter(given["recipients"], "recipients", workspace.is_member)
+    if given.get("send_now") and given.get("scheduled_at"):
+        raise ApiError(422, "send_now and scheduled_at exclude each other")
+    with workspace.lock:
+        shelf = workspace.shelves["newsletters"]
+        shelf.open = False
+        recipients, now_or_later = given.pop("recipients"), given.pop("send_now", False)
+        own = {"recipient_segment_ids": segments_of(recipients), "_recipients": recipients}
+        row = shelf.add({**blank_row(workspace, "newsletters"), **given, **own})
+        add_content(workspace, NEWSLETTERS, row["id"], {**content, "type": row["type"]})
+        return newsletter_answer(call, send_newsletter(call, row) if now_or_later else row)
+
+
+def newsletter_answer(call: Call, row: Json) -> Json:
+    """A newsletter as its operations answer."""
+    return {"newsletter": family_document(call.workspace, NEWSLETTERS, row)}
+
+
+def unsent_newsletter(call: Call, newsletter_id: str) -> Json:
+    """The newsletter in a path. Raises ApiError 404, or 400 if it has been sent."""
+    row = family_row(call, NEWSLETTERS, newsletter_id)
+    if row.get("sent_at"):
+        raise invalid("this newsletter has been sent")
+    return row
+
+
+def send_newsletter(call: Call, row: Json) -> Json:
+    """Send a newsletter to its recipients now: each gets the content of one test group."""
+    workspace = call.workspace
+    contents = workspace.shelves["newsletter_contents"].where(_parent=row["id"])
+    if not contents:
+        raise invalid("this newsletter has no content")
+    groups = [contents]
+    for group in workspace.shelves["test_groups"].where(_parent=row["id"]):
+        groups.append([c for c in contents if c["id"] in group["content_ids"]])
+    for position, person in enumerate(newsletter_recipients(workspace, row)):
+        mine = groups[1:] or groups
+        options = mine[position % len(mine)] or contents
+        language = person.text("language") or ""
+        content = next((c for c in options if c["language"] == language), options[0])
+        parents = {"newsletter_id": row["id"], "content_id": content["id"]}
+        deliver(workspace, person, content, parents)
+    return workspace.shelves["newsletters"].change(row["id"], {"sent_at": workspace.seconds()})
+
+
+def newsletter_recipients(workspace: Workspace, row: Json) -> List[Person]:
+    """Who gets a newsletter: its recipients filter, or its segments; never the unsubscribed."""
+    segments = [{"segment": {"id": number}} for number in row.get("recipient_segment_ids") or ()]
+    spec = row.get("_recipients") or ({"or": segments} if segments else None)
+    if spec is None:
+        raise invalid("this newsletter has no recipients")
+    wanted = compile_filter(spec, "recipients", workspace.is_member)
+    people = workspace.people.by_serial.values()
+    return [person for person in people if wanted(person) and not person.unsubscribed()]
+
+
+@route("POST", "/v1/newsletters/{newsletter_id}/send", APP, heavy=True)
+def send_newsletter_now(call: Call, newsletter_id: str) -> Json:
+    """Send a newsletter."""
+    with call.workspace.lock:
+        row = unsent_newsletter(call, newsletter_id)
+        rate = checked_rate(call.body())
+        row = call.workspace.shelves["newsletters"].change(row["id"], rate)
+        return newsletter_answer(call, send_newsletter(call, row))
+
+
+@route("POST", "/v1/newsletters/{newsletter_id}/schedule", APP)
+def schedule_newsletter(call: Call, newsletter_id: str) -> Json:
+    """Schedule a newsletter, or take it off the schedule by 0."""
+    body, workspace = call.body(), call.workspace
+    with workspace.lock:
+        row = unsent_newsletter(call, newsletter_id)
+        checks = {"scheduled_at": typed_field(int), "tz_match_enabled": typed_field(bool)}
+        given = {**checked_fields(body, checks, ["scheduled_at"], 422), **checked_rate(body)}
+        when = given["scheduled_at"]
+        if when and when <= workspace.seconds():
+            raise ApiError(422, Problem("scheduled_at must be in the future", "scheduled_at"))
+        if when:
+            _check_zone(body.get("timezone"))
+        elif not row.get("scheduled_at"):
+            raise invalid("this newsletter is not scheduled", "scheduled_at")
+        row = workspace.shelves["newsletters"].change(row["id"], {**given, "scheduled_at": when})
+        if when:
+            workspace.clock.at(when, lambda: _send_if_due(call, row["id"], when))
+        return newsletter_answer(call, row)
+
+
+def _check_zone(name: Json) -> None:
+    if not isinstance(name, str) or not name:
+        raise ApiError(422, Problem("timezone is required", "timezone"))
+    try:
+        zone_named(name)
+    except ApiError as error:
+        raise ApiError(422, *error.problems) from None
+
+
+def _send_if_due(call: Call, number: int, when: int) -> None:
+    row = call.workspace.shelves["newsletters"].rows.get(number)
+    if row and row.get("scheduled_at") == when and not row.get("sent_at"):
+        with contextlib.suppress(ApiError):
+            send_newsletter(call, row)
+
+
+@route("DELETE", "/v1/newsletters/{newsletter_id}", APP)
+def delete_newsletter(call: Call, newsletter_id: str) -> Response:
+    """Delete a newsletter with its contents and metrics."""
+    workspace = call.workspace
+    with workspace.lock:
+        number = family_row(call, NEWSLETTERS, newsletter_id)["id"]
+        for kind in ("newsletter_contents", "test_groups"):
+            for row in workspace.shelves[kind].where(_parent=number):
+                del workspace.shelves[kind].rows[row["id"]]
+        del workspace.shelves["newsletters"].rows[number]
+        workspace.sent.pop(("newsletter_id", number), None)
+    return no_content()
+
+
+def test_group_of(call: Call, newsletter: Json, group_id: str, status: int = 404) -> Json:
+    """The test group in a path. Raises ApiError with `status`."""
+    for row in call.workspace.shelves["test_groups"].where(_parent=newsletter["id"]):
+        if as_text(row["id"]) == group_id:
+            return row
+    raise not_found(call.workspace) if status == 404 else invalid("unknown test group")
+
+
+@route("GET", "/v1/newsletters/{newsletter_id}/test_groups", APP)
+def list_test_groups(call: Call, newsletter_id: str) -> Json:
+    """List the test groups of a newsletter."""
+    with call.workspace.lock:
+        row = family_row(call, NEWSLETTERS, newsletter_id)
+        groups = call.workspace.shelves["test_groups"].where(_parent=row["id"])
+    return {"test_groups": [shown(group) for group in groups]}
+
+
+@route("POST", "/v1/newsletters/{newsletter_id}/test_groups", APP)
+def create_test_group(call: Call, newsletter_id: str) -> Json:
+    """Add a test group, whose content begins as a copy of the first one."""
+    workspace = call.workspace
+    with workspace.lock:
+        row = unsent_newsletter(call, newsletter_id)
+        groups, contents = (
+            workspace.shelves["test_groups"],
+            workspace.shelves["newsletter_contents"],
+        )
+        if not groups.where(_parent=row["id"]):
+            own = [content["id"] for content in contents.where(_parent=row["id"])]
+            _add_test_group(workspace, row["id"], own)
+        first = {k: v for k, v in content_row(call, NEWSLETTERS, row, "", "").items() if k != "id"}
+        copy = add_content(workspace, NEWSLETTERS, row["id"], first)
+        _add_test_group(workspace, row["id"], [copy["id"]])
+        return newsletter_answer(call, row)
+
+
+def _add_test_group(workspace: Workspace, newsletter: int, content_ids: List[int]) -> None:
+    shelf = workspace.shelves["test_groups"]
+    letter = chr(ord("A") + len(shelf.where(_parent=newsletter)) % 26)
+    group = {"name": letter, "label": "", "winner": False, "content_ids": content_ids}
+    shelf.add({**group, "_parent": newsletter})
+
+
+def variant_of(call: Call, newsletter_id: str, group_id: str, language: str) -> Tuple[Json, Json]:
+    """A newsletter and its content in a language, in a test group if one is named."""
+    row = family_row(call, NEWSLETTERS, newsletter_id)
+    if not group_id:
+        return row, content_row(call, NEWSLETTERS, row, "", language)
+    group = test_group_of(call, row, group_id)
+    for content in call.workspace.shelves["newsletter_contents"].where(_parent=row["id"]):
+        if content["id"] in group["content_ids"] and content["language"] == language:
+            return row, content
+    raise not_found(call.workspace)
+
+
+def read_variant(call: Call, newsletter_id: str, group_id: str, language: str) -> Json:
+    """Read a translation in a test group."""
+    with call.workspace.lock:
+        _, content = variant_of(call, newsletter_id, group_id, language)
+        return {"content": content_document(NEWSLETTERS, content)}
+
+
+def change_variant(call: Call, newsletter_id: str, group_id: str, language: str) -> Json:
+    """Change a translation in a test group."""
+    with call.workspace.lock:
+        _, content = variant_of(call, newsletter_id, group_id, language)
+        return {"content": change_content(call, NEWSLETTERS, content)}
+
+
+def create_variant(call: Call, newsletter_id: str, group_id: str = "") -> Json:
+    """Add a translation to a newsletter, or to one of its test groups."""
+    workspace, body = call.workspace, call.body()
+    with workspace.lock:
+        row = unsent_newsletter(call, newsletter_id)
+        group = test_group_of(call, row, group_id, 400) if group_id else None
+        needed = [n for n in NEWSLETTER_TYPES[row["type"]] if n in ("subject", "body", "body_json")]
+        checks = {**CONTENT_FIELDS, "language": text_field()}
+        given = checked_fields(body, checks, ["language", *needed], 422)
+        mine = workspace.shelves["newsletter_contents"].where(_parent=row["id"])
+        mine = [c for c in mine if group is None or c["id"] in group["content_ids"]]
+        if given["language"] in [content["language"] for content in mine]:
+            raise ApiError(422, Problem("this language exists already", "language"))
+        more = {**given, "type": row["type"]}
+        content = add_content(workspace, NEWSLETTERS, row["id"], more)
+        if group is not None:
+            ids = [*group["content_ids"], content["id"]]
+            workspace.shelves["test_groups"].change(group["id"], {"content_ids": ids})
+        return newsletter_answer(call, row)
+
+
+def delete_variant(call: Call, newsletter_id: str, group_id: str, language: str) -> Response:
+    """Delete a translation of a newsletter, or of one of its test groups."""
+    with call.workspace.lock:
+        row = unsent_newsletter(call, newsletter_id)
+        if group_id:
+            test_group_of(call, row, group_id, 400)
+        _, content = variant_of(call, newsletter_id, group_id, language)
+        del call.workspace.shelves["newsletter_contents"].rows[content["id"]]
+    return no_content()
+
+
+_LETTER = "/v1/newsletters/{newsletter_id}"
+serve("POST", f"{_LETTER}/language", "Add a translation to a newsletter.", create_variant)
+serve(
+    "DELETE",
+    f"{_LETTER}/language/{{language}}",
+    "Delete a translation of a newsletter.",
+    lambda call, id, language: delete_variant(call, id, "", language),
+)
+# Seed 003 writes the plural.
+for _group in ("test_group", "test_groups"):
+    _path = f"{_LETTER}/{_group}/{{test_group_id}}/language"
+    serve("POST", _path, "Add a translation to a test group.", create_variant)
+    _path += "/{language}"
+    serve("GET", _path, "Read a translation in a test group.", read_variant)
+    serve("PUT", _path, "Change a translation in a test group.", change_variant)
+    serve("DELETE", _path, "Delete a translation in a test group.", delete_variant)
+
+
+# ---- snippets, collections, senders, reporting webhooks
+
+_SNIPPET_FIELDS: Dict[str, Check] = {"name": text_field(), "value": text_field(16_000, blank=True)}
+
+
+def save_snippet(call: Call, may_exist: bool) -> Json:
+    """Create a snippet, or also replace one. Raises ApiError 422."""
+    given = checked_fields(call.body(), _SNIPPET_FIELDS, ("name", "value"), 422)
+    name = given["name"].strip()
+    shelf = call.workspace.shelves["snippets"]
+    if name in shelf.rows and not may_exist:
+        raise ApiError(422, Problem("name has already been taken", "name"))
+    row = {"name": name, "value": given["value"].strip()}
+    shelf.rows[name] = {**row, "updated_at": call.workspace.seconds()}
+    return {"snippet": shelf.rows[name]}
+
+
+serve("PUT", "/v1/snippets", "Create or replace a snippet.", lambda call: save_snippet(call, True))
+serve("POST", "/v1/snippets", "Create a snippet.", lambda call: save_snippet(call, False))
+
+
+@route("DELETE", "/v1/snippets/{snippet_name}", APP)
+def delete_snippet(call: Call, snippet_name: str) -> Response:
+    """Delete a snippet that no message uses."""
+    row = shelved(call, "snippets", snippet_name)
+    use = re.compile(r"snippets(\.%s\b|\[.%s.\])" % ((re.escape(row["name"]),) * 2))
+    for family in FAMILIES.values():
+        for content in call.workspace.shelves[family.shelf].rows.values():
+            if use.search(as_text(content.get("body"))):
+                raise ApiError(400, "unable to delete snippet in use")
+    del call.workspace.shelves["snippets"].rows[snippet_name]
+    return no_content()
+
+
+MAX_COLLECTION = 10 * 1000 * 1000
+MAX_COLLECTION_ROW = 10 * 1000
+
+
+def collection_document(row: Json) -> Json:
+    """What is known about a collection, without its content."""
+    rows = row["_content"]
+    schema = list(dict.fromkeys(name for entry in rows for name in entry))
+    sizes = {"bytes": len(compact(rows)), "rows": len(rows), "schema": schema}
+    return {**shown(row), **sizes}
+
+
+def checked_collection(data: Json, name: str = "data") -> Json:
+    """The rows of a collection. Raises ApiError 400."""
+    if not isinstance(data, list) or not all(isinstance(row, dict) for row in data):
+        raise invalid(f"{name} must be a list of objects", name)
+    sizes = [len(compact(row)) for row in data]
+    if sum(sizes) > MAX_COLLECTION or max(sizes, default=0) > MAX_COLLECTION_ROW:
+        raise invalid(f"{name}: {MAX_COLLECTION} bytes, {MAX_COLLECTION_ROW} a row at most", name)
+    return data
+
+
+def collection_rows(body: Json) -> Json:
+    """The rows that a body has, or those behind its `url`: CSV or a JSON list."""
+    if "data" in body or not body.get("url"):
+        return checked_collection(body.get("data"))
+    text = fetched(body["url"], "url")
+    if text.lstrip()[:1] in (b"[", b"{"):
+        return checked_collection(decode_json(text), "url")
+    return checked_collection(csv_rows(text), "url")
+
+
+def fetched(url: Json, name: str) -> bytes:
+    """What is behind a URL, 10 MB at most. Raises ApiError 400."""
+    from urllib.request import Request as Get
+    from urllib.request import urlopen
+
+    if not isinstance(url, str) or not re.match(r"https?://", url):
+        raise invalid(f"{name} must be an http or https URL", name)
+    try:
+        with urlopen(Get(url, headers={"User-Agent": "customerio_fake"}), timeout=10) as answer:
+            return cast(bytes, answer.read(MAX_COLLECTION))
+    except (OSError, ValueError) as error:
+        raise invalid(f"{name} can't be fetched: {error}", name) from None
+
+
+def csv_rows(text: bytes) -> List[Dict[str, str]]:
+    """The rows of a CSV with a head line."""
+    reader = csv.DictReader(io.StringIO(text.decode("utf-8-sig", "replace"), newline=""))
+    return [{k: v or "" for k, v in row.items() if k} for row in reader]
+
+
+@route("POST", "/v1/collections", APP, heavy=True)
+def create_collection(call: Call) -> Json:
+    """Create a collection from rows, or from a file behind a URL."""
+    body, now = call.body(), call.workspace.seconds()
+    given = checked_fields(body, {"name": text_field()}, ["name"])
+    row = {**given, "created_at": now, "updated_at": now, "_content": collection_rows(body)}
+    with call.workspace.lock:
+        return {"collection": collection_document(call.workspace.shelves["collections"].add(row))}
+
+
+def change_collection(call: Call, collection_id: str, update: Json) -> Json:
+    """Replace fields of a collection."""
+    with call.workspace.lock:
+        number = path_number(call.workspace, collection_id)
+        shelved(call, "collections", number)
+        update = {**update, "updated_at": call.workspace.seconds()}
+        row = call.workspace.shelves["collections"].change(number, update)
+        return {"collection": collection_document(row)}
+
+
+@route("PUT", "/v1/collections/{collection_id}", APP, heavy=True)
+def update_collection(call: Call, collection_id: str) -> Json:
+    """Rename a collection, or replace its content."""
+    body = call.body()
+    update = checked_fields(body, {"name": text_field()})
+    if "data" in body or "url" in body:
+        update["_content"] = collection_rows(body)
+    return change_collection(call, collection_id, update)
+
+
+@route("PUT", "/v1/collections/{collection_id}/content", APP)
+def update_collection_content(call: Call, collection_id: str) -> Json:
+    """Replace the content of a collection."""
+    data = call.json()
+    rows = checked_collection([data] if isinstance(data, dict) else data, "body")
+    return change_collection(call, collection_id, {"_content": rows})
+
+
+@route("GET", "/v1/collections/{collection_id}/content", APP)
+def get_collection_content(call: Call, collection_id: str) -> Response:
+    """Read the content of a collection."""
+    row = shelved(call, "collections", path_number(call.workspace, collection_id))
+    return Response(200, compact(row["_content"]), APP.headers)
+
+
+@route("GET", "/v1/sender_identities", APP)
+def list_senders(call: Call) -> Json:
+    """List the sender identities."""
+    query = call.request.query()
+    rows = [
+        sender_document(row) for row in call.workspace.shelves["sender_identities"].rows.values()
+    ]
+    if query.get("hidden"):
+        hidden = query_flag(query, "hidden")
+        rows = [row for row in rows if row["hidden"] is hidden]
+    if query_choice(query, "sort", ("asc", "desc")) == "desc":
+        rows.reverse()
+    found, more = paged(call, rows, 100, 1000)
+    return {"sender_identities": found, "next": more}
+
+
+def sender_document(row: Json) -> Json:
+    """A sender identity with all its fields."""
+    blank = {"name": "", "email": "", "phone": "", "address": "", "template_type": "email"}
+    more = {"auto_generated": False, "hidden": False, "deduplicate_id": f"{row['id']}:0"}
+    return {**blank, **more, **shown(row)}
+
+
+@route("GET", "/v1/sender_identities/{sender_id}/used_by", APP)
+def sender_used_by(call: Call, sender_id: str) -> Json:
+    """List what a sender identity is used by."""
+    workspace = call.workspace
+    with workspace.lock:
+        number = shelved(call, "sender_identities", path_number(workspace, sender_id))["id"]
+        parents = {
+            (family.kind, content["_parent"])
+            for family in (CAMPAIGNS, NEWSLETTERS)
+            for content in workspace.shelves[family.shelf].rows.values()
+            if number in (content.get("from_id"), content.get("sender_identity_id"))
+        }
+        kinds = {True: "newsletters", False: "campaigns"}
+        return users_of(workspace, lambda row: (kinds["sent_at" in row], row["id"]) in parents)
+
+
+_CHANNEL_EVENTS = {
+    "email": "drafted attempted sent delivered opened clicked converted unsubscribed bounced "
+    "dropped deferred failed undeliverable spammed",
+    "push": "drafted attempted sent delivered opened clicked converted bounced dropped failed "
+    "undeliverable",
+    "sms": "drafted attempted sent delivered clicked converted bounced dropped failed "
+    "undeliverable replied",
+    "whatsapp": "drafted attempted sent delivered opened clicked converted bounced dropped failed "
+    "undeliverable replied",
+    "in_app": "drafted attempted sent opened clicked converted failed undeliverable",
+    "slack": "drafted attempted sent clicked converted failed undeliverable",
+    "webhook": "drafted attempted sent clicked converted failed undeliverable",
+}
+#: What a reporting webhook may ask for (reference).
+WEBHOOK_EVENTS = (
+    "customer_subscribed", "customer_unsubscribed", "customer_subscription_preferences_changed",
+    "cio_subscription_preferences_changed",
+    *(f"{channel}_{event}" for channel, text in _CHANNEL_EVENTS.items() for event in text.split()),
+)  # fmt: skip
+
+
+def _check_events(value: Json) -> str:
+    if not isinstance(value, list) or not value:
+        return "must be a list of at least one event"
+    unknown = [as_text(event) for event in value if event not in WEBHOOK_EVENTS]
+    return f"has unknown events: {', '.join(unknown)[:200]}" if unknown else ""
+
+
+def _check_url(value: Json) -> str:
+    fits = isinstance(value, str) and re.match(r"https?://[^\s/]+", value)
+    return "" if fits else "must be an http or https URL"
+
+
+_WEBHOOK_FIELDS: Dict[str, Check] = {
+    "name": text_field(),
+    "endpoint": _check_url,
+    "events": _check_events,
+    "disabled": typed_field(bool),
+    "full_resolution": typed_field(bool),
+    "with_content": typed_field(bool),
+}
+
+
+@route("POST", "/v1/reporting_webhooks", APP)
+def create_webhook(call: Call) -> Json:
+    """Register an endpoint for reporting webhooks."""
+    given = checked_fields(call.body(), _WEBHOOK_FIELDS, ("name", "endpoint", "events"))
+    off = {"disabled": False, "full_resolution": False, "with_content": False, "type": "webhook"}
+    with call.workspace.lock:
+        return call.workspace.shelves["reporting_webhooks"].add({**off, **given})
+
+
+@route("PUT", "/v1/reporting_webhooks/{webhook_id}", APP)
+def update_webhook(call: Call, webhook_id: str) -> Json:
+    """Change a reporting webhook."""
+    with call.workspace.lock:
+        number = path_number(call.workspace, webhook_id)
+        shelved(call, "reporting_webhooks", number)
+        given = checked_fields(call.body(), _WEBHOOK_FIELDS)
+        return call.workspace.shelves["reporting_webhooks"].change(number, given)
+
+
+class Listed(NamedTuple):
+    """A kind of rows that are just listed, read and deleted."""
+
+    shelf: str
+    path: str
+    many: str
+    one: str = ""
+    document: Callable[[Json], Json] = shown
+    can_delete: bool = False
+
+
+def topic_document(row: Json) -> Json:
+    """A subscription topic with all its fields."""
+    blank = {"name": "", "description": "", "subscribed_by_default": True}
+    return {**blank, "identifier": f"topic_{row['id']}", **shown(row)}
+
+
+def channel_document(row: Json) -> Json:
+    """A subscription channel with all its fields."""
+    blank = {"name": "", "description": "", "type": "email", "subscribed_by_default": True}
+    return {**blank, **shown(row)}
+
+
+for _listed in (
+    Listed("snippets", "snippets", "snippets"),
+    Listed("collections", "collections", "collections", "collection", collection_document, True),
+    Listed("sender_identities", "sender_identities", "", "sender_identity", sender_document),
+    Listed("reporting_webhooks", "reporting_webhooks", "reporting_webhooks", "-", shown, True),
+    Listed("topics", "subscription_topics", "topics", "", topic_document),
+    Listed("channels", "subscription_channels", "channels", "", channel_document),
+):
+
+    def _serve_listed(kind: Listed) -> None:
+        def rows(call: Call) -> Json:
+            with call.workspace.lock:
+                found = call.workspace.shelves[kind.shelf].rows.values()
+                return {kind.many: [kind.document(row) for row in found]}
+
+        def read(call: Call, id: str) -> Json:
+            document = kind.document(shelved(call, kind.shelf, path_number(call.workspace, id)))
+            return document if kind.one == "-" else {kind.one: document}
+
+        def delete(call: Call, id: str) -> Response:
+            with call.workspace.lock:
+                row = shelved(call, kind.shelf, path_number(call.workspace, id))
+                del call.workspace.shelves[kind.shelf].rows[row["id"]]
+            return no_content()
+
+        words = kind.path.replace("_", " ")
+        if kind.many:
+            serve("GET", f"/v1/{kind.path}", f"List the {words}.", rows)
+        if kind.one:
+            serve("GET", f"/v1/{kind.path}/{{id}}", f"Read one of the {words}.", read)
+        if kind.can_delete:
+            serve("DELETE", f"/v1/{kind.path}/{{id}}", f"Delete one of the {words}.", delete)
+
+    _serve_listed(_listed)
+
+
+# ---- subscriptions
+
+
+def topics_of(call: Call, person: Person) -> List[Json]:
+    """The topics of the workspace and whether a person is subscribed to each."""
+    preferences = person.attributes.get(_PREFERENCES)
+    chosen = preferences.get("topics") if isinstance(preferences, dict) else None
+    chosen = chosen if isinstance(chosen, dict) else {}
+    language = call.request.query().get("language", "")
+    rows = []
+    for row in call.workspace.shelves["topics"].rows.values():
+        topic = {**topic_document(row), **(row.get("translations") or {}).get(language, {})}
+        on = chosen.get(topic["identifier"], topic["subscribed_by_default"])
+        texts = {name: topic[name] for name in ("name", "description")}
+        rows.append({"id": as_text(topic["id"]), "subscribed": on is True, **texts})
+    return rows
+
+
+@route("GET", "/v1/customers/{customer_id}/subscription_preferences", APP)
+def get_subscription_preferences(call: Call, customer_id: str) -> Json:
+    """Read what a person is subscribed to."""
+    with call.workspace.lock:
+        person = person_of(call, customer_id)
+        return {"customer": preferences_document(call, person)}
+
+
+def preferences_document(call: Call, person: Person) -> Json:
+    """A person with topics, as the subscription center shows them."""
+    named = {"id": person.id or None, "identifiers": person.identifiers()}
+    header = {"title": "Subscription preferences", "subtitle": person.email}
+    topics = topics_of(call, person)
+    return {**named, "topics": topics, "unsubscribed": person.unsubscribed(), "header": header}
+
+
+#: How long a subscription center token works: 24 hours (reference).
+TOKEN_LIFE = 86400
+
+
+@route("GET", "/v1/subscription_center/{customer_id}/token", APP)
+def get_subscription_token(call: Call, customer_id: str) -> Json:
+    """Get a signed link to a person's subscription center."""
+    workspace = call.workspace
+    people = workspace.people
+    with workspace.lock:
+        person = people.find(("id", customer_id)) or people.find(("email", customer_id))
+    if person is None:
+        raise ApiError(400, "bad request")
+    expires = workspace.seconds() + TOKEN_LIFE
+    token = f"{person.serial}.{expires}.{link_signature(workspace, person.serial, expires)}"
+    return {"token": token, "url": f"{call.request.base_url(call.fake.settings)}/u/i/{token}/"}
+
+
+@route("GET", "/u/i/{token}/", APP_OPEN)
+def show_subscription_center(call: Call, token: str) -> Json:
+    """Show what the person of a token is subscribed to."""
+    serial, _, rest = token.partition(".")
+    expires, _, signature = rest.partition(".")
+    if not (serial.isdecimal() and expires.isdecimal() and len(token) < 200):
+        raise ApiError(400, "this is not a token of the subscription center")
+    wanted = link_signature(call.workspace, int(serial), int(expires))
+    if not hmac.compare_digest(wanted.encode(), signature.encode()):
+        raise ApiError(400, "this is not a token of the subscription center")
+    person = call.workspace.people.by_serial.get(int(serial))
+    if person is None or call.workspace.seconds() >= int(expires):
+        raise ApiError(400, "this token has expired")
+    with call.workspace.lock:
+        return {"customer": preferences_document(call, person)}
+
+
+def optouts_of(workspace: Workspace, person: Person) -> List[Json]:
+    """The senders that a person does not want to hear from."""
+    pairs = workspace.optouts.get(person.serial, ())
+    return [{"channel": channel, "from": sender} for channel, sender in pairs]
+
+
+@route("GET", "/v1/customers/{customer_id}/optouts", APP)
+def get_person_optouts(call: Call, customer_id: str) -> Json:
+    """List a person's opt-outs from SMS and WhatsApp senders."""
+    with call.workspace.lock:
+        return {"optouts": optouts_of(call.workspace, person_of(call, customer_id))}
+
+
+@route("PUT", "/v1/customers/{customer_id}/optouts", APP)
+def update_person_optouts(call: Call, customer_id: str) -> Response:
+    """Opt a person out of SMS and WhatsApp senders, or in again."""
+    rows = call.body().get("optouts")
+    if not isinstance(rows, list) or not rows:
+        raise required("optouts", "a list of at least one opt-out")
+    checks: Dict[str, Check] = {
+        "from": text_field(),
+        "optout": typed_field(bool),
+        "channel": choice_field("sms", "whatsapp"),
+    }
+    given = [
+        checked_fields(row if isinstance(row, dict) else {}, checks, ("from", "optout"))
+        for row in rows
+    ]
+    with call.workspace.lock:
+        person = person_of(call, customer_id)
+        pairs = dict.fromkeys(call.workspace.optouts.get(person.serial, ()))
+        for row in given:
+            pair = (row.get("channel", "sms"), row["from"])
+            if row["optout"]:
+                pairs[pair] = None
+            else:
+                pairs.pop(pair, None)
+        call.workspace.optouts[person.serial] = tuple(pairs)
+    return no_content()
+
+
+@route("GET", "/v1/optouts", APP)
+def list_optouts(call: Call) -> Json:
+    """List everybody's opt-outs."""
+    workspace, sender = call.workspace, call.request.query().get("from")
+    rows = []
+    with workspace.lock:
+        for serial in workspace.optouts:
+            person = workspace.people.by_serial.get(serial)
+            mine = optouts_of(workspace, person) if person else []
+            mine = [row for row in mine if not sender or row["from"] == sender]
+            if person and mine:
+                named = {"customer_id": person.id, "cio_id": person.cio_id}
+                rows.append({**named, "optouts": mine})
+    found, more = paged(call, rows, 100, 1000)
+    return {"optouts": found, "next": more}
+
+
+# ---- ESP suppression
+
+ESP_TYPES = ("bounces", "spam_reports", "blocks", "invalid_emails")
+
+
+def _esp_category(type: str) -> str:
+    return "spam" if type == "spam_reports" else "bounces"
+
+
+def esp_type(call: Call, text: str) -> str:
+    """The kind of suppression in a path. Raises ApiError 404."""
+    if text not in ESP_TYPES:
+        raise not_found(call.workspace)
+    return text
+
+
+def esp_page(call: Call, type: str, rows: List[Json]) -> Json:
+    """One page of suppressions by `limit`, `start` or the older `offset`, and `email`."""
+    query = call.request.query()
+    email = query.get("email", "").lower()
+    rows = [row for row in rows if not email or row["email"].lower() == email]
+    rows = rows[query_number(query, "offset", 0, 0, 1 << 40) :]
+    found, more = paged(call, rows, 100, 1000)
+    return {"category": _esp_category(type), "suppressions": found, "next": more}
+
+
+@route("GET", "/v1/esp/suppression/{suppression_type}", APP)
+def list_suppressions(call: Call, suppression_type: str) -> Json:
+    """List the addresses that the email provider suppresses."""
+    type = esp_type(call, suppression_type)
+    return esp_page(call, type, list(call.workspace.esp.get(type, {}).values()))
+
+
+@route("GET", "/v1/esp/domains/{domain_name}/suppression/{suppression_type}", APP)
+def list_domain_suppressions(call: Call, domain_name: str, suppression_type: str) -> Json:
+    """List the suppressed addresses of a sending domain; an unknown domain has none."""
+    workspace, type = call.workspace, esp_type(call, suppression_type)
+    senders = workspace.shelves["sender_identities"].rows.values()
+    ours = {as_text(row.get("email")).rpartition("@")[2].lower() for row in senders}
+    known = not ours - {""} or domain_name.lower() in ours
+    return esp_page(call, type, list(workspace.esp.get(type, {}).values()) if known else [])
+
+
+@route("GET", "/v1/esp/search_suppression/{email_address}", APP)
+@route("GET", "/v1/esp_suppression/{email_address}", APP)
+def find_suppression(call: Call, email_address: str) -> Json:
+    """Look an address up in the lists of the email provider."""
+    for type, rows in call.workspace.esp.items():
+        if email_address.lower() in rows:
+            row = rows[email_address.lower()]
+            return {"category": _esp_category(type), "suppressions": [row]}
+    return {"category": "", "suppressions": []}
+
+
+def suppress_address(call: Call, type: str, email: str) -> Json:
+    """Put an address on a list of the email provider."""
+    if not _EMAIL_SHAPE.fullmatch(email):
+        raise invalid("email_address must be an email address", "email_address")
+    with call.workspace.lock:
+        row = {"created": call.workspace.seconds(), "email": email, "reason": "suppressed by API"}
+        rows = call.workspace.esp.setdefault(type, {})
+        rows[email.lower()] = {**row, "status": "550"}
+    return {}
+
+
+@route("POST", "/v1/esp/suppression/{suppression_type}/{email_address}", APP)
+def suppress_email(call: Call, suppression_type: str, email_address: str) -> Json:
+    """Suppress an address at the email provider."""
+    return suppress_address(call, esp_type(call, suppression_type), email_address)
+
+
+@route("DELETE", "/v1/esp/suppression/{suppression_type}/{email_address}", APP)
+def unsuppress_email(call: Call, suppression_type: str, email_address: str) -> Response:
+    """Take an address off a list of the email provider."""
+    rows = call.workspace.esp.get(esp_type(call, suppression_type), {})
+    if rows.pop(email_address.lower(), None) is None:
+        raise not_found(call.workspace)
+    return no_content()
+
+
+@route("PUT", "/v1/esp_suppression/{email_address}", APP)
+def suppress_email_seed(call: Call, email_address: str) -> Json:
+    """Suppress an address, in the spelling of seed 003."""
+    return suppress_address(call, "bounces", email_address)
+
+
+@route("DELETE", "/v1/esp_suppression/{email_address}", APP)
+def unsuppress_email_seed(call: Call, email_address: str) -> Response:
+    """Take an address off all lists, in the spelling of seed 003."""
+    gone = [rows.pop(email_address.lower(), None) for rows in call.workspace.esp.values()]
+    if not any(gone):
+        raise not_found(call.workspace)
+    return no_content()
+
+
+@route("POST", "/v1/esp_suppression/search", APP)
+def search_suppressions(call: Call) -> Json:
+    """Search all lists of the email provider by addresses, in the spelling of seed 003."""
+    body = call.body()
+    wanted = [as_text(e).lower() for e in body.get("emails") or [body.get("email")] if e]
+    lists = call.workspace.esp.values()
+    rows = [row for rows in lists for key, row in rows.items() if not wanted or key in wanted]
+    found, more = paged(call, rows, 100, 1000)
+    return {"suppressions": found, "next": more}
+
+
+# ---- imports
+
+_IMPORT_FIELDS: Dict[str, Check] = {
+    "name": text_field(),
+    "data_file_url": _check_url,
+    "type": choice_field("people", "event", "object", "relationship"),
+    "identifier": choice_field("id", "email", "cio_id", "phone"),
+    "data_to_process": choice_field("all", "only_new", "only_existing"),
+    "description": text_field(blank=True),
+    "object_type_id": typed_field(int, str),
+}
+_IMPORT_NEEDS = {"people": ["identifier"], "event": ["identifier"], "object": ["object_type_id"]}
+
+
+@route("POST", "/v1/imports", APP, heavy=True)
+def create_import(call: Call) -> Json:
+    """Import people, events, objects or relationships from a CSV behind a URL."""
+    body = call.body().get("import")
+    if not isinstance(body, dict):
+        raise required("import", "an object with name, type and data_file_url")
+    given = checked_fields(body, _IMPORT_FIELDS, ("name", "type", "data_file_url"))
+    checked_fields(body, _IMPORT_FIELDS, _IMPORT_NEEDS.get(given["type"], []))
+    rows = csv_rows(fetched(given["data_file_url"], "data_file_url"))
+    workspace = call.workspace
+    with workspace.lock:
+        now = workspace.seconds()
+        times = {"created_at": now, "updated_at": now}
+        errors = [import_row(workspace, given, row) for row in rows]
+        bad = [{"line": i + 2, "error": e} for i, e in enumerate(errors) if e]
+        done = {"rows_to_import": len(rows), "rows_imported": len(rows) - len(bad)}
+        report = _finish_export(workspace, "import errors", ["line", "error"], bad) if bad else None
+        more = {"error_count": len(bad), "error_export_id": report.number if report else None}
+        blank = {"description": "", "identifier": "", "data_to_process": "all"}
+        state = {"state": "imported", **done, **more}
+        row = workspace.shelves["imports"].add({**blank, **given, **state, **times})
+    return {"import": {**shown(row), "state": "preprocessing", "rows_imported": 0}}
+
+
+@route("GET", "/v1/imports/{import_id}", APP)
+def get_import(call: Call, import_id: str) -> Json:
+    """Read how far an import is."""
+    row = shelved(call, "imports", path_number(call.workspace, import_id))
+    return {"import": shown(row)}
+
+
+def import_row(workspace: Workspace, order: Json, row: Dict[str, str]) -> str:
+    """Import one line; gives what was wrong with it, or ""."""
+    try:
+        return _IMPORTERS[order["type"]](workspace, order, row)
+    except ApiError as error:
+        return error.message
+
+
+def _import_people(workspace: Workspace, order: Json, row: Dict[str, str]) -> str:
+    who = (order["identifier"], identifier_text(row.get(order["identifier"], ""), "identifier"))
+    known, scope = workspace.people.find(who), order.get("data_to_process", "all")
+    if (scope == "only_new" and known) or (scope == "only_existing" and not known):
+        return ""
+    return workspace.ingest(workspace.identify, who, checked_attributes(dict(row), "row"))
+
+
+def _import_event(workspace: Workspace, order: Json, row: Dict[str, str]) -> str:
+    who = (order["identifier"], identifier_text(row.get(order["identifier"], ""), "identifier"))
+    if order.get("data_to_process") == "only_existing" and not workspace.people.find(who):
+        return ""
+    own = ("id", "email", "cio_id", "name", "timestamp")
+    data = {name: value for name, value in row.items() if name not in own}
+    body = {"name": row.get("name"), "timestamp": row.get("timestamp") or None, "data": data}
+    return workspace.ingest(workspace.track, who, event_of("", body))
+
+
+def _import_object(workspace: Workspace, order: Json, row: Dict[str, str]) -> str:
+    ref = _object_ref({"objectTypeId": order["object_type_id"]}, row.get("object_id"))
+    own = {name: value for name, value in row.items() if name != "object_id"}
+    who = ("object_id", ref[1])
+    return workspace.ingest(workspace.identify_object, who, ref, checked_attributes(own, "row"))
+
+
+def _import_relationship(workspace: Workspace, order: Json, row: Dict[str, str]) -> str:
+    type_id = row.get("object_type_id") or order.get("object_type_id")
+    ref = _object_ref({"objectTypeId": type_id}, row.get("object_id"))
+    kind = next((kind for kind in ("id", "email", "cio_id") if row.get(kind)), "id")
+    who = (kind, identifier_text(row.get(kind, ""), kind))
+    own = ("object_type_id", "object_id", "id", "email", "cio_id")
+    extra = {name: value for name, value in row.items() if name not in own}
+    return workspace.ingest(workspace.add_relationship, who, ref, extra)
+
+
+_IMPORTERS: Dict[str, Callable[[Workspace, Json, Dict[str, str]], str]] = {
+    "people": _import_people,
+    "event": _import_event,
+    "object": _import_object,
+    "relationship": _import_relationship,
+}
+
+
+# ---- data index, workspaces, addresses
+
+MAX_INDEX_CHANGES = 100
+
+
+def change_index(call: Call, kind: str) -> Response:
+    """Describe attributes or events."""
+    rows = call.body().get(kind)
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ApiError(400, "Invalid request format")
+    if not rows or len(rows) > MAX_INDEX_CHANGES:
+        text = f"Empty {kind} array" if not rows else f"Too many {kind}"
+        raise ApiError(422, Problem(text, kind))
+    checks: Dict[str, Check] = {
+        "name": text_field(),
+        "description": text_field(blank=True),
+        "privacy_level": choice_field(0, 1),
+    }
+    given = [checked_fields(row, checks, ["name"]) for row in rows]
+    with call.workspace.lock:
+        known = call.workspace.index.setdefault(kind, {})
+        for row in given:
+            known[row["name"]] = {**known.get(row["name"], {}), **row}
+    return no_content()
+
+
+def list_index(call: Call, kind: str) -> Json:
+    """List the attributes or events that have been seen, with what is known about them."""
+    workspace = call.workspace
+    with workspace.lock:
+        people = workspace.people.by_serial.values()
+        seen = {name for person in people for name in person.attributes}
+        if kind == "events":
+            seen = {event.name for event in workspace.events}
+        known = workspace.index.get(kind, {})
+        rows = [{"name": name, **known.get(name, {})} for name in sorted(seen | set(known))]
+    return {kind: rows}
+
+
+for _kind in ("attributes", "events"):
+    serve(
+        "POST",
+        f"/v1/data_index/{_kind}",
+        f"Describe {_kind}.",
+        functools.partial(lambda kind, call: change_index(call, kind), _kind),
+    )
+    # Seed 003's path and method.
+    serve(
+        "GET",
+        f"/v1/index/{_kind}",
+        f"List the known {_kind}.",
+        functools.partial(lambda kind, call: list_index(call, kind), _kind),
+        heavy=True,
+    )
+
+
+@route("GET", "/v1/workspaces", APP)
+def list_workspaces(call: Call) -> Json:
+    """List the workspaces with what is in them."""
+    workspace = call.workspace
+    with workspace.lock:
+        sent = sum("sent" in delivery.metrics for delivery in workspace.deliveries.values())
+        counts = {
+            "messages_sent": sent,
+            "billable_messages_sent": sent,
+            "people": len(workspace.people.by_serial),
+            "object_types": len({key[0] for key in workspace.objects}),
+            "objects": len(workspace.objects),
+        }
+        seeded = list(workspace.shelves["workspaces"].rows.values())
+    own = {"id": WORKSPACE_NUMBER, "name": "customerio_fake", **counts}
+    others = dict.fromkeys(counts, 0)
+    first = {**own, **(seeded[0] if seeded else {})}
+    return {"workspaces": [first, *({**others, **row} for row in seeded[1:])]}
+
+
+@route("GET", "/v1/info/ip_addresses", APP_OPEN)
+def list_ip_addresses(call: Call) -> Json:
+    """List the addresses that webhooks come from: here, that of the fake itself."""
+    return {"ip_addresses": call.workspace.ip_addresses or [call.fake.settings.host]}
 
 
 # ======================================================================================
@@ -4792,16 +6554,11 @@ class Server(ThreadingHTTPServer):
             del self._waiting[thread]
             raise
 
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Serve one connection in this thread, then forget the thread."""
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._leaving.append(threading.current_thread())
-            del self._waiting[threading.current_thread()]
-
     def shutdown_request(self, request: Any) -> None:
-        """Give a connection back to the loop, or close it."""
+        """Give a connection back to the loop, or close it; its thread does nothing after this."""
+        # First, so that the connection's next request finds the thread's place free.
+        self._leaving.append(threading.current_thread())
+        del self._waiting[threading.current_thread()]
         if request.kept and not self._stopping:
             self._returned.append(request)
             self._wake()
