@@ -377,6 +377,9 @@ class Settings:
     )
     region: str = _setting("us", "data centre to report: us or eu")
     ingest_delay: float = _setting(0.0, "seconds until a Track write can be seen")
+    rate_limits: bool = _setting(False, "answer 429 beyond the published limits of the App API")
+    broadcast_limit: bool = _setting(False, "answer 429 to a broadcast's second trigger in 10 s")
+    seed: str = _setting("", "JSON file that describes the workspace to begin with")
     max_body: int = _setting(32 << 20, "largest request body in bytes")
     max_threads: int = _setting(128, "most requests that may wait at the same time")
     read_timeout: float = _setting(30.0, "seconds a client may take to send one request")
@@ -1196,6 +1199,8 @@ class Workspace:
         #: What was said about attributes and events, by name.
         self.index: Dict[str, Dict[str, Json]] = {}
         self.ip_addresses: List[str] = []
+        #: When calls that have a rate limit were made, by limit.
+        self.calls: Dict[str, Deque[float]] = {}
         self.segments: Dict[int, Segment] = {}
         self.shelves = {kind: Shelf(kind, kind in OPEN_SHELVES) for kind in SHELVES}
         self.suppressions: Dict[str, Set[Identifier]] = {}
@@ -2314,6 +2319,171 @@ def _finish_export(workspace: Workspace, type: str, names: List[str], rows: List
     return export
 
 
+# ---- seeding: what people make in the web app, as one JSON document
+
+
+def seed_workspace(workspace: Workspace, document: Json) -> None:
+    """Fill an empty workspace. Raises ApiError 400 naming the path of what is wrong.
+
+    Each key holds a list of rows in the form in which the App API gives them back, so that
+    answers of the real API can be pasted in. The caller throws the workspace away on an error.
+    """
+    if not isinstance(document, dict):
+        raise invalid(f"seed must be an object, not {kind_of(document)}", "seed")
+    for kind in document:
+        if kind not in SEEDERS:
+            raise invalid(f"{kind} can't be seeded; there are {', '.join(SEEDERS)}", kind)
+    for kind, plant in SEEDERS.items():  # in this order, because later kinds name earlier ones
+        rows = document.get(kind, [])
+        if not isinstance(rows, list):
+            raise invalid(f"{kind} must be a list, not {kind_of(rows)}", kind)
+        for i, row in enumerate(rows):
+            _plant(workspace, kind, plant, row, f"{kind}[{i}]")
+
+
+def _plant(workspace: Workspace, kind: str, plant: Seeder, row: Json, where: str) -> None:
+    if kind != "ip_addresses" and not isinstance(row, dict):
+        raise invalid(f"{where} must be an object, not {kind_of(row)}", where)
+    try:
+        plant(workspace, row, where)
+    except ApiError as error:
+        raise invalid(f"{where}: {error.message}", where) from None
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        raise invalid(f"{where} is not what the App API would give: {error!r}", where) from None
+
+
+Seeder = Callable[["Workspace", Json, str], None]
+
+
+def _row_id(row: Json, where: str, words: bool = False) -> Any:
+    value = row.get("id")
+    fits = isinstance(value, int) and not isinstance(value, bool) and value > 0
+    if value is not None and not fits and not (words and isinstance(value, str) and value):
+        raise invalid(f"{where}.id must be a number from 1 up, not {value!r}", f"{where}.id")
+    return value
+
+
+def _seed_shelf(kind: str, words: bool = False) -> Seeder:
+    def plant(workspace: Workspace, row: Json, where: str) -> None:
+        shelf, id = workspace.shelves[kind], _row_id(row, where, words)
+        if id in shelf.rows:
+            raise invalid(f"{where}.id {id} is there already", f"{where}.id")
+        shelf.add(row, id)
+
+    return plant
+
+
+def _seed_family(family: Family) -> Seeder:
+    def plant(workspace: Workspace, row: Json, where: str) -> None:
+        shelf, id = workspace.shelves[family.kind], _row_id(row, where)
+        shelf.open = False
+        inner = {name: row.get(name) or [] for name in (family.contents, "test_groups")}
+        plain = {name: value for name, value in row.items() if name not in inner}
+        made = shelf.add({**blank_row(workspace, family.kind), **plain}, id)
+        for i, content in enumerate(inner[family.contents]):
+            _row_id(content, f"{where}.{family.contents}[{i}]")
+            if set(content) - {"id", "type"}:  # a list answer has just these two
+                add_content(workspace, family, made["id"], content)
+        for group in inner["test_groups"]:
+            workspace.shelves["test_groups"].add({**group, "_parent": made["id"]}, group.get("id"))
+
+    return plant
+
+
+def _seed_segment(workspace: Workspace, row: Json, where: str) -> None:
+    number = _row_id(row, where) or workspace.count("segment")
+    if not isinstance(row.get("name"), str):
+        raise invalid(f"{where}.name must be a string", f"{where}.name")
+    segment = Segment(number, row["name"], workspace.seconds())
+    segment.description, segment.tags = row.get("description") or "", row.get("tags")
+    if row.get("conditions"):
+        segment.conditions = row["conditions"]
+        where = f"{where}.conditions"
+        segment.predicate = compile_filter(row["conditions"], where, workspace.is_member)
+    workspace.segments[number] = segment
+    named = [(kind, as_text(v)) for kind in ("id", "email") for v in row.get(f"{kind}s") or ()]
+    if named:
+        workspace.add_to_segment(("segment", str(number)), number, named)
+
+
+def _seed_person(workspace: Workspace, row: Json, where: str) -> None:
+    given = {**(row.get("attributes") or {})}
+    named = {**(row.get("identifiers") or {}), **row, **given}
+    known = {kind: named[kind] for kind in ("id", "email") if named.get(kind)}
+    if not known:
+        raise invalid(f"{where} needs an id or an email", where)
+    who = next(iter(known.items()))
+    extra = {"unsubscribed": row["unsubscribed"]} if row.get("unsubscribed") else {}
+    workspace.identify((who[0], as_text(who[1])), {**given, **known, **extra})
+    for device in row.get("devices") or ():
+        attributes = {name: as_text(v) for name, v in (device.get("attributes") or {}).items()}
+        used = device.get("last_used") or workspace.seconds()
+        person = (who[0], as_text(who[1]))
+        workspace.add_device(person, device["id"], device["platform"], used, attributes)
+
+
+def _seed_object(workspace: Workspace, row: Json, where: str) -> None:
+    key = (as_text(row["object_type_id"]), as_text(row["object_id"]))
+    workspace.identify_object(("object_id", key[1]), key, row.get("attributes") or {})
+    for related in row.get("relationships") or ():
+        who = next(iter(related["identifiers"].items()))
+        workspace.add_relationship(who, key, related.get("attributes") or {})
+
+
+def _seed_message(workspace: Workspace, row: Json, where: str) -> None:
+    created = whole_number(row.get("created"), f"{where}.created") or workspace.seconds()
+    names = [family.key for family in FAMILIES.values()] + ["action_id", "content_id"]
+    message = {name: row[name] for name in ("subject", "body", "from") if row.get(name)}
+    channels = {type: channel for channel, type in MESSAGE_TYPES.items()}
+    channel = channels.get(row.get("type", "email"), row.get("type", "email"))
+    number = workspace.count("delivery")
+    id = row.get("id") or delivery_id_of(created, number, "campaign")
+    delivery = Delivery(id, channel, message, created)
+    delivery.parents = {name: row[name] for name in names if row.get(name)}
+    delivery.recipient, delivery.customer_id = row.get("recipient") or "", row.get("customer_id")
+    delivery.person = workspace.people.find(("id", as_text(row.get("customer_id") or "")))
+    workspace.post(delivery)
+    for metric, when in (row.get("metrics") or {}).items():
+        if metric != "created":
+            workspace.report(delivery, metric, whole_number(when, f"{where}.metrics") or created)
+
+
+def _seed_snippet(workspace: Workspace, row: Json, where: str) -> None:
+    if not isinstance(row.get("name"), str) or not isinstance(row.get("value"), str):
+        raise invalid(f"{where} needs name and value as strings", where)
+    stamp = {"updated_at": workspace.seconds()}
+    workspace.shelves["snippets"].rows[row["name"]] = {**stamp, **row}
+
+
+def _seed_collection(workspace: Workspace, row: Json, where: str) -> None:
+    content = row.get("content") or row.get("data") or []
+    plain = {name: value for name, value in row.items() if name not in ("content", "data")}
+    now = workspace.seconds()
+    known = {"created_at": now, "updated_at": now, **plain, "_content": content}
+    workspace.shelves["collections"].add(known, _row_id(row, where))
+
+
+#: What can be seeded and how, in the order in which it is done.
+SEEDERS: Dict[str, Seeder] = {
+    "workspaces": _seed_shelf("workspaces", words=True),
+    "ip_addresses": lambda workspace, row, where: workspace.ip_addresses.append(as_text(row)),
+    "object_types": _seed_shelf("object_types", words=True),
+    "topics": _seed_shelf("topics"),
+    "channels": _seed_shelf("channels"),
+    "sender_identities": _seed_shelf("sender_identities"),
+    "snippets": _seed_snippet,
+    "collections": _seed_collection,
+    "customers": _seed_person,
+    "objects": _seed_object,
+    "segments": _seed_segment,
+    **{kind: _seed_family(family) for kind, family in FAMILIES.items()},
+    "reporting_webhooks": _seed_shelf("reporting_webhooks"),
+    "inbox_preview_clients": _seed_shelf("inbox_preview_clients", words=True),
+    "inbox_preview_credits": _seed_shelf("inbox_preview_credits"),
+    "messages": _seed_message,
+}
+
+
 # ======================================================================================
 # ==== §8 Routes
 # ======================================================================================
@@ -2730,13 +2900,30 @@ def decoded(segment: str) -> str:
 class Fake:
     """The whole service without a socket: requests in, responses out."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self.workspace = Workspace(settings)
+    def __init__(self, settings: Settings, seed: Json = None) -> None:
+        """Begin with a workspace that is empty, or filled by a seed document."""
+        self.settings, self._seed = settings, seed
+        self.workspace = self._fresh()
+
+    def _fresh(self) -> Workspace:
+        workspace = Workspace(self.settings)
+        if self._seed is not None:
+            seed_workspace(workspace, self._seed)
+        return workspace
 
     def reset(self) -> Workspace:
         """Start afresh, as if just begun; returns the old workspace."""
-        old, self.workspace = self.workspace, Workspace(self.settings)
+        old, self.workspace = self.workspace, self._fresh()
+        return old
+
+    def seed(self, document: Json) -> Workspace:
+        """Start afresh with a seed, to which later resets return; returns the old workspace.
+
+        Raises ApiError 400 naming what is wrong with the document; nothing changes then.
+        """
+        workspace = Workspace(self.settings)
+        seed_workspace(workspace, document)
+        old, self.workspace, self._seed = self.workspace, workspace, document
         return old
 
     def handle(self, request: Request) -> Response:
@@ -2752,6 +2939,8 @@ class Fake:
             self.admit(api, request)
             workspace = self.workspace
             workspace.tick()
+            if api.name == "app" and (self.settings.rate_limits or self.settings.broadcast_limit):
+                check_rate(workspace, self.settings, operation, request)
             arguments = map(decoded, request.arguments)
             return answer(api, operation.handler(Call(self, workspace, request), *arguments))
         except NotANumber as error:
@@ -2793,6 +2982,52 @@ class Fake:
         log.debug("traceback", exc_info=error)
         text = f"internal error of the fake, please report it: {error!r}"
         return failure(api, ApiError(500, text[:500]))
+
+
+class Rate(NamedTuple):
+    """At most `most` requests in `period` seconds, for the operations that `pattern` matches."""
+
+    pattern: Pattern[str]
+    most: int
+    period: float
+
+
+#: The published limits of the App API, the first that matches counts (reference of 2026).
+RATES = (
+    Rate(re.compile(r"POST /v1/(api/)?campaigns/[^/]+/triggers"), 1, 10),
+    Rate(re.compile(r"POST /v1/send/.*"), 3000, 3),
+    Rate(re.compile(r"GET .*/archived_message"), 100, 86400),
+    Rate(re.compile(r"\w+ /v1/design_studio/.*/(link|publish|render|preview|review)"), 5, 1),
+    Rate(re.compile(r".*"), 10, 1),
+)
+
+
+def check_rate(
+    workspace: Workspace, settings: Settings, operation: Operation, request: Request
+) -> None:
+    """Count a request against its limit, on the workspace's clock. Raises ApiError 429."""
+    rate = next(r for r in RATES if r.pattern.fullmatch(f"{operation.method} {operation.path}"))
+    if rate is RATES[0]:
+        key = f"trigger {request.arguments[0]}"
+    elif not settings.rate_limits:
+        return
+    else:
+        key = rate.pattern.pattern
+    with workspace.lock:
+        now, times = workspace.clock.now(), workspace.calls.setdefault(key, deque())
+        while times and times[0] <= now - rate.period:
+            times.popleft()
+        if len(times) >= rate.most:
+            raise _too_many(workspace, rate, times[0] + rate.period - now)
+        times.append(now)
+
+
+def _too_many(workspace: Workspace, rate: Rate, wait: float) -> ApiError:
+    reference = f"{workspace.count('reference') * 0x9E3779 & 0xFFFFFF:06x}"
+    text = f"rate limited to {rate.most} requests per {rate.period:g}s (reference {reference})"
+    # A daily quota comes without Retry-After (reference).
+    headers = [] if rate.period >= 86400 else [("Retry-After", str(math.ceil(wait) or 1))]
+    return ApiError(429, text, headers=headers)
 
 
 class Unauthorized(ApiError):
@@ -5812,6 +6047,14 @@ def reset(call: Call) -> Response:
     return response
 
 
+@route("POST", "/__parlel/seed", CONTROL, heavy=True)
+def seed(call: Call) -> Response:
+    """Start afresh with what a seed document describes; later resets return to it."""
+    response = answer(CONTROL, {"status": "ok"})
+    response.after = call.fake.seed(call.body())
+    return response
+
+
 @route("GET", "/__parlel/routes", CONTROL)
 def list_routes(call: Call) -> Json:
     """List every operation that the fake answers."""
@@ -6810,22 +7053,26 @@ def _load_built_in(context: ssl.SSLContext) -> None:
 class CustomerioServer:
     """A fake Customer.io on a port of its own.
 
-    `port` 0 takes a free one; `settings` are the fields of Settings. Use it as a context
-    manager, or call `start` and `stop`; it can be started again, and keeps what it recorded
-    until `reset`. Raises ValueError for a setting that can't be.
+    `port` 0 takes a free one; `seed` is a seed document or the path of one; `settings` are the
+    fields of Settings. Use it as a context manager, or call `start` and `stop`; it can be
+    started again, and keeps what it recorded until `reset`. Raises ValueError for a setting
+    that can't be, ApiError for a seed that can't be.
 
         with CustomerioServer(port=0) as cio:
             client = TrackClient(site_id, api_key, url=cio.track_url)
     """
 
-    def __init__(self, port: int = 4668, host: str = "127.0.0.1", **settings: Any) -> None:
+    def __init__(
+        self, port: int = 4668, host: str = "127.0.0.1", seed: Json = None, **settings: Any
+    ) -> None:
         names = {setting.name for setting in fields(Settings)}
         unknown = sorted(set(settings) - names)
         if unknown:
             known = ", ".join(sorted(names))
             raise ValueError(f"there is no setting '{unknown[0]}'; there are {known}")
-        self.settings = Settings(port=port, host=host, **settings)
-        self.fake = Fake(self.settings)
+        path = seed if isinstance(seed, str) else ""
+        self.settings = Settings(port=port, host=host, seed=path, **settings)
+        self.fake = Fake(self.settings, read_seed(path) if path else seed)
         self._server: Optional[Server] = None
         self._thread: Optional[threading.Thread] = None
 
@@ -6958,6 +7205,15 @@ class CustomerioServer:
         self.fake.reset()
 
 
+def read_seed(path: str) -> Json:
+    """The seed document in a file. Raises ValueError or OSError."""
+    with open(path, "rb") as file:
+        try:
+            return decode_json(file.read())
+        except ApiError as error:
+            raise ValueError(f"{path}: {error.message}") from None
+
+
 # ---- command line
 
 
@@ -7076,7 +7332,11 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     level = logging.ERROR if arguments.quiet else logging.WARNING
     logging.basicConfig(format="%(message)s", level=logging.INFO if arguments.verbose else level)
     values = {setting.name: getattr(settings, setting.name) for setting in fields(Settings)}
-    return _serve(CustomerioServer(**values))
+    try:
+        return _serve(CustomerioServer(**{**values, "seed": settings.seed or None}))
+    except (ApiError, ValueError, OSError) as error:
+        print(f"customerio_fake: {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":
