@@ -398,6 +398,9 @@ class Settings:
             raise ValueError("cert and key belong together: set both or neither")
 
 
+#: Larger numbers are mistakes: as seconds, 68 years.
+MAX_SETTING = 1 << 31
+
 _CHOICES = {"identifiers": ("email_or_id", "id", "email"), "region": ("us", "eu")}
 
 
@@ -405,8 +408,8 @@ def _check_type(name: str, value: Json, kind: type) -> None:
     allowed = (int, float) if kind is float else (kind,)
     if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
         raise ValueError(f"{name} must be of type {kind.__name__}, not {value!r}")
-    if isinstance(value, (int, float)) and value < 0:
-        raise ValueError(f"{name} must not be negative, but is {value}")
+    if isinstance(value, (int, float)) and not 0 <= value <= MAX_SETTING:
+        raise ValueError(f"{name} must be between 0 and {MAX_SETTING}, not {value}")
 
 
 def as_text(value: Json) -> str:
@@ -1778,10 +1781,7 @@ FAMILIES = {family.kind: family for family in (CAMPAIGNS, BROADCASTS, NEWSLETTER
 
 #: What a row has that nobody described.
 BLANKS: Dict[str, Json] = {
-    "campaigns": {
-        "type": "segment", "active": True, "state": "running", "tags": [],
-        "trigger_segment_ids": [], "filter_segment_ids": [],
-    },
+    "campaigns": {"type": "segment", "active": True, "state": "running", "tags": []},
     "broadcasts": {
         "type": "triggered_broadcast", "active": True, "state": "running", "tags": [],
     },
@@ -1821,26 +1821,67 @@ def shown(row: Json) -> Json:
     return {name: value for name, value in row.items() if not name.startswith("_")}
 
 
+_EMAIL_CONTENT = (
+    "body", "body_amp", "language", "from", "from_id", "reply_to", "reply_to_id", "preprocessor",
+    "recipient", "subject", "bcc", "cc", "fake_bcc", "preheader_text", "headers",
+)  # fmt: skip
+#: What the App API shows of an action, by its type; others look like an email (reference).
+_ACTION_CONTENT: Dict[str, Sequence[str]] = {
+    "twilio": ("layout", "language", "image_url", "recipient"),
+    "webhook": ("layout", "url", "headers", "method"),
+    "whatsapp": (
+        "body_json", "language", "recipient", "sender_identity_id", "send_to_unsubscribed",
+        "tracked",
+    ),
+}  # fmt: skip
+_ACTION_BLANKS: Json = {
+    "image_url": "", "url": "", "method": "post", "body_json": "", "sender_identity_id": 0,
+    "send_to_unsubscribed": False, "tracked": True,
+}  # fmt: skip
+
+
 def content_document(family: Family, row: Json) -> Json:
     """A content (or action) as the App API gives it."""
+    times, named = ("created", "updated"), {"deduplicate_id": f"{row['id']}:{row['updated']}"}
     if family is TRANSACTIONAL:
-        return shown(row)
-    named = {family.key: row["_parent"], "deduplicate_id": f"{row['id']}:{row['updated']}"}
-    return {**shown(row), **named}
+        return {name: row[name] for name in ("id", "name", "type", *times, *_EMAIL_CONTENT)}
+    named[family.key] = row["_parent"]
+    if family is NEWSLETTERS:
+        return {**{n: row[n] for n in ("id", "name", "type", "layout", *_EMAIL_CONTENT)}, **named}
+    own = _ACTION_CONTENT.get(row["type"], ("layout", *_EMAIL_CONTENT))
+    names = ("id", "name", "type", *times, "sending_state", "body", "parent_action_id", *own)
+    full = {**_ACTION_BLANKS, **row}
+    return {**{name: full[name] for name in names}, **named}
+
+
+_NEWSLETTER_SHOWN = (
+    "id", "name", "type", "sent_at", "created", "updated", "tags", "recipient_segment_ids",
+    "subscription_topic_id",
+)  # fmt: skip
+_TEMPLATE_TYPES = {"twilio": "sms", "email": "email", "push": "push", "slack": "slack"}
 
 
 def family_document(workspace: Workspace, family: Family, row: Json) -> Json:
     """A campaign, broadcast, newsletter or transactional message as the App API gives it."""
     if family is TRANSACTIONAL:
-        return shown(row)
+        return {name: value for name, value in shown(row).items() if name != "trigger_name"}
     contents = workspace.shelves[family.shelf].where(_parent=row["id"])
-    more = {"deduplicate_id": f"{row['id']}:{row['updated']}"}
+    more: Json = {"deduplicate_id": f"{row['id']}:{row['updated']}"}
     if family is NEWSLETTERS:
-        return {**shown(row), **more, "content_ids": [content["id"] for content in contents]}
-    actions = [{"id": c["id"], "type": c["type"]} for c in contents if not c["parent_action_id"]]
-    templates = "msg_template_ids" if family is BROADCASTS else "msg_templates"
-    first = {"first_started": row.get("first_started", row["created"])}
-    return {**shown(row), **more, **first, "actions": actions, templates: actions}
+        plain = {name: row[name] for name in _NEWSLETTER_SHOWN if name in row}
+        return {**plain, **more, "content_ids": [content["id"] for content in contents]}
+    actions = [(c["id"], c["type"]) for c in contents if not c["parent_action_id"]]
+    short = [{"id": n, "type": _TEMPLATE_TYPES[t]} for n, t in actions if t in _TEMPLATE_TYPES]
+    more["first_started"] = row.get("first_started", row["created"])
+    if family is BROADCASTS:
+        named = [{"id": n, "type": _TEMPLATE_TYPES.get(t, t)} for n, t in actions]
+        return {**shown(row), **more, "actions": named, "msg_template_ids": named}
+    if row["type"] != "webhook":
+        more["filter_segment_ids"] = row.get("filter_segment_ids") or []
+    if row["type"] == "segment":
+        more["trigger_segment_ids"] = row.get("trigger_segment_ids") or []
+    named = [{"id": n, "type": t} for n, t in actions]
+    return {**shown(row), **more, "actions": named, "msg_templates": short}
 
 
 def deliver(workspace: Workspace, person: Person, content: Json, parents: Json) -> Delivery:
@@ -2084,6 +2125,18 @@ def _check_moment(send_at: Json, now: float) -> None:
         raise invalid('"send_at" must not be more than 90 days ahead', "send_at")
 
 
+#: File types that are refused as attachments; the service's list isn't published, this is the
+#: one that mail providers agree on (inferred).
+FORBIDDEN_FILES = frozenset(
+    (
+        "ade", "adp", "apk", "appx", "bat", "cab", "chm", "cmd", "com", "cpl", "dll", "dmg", "exe",
+        "hta", "ins", "isp", "iso", "jar", "js", "jse", "lib", "lnk", "mde", "msc", "msi", "msix",
+        "msp", "mst", "nsh", "pif", "ps1", "scr", "sct", "shb", "sys", "vb", "vbe", "vbs", "vxd",
+        "wsc", "wsf", "wsh",
+    )
+)  # fmt: skip
+
+
 def _check_attachments(attachments: Json) -> None:
     if attachments is None:
         return
@@ -2091,6 +2144,9 @@ def _check_attachments(attachments: Json) -> None:
         raise invalid('"attachments" must map file names to base64 strings', "attachments")
     total = 0
     for name, content in attachments.items():
+        ending = name.rpartition(".")[2].lower()
+        if ending in FORBIDDEN_FILES:
+            raise ApiError(403, f"Forbidden file type {ending} for attachment {name}.")
         try:
             total += len(base64.b64decode(content, validate=True))
         except (TypeError, ValueError):
@@ -3874,7 +3930,9 @@ for _channel in SEND_FIELDS:
 @route("POST", "/v1/api/campaigns/{broadcast_id}/triggers", APP)
 def trigger(call: Call, broadcast_id: str) -> Json:
     """Trigger a broadcast."""
-    number = path_number(call.workspace, broadcast_id)
+    number, shelf = path_number(call.workspace, broadcast_id), call.workspace.shelves["broadcasts"]
+    if not shelf.open and number not in shelf.rows:
+        raise ApiError(404, f"broadcast with id {number} does not exist")  # Go client's tests
     return {"id": trigger_broadcast(call.workspace, number, call.body())}
 
 
@@ -3917,13 +3975,17 @@ def create_deliveries_export(call: Call) -> Json:
 @route("GET", "/v1/exports/{export_id}/download", APP)
 def download_export(call: Call, export_id: str) -> Json:
     """Get a signed link to an export's file; it works for 15 minutes."""
-    export = export_of(call, export_id)
+    link = download_link(call, export_of(call, export_id))
+    # The Node client documents `link` in 5.0.1 and `url` in 5.2.0.
+    return {"url": link, "link": link}
+
+
+def download_link(call: Call, export: Export) -> str:
+    """A link to an export's file, on the host that the client knows us by."""
     expires = call.workspace.seconds() + LINK_LIFE
     signature = link_signature(call.workspace, export.number, expires)
     path = f"/v1/exports/{export.number}/file?expires={expires}&signature={signature}"
-    link = call.request.base_url(call.fake.settings) + path
-    # The Node client documents `link` in 5.0.1 and `url` in 5.2.0.
-    return {"url": link, "link": link}
+    return call.request.base_url(call.fake.settings) + path
 
 
 def link_signature(workspace: Workspace, number: int, expires: int) -> str:
@@ -4090,9 +4152,9 @@ def activity_document(workspace: Workspace, activity: Activity) -> Json:
         "name": activity.name,
         "timestamp": int(activity.when),
         "customer_id": person.id or None if known and person else None,
-        "customer_identifiers": person.identifiers() if known and person else None,
         "data": activity.data(),
         **more,
+        **({"customer_identifiers": person.identifiers()} if known and person else {}),
     }
 
 
@@ -4387,6 +4449,8 @@ def content_row(
         fits = number is None or number in (row["id"], row.get("parent_action_id"))
         if fits and (row["id"] == number if language is None else row["language"] == language):
             return row
+    if family is TRANSACTIONAL and number in shelf.rows:
+        raise invalid("this content belongs to another message", "content_id")
     open_shelf = call.workspace.shelves[family.kind].open
     if open_shelf and not (number and number in shelf.rows):
         more = {} if number is None or language is not None else {"id": number}
@@ -4723,6 +4787,18 @@ def checked_rate(body: Json) -> Json:
     return given
 
 
+def _check_newsletter_recipients(spec: Json, member: Member) -> None:
+    """`and` outside; inside it `attribute`, or segments in an `or`, or `not` of one (reference)."""
+    compile_filter(spec, "recipients", member)
+    for part in spec.get("and") or [{}]:
+        inner = part.get("not", part)
+        segments = inner.get("or")
+        fits = segments and all(set(segment) == {"segment"} for segment in segments)
+        if not fits and "attribute" not in part:
+            text = "Invalid filter spec: recipients.and takes attributes, and segments in an `or`"
+            raise ApiError(422, Problem(text, "recipients"))
+
+
 def segments_of(spec: Json) -> List[int]:
     """The segments that a recipients filter names."""
     if isinstance(spec, list):
@@ -4742,7 +4818,7 @@ def create_newsletter(call: Call) -> Json:
     content = checked_fields(body, CONTENT_FIELDS, NEWSLETTER_TYPES[given["type"]], status=422)
     if given["type"] == "push" and not (content.get("subject") or content.get("body")):
         raise ApiError(422, Problem("subject or body is required", "body"))
-    compile_filter(given["recipients"], "recipients", workspace.is_member)
+    _check_newsletter_recipients(given["recipients"], workspace.is_member)
     if given.get("send_now") and given.get("scheduled_at"):
         raise ApiError(422, "send_now and scheduled_at exclude each other")
     with workspace.lock:
@@ -5227,6 +5303,10 @@ def topic_document(row: Json) -> Json:
     return {**blank, "identifier": f"topic_{row['id']}", **shown(row)}
 
 
+#: The subscription channels that every workspace has.
+DEFAULT_CHANNELS = ("email", "twilio", "push", "in_app", "whatsapp")
+
+
 def channel_document(row: Json) -> Json:
     """A subscription channel with all its fields."""
     blank = {"name": "", "description": "", "type": "email", "subscribed_by_default": True}
@@ -5245,7 +5325,10 @@ for _listed in (
     def _serve_listed(kind: Listed) -> None:
         def rows(call: Call) -> Json:
             with call.workspace.lock:
-                found = call.workspace.shelves[kind.shelf].rows.values()
+                found = list(call.workspace.shelves[kind.shelf].rows.values())
+                if kind.shelf == "channels" and not found:
+                    named = enumerate(DEFAULT_CHANNELS, 1)
+                    found = [{"id": n, "name": type, "type": type} for n, type in named]
                 return {kind.many: [kind.document(row) for row in found]}
 
         def read(call: Call, id: str) -> Json:
@@ -5495,7 +5578,10 @@ def unsuppress_email_seed(call: Call, email_address: str) -> Response:
 def search_suppressions(call: Call) -> Json:
     """Search all lists of the email provider by addresses, in the spelling of seed 003."""
     body = call.body()
-    wanted = [as_text(e).lower() for e in body.get("emails") or [body.get("email")] if e]
+    emails = body.get("emails") or [body.get("email")]
+    if not isinstance(emails, list):
+        raise invalid(f"emails must be a list, not {kind_of(emails)}", "emails")
+    wanted = [as_text(email).lower() for email in emails if email]
     lists = call.workspace.esp.values()
     rows = [row for rows in lists for key, row in rows.items() if not wanted or key in wanted]
     found, more = paged(call, rows, 100, 1000)
@@ -5524,20 +5610,38 @@ def create_import(call: Call) -> Json:
         raise required("import", "an object with name, type and data_file_url")
     given = checked_fields(body, _IMPORT_FIELDS, ("name", "type", "data_file_url"))
     checked_fields(body, _IMPORT_FIELDS, _IMPORT_NEEDS.get(given["type"], []))
-    rows = csv_rows(fetched(given["data_file_url"], "data_file_url"))
+    given["object_type_id"] = as_text(body.get("object_type_id") or "1")
+    try:
+        rows, failed = csv_rows(fetched(given["data_file_url"], "data_file_url")), ""
+    except ApiError as error:
+        rows, failed = [], error.message
+    with call.workspace.lock:
+        outcome = run_import(call, given, rows)
+        if failed:
+            outcome = {"state": "failed", "error": failed, "rows_to_import": 0, "rows_imported": 0}
+        now = call.workspace.seconds()
+        blank = {"description": "", "data_to_process": "all", "created_at": now, "updated_at": now}
+        plain = {name: value for name, value in given.items() if name != "data_file_url"}
+        row = call.workspace.shelves["imports"].add({**blank, **plain, **outcome})
+    # The answer comes before the work, which is done when anybody asks again.
+    accepted = {"state": "preprocessing", "rows_to_import": 0, "rows_imported": 0}
+    hidden = ("error", "error_export_id", "error_download_url")
+    shown_row = {name: value for name, value in row.items() if name not in hidden}
+    return {"import": {**shown_row, **accepted}}
+
+
+def run_import(call: Call, order: Json, rows: List[Dict[str, str]]) -> Json:
+    """Import rows and say what came of it; lines with errors go into an export."""
     workspace = call.workspace
-    with workspace.lock:
-        now = workspace.seconds()
-        times = {"created_at": now, "updated_at": now}
-        errors = [import_row(workspace, given, row) for row in rows]
-        bad = [{"line": i + 2, "error": e} for i, e in enumerate(errors) if e]
-        done = {"rows_to_import": len(rows), "rows_imported": len(rows) - len(bad)}
-        report = _finish_export(workspace, "import errors", ["line", "error"], bad) if bad else None
-        more = {"error_count": len(bad), "error_export_id": report.number if report else None}
-        blank = {"description": "", "identifier": "", "data_to_process": "all"}
-        state = {"state": "imported", **done, **more}
-        row = workspace.shelves["imports"].add({**blank, **given, **state, **times})
-    return {"import": {**shown(row), "state": "preprocessing", "rows_imported": 0}}
+    errors = [import_row(workspace, order, row) for row in rows]
+    bad = [{"line": i + 2, "error": error} for i, error in enumerate(errors) if error]
+    counts = {"rows_to_import": len(rows), "rows_imported": len(rows) - len(bad)}
+    if not bad:
+        return {"state": "imported", **counts}
+    export = _finish_export(workspace, "import errors", ["line", "error"], bad)
+    link = download_link(call, export)
+    export_ids = {"error_export_id": export.number, "error_download_url": link}
+    return {"state": "imported", **counts, **export_ids}
 
 
 @route("GET", "/v1/imports/{import_id}", APP)
@@ -7225,7 +7329,11 @@ def environment_name(setting: Any) -> str:
 def _parser() -> Any:
     import argparse
 
-    parser = argparse.ArgumentParser(
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            self.exit(2, f"customerio_fake: {message}; see --help\n")
+
+    parser = Parser(
         prog="customerio_fake.py",
         description="A local Customer.io for tests: Track, App and Pipelines API on one port.",
         epilog="'customerio_fake.py healthcheck' exits with 0 if a server with these settings "
@@ -7301,9 +7409,18 @@ def _serve(server: CustomerioServer) -> int:
     """Run until SIGTERM or Ctrl-C."""
     import signal
 
-    stopped = threading.Event()
+    # The interpreter's own handler writes a byte here. A Python handler could not wake us if the
+    # signal came just before we wait: it would run only once the wait is over.
+    alarm, waker = socket.socketpair()
+    waker.setblocking(False)
+    signal.set_wakeup_fd(waker.fileno())
     for name in ("SIGTERM", "SIGINT"):
-        signal.signal(getattr(signal, name), lambda *_: stopped.set())
+        signal.signal(getattr(signal, name), lambda *_: None)
+    with alarm, waker:
+        return _serve_until(server, alarm)
+
+
+def _serve_until(server: CustomerioServer, alarm: socket.socket) -> int:
     try:
         server.start()
     except OSError as error:
@@ -7312,9 +7429,7 @@ def _serve(server: CustomerioServer) -> int:
         return 2
     urls = {"track": server.track_url, "app": server.app_url, "pipelines": server.pipelines_url}
     print(_READY.format(version=__version__, url=server.url, **urls), flush=True)
-    # On Windows a wait without end would keep Ctrl-C waiting, too.
-    while not stopped.wait(0.2 if os.name == "nt" else None):
-        pass
+    alarm.recv(1)
     server.stop()
     return 0
 

@@ -8,15 +8,32 @@ from __future__ import annotations
 
 import ast
 import base64
+import contextlib
 import csv
+import errno
+import gc
+import gzip
 import io
 import json
+import logging
+import os
 import re
+import signal
+import socket
+import ssl
+import struct
+import subprocess
 import sys
+import tempfile
+import threading
+import time
 import unittest
 import urllib.error
 import urllib.request
-from typing import Any
+import warnings
+import zlib
+from typing import Any, Callable, ClassVar, Dict, List, NamedTuple, Optional, Tuple
+from unittest import mock
 
 import customerio_fake
 from customerio_fake import (
@@ -1806,6 +1823,1176 @@ class PipelinesMapping(FakeTest):
         self.assertEqual(len(self.records("customers")), 1)
         reply = self.call("POST", "/v1/b", {"batch": batch}, authorization="")
         self.assertEqual(reply.status, 401)
+
+
+# ---- the wire: framing, hostile input, connections, TLS, life, command line
+
+TRACK_FIELD = "Authorization: Basic c2l0ZTprZXk="
+ADA = b'{"plan":"free","tags":["a","b"]}'
+RECORDED = (
+    "people", "events", "deliveries", "devices", "objects", "suppressed", "broadcasts",
+    "merges", "batches", "pipeline_events",
+)  # fmt: skip
+#: No answer takes nearly this long; reaching it is a failure.
+PATIENCE = 10.0
+
+
+class WireReply(NamedTuple):
+    status: int
+    headers: Dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Wire:
+    """A bare connection: what is sent and received is up to the test."""
+
+    def __init__(
+        self, port: int, tls: Optional[ssl.SSLContext] = None, name: str = "localhost"
+    ) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port), PATIENCE)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            if tls is not None:
+                self.socket = tls.wrap_socket(self.socket, server_hostname=name)
+        except OSError:
+            self.socket.close()
+            raise
+        self.file = self.socket.makefile("rb")
+
+    def __enter__(self) -> Wire:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.file.close()
+        self.socket.close()
+
+    def send(self, *pieces: bytes) -> Wire:
+        for piece in pieces:
+            self.socket.sendall(piece)
+        return self
+
+    def end(self) -> Wire:
+        """Say that nothing more will come."""
+        self.socket.shutdown(socket.SHUT_WR)
+        return self
+
+    def reset(self) -> None:
+        """Go away the rude way."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.close()
+
+    def reply(self, method: str = "GET") -> WireReply:
+        line = self.file.readline().decode("latin-1")
+        version, _, rest = line.partition(" ")
+        if version != "HTTP/1.1":
+            raise AssertionError(f"expected a status line, got {line!r}")
+        headers = {}
+        for field in iter(self.file.readline, b"\r\n"):
+            name, colon, value = field.decode("latin-1").partition(": ")
+            assert colon and value.endswith("\r\n"), field
+            headers[name.lower()] = value.strip()
+        length = 0 if method == "HEAD" else int(headers.get("content-length", "0"))
+        return WireReply(int(rest[:3]), headers, self.file.read(length))
+
+    def ended(self) -> bool:
+        """Whether the server has nothing more to say and closes."""
+        try:
+            return self.file.read(1) == b""
+        except ConnectionError:
+            return True
+
+
+def message(
+    method: str, path: str, body: Optional[bytes] = None, *fields: str, version: str = "1.1"
+) -> bytes:
+    """A request; with the Track credentials unless it brings its own."""
+    lines = [f"{method} {path} HTTP/{version}", "Host: localhost", *fields]
+    if not any(field.lower().startswith("authorization") for field in fields):
+        lines.append(TRACK_FIELD)
+    if body is not None and not any("transfer-encoding" in f.lower() for f in fields):
+        lines.append(f"Content-Length: {len(body)}")
+    return "\r\n".join([*lines, "", ""]).encode() + (body or b"")
+
+
+def identify(body: bytes = ADA, *fields: str, who: str = "ada", version: str = "1.1") -> bytes:
+    return message("PUT", f"/api/v1/customers/{who}", body, *fields, version=version)
+
+
+def chunks(data: bytes, size: int = 7, extension: str = "", trailers: bytes = b"") -> bytes:
+    parts = [data[i : i + size] for i in range(0, len(data), size)]
+    lines = [b"%x%b\r\n%b\r\n" % (len(part), extension.encode(), part) for part in parts]
+    return b"".join([*lines, b"0\r\n", trailers, b"\r\n"])
+
+
+def deflated(data: bytes, window: int) -> bytes:
+    stream = zlib.compressobj(wbits=window)
+    return stream.compress(data) + stream.flush()
+
+
+HEALTH = message("GET", "/health")
+PEOPLE = message("GET", "/__parlel/customers")  # served by a thread
+CHUNKED = "Transfer-Encoding: chunked"
+
+
+def eventually(condition: Callable[[], bool]) -> bool:
+    """Whether the condition comes true while anybody would wait for it."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.002)
+    return True
+
+
+def waiting_threads() -> List[threading.Thread]:
+    return [t for t in threading.enumerate() if t.name == "customerio-fake-waiting"]
+
+
+class Listener(logging.Handler):
+    """Keeps what is logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: List[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+class WireTestCase(unittest.TestCase):
+    """A server for each class, emptied for each test; no test may make it log a failure."""
+
+    settings: ClassVar[Dict[str, Any]] = {}
+    server: CustomerioServer
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        cls.server = CustomerioServer(port=0, **cls.settings).start()
+        cls.addClassCleanup(cls.server.stop)
+
+    def setUp(self) -> None:
+        self.server.reset()
+        self.listener = Listener()
+        logger, level = customerio_fake.log, customerio_fake.log.level
+        logger.addHandler(self.listener)
+        logger.setLevel(logging.INFO)
+        self.addCleanup(logger.setLevel, level)
+        self.addCleanup(logger.removeHandler, self.listener)
+        hook = mock.patch.object(threading, "excepthook", self.thread_died)
+        hook.start()
+        self.addCleanup(hook.stop)
+        self.addCleanup(self.check_log)
+
+    def thread_died(self, arguments: Any) -> None:
+        logging.getLogger("customerio_fake").error("a thread died", exc_info=arguments[:3])
+
+    def check_log(self) -> None:
+        for record in self.listener.records:
+            self.assertLess(record.levelno, logging.ERROR, record.getMessage())
+            self.assertIsNone(record.exc_info, record.getMessage())
+            self.assertNotIn("Traceback", record.getMessage())
+
+    def dial(
+        self, tls: Optional[ssl.SSLContext] = None, port: int = 0, name: str = "localhost"
+    ) -> Wire:
+        wire = Wire(port or self.server.port, tls, name)
+        self.addCleanup(wire.close)
+        return wire
+
+    def ask(self, *pieces: bytes) -> WireReply:
+        """The answer to one request on a connection of its own."""
+        with Wire(self.server.port) as wire:
+            return wire.send(*pieces).reply()
+
+    def state(self) -> Dict[str, Any]:
+        return {name: getattr(self.server, name) for name in RECORDED}
+
+    def assert_unharmed(self, before: Dict[str, Any]) -> None:
+        """The server recorded nothing, and still answers in both of its ways."""
+        self.assertEqual(self.state(), before)
+        with Wire(self.server.port) as wire:
+            self.assertEqual(wire.send(HEALTH, PEOPLE).reply().status, 200)
+            self.assertEqual(wire.reply().json["count"], len(before["people"]))
+
+    def assert_json_error(self, reply: WireReply, status: int) -> None:
+        self.assertEqual(reply.status, status, reply.body)
+        self.assertTrue(reply.headers["content-type"].startswith("application/json"))
+        self.assertTrue(reply.json, "an error says something")
+
+
+class Framing(WireTestCase):
+    """Where requests begin and end, and what answers look like."""
+
+    def test_every_way_to_send_a_body_means_the_same(self) -> None:
+        zipped = gzip.compress(ADA)
+        rows: List[Tuple[str, Tuple[bytes, ...]]] = [
+            ("whole", (identify(),)),
+            ("byte by byte", tuple(bytes([byte]) for byte in identify())),
+            ("chunked", (identify(chunks(ADA), CHUNKED),)),
+            ("chunks of a byte", (identify(chunks(ADA, 1), "transfer-encoding: Chunked"),)),
+            ("extensions", (identify(chunks(ADA, 9, ';a=b;c="d"'), CHUNKED),)),
+            ("trailers", (identify(chunks(ADA, 9, "", b"X-Sum: 1\r\nY: 2\r\n"), CHUNKED),)),
+            ("sizes in capitals", (identify(b"2A\r\n%b\r\n0\r\n\r\n" % ADA.ljust(0x2A), CHUNKED),)),
+            ("gzip", (identify(zipped, "Content-Encoding: gzip"),)),
+            ("x-gzip", (identify(zipped, "Content-Encoding: X-GZIP"),)),
+            ("deflate", (identify(deflated(ADA, 15), "Content-Encoding: deflate"),)),
+            ("raw deflate", (identify(deflated(ADA, -15), "Content-Encoding: deflate"),)),
+            ("identity", (identify(ADA, "Content-Encoding: identity"),)),
+            ("gzip in chunks", (identify(chunks(zipped), CHUNKED, "Content-Encoding: gzip"),)),
+            ("as a form", (identify(ADA, "Content-Type: application/x-www-form-urlencoded"),)),
+        ]
+        for name, pieces in rows:
+            with self.subTest(name):
+                self.server.reset()
+                wire = self.dial().send(*pieces)
+                self.assertEqual(wire.reply().status, 200)
+                # The same connection goes on, whichever way its first request was served.
+                reply = wire.send(message("GET", "/__parlel/customers/ada")).reply()
+                self.assertEqual(reply.json["attributes"]["plan"], "free")
+
+    def test_a_request_may_be_cut_anywhere(self) -> None:
+        for body in (ADA, chunks(ADA, 9, ";x", b"T: 1\r\n")):
+            request = identify(body, *([] if body == ADA else [CHUNKED]))
+            for cut in range(1, len(request)):
+                framer = customerio_fake.Framer(1000)
+                framer.feed(request[:cut])
+                self.assertIsNone(framer.next(), cut)
+                framer.feed(request[cut:] + HEALTH[:5])
+                whole = framer.next()
+                self.assertIsNotNone(whole, cut)
+                self.assertEqual(whole.body if whole else b"", ADA)
+                self.assertIsNone(framer.next())
+                self.assertFalse(framer.idle, "the next request has begun")
+
+    def test_pipelined_requests_are_answered_in_order(self) -> None:
+        zipped = identify(gzip.compress(ADA), "Content-Encoding: gzip", who="2")
+        big = identify(b'{"a":"%b"}' % (b" " * 200_000), who="3")
+        wire = self.dial().send(
+            identify(who="1") + zipped + PEOPLE + big + identify(who="4") + PEOPLE + HEALTH,
+        )
+        replies = [wire.reply() for _ in range(7)]
+        self.assertEqual([reply.status for reply in replies[:2]], [200, 200])
+        self.assertEqual([replies[i].json["count"] for i in (2, 5)], [2, 3])
+        self.assert_json_error(replies[3], 400)  # the value is too long, the request is not
+        self.assertEqual(replies[6].json, {"status": "ok"})
+
+    def test_many_pipelined_requests(self) -> None:
+        wire = self.dial().send(b"".join(identify(who=str(n)) for n in range(300)))
+        self.assertEqual({wire.reply().status for _ in range(300)}, {200})
+        self.assertEqual([p["id"] for p in self.server.people], [str(n) for n in range(300)])
+
+    def test_when_the_connection_ends(self) -> None:
+        close, keep = "Connection: close", "Connection: Keep-Alive"
+        rows: List[Tuple[str, str, Tuple[str, ...], Optional[str], bool]] = [
+            ("1.1 stays", "1.1", (), None, False),
+            ("1.1 closes when asked to", "1.1", (close,), "close", True),
+            ("closes, in capitals", "1.1", ("CONNECTION: CLOSE",), "close", True),
+            ("1.0 closes", "1.0", (), "close", True),
+            ("1.0 stays when asked to", "1.0", (keep,), "keep-alive", False),
+        ]
+        for name, version, fields, said, ends in rows:
+            for path in ("/health", "/__parlel/customers"):
+                with self.subTest(name, path=path):
+                    request = message("GET", path, None, *fields, version=version)
+                    wire = self.dial().send(request)
+                    reply = wire.reply()
+                    self.assertEqual(reply.status, 200)
+                    self.assertEqual(reply.headers.get("connection"), said)
+                    if ends:
+                        self.assertTrue(wire.ended())
+                    else:
+                        self.assertEqual(wire.send(HEALTH).reply().status, 200)
+
+    def test_nothing_is_done_after_a_request_that_ends_the_connection(self) -> None:
+        wire = self.dial().send(identify(ADA, "Connection: close") + identify(who="late"))
+        self.assertEqual(wire.reply().status, 200)
+        self.assertTrue(wire.ended())
+        self.assertEqual([person["id"] for person in self.server.people], ["ada"])
+
+    def test_head_is_get_without_the_body(self) -> None:
+        for path in ("/health", "/__parlel/customers", "/nowhere", "/__parlel/customers/nobody"):
+            with self.subTest(path):
+                wire = self.dial()
+                get = wire.send(message("GET", path)).reply()
+                # Sent together: a body after the head would be taken for the next answer.
+                head = wire.send(message("HEAD", path) + HEALTH).reply("HEAD")
+                self.assertEqual(head.status, get.status)
+                self.assertEqual(set(head.headers), set(get.headers))
+                if "nowhere" not in path:  # where the message names the method
+                    self.assertEqual(head.headers["content-length"], str(len(get.body)))
+                self.assertEqual(wire.reply().json, {"status": "ok"})
+
+    def test_options_has_no_body_and_no_length(self) -> None:
+        wire = self.dial().send(message("OPTIONS", "/api/v1/customers/ada") + HEALTH)
+        reply = wire.reply()
+        self.assertEqual((reply.status, reply.headers.get("content-length")), (204, None))
+        self.assertEqual(wire.reply().json, {"status": "ok"})
+
+    def test_a_client_that_waits_for_100_gets_it(self) -> None:
+        zipped = gzip.compress(ADA)
+        rows: List[Tuple[str, bytes, Tuple[str, ...]]] = [
+            ("plain", ADA, ()),
+            ("and closes then", ADA, ("Connection: close",)),
+            ("served by a thread", zipped, ("Content-Encoding: gzip",)),
+            ("chunked", chunks(ADA), (CHUNKED,)),
+        ]
+        for name, body, fields in rows:
+            with self.subTest(name):
+                self.server.reset()
+                request = identify(body, "Expect: 100-Continue", *fields)
+                wire = self.dial().send(request[: -len(body)])
+                self.assertEqual(wire.reply().status, 100)
+                self.assertEqual(wire.send(body).reply().status, 200)
+                self.assertEqual(self.server.people[0]["attributes"]["plan"], "free")
+
+    def test_a_client_that_does_not_wait_for_100_gets_the_answer_alone(self) -> None:
+        rows = [
+            ("the body is there", identify(ADA, "Expect: 100-continue"), 200),
+            ("there is no body", message("GET", "/health", None, "Expect: 100-continue"), 200),
+            ("HTTP/1.0", identify(ADA, "Expect: 100-continue", version="1.0"), 200),
+            ("too large", identify(b"", "Expect: 100-continue").replace(
+                b"Length: 0", b"Length: 99999999999"), 413),
+            ("something else", identify(ADA, "Expect: miracles"), 417),
+        ]  # fmt: skip
+        for name, request, status in rows:
+            with self.subTest(name):
+                self.assertEqual(self.ask(request).status, status)
+
+    def test_http_1_0_is_not_told_to_continue(self) -> None:
+        request = identify(ADA, "Expect: 100-continue", version="1.0")
+        wire = self.dial().send(request[:-5])
+        self.assertEqual(self.ask(HEALTH).status, 200)  # by now the loop has seen the head
+        self.assertEqual(wire.send(request[-5:]).reply().status, 200)
+
+    def test_odd_but_valid_requests(self) -> None:
+        rows = [
+            ("empty lines before", b"\r\n\r\n" + HEALTH),
+            ("absolute target", message("GET", "http://localhost:1/health")),
+            ("slash too many", message("GET", "//health")),
+            ("no fields", b"GET /health HTTP/1.1\r\n\r\n"),
+            ("space around a value", message("GET", "/health", None, "X:  \t y \t ")),
+            ("an empty value", message("GET", "/health", None, "X:")),
+            ("bytes beyond ASCII", message("GET", "/health", None, "X: é")),
+            ("a query", message("GET", "/health?a=%zz&&=")),
+        ]
+        for name, request in rows:
+            with self.subTest(name):
+                wire = self.dial()
+                self.assertEqual(wire.send(request).reply().json, {"status": "ok"})
+                self.assertEqual(wire.send(request).reply().json, {"status": "ok"})
+
+    def test_a_head_is_whole_and_sent_once(self) -> None:
+        wire = self.dial().send(HEALTH)
+        received = wire.socket.recv(65536)
+        head, _, body = received.partition(b"\r\n\r\n")
+        self.assertEqual(json.loads(body), {"status": "ok"})
+        names = [line.partition(b":")[0].lower() for line in head.split(b"\r\n")[1:]]
+        self.assertEqual(len(names), len(set(names)), "no field comes twice")
+        self.assertIn(b"date", names)
+
+    def test_a_large_answer_to_a_slow_reader(self) -> None:
+        attributes = {f"k{n}": "x" * 900 for n in range(90)}
+        self.ask(identify(json.dumps(attributes).encode()))
+        wire = self.dial()
+        wire.send(message("GET", "/__parlel/customers/ada") * 60)  # 5 MB: more than fits
+        self.assertTrue(eventually(lambda: bool(waiting_threads())), "the loop must not wait")
+        self.assertEqual(self.ask(HEALTH).status, 200)
+        for _ in range(60):
+            self.assertEqual(wire.reply().json["attributes"]["k89"], "x" * 900)
+        self.assertTrue(eventually(lambda: not waiting_threads()), "an idle thread is a waste")
+        self.assertEqual(wire.send(HEALTH).reply().status, 200)
+
+
+class HostileInput(WireTestCase):
+    """Whatever comes in: a clean answer, and no effect."""
+
+    settings: ClassVar[Dict[str, Any]] = {"max_body": 300_000}
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.assertEqual(self.ask(identify()).status, 200)
+
+    def test_malformed_heads(self) -> None:
+        evil = identify(b'{"plan":"evil"}')
+        long = "y" * 20_000
+
+        def swap(old: str, new: str) -> bytes:
+            self.assertIn(old.encode(), evil)
+            return evil.replace(old.encode(), new.encode("latin-1"), 1)
+
+        rows = [
+            ("not HTTP", b"hello\r\n\r\n", 400),
+            ("only a method", b"GET\r\n\r\n", 400),
+            ("two spaces", swap("PUT ", "PUT  "), 400),
+            ("space in the target", swap("/ada", "/a da"), 400),
+            ("control character", swap("/ada", "/\x01"), 400),
+            ("not a method", swap("PUT", "P(T"), 400),
+            ("not UTF-8", swap("/ada", "/\xff"), 400),
+            ("no version", swap(" HTTP/1.1", ""), 400),
+            ("version 0.9", swap("HTTP/1.1", "HTTP/0.9"), 505),
+            ("version 2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505),
+            ("bare line feeds", evil.replace(b"\r\n", b"\n"), 400),
+            ("line feed in a value", swap("localhost", "local\nhost"), 400),
+            ("NUL in a value", swap("localhost", "local\x00host"), 400),
+            ("no colon", swap("Host: ", "Host "), 400),
+            ("space before the colon", swap("Host:", "Host :"), 400),
+            ("empty name", swap("Host:", ":"), 400),
+            ("folded line", swap("Host:", "A: b\r\n c\r\nHost:"), 400),
+            ("two hosts", swap("Host:", "Host: a\r\nHost:"), 400),
+            ("two credentials", swap("Host:", "Authorization: Basic eDp5\r\nHost:"), 400),
+            ("two lengths", swap("Host:", "Content-Length: 15\r\nHost:"), 400),
+            ("a list of lengths", swap("Length: 15", "Length: 15, 15"), 400),
+            ("length and chunked", swap("Host:", f"{CHUNKED}\r\nHost:"), 400),
+            ("negative length", swap("Length: 15", "Length: -1"), 400),
+            ("signed length", swap("Length: 15", "Length: +15"), 400),
+            ("length in hex", swap("Length: 15", "Length: 0xf"), 400),
+            ("length with a point", swap("Length: 15", "Length: 15.0"), 400),
+            ("length of letters", swap("Length: 15", "Length: ten"), 400),
+            ("no length", swap("Length: 15", "Length:"), 400),
+            ("length of digits elsewhere", swap("Length: 15", "Length: \xb2"), 400),
+            ("absurd length", swap("Length: 15", "Length: " + "9" * 15), 413),
+            ("more absurd length", swap("Length: 15", "Length: " + "9" * 5000), 400),
+            ("just too large", swap("Length: 15", "Length: 300001"), 413),
+            ("unknown coding", swap("Content-Length: 15", "Transfer-Encoding: gzip"), 501),
+            ("two codings", swap("Content-Length: 15", f"{CHUNKED}, chunked"), 501),
+            ("long target", swap("/ada", "/" + long), 414),
+            ("long field", swap("Host:", f"X: {long}\r\nHost:"), 431),
+            ("many fields", swap("Host:", "X: y\r\n" * 120 + "Host:"), 431),
+            ("endless head", b"PUT / HTTP/1.1\r\n" + b"X: y\r\n" * 12_000, 431),
+            ("endless line", b"PUT /" + b"y" * 70_000, 431),
+        ]
+        before = self.state()
+        for name, request, status in rows:
+            with self.subTest(name):
+                wire = self.dial().send(request)
+                reply = wire.reply()
+                self.assert_json_error(reply, status)
+                self.assertEqual(reply.headers["connection"], "close")
+                self.assertTrue(wire.ended())
+        self.assert_unharmed(before)
+
+    def test_broken_chunks(self) -> None:
+        body = b'{"plan":"evil"}'
+        rows = [
+            ("not hex", b"xyz\r\n" + body, 400),
+            ("negative", b"-1\r\n" + body, 400),
+            ("0x", b"0xf\r\n%b\r\n0\r\n\r\n" % body, 400),
+            ("no size", b"\r\n" + body, 400),
+            ("too long", b"5\r\n" + body + b"\r\n0\r\n\r\n", 400),
+            ("too short", b"10\r\n" + body + b"\r\n0\r\n\r\n", 400),
+            ("line feeds", b"f\n%b\n0\n\n" % body + b" " * 20_000, 400),
+            ("absurd size", b"ffffffff\r\n" + body, 413),
+            ("more absurd size", b"f" * 50 + b"\r\n" + body, 400),
+            ("too much in sum", (b"ffff\r\n" + b" " * 0xFFFF + b"\r\n") * 5, 413),
+            ("endless extension", b"f;" + b"x" * 20_000, 400),
+            ("endless trailers", b"0\r\n" + b"X: y\r\n" * 4000, 431),
+        ]
+        before = self.state()
+        for name, stream, status in rows:
+            with self.subTest(name):
+                wire = self.dial().send(identify(stream, CHUNKED))
+                self.assert_json_error(wire.reply(), status)
+                self.assertTrue(wire.ended())
+        self.assert_unharmed(before)
+
+    def test_bodies_that_end_early_have_no_effect(self) -> None:
+        evil = b'{"plan":"evil"}'
+        rows = [
+            ("in the request line", b"PUT /api"),
+            ("in the head", identify(evil)[:60]),
+            ("before the body", identify(evil)[: -len(evil)]),
+            ("in the body", identify(evil)[:-1]),
+            ("in a chunk", identify(chunks(evil), CHUNKED)[:-15]),
+            ("before the last chunk", identify(chunks(evil), CHUNKED)[:-5]),
+            ("in the trailers", identify(chunks(evil, 5, "", b"X: y\r\n"), CHUNKED)[:-2]),
+            ("waiting for 100", identify(evil, "Expect: 100-continue")[: -len(evil)]),
+        ]
+        before = self.state()
+        for name, request in rows:
+            with self.subTest(name, how="ended"):
+                wire = self.dial().send(request).end()
+                if "100" in name:
+                    self.assertEqual(wire.reply().status, 100)
+                self.assertTrue(wire.ended())
+            with self.subTest(name, how="reset"):
+                self.dial().send(request).reset()
+        self.assert_unharmed(before)
+
+    def test_clients_that_leave_before_the_answer(self) -> None:
+        before = self.state()
+        for request in (HEALTH, PEOPLE, HEALTH * 50 + PEOPLE * 5, PEOPLE + HEALTH * 50):
+            for _ in range(5):
+                self.dial().send(request).reset()
+                self.dial().send(request).close()
+        self.assert_unharmed(before)
+        self.assertTrue(eventually(lambda: not waiting_threads()))
+
+    def test_bodies_that_are_not_json(self) -> None:
+        deep = b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+        rows = [
+            ("half an object", b'{"plan":"evil"', 400),
+            ("two objects", b'{"plan":"evil"} {}', 400),
+            ("not UTF-8", b'{"plan":"\xff"}', 400),
+            ("UTF-16", '{"plan":"evil"}'.encode("utf-16"), 400),
+            ("a control character", b'{"plan":"\x01"}', 400),
+            ("single quotes", b"{'plan':'evil'}", 400),
+            ("a bad escape", b'{"plan":"\\x"}', 400),
+            ("100,000 levels", deep, 400),
+            ("300 levels", b'{"plan":' + b"[" * 300 + b"]" * 300 + b"}", 400),
+            ("10,000 digits", b'{"plan":' + b"9" * 10_000 + b"}", 400),
+            ("an array", b'[{"plan":"evil"}]', 400),
+            ("a string", b'"evil"', 400),
+            ("a number", b"1", 400),
+            ("true", b"true", 400),
+            # The real service answers 200 to these and stores nothing.
+            ("NaN", b'{"plan":NaN}', 200),
+            ("infinity", b'{"plan":-Infinity}', 200),
+            ("as good as infinity", b'{"plan":1e999}', 200),
+        ]
+        before = self.state()
+        for name, body, status in rows:
+            for way in ("by the loop", "by a thread"):
+                with self.subTest(name, way=way):
+                    wire = self.dial()
+                    if way == "by a thread":
+                        wire.send(identify(gzip.compress(body), "Content-Encoding: gzip"))
+                    else:
+                        wire.send(identify(body))
+                    reply = wire.reply()
+                    self.assertEqual(reply.status, status, reply.body)
+                    self.assertIsInstance(reply.json, dict)
+                    self.assertEqual(wire.send(HEALTH).reply().status, 200)
+        self.assert_unharmed(before)
+
+    def test_lone_surrogates_become_replacement_characters(self) -> None:
+        reply = self.ask(identify(b'{"plan":"a\\ud800b","k\\udfff":"\\ud83d\\ude00"}'))
+        self.assertEqual(reply.status, 200)
+        attributes = self.server.people[0]["attributes"]
+        self.assertEqual(attributes["plan"], "a\ufffdb")
+        self.assertEqual(attributes["k\ufffd"], "\U0001f600")
+        self.assertEqual(self.ask(PEOPLE).json["customers"][0]["attributes"], attributes)
+
+    def test_arrays_where_objects_belong(self) -> None:
+        before = self.state()
+        keys = {"app": "Bearer key", "pipelines": "Basic a2V5Og=="}
+        rows = [row for row in customerio_fake.ROUTES if row.method in ("PUT", "POST")]
+        for row in rows:
+            if row.path.startswith("/__parlel") or "forms" in row.path:
+                continue  # these don't read a JSON object
+            path = re.sub(r"\{\w+\}", "1", row.path)
+            scheme = f"Authorization: {keys.get(row.api.name, 'Basic c2l0ZTprZXk=')}"
+            for body in (b"[1]", b'"text"', b"7", b"[[]]"):
+                with self.subTest(f"{row.method} {row.path}", body=body):
+                    reply = self.ask(message(row.method, path, body, scheme))
+                    self.assertLess(reply.status, 500, reply.body)
+                    self.assertIsInstance(reply.json, dict)
+                    if reply.status >= 400:
+                        self.assertEqual(self.state(), before)
+                        continue
+                    # Only who does not read the body at all may be content with it.
+                    bare = self.ask(message(row.method, path, b"", scheme))
+                    self.assertEqual(bare.status, reply.status)
+                    before = self.state()
+
+    def test_compressed_bodies_that_lie(self) -> None:
+        zipped = gzip.compress(b'{"plan":"evil"}')
+        bomb = gzip.compress(b'{"plan":"%b"}' % (b" " * 50_000_000), 1)
+        rows = [
+            ("a bomb", bomb, "gzip", 413),
+            ("a bomb, deflated", deflated(b" " * 400_000, 15), "deflate", 413),
+            ("not gzip", b'{"plan":"evil"}', "gzip", 400),
+            ("truncated", zipped[:-9], "gzip", 400),
+            ("corrupt", zipped[:12] + b"\xff" + zipped[13:], "gzip", 400),
+            ("wrong checksum", zipped[:-8] + b"\0" * 8, "gzip", 400),
+            ("nothing", b"", "gzip", 400),
+            ("brotli", zipped, "br", 415),
+            ("twice", gzip.compress(zipped), "gzip, gzip", 415),
+        ]
+        before = self.state()
+        for name, body, coding, status in rows:
+            with self.subTest(name):
+                if len(body) > 300_000:
+                    self.fail("the bomb has to fit")
+                wire = self.dial().send(identify(body, f"Content-Encoding: {coding}"))
+                self.assert_json_error(wire.reply(), status)
+                self.assertEqual(wire.send(HEALTH).reply().status, 200)
+        self.assert_unharmed(before)
+
+    def test_ids_in_paths(self) -> None:
+        rows = [
+            ("a%2Fb", "a/b"),
+            ("a+b", "a+b"),
+            ("a%2Bb", "a+b"),
+            ("a%20b", "a b"),
+            ("a%25b", "a%b"),
+            ("%E2%82%AC", "€"),
+            ("€", "€"),
+            ("%F0%9F%98%80", "\U0001f600"),
+            ("..", ".."),
+            ("a;b=c,d:e@f", "a;b=c,d:e@f"),
+            ("%3Fa%23b", "?a#b"),
+        ]
+        for text, meant in rows:
+            with self.subTest(text):
+                self.server.reset()
+                self.assertEqual(self.ask(identify(b"{}", who=text)).status, 200)
+                person = self.server.people[0]
+                self.assertEqual(person["identifiers"].get("id", person["id"]), meant)
+
+    def test_ids_in_paths_that_cannot_be(self) -> None:
+        before = self.state()
+        for text in ("%", "%2", "%zz", "a%2", "%00", "a%00b", "%FF", "%C3%28", "%ED%A0%80"):
+            with self.subTest(text):
+                wire = self.dial().send(identify(b'{"plan":"evil"}', who=text))
+                self.assert_json_error(wire.reply(), 400)
+                self.assertEqual(wire.send(HEALTH).reply().status, 200)
+        for text in ("", "a/b", "a/"):  # an id has one segment
+            with self.subTest(text):
+                self.assertIn(self.ask(identify(b'{"plan":"evil"}', who=text)).status, (400, 404))
+        self.assert_unharmed(before)
+
+    def test_errors_are_json_and_leave_the_connection_usable(self) -> None:
+        rows = [
+            ("unknown path", message("PUT", "/nowhere", ADA), 404),
+            ("unknown method", message("BREW", "/health", ADA), 405),
+            ("wrong method", message("DELETE", "/__parlel/events", ADA), 405),
+            ("not JSON", identify(b"<a/>", "Content-Type: text/xml"), 415),
+            ("wrong key", identify(ADA, "Authorization: Basic !"), 401),
+            ("wrong scheme", identify(ADA, "Authorization: Bearer key"), 401),
+            ("no key", message("GET", "/v1/exports"), 401),
+        ]
+        before = self.state()
+        for name, request, status in rows:
+            with self.subTest(name):
+                wire = self.dial().send(request)
+                reply = wire.reply()
+                self.assert_json_error(reply, status)
+                if status == 405:
+                    self.assertIn("GET", reply.headers["allow"])
+                self.assertEqual(wire.send(HEALTH).reply().json, {"status": "ok"})
+        self.assert_unharmed(before)
+
+    def test_a_bug_is_a_500_in_json_and_one_line_in_the_log(self) -> None:
+        for request in (identify(), PEOPLE):
+            with self.assertLogs("customerio_fake", "ERROR") as logged:
+                wire = self.dial()
+                with mock.patch.object(self.server.fake, "workspace", None):
+                    self.assert_json_error(wire.send(request).reply(), 500)
+            self.assertEqual(len(logged.output), 1)
+            self.assertNotIn("\n", logged.output[0])
+            self.assertEqual(wire.send(HEALTH).reply().status, 200)
+
+    def test_web_pages_cannot_drive_the_control_endpoints(self) -> None:
+        rows: List[Tuple[str, str, Tuple[str, ...]]] = [
+            ("another origin", "localhost", ("Origin: https://evil.example",)),
+            ("no origin to speak of", "localhost", ("Origin: null",)),
+            ("another port", "localhost:1", ("Origin: http://localhost:2",)),
+            ("cross-site", "localhost", ("Sec-Fetch-Site: cross-site",)),
+            ("same-site", "localhost", ("Sec-Fetch-Site: same-site",)),
+            ("DNS rebinding", "evil.example", ()),
+            ("rebinding, same origin", "evil.example", ("Origin: http://evil.example",)),
+        ]
+        before = self.state()
+        for name, host, fields in rows:
+            for method, path in (("POST", "/__parlel/reset"), ("GET", "/__parlel/customers")):
+                with self.subTest(name, path=path):
+                    request = message(method, path, None, *fields)
+                    reply = self.ask(request.replace(b"localhost", host.encode(), 1))
+                    self.assert_json_error(reply, 403)
+                    self.assertNotIn("access-control-allow-origin", reply.headers)
+                    self.assertNotIn(b"free", reply.body)
+        self.assert_unharmed(before)
+
+    def test_programs_can_drive_the_control_endpoints(self) -> None:
+        rows: List[Tuple[str, Tuple[str, ...]]] = [
+            (f"127.0.0.1:{self.server.port}", ()),
+            ("[::1]:4668", ()),
+            ("customerio", ()),
+            ("host.docker.internal:4668", ()),
+            ("cio.default.svc.cluster.local", ()),
+            ("localhost", ("Sec-Fetch-Mode: cors",)),  # Node's fetch
+            ("localhost:1", ("Origin: http://localhost:1", "Sec-Fetch-Site: same-origin")),
+            ("localhost", ("Sec-Fetch-Site: none",)),
+        ]
+        for host, fields in rows:
+            with self.subTest(host, fields=fields):
+                request = message("GET", "/__parlel/customers", None, *fields)
+                reply = self.ask(request.replace(b"localhost", host.encode(), 1))
+                self.assertEqual(reply.status, 200)
+                self.assertNotIn("access-control-allow-origin", reply.headers)
+
+
+class Connections(WireTestCase):
+    """Many, idle, slow and impatient clients."""
+
+    def test_idle_connections_cost_no_threads(self) -> None:
+        threads = threading.active_count()
+        wires = [self.dial() for _ in range(60)]
+        for wire in wires:
+            self.assertEqual(wire.send(HEALTH).reply().status, 200)
+        self.assertEqual(wires[0].send(PEOPLE).reply().status, 200)
+        self.assertTrue(eventually(lambda: threading.active_count() == threads))
+        for wire in wires:
+            self.assertEqual(wire.send(HEALTH).reply().status, 200)
+
+    def test_a_burst_of_connections(self) -> None:
+        wires = [self.dial() for _ in range(200)]
+        for number, wire in enumerate(wires):
+            wire.send(identify(who=str(number)))
+        self.assertEqual({wire.reply().status for wire in wires}, {200})
+        self.assertEqual(len(self.server.people), 200)
+
+    def test_a_connection_changes_hands_again_and_again(self) -> None:
+        wire = self.dial()
+        zipped = identify(gzip.compress(ADA), "Content-Encoding: gzip")
+        for _ in range(30):
+            self.assertEqual(wire.send(zipped).reply().status, 200)
+            self.assertEqual(wire.send(identify()).reply().status, 200)
+            self.assertEqual(wire.send(PEOPLE + HEALTH).reply().json["count"], 1)
+            self.assertEqual(wire.reply().json, {"status": "ok"})
+
+    def test_clients_at_the_same_time(self) -> None:
+        statuses: List[int] = []
+
+        def work(name: str) -> None:
+            with Wire(self.server.port) as wire:
+                for number in range(20):
+                    wire.send(identify(who=f"{name}-{number}") + PEOPLE)
+                    statuses.extend((wire.reply().status, wire.reply().status))
+
+        threads = [threading.Thread(target=work, args=(name,)) for name in "abcdef"]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertEqual(statuses, [200] * 240)
+        self.assertEqual(len(self.server.people), 120)
+
+    def test_slow_and_silent_clients_are_not_waited_for(self) -> None:
+        brief = mock.patch.object(customerio_fake, "LINGER", 0.1)
+        with brief, CustomerioServer(port=0, read_timeout=0.2, idle_timeout=0.3) as server:
+            trust = ssl.create_default_context(cadata=customerio_fake.BUILT_IN_CA)
+            idle, slow = self.dial(None, server.port), self.dial(None, server.port)
+            idle_tls, slow_tls = self.dial(trust, server.port), self.dial(trust, server.port)
+            handshake = self.dial(None, server.port).send(b"\x16\x03\x01\x02")
+            for wire in (slow, slow_tls):
+                wire.send(identify()[:-3])
+            for wire in (slow, slow_tls):
+                self.assert_json_error(wire.reply(), 408)
+            for wire in (slow, slow_tls, idle, idle_tls, handshake):
+                self.assertTrue(wire.ended())
+            self.assertTrue(eventually(lambda: not waiting_threads()))
+            self.assertEqual(server.people, [])
+            self.assertEqual(self.dial(None, server.port).send(HEALTH).reply().status, 200)
+
+    def test_drips_do_not_stretch_the_time(self) -> None:
+        brief = mock.patch.object(customerio_fake, "LINGER", 0.1)
+        with brief, CustomerioServer(port=0, read_timeout=0.3) as server:
+            trust = ssl.create_default_context(cadata=customerio_fake.BUILT_IN_CA)
+            wire = self.dial(trust, server.port).send(b"GET /health HTTP/1.1\r\nX: ")
+            wire.socket.settimeout(0.02)
+            answer, drips = b"", 0
+            while not answer and drips < 300:
+                drips += 1
+                with contextlib.suppress(socket.timeout):
+                    wire.send(b"y")
+                    answer = wire.socket.recv(20)
+            self.assertIn(b" 408 ", answer)
+
+    def test_overload_is_a_503(self) -> None:
+        with CustomerioServer(port=0, max_threads=1) as server:
+            busy, late = self.dial(None, server.port), self.dial(None, server.port)
+            with server.fake.workspace.lock:  # a list can't be made meanwhile
+                busy.send(PEOPLE)
+                self.assertTrue(eventually(lambda: len(waiting_threads()) == 1))
+                reply = late.send(PEOPLE).reply()
+                self.assert_json_error(reply, 503)
+                self.assertEqual(reply.headers["connection"], "close")
+                self.assertIn("retry-after", reply.headers)
+                self.assertTrue(late.ended())
+                self.assertEqual(self.dial(None, server.port).send(HEALTH).reply().status, 200)
+            self.assertEqual(busy.reply().status, 200)
+            self.assertEqual(busy.send(PEOPLE).reply().status, 200)
+
+    def test_silent_clients_give_way_when_threads_run_short(self) -> None:
+        trust = ssl.create_default_context(cadata=customerio_fake.BUILT_IN_CA)
+        silence = mock.patch.object(customerio_fake, "REST", -1)
+        with silence, CustomerioServer(port=0, max_threads=2) as server:
+            silent = [self.dial(trust, server.port)]
+            self.assertEqual(silent[0].send(HEALTH).reply().status, 200)
+            silent.append(self.dial(None, server.port).send(b"\x16"))
+            self.assertTrue(eventually(lambda: len(waiting_threads()) == 2))
+            for _ in range(2):
+                reply = self.dial(None, server.port).send(PEOPLE).reply()
+                self.assertEqual(reply.status, 200)
+
+    def test_running_out_of_file_descriptors(self) -> None:
+        fake = self.server.fake
+        server = customerio_fake.Server(fake.settings.__class__(port=0), fake)
+        self.addCleanup(server.server_close)
+        port = server.server_port
+        first = self.dial(None, port)
+        server._turn(PATIENCE)
+        # In one turn: no descriptor for the newcomer, so the oldest is closed, which has spoken.
+        newcomer = self.dial(None, port).send(HEALTH)
+        first.send(HEALTH)
+        with mock.patch.object(server, "socket") as out_of_them:
+            out_of_them.accept.side_effect = OSError(errno.EMFILE, "Too many open files")
+            server._turn(PATIENCE)
+        server._turn(PATIENCE)
+        server._turn(PATIENCE)
+        self.assertEqual(newcomer.reply().json, {"status": "ok"})
+
+
+class Tls(WireTestCase):
+    """https on the same port."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.trust = ssl.create_default_context(cadata=customerio_fake.BUILT_IN_CA)
+
+    def test_https_answers_as_http_does(self) -> None:
+        rows = [
+            ("light", "GET", (HEALTH,)),
+            ("heavy", "GET", (PEOPLE,)),
+            ("head", "HEAD", (message("HEAD", "/__parlel/customers"),)),
+            ("write", "PUT", (identify(),)),
+            ("in pieces", "PUT", (identify()[:30], identify()[30:90], identify()[90:])),
+            ("chunked", "PUT", (identify(chunks(ADA), CHUNKED),)),
+            ("gzip", "PUT", (identify(gzip.compress(ADA), "Content-Encoding: gzip"),)),
+            ("large", "PUT", (identify(b'{"a":"%b"}' % (b" " * 300_000)),)),
+            ("not found", "GET", (message("GET", "/nowhere"),)),
+            ("not allowed", "PUT", (message("PUT", "/health"),)),
+            ("unauthorized", "PUT", (identify(ADA, "Authorization: x"),)),
+            ("not JSON", "PUT", (identify(b"{"),)),
+            ("malformed", "GET", (b"GET  /\r\n\r\n",)),
+            ("old", "GET", (message("GET", "/health", None, version="1.0"),)),
+        ]
+        for name, method, pieces in rows:
+            with self.subTest(name):
+                replies, states = [], []
+                for tls in (None, self.trust):
+                    self.server.reset()
+                    wire = self.dial(tls).send(*pieces)
+                    reply = wire.reply(method)
+                    reply.headers.pop("date")
+                    replies.append(reply)
+                    states.append([person["attributes"] for person in self.server.people])
+                    if "connection" in reply.headers:
+                        self.assertTrue(wire.ended())
+                    else:
+                        self.assertEqual(wire.send(HEALTH).reply().status, 200)
+                self.assertEqual(*replies)
+                self.assertEqual(*states)
+
+    def test_pipelining_and_continue(self) -> None:
+        wire = self.dial(self.trust).send(identify() + PEOPLE + HEALTH)
+        self.assertEqual([wire.reply().status for _ in range(3)], [200] * 3)
+        wire.send(identify(ADA, "Expect: 100-continue")[: -len(ADA)])
+        self.assertEqual(wire.reply().status, 100)
+        self.assertEqual(wire.send(ADA).reply().status, 200)
+
+    def test_the_certificate_handed_out_is_the_one_to_trust(self) -> None:
+        pem = self.ask(message("GET", "/__parlel/ca.pem")).body.decode()
+        trust = ssl.create_default_context(cadata=pem)
+        for name in ("localhost", "127.0.0.1", "customerio", "host.docker.internal"):
+            with self.subTest(name):
+                wire = self.dial(trust, name=name)
+                self.assertEqual(wire.send(HEALTH).reply().status, 200)
+
+    def test_other_names_and_strangers_are_refused_by_the_client(self) -> None:
+        for trust, name in ((self.trust, "track.customer.io"), (None, "localhost")):
+            context = trust or ssl.create_default_context()
+            with self.subTest(name), self.assertRaises(ssl.SSLCertVerificationError):
+                self.dial(context, name=name)
+        self.assert_unharmed(self.state())
+
+    def test_what_only_looks_like_tls(self) -> None:
+        before = self.state()
+        for start in (b"\x16", b"\x16\x03\x01", b"\x16\x03\x01\x00\x05hello", b"\x16" + HEALTH):
+            with self.subTest(start):
+                wire = self.dial().send(start).end()
+                with contextlib.suppress(ConnectionError):
+                    self.assertIn(wire.socket.recv(99)[:1], (b"", b"\x15"))  # at most an alert
+                self.dial().send(start).reset()
+        self.assert_unharmed(before)
+        self.assertTrue(eventually(lambda: not waiting_threads()))
+
+    def test_a_certificate_of_your_own(self) -> None:
+        parts = [("CERTIFICATE", "certificate"), ("PRIVATE KEY", "key"), ("CERTIFICATE", "ca")]
+        with tempfile.TemporaryDirectory() as folder:
+            paths = []
+            for label, name in parts[:2]:
+                paths.append(os.path.join(folder, name))
+                with open(paths[-1], "w", encoding="ascii") as file:
+                    file.write(customerio_fake._pem(label, name))
+            with CustomerioServer(port=0, cert=paths[0], key=paths[1]) as server:
+                secure = self.dial(self.trust, server.port)
+                handed_out = secure.send(message("GET", "/__parlel/ca.pem")).reply().body
+                with open(paths[0], "rb") as file:
+                    self.assertEqual(handed_out, file.read())
+
+    def test_a_certificate_that_is_none_is_found_out_at_the_start(self) -> None:
+        for cert, key in (("nowhere.pem", "nowhere.key"), (__file__, __file__)):
+            with self.subTest(cert):
+                server = CustomerioServer(port=0, cert=cert, key=key)
+                with self.assertRaisesRegex(OSError, re.escape(cert)):
+                    server.start()
+                server.stop()
+
+
+class Lifecycle(WireTestCase):
+    """start, stop, and what they leave behind: nothing."""
+
+    def test_it_listens_once_start_returns(self) -> None:
+        server = CustomerioServer(port=0)
+        self.assertIs(server.start(), server)
+        self.addCleanup(server.stop)
+        self.assertNotIn(server.port, (0, self.server.port))
+        self.assertEqual(server.url, f"http://127.0.0.1:{server.port}")
+        self.assertEqual(self.dial(None, server.port).send(HEALTH).reply().status, 200)
+        with self.assertRaises(RuntimeError):
+            server.start()
+        self.assertEqual(self.dial(None, server.port).send(HEALTH).reply().status, 200)
+
+    def test_it_can_be_started_again_and_keeps_what_it_recorded(self) -> None:
+        server = CustomerioServer(port=0)
+        server.stop()  # before the start: nothing to do
+        for number in range(3):
+            with server:
+                wire = self.dial(None, server.port)
+                self.assertEqual(wire.send(identify(who=str(number))).reply().status, 200)
+                self.assertEqual(len(server.people), number + 1)
+            server.stop()  # again: nothing to do
+            self.assertTrue(wire.ended())
+        self.assertEqual([person["id"] for person in server.people], ["0", "1", "2"])
+
+    def test_nobody_answers_after_stop(self) -> None:
+        with CustomerioServer(port=0) as server:
+            port = server.port
+        with self.assertRaises(ConnectionRefusedError):
+            Wire(port)
+        again = CustomerioServer(port=port).start()  # the port is free at once
+        again.stop()
+
+    def test_servers_do_not_share_anything(self) -> None:
+        with contextlib.ExitStack() as stack:
+            servers = [stack.enter_context(CustomerioServer(port=0)) for _ in range(5)]
+            for number, server in enumerate(servers):
+                wire = self.dial(None, server.port)
+                self.assertEqual(wire.send(identify(who=str(number))).reply().status, 200)
+            self.assertEqual([s.people[0]["id"] for s in servers], ["0", "1", "2", "3", "4"])
+            self.assertEqual({len(server.people) for server in servers}, {1})
+
+    def test_a_port_that_is_taken(self) -> None:
+        server = CustomerioServer(port=self.server.port)
+        with self.assertNoWarnings(), self.assertRaises(OSError) as caught:
+            server.start()
+        self.assertEqual(caught.exception.errno, errno.EADDRINUSE)
+        server.stop()
+        self.assertEqual(self.ask(HEALTH).status, 200)
+
+    def test_the_start_asks_no_name_server(self) -> None:
+        broken = mock.Mock(side_effect=AssertionError("a look-up"))
+        with mock.patch.multiple(socket, getfqdn=broken, gethostbyaddr=broken):
+            server = CustomerioServer(port=0).start()
+            self.addCleanup(server.stop)
+            self.assertEqual(self.dial(None, server.port).send(PEOPLE).reply().status, 200)
+
+    def test_stop_does_not_wait_for_those_who_do_nothing(self) -> None:
+        trust = ssl.create_default_context(cadata=customerio_fake.BUILT_IN_CA)
+        with mock.patch.object(customerio_fake.Server, "grace", PATIENCE):
+            server = CustomerioServer(port=0).start()
+            wires = [self.dial(None, server.port) for _ in range(20)]
+            wires += [self.dial(trust, server.port) for _ in range(3)]
+            for wire in wires:
+                self.assertEqual(wire.send(HEALTH).reply().status, 200)
+            wires.append(self.dial(None, server.port).send(b"\x16\x03\x01"))  # half a handshake
+            wires.append(self.dial(None, server.port).send(identify()[:-1]))
+            self.assertTrue(eventually(lambda: len(waiting_threads()) == 4))
+            begun = time.monotonic()
+            server.stop()
+            self.assertLess(time.monotonic() - begun, PATIENCE / 2)
+        self.assertEqual(waiting_threads(), [])
+        for wire in wires:
+            self.assertTrue(wire.ended())
+
+    def test_stop_lets_a_request_in_flight_finish(self) -> None:
+        with mock.patch.object(customerio_fake.Server, "grace", PATIENCE):
+            server = CustomerioServer(port=0).start()
+            wire = self.dial(None, server.port)
+            stopping = threading.Thread(target=server.stop)
+            with server.fake.workspace.lock:
+                wire.send(PEOPLE)
+                self.assertTrue(eventually(lambda: len(waiting_threads()) == 1))
+                stopping.start()
+                loop = "customerio-fake"
+
+                def loops() -> int:
+                    return [thread.name for thread in threading.enumerate()].count(loop)
+
+                self.assertTrue(eventually(lambda: loops() == 1))  # this class's own
+            self.assertEqual(wire.reply().status, 200)
+            self.assertTrue(wire.ended())
+            stopping.join()
+        self.assertEqual(waiting_threads(), [])
+
+    def test_stop_does_not_wait_for_ever(self) -> None:
+        with mock.patch.object(customerio_fake.Server, "grace", 0.05):
+            server = CustomerioServer(port=0).start()
+            wire = self.dial(None, server.port)
+            with server.fake.workspace.lock:
+                wire.send(PEOPLE)
+                self.assertTrue(eventually(lambda: len(waiting_threads()) == 1))
+                server.stop()  # returns, although the thread can't
+            self.assertTrue(wire.ended())
+        self.assertTrue(eventually(lambda: not waiting_threads()))
+
+    def test_nothing_is_left_behind(self) -> None:
+        trust = ssl.create_default_context(cadata=customerio_fake.BUILT_IN_CA)
+        self.one_life(trust)  # what is loaded once is loaded now
+        threads, descriptors = threading.active_count(), count_descriptors()
+        with self.assertNoWarnings():
+            for _ in range(5):
+                self.one_life(trust)
+        self.assertEqual(threading.active_count(), threads)
+        self.assertEqual(count_descriptors(), descriptors)
+
+    def one_life(self, trust: ssl.SSLContext) -> None:
+        with CustomerioServer(port=0) as server, contextlib.ExitStack() as stack:
+            wires = [stack.enter_context(Wire(server.port, tls)) for tls in (None, None, trust)]
+            for wire in wires:
+                wire.send(identify() + PEOPLE)
+                self.assertEqual([wire.reply().status for _ in range(2)], [200, 200])
+            wires[1].send(b"PUT / HT")
+            stack.enter_context(Wire(server.port)).send(b"GARBAGE\r\n\r\n").reply()
+            Wire(server.port).send(PEOPLE * 3).reset()
+            server.stop()
+
+    @contextlib.contextmanager
+    def assertNoWarnings(self) -> Any:  # noqa: N802
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield
+            gc.collect()
+        self.assertEqual([str(warning.message) for warning in caught], [])
+
+
+def count_descriptors() -> int:
+    """How many files this process has open; 0 where that can't be told."""
+    try:
+        return len(os.listdir("/dev/fd"))
+    except OSError:
+        return 0
+
+
+@contextlib.contextmanager
+def running(*arguments: str) -> Any:
+    """The command line in a process of its own; gives it and the port it took."""
+    command = [sys.executable, "-X", "dev", customerio_fake.__file__, "0", *arguments]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True
+    )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        match = re.search(r"listens on http://127\.0\.0\.1:(\d+)$", line.rstrip())
+        assert match, line
+        yield process, int(match[1])
+    finally:
+        process.kill()
+        process.communicate()
+
+
+class CommandLine(WireTestCase):
+    """python customerio_fake.py"""
+
+    def run_main(self, *arguments: str, **environment: str) -> Tuple[int, str, str]:
+        """Exit code, stdout and stderr of what ends by itself."""
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(mock.patch.dict(os.environ, environment))
+            stack.enter_context(contextlib.redirect_stdout(out))
+            stack.enter_context(contextlib.redirect_stderr(err))
+            stack.enter_context(mock.patch("signal.signal"))
+            stack.enter_context(mock.patch("logging.basicConfig"))
+            try:
+                code = customerio_fake.main(arguments)
+            except SystemExit as leaving:
+                code = int(leaving.code or 0)
+        return code, out.getvalue(), err.getvalue()
+
+    def test_bad_usage_is_one_clear_line(self) -> None:
+        taken = str(self.server.port)
+        rows: List[Tuple[str, Tuple[str, ...], Dict[str, str], str]] = [
+            ("port taken", (taken,), {}, taken),
+            ("port too high", ("70000",), {}, "70000"),
+            ("port not a number", ("http",), {}, "http"),
+            ("port in the environment", (), {"PORT": "x"}, "PORT"),
+            ("unknown flag", ("--nope",), {}, "--nope"),
+            ("flag without value", ("--host",), {}, "--host"),
+            ("no such region", ("--region", "mars"), {}, "region"),
+            ("not a number", ("--max-body", "big"), {}, "--max-body"),
+            ("negative", ("--max-threads=-1",), {}, "max_threads"),
+            ("no such address", ("0", "--host", "192.0.2.1"), {}, "192.0.2.1"),
+            ("cert without key", ("0", "--cert", "x.pem"), {}, "key"),
+            ("no such cert", ("0", "--cert", "x.pem", "--key", "x.key"), {}, "x.pem"),
+            ("quiet and verbose", ("--quiet", "--verbose"), {}, "--verbose"),
+        ]
+        for name, arguments, environment, named in rows:
+            with self.subTest(name):
+                code, out, err = self.run_main(*arguments, **environment)
+                self.assertEqual((code, out), (2, ""))
+                self.assertEqual(err.count("\n"), 1, err)
+                self.assertIn(named, err)
+
+    def test_version_and_help(self) -> None:
+        code, out, err = self.run_main("--version")
+        self.assertEqual((code, err), (0, ""))
+        self.assertIn(customerio_fake.__version__, out)
+        code, out, err = self.run_main("--help")
+        self.assertEqual((code, err), (0, ""))
+        for flag in ("--host", "--cert", "--verbose", "healthcheck", "CUSTOMERIO_SITE_ID"):
+            self.assertIn(flag, out)
+
+    def test_healthcheck(self) -> None:
+        self.assertEqual(self.run_main("healthcheck", PORT=str(self.server.port))[0], 0)
+        with CustomerioServer(port=0) as server:
+            port = str(server.port)
+        code, out, err = self.run_main("healthcheck", PORT=port)
+        self.assertEqual((code, out), (1, ""))
+        self.assertIn(port, err)
+
+    @unittest.skipIf(os.name == "nt", "there are no such signals")
+    def test_signals_end_it_cleanly(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with self.subTest(number), running("--verbose") as (process, port):
+                idle = self.dial(None, port)
+                self.assertEqual(idle.send(HEALTH).reply().status, 200)
+                self.dial(None, port).send(b"\x16\x03\x01")  # half a handshake
+                self.dial(None, port).send(identify()[:-1])
+                process.send_signal(number)
+                _, err = process.communicate(timeout=PATIENCE)
+                self.assertEqual(process.returncode, 0, err)
+                self.assertTrue(idle.ended())
+                self.assertEqual(err.splitlines()[0], "GET /health 200")
+                self.assertNotIn("Traceback", err)
+
+    def test_quiet_says_nothing(self) -> None:
+        with running("--quiet") as (process, port):
+            wire = self.dial(None, port).send(identify(ADA, "Authorization: x"))
+            self.assertEqual(wire.reply().status, 401)
+            self.assertEqual(self.dial(None, port).send(b"BAD\r\n\r\n").reply().status, 400)
+            process.terminate()
+            _, err = process.communicate(timeout=PATIENCE)
+            self.assertEqual(err, "")
 
 
 if __name__ == "__main__":
