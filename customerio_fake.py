@@ -2467,8 +2467,7 @@ def _seed_family(family: Family) -> Seeder:
         made = shelf.add({**blank_row(workspace, family.kind), **plain}, id)
         for i, content in enumerate(inner[family.contents]):
             _row_id(content, f"{where}.{family.contents}[{i}]")
-            if set(content) - {"id", "type"}:  # a list answer has just these two
-                add_content(workspace, family, made["id"], content)
+            add_content(workspace, family, made["id"], content)
         for group in inner["test_groups"]:
             workspace.shelves["test_groups"].add({**group, "_parent": made["id"]}, group.get("id"))
 

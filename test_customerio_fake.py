@@ -1825,6 +1825,613 @@ class PipelinesMapping(FakeTest):
         self.assertEqual(reply.status, 401)
 
 
+class SeededTest(FakeTest):
+    """A workspace as somebody might have made it in the web app."""
+
+    SEED: dict[str, Any] = {
+        "customers": [
+            {"id": "ada", "attributes": {"email": "ada@example.com", "plan": "pro"}},
+            {"id": "bob", "attributes": {"email": "bob@example.com", "plan": "free"}},
+        ],
+        "segments": [
+            {"id": 1, "name": "Testers", "ids": ["ada"]},
+            {
+                "id": 2,
+                "name": "Pro",
+                "conditions": {"attribute": {"field": "plan", "operator": "eq", "value": "PRO"}},
+            },
+        ],
+        "transactional": [
+            {
+                "id": 3,
+                "name": "Receipt",
+                "trigger_name": "receipt",
+                "contents": [
+                    {"id": 31, "subject": "Order", "body": "<p>{{snippets.footer}}</p>"},
+                    {"id": 32, "language": "es", "subject": "Pedido", "body": "hola"},
+                ],
+            }
+        ],
+        "campaigns": [
+            {
+                "id": 1,
+                "name": "Welcome",
+                "trigger_segment_ids": [2],
+                "actions": [{"id": 11, "subject": "Hi"}, {"id": 12, "type": "twilio"}],
+            }
+        ],
+        "broadcasts": [{"id": 20, "name": "Restock", "actions": [{"id": 201, "subject": "Back"}]}],
+        "newsletters": [
+            {
+                "id": 30,
+                "name": "March",
+                "recipient_segment_ids": [2],
+                "contents": [{"id": 301, "subject": "March", "body": "news", "from_id": 5}],
+            }
+        ],
+        "sender_identities": [{"id": 5, "name": "Shop", "email": "shop@example.com"}],
+        "snippets": [{"name": "footer", "value": "bye"}, {"name": "spare", "value": "x"}],
+        "topics": [
+            {"id": 1, "name": "News"},
+            {"id": 2, "name": "Ads", "subscribed_by_default": False},
+        ],
+        "collections": [{"id": 1, "name": "days", "content": [{"day": "monday"}]}],
+        "messages": [
+            {
+                "id": "m1",
+                "campaign_id": 1,
+                "action_id": 11,
+                "customer_id": "ada",
+                "created": 1_700_000_000,
+                "metrics": {"sent": 1_700_000_000, "clicked": 1_700_003_600},
+            }
+        ],
+    }
+
+    def setUp(self) -> None:
+        self.fake = Fake(Settings(**self.settings), self.SEED)
+
+    def status(self, method: str, path: str, body: Any = None) -> int:
+        return self.call(method, path, body).status
+
+
+class Seeding(SeededTest):
+    def test_a_reset_returns_to_the_seed(self) -> None:
+        self.identify("eve")
+        self.ok("POST", "/__parlel/reset")
+        self.assertEqual([p["id"] for p in self.records("customers")], ["ada", "bob"])
+        self.assertEqual(self.ok("GET", "/v1/campaigns/1")["campaign"]["name"], "Welcome")
+
+    def test_a_seed_can_be_given_over_http(self) -> None:
+        self.ok("POST", "/__parlel/seed", {"customers": [{"id": "eve"}]})
+        self.assertEqual([p["id"] for p in self.records("customers")], ["eve"])
+
+    def test_a_mistake_is_refused_whole_and_names_its_place(self) -> None:
+        rows: list[tuple[Any, str]] = [
+            ({"campains": []}, "campains"),
+            ({"campaigns": {}}, "campaigns must be a list"),
+            ({"campaigns": [3]}, "campaigns[0]"),
+            ({"campaigns": [{"id": "x"}]}, "campaigns[0].id"),
+            ({"topics": [{"id": 1}, {"id": 1}]}, "topics[1].id"),
+            ({"customers": [{"id": "a"}, {"plan": "x"}]}, "customers[1]"),
+            ({"segments": [{"id": 1}]}, "segments[0].name"),
+            ({"segments": [{"name": "x", "conditions": {"x": 1}}]}, "segments[0].conditions"),
+            ({"snippets": [{"name": "x"}]}, "snippets[0]"),
+            ({"objects": [{}]}, "objects[0]"),
+            ({"messages": [{"created": "x"}]}, "messages[0]"),
+        ]
+        for document, word in rows:
+            with self.subTest(document=document):
+                self.assert_errors(self.call("POST", "/__parlel/seed", document), 400, word)
+        self.assertEqual(len(self.records("customers")), 2)
+
+    def test_unknown_ids_are_accepted_until_their_kind_is_seeded(self) -> None:
+        empty = Fake(Settings())
+        for fake, status in ((empty, 200), (self.fake, 404)):
+            self.fake = fake
+            for kind in ("campaigns", "broadcasts", "newsletters", "transactional"):
+                self.assertEqual(self.status("GET", f"/v1/{kind}/77"), status, kind)
+        self.assertEqual(self.status("POST", "/v1/campaigns/77/triggers", {}), 404)
+        message = {"to": "a@b.cd", "transactional_message_id": 77, "identifiers": {"id": "ada"}}
+        self.assert_errors(self.call("POST", "/v1/send/email", message), 400, "not found")
+        message = {**message, "transactional_message_id": "new", "auto_create": True}
+        self.ok("POST", "/v1/send/email", message)
+        names = [row["name"] for row in self.ok("GET", "/v1/transactional")["messages"]]
+        self.assertEqual(names, ["Receipt", "new"])
+
+
+class AppPeople(SeededTest):
+    def test_a_search_gives_pages(self) -> None:
+        everybody = {"filter": {"attribute": {"field": "cio_id", "operator": "exists"}}}
+        first = self.ok("POST", "/v1/customers?limit=1", everybody)
+        self.assertEqual((first["ids"], bool(first["next"])), (["ada"], True))
+        second = self.ok("POST", f"/v1/customers?limit=1&start={first['next']}", everybody)
+        self.assertEqual((second["ids"], second["next"]), (["bob"], ""))
+        for path in ("/v1/customers?start=?", "/v1/customers?limit=0", "/v1/customers?limit=x"):
+            self.assertEqual(self.status("POST", path, everybody), 400, path)
+
+    def test_segments_can_be_asked_for_live(self) -> None:
+        pro = {"filter": {"segment": {"id": 2}}}
+        self.assertEqual(self.ok("POST", "/v1/customers", pro)["ids"], ["ada"])
+        self.identify("bob", plan="pro")
+        self.assertEqual(self.ok("POST", "/v1/customers", pro)["ids"], ["ada", "bob"])
+        self.assertEqual(self.ok("GET", "/v1/segments/2/customer_count"), {"count": 2})
+        mine = self.ok("GET", "/v1/customers/ada/segments")["segments"]
+        self.assertEqual([segment["id"] for segment in mine], [1, 2])
+
+    def test_many_are_read_at_once_and_the_unknown_left_out(self) -> None:
+        body = {"ids": ["bob", "nobody", "ada"]}
+        rows = self.ok("POST", "/v1/customers/attributes", body)["customers"]
+        self.assertEqual([row["customer"]["id"] for row in rows], ["bob", "ada"])
+        mistakes: list[Any] = [{}, {"ids": []}, {"ids": ["x"] * 101}]
+        for bad in mistakes:
+            self.assertEqual(self.status("POST", "/v1/customers/attributes", bad), 400)
+
+    def test_activities_tell_what_happened_newest_first(self) -> None:
+        self.identify("ada", plan="basic")
+        self.ok("POST", "/api/v1/customers/ada/events", {"name": "bought", "data": {"n": 1}})
+        path = "/v1/customers/ada/activities"
+        first, second, *_ = self.ok("GET", path)["activities"]
+        self.assertEqual(
+            (first["type"], first["name"], first["data"]), ("event", "bought", {"n": 1})
+        )
+        expected = {"plan": {"from": "pro", "to": "basic"}}
+        self.assertEqual((second["type"], second["data"]), ("attribute_change", expected))
+        (only,) = self.ok("GET", f"{path}?type=event&name=bought")["activities"]
+        self.assertEqual(only["id"], first["id"])
+        page = self.ok("GET", f"{path}?limit=1")
+        (next_one,) = self.ok("GET", f"{path}?limit=1&start={page['next']}")["activities"]
+        self.assertEqual(next_one["id"], second["id"])
+        self.ok("DELETE", "/api/v1/customers/ada")
+        types = [
+            a["type"] for a in self.ok("GET", "/v1/activities?deleted=true&limit=2")["activities"]
+        ]
+        self.assertEqual(types[0], "profile_delete")
+        types = [a["type"] for a in self.ok("GET", "/v1/activities?limit=100")["activities"]]
+        self.assertNotIn("profile_delete", types)
+
+    def test_preferences_show_topics_and_choices(self) -> None:
+        self.identify("ada", **{"cio_subscription_preferences.topics.topic_1": False})
+        path = "/v1/customers/ada/subscription_preferences"
+        topics = self.ok("GET", path)["customer"]["topics"]
+        chosen = [(t["id"], t["name"], t["subscribed"]) for t in topics]
+        self.assertEqual(chosen, [("1", "News", False), ("2", "Ads", False)])
+
+    def test_a_subscription_link_works_for_a_day(self) -> None:
+        url = self.ok("GET", "/v1/subscription_center/ada/token")["url"]
+        path = url.partition("4668")[2]
+        self.assertEqual(self.ok("GET", path, authorization="")["customer"]["id"], "ada")
+        forged = path.replace("/u/i/0.", "/u/i/1.")
+        self.assertEqual(self.status("GET", forged), 400)
+        self.fake.workspace.clock.advance(86401)
+        self.assertEqual(self.status("GET", path), 400)
+        self.assertEqual(self.status("GET", "/v1/subscription_center/nobody/token"), 400)
+
+    def test_opt_outs_come_and_go(self) -> None:
+        path = "/v1/customers/ada/optouts"
+        row = {"from": "+15550100", "optout": True}
+        self.assertEqual(self.status("PUT", path, {"optouts": [row]}), 204)
+        expected = [{"channel": "sms", "from": "+15550100"}]
+        self.assertEqual(self.ok("GET", path)["optouts"], expected)
+        self.assertEqual(self.ok("GET", "/v1/optouts")["optouts"][0]["customer_id"], "ada")
+        self.call("PUT", path, {"optouts": [{**row, "optout": False}]})
+        self.assertEqual(self.ok("GET", path)["optouts"], [])
+        mistakes: list[Any] = [{}, {"optouts": [{}]}, {"optouts": [{**row, "channel": "fax"}]}]
+        for bad in mistakes:
+            self.assertEqual(self.status("PUT", path, bad), 400)
+
+
+class AppObjects(SeededTest):
+    def setUp(self) -> None:
+        super().setUp()
+        ref = {"object_type_id": "1", "object_id": "acme"}
+        related = [{"identifiers": {"id": "ada"}, "relationship_attributes": {"role": "x"}}]
+        item = {"type": "object", "action": "identify", "identifiers": ref}
+        more = {"attributes": {"size": 5}, "cio_relationships": related}
+        self.ok("POST", "/api/v2/entity", {**item, **more})
+
+    def test_objects_are_found_and_read(self) -> None:
+        size = {"object_attribute": {"field": "size", "operator": "eq", "value": 5, "type_id": "1"}}
+        body = {"object_type_id": "1", "filter": size}
+        found = self.ok("POST", "/v1/objects", body)
+        self.assertEqual(found["ids"], ["acme"])
+        cio_object_id = found["identifiers"][0]["cio_object_id"]
+        for path in ("acme", f"{cio_object_id}?id_type=cio_object_id"):
+            name, _, query = path.partition("?")
+            thing = self.ok("GET", f"/v1/objects/1/{name}/attributes?{query}")["object"]
+            self.assertEqual(thing["attributes"], {"size": "5"})
+        self.assertEqual(self.ok("GET", "/v1/object_types")["types"][0]["id"], "1")
+        self.assertEqual(self.status("GET", "/v1/objects/2/acme/attributes"), 404)
+
+    def test_relationships_are_seen_from_both_sides(self) -> None:
+        (mine,) = self.ok("GET", "/v1/customers/ada/relationships")["cio_relationships"]
+        self.assertEqual((mine["object_type_id"], mine["attributes"]), (1, {"role": "x"}))
+        (theirs,) = self.ok("GET", "/v1/objects/1/acme/relationships")["cio_relationships"]
+        self.assertEqual(theirs["identifiers"]["id"], "ada")
+
+
+class AppSegments(SeededTest):
+    def test_a_manual_segment_lives_and_dies(self) -> None:
+        body = {"segment": {"name": "New", "description": "d"}}
+        segment = self.ok("POST", "/v1/segments", body)["segment"]
+        self.assertEqual((segment["type"], segment["state"]), ("manual", "finished"))
+        path = f"/v1/segments/{segment['id']}"
+        self.ok("POST", f"/api/v1/segments/{segment['id']}/add_customers", {"ids": ["bob"]})
+        self.assertEqual(self.ok("GET", f"{path}/membership")["ids"], ["bob"])
+        self.assertEqual(self.status("DELETE", path), 204)
+        self.assertEqual(self.status("GET", path), 404)
+        self.assertEqual(self.ok("GET", "/v1/customers/bob/segments")["segments"], [])
+
+    def test_a_name_is_needed(self) -> None:
+        mistakes: list[Any] = [{"segment": {}}, {"segment": {"name": " "}}]
+        for body in mistakes:
+            reply = self.call("POST", "/v1/segments", body)
+            self.assertEqual(reply.status, 422)
+            expected = {
+                "detail": "Name can't be blank",
+                "status": "422",
+                "source": {"pointer": "/data/attributes/name"},
+            }
+            self.assertEqual(reply.json["errors"], [expected])
+
+    def test_dynamic_ones_are_not_the_apis(self) -> None:
+        self.assertEqual(self.status("DELETE", "/v1/segments/2"), 400)
+        path = "/api/v1/segments/2/add_customers"
+        self.assert_errors(self.call("POST", path, {"ids": ["bob"]}), 400, "not a manual segment")
+
+    def test_users_are_listed_under_both_names(self) -> None:
+        for name in ("used_by", "dependencies"):
+            used = self.ok("GET", f"/v1/segments/2/{name}")["used_by"]
+            expected = {"campaigns": [1], "sent_newsletters": [], "draft_newsletters": [30]}
+            self.assertEqual(used, expected)
+
+
+class AppFamilies(SeededTest):
+    """Campaigns, broadcasts, newsletters and transactional messages."""
+
+    def test_contents_are_read_and_changed(self) -> None:
+        rows = [
+            ("/v1/campaigns/1/actions/11", "action"),
+            ("/v1/broadcasts/20/actions/201", "action"),
+            ("/v1/newsletters/30/contents/301", "content"),
+        ]
+        for path, key in rows:
+            with self.subTest(path=path):
+                changed = self.ok("PUT", path, {"subject": "New", "id": 9, "fake_bcc": False})[key]
+                self.assertEqual((changed["subject"], changed["fake_bcc"]), ("New", False))
+                self.assertEqual(self.ok("GET", path)[key], changed)
+                self.assert_errors(self.call("PUT", path, {"subject": 3}), 400, "subject")
+                self.assertEqual(self.status("GET", path[:-1] + "9"), 404)
+
+    def test_headers_go_in_as_a_list_and_come_back_as_text(self) -> None:
+        headers = [{"name": "X-A", "value": "1"}]
+        path = "/v1/campaigns/1/actions/11"
+        action = self.ok("PUT", path, {"headers": headers})["action"]
+        self.assertEqual(json.loads(action["headers"]), headers)
+
+    def test_translations_of_a_transactional_message_are_lists(self) -> None:
+        path = "/v1/transactional/3/language/es"
+        self.assertEqual(self.ok("GET", path)["content"][0]["subject"], "Pedido")
+        self.assertEqual(self.ok("PUT", path, {"subject": "Uno"})["content"][0]["subject"], "Uno")
+        self.assertEqual(self.status("GET", "/v1/transactional/3/language/fr"), 404)
+        one = self.ok("GET", "/v1/transactional/3/contents/31")["content"]
+        self.assertEqual(one["subject"], "Order")
+        changed = self.ok("PUT", "/v1/transactional/3/content/31", {"subject": "Two"})["content"]
+        self.assertEqual(changed[0]["subject"], "Two")
+        changed = self.ok("PUT", "/v1/transactional/3/content", {"subject": "Three"})["content"]
+        self.assertEqual(changed[0]["id"], 31)
+
+    def test_metrics_count_recorded_deliveries(self) -> None:
+        path = "/v1/campaigns/1/metrics?version=2&res=hourly&start=1700000000&end=1700003600"
+        metric = self.ok("GET", path)
+        series = metric["metric"]["series"]
+        self.assertEqual((series["created"], series["sent"]), ([1, 0], [1, 0]))
+        self.assertEqual(series["clicked"], [0, 1])
+        self.assertEqual(metric["res"], "hours")
+        other = self.ok("GET", path.replace("metrics", "actions/12/metrics"))
+        self.assertEqual(sum(other["metric"]["series"]["sent"]), 0)
+
+    def test_steps_of_version_1(self) -> None:
+        rows = [
+            ("", 45),
+            ("period=months", 12),
+            ("period=months&steps=0", 121),
+            ("steps=1", 2),
+            ("period=hours&steps=99", 24),
+            ("period=weeks&steps=3", 3),
+        ]
+        for query, length in rows:
+            series = self.ok("GET", f"/v1/broadcasts/20/metrics?{query}")["metric"]["series"]
+            self.assertEqual({len(values) for values in series.values()}, {length}, query)
+        for query in ("period=years", "steps=x", "type=fax", "version=2", "version=3"):
+            self.assertEqual(self.status("GET", f"/v1/campaigns/1/metrics?{query}"), 400, query)
+
+    def test_the_newest_send_is_in_the_last_step(self) -> None:
+        message = {
+            "to": "a@b.cd",
+            "transactional_message_id": "RECEIPT",
+            "identifiers": {"id": "ada"},
+        }
+        sent = self.ok("POST", "/v1/send/email", message)["delivery_id"]
+        click = {"delivery_id": sent, "metric": "clicked", "href": "https://x.example"}
+        for _ in range(2):
+            self.ok("POST", "/api/v1/metrics", click)
+        series = self.ok("GET", "/v1/transactional/3/metrics?steps=2")["metric"]["series"]
+        self.assertEqual((series["created"], series["clicked"]), ([0, 1], [0, 1]))
+        for unique, count in (("false", 2), ("true", 1)):
+            path = f"/v1/transactional/3/metrics/links?unique={unique}"
+            (link,) = self.ok("GET", path)["links"]
+            self.assertEqual(link["link"], {"id": 1, "href": "https://x.example"})
+            self.assertEqual(sum(link["metric"]["series"]["clicked"]), count)
+        for name in ("messages", "deliveries"):
+            (listed,) = self.ok("GET", f"/v1/transactional/3/{name}")["messages"]
+            self.assertEqual((listed["id"], listed["transactional_message_id"]), (sent, 3))
+
+    def test_journeys_need_their_range_under_either_name(self) -> None:
+        path = "/v1/campaigns/1/journey_metrics?start=1700000000&end=1700000001"
+        for name in ("res", "resolution"):
+            metric = self.ok("GET", f"{path}&{name}=days")["journey_metric"]
+            self.assertEqual((metric["started"], metric["messaged"]), ([1], [1]))
+        self.assertEqual(self.status("GET", path), 400)
+
+    def test_messages_are_filtered_and_paged_newest_first(self) -> None:
+        for number in range(3):
+            message = {"to": f"{number}@b.cd", "transactional_message_id": 3}
+            self.ok("POST", "/v1/send/email", {**message, "identifiers": {"id": "bob"}})
+        page = self.ok("GET", "/v1/messages?limit=2")
+        self.assertEqual([m["recipient"] for m in page["messages"]], ["2@b.cd", "1@b.cd"])
+        rest = self.ok("GET", f"/v1/messages?limit=2&start={page['next']}")
+        self.assertEqual([m["recipient"] for m in rest["messages"]], ["0@b.cd"])
+        old = self.ok("GET", "/v1/messages?start_ts=0&metric=clicked")["messages"]
+        self.assertEqual([m["id"] for m in old], ["m1"])
+        self.assertEqual(self.ok("GET", "/v1/messages?start_ts=0&campaign_id=2")["messages"], [])
+        self.assertEqual(len(self.ok("GET", "/v1/customers/bob/messages")["messages"]), 3)
+        self.assertEqual(self.ok("GET", "/v1/messages/m1")["message"]["campaign_id"], 1)
+        self.assertEqual(self.status("GET", "/v1/messages/none"), 404)
+
+    def test_an_archived_message_forgets_if_it_was_told_to(self) -> None:
+        message = {"to": "a@b.cd", "identifiers": {"id": "ada"}, "body": "secret", "subject": "s"}
+        for off in (False, True):
+            body = {**message, "from": "x@y.zz", "disable_message_retention": off}
+            sent = self.ok("POST", "/v1/send/email", body)["delivery_id"]
+            path = f"/v1/messages/{sent}/archived_message"
+            archived = self.ok("GET", path)["archived_message"]
+            self.assertEqual(
+                (archived["forgotten"], archived["body"]), (off, "" if off else "secret")
+            )
+
+    def test_triggers_are_read_back(self) -> None:
+        number = self.ok("POST", "/v1/campaigns/20/triggers", {})["id"]
+        (listed,) = self.ok("GET", "/v1/broadcasts/20/triggers")["triggers"]
+        for base in ("campaigns", "broadcasts"):
+            path = f"/v1/{base}/20/triggers/{number}"
+            self.assertEqual(self.ok("GET", path), listed)
+            self.assertEqual(self.ok("GET", f"{path}/errors"), {"errors": [], "next": ""})
+        self.call("POST", "/v1/campaigns/20/triggers", {"ids": ["nobody"]})
+        errors = self.ok("GET", f"/v1/campaigns/20/triggers/{number + 1}/errors")["errors"]
+        self.assertEqual(errors, ["line 1: no person has the id 'nobody'"])
+
+
+class AppNewsletters(SeededTest):
+    GOOD: dict[str, Any] = {
+        "name": "April",
+        "type": "email",
+        "subject": "s",
+        "body": "b",
+        "recipients": {"and": [{"or": [{"segment": {"id": 2}}]}]},
+    }
+
+    def test_created_and_sent_to_its_segment(self) -> None:
+        number = self.ok("POST", "/v1/newsletters", self.GOOD)["newsletter"]["id"]
+        sent = self.ok("POST", f"/v1/newsletters/{number}/send", {})["newsletter"]
+        self.assertTrue(sent["sent_at"])
+        (message,) = self.ok("GET", f"/v1/newsletters/{number}/messages")["messages"]
+        self.assertEqual((message["customer_id"], message["subject"]), ("ada", "s"))
+        self.assertEqual(self.status("POST", f"/v1/newsletters/{number}/send", {}), 400)
+
+    def test_a_schedule_is_kept_and_can_be_dropped(self) -> None:
+        soon = self.fake.workspace.seconds() + 100
+        path = "/v1/newsletters/30"
+        self.ok("POST", f"{path}/schedule", {"scheduled_at": soon, "timezone": "UTC"})
+        self.ok("POST", f"{path}/schedule", {"scheduled_at": 0})
+        self.fake.workspace.clock.advance(101)
+        self.assertIsNone(self.ok("GET", path)["newsletter"]["sent_at"])
+        soon = self.fake.workspace.seconds() + 100
+        self.ok("POST", f"{path}/schedule", {"scheduled_at": soon, "timezone": "UTC"})
+        self.fake.workspace.clock.advance(101)
+        self.assertTrue(self.ok("GET", path)["newsletter"]["sent_at"])
+        self.assertEqual(len(self.ok("GET", f"{path}/messages")["messages"]), 1)
+
+    def test_bad_ones_are_refused(self) -> None:
+        rows: list[tuple[dict[str, Any], int, str]] = [
+            ({"name": None}, 400, "name"),
+            ({"type": "fax"}, 400, "type"),
+            ({"subject": None}, 422, "subject"),
+            ({"recipients": {"and": [{"segment": {"id": 1}}]}}, 422, "Invalid filter spec"),
+            ({"rate_limit_email_rate": 5}, 422, "belong together"),
+            ({"send_now": True, "scheduled_at": 9_999_999_999}, 422, "exclude"),
+        ]
+        for change, status, text in rows:
+            body = {**self.GOOD, **change}
+            self.assert_errors(self.call("POST", "/v1/newsletters", body), status, text)
+        rows = [
+            ({}, 422, "scheduled_at"),
+            ({"scheduled_at": 5, "timezone": "UTC"}, 422, "future"),
+            ({"scheduled_at": 9_999_999_999}, 422, "timezone"),
+            ({"scheduled_at": 9_999_999_999, "timezone": "Nowhere/X"}, 422, "Nowhere"),
+            ({"scheduled_at": 0}, 400, "not scheduled"),
+        ]
+        for body, status, text in rows:
+            reply = self.call("POST", "/v1/newsletters/30/schedule", body)
+            self.assert_errors(reply, status, text)
+        self.assertEqual(len(self.ok("GET", "/v1/newsletters")["newsletters"]), 1)
+
+    def test_languages_and_test_groups(self) -> None:
+        path = "/v1/newsletters/30"
+        spanish = {"language": "es", "subject": "Marzo", "body": "hola"}
+        made = self.ok("POST", f"{path}/language", spanish)["newsletter"]
+        self.assertEqual(len(made["content_ids"]), 2)
+        self.assertEqual(self.status("POST", f"{path}/language", spanish), 422)
+        self.ok("POST", f"{path}/test_groups", {})
+        groups = self.ok("GET", f"{path}/test_groups")["test_groups"]
+        self.assertEqual([group["name"] for group in groups], ["A", "B"])
+        inner = f"{path}/test_group/{groups[1]['id']}/language"
+        self.ok("POST", inner, {**spanish, "subject": "B"})
+        for spelling in ("test_group", "test_groups"):
+            read = f"{path}/{spelling}/{groups[1]['id']}/language/es"
+            self.assertEqual(self.ok("GET", read)["content"]["subject"], "B")
+        self.assertEqual(self.ok("GET", f"{path}/language/es")["content"]["subject"], "Marzo")
+        self.assertEqual(self.status("DELETE", f"{inner}/es"), 204)
+        self.assertEqual(self.status("GET", f"{inner}/es"), 404)
+
+    def test_deleted_with_its_metrics(self) -> None:
+        self.assertEqual(self.status("DELETE", "/v1/newsletters/30"), 204)
+        self.assertEqual(self.status("GET", "/v1/newsletters/30"), 404)
+
+
+class AppOthers(SeededTest):
+    def test_snippets(self) -> None:
+        self.assertEqual(self.status("POST", "/v1/snippets", {"name": "footer", "value": "x"}), 422)
+        row = self.ok("PUT", "/v1/snippets", {"name": " new ", "value": " v "})["snippet"]
+        self.assertEqual((row["name"], row["value"]), ("new", "v"))
+        reply = self.call("DELETE", "/v1/snippets/footer")
+        self.assertEqual(reply.json["errors"][0]["detail"], "unable to delete snippet in use")
+        self.assertEqual(self.status("DELETE", "/v1/snippets/spare"), 204)
+        self.assertEqual(self.status("DELETE", "/v1/snippets/spare"), 404)
+        self.assertEqual(len(self.ok("GET", "/v1/snippets")["snippets"]), 2)
+
+    def test_collections(self) -> None:
+        body = {"name": "c", "data": [{"a": 1}, {"b": 2}]}
+        made = self.ok("POST", "/v1/collections", body)["collection"]
+        self.assertEqual((made["rows"], made["schema"]), (2, ["a", "b"]))
+        path = f"/v1/collections/{made['id']}"
+        self.ok("PUT", f"{path}/content", [{"z": 1}])
+        self.assertEqual(self.ok("GET", f"{path}/content"), [{"z": 1}])
+        self.assertEqual(self.ok("PUT", path, {"name": "d"})["collection"]["name"], "d")
+        self.assertEqual(self.status("DELETE", path), 204)
+        self.assertEqual(self.status("GET", path), 404)
+        bad: list[Any] = [{"name": "x"}, {"name": "x", "data": [1]}, {"data": []}]
+        bad.append({"name": "x", "data": [{"a": "b" * 10_001}]})
+        for body in bad:
+            self.assertEqual(self.status("POST", "/v1/collections", body), 400)
+
+    def test_sender_identities(self) -> None:
+        (sender,) = self.ok("GET", "/v1/sender_identities")["sender_identities"]
+        self.assertEqual(sender["email"], "shop@example.com")
+        used = self.ok("GET", "/v1/sender_identities/5/used_by")
+        self.assertEqual((used["campaigns"], used["draft_newsletters"]), ([], [30]))
+        self.assertEqual(self.status("GET", "/v1/sender_identities/6"), 404)
+
+    def test_reporting_webhooks(self) -> None:
+        body = {"name": "w", "endpoint": "https://u:p@example.com/x", "events": ["email_sent"]}
+        made = self.ok("POST", "/v1/reporting_webhooks", body)
+        self.assertEqual({**made, **body}, made)
+        path = f"/v1/reporting_webhooks/{made['id']}"
+        self.assertTrue(self.ok("PUT", path, {"disabled": True})["disabled"])
+        mistakes: list[Any] = [{"events": []}, {"events": ["x"]}, {"endpoint": "ftp://x"}]
+        for bad in [*mistakes, {"name": 3}]:
+            self.assertEqual(self.status("POST", "/v1/reporting_webhooks", {**body, **bad}), 400)
+        self.assertEqual(self.status("DELETE", path), 204)
+        self.assertEqual(self.status("GET", path), 404)
+
+    def test_esp_suppression_in_both_spellings(self) -> None:
+        self.ok("POST", "/v1/esp/suppression/bounces/A@example.com")
+        self.ok("PUT", "/v1/esp_suppression/b@example.com")
+        rows = self.ok("GET", "/v1/esp/suppression/bounces")["suppressions"]
+        self.assertEqual([row["email"] for row in rows], ["A@example.com", "b@example.com"])
+        for path in ("esp/search_suppression", "esp_suppression"):
+            found = self.ok("GET", f"/v1/{path}/a@example.com")
+            self.assertEqual((found["category"], len(found["suppressions"])), ("bounces", 1))
+        found = self.ok("POST", "/v1/esp_suppression/search", {"emails": ["B@example.com"]})
+        self.assertEqual(len(found["suppressions"]), 1)
+        self.assertEqual(self.status("DELETE", "/v1/esp/suppression/bounces/a@example.com"), 204)
+        self.assertEqual(self.status("DELETE", "/v1/esp/suppression/bounces/a@example.com"), 404)
+        self.assertEqual(self.status("POST", "/v1/esp/suppression/nonsense/a@example.com"), 404)
+        self.assertEqual(self.status("POST", "/v1/esp_suppression/search", {"emails": 1}), 400)
+        domain = "/v1/esp/domains/{}/suppression/bounces"
+        for name, count in (("example.com", 1), ("other.example", 0)):
+            rows = self.ok("GET", domain.format(name))["suppressions"]
+            self.assertEqual(len(rows), count)
+
+    def test_the_data_index_in_both_spellings(self) -> None:
+        row = {"name": "plan", "description": "what they pay for"}
+        self.assertEqual(
+            self.status("POST", "/v1/data_index/attributes", {"attributes": [row]}), 204
+        )
+        listed = self.ok("GET", "/v1/index/attributes")["attributes"]
+        self.assertIn(row, listed)
+        self.ok("POST", "/api/v1/customers/ada/events", {"name": "bought"})
+        self.assertEqual(self.ok("GET", "/v1/index/events")["events"], [{"name": "bought"}])
+        rows: list[tuple[Any, int, str]] = [
+            ({}, 400, "Invalid request format"),
+            ({"events": []}, 422, "Empty events array"),
+            ({"events": [{"name": "x"}] * 101}, 422, "Too many events"),
+            ({"events": [{}]}, 400, "name"),
+        ]
+        for body, status, text in rows:
+            self.assert_errors(self.call("POST", "/v1/data_index/events", body), status, text)
+
+    def test_workspaces_and_addresses(self) -> None:
+        (workspace,) = self.ok("GET", "/v1/workspaces")["workspaces"]
+        self.assertEqual((workspace["people"], workspace["messages_sent"]), (2, 1))
+        reply = self.call("GET", "/v1/info/ip_addresses", authorization="")
+        self.assertEqual(reply.json, {"ip_addresses": ["127.0.0.1"]})
+
+    def test_imports_of_every_type(self) -> None:
+        people = "id,plan\neve,pro\n,nobody\n"
+        files = {
+            "people": people,
+            "event": "id,name,price\neve,bought,5\n",
+            "object": "object_id,size\nacme,3\n",
+            "relationship": "object_type_id,object_id,id,role\n1,acme,eve,boss\n",
+        }
+        for type, text in files.items():
+            with mock.patch.object(
+                customerio_fake, "fetched", lambda url, name, t=text: t.encode()
+            ):
+                order = {"name": "n", "type": type, "identifier": "id", "object_type_id": 1}
+                order["data_file_url"] = "https://x.example/f.csv"
+                made = self.ok("POST", "/v1/imports", {"import": order})["import"]
+            self.assertEqual(made["state"], "preprocessing")
+            row = self.ok("GET", f"/v1/imports/{made['id']}")["import"]
+            done = (row["state"], row["rows_to_import"], row["rows_imported"])
+            self.assertEqual(done, ("imported", *((2, 1) if type == "people" else (1, 1))))
+        self.assertEqual(self.person("eve")["attributes"], {"plan": "pro"})
+        self.assertEqual(self.records("events")[0]["data"], {"price": "5"})
+        (thing,) = self.records("objects")
+        expected = [{"customer_id": "eve", "attributes": {"role": "boss"}}]
+        self.assertEqual((thing["attributes"], thing["relationships"]), ({"size": "3"}, expected))
+        errors = self.ok("GET", "/v1/imports/1")["import"]["error_download_url"]
+        reply = self.call("GET", errors.partition("4668")[2], authorization="")
+        self.assertIn("3,", reply.body.decode())
+
+
+class RateLimits(SeededTest):
+    settings = {"rate_limits": True}
+
+    def test_the_eleventh_read_of_a_second_is_too_many(self) -> None:
+        statuses = [self.status("GET", "/v1/segments") for _ in range(11)]
+        self.assertEqual(statuses, [200] * 10 + [429])
+        reply = self.call("GET", "/v1/segments")
+        detail = reply.json["errors"][0]["detail"]
+        self.assertRegex(detail, r"^rate limited to 10 requests per 1s \(reference [0-9a-f]{6}\)$")
+        self.assertEqual(reply.headers["retry-after"], "1")
+        self.fake.workspace.clock.advance(1)
+        self.assertEqual(self.status("GET", "/v1/segments"), 200)
+
+    def test_a_broadcast_has_a_limit_of_its_own(self) -> None:
+        self.assertEqual(self.status("POST", "/v1/campaigns/20/triggers", {}), 200)
+        self.assertEqual(self.status("POST", "/v1/campaigns/20/triggers", {}), 429)
+        self.fake.workspace.clock.advance(10)
+        self.assertEqual(self.status("POST", "/v1/campaigns/20/triggers", {}), 200)
+
+    def test_a_daily_quota_says_nothing_of_later(self) -> None:
+        for _ in range(100):
+            self.call("GET", "/v1/messages/m1/archived_message")
+        reply = self.call("GET", "/v1/messages/m1/archived_message")
+        self.assertEqual((reply.status, "retry-after" in reply.headers), (429, False))
+
+
 # ---- the wire: framing, hostile input, connections, TLS, life, command line
 
 TRACK_FIELD = "Authorization: Basic c2l0ZTprZXk="
