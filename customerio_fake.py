@@ -21,17 +21,18 @@ The file is read from top to bottom; each section uses only the sections above i
      1  Errors                  what can go wrong, and the envelopes that say so
      2  Clock and identifiers   time, due work, and ids in Customer.io's own formats
      3  Settings                everything that can be set
-     4  Audience filters        the and / or / not / segment / attribute grammar
-     5  Workspace               people, events, objects, devices, and the verbs that change them
-     6  Messages                transactional sends and the life of a delivery
-     7  Journeys                broadcasts and exports
-     8  Routes                  requests, answers, credentials and the route table
-     9  Track API               /api/v1 and /api/v2
-    10  App API                 /v1, Bearer
-    11  Pipelines API           /v1/identify, track, page, screen, group, alias, batch
-    12  Control                 /__parlel/*, for the test that drives us
-    13  Server                  HTTP on the wire
-    14  Public face             CustomerioServer and the command line
+     4  Liquid                  the template language: text in, text out
+     5  Audience filters        the and / or / not / segment / attribute grammar
+     6  Workspace               people, events, objects, devices, and the verbs that change them
+     7  Messages                what is sent, how it is rendered, what becomes of it
+     8  Journeys                broadcasts, exports, seeding
+     9  Routes                  requests, answers, credentials and the route table
+    10  Track API               /api/v1 and /api/v2
+    11  App API                 /v1, Bearer
+    12  Pipelines API           /v1/identify, track, page, screen, group, alias, batch
+    13  Control                 /__parlel/*, for the test that drives us
+    14  Server                  HTTP on the wire
+    15  Public face             CustomerioServer and the command line
 
 Rules are taken from, in this order: what was observed of the live service ("observed"),
 the official API description ("reference"), the documentation ("docs"), and where all are
@@ -45,13 +46,16 @@ import bisect
 import contextlib
 import csv
 import functools
+import hashlib
 import heapq
 import hmac
+import inspect
 import io
 import ipaddress
 import json
 import logging
 import math
+import operator
 import os
 import re
 import selectors
@@ -74,6 +78,7 @@ from typing import (
     Callable,
     Deque,
     Dict,
+    FrozenSet,
     Iterable,
     Iterator,
     List,
@@ -86,11 +91,12 @@ from typing import (
     Sequence,
     Set,
     Tuple,
+    Type,
     TypeVar,
     Union,
     cast,
 )
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import parse_qsl, quote, quote_plus, unquote, unquote_plus
 
 if TYPE_CHECKING:
     import ssl
@@ -421,7 +427,2154 @@ def as_text(value: Json) -> str:
 
 
 # ======================================================================================
-# ==== §4 Audience filters
+# ==== §4 Liquid
+# ======================================================================================
+#
+# Source text → tokens → nodes → text. A node is a closure that takes the rendering under way
+# (`_Render`); an expression is one that returns a value. Values are what JSON has: no attribute
+# of a Python object can be reached. Rules follow Shopify's Liquid, and where the two differ and
+# it is known, Customer.io's "latest" engine (LiquidJS, docs).
+
+
+class LiquidError(Exception):
+    """A template that cannot be parsed or rendered: what is wrong, and where.
+
+    `line` and `column` count from 1; they are 0 while the place is not known.
+    """
+
+    def __init__(self, message: str, offset: int = -1) -> None:
+        super().__init__(message)
+        self.message = message
+        self.offset = offset
+        self.line = self.column = 0
+
+    def placed(self, source: str) -> LiquidError:
+        """Turn the offset into line and column, unless an inner template has done so."""
+        if not self.line and self.offset >= 0:
+            self.line = source.count("\n", 0, self.offset) + 1
+            self.column = self.offset - source.rfind("\n", 0, self.offset)
+        return self
+
+
+class MissingVariable(LiquidError):
+    """An attribute that is not set, in a namespace that has to be complete."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"Variable '{name}' is missing")  # the text of the docs
+        self.name = name
+
+
+class LiquidLimits(NamedTuple):
+    """What one rendering may use up before it fails; all of it counted, none of it timed.
+
+    output: characters written, captured ones included; iterations: of all loops together;
+    work: nodes run, values and stretches of text handled; all of it takes a second or two;
+    nesting: snippets and render_liquid inside each other.
+    """
+
+    output: int = 2_000_000
+    iterations: int = 100_000
+    work: int = 1_000_000
+    nesting: int = 5
+
+
+_LIMITS = LiquidLimits()
+#: Blocks inside blocks in one template.
+_DEEPEST_BLOCK = 100
+#: Characters of a text, values in a list, and bits of a number that a filter may make.
+_LONGEST_TEXT = 2_000_000
+_LARGEST_LIST = 100_000
+_WIDEST_NUMBER = 256
+_LONGEST_NUMBER = 75
+
+#: Answers a tag that only the world outside can answer: text, or a function of its arguments.
+_Host = Mapping[str, Union[str, Callable[[Mapping[str, Any]], Any]]]
+
+
+class _Break(Exception):
+    """Ends the innermost loop."""
+
+
+class _Continue(Exception):
+    """Ends one round of the innermost loop."""
+
+
+class _Special:
+    """The values `empty` and `blank`, which equal anything that is so."""
+
+    def __init__(self, matches: Callable[[Any], bool]) -> None:
+        self.matches = matches
+
+
+def _is_empty(value: Any) -> bool:
+    return isinstance(value, (str, list, dict)) and not value
+
+
+def _is_blank(value: Any) -> bool:
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or value is False or _is_empty(value)
+
+
+_EMPTY = _Special(_is_empty)
+_BLANK = _Special(_is_blank)
+_LITERALS = {
+    "true": True,
+    "false": False,
+    "nil": None,
+    "null": None,
+    "empty": _EMPTY,
+    "blank": _BLANK,
+}
+#: What a path leads to that isn't there; never seen outside path lookup.
+_ABSENT = object()
+
+
+# ---- one rendering
+
+
+class _Render:
+    """One rendering: what the template sees, what it has written, what it may still use up."""
+
+    def __init__(
+        self,
+        data: Mapping[str, Any],
+        strict: FrozenSet[str],
+        limits: LiquidLimits,
+        now: float,
+        host: _Host,
+    ) -> None:
+        self.data, self.strict, self.limits = data, strict, limits
+        self.now, self.host = now, host
+        self.variables = dict(data)
+        self.loops: Dict[str, Any] = {}
+        self.counters: Dict[str, int] = {}
+        self.cycles: Dict[Tuple[bool, str], int] = {}
+        self.offsets: Dict[str, int] = {}
+        self.changed = ""
+        self.out: List[str] = []
+        self.room, self.work, self.iterations = limits.output, limits.work, limits.iterations
+        self.nesting = 0
+
+    def write(self, text: str) -> None:
+        """Add to the output."""
+        self.room -= len(text)
+        if self.room < 0:
+            raise LiquidError(f"output is larger than {self.limits.output} characters")
+        self.out.append(text)
+
+    def spend(self, work: int) -> None:
+        """Count work; raise LiquidError once there was too much."""
+        self.work -= work
+        if self.work < 0:
+            raise LiquidError("rendering takes too long")
+
+    def charge(self, value: Any) -> None:
+        """Count the work that handling this value will take."""
+        kind = value.__class__
+        if kind is str:
+            if len(value) > 15:
+                self.spend(len(value) >> 4)
+        elif kind is list or kind is dict:
+            self.spend(_weight(value) >> 2)
+
+    def iterate(self) -> None:
+        """Count one round of a loop."""
+        self.iterations -= 1
+        if self.iterations < 0:
+            raise LiquidError(f"more than {self.limits.iterations} loop iterations")
+
+    def text(self, value: Any) -> str:
+        """Give a value as it is printed."""
+        self.charge(value)
+        return _text(value)
+
+    def captured(self, body: _Node) -> str:
+        """Give what a body writes, instead of writing it."""
+        kept, self.out = self.out, []
+        try:
+            body(self)
+            return "".join(self.out)
+        finally:
+            self.out = kept
+
+    def include(self, source: str, variables: Optional[Dict[str, Any]] = None) -> str:
+        """Render another template in this one; by default it shares our variables."""
+        if self.nesting >= self.limits.nesting:
+            raise LiquidError(f"more than {self.limits.nesting} templates inside each other")
+        kept = self.variables, self.loops
+        self.nesting += 1
+        self.variables, self.loops = self.variables if variables is None else variables, {}
+        try:
+            return self.captured(parse_liquid(source).run)
+        finally:
+            self.nesting -= 1
+            self.variables, self.loops = kept
+
+    def absent(self, path: Sequence[Any]) -> None:
+        """Stand for a variable that isn't there: nil, or an error in a strict namespace.
+
+        A namespace the data lacks is an unknown one, and prints nothing (docs).
+        """
+        root = path[0]
+        if root not in self.strict or root not in self.data or len(path) < 2:
+            return
+        if self.variables.get(root) is self.data[root]:
+            raise MissingVariable(".".join(_text(part) for part in path))
+
+
+@contextlib.contextmanager
+def _placing(source: str) -> Iterator[None]:
+    """Tell errors from inside their place in this source."""
+    try:
+        yield
+    except LiquidError as error:
+        error.placed(source)
+        raise
+    except RecursionError:
+        raise LiquidError("liquid is nested too deeply", 0).placed(source) from None
+
+
+#: Writes something.
+_Node = Callable[[_Render], None]
+#: Gives the value of an expression.
+_Read = Callable[[_Render], Any]
+
+
+class Template:
+    """A parsed template; may be rendered any number of times, by several threads at once."""
+
+    def __init__(self, source: str, body: _Node) -> None:
+        self.source = source
+        self._body = body
+
+    def render(
+        self,
+        data: Mapping[str, Any],
+        strict: FrozenSet[str] = frozenset(),
+        limits: LiquidLimits = _LIMITS,
+        now: float = 0.0,
+        host: Optional[_Host] = None,
+    ) -> str:
+        """Give the text this template makes of JSON-like `data`, which is not changed.
+
+        `strict` names the namespaces of `data` in which an attribute must exist, `now` is
+        the time in Unix seconds. `host` answers the tags of `_HOST_TAGS`, each with a text or
+        a function of the tag's arguments; a bare argument, as in `random 6`, is named `value`.
+        Raises LiquidError (MissingVariable for a missing attribute) with line and column.
+        """
+        state = _Render(data, strict, limits, now, host or {})
+        self.run(state)
+        return "".join(state.out)
+
+    def run(self, state: _Render) -> None:
+        """Write to a rendering under way; break and continue outside a loop end it."""
+        with _placing(self.source), contextlib.suppress(_Break, _Continue):
+            self._body(state)
+
+
+@functools.lru_cache(maxsize=1024)
+def parse_liquid(source: str) -> Template:
+    """Give the template for this source; LiquidError, with line and column, if it is broken."""
+    with _placing(source):
+        pieces, _ = _Parser(_tokens(source)).block()
+    return Template(source, _sequence_of(pieces))
+
+
+# ---- values
+
+
+def _text(value: Any) -> str:
+    """A value as it is printed; nothing for what is not data."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float)):
+        return str(_bounded(value))
+    if isinstance(value, list):
+        return "".join([_text(item) for item in value])
+    if isinstance(value, range):
+        return f"{value.start}..{value.stop - 1}"
+    return _json(value) if isinstance(value, dict) else ""
+
+
+def _json(value: Any, indent: Any = None) -> str:
+    spaces = min(_integer(indent), 10) if indent else None
+    separators = (",", ":") if spaces is None else (",", ": ")
+    return json.dumps(
+        value, indent=spaces, separators=separators, ensure_ascii=False, default=_json_fallback
+    )
+
+
+def _json_fallback(value: Any) -> Any:
+    return _list(value) if isinstance(value, range) else None
+
+
+def _weight(value: Any) -> int:
+    """About how many steps it takes to go through a value, deep."""
+    if isinstance(value, list):
+        return 1 + sum([_weight(item) for item in value])
+    if isinstance(value, dict):
+        return 1 + sum([_weight(item) for item in value.values()])
+    return 1 + (len(value) >> 4) if isinstance(value, str) else 1
+
+
+def _bounded(value: Any) -> Any:
+    """The number itself; LiquidError if it is absurdly large."""
+    if isinstance(value, int) and value.bit_length() > _WIDEST_NUMBER:
+        raise LiquidError("number is too large")
+    return value
+
+
+_DECIMAL = re.compile(r"\s*-?\d{1,75}\.\d{1,75}\s*\Z")
+_LEADING_INTEGER = re.compile(r"\s*[-+]?\d{1,80}")
+
+
+def _number(value: Any) -> Any:
+    """A value to calculate with: int or Decimal, 0 for what is no number."""
+    from decimal import Decimal
+
+    if isinstance(value, str):
+        if _DECIMAL.match(value):
+            return Decimal(value.strip())
+        match = _LEADING_INTEGER.match(value)
+        return _bounded(int(match.group())) if match else 0
+    if isinstance(value, float):
+        return Decimal(repr(value))
+    return _bounded(value) if isinstance(value, int) and not isinstance(value, bool) else 0
+
+
+def _as_data(number: Any) -> Union[int, float]:
+    """What `_number` made, as data again."""
+    return int(_bounded(number)) if isinstance(number, int) else float(number)
+
+
+def _integer(value: Any) -> int:
+    """A whole number; ValueError for what isn't one, text that doesn't look like one included."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return int(_bounded(value))
+    if not isinstance(value, str) or not re.match(r"\s*-?\d{1,80}\s*\Z", value):
+        raise ValueError("invalid integer")
+    return int(value)
+
+
+def _list(value: Any) -> List[Any]:
+    """The list inside a list or a range."""
+    if isinstance(value, range):
+        if len(value) > _LARGEST_LIST:
+            raise LiquidError(f"more than {_LARGEST_LIST} values in a list")
+        return list(value)
+    return value if isinstance(value, list) else []
+
+
+def _items(value: Any) -> List[Any]:
+    """What an array filter works on: a flat list; anything else counts as its only value."""
+    if isinstance(value, (list, range)):
+        return list(_flat(_list(value)))
+    return [] if value is None or isinstance(value, _Special) else [value]
+
+
+def _flat(values: Iterable[Any]) -> Iterator[Any]:
+    for value in values:
+        if isinstance(value, list):
+            yield from _flat(value)
+        else:
+            yield value
+
+
+def _loopable(value: Any) -> Sequence[Any]:
+    """What `for` goes through: a text counts as one value, an object as its pairs."""
+    if isinstance(value, (list, range)):
+        return value
+    if isinstance(value, dict):
+        return [[key, item] for key, item in value.items()]
+    return [value] if isinstance(value, str) and value else []
+
+
+def _item(value: Any, key: Any) -> Any:
+    """The part of a value that `.key` or `[key]` names; `_ABSENT` if there is none."""
+    if isinstance(value, dict):
+        if isinstance(key, (str, int)) and key in value:
+            return value[key]
+    elif isinstance(key, int) and isinstance(value, (list, range)):
+        return value[key] if -len(value) <= key < len(value) else _ABSENT
+    kinds, special = _SPECIAL_PARTS.get(key, _NO_PART) if isinstance(key, str) else _NO_PART
+    return special(value) if isinstance(value, kinds) else _ABSENT
+
+
+def _first(value: Any) -> Any:
+    return None if isinstance(value, str) else next(iter(_loopable(value)), None)
+
+
+def _last(value: Any) -> Any:
+    return value[-1] if isinstance(value, (list, range)) and value else None
+
+
+def _size(value: Any) -> int:
+    return len(value) if isinstance(value, (str, list, dict, range)) else 0
+
+
+_NO_PART: Tuple[Tuple[type, ...], Callable[[Any], Any]] = ((), _size)
+#: What can be asked of values, beside their keys and places: of which, and the answer.
+_SPECIAL_PARTS: Dict[str, Tuple[Tuple[type, ...], Callable[[Any], Any]]] = {
+    "first": ((list, range, dict), _first),
+    "last": ((list, range), _last),
+    "size": ((str, list, range, dict), _size),
+}
+
+
+# ---- comparing
+
+
+def _truthy(value: Any) -> bool:
+    return value is not None and value is not False
+
+
+def _equal(left: Any, right: Any) -> bool:
+    """Liquid's `==`: 1 equals 1.0, but neither true nor "1"."""
+    if isinstance(right, _Special):
+        return left is right or right.matches(left)
+    if isinstance(left, _Special):
+        return left.matches(right)
+    return bool(left == right) and isinstance(left, bool) is isinstance(right, bool)
+
+
+def _contains(left: Any, right: Any) -> bool:
+    if not _truthy(right):
+        return False
+    if isinstance(left, str):
+        return _text(right) in left
+    if isinstance(left, dict):
+        return isinstance(right, (str, int)) and right in left
+    return any(_equal(item, right) for item in _list(left))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _ordering(compare: Callable[[Any, Any], Any]) -> Callable[[Any, Any], bool]:
+    """Make `<` and the like: false for what has no order, an error for a text and a number.
+
+    Attributes are texts, so this is the error people meet ("Unidentified method", docs).
+    """
+
+    def ordered(left: Any, right: Any) -> bool:
+        kinds = [(isinstance(value, str), _is_number(value)) for value in (left, right)]
+        if (False, False) in kinds:
+            return False
+        if kinds[0] != kinds[1]:
+            raise LiquidError("Unidentified method: a text and a number have no order")
+        return bool(compare(left, right))
+
+    return ordered
+
+
+_COMPARISONS: Dict[str, Callable[[Any, Any], bool]] = {
+    "==": _equal,
+    "!=": lambda left, right: not _equal(left, right),
+    "<>": lambda left, right: not _equal(left, right),
+    "<": _ordering(operator.lt),
+    "<=": _ordering(operator.le),
+    ">": _ordering(operator.gt),
+    ">=": _ordering(operator.ge),
+    "contains": _contains,
+}
+
+
+# ---- source text into tokens
+
+
+class _Token(NamedTuple):
+    """A stretch of a template: kind is "text", "output", "tag" or "broken" (text says why).
+
+    It begins at `start`; what is left of it to read begins at `offset`.
+    """
+
+    kind: str
+    text: str
+    start: int
+    offset: int = 0
+    name: str = ""
+
+
+_OPENING = re.compile(r"\{\{|\{%")
+_TAG_NAME = re.compile(r"\s*(#|\w*)")
+_END_RAW = re.compile(r"\{%-?\s*endraw\s*(-?)%\}")
+
+
+def _tokens(source: str) -> Iterator[_Token]:
+    """Cut a template up; whitespace control and `raw` are done with here."""
+    position, trim = 0, False
+    while position < len(source):
+        opening = _OPENING.search(source, position)
+        start = opening.start() if opening else len(source)
+        text = source[position:start].lstrip() if trim else source[position:start]
+        yield _Token("text", text.rstrip() if source.startswith("-", start + 2) else text, position)
+        if opening is None:
+            return
+        token, position, trim = _bracketed(source, start)
+        if token.name == "raw":
+            token, position, trim = _raw(source, token, position)
+        yield token
+
+
+def _bracketed(source: str, start: int) -> Tuple[_Token, int, bool]:
+    """The tag or output at `start`, where it ends, and whether it trims what follows."""
+    kind, closing = ("output", "}}") if source[start + 1] == "{" else ("tag", "%}")
+    end = source.find(closing, start + 2)
+    if end < 0:
+        near = source[start : start + 20].split("\n")[0]
+        return _Token("broken", f'{kind} "{near}" not closed', start), len(source), False
+    begin = start + 3 if source[start + 2] == "-" else start + 2
+    trim = source[end - 1] == "-" and end > begin
+    markup = source[begin : end - 1 if trim else end]
+    token = _tag(markup, start, begin) if kind == "tag" else _Token(kind, markup, start, begin)
+    return token, end + 2, trim
+
+
+def _tag(markup: str, start: int, offset: int) -> _Token:
+    match = _TAG_NAME.match(markup)
+    assert match is not None  # the pattern matches anything
+    return _Token("tag", markup[match.end() :], start, offset + match.end(), match.group(1))
+
+
+def _raw(source: str, token: _Token, position: int) -> Tuple[_Token, int, bool]:
+    end = _END_RAW.search(source, position)
+    if end is None:
+        return _Token("broken", 'tag "raw" not closed', token.start), len(source), False
+    text = source[position : end.start()]
+    return _Token("text", text, position), end.end(), bool(end.group(1))
+
+
+# ---- expressions
+
+_LEXEME = re.compile(
+    r"""(?P<string>"[^"]*"|'[^']*')
+    |(?P<number>-?\d+(?:\.\d+)?)
+    |(?P<name>[^\W\d][\w-]*\??)
+    |(?P<symbol>==|!=|<>|<=|>=|\.\.|[-<>=.,:|\[\]()])
+    |\s+""",
+    re.VERBOSE,
+)
+
+
+class _Constant:
+    """An expression that is always the same."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __call__(self, _: Any) -> Any:
+        return self.value
+
+
+class _Markup:
+    """Reads the inside of one tag or output, from left to right.
+
+    `locals` are the names of the loops around it.
+    """
+
+    def __init__(self, text: str, offset: int = -1, locals: Sequence[str] = ()) -> None:
+        self._text, self._offset, self._locals = text, offset, locals
+        self._lexemes = list(self._scan())
+        self._index = 0
+
+    def _scan(self) -> Iterator[Tuple[str, str, int]]:
+        position = 0
+        while position < len(self._text):
+            match = _LEXEME.match(self._text, position)
+            if match is None:
+                raise self._error(f'unexpected "{self._text[position]}"', position)
+            if match.lastgroup:
+                yield match.lastgroup, match.group(), position
+            position = match.end()
+        yield "end", "", position
+
+    def _error(self, message: str, position: int) -> LiquidError:
+        return LiquidError(message, self._offset + position if self._offset >= 0 else -1)
+
+    def unexpected(self) -> LiquidError:
+        """Make the error for the current lexeme, for the caller to raise."""
+        kind, text, position = self._lexemes[self._index]
+        # The text for an end too early is Customer.io's (2026 reference).
+        what = "unexpected end of liquid tag" if kind == "end" else f'unexpected "{text}"'
+        return self._error(what, position)
+
+    def sees(self, *texts: str) -> bool:
+        """Whether the current lexeme is one of these."""
+        kind, text, _ = self._lexemes[self._index]
+        return text in texts and kind in ("name", "symbol")
+
+    def accept(self, *texts: str) -> bool:
+        """Step over the current lexeme if it is one of these."""
+        found = self.sees(*texts)
+        self._index += found
+        return found
+
+    def expect(self, text: str) -> None:
+        """Step over this lexeme; LiquidError if it is another."""
+        if not self.accept(text):
+            raise self.unexpected()
+
+    def take(self, *kinds: str) -> Tuple[str, str]:
+        """Step over a lexeme of one of these kinds; gives its kind and text."""
+        kind, text, _ = self._lexemes[self._index]
+        if kind not in kinds:
+            raise self.unexpected()
+        self._index += 1
+        return kind, text
+
+    def name(self) -> str:
+        """Read a name."""
+        return self.take("name")[1]
+
+    def at_end(self) -> bool:
+        """Whether everything has been read."""
+        return self._lexemes[self._index][0] == "end"
+
+    def end(self) -> None:
+        """Raise LiquidError unless everything has been read."""
+        if not self.at_end():
+            raise self.unexpected()
+
+    def source_of(self, read: Callable[[], _Read]) -> Tuple[_Read, str]:
+        """Read an expression; gives it together with its source text."""
+        start = self._lexemes[self._index][2]
+        expression = read()
+        return expression, self._text[start : self._lexemes[self._index][2]].strip()
+
+    def value(self, lenient: bool = False) -> _Read:
+        """Read a literal, a range or a path. A lenient path may lead nowhere."""
+        if self.accept("("):
+            return self._range()
+        if self.sees("["):
+            return self._dynamic_path(lenient)
+        kind, text = self.take("string", "number", "name")
+        if kind == "string":
+            return _Constant(text[1:-1])
+        if kind == "number":
+            if len(text) > _LONGEST_NUMBER:
+                raise self._error("number is too large", self._lexemes[self._index - 1][2])
+            return _Constant(float(text) if "." in text else int(text))
+        if text in _LITERALS:
+            return _Constant(_LITERALS[text])
+        return _variable(text, self._keys(), text in self._locals, lenient)
+
+    def _range(self) -> _Read:
+        first = self.value()
+        self.expect("..")
+        last = self.value()
+        self.expect(")")
+        return lambda state: range(_whole(first(state)), _whole(last(state)) + 1)
+
+    def _keys(self) -> List[_Read]:
+        keys: List[_Read] = []
+        while True:
+            if self.accept("."):
+                keys.append(_Constant(self.name()))
+            elif self.accept("["):
+                keys.append(self.value(lenient=True))
+                self.expect("]")
+            else:
+                return keys
+
+    def _dynamic_path(self, lenient: bool) -> _Read:
+        """A path whose first name is itself looked up: `["a name"].x`, `[which]`."""
+        keys = self._keys()
+
+        def read(state: _Render) -> Any:
+            root = _text(keys[0](state))
+            return _variable(root, keys[1:], root in state.loops, lenient)(state)
+
+        return read
+
+    def filtered(self) -> _Read:
+        """Read a value and the filters after it; `default` first makes up for a missing one."""
+        start = self._index
+        read = self.value()
+        if self._lexemes[self._index][1] == "|" and self._lexemes[self._index + 1][1] == "default":
+            self._index = start
+            read = self.value(lenient=True)
+        while self.accept("|"):
+            read = self._filter(read)
+        return read
+
+    def _filter(self, read: _Read) -> _Read:
+        where = self._index
+        name = self.name()
+        positional, options = self._arguments() if self.accept(":") else ([], {})
+        try:
+            return _applied(name, read, positional, options)
+        except LiquidError as error:
+            raise self._error(error.message, self._lexemes[where][2]) from None
+
+    def _arguments(self) -> Tuple[List[_Read], Dict[str, _Read]]:
+        positional: List[_Read] = []
+        options: Dict[str, _Read] = {}
+        while True:
+            kind, text, _ = self._lexemes[self._index]
+            if kind == "name" and self._lexemes[self._index + 1][1] == ":":
+                self._index += 2
+                options[text] = self.value()
+            else:
+                positional.append(self.value())
+            if not self.accept(","):
+                return positional, options
+
+    def condition(self) -> _Read:
+        """Read comparisons joined by `and` and `or`, which bind to the right."""
+        left = self._comparison()
+        if self.accept("and"):
+            right = self.condition()
+            return lambda state: left(state) and right(state)
+        if self.accept("or"):
+            other = self.condition()
+            return lambda state: left(state) or other(state)
+        return left
+
+    def _comparison(self) -> _Read:
+        left = self.value(lenient=True)
+        if not self.sees(*_COMPARISONS):
+            return lambda state: _truthy(left(state))
+        compare = _COMPARISONS[self.take("name", "symbol")[1]]
+        right = self.value(lenient=True)
+
+        def read(state: _Render) -> bool:
+            value = left(state)
+            state.charge(value)
+            return compare(value, right(state))
+
+        return read
+
+
+def _whole(value: Any) -> int:
+    return int(_number(value))
+
+
+def _variable(root: str, keys: Sequence[_Read], local: bool, lenient: bool) -> _Read:
+    """Make the lookup of a variable, `local` to a loop or not."""
+    fixed = None
+    if all(isinstance(key, _Constant) for key in keys):
+        fixed = [key(None) for key in keys]  # type: ignore[arg-type]
+
+    def read(state: _Render) -> Any:
+        value = (state.loops if local else state.variables).get(root, _ABSENT)
+        if value is _ABSENT:
+            value = state.counters.get(root, _ABSENT)
+        parts = [key(state) for key in keys] if fixed is None else fixed
+        for part in parts:
+            value = _item(value, part)
+        if value is not _ABSENT:
+            return value
+        return None if lenient or local else state.absent((root, *parts))
+
+    return _rendered(read) if root in _RENDERED_NAMESPACES and not local else read
+
+
+class _Signature(NamedTuple):
+    """How a filter is called."""
+
+    takes_state: bool
+    least: int
+    most: int
+    options: FrozenSet[str]
+
+
+@functools.lru_cache(maxsize=512)
+def _signature(function: Callable[..., Any]) -> _Signature:
+    parameters = list(inspect.signature(function).parameters.values())
+    takes_state = parameters[0].name == "state"
+    places = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD][1 + takes_state :]
+    options = frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
+    least = sum(p.default is p.empty for p in places)
+    return _Signature(takes_state, least, len(places), options)
+
+
+#: Filters that take no longer for a large value than for a small one.
+_CONSTANT_TIME = frozenset({"default", "first", "last", "size"})
+#: What a filter may raise over a value it can make nothing of.
+_TROUBLE: Tuple[Type[Exception], ...] = (ValueError, TypeError, ArithmeticError)
+
+
+def _applied(
+    name: str, read: _Read, positional: Sequence[_Read], options: Mapping[str, _Read]
+) -> _Read:
+    """Make a filtered expression; LiquidError for an unknown filter or wrong arguments."""
+    function = LIQUID_FILTERS.get(name)
+    if function is None:
+        raise LiquidError(f"undefined filter: {name}")
+    signature = _signature(function)
+    if not signature.least <= len(positional) <= signature.most:
+        raise LiquidError(f"{name}: wrong number of arguments")
+    if not signature.options.issuperset(options):
+        raise LiquidError(f"{name}: unknown option")
+
+    costs = name not in _CONSTANT_TIME
+
+    def apply(state: _Render) -> Any:
+        value = read(state)
+        if costs:
+            state.charge(value)
+        arguments = [argument(state) for argument in positional]
+        named = {key: option(state) for key, option in options.items()} if options else {}
+        try:
+            if signature.takes_state:
+                result = function(state, value, *arguments, **named)
+            else:
+                result = function(value, *arguments, **named)
+        except _TROUBLE as error:
+            raise LiquidError(f"{name}: {error}") from None
+        return _checked_size(state, result) if costs else result
+
+    return apply
+
+
+def _checked_size(state: _Render, value: Any) -> Any:
+    state.charge(value)
+    if isinstance(value, (str, list)):
+        most = _LONGEST_TEXT if isinstance(value, str) else _LARGEST_LIST
+        if len(value) > most:
+            raise LiquidError("a value grows too large")
+    return value
+
+
+# ---- tokens into nodes
+
+
+class _Piece(NamedTuple):
+    """A node, where it stands, and what blank bodies need to know.
+
+    A body in which nothing could print anything loses its whitespace, too.
+    """
+
+    run: _Node
+    offset: int
+    blank: bool = False
+    is_text: bool = False
+
+
+_Pieces = List[_Piece]
+
+
+class _Tag(NamedTuple):
+    """What a tag's parser makes; `blank` if it never prints anything."""
+
+    run: _Node
+    blank: bool = False
+
+
+class _Parser:
+    """Makes nodes of tokens."""
+
+    def __init__(self, tokens: Iterator[_Token], locals: Sequence[str] = (), depth: int = 0):
+        self._tokens = tokens
+        self._depth = depth
+        self._locals: List[str] = list(locals)
+
+    def markup(self, token: _Token) -> _Markup:
+        """Begin to read the inside of a token."""
+        return _Markup(token.text, token.offset, tuple(self._locals))
+
+    def block(self, opener: Optional[_Token] = None, *ends: str) -> Tuple[_Pieces, _Token]:
+        """Read up to one of the tags `ends`, or to the end of the template if there are none.
+
+        `opener` is the tag that has to be closed.
+        """
+        pieces: _Pieces = []
+        for token in self._tokens:
+            if token.kind == "tag" and token.name in ends:
+                return pieces, token
+            if token.kind != "text" or token.text:
+                pieces.append(self._piece(token))
+        if opener is not None:
+            raise LiquidError(f'tag "{opener.name}" not closed', opener.start)
+        return pieces, _Token("end", "", -1)
+
+    def loop(self, opener: _Token, names: Sequence[str], *ends: str) -> Tuple[_Pieces, _Token]:
+        """Read the body of a loop, which has variables of its own."""
+        self._locals += names
+        found = self.block(opener, *ends)
+        del self._locals[-len(names) :]
+        return found
+
+    def skip(self, opener: _Token, nests: bool) -> None:
+        """Step over everything up to the end of `opener`."""
+        depth = 1
+        for token in self._tokens:
+            if token.kind == "tag":
+                depth += (nests and token.name == opener.name) - (token.name == "end" + opener.name)
+            if not depth:
+                return
+        raise LiquidError(f'tag "{opener.name}" not closed', opener.start)
+
+    def lines(self, token: _Token) -> _Pieces:
+        """Read the inside of a `liquid` tag: one tag a line."""
+        tokens = _line_tokens(token)
+        return _Parser(tokens, self._locals, self._depth + 1).block()[0]
+
+    def _piece(self, token: _Token) -> _Piece:
+        if token.kind == "text":
+            return _text_piece(token)
+        if token.kind == "broken":
+            raise LiquidError(token.text, token.start)
+        if token.kind == "output":
+            return _Piece(_echo_tag(self, token).run, token.start)
+        parse = LIQUID_TAGS.get(token.name)
+        if parse is None:
+            raise LiquidError(f'tag "{token.name}" not found', token.start)
+        self._depth += 1
+        if self._depth > _DEEPEST_BLOCK:
+            raise LiquidError("tags are nested too deeply", token.start)
+        run, blank = parse(self, token)
+        self._depth -= 1
+        return _Piece(run, token.start, blank)
+
+
+def _line_tokens(token: _Token) -> Iterator[_Token]:
+    position = 0
+    for line in token.text.split("\n"):
+        if line.strip():
+            indent = len(line) - len(line.lstrip())
+            yield _tag(line, token.offset + position + indent, token.offset + position)
+        position += len(line) + 1
+
+
+def _text_piece(token: _Token) -> _Piece:
+    text = token.text
+    return _Piece(lambda state: state.write(text), token.start, not text.strip(), True)
+
+
+def _sequence_of(pieces: _Pieces) -> _Node:
+    """One node that runs all; an error from inside is told where it happened."""
+    nodes = [(piece.run, piece.offset) for piece in pieces]
+
+    def run(state: _Render) -> None:
+        offset = -1
+        state.spend(1 + len(nodes))
+        try:
+            for node, offset in nodes:  # noqa: B007 - for the error
+                node(state)
+        except LiquidError as error:
+            if error.offset < 0:
+                error.offset = offset
+            raise
+        except _TROUBLE as error:
+            raise LiquidError(str(error), offset) from error
+
+    return run
+
+
+def _bodies(*blocks: _Pieces) -> Tuple[List[_Node], bool]:
+    """The bodies of one tag as nodes, and whether they are all blank."""
+    blank = all(piece.blank for pieces in blocks for piece in pieces)
+    if blank:
+        blocks = tuple([piece for piece in pieces if not piece.is_text] for pieces in blocks)
+    return [_sequence_of(pieces) for pieces in blocks], blank
+
+
+# ---- tags
+
+
+def _echo_tag(parser: _Parser, token: _Token) -> _Tag:
+    markup = parser.markup(token)
+    read = _Constant("") if markup.at_end() else markup.filtered()
+    markup.end()
+
+    def run(state: _Render) -> None:
+        value = read(state)
+        state.write(value if value.__class__ is str else state.text(value))
+
+    return _Tag(run)
+
+
+def _assign_tag(parser: _Parser, token: _Token) -> _Tag:
+    markup = parser.markup(token)
+    name = markup.name()
+    if name.endswith("?"):
+        raise LiquidError(f'unexpected "{name}"', token.offset)
+    markup.expect("=")
+    read = markup.filtered()
+    markup.end()
+
+    def run(state: _Render) -> None:
+        state.variables[name] = read(state)
+
+    return _Tag(run, blank=True)
+
+
+def _capture_tag(parser: _Parser, token: _Token) -> _Tag:
+    name = token.text.strip().strip("'\"")
+    if not re.match(r"\w[\w-]*\Z", name):
+        raise LiquidError(f'unexpected "{name}"', token.offset)
+    pieces, _ = parser.block(token, "endcapture")
+    body = _sequence_of(pieces)
+
+    def run(state: _Render) -> None:
+        state.variables[name] = state.captured(body)
+
+    return _Tag(run, blank=True)
+
+
+def _if_tag(parser: _Parser, token: _Token) -> _Tag:
+    """Parse `if` and `unless`, which is an `if` whose first condition is turned round."""
+    closing = "end" + token.name
+    tests, blocks = [_test(parser, token)], []
+    while True:
+        pieces, end = parser.block(token, "elsif", "else", closing)
+        blocks.append(pieces)
+        if end.name == closing:
+            break
+        tests.append(_test(parser, end))
+    bodies, blank = _bodies(*blocks)
+    branches = list(zip(tests, bodies))
+
+    def run(state: _Render) -> None:
+        for test, body in branches:
+            if test(state):
+                return body(state)
+        return None
+
+    return _Tag(run, blank)
+
+
+def _test(parser: _Parser, token: _Token) -> _Read:
+    if token.name == "else":
+        return _Constant(True)
+    markup = parser.markup(token)
+    test = markup.condition()
+    markup.end()
+    return (lambda state: not test(state)) if token.name == "unless" else test
+
+
+def _case_tag(parser: _Parser, token: _Token) -> _Tag:
+    markup = parser.markup(token)
+    target = markup.value(lenient=True)
+    markup.end()
+    choices: List[Optional[List[_Read]]] = []
+    blocks: List[_Pieces] = []
+    _, end = parser.block(token, "when", "else", "endcase")
+    while end.name != "endcase":
+        choices.append(_choices(parser.markup(end)) if end.name == "when" else None)
+        pieces, end = parser.block(token, "when", "else", "endcase")
+        blocks.append(pieces)
+    bodies, blank = _bodies(*blocks)
+    branches = list(zip(choices, bodies))
+
+    def run(state: _Render) -> None:
+        value, found = target(state), False
+        state.charge(value)
+        for choice, body in branches:
+            hit = choice is not None and any(_equal(value, read(state)) for read in choice)
+            found = found or hit
+            if hit or (choice is None and not found):
+                body(state)
+
+    return _Tag(run, blank)
+
+
+def _choices(markup: _Markup) -> List[_Read]:
+    """Read the values of a `when`; what follows them is ignored, as Shopify's engine does."""
+    choices = [markup.value(lenient=True)]
+    while markup.accept(",", "or"):
+        choices.append(markup.value(lenient=True))
+    return choices
+
+
+class _LoopHead(NamedTuple):
+    """The inside of `for` and `tablerow`; `key` is what `offset: continue` goes by."""
+
+    variable: str
+    key: str
+    collection: _Read
+    options: Dict[str, _Read]
+    reverse: bool
+    resume: bool
+
+    def items(self, state: _Render) -> Sequence[Any]:
+        """Give the values to go through, this time."""
+        value = self.collection(state)
+        values = _loopable(value)
+        state.spend(len(values) if isinstance(value, dict) else 0)
+        start = state.offsets.get(self.key, 0) if self.resume else self.option(state, "offset", 0)
+        limit = self.option(state, "limit", len(values))
+        chosen = values[max(start, 0) : max(start, 0) + max(limit, 0)]
+        state.offsets[self.key] = start + len(chosen)
+        return chosen[::-1] if self.reverse else chosen
+
+    def option(self, state: _Render, name: str, otherwise: int) -> int:
+        """Give a numeric option; LiquidError if it is set to something else."""
+        value = self.options[name](state) if name in self.options else None
+        try:
+            return otherwise if value is None else _integer(value)
+        except ValueError as error:
+            raise LiquidError(f"{name}: {error}") from None
+
+
+def _loop_head(markup: _Markup, allowed: Sequence[str]) -> _LoopHead:
+    variable = markup.name()
+    markup.expect("in")
+    collection, source = markup.source_of(markup.value)
+    options: Dict[str, _Read] = {}
+    reverse = resume = False
+    while not markup.at_end():
+        if markup.accept("reversed"):
+            reverse = True
+        elif markup.sees(*allowed):
+            name = markup.name()
+            markup.expect(":")
+            resume = name == "offset" and markup.accept("continue")
+            if not resume:
+                options[name] = markup.value()
+        elif not markup.accept(","):
+            raise markup.unexpected()
+    return _LoopHead(variable, f"{variable}-{source}", collection, options, reverse, resume)
+
+
+def _advance(loop: Dict[str, Any], index: int, length: int) -> None:
+    """Set what a loop says about its current round."""
+    loop["index"] = index + 1
+    loop["index0"] = index
+    loop["rindex"] = length - index
+    loop["rindex0"] = length - index - 1
+    loop["first"] = index == 0
+    loop["last"] = index == length - 1
+
+
+def _for_tag(parser: _Parser, token: _Token) -> _Tag:
+    head = _loop_head(parser.markup(token), ("limit", "offset"))
+    pieces, end = parser.loop(token, (head.variable, "forloop"), "else", "endfor")
+    others: _Pieces = []
+    while end.name == "else":
+        more, end = parser.block(token, "else", "endfor")
+        others = others or more
+    (body, otherwise), blank = _bodies(pieces, others)
+
+    def run(state: _Render) -> None:
+        items = head.items(state)
+        if not items:
+            return otherwise(state)
+        outer = state.loops
+        loop = {"name": head.key, "length": len(items), "parentloop": outer.get("forloop")}
+        state.loops = {**outer, "forloop": loop}
+        try:
+            _go_through(state, items, head.variable, loop, body)
+        finally:
+            state.loops = outer
+        return None
+
+    return _Tag(run, blank)
+
+
+def _go_through(
+    state: _Render, items: Sequence[Any], variable: str, loop: Dict[str, Any], body: _Node
+) -> None:
+    length, scope = len(items), state.loops
+    for index, item in enumerate(items):
+        state.iterate()
+        scope[variable] = item
+        _advance(loop, index, length)
+        try:
+            body(state)
+        except _Continue:
+            pass
+        except _Break:
+            break
+
+
+def _tablerow_tag(parser: _Parser, token: _Token) -> _Tag:
+    head = _loop_head(parser.markup(token), ("limit", "offset", "cols"))
+    names = (head.variable, "tablerowloop")
+    (body,), _ = _bodies(parser.loop(token, names, "endtablerow")[0])
+
+    def run(state: _Render) -> None:
+        items, outer = head.items(state), state.loops
+        columns = max(head.option(state, "cols", len(items)), 1)
+        loop: Dict[str, Any] = {"length": len(items)}
+        state.loops = {**outer, "tablerowloop": loop}
+        state.write('<tr class="row1">\n')
+        try:
+            _go_through(state, items, head.variable, loop, _cell(body, loop, columns))
+        finally:
+            state.loops = outer
+        state.write("</tr>\n")
+
+    return _Tag(run)
+
+
+def _cell(body: _Node, loop: Dict[str, Any], columns: int) -> _Node:
+    """Make the node that writes one cell, and the row's end where it is the last in its row."""
+
+    def run(state: _Render) -> None:
+        row, column = divmod(loop["index0"], columns)
+        loop.update(row=row + 1, col=column + 1, col0=column)
+        loop.update(col_first=column == 0, col_last=column == columns - 1)
+        state.write(f'<td class="col{column + 1}">')
+        try:
+            body(state)
+        except _Continue:
+            pass
+        except _Break:
+            state.write("</td>")
+            raise
+        state.write("</td>")
+        if loop["col_last"] and not loop["last"]:
+            state.write(f'</tr>\n<tr class="row{row + 2}">')
+
+    return run
+
+
+def _leaving(signal: Type[Exception]) -> Callable[[_Parser, _Token], _Tag]:
+    """Make the parser of `break` or `continue`."""
+
+    def parse(parser: _Parser, token: _Token) -> _Tag:
+        parser.markup(token).end()
+
+        def run(state: _Render) -> None:
+            raise signal
+
+        return _Tag(run)
+
+    return parse
+
+
+def _cycle_tag(parser: _Parser, token: _Token) -> _Tag:
+    markup = parser.markup(token)
+    values, group = [markup.value()], None
+    if markup.accept(":"):
+        group, values = values[0], [markup.value()]
+    while markup.accept(","):
+        values.append(markup.value())
+    markup.end()
+
+    def run(state: _Render) -> None:
+        key = (False, token.text) if group is None else (True, _text(group(state)))
+        index = state.cycles.get(key, 0)
+        state.cycles[key] = index + 1 if index + 1 < len(values) else 0
+        if index < len(values):
+            state.write(state.text(values[index](state)))
+
+    return _Tag(run)
+
+
+def _counter(step: int, prints_before: bool) -> Callable[[_Parser, _Token], _Tag]:
+    """Make the parser of `increment` or `decrement`; counters are apart from variables."""
+
+    def parse(parser: _Parser, token: _Token) -> _Tag:
+        markup = parser.markup(token)
+        name = markup.name()
+        markup.end()
+
+        def run(state: _Render) -> None:
+            before = state.counters.get(name, 0)
+            state.counters[name] = before + step
+            state.write(str(before if prints_before else before + step))
+
+        return _Tag(run)
+
+    return parse
+
+
+def _ifchanged_tag(parser: _Parser, token: _Token) -> _Tag:
+    (body,), blank = _bodies(parser.block(token, "endifchanged")[0])
+
+    def run(state: _Render) -> None:
+        text = state.captured(body)
+        if text != state.changed:
+            state.changed = text
+            state.write(text)
+
+    return _Tag(run, blank)
+
+
+def _liquid_tag(parser: _Parser, token: _Token) -> _Tag:
+    (body,), blank = _bodies(parser.lines(token))
+    return _Tag(body, blank)
+
+
+def _nothing(_: _Render) -> None:
+    """Write nothing."""
+
+
+def _comment_tag(parser: _Parser, token: _Token) -> _Tag:
+    parser.skip(token, nests=True)
+    return _Tag(_nothing, blank=True)
+
+
+def _doc_tag(parser: _Parser, token: _Token) -> _Tag:
+    parser.markup(token).end()
+    parser.skip(token, nests=False)
+    return _Tag(_nothing, blank=True)
+
+
+def _inline_comment_tag(_: _Parser, token: _Token) -> _Tag:
+    rest = [line.strip() for line in token.text.split("\n")[1:]]
+    if any(line and not line.startswith("#") for line in rest):
+        raise LiquidError("each line of a comment must begin with #", token.offset)
+    return _Tag(_nothing, blank=True)
+
+
+#: Tags by name; each function reads what belongs to its tag. `raw` is part of the tokeniser.
+LIQUID_TAGS: Dict[str, Callable[[_Parser, _Token], _Tag]] = {
+    "#": _inline_comment_tag,
+    "assign": _assign_tag,
+    "break": _leaving(_Break),
+    "capture": _capture_tag,
+    "case": _case_tag,
+    "comment": _comment_tag,
+    "continue": _leaving(_Continue),
+    "cycle": _cycle_tag,
+    "decrement": _counter(-1, prints_before=False),
+    "doc": _doc_tag,
+    "echo": _echo_tag,
+    "for": _for_tag,
+    "if": _if_tag,
+    "ifchanged": _ifchanged_tag,
+    "increment": _counter(1, prints_before=True),
+    "liquid": _liquid_tag,
+    "tablerow": _tablerow_tag,
+    "unless": _if_tag,
+}
+
+
+# ---- filters: text
+
+
+def _on_text(function: Callable[[str], Any]) -> Callable[[Any], Any]:
+    """Make a filter of a function of a text."""
+    return lambda value: function(_text(value))
+
+
+_HTML_ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;"}
+_HTML_ESCAPES = {ord(sign): entity for sign, entity in _HTML_ENTITIES.items()}
+_UNESCAPED = re.compile(r"[<>\"']|&(?!(?:[a-zA-Z]+|#\d+);)")
+
+
+def _escape(text: str) -> str:
+    return text.translate(_HTML_ESCAPES)
+
+
+def _escape_once(text: str) -> str:
+    return _UNESCAPED.sub(lambda match: _HTML_ENTITIES[match.group()], text)
+
+
+_HTML_PARTS = [
+    (re.compile(opening, re.IGNORECASE), re.compile(closing, re.IGNORECASE))
+    for opening, closing in (
+        ("<script", "</script>"),
+        ("<!--", "-->"),
+        ("<style", "</style>"),
+        ("<", ">"),
+    )
+]
+
+
+def _strip_html(text: str) -> str:
+    for opening, closing in _HTML_PARTS:
+        text = _cut(text, opening, closing)
+    return text
+
+
+def _cut(text: str, opening: Any, closing: Any) -> str:
+    """Leave out all from an opening to the next closing; in one go, whatever the text."""
+    kept, position = [], 0
+    start = opening.search(text)
+    end = closing.search(text, start.end()) if start else None
+    while start and end:
+        kept.append(text[position : start.start()])
+        position = end.end()
+        start = opening.search(text, position)
+        end = closing.search(text, start.end()) if start else None
+    return "".join(kept) + text[position:]
+
+
+def _replace(value: Any, old: Any, new: Any, count: int = -1) -> str:
+    text, old, new = _text(value), _text(old), _text(new)
+    times = text.count(old) if count < 0 else count
+    if len(text) + times * len(new) > _LONGEST_TEXT:
+        raise ValueError("the text grows too large")
+    return text.replace(old, new, count)
+
+
+def _replace_last(value: Any, old: Any, new: Any) -> str:
+    text, old = _text(value), _text(old)
+    at = text.rfind(old)
+    return text if at < 0 else text[:at] + _text(new) + text[at + len(old) :]
+
+
+def _split(value: Any, separator: Any) -> List[str]:
+    """Cut a text up; empty parts at the end are left out, as Ruby does."""
+    text, separator = _text(value), _text(separator)
+    if separator == " ":
+        return text.split()
+    parts = text.split(separator) if separator else list(text)
+    while parts and not parts[-1]:
+        parts.pop()
+    return parts
+
+
+def _slice(value: Any, start: Any, length: Any = None) -> Any:
+    begin, count = _integer(start), 1 if length is None else _integer(length)
+    values = _list(value) if isinstance(value, (list, range)) else _text(value)
+    begin = begin + len(values) if begin < 0 else begin
+    return values[begin : begin + max(count, 0)] if begin >= 0 else values[:0]
+
+
+def _truncate(value: Any, length: Any = 50, ellipsis: Any = "...") -> str:
+    text, end, most = _text(value), _text(ellipsis), _integer(length)
+    return text if len(text) <= most else text[: max(most - len(end), 0)] + end
+
+
+def _truncatewords(value: Any, words: Any = 15, ellipsis: Any = "...") -> str:
+    text, most = _text(value), max(_integer(words), 1)
+    parts = text.split(None, most)
+    return text if len(parts) <= most else " ".join(parts[:most]) + _text(ellipsis)
+
+
+def _pluralize(value: Any, singular: Any, plural: Any = None) -> str:
+    """The number with the word that goes with it: `3 | pluralize: "item", "items"` (docs)."""
+    many = _text(singular) + "s" if plural is None else _text(plural)
+    return f"{_text(value)} {_text(singular) if _number(value) == 1 else many}"
+
+
+def _sentence(value: Any, connector: Any = "and") -> str:
+    words = [_text(item) for item in _items(value)]
+    if len(words) < 3:
+        return f" {_text(connector)} ".join(words)
+    return f"{', '.join(words[:-1])}, {_text(connector)} {words[-1]}"
+
+
+def _base64(function: Callable[[bytes], bytes]) -> Callable[[Any], str]:
+    """Make a filter that encodes or decodes."""
+    return lambda value: function(_text(value).encode()).decode(errors="replace")
+
+
+def _hashing(algorithm: str) -> Callable[[Any], str]:
+    return lambda value: hashlib.new(algorithm, _text(value).encode()).hexdigest()
+
+
+def _signing(algorithm: str) -> Callable[[Any, Any], str]:
+    return lambda value, key: hmac.new(
+        _text(key).encode(), _text(value).encode(), algorithm
+    ).hexdigest()
+
+
+# ---- filters: numbers
+
+
+def _calculating(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """Make a filter of a function of two numbers."""
+    return lambda value, other: _as_data(function(_number(value), _number(other)))
+
+
+def _quotient(left: Any, right: Any) -> Any:
+    """Two whole numbers give a whole number, rounded down."""
+    if right == 0:
+        raise ValueError("divided by 0")
+    whole = isinstance(left, int) and isinstance(right, int)
+    return left // right if whole else _without_zeros(left / right)
+
+
+def _without_zeros(number: Any) -> Any:
+    """`times` and `divided_by` drop the decimals of a whole number (docs)."""
+    return int(number) if number == int(number) else number
+
+
+def _modulo(left: Any, right: Any) -> Any:
+    """Never negative (docs)."""
+    if right == 0:
+        raise ValueError("divided by 0")
+    rest = left % abs(right)
+    return rest + abs(right) if rest < 0 else rest
+
+
+def _round(value: Any, places: Any = 0) -> Any:
+    number, digits = _number(value), max(min(_whole(places), 30), -30)
+    if isinstance(number, int) and digits >= 0:
+        return number
+    rounded = _rounded(number, digits)
+    return float(rounded) if digits > 0 else int(rounded)
+
+
+def _rounded(number: Any, digits: int) -> Any:
+    """A number rounded half away from zero, as a Decimal."""
+    from decimal import ROUND_HALF_UP, Decimal
+
+    return Decimal(number).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP)
+
+
+# ---- filters: arrays
+
+
+def _property(item: Any, key: Any) -> Any:
+    """Ruby's `item[key]`, which is what the filters with a property ask for.
+
+    Raises TypeError where Ruby does: a number has no property named by a text.
+    """
+    if isinstance(item, dict):
+        return item.get(key) if isinstance(key, (str, int)) else None
+    if isinstance(item, str):
+        return key if isinstance(key, str) and key in item else None
+    if isinstance(item, int) and not isinstance(item, bool):
+        if not _is_number(key):
+            raise TypeError(f"cannot select the property '{_text(key)}'")
+        return item >> min(abs(int(key)), _WIDEST_NUMBER) & 1
+    return None
+
+
+def _judged(value: Any, key: Any, target: Any) -> Optional[List[Tuple[Any, bool]]]:
+    """The items, each with whether its property is `target` (or just set, without one).
+
+    None if some have no properties at all, in which case the filters give nil.
+    """
+    items = _items(value)
+    if key is None:
+        return []
+    if any(item is None or isinstance(item, (bool, float)) for item in items):
+        return None
+    found = [_property(item, key) for item in items]
+    if target is None:
+        return [(item, _truthy(part)) for item, part in zip(items, found)]
+    return [(item, _equal(part, target)) for item, part in zip(items, found)]
+
+
+def _judging(answer: Callable[[List[Tuple[Any, bool]]], Any]) -> Callable[..., Any]:
+    """Make a filter such as `where: key` or `where: key, target`."""
+
+    def apply(value: Any, key: Any, target: Any = None) -> Any:
+        judged = _judged(value, key, target)
+        return None if judged is None else answer(judged)
+
+    return apply
+
+
+def _hits(judged: Iterable[Tuple[Any, Any]]) -> List[Any]:
+    return [item for item, hit in judged if _truthy(hit)]
+
+
+def _misses(judged: Iterable[Tuple[Any, Any]]) -> List[Any]:
+    return [item for item, hit in judged if not _truthy(hit)]
+
+
+def _first_hit(judged: Iterable[Tuple[Any, Any]]) -> Any:
+    return _first(_hits(judged))
+
+
+def _index_of_hit(judged: Iterable[Tuple[Any, Any]]) -> Any:
+    return next((index for index, (_, hit) in enumerate(judged) if hit), None)
+
+
+def _evaluating(answer: Callable[[List[Tuple[Any, Any]]], Any]) -> Callable[..., Any]:
+    """Make a filter such as `where_exp: "item", "item.price > 10"`."""
+
+    def apply(state: _Render, value: Any, name: Any, expression: Any) -> Any:
+        return answer(_evaluated(state, value, _text(name), _text(expression)))
+
+    return apply
+
+
+def _evaluated(state: _Render, value: Any, name: str, expression: str) -> List[Tuple[Any, Any]]:
+    """The items, each with the value of an expression given as text, in which it is `name`."""
+    items, locals = _items(value), (*state.loops, name)
+    markup = _Markup(expression, locals=locals)
+    read = markup.filtered()
+    if not markup.at_end():
+        markup = _Markup(expression, locals=locals)
+        read = markup.condition()
+    markup.end()
+    outer = state.loops
+    try:
+        return [(item, _with_item(state, outer, name, item, read)) for item in items]
+    finally:
+        state.loops = outer
+
+
+def _with_item(state: _Render, outer: Dict[str, Any], name: str, item: Any, read: _Read) -> Any:
+    state.iterate()
+    state.loops = {**outer, name: item}
+    return read(state)
+
+
+def _identity(value: Any) -> Any:
+    """Something hashable that is the same for the same values only."""
+    return _json(value) if isinstance(value, (list, dict)) else (value.__class__, value)
+
+
+def _grouped(pairs: Iterable[Tuple[Any, Any]]) -> List[Any]:
+    groups: Dict[Any, Dict[str, Any]] = {}
+    for item, name in pairs:
+        group = groups.setdefault(_identity(name), {"name": name, "items": []})
+        group["items"].append(item)
+    return list(groups.values())
+
+
+def _compact(value: Any, key: Any = None) -> List[Any]:
+    items = _items(value)
+    return [item for item in items if (item if key is None else _property(item, key)) is not None]
+
+
+def _uniq(value: Any, key: Any = None) -> List[Any]:
+    seen: Dict[Any, Any] = {}
+    for item in _items(value):
+        seen.setdefault(_identity(item if key is None else _property(item, key)), item)
+    return list(seen.values())
+
+
+def _sorting(order: Callable[[Any], Any], moves_nil: bool) -> Callable[..., List[Any]]:
+    """Make a filter that sorts by a property.
+
+    The items without it come last, or keep all others from moving, as `sort` has it (docs).
+    """
+
+    def apply(value: Any, key: Any = None) -> List[Any]:
+        items = _items(value)
+        found = [(item if key is None else _property(item, key), item) for item in items]
+        known = [pair for pair in found if pair[0] is not None]
+        if len(known) < len(items) and not moves_nil:
+            return items
+        known.sort(key=lambda pair: order(pair[0]))
+        return [item for _, item in known] + [item for part, item in found if part is None]
+
+    return apply
+
+
+def _join(value: Any, separator: Any = " ") -> str:
+    texts, between = [_text(item) for item in _items(value)], _text(separator)
+    if len(texts) * len(between) > _LONGEST_TEXT:
+        raise ValueError("the text grows too large")
+    return between.join(texts)
+
+
+def _concat(value: Any, more: Any) -> List[Any]:
+    """Two lists in one; an object counts as a list of one (docs)."""
+    if not isinstance(more, (list, range, dict)):
+        raise TypeError("requires an array argument")
+    return _checked(_items(value) + _items(more))
+
+
+def _checked(values: List[Any]) -> List[Any]:
+    """A list put together from others; ValueError if there is too much in it, deep."""
+    if _weight(values) > _LARGEST_LIST:
+        raise ValueError("the list grows too large")
+    return values
+
+
+def _sum(value: Any, key: Any = None) -> Any:
+    items = _items(value)
+    return _as_data(sum(_number(item if key is None else _property(item, key)) for item in items))
+
+
+# ---- filters: dates
+
+#: Texts that `date` understands beside Unix seconds, "now" and ISO 8601.
+_WORDED_DATES = (
+    *("%B %d, %Y", "%b %d, %Y", "%d %B %Y", "%d %b %Y", "%Y/%m/%d", "%m/%d/%Y"),
+    *("%a, %d %b %Y %H:%M:%S %z", "%a, %d %b %Y %H:%M:%S GMT", "%d %b %Y %H:%M:%S %z"),
+    *("%B %d, %Y %H:%M", "%B %d, %Y %H:%M:%S", "%b %d, %Y %H:%M", "%b %d, %Y %H:%M:%S"),
+)
+_ISO_MOMENT = re.compile(
+    r"(\d{4})-(\d\d)-(\d\d)(?:[T ](\d\d):(\d\d)(?::(\d\d)(?:\.(\d{1,9}))?)?)?"
+    r"\s{0,3}(Z|UTC|[+-]\d\d:?\d\d)?\Z"
+)
+
+
+def _moment(state: _Render, value: Any) -> Optional[datetime]:
+    """The time a value means; in UTC unless it says otherwise, None if it means none."""
+    state.spend(50)
+    if _is_number(value):
+        return datetime.fromtimestamp(value, timezone.utc)
+    if not isinstance(value, str) or not value or len(value) > 60:
+        return None
+    if value in ("now", "today"):
+        return datetime.fromtimestamp(state.now, timezone.utc)
+    if value.isdigit():
+        return datetime.fromtimestamp(_integer(value), timezone.utc)
+    return _iso_moment(value) or _worded_moment(value)
+
+
+def _iso_moment(text: str) -> Optional[datetime]:
+    match = _ISO_MOMENT.match(text)
+    if match is None:
+        return None
+    *parts, fraction, zone = match.groups()
+    numbers = [int(part or 0) for part in parts]
+    micro = int((fraction or "").ljust(6, "0")[:6])
+    year, month, day, hour, minute, second = numbers
+    return datetime(year, month, day, hour, minute, second, micro, _offset(zone or "Z"))
+
+
+def _worded_moment(text: str) -> Optional[datetime]:
+    for pattern in _WORDED_DATES:
+        try:
+            moment = datetime.strptime(text, pattern)
+        except ValueError:
+            continue
+        return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+    return None
+
+
+def _offset(text: str) -> timezone:
+    """A zone from `Z`, `UTC` or `-05:00`."""
+    if text in ("Z", "UTC"):
+        return timezone.utc
+    minutes = int(text[1:3]) * 60 + int(text[-2:])
+    return timezone(timedelta(minutes=-minutes if text[0] == "-" else minutes))
+
+
+def _zone(value: Any) -> Any:
+    """A zone from its name, an offset, "(GMT-11:00) Hawaii", or minutes west of UTC (docs)."""
+    text = _text(value)
+    if re.match(r"-?\d{1,4}\Z", text):
+        return timezone(timedelta(minutes=-int(text)))
+    detailed = re.match(r"(?:\(?(?:GMT|UTC))?([+-]\d\d:?\d\d)(?:\)|\Z)", text)
+    return _offset(detailed.group(1)) if detailed else _named_zone(text)
+
+
+def _named_zone(name: str) -> Any:
+    from zoneinfo import ZoneInfo
+
+    try:
+        if not re.match(r"[A-Za-z][\w+/-]{0,60}\Z", name):
+            raise ValueError
+        return ZoneInfo(name)
+    except (ValueError, KeyError, OSError):
+        raise LiquidError(f"unknown time zone '{name}'") from None
+
+
+_WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+_MONTHS = (
+    *("January", "February", "March", "April", "May", "June"),
+    *("July", "August", "September", "October", "November", "December"),
+)
+
+
+def _ordinal(number: int) -> str:
+    if number % 100 in (11, 12, 13):
+        return "th"
+    return {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+
+
+def _utc_offset(moment: datetime, colon: str = "") -> str:
+    minutes = round((moment.utcoffset() or timedelta()).total_seconds() / 60)
+    hours, rest = divmod(abs(minutes), 60)
+    return f"{'-' if minutes < 0 else '+'}{hours:02d}{colon}{rest:02d}"
+
+
+#: Directives of a date format: the value, and the width and padding it gets by default.
+_DIRECTIVES: Dict[str, Tuple[Callable[[datetime], Any], int, str]] = {
+    "a": (lambda t: _WEEKDAYS[t.weekday()][:3], 0, " "),
+    "A": (lambda t: _WEEKDAYS[t.weekday()], 0, " "),
+    "b": (lambda t: _MONTHS[t.month - 1][:3], 0, " "),
+    "B": (lambda t: _MONTHS[t.month - 1], 0, " "),
+    "C": (lambda t: t.year // 100, 2, "0"),
+    "d": (lambda t: t.day, 2, "0"),
+    "e": (lambda t: t.day, 2, " "),
+    "g": (lambda t: t.isocalendar()[0] % 100, 2, "0"),
+    "G": (lambda t: t.isocalendar()[0], 4, "0"),
+    "h": (lambda t: _MONTHS[t.month - 1][:3], 0, " "),
+    "H": (lambda t: t.hour, 2, "0"),
+    "I": (lambda t: t.hour % 12 or 12, 2, "0"),
+    "j": (lambda t: t.timetuple().tm_yday, 3, "0"),
+    "k": (lambda t: t.hour, 2, " "),
+    "l": (lambda t: t.hour % 12 or 12, 2, " "),
+    "L": (lambda t: t.microsecond // 1000, 3, "0"),
+    "m": (lambda t: t.month, 2, "0"),
+    "M": (lambda t: t.minute, 2, "0"),
+    "n": (lambda t: "\n", 0, " "),
+    "N": (lambda t: t.microsecond * 1000, 9, "0"),
+    "p": (lambda t: "AM" if t.hour < 12 else "PM", 0, " "),
+    "P": (lambda t: "am" if t.hour < 12 else "pm", 0, " "),
+    "q": (lambda t: _ordinal(t.day), 0, " "),
+    "s": (lambda t: math.floor(t.timestamp()), 0, "0"),
+    "S": (lambda t: t.second, 2, "0"),
+    "t": (lambda t: "\t", 0, " "),
+    "u": (lambda t: t.isoweekday(), 1, "0"),
+    "U": (lambda t: (t.timetuple().tm_yday + 6 - t.isoweekday() % 7) // 7, 2, "0"),
+    "V": (lambda t: t.isocalendar()[1], 2, "0"),
+    "w": (lambda t: t.isoweekday() % 7, 1, "0"),
+    "W": (lambda t: (t.timetuple().tm_yday + 6 - t.weekday()) // 7, 2, "0"),
+    "y": (lambda t: t.year % 100, 2, "0"),
+    "Y": (lambda t: t.year, 4, "0"),
+    "z": (_utc_offset, 0, "0"),
+    ":z": (lambda t: _utc_offset(t, ":"), 0, "0"),
+    "Z": (lambda t: t.tzname(), 0, " "),
+    "%": (lambda t: "%", 0, " "),
+}
+#: Directives that stand for several others.
+_LONG_DIRECTIVES = {
+    "c": "%a %b %e %H:%M:%S %Y",
+    "D": "%m/%d/%y",
+    "F": "%Y-%m-%d",
+    "r": "%I:%M:%S %p",
+    "R": "%H:%M",
+    "T": "%H:%M:%S",
+    "v": "%e-%^b-%Y",
+    "x": "%m/%d/%y",
+    "X": "%H:%M:%S",
+    "+": "%a %b %e %H:%M:%S %Z %Y",
+}
+_DIRECTIVE = re.compile(r"%([-0^_#]*)(\d{0,2})(:?[a-zA-Z%+])")
+
+
+def _formatted(moment: datetime, pattern: str) -> str:
+    """A time in a format like Ruby's strftime, in English wherever we run."""
+
+    def part(match: Any) -> str:
+        flags, width, letter = match.groups()
+        if letter in _LONG_DIRECTIVES:
+            return _formatted(moment, _LONG_DIRECTIVES[letter])
+        if letter not in _DIRECTIVES:
+            return str(match.group())
+        function, usual, padding = _DIRECTIVES[letter]
+        return _padded(str(function(moment)), flags, int(width or usual), padding)
+
+    return _DIRECTIVE.sub(part, pattern)
+
+
+def _padded(text: str, flags: str, width: int, padding: str) -> str:
+    if "^" in flags:
+        text = text.upper()
+    if "#" in flags:
+        text = text.swapcase()
+    if "-" in flags:
+        return text
+    fill = "0" if "0" in flags else " " if "_" in flags else padding
+    return text.rjust(width, fill)
+
+
+def _date_filter(state: _Render, value: Any, pattern: Any, zone: Any = None) -> Any:
+    """A time in a format, in a time zone; what is no time stays as it is."""
+    moment = _moment(state, value)
+    pattern = _text(pattern)
+    if moment is None or not pattern:
+        return value
+    state.spend(len(pattern))
+    return _formatted(moment if zone is None else moment.astimezone(_zone(zone)), pattern)
+
+
+def _date_as(plain: str, british: str, american: str) -> Callable[..., Any]:
+    """Make `date_to_string` and the like, which know three ways to write a date."""
+
+    def apply(state: _Render, value: Any, style: Any = "", country: Any = "") -> Any:
+        ordinal = american if country == "US" else british
+        return _date_filter(state, value, ordinal if style == "ordinal" else plain)
+
+    return apply
+
+
+def _shifting(unit: str, sign: int) -> Callable[..., Any]:
+    """Make `add_day` and the like: a time in, Unix seconds out."""
+
+    def apply(state: _Render, value: Any, count: Any) -> Any:
+        moment = _moment(state, value)
+        if moment is None:
+            return value
+        return math.floor(_shifted(moment, unit, sign * _whole(count)).timestamp())
+
+    return apply
+
+
+def _shifted(moment: datetime, unit: str, count: int) -> datetime:
+    if unit not in ("month", "year"):
+        return moment + timedelta(**{unit + "s": count})
+    months = moment.year * 12 + moment.month - 1 + count * (12 if unit == "year" else 1)
+    first = moment.replace(year=months // 12, month=months % 12 + 1, day=1)
+    following = (first + timedelta(days=31)).replace(day=1)
+    return first.replace(day=min(moment.day, (following - timedelta(days=1)).day))
+
+
+def _timezone(state: _Render, value: Any, zone: Any) -> Any:
+    """Legacy: the same time elsewhere, for `date` to format."""
+    moment = _moment(state, value)
+    return value if moment is None else moment.astimezone(_zone(zone)).isoformat()
+
+
+_TIME_UNITS = ("second", "minute", "hour", "day", "week", "month", "year")
+
+
+# ---- filters: the rest
+
+
+def _default(value: Any, fallback: Any = "", *, allow_false: Any = False) -> Any:
+    if value is False:
+        return value if _truthy(allow_false) else fallback
+    return fallback if value is None or value is _EMPTY or _is_empty(value) else value
+
+
+#: Filters by name. The first parameter is the value (after `state`, for those that need the
+#: rendering); the others are the filter's arguments, and those after `*` its options.
+LIQUID_FILTERS: Dict[str, Callable[..., Any]] = {
+    "abs": lambda value: _as_data(abs(_number(value))),
+    "append": lambda value, more: _text(value) + _text(more),
+    "at_least": _calculating(max),
+    "at_most": _calculating(min),
+    "base64_decode": _base64(base64.b64decode),
+    "base64_encode": _base64(base64.b64encode),
+    "base64_url_safe_decode": _base64(base64.urlsafe_b64decode),
+    "base64_url_safe_encode": _base64(base64.urlsafe_b64encode),
+    "capitalize": _on_text(str.capitalize),
+    "ceil": lambda value: math.ceil(_number(value)),
+    "compact": _compact,
+    "concat": _concat,
+    "date": _date_filter,
+    "default": _default,
+    "divided_by": _calculating(_quotient),
+    "downcase": _on_text(str.lower),
+    "escape": _on_text(_escape),
+    "escape_once": _on_text(_escape_once),
+    "find": _judging(_first_hit),
+    "find_index": _judging(_index_of_hit),
+    "first": _first,
+    "floor": lambda value: math.floor(_number(value)),
+    "has": _judging(lambda judged: any(hit for _, hit in judged)),
+    "join": _join,
+    "last": _last,
+    "lstrip": _on_text(str.lstrip),
+    "map": lambda value, key: [_property(item, key) for item in _items(value)],
+    "minus": _calculating(operator.sub),
+    "modulo": _calculating(_modulo),
+    "newline_to_br": _on_text(lambda text: re.sub(r"\r?\n", "<br />\n", text)),
+    "plus": _calculating(operator.add),
+    "prepend": lambda value, more: _text(more) + _text(value),
+    "reject": _judging(_misses),
+    "remove": lambda value, old: _replace(value, old, ""),
+    "remove_first": lambda value, old: _replace(value, old, "", 1),
+    "remove_last": lambda value, old: _replace_last(value, old, ""),
+    "replace": lambda value, old, new="": _replace(value, old, new),
+    "replace_first": lambda value, old, new="": _replace(value, old, new, 1),
+    "replace_last": _replace_last,
+    "reverse": lambda value: _items(value)[::-1],
+    "round": _round,
+    "rstrip": _on_text(str.rstrip),
+    "size": _size,
+    "slice": _slice,
+    "sort": _sorting(lambda part: part, moves_nil=False),
+    "sort_natural": _sorting(lambda part: _text(part).lower(), moves_nil=True),
+    "split": _split,
+    "strip": _on_text(str.strip),
+    "strip_html": _on_text(_strip_html),
+    "strip_newlines": _on_text(lambda text: re.sub(r"\r?\n", "", text)),
+    "sum": _sum,
+    "times": _calculating(lambda left, right: _without_zeros(left * right)),
+    "truncate": _truncate,
+    "truncatewords": _truncatewords,
+    "uniq": _uniq,
+    "upcase": _on_text(str.upper),
+    "url_decode": _on_text(unquote_plus),
+    "url_encode": _on_text(quote_plus),
+    "where": _judging(_hits),
+}
+
+
+# ---- what Customer.io adds (docs: the list of its tags, keys and filters)
+
+#: Namespaces whose texts are templates themselves, with variables of their own.
+_RENDERED_NAMESPACES = frozenset({"snippets"})
+
+
+def _rendered(read: _Read) -> _Read:
+    def rendered(state: _Render) -> Any:
+        value = read(state)
+        if isinstance(value, str) and "{" in value:
+            return state.include(value, dict(state.data))
+        return value
+
+    return rendered
+
+
+#: Tags the world outside answers, and what they print if it doesn't.
+_HOST_TAGS = {
+    "cio_link": "",
+    "cio_link_id": "",
+    "countdown": "",
+    "generate_uuid": "00000000-0000-4000-8000-000000000000",
+    "manage_subscription_preferences_url": "",
+    "random": "0",
+    "subscription_topic_name": "",
+    "tracking_consent_url": "",
+    "unsubscribe": "",
+    "unsubscribe_url": "",
+    "view_in_browser": "",
+    "view_in_browser_url": "",
+}
+_TAG_ARGUMENT = re.compile(
+    r"""(?:(\w+)\s*[:=]\s*)?("[^"]*"|'[^']*'|(?:\{\{[^{}]*\}\}|[^\s{]|\{(?!\{))+)"""
+)
+
+
+def _host_tag(_: _Parser, token: _Token) -> _Tag:
+    """Parse `name:value` and `name=value`; a value may be unquoted, and hold outputs."""
+    values = {match[0] or "value": match[1] for match in _TAG_ARGUMENT.findall(token.text)}
+
+    def run(state: _Render) -> None:
+        arguments = {name: _argument(state, value) for name, value in values.items()}
+        state.write(_text(_host_answer(state, token.name, arguments)))
+
+    return _Tag(run)
+
+
+def _argument(state: _Render, text: str) -> str:
+    bare = text[1:-1] if text[0] in "\"'" and text[-1] == text[0] else text
+    return state.include(bare) if "{{" in bare else bare
+
+
+def _host_answer(state: _Render, name: str, arguments: Mapping[str, Any]) -> Any:
+    """What the host says; a link without a host leads where it says itself."""
+    answer = state.host.get(name, arguments.get("url", _HOST_TAGS[name]))
+    return answer(arguments) if callable(answer) else answer
+
+
+def _render_liquid_tag(parser: _Parser, token: _Token) -> _Tag:
+    """Parse `render_liquid path`: the text there is a template."""
+    markup = parser.markup(token)
+    read = markup.filtered()
+    markup.end()
+
+    def run(state: _Render) -> None:
+        state.out.append(state.include(state.text(read(state))))
+
+    return _Tag(run)
+
+
+LIQUID_TAGS.update(dict.fromkeys(_HOST_TAGS, _host_tag))
+LIQUID_TAGS["render_liquid"] = _render_liquid_tag
+
+
+class _Locale(NamedTuple):
+    """How numbers are written; `pattern` places the amount (n) and the currency's sign (s)."""
+
+    group: str
+    point: str
+    currency: str
+    pattern: str = "{s}{n}"
+
+
+_TRAILING = "{n}\xa0{s}"
+#: By lower-case tag; what isn't listed is looked up by its language, then written as English.
+_LOCALES = {
+    "en": _Locale(",", ".", "USD"),
+    "en-au": _Locale(",", ".", "AUD"),
+    "en-ca": _Locale(",", ".", "CAD"),
+    "en-gb": _Locale(",", ".", "GBP"),
+    "en-in": _Locale(",", ".", "INR"),
+    "da": _Locale(".", ",", "DKK", _TRAILING),
+    "de": _Locale(".", ",", "EUR", _TRAILING),
+    "de-ch": _Locale("\u2019", ".", "CHF", "{s}\xa0{n}"),
+    "es": _Locale(".", ",", "EUR", _TRAILING),
+    "es-mx": _Locale(",", ".", "MXN"),
+    "fr": _Locale("\u202f", ",", "EUR", _TRAILING),
+    "it": _Locale(".", ",", "EUR", _TRAILING),
+    "ja": _Locale(",", ".", "JPY"),
+    "nl": _Locale(".", ",", "EUR", "{s}\xa0{n}"),
+    "pl": _Locale("\xa0", ",", "PLN", _TRAILING),
+    "pt": _Locale(".", ",", "BRL", "{s}\xa0{n}"),
+    "pt-pt": _Locale("\xa0", ",", "EUR", _TRAILING),
+    "sv": _Locale("\xa0", ",", "SEK", _TRAILING),
+    "zh": _Locale(",", ".", "CNY"),
+}
+_CURRENCY_SIGNS = {
+    "USD": "$",
+    "EUR": "€",
+    "GBP": "£",
+    "JPY": "¥",
+    "CNY": "¥",
+    "INR": "₹",
+    "KRW": "₩",
+    "AUD": "A$",
+    "CAD": "CA$",
+    "MXN": "$",
+    "BRL": "R$",
+}
+_WITHOUT_CENTS = frozenset({"JPY", "KRW"})
+
+
+def _locale(name: Any) -> _Locale:
+    tag = _text(name).lower().replace("_", "-")
+    return _LOCALES.get(tag) or _LOCALES.get(tag.split("-")[0]) or _LOCALES["en"]
+
+
+def _digits(number: Any, places: int, locale: _Locale) -> str:
+    """A number that isn't negative, with separators."""
+    whole, _, rest = f"{_rounded(number, places):,f}".partition(".")
+    return whole.replace(",", locale.group) + (locale.point + rest if rest else "")
+
+
+def _format_number(value: Any, locale: Any = "en") -> str:
+    number, where = _number(value), _locale(locale)
+    places = min(max(-number.as_tuple().exponent, 0), 3) if not isinstance(number, int) else 0
+    return ("-" if number < 0 else "") + _digits(abs(number), places, where)
+
+
+def _money(value: Any, locale: Any, currency: Any, most_places: int = 2) -> str:
+    number, where = _number(value), _locale(locale)
+    code = _text(currency).upper() or where.currency
+    places = 0 if code in _WITHOUT_CENTS else most_places
+    amount = _digits(abs(number), places, where)
+    sign = _CURRENCY_SIGNS.get(code, code + "\xa0")
+    return ("-" if number < 0 else "") + where.pattern.format(n=amount, s=sign)
+
+
+def _random(state: _Render, value: Any) -> Any:
+    return _number(_text(_host_answer(state, "random", {"value": _text(value)})))
+
+
+LIQUID_FILTERS.update(
+    {
+        "array_to_sentence_string": _sentence,
+        "base64": _base64(base64.b64encode),
+        "cgi_escape": _on_text(quote_plus),
+        "contains": _contains,
+        "currency": lambda value, locale="en", code="": _money(value, locale, code),
+        "date_to_long_string": _date_as("%d %B %Y", "%-d%q %B %Y", "%B %-d%q, %Y"),
+        "date_to_rfc822": _date_as(*["%a, %d %b %Y %H:%M:%S %z"] * 3),
+        "date_to_string": _date_as("%d %b %Y", "%-d%q %b %Y", "%b %-d%q, %Y"),
+        "date_to_xmlschema": _date_as(*["%Y-%m-%dT%H:%M:%S%:z"] * 3),
+        "find_exp": _evaluating(_first_hit),
+        "format_number": _format_number,
+        "from_json": lambda value: json.loads(_text(value)),
+        "group_by": lambda value, key: _grouped(
+            [(item, _property(item, key)) for item in _items(value)]
+        ),
+        "group_by_exp": _evaluating(_grouped),
+        "hex_base64": _base64(lambda text: base64.b64encode(bytes.fromhex(text.decode()))),
+        "hmac_sha1": _signing("sha1"),
+        "hmac_sha256": _signing("sha256"),
+        "htmlencode": _on_text(_escape),  # legacy
+        "json": _json,
+        "json_array_uniq": _uniq,
+        "limit": lambda value, count: _list(value)[: max(_integer(count), 0)],
+        "md5": _hashing("md5"),
+        "normalize_whitespace": _on_text(lambda text: " ".join(text.split())),
+        "number_of_words": _on_text(lambda text: len(text.split())),
+        "pluralize": _pluralize,
+        "pop": lambda value: _list(value)[:-1],
+        "push": lambda value, item: _checked([*_list(value), item]),
+        "random": _random,
+        "reject_exp": _evaluating(_misses),
+        "rounded_currency": lambda value, locale="en", code="": _money(value, locale, code, 0),
+        "sha1": _hashing("sha1"),
+        "sha256": _hashing("sha256"),
+        "shift": lambda value: _list(value)[1:],
+        "slugify": _on_text(lambda text: re.sub(r"[\W_]+", "-", text.lower()).strip("-")),
+        "timezone": _timezone,  # legacy
+        "titlecase": _on_text(
+            lambda text: " ".join([word.capitalize() for word in text.split(" ")])
+        ),
+        "to_json": _json,
+        "unshift": lambda value, item: _checked([item, *_list(value)]),
+        "uri_escape": _on_text(lambda text: quote(text, safe="!#$&'()*+,-./:;=?@_~[]")),
+        "where_exp": _evaluating(_hits),
+        "where_not": _judging(_misses),
+        "xml_escape": _on_text(_escape),
+        **{f"add_{unit}": _shifting(unit, 1) for unit in _TIME_UNITS},
+        **{f"subtract_{unit}": _shifting(unit, -1) for unit in _TIME_UNITS},
+    }
+)
+
+
+# ======================================================================================
+# ==== §5 Audience filters
 # ======================================================================================
 
 
@@ -538,7 +2691,7 @@ _FILTERS: Dict[str, Callable[[Json, str, Member], Predicate]] = {
 
 
 # ======================================================================================
-# ==== §5 Workspace
+# ==== §6 Workspace
 # ======================================================================================
 
 #: Limits of the Track API (reference). Sizes in bytes of UTF-8.
@@ -1753,7 +3906,7 @@ class Workspace:
 
 
 # ======================================================================================
-# ==== §6 Messages
+# ==== §7 Messages
 # ======================================================================================
 
 #: What each kind of transactional send must have (reference).
@@ -2232,7 +4385,7 @@ def kind_of(value: Json) -> str:
 
 
 # ======================================================================================
-# ==== §7 Journeys
+# ==== §8 Journeys
 # ======================================================================================
 
 #: The ways to name a broadcast's audience; a call may use one of them (reference).
@@ -2569,7 +4722,7 @@ SEEDERS: Dict[str, Seeder] = {
 
 
 # ======================================================================================
-# ==== §8 Routes
+# ==== §9 Routes
 # ======================================================================================
 
 #: JSON nested deeper than this is refused; deeper would exhaust the interpreter's stack.
@@ -3190,7 +5343,7 @@ def _preflight(request: Request) -> Response:
 
 
 # ======================================================================================
-# ==== §9 Track API
+# ==== §10 Track API
 # ======================================================================================
 
 MAX_ENTITY = 32 * 1024
@@ -3739,7 +5892,7 @@ def _batch_item(call: Call, index: int, item: Json) -> Union[str, Problem]:
 
 
 # ======================================================================================
-# ==== §10 App API
+# ==== §11 App API
 # ======================================================================================
 
 
@@ -5813,7 +7966,7 @@ def list_ip_addresses(call: Call) -> Json:
 
 
 # ======================================================================================
-# ==== §11 Pipelines API
+# ==== §12 Pipelines API
 # ======================================================================================
 
 MAX_PIPELINES_CALL = 32 * 1024
@@ -6148,7 +8301,7 @@ def _take_item(workspace: Workspace, item: Json, shared: Json) -> str:
 
 
 # ======================================================================================
-# ==== §12 Control
+# ==== §13 Control
 # ======================================================================================
 
 
@@ -6355,7 +8508,7 @@ def ca_pem(call: Call) -> Response:
 
 
 # ======================================================================================
-# ==== §13 Server
+# ==== §14 Server
 # ======================================================================================
 
 #: Limits of one request's head.
@@ -7178,7 +9331,7 @@ def _load_built_in(context: ssl.SSLContext) -> None:
 
 
 # ======================================================================================
-# ==== §14 Public face
+# ==== §15 Public face
 # ======================================================================================
 
 

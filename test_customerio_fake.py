@@ -37,10 +37,15 @@ from unittest import mock
 
 import customerio_fake
 from customerio_fake import (
+    LIQUID_FILTERS,
+    LIQUID_TAGS,
     ROUTES,
     ApiError,
     CustomerioServer,
     Fake,
+    LiquidError,
+    LiquidLimits,
+    MissingVariable,
     Request,
     Settings,
     cio_id_of,
@@ -2430,6 +2435,535 @@ class RateLimits(SeededTest):
             self.call("GET", "/v1/messages/m1/archived_message")
         reply = self.call("GET", "/v1/messages/m1/archived_message")
         self.assertEqual((reply.status, "retry-after" in reply.headers), (429, False))
+
+
+NAMESPACES = frozenset({"customer", "event", "trigger", "snippets"})
+NOON = 1483272000.0  # 2017-01-01 12:00:00 UTC, a Sunday
+
+ADA = {
+    "customer": {"first_name": "Ada", "plan": "pro", "nothing": None, "a b": "spaced"},
+    "event": {"items": [{"name": "Pen", "price": 2}, {"name": "Ink", "price": 5}], "none": []},
+}
+
+
+def render(source: str, data: Any = None, **options: Any) -> str:
+    return customerio_fake.parse_liquid(source).render(data or {}, **options)
+
+
+class LiquidTest(unittest.TestCase):
+    """What the tests of Liquid share."""
+
+    def becomes(self, rows: list[tuple[str, str]], data: Any = None, **options: Any) -> None:
+        """Each template makes this text of the data."""
+        for source, expected in rows:
+            with self.subTest(source=source):
+                self.assertEqual(render(source, data, **options), expected)
+
+    def failing(self, source: str, data: Any = None, **options: Any) -> LiquidError:
+        """The error of a template that must not parse or render."""
+        with self.assertRaises(LiquidError, msg=source[:80]) as caught:
+            render(source, data, **options)
+        return caught.exception
+
+
+class Liquid(LiquidTest):
+    """The language itself."""
+
+    def test_outputs(self) -> None:
+        data = {"a": [1, 2, 3], "o": {"k": {"x": "deep"}, "size": 9}, "key": "k", "f": 1.5}
+        rows = [
+            ("no liquid at all { % } }", "no liquid at all { % } }"),
+            ("{{ o.k.x }} {{ o['k'].x }} {{ o[key]['x'] }} {{ ['key'] }}", "deep deep deep k"),
+            ("{{ a[0] }}{{ a[-1] }}{{ a[7] }}|{{ a.first }}{{ a.last }}{{ a.size }}", "13|133"),
+            ("{{ o.size }} {{ key.size }}", "9 1"),
+            ("{{ a }}|{{ o }}", '123|{"k":{"x":"deep"},"size":9}'),
+            ("{{ true }} {{ nil }}{{ f }} {{ -3 }} {{ 'x' }}", "true 1.5 -3 x"),
+            ("{{ }}{{-}}{{ blank }}{{ empty }}|", "|"),
+            ("{{ (1..3) }} {{ (1..3) | join: '' }}", "1..3 123"),
+            ('{{ "a|b" | append: \'"\' }}', 'a|b"'),
+        ]
+        self.becomes(rows, data)
+
+    def test_whitespace_control(self) -> None:
+        self.becomes(
+            [
+                ("a {{- 1 -}} b", "a1b"),
+                ("a {%- if true -%} b {%- endif -%} c", "abc"),
+                ("a \n\t{%- # note -%}\n b", "ab"),
+                ("a {% raw -%} {{ x }} {%- endraw -%} b", "a  {{ x }} b"),
+                ("[{% if true %} \n {% assign x = 1 %} {% endif %}]", "[]"),
+                ("[{% if true %} {{ '' }} {% endif %}]", "[  ]"),
+            ]
+        )
+
+    def test_conditions(self) -> None:
+        data = {"n": 5, "s": "abc", "a": ["x", 1], "e": [], "o": {"k": 1}, "f": False, "w": "  "}
+        truths = [
+            ("n == 5.0", True),
+            ("n == '5'", False),
+            ("n != 5", False),
+            ("n <> 4", True),
+            ("1 == true", False),
+            ("n > 4 and n < 6", True),
+            ("n >= 5 and n <= 5", True),
+            ("true or false and false", True),
+            ("false and true or true", False),
+            ("s contains 'b'", True),
+            ("a contains 1", True),
+            ("a contains true", False),
+            ("o contains 'k'", True),
+            ("nothing contains 'k'", False),
+            ("s < 'abd'", True),
+            ("nothing > 1", False),
+            ("e == empty", True),
+            ("o == empty", False),
+            ("nothing == empty", False),
+            ("nothing == blank", True),
+            ("w == blank", True),
+            ("w == empty", False),
+            ("f == blank", True),
+            ("f == nil", False),
+            ("nothing == nil", True),
+            ("0", True),
+            ("''", True),
+            ("f", False),
+        ]
+        for condition, expected in truths:
+            with self.subTest(condition=condition):
+                found = render(f"{{% if {condition} %}}yes{{% else %}}no{{% endif %}}", data)
+                self.assertEqual(found == "yes", expected)
+        error = self.failing("{% if s > 3 %}{% endif %}", data)
+        self.assertIn("Unidentified method", error.message)
+
+    def test_branches(self) -> None:
+        self.becomes(
+            [
+                ("{% if a %}1{% elsif b %}2{% else %}3{% endif %}", "2"),
+                ("{% unless b %}1{% elsif a %}2{% else %}3{% endunless %}", "3"),
+                ("{% case x %}{% when 1 or 2 %}a{% when 3, 4 %}b{% else %}c{% endcase %}", "b"),
+                ("{% case x %} not shown {% when 'no' %}a{% else %}c{% endcase %}", "c"),
+            ],
+            {"b": 1, "x": 3},
+        )
+
+    def test_loops(self) -> None:
+        data = {"a": ["x", "y", "z"], "o": {"k": 1}}
+        self.becomes(
+            [
+                ("{% for i in a reversed %}{{ i }}{% endfor %}", "zyx"),
+                ("{% for i in a limit: 1 offset: 1 %}{{ i }}{% endfor %}", "y"),
+                (
+                    "{% for i in a limit:2 %}{{ i }}{% endfor %}"
+                    "-{% for i in a offset:continue %}{{ i }}{% endfor %}",
+                    "xy-z",
+                ),
+                ("{% for i in (2..4) %}{{ i }}{% else %}none{% endfor %}", "234"),
+                ("{% for i in nothing %}{{ i }}{% else %}none{% endfor %}", "none"),
+                ("{% for p in o %}{{ p[0] }}={{ p[1] }}{% endfor %}", "k=1"),
+                ("{% for c in 'abc' %}[{{ c }}]{% endfor %}", "[abc]"),
+                ("{% for i in a %}{% if i == 'y' %}{% break %}{% endif %}{{ i }}{% endfor %}", "x"),
+                (
+                    "{% for i in a %}{% if i == 'y' %}{% continue %}{% endif %}{{ i }}{% endfor %}",
+                    "xz",
+                ),
+                (
+                    "{% for i in a %}{{ forloop.index }}{{ forloop.rindex0 }}"
+                    "{% if forloop.last %}!{% endif %}{% endfor %}{{ forloop.index }}",
+                    "122130!",
+                ),
+                (
+                    "{% for i in a %}{% for i in (1..2) %}{{ i }}{% endfor %}{{ i }}{% endfor %}",
+                    "12x12y12z",
+                ),
+                ("{% for i in a %}{% cycle 'o', 'e' %}{% endfor %}", "oeo"),
+                ("{% for i in (1..3) %}{% cycle 'g': i, 9 %}{% endfor %}", "193"),
+                ("{% for i in a %}{% assign i = 1 %}{{ i }}{% endfor %}{{ i }}", "xyz1"),
+                ("{% tablerow i in a cols:2 %}{{ i }}{% endtablerow %}", TABLE),
+                ("a{% break %}b", "a"),
+            ],
+            data,
+        )
+
+    def test_variables(self) -> None:
+        self.becomes(
+            [
+                ("{% assign x = 'a' | upcase %}{{ x }}", "A"),
+                ("{% capture x %}{{ 1 }}2{% endcapture %}[{{ x }}]", "[12]"),
+                ("{% increment n %}{% increment n %}{% decrement n %}{{ n }}", "0111"),
+                ("{% assign n = 7 %}{% increment n %}{{ n }}", "07"),
+                ("{% ifchanged %}a{% endifchanged %}{% ifchanged %}a{% endifchanged %}", "a"),
+                ("{% liquid\n assign x = 2\n if x == 2\n echo x | plus: 1\n endif %}", "3"),
+                ("{% comment %}{% if %}{% endcomment %}.", "."),
+                ("{% comment %}{% comment %}a{% endcomment %}b{% endcomment %}c", "c"),
+                (
+                    "{% doc %} {% if %} {% enddoc %}{% # note %}{% raw %}{{ x }}{% endraw %}",
+                    "{{ x }}",
+                ),
+            ]
+        )
+
+    def test_text_filters(self) -> None:
+        self.becomes(
+            [
+                ("{{ 'ab' | capitalize | append: 'c' | prepend: '-' }}", "-Abc"),
+                ("{{ 'a-b-a' | replace: 'a', 'x' | replace_first: 'x', 'y' }}", "y-b-x"),
+                ("{{ 'a-b-a' | remove_last: 'a' | remove_first: 'a' }}", "-b-"),
+                ("{{ 'a,b,,' | split: ',' | size }}", "2"),
+                ("{{ ' x ' | strip }}|{{ ' x ' | lstrip }}|{{ ' x ' | rstrip }}", "x|x | x"),
+                ("{{ 'hello' | truncate: 4 }}{{ 'a b c' | truncatewords: 2, '' }}", "h...a b"),
+                ("{{ 'hello' | slice: 1, 3 }}{{ 'hello' | slice: '-2', 2 }}", "elllo"),
+                ("{{ '<b>\"x\"</b>' | escape }}", "&lt;b&gt;&quot;x&quot;&lt;/b&gt;"),
+                ("{{ '1 < 2 &amp; 3' | escape_once }}", "1 &lt; 2 &amp; 3"),
+                ("{{ '<p>a<!-- b -->c</p><script>d</script>' | strip_html }}", "ac"),
+                ("{{ 'a b&c' | url_encode }} {{ 'a+b%26c' | url_decode }}", "a+b%26c a b&c"),
+                ("{{ 'one two' | titlecase }} {{ 'One, two!' | slugify }}", "One Two one-two"),
+                ("{{ 'x' | base64 }} {{ 'eA==' | base64_decode }}", "eA== x"),
+                ("{{ 'x' | md5 | slice: 0, 8 }}", "9dd4e461"),
+                ("{{ 'x' | hmac_sha256: 'k' | hex_base64 | slice: 0, 8 }}", "w47ciBXI"),
+                (
+                    "{{ 1 | pluralize: 'item', 'items' }} {{ 3 | pluralize: 'item' }}",
+                    "1 item 3 items",
+                ),
+                ("{{ 'a,b,c' | split: ',' | array_to_sentence_string: 'or' }}", "a, b, or c"),
+                ("{{ nothing | upcase }}{{ 5 | upcase }}", "5"),
+            ]
+        )
+
+    def test_number_filters(self) -> None:
+        self.becomes(
+            [
+                ("{{ '5' | plus: 2 }} {{ 5 | minus: 2.0 }} {{ 'x' | plus: 1 }}", "7 3.0 1"),
+                ("{{ 0.1 | plus: 0.2 }} {{ 2.5 | times: 2 }}", "0.3 5"),
+                (
+                    "{{ 7 | divided_by: 2 }} {{ 7 | divided_by: 2.0 }} {{ 8.0 | divided_by: 2 }}",
+                    "3 3.5 4",
+                ),
+                ("{{ -7 | modulo: 3 }} {{ 7 | modulo: -3 }}", "2 1"),
+                ("{{ 2.5 | round }} {{ 1.005 | round: 2 }} {{ 1234 | round: -2 }}", "3 1.01 1200"),
+                ("{{ -1.5 | abs }} {{ 1.1 | ceil }} {{ '-1.1' | floor }}", "1.5 2 -2"),
+                ("{{ 5 | at_least: 7 }} {{ 5 | at_most: 3 }}", "7 3"),
+                (
+                    "{{ 10000 | format_number }} {{ 1234.5 | format_number: 'de' }}",
+                    "10,000 1.234,5",
+                ),
+                (
+                    "{{ 1234567.896 | currency }} {{ '5' | currency: 'en-GB' }}",
+                    "$1,234,567.90 £5.00",
+                ),
+                ("{{ 1234567.896 | rounded_currency: 'en', 'EUR' }}", "€1,234,568"),
+                ("{{ -5 | currency: 'fr' }} {{ 5 | currency: 'ja' }}", "-5,00\xa0€ ¥5"),
+            ]
+        )
+
+    def test_array_filters(self) -> None:
+        data = {
+            "a": [{"n": "x", "p": 2}, {"n": "y", "p": 1}, {"n": "z", "p": 2}],
+            "l": [3, 1, 2, 1],
+            "m": ["b", "A", None],
+        }
+        self.becomes(
+            [
+                ("{{ l | sort | join: '' }}{{ l | uniq | join: '' }}{{ l | sum }}", "11233127"),
+                ("{{ m | sort_natural | join: '-' }} {{ m | compact | size }}", "A-b- 2"),
+                ("{{ m | sort | join: '-' }}", "b-A-"),
+                ("{{ l | first }}{{ l | last }}{{ l | reverse | join }}", "311 2 1 3"),
+                ("{{ l | concat: m | size }}{{ l | push: 9 | last }}{{ l | pop | size }}", "793"),
+                (
+                    "{{ l | shift | first }}{{ l | unshift: 8 | first }}{{ l | limit: 2 | size }}",
+                    "182",
+                ),
+                ("{{ a | map: 'n' | join: '' }}{{ a | sum: 'p' }}", "xyz5"),
+                ("{{ a | sort: 'p' | map: 'n' | join: '' }}", "yxz"),
+                ("{{ a | where: 'p', 2 | map: 'n' | join: '' }}", "xz"),
+                ("{{ a | where_not: 'p', 2 | map: 'n' | join: '' }}", "y"),
+                ("{{ a | where_exp: 'i', 'i.p > 1 and i.n == \"z\"' | map: 'n' | join }}", "z"),
+                ("{{ a | find: 'p', 1 | json }}", '{"n":"y","p":1}'),
+                ("{{ a | find_exp: 'i', 'i.p < 2' | json }}", '{"n":"y","p":1}'),
+                ("{{ a | find_index: 'n', 'z' }} {{ a | has: 'n', 'q' }}", "2 false"),
+                ("{% assign g = a | group_by: 'p' %}{{ g[0].name }}{{ g[0].items | size }}", "22"),
+                ("{{ a | group_by_exp: 'i', 'i.p | times: 10' | map: 'name' | join }}", "20 10"),
+                ("{{ '[1,2,1]' | from_json | json_array_uniq | to_json }}", "[1,2]"),
+                ("{{ l | size }}{{ 'abc' | size }}{{ 5 | size }}", "430"),
+            ],
+            data,
+        )
+
+    def test_default(self) -> None:
+        data = {"f": False, "e": "", "l": [], "z": 0}
+        self.becomes(
+            [
+                (
+                    "{{ x | default: 1 }}{{ e | default: 2 }}{{ l | default }}{{ f | default: 3 }}",
+                    "123",
+                ),
+                ("{{ f | default: 1, allow_false: true }}{{ z | default: 1 }}", "false0"),
+            ],
+            data,
+        )
+
+    def test_dates(self) -> None:
+        self.becomes(
+            [
+                ("{{ 'now' | date: '%Y-%m-%d %H:%M:%S %z %Z' }}", "2017-01-01 12:00:00 +0000 UTC"),
+                ("{{ 1483272000 | date: '%A %-d %B, %l:%M %p' }}", "Sunday 1 January, 12:00 PM"),
+                (
+                    "{{ '1483272000' | date: '%e|%_m|%^b|%j|%s|%q|%%' }}",
+                    " 1| 1|JAN|001|1483272000|st|%",
+                ),
+                (
+                    "{{ '2024-02-29T10:00:00+02:00' | date: '%F %T %:z' }}",
+                    "2024-02-29 10:00:00 +02:00",
+                ),
+                ("{{ 'March 14, 2016' | date: '%D' }}{{ 'soon' | date: '%Y' }}", "03/14/16soon"),
+                ("{{ 1483272000 | date: '%H:%M', 'America/New_York' }}", "07:00"),
+                ("{{ 1483272000 | date: '%H %z', 360 }}", "06 -0600"),
+                ("{{ 1483272000 | date: '%H', '(GMT-11:00) Hawaii' }}", "01"),
+                ("{{ 1483272000 | timezone: 'Asia/Tokyo' | date: '%H' }}", "21"),
+                ("{{ 'now' | date: '%s' | plus: 0 | add_day: 1 | minus: 1483272000 }}", "86400"),
+                ("{{ '2024-01-31' | add_month: 1 | date: '%F' }}", "2024-02-29"),
+                ("{{ '2024-02-29' | subtract_year: 1 | date: '%F' }}", "2023-02-28"),
+                ("{{ 'now' | date_to_string }}, {{ 'now' | date_to_xmlschema }}", DATES),
+                ("{{ 'now' | date_to_long_string: 'ordinal', 'US' }}", "January 1st, 2017"),
+            ],
+            now=NOON,
+        )
+        for zone in ("Nowhere/Land", "../../etc/passwd", "America"):
+            with self.subTest(zone=zone):
+                self.failing(f"{{{{ 0 | date: '%Y', '{zone}' }}}}")
+        self.assertIn("48294", self.failing("{{ 1461866400000 | date: '%Y' }}").message)
+
+    def test_every_filter_and_tag_is_callable(self) -> None:
+        for name, function in LIQUID_FILTERS.items():
+            with self.subTest(filter=name):
+                self.assertTrue(callable(function))
+        for name, parse in LIQUID_TAGS.items():
+            with self.subTest(tag=name):
+                self.assertTrue(callable(parse))
+
+
+TABLE = (
+    '<tr class="row1">\n<td class="col1">x</td><td class="col2">y</td></tr>\n'
+    '<tr class="row2"><td class="col1">z</td></tr>\n'
+)
+DATES = "01 Jan 2017, 2017-01-01T12:00:00+00:00"
+
+
+class LiquidErrors(LiquidTest):
+    """What goes wrong, and where."""
+
+    def test_broken_templates_name_line_and_column(self) -> None:
+        rows = [
+            ("a\nb {% if x %}", 'tag "if" not closed', 2, 3),
+            ("{% endif %}", 'tag "endif" not found', 1, 1),
+            ("\n\n  {{ x", 'output "{{ x" not closed', 3, 3),
+            ("{% if", 'tag "{% if" not closed', 1, 1),
+            ("{% raw %}", 'tag "raw" not closed', 1, 1),
+            ("{% comment %}", 'tag "comment" not closed', 1, 1),
+            ("{% if %}{% endif %}", "unexpected end of liquid tag", 1, 7),
+            ("{{ a | }}", "unexpected end of liquid tag", 1, 8),
+            ("{% if a = 1 %}{% endif %}", 'unexpected "="', 1, 9),
+            ("x\n{{ 'a }}", 'unexpected "\'"', 2, 4),
+            ("{{ a b }}", 'unexpected "b"', 1, 6),
+            ("{{ a..b }}", 'unexpected ".."', 1, 5),
+            ("{% bogus %}", 'tag "bogus" not found', 1, 1),
+            ("{% include 'x' %}", 'tag "include" not found', 1, 1),
+            ("{{ 'x' | nosuch }}", "undefined filter: nosuch", 1, 10),
+            ("{{ 'x' | append }}", "append: wrong number of arguments", 1, 10),
+            ("{{ 'x' | upcase: loud: 1 }}", "upcase: unknown option", 1, 10),
+            ("{% liquid\n echo 1\n  bogus %}", 'tag "bogus" not found', 3, 3),
+            ("{% assign a? = 1 %}", 'unexpected "a?"', 1, 10),
+            ("{% for i in a what %}{% endfor %}", 'unexpected "what"', 1, 15),
+        ]
+        for source, message, line, column in rows:
+            with self.subTest(source=source):
+                error = self.failing(source)
+                self.assertEqual((error.message, error.line, error.column), (message, line, column))
+
+    def test_failing_filters_name_line_and_column(self) -> None:
+        rows = [
+            ("\n {{ 1 | divided_by: 0 }}", "divided_by: divided by 0", 2, 2),
+            ("{% if true %}\n{{ 'x' | slice: 'y' }}{% endif %}", "slice: invalid integer", 2, 1),
+            ("{% for i in (1..2) limit: 'x' %}{% endfor %}", "limit: invalid integer", 1, 1),
+            ("{{ '{' | from_json }}", "from_json", 1, 1),
+        ]
+        for source, message, line, column in rows:
+            with self.subTest(source=source):
+                error = self.failing(source)
+                self.assertIn(message, error.message)
+                self.assertEqual((error.line, error.column), (line, column))
+
+    def test_strict_namespaces(self) -> None:
+        missing = [
+            ("Hi {{customer.last_name}}", "customer.last_name", 4),
+            ("{{ customer.address.street }}", "customer.address.street", 1),
+            ("{{ customer['last name'] | upcase }}", "customer.last name", 1),
+            ("{% assign x = event.total %}", "event.total", 1),
+            ("{{ 'a' | append: event.total }}", "event.total", 1),
+            ("{% for i in event.rows %}{% endfor %}", "event.rows", 1),
+        ]
+        for source, name, column in missing:
+            with self.subTest(source=source):
+                error = self.failing(source, ADA, strict=NAMESPACES)
+                self.assertIsInstance(error, MissingVariable)
+                self.assertEqual(str(error), f"Variable '{name}' is missing")
+                self.assertEqual((error.line, error.column), (1, column))
+        self.becomes(
+            [
+                ("{{ customer.last_name | default: 'you' }}", "you"),
+                ("{% if customer.last_name %}a{% else %}b{% endif %}", "b"),
+                ("{% if customer.last_name != blank %}a{% endif %}.", "."),
+                ("{% case customer.last_name %}{% when 'x' %}{% else %}b{% endcase %}", "b"),
+                ("{{ customer.nothing }}{{ event.none.first }}.", "."),
+                ("{{ foo.bar }}{{ foo }}{{ trigger.x }}.", "."),  # unknown namespaces
+                ("{% assign customer = 'x' %}{{ customer.last_name }}.", "."),
+                ("{{ customer['a b'] }}{{ event.items[0].name }}", "spacedPen"),
+            ],
+            ADA,
+            strict=NAMESPACES,
+        )
+        self.assertEqual(render("{{ customer.last_name }}.", ADA), ".")
+
+    def test_only_data_can_be_reached(self) -> None:
+        class Secret:
+            value = "secret"
+
+        data = {"s": Secret(), "a": [{"x": 1}], "f": len}
+        source = (
+            "{{ s }}{{ s.value }}{{ s.__class__ }}{{ a.append }}{{ a | map: '__class__' }}{{ f }}"
+        )
+        self.assertEqual(render(source, data), "")
+
+    def test_data_is_not_changed(self) -> None:
+        data = json.loads(json.dumps(ADA))
+        source = (
+            "{% assign customer = 1 %}{% assign x = event.items | push: 1 | reverse %}"
+            "{% for item in event.items %}{% assign item = 2 %}{% increment n %}{% endfor %}"
+        )
+        render(source, data)
+        self.assertEqual(data, ADA)
+
+
+class LiquidRunaways(LiquidTest):
+    """Whatever is tried, it ends soon, and with a LiquidError."""
+
+    def test_runaways(self) -> None:
+        text = "a" * 200_000
+        loop = "{% for i in (1..1000000000) %}"
+        deep: list[Any] = []
+        for _ in range(5000):
+            deep = [deep]
+        rows: list[tuple[str, Any]] = [
+            (loop + "{% endfor %}", {}),
+            (loop + "{% for j in (1..1000000000) %}{% endfor %}{% endfor %}", {}),
+            ("{% tablerow i in (1..1000000000) %}{% endtablerow %}", {}),
+            (loop + "{{ text }}{% endfor %}", {"text": text}),
+            (loop + "{% capture x %}{{ text }}{% endcapture %}{% endfor %}", {"text": text}),
+            (loop + "{% assign x = text | upcase %}{% endfor %}", {"text": text}),
+            (loop + "{% if text == other %}{% endif %}{% endfor %}", {"text": text, "other": text}),
+            ("{% assign s = 'aa' %}" + loop + "{% assign s = s | append: s %}{% endfor %}", {}),
+            ("{% assign n = 9 %}" + loop + "{% assign n = n | times: n %}{% endfor %}", {}),
+            (loop + "{% assign a = a | push: a %}{% endfor %}", {"a": []}),
+            (loop + "{% assign a = a | concat: a %}{% endfor %}", {"a": [1]}),
+            ("{{ text | replace: '', text }}", {"text": text}),
+            ("{{ (1..1000000000) | join }}", {}),
+            ("{{ (1..1000000000) | json }}", {}),
+            ("{{ (1..n) | size }}", {"n": float("inf")}),
+            ("{{ '1' | plus: n }}", {"n": "9" * 100_000}),
+            ("{{ " + "9" * 5000 + " }}", {}),
+            ("{{ n }}", {"n": 10**5000}),
+            ("{{ " + "a[" * 5000 + "1" + "]" * 5000 + " }}", {}),
+            ("{{ 1" + " | plus: 1" * 5000 + " }}", {}),
+            ("{% if true %}" * 500 + "{% endif %}" * 500, {}),
+            ("{% if 1" + " and 1" * 5000 + " %}{% endif %}", {}),
+            ("{{ a }}", {"a": deep}),
+            ("{{ a | json }}", {"a": deep}),
+            ("{{ snippets.a }}", {"snippets": {"a": "{{ snippets.a }}"}}),
+            ("{% render_liquid a %}", {"a": "{% render_liquid a %}"}),
+        ]
+        for source, data in rows:
+            with self.subTest(source=source[:80]):
+                start = time.perf_counter()
+                error = self.failing(source, data)
+                self.assertGreater(error.line, 0, error)
+                self.assertLess(time.perf_counter() - start, 3)
+
+    def test_awkward_texts_take_no_time(self) -> None:
+        start = time.perf_counter()
+        for piece in ("<script>", "<!--", "&a", "_ ", "\r", "<a "):
+            render(
+                "{{ s | strip_html }}{{ s | escape_once }}{{ s | slugify }}", {"s": piece * 20_000}
+            )
+        for source in ("{%" * 20_000, "{{" * 20_000, "{% cio_link url:" + "{{a" * 20_000 + " %}"):
+            with self.subTest(source=source[:20]), self.assertRaises(LiquidError):
+                render(source + "{% if %}")
+        self.assertLess(time.perf_counter() - start, 3)
+
+    def test_limits_can_be_set(self) -> None:
+        source = "{% for i in (1..50) %}{{ i }}{% endfor %}"
+        self.assertEqual(len(render(source)), 91)
+        for limits in (LiquidLimits(output=90), LiquidLimits(iterations=49), LiquidLimits(work=90)):
+            with self.subTest(limits=limits):
+                self.failing(source, limits=limits)
+
+    def test_a_parsed_template_is_kept_and_fast(self) -> None:
+        source = '<p>{{ customer.first_name | default: "you" | upcase }}</p>\n' * 200
+        template = customerio_fake.parse_liquid(source)
+        self.assertIs(customerio_fake.parse_liquid(source), template)
+        times = []
+        for _ in range(20):
+            start = time.perf_counter()
+            template.render(ADA, strict=NAMESPACES)
+            times.append(time.perf_counter() - start)
+        self.assertLess(min(times), 0.002)
+
+
+class LiquidOfCustomerio(LiquidTest):
+    """What Customer.io adds."""
+
+    def test_tags_are_answered_by_the_host(self) -> None:
+        host = {
+            "unsubscribe_url": "https://example.com/u",
+            "random": lambda arguments: int(arguments["value"]) - 1,
+            "generate_uuid": lambda _: "0-0",
+            "cio_link": lambda arguments: json.dumps(arguments),
+            "subscription_topic_name": lambda arguments: arguments["lang"],
+        }
+        self.becomes(
+            [
+                ("{% unsubscribe_url %}{{ unsubscribe_url }}", "https://example.com/u"),
+                ("{% random 6 %}{{ 6 | random }}{% generate_uuid %}", "550-0"),
+                ("{% capture n %}{% random 3 %}{% endcapture %}{{ n }}", "2"),
+                ("{% cio_link url:https://x.io/?a=1 track:false %}", LINK),
+                ('{% cio_link url:"https://x.io/?a={{ one }}" track:false %}', LINK),
+                ("{% cio_link url:https://x.io/?a={{ one }} track:false %}", LINK),
+                ("{% subscription_topic_name lang='pt' %}", "pt"),
+                ("{% view_in_browser_url %}{% countdown point:64 %}.", "."),
+            ],
+            {"one": 1},
+            host=host,
+        )
+
+    def test_without_a_host_renders_are_repeatable(self) -> None:
+        source = "{% random 6 %} {% generate_uuid %} {% cio_link url:https://x.io %}"
+        self.assertEqual(render(source), "0 00000000-0000-4000-8000-000000000000 https://x.io")
+
+    def test_snippets_have_variables_of_their_own(self) -> None:
+        data = {
+            **ADA,
+            "snippets": {"sign": "{{ customer.first_name }}{{ x }}{% assign y = 1 %}", "a b": "c"},
+        }
+        source = "{% assign x = 1 %}{{ snippets.sign }}{{ y }}{{ snippets['a b'] | upcase }}"
+        self.assertEqual(render(source, data, strict=NAMESPACES), "AdaC")
+        error = self.failing("{{ snippets.none }}", data, strict=NAMESPACES)
+        self.assertEqual(error.message, "Variable 'snippets.none' is missing")
+
+    def test_attributes_can_hold_liquid(self) -> None:
+        data = {"customer": {"body": "Hi {{ customer.name }}", "name": "Ada"}}
+        source = "{% render_liquid customer.body %} {{ customer.body }}"
+        self.assertEqual(render(source, data), "Hi Ada Hi {{ customer.name }}")
+
+
+LINK = '{"url": "https://x.io/?a=1", "track": "false"}'
 
 
 # ---- the wire: framing, hostile input, connections, TLS, life, command line
