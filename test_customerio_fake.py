@@ -2440,7 +2440,7 @@ class RateLimits(SeededTest):
 NAMESPACES = frozenset({"customer", "event", "trigger", "snippets"})
 NOON = 1483272000.0  # 2017-01-01 12:00:00 UTC, a Sunday
 
-ADA = {
+READER = {
     "customer": {"first_name": "Ada", "plan": "pro", "nothing": None, "a b": "spaced"},
     "event": {"items": [{"name": "Pen", "price": 2}, {"name": "Ink", "price": 5}], "none": []},
 }
@@ -2803,7 +2803,7 @@ class LiquidErrors(LiquidTest):
         ]
         for source, name, column in missing:
             with self.subTest(source=source):
-                error = self.failing(source, ADA, strict=NAMESPACES)
+                error = self.failing(source, READER, strict=NAMESPACES)
                 self.assertIsInstance(error, MissingVariable)
                 self.assertEqual(str(error), f"Variable '{name}' is missing")
                 self.assertEqual((error.line, error.column), (1, column))
@@ -2818,10 +2818,10 @@ class LiquidErrors(LiquidTest):
                 ("{% assign customer = 'x' %}{{ customer.last_name }}.", "."),
                 ("{{ customer['a b'] }}{{ event.items[0].name }}", "spacedPen"),
             ],
-            ADA,
+            READER,
             strict=NAMESPACES,
         )
-        self.assertEqual(render("{{ customer.last_name }}.", ADA), ".")
+        self.assertEqual(render("{{ customer.last_name }}.", READER), ".")
 
     def test_only_data_can_be_reached(self) -> None:
         class Secret:
@@ -2834,13 +2834,13 @@ class LiquidErrors(LiquidTest):
         self.assertEqual(render(source, data), "")
 
     def test_data_is_not_changed(self) -> None:
-        data = json.loads(json.dumps(ADA))
+        data = json.loads(json.dumps(READER))
         source = (
             "{% assign customer = 1 %}{% assign x = event.items | push: 1 | reverse %}"
             "{% for item in event.items %}{% assign item = 2 %}{% increment n %}{% endfor %}"
         )
         render(source, data)
-        self.assertEqual(data, ADA)
+        self.assertEqual(data, READER)
 
 
 class LiquidRunaways(LiquidTest):
@@ -2912,7 +2912,7 @@ class LiquidRunaways(LiquidTest):
         times = []
         for _ in range(20):
             start = time.perf_counter()
-            template.render(ADA, strict=NAMESPACES)
+            template.render(READER, strict=NAMESPACES)
             times.append(time.perf_counter() - start)
         self.assertLess(min(times), 0.002)
 
@@ -2949,7 +2949,7 @@ class LiquidOfCustomerio(LiquidTest):
 
     def test_snippets_have_variables_of_their_own(self) -> None:
         data = {
-            **ADA,
+            **READER,
             "snippets": {"sign": "{{ customer.first_name }}{{ x }}{% assign y = 1 %}", "a b": "c"},
         }
         source = "{% assign x = 1 %}{{ snippets.sign }}{{ y }}{{ snippets['a b'] | upcase }}"
