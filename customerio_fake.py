@@ -83,6 +83,7 @@ from typing import (
     Iterator,
     List,
     Mapping,
+    Match,
     NamedTuple,
     NoReturn,
     Optional,
@@ -226,21 +227,49 @@ class Clock:
 
     def __init__(self) -> None:
         self._offset = 0.0
+        self._frozen: Optional[float] = None
         self._order = 0
         self._queue: List[Tuple[float, int, Callable[[], Any]]] = []
 
     def now(self) -> float:
         """The current time, Unix seconds with a fraction."""
-        return time.time() + self._offset
+        return time.time() + self._offset if self._frozen is None else self._frozen
+
+    def freeze(self, at: Optional[float] = None) -> None:
+        """Stop the clock, now or at a time in Unix seconds."""
+        self._frozen = self.now() if at is None else at
+
+    def resume(self) -> None:
+        """Let a stopped clock go on from where it stands."""
+        self.move_to(self.now(), False)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the clock stands."""
+        return self._frozen is not None
+
+    def move_to(self, when: float, frozen: bool) -> None:
+        """Set the clock to Unix seconds, standing or going."""
+        self._frozen = when if frozen else None
+        self._offset = when - time.time()
 
     def advance(self, seconds: float) -> None:
-        """Move the clock forward by `seconds`; `run_due` then does what has become due."""
-        self._offset += seconds
+        """Move the clock forward by `seconds`, and do at its time what becomes due meanwhile."""
+        target, frozen = self.now() + seconds, self.frozen
+        while self._queue and self._queue[0][0] <= target:
+            self.move_to(max(self._queue[0][0], self.now()), True)
+            self.run_due()
+        self.move_to(target, frozen)
 
     def at(self, when: float, action: Callable[[], Any]) -> None:
         """Run `action` once the time is `when` (Unix seconds) or later."""
         self._order += 1
         heapq.heappush(self._queue, (when, self._order, action))
+
+    @property
+    def pending(self) -> int:
+        """How much work waits for its time."""
+        return len(self._queue)
 
     def has_due(self) -> bool:
         """Whether `run_due` has anything to do."""
@@ -2573,6 +2602,71 @@ LIQUID_FILTERS.update(
 )
 
 
+#: JSON nested deeper than this is refused; deeper would exhaust the interpreter's stack.
+MAX_DEPTH = 200
+
+
+class NotANumber(ApiError):
+    """Raised for NaN and infinite numbers, which JSON does not have."""
+
+
+def decode_json(raw: bytes) -> Json:
+    """Parse a JSON text in UTF-8; empty gives None. Raises ApiError 400 with the place."""
+    try:
+        text = raw.decode().strip(" \t\r\n")
+        if not text:
+            return None
+        value, end = _DECODER.raw_decode(text)
+        if end != len(text):
+            raise json.JSONDecodeError("Extra data", text, end)
+    except UnicodeDecodeError as error:
+        raise _not_json(f"byte {error.start} is not UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise _not_json(f"{error.msg} at line {error.lineno}, column {error.colno}") from None
+    except RecursionError:
+        raise _not_json(f"nested deeper than {MAX_DEPTH}") from None
+    except ValueError:  # an integer beyond the interpreter's limit of digits
+        raise _not_json("a number has too many digits") from None
+    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH:
+        _check_depth(value)
+    return _well_formed(value) if b"\\u" in raw else value
+
+
+def _not_json(what: str) -> ApiError:
+    return invalid(f"invalid JSON: {what}", reason="parse_error")
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise NotANumber(400, Problem(f"invalid JSON: {name} is not a number", "", "parse_error"))
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _refuse_constant(text[:20])
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
+
+
+def _check_depth(value: Json) -> None:
+    level, depth = [value], 0
+    while level:
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise _not_json(f"nested deeper than {MAX_DEPTH}")
+        parts = [v.values() if isinstance(v, dict) else v for v in level if v]
+        level = [v for part in parts for v in part if isinstance(v, (dict, list))]
+
+
+def _well_formed(value: Json) -> Json:
+    """Replace lone surrogates by U+FFFD, as the real service's JSON reader does (inferred)."""
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, dict):
+        return {_well_formed(key): _well_formed(part) for key, part in value.items()}
+    return [_well_formed(part) for part in value] if isinstance(value, list) else value
+
+
 # ======================================================================================
 # ==== §5 Audience filters
 # ======================================================================================
@@ -2939,7 +3033,7 @@ class Delivery:
 
     __slots__ = (
         "delivery_id", "channel", "message", "person", "customer_id", "recipient", "created",
-        "send_at", "metrics", "history", "parents",
+        "send_at", "metrics", "history", "parents", "rendered", "data", "base_url",
     )  # fmt: skip
 
     def __init__(self, delivery_id: str, channel: str, message: Json, created: int) -> None:
@@ -2953,6 +3047,23 @@ class Delivery:
         self.history: List[Json] = []
         #: What it is part of: {"campaign_id": 1, "action_id": 2}, or newsletter, broadcast, …
         self.parents: Dict[str, int] = {}
+        #: What the recipient would have seen: subject, body, links, …; empty until it is sent.
+        self.rendered: Json = {}
+        #: The `trigger` of its templates.
+        self.data: Json = {}
+        #: Where the links inside it lead.
+        self.base_url = ""
+
+    @property
+    def state(self) -> str:
+        """The last thing that happened to it."""
+        return self.history[-1]["metric"] if self.history else "created"
+
+    @property
+    def failure(self) -> str:
+        """Why it did not reach anybody; "" if it did, or may still."""
+        reasons = [row["reason"] for row in self.history if row.get("reason")]
+        return str(reasons[0]) if reasons else ""
 
     def report(self, metric: str, when: int, reason: str = "", **more: Json) -> None:
         """Note that something happened at `when`, Unix seconds; the first time counts."""
@@ -2969,6 +3080,10 @@ class Delivery:
             "customer_id": self.customer_id,
             "cio_id": self.person.cio_id if self.person else None,
             "recipient": self.recipient,
+            "state": self.state,
+            "failure_message": self.failure or None,
+            "rendered": self.rendered,
+            "parents": self.parents,
             "metrics": self.metrics,
             "history": self.history,
             "send_at": self.send_at,
@@ -4066,19 +4181,6 @@ def family_document(workspace: Workspace, family: Family, row: Json) -> Json:
     return {**shown(row), **more, "actions": named, "msg_templates": short}
 
 
-def deliver(workspace: Workspace, person: Person, content: Json, parents: Json) -> Delivery:
-    """Send a content of a newsletter or broadcast to one person."""
-    now = workspace.clock.now()
-    kind = "newsletter" if "newsletter_id" in parents else "broadcast"
-    delivery_id = delivery_id_of(now, workspace.count("delivery"), kind)
-    delivery = Delivery(delivery_id, content["type"], shown(content), int(now))
-    delivery.person, delivery.customer_id = person, person.name
-    delivery.recipient, delivery.parents = person.email, parents
-    workspace.post(delivery)
-    workspace.report(delivery, "sent", int(now))
-    return delivery
-
-
 # ---- metrics: counts over recorded deliveries
 
 #: What a metric series counts (reference of 2026).
@@ -4183,7 +4285,6 @@ def message_document(delivery: Delivery) -> Json:
         "transactional_message_id",
     )  # fmt: skip
     nobody = {"id": delivery.customer_id, "email": None, "cio_id": ""}
-    failures = [row.get("reason") for row in delivery.history if row["metric"] == "failed"]
     template = delivery.parents.get("content_id") or delivery.parents.get("action_id") or 0
     return {
         "id": delivery.delivery_id,
@@ -4194,10 +4295,10 @@ def message_document(delivery: Delivery) -> Json:
         "customer_id": delivery.customer_id,
         "customer_identifiers": person.identifiers() if person else nobody,
         "recipient": delivery.recipient,
-        "subject": as_text(message.get("subject") or ""),
+        "subject": delivery.rendered.get("subject") or as_text(message.get("subject") or ""),
         "metrics": delivery.metrics,
         "created": delivery.created,
-        "failure_message": failures[0] if failures else None,
+        "failure_message": delivery.failure or None,
         **{name: delivery.parents.get(name) for name in names},
         "trigger_event_id": None,
         "type": MESSAGE_TYPES.get(delivery.channel, delivery.channel),
@@ -4205,13 +4306,248 @@ def message_document(delivery: Delivery) -> Json:
     }
 
 
+# ---- rendering: what the recipient sees
+
+
+class Mail(NamedTuple):
+    """What is to be sent: a content of a campaign, newsletter, … with all overrides."""
+
+    family: Family
+    parent: Json
+    content: Json
+
+
+#: The parts of a message that are templates: by what name they are given (an override first),
+#: and what they are called once rendered. "Title" and "message" are those of a push.
+_RENDERED_PARTS = (
+    ("subject", ("title", "subject")),
+    ("body", ("message", "body")),
+    ("body_plain", ("body_plain",)),
+    ("body_amp", ("body_amp",)),
+    ("preheader", ("preheader", "preheader_text")),
+    ("from", ("from",)),
+    ("reply_to", ("reply_to",)),
+    ("to", ("to", "recipient")),
+    ("cc", ("cc",)),
+    ("bcc", ("bcc",)),
+)
+#: In these namespaces a missing attribute makes a message fail (docs).
+STRICT_NAMESPACES = frozenset({"customer", "event", "trigger", "journey"})
+#: Channels that an unsubscribed person gets all the same (reference).
+_UNASKED_CHANNELS = ("in_app", "inbox_message", "webhook", "slack")
+_HREF = re.compile(r"""(<a\b[^>]*?\bhref\s*=\s*)(["'])(https?://.*?)\2""", re.I | re.S)
+
+
+def customer_data(person: Person) -> Json:
+    """`customer` in a template: scalars are strings, as everywhere (docs)."""
+    attributes = person.all_attributes()
+    return {
+        name: value if isinstance(value, (dict, list)) else as_text(value)
+        for name, value in attributes.items()
+    }
+
+
+def template_data(workspace: Workspace, delivery: Delivery, mail: Mail) -> Json:
+    """All that a template can name."""
+    snippets = workspace.shelves["snippets"].rows.values()
+    parent, content = mail.parent, mail.content
+    campaign = {"id": parent.get("id"), "name": parent.get("name"), "type": parent.get("type")}
+    if mail.family is TRANSACTIONAL:
+        campaign["type"] = "transactional_message"
+    names = ("id", "name", "type", "subject", "preheader_text")
+    return {
+        "customer": customer_data(delivery.person) if delivery.person else {},
+        "trigger": delivery.data,
+        "campaign": campaign,
+        "message": {name: content.get(name) for name in names},
+        "snippets": {row["name"]: row["value"] for row in snippets},
+        "delivery_id": delivery.delivery_id,
+    }
+
+
+def template_host(workspace: Workspace, delivery: Delivery) -> Json:
+    """What Customer.io's own tags print; their links work on this server."""
+    base, id = delivery.base_url, delivery.delivery_id
+    url = f"{base}/unsubscribe/{id}"
+    view = f"{base}/e/v/{id}"
+    return {
+        "unsubscribe_url": url,
+        "unsubscribe": f'<a href="{url}">Unsubscribe</a>',
+        "view_in_browser_url": view,
+        "view_in_browser": f'<a href="{view}">View in browser</a>',
+        "manage_subscription_preferences_url": url,
+        "generate_uuid": lambda arguments: uuid_of(workspace.count("uuid")),
+    }
+
+
+def render_mail(workspace: Workspace, delivery: Delivery, mail: Mail) -> Json:
+    """Render all parts of a message. Raises LiquidError."""
+    with workspace.lock:
+        data = template_data(workspace, delivery, mail)
+    host, now = template_host(workspace, delivery), workspace.clock.now()
+    rendered: Json = {}
+    for part, names in _RENDERED_PARTS:
+        source = next((mail.content[name] for name in names if mail.content.get(name)), None)
+        if isinstance(source, str):
+            template = parse_liquid(source)
+            rendered[part] = template.render(data, STRICT_NAMESPACES, now=now, host=host)
+    return rendered
+
+
+def track_links(delivery: Delivery, rendered: Json, tracked: bool) -> Json:
+    """Note the links of an email and lead them, and an open pixel, through this server."""
+    links: List[Json] = []
+    own = (f"{delivery.base_url}/unsubscribe/", f"{delivery.base_url}/e/")
+
+    def lead(match: Match[str]) -> str:
+        href = match[3].replace("&amp;", "&")
+        if href.startswith(own):
+            return match[0]
+        links.append({"id": len(links) + 1, "href": href, "tracked": tracked})
+        url = f"{delivery.base_url}/e/c/{delivery.delivery_id}/{len(links)}"
+        return f"{match[1]}{match[2]}{url if tracked else match[3]}{match[2]}"
+
+    body = _HREF.sub(lead, rendered["body"])
+    if tracked:
+        source = f"{delivery.base_url}/e/o/{delivery.delivery_id}"
+        pixel = f'<img src="{source}" width="1" height="1" alt="">'
+        before, end, after = body.rpartition("</body>")
+        body = before + pixel + end + after if end else body + pixel
+    return {**rendered, "body": body, "links": links}
+
+
+def plain_text(html: str) -> str:
+    """The words of an HTML body, for recipients without HTML."""
+    import html as entities
+
+    text = re.sub(r"(?is)<(script|style|head)\b.*?</\1>", "", html)
+    text = re.sub(r"(?i)<(br|/p|/div|/h\d|/tr|/li)\b[^>]*>", "\n", text)
+    text = entities.unescape(re.sub(r"(?s)<[^>]*>", "", text))
+    return re.sub(r"\n\s*\n+", "\n\n", re.sub(r"[ \t]+", " ", text)).strip()
+
+
+def obstacle(workspace: Workspace, delivery: Delivery, content: Json) -> Tuple[str, str]:
+    """What keeps a rendered message from being sent: a metric and the reason, or ("", "")."""
+    person, channel = delivery.person, delivery.channel
+    if person not in workspace.people:
+        return "undeliverable", "the person has been deleted"
+    if not delivery.rendered:
+        return "", ""  # nothing is known of the template, so nothing can be wrong with it
+    unsubscribed = person is not None and person.unsubscribed()
+    asked = channel not in _UNASKED_CHANNELS and not content.get("send_to_unsubscribed", True)
+    if unsubscribed and asked:
+        return "undeliverable", "the person is unsubscribed"
+    if channel == "email" and not delivery.rendered.get("subject", "").strip():
+        return "failed", "subject is blank"
+    if channel in ("email", "sms", "whatsapp") and not delivery.recipient.strip():
+        return "undeliverable", "the message has no recipient"
+    if channel == "push" and person is not None and not person.has.devices:
+        return "undeliverable", "the person has no device"
+    lists = workspace.esp.items() if channel == "email" else ()
+    for name, rows in lists:
+        if delivery.recipient.lower() in rows:
+            return "dropped", f"the email provider suppresses this address: {name}"
+    return "", ""
+
+
+def dispatch(workspace: Workspace, delivery: Delivery, mail: Mail) -> None:
+    """Render a message and send it, as far as it gets: to delivered, drafted, or failed."""
+    try:
+        rendered = render_mail(workspace, delivery, mail)
+    except LiquidError as error:
+        where = f"line {error.line}, column {error.column}"
+        log.warning("delivery %s failed: %s (%s)", delivery.delivery_id, error, where)
+        with workspace.lock:
+            row = {"reason": str(error), "line": error.line, "column": error.column}
+            workspace.report(delivery, "failed", workspace.seconds(), **row)
+        return
+    tracked = mail.content.get("tracked", mail.parent.get("link_tracking", True)) is True
+    if delivery.channel == "email" and rendered.get("body"):
+        rendered = track_links(delivery, rendered, tracked)
+        rendered.setdefault("body_plain", plain_text(rendered["body"]))
+    with workspace.lock:
+        delivery.rendered = rendered
+        delivery.recipient = rendered.get("to") or delivery.recipient
+        metric, reason = obstacle(workspace, delivery, mail.content)
+        now = workspace.seconds()
+        if metric:
+            workspace.report(delivery, metric, now, reason=reason)
+        elif mail.content.get("queue_draft") or mail.parent.get("queue_drafts"):
+            workspace.report(delivery, "drafted", now)
+        else:
+            workspace.report(delivery, "sent", now)
+            if delivery.channel not in _UNASKED_CHANNELS:
+                workspace.report(delivery, "delivered", now)
+
+
+def deliver(
+    workspace: Workspace, person: Person, mail: Mail, parents: Json, data: Json, base_url: str
+) -> Delivery:
+    """Send a content of a newsletter or broadcast to one person."""
+    with workspace.lock:
+        now = workspace.clock.now()
+        kind = "newsletter" if mail.family is NEWSLETTERS else "broadcast"
+        delivery_id = delivery_id_of(now, workspace.count("delivery"), kind)
+        channel = _CHANNELS.get(mail.content["type"], mail.content["type"])
+        delivery = Delivery(delivery_id, channel, shown(mail.content), int(now))
+        delivery.person, delivery.customer_id = person, person.name
+        delivery.recipient, delivery.parents = person.email, parents
+        delivery.data, delivery.base_url = data, base_url
+        workspace.post(delivery)
+    dispatch(workspace, delivery, mail)
+    return delivery
+
+
+#: The other way round than MESSAGE_TYPES.
+_CHANNELS = {type: channel for channel, type in MESSAGE_TYPES.items()}
+
+
+def checked_attributes(value: Json, name: str) -> Attributes:
+    """Attributes within the limits. Raises ApiError 400 with one sentence for each breach."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise invalid(f"{name} must be an object, not {kind_of(value)}", name)
+    problems = oversized(value)
+    for kind in ("id", "email", "phone"):
+        if value.get(kind) not in (None, ""):
+            identifier_text(value[kind], kind)
+    if problems:
+        raise ApiError(400, *problems)
+    return value
+
+
+def device_of(device: Json, token_key: str) -> Tuple[str, str, Optional[int], Attributes]:
+    """Token, platform, last_used and attributes of a `device` object. Raises ApiError 400."""
+    if not isinstance(device, dict):
+        raise required("device", f"an object with {token_key} and platform")
+    token = device.get(token_key) or device.get("id")
+    if token in (None, ""):
+        raise required(f"device.{token_key}", "the push token")
+    if device.get("platform") not in ("ios", "android"):
+        raise invalid("device.platform must be 'ios' or 'android'", "device.platform")
+    attributes = checked_attributes(device.get("attributes"), "device.attributes")
+    text = {k: as_text(v) for k, v in attributes.items() if v is not None}
+    last_used = whole_number(device.get("last_used"), "device.last_used")
+    return as_text(token), device["platform"], last_used, text
+
+
+def add_device_of(workspace: Workspace, who: Identifier, device: Json, token_key: str) -> str:
+    """Add or update a device; `last_used` is now unless it is given (reference)."""
+    token, platform, last_used, attributes = device_of(device, token_key)
+    when = workspace.seconds() if last_used is None else last_used
+    return workspace.ingest(workspace.add_device, who, token, platform, when, attributes)
+
+
 # ---- transactional sends
 
 
-def send(workspace: Workspace, channel: str, message: Json) -> Delivery:
+def send(workspace: Workspace, channel: str, message: Json, base_url: str = "") -> Delivery:
     """Accept a transactional message and give back its delivery; an unknown person is created.
 
-    Raises ApiError in the order fields, recipients, attachments, template (inferred).
+    `base_url` is where links in the message lead. What goes wrong from here on shows in the
+    delivery, as in the real service. Raises ApiError in the order fields, recipients,
+    attachments, template (inferred).
     """
     who = _check_send(channel, message, workspace.clock.now())
     with workspace.lock:
@@ -4220,15 +4556,34 @@ def send(workspace: Workspace, channel: str, message: Json) -> Delivery:
         delivery_id = delivery_id_of(now, workspace.count("delivery"), "transactional")
         delivery = Delivery(delivery_id, channel, message, int(now))
         delivery.parents = {"transactional_message_id": template["id"]}
-        delivery.customer_id = who[1]
+        delivery.customer_id, delivery.base_url = who[1], base_url
+        delivery.data = message.get("message_data") or {}
         send_at = whole_number(message.get("send_at"), "send_at")
         delivery.send_at = send_at if send_at and send_at > now else None
         reason = _address(workspace, delivery, who)
+        if channel == "push" and isinstance(message.get("custom_device"), dict):
+            add_device_of(workspace, who, message["custom_device"], "token")
         workspace.post(delivery)
-        if delivery.person is None:
-            metric = "dropped" if reason == SUPPRESSED else "failed"
-            workspace.report(delivery, metric, delivery.created, reason=reason)
+    mail = Mail(TRANSACTIONAL, template, {**transactional_content(workspace, delivery), **message})
+    if delivery.person is None:
+        metric = "dropped" if reason == SUPPRESSED else "failed"
+        workspace.report(delivery, metric, delivery.created, reason=reason or NO_PERSON)
+    elif delivery.send_at is None:
+        dispatch(workspace, delivery, mail)
+    else:
+        workspace.clock.at(delivery.send_at, lambda: dispatch(workspace, delivery, mail))
     return delivery
+
+
+def transactional_content(workspace: Workspace, delivery: Delivery) -> Json:
+    """The content of a delivery's template in the recipient's language, or the default one."""
+    number = delivery.parents["transactional_message_id"]
+    contents = workspace.shelves["transactional_contents"].where(_parent=number)
+    wanted = delivery.message.get("language")
+    if not wanted and delivery.person is not None:
+        wanted = delivery.person.text("language")
+    by_language = {content["language"]: content for content in reversed(contents)}
+    return by_language.get(wanted) or by_language.get("") or {}
 
 
 def _address(workspace: Workspace, delivery: Delivery, who: Identifier) -> str:
@@ -4399,17 +4754,21 @@ AUDIENCE_FLAGS: Dict[str, Sequence[str]] = {
 }
 MAX_AUDIENCE = 10_000
 MAX_TRIGGER_DATA = 50_000
+MAX_FILE = 100 * 1000 * 1000
 #: How long a download link works: 15 minutes (reference).
 LINK_LIFE = 900
 
 
-def trigger_broadcast(workspace: Workspace, broadcast_id: int, payload: Json) -> int:
-    """Record the trigger of a broadcast; returns its number. Raises ApiError 422."""
+def trigger_broadcast(workspace: Workspace, broadcast_id: int, payload: Json) -> Trigger:
+    """Record the trigger of a broadcast and find its audience. Raises ApiError 422."""
     _check_audience(payload)
     with workspace.lock:
-        number, errors = workspace.count("trigger"), _missing_people(workspace.people, payload)
-        row = {"id": number, "campaign_id": broadcast_id, "payload": payload}
-        workspace.broadcasts.append({**row, "errors": errors, "received_at": workspace.seconds()})
+        number, now = workspace.count("trigger"), workspace.seconds()
+        errors: List[str] = []
+        audience = audience_of(workspace, broadcast_id, payload, errors)
+        row = {"id": number, "campaign_id": broadcast_id, "payload": payload, "errors": errors}
+        done = {"processed_at": None if audience and not errors else now, "received_at": now}
+        workspace.broadcasts.append({**row, **done})
     if errors:
         # The number is used up although the call failed (reference).
         text = (
@@ -4417,21 +4776,80 @@ def trigger_broadcast(workspace: Workspace, broadcast_id: int, payload: Json) ->
             f"detail available from the errors endpoint for trigger {number}"
         )
         raise _unprocessable(text, "per_user_data")
-    return number
+    return Trigger(number, audience)
 
 
-def _missing_people(people: People, payload: Json) -> List[str]:
-    """A line for each recipient who must exist and doesn't, unless the call ignores them."""
-    named = [("id", value) for value in payload.get("ids", ())]
-    named += [("email", value) for value in payload.get("emails", ())]
-    for row in payload.get("per_user_data", ()):
-        named += [(kind, row[kind]) for kind in ("id", "email") if kind in row][:1]
-    return [
-        f"line {line}: no person has the {kind} {as_text(value)!r}"
-        for line, (kind, value) in enumerate(named, 1)
-        if payload.get(f"{kind}_ignore_missing") is not True
-        and not people.find((kind, as_text(value)))
-    ]
+class Trigger(NamedTuple):
+    """An accepted trigger: its number, and who gets the broadcast with which data."""
+
+    number: int
+    audience: List[Tuple[Person, Json]]
+
+
+def audience_of(
+    workspace: Workspace, broadcast_id: int, payload: Json, errors: List[str]
+) -> List[Tuple[Person, Json]]:
+    """Who gets a broadcast, and the `trigger` data of each; errors are added line by line."""
+    data = payload.get("data") or {}
+    rows = [{"id": value} for value in payload.get("ids") or ()]
+    rows += [{"email": value} for value in payload.get("emails") or ()]
+    rows += payload.get("per_user_data") or ()
+    rows += _file_rows(payload["data_file_url"], errors) if payload.get("data_file_url") else ()
+    if rows:
+        return _listed_people(workspace, payload, rows, data, errors)
+    broadcast = workspace.shelves["broadcasts"].rows.get(broadcast_id) or {}
+    spec = payload.get("recipients") or broadcast.get("recipients")
+    if not spec:
+        return []  # the audience is set in the web app, and nobody has told us
+    wanted = compile_filter(spec, "recipients", workspace.is_member)
+    return [(person, data) for person in workspace.people if wanted(person)]
+
+
+def fetched(url: Json, name: str) -> bytes:
+    """What is behind a URL, 100 MB at most, gzip or not. Raises ApiError 400."""
+    from urllib.request import Request as Get
+    from urllib.request import urlopen
+
+    if not isinstance(url, str) or not re.match(r"https?://", url):
+        raise invalid(f"{name} must be an http or https URL", name)
+    try:
+        with urlopen(Get(url, headers={"User-Agent": "customerio_fake"}), timeout=10) as answer:
+            data = cast(bytes, answer.read(MAX_FILE))
+        return zlib.decompress(data, 47) if data[:2] == b"\x1f\x8b" else data
+    except (OSError, ValueError, zlib.error) as error:
+        raise invalid(f"{name} can't be fetched: {error}", name) from None
+
+
+def _file_rows(url: str, errors: List[str]) -> List[Json]:
+    """The rows of a JSON Lines file, gzip or not."""
+    rows = []
+    for number, line in enumerate(fetched(url, "data_file_url").splitlines(), 1):
+        try:
+            row = decode_json(line)
+        except ApiError as error:
+            errors.append(f"line {number}: {error.message}")
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
+
+
+def _listed_people(
+    workspace: Workspace, payload: Json, rows: List[Json], data: Json, errors: List[str]
+) -> List[Tuple[Person, Json]]:
+    found: List[Tuple[Person, Json]] = []
+    for number, row in enumerate(rows, 1):
+        kind = "id" if "id" in row else "email"
+        value = as_text(row.get(kind))
+        same = workspace.people.with_email(value) if kind == "email" else ()
+        person = workspace.people.find((kind, value))
+        people = list(same) or ([person] if person else [])
+        if not people and payload.get(f"{kind}_ignore_missing") is not True:
+            errors.append(f"line {number}: no person has the {kind} {value!r}")
+        if len(people) > 1 and payload.get("email_add_duplicates") is not True:
+            errors.append(f"line {number}: several people have the email {value!r}")
+        found += [(one, {**data, **(row.get("data") or {})}) for one in people]
+    return found
 
 
 def _check_audience(payload: Json) -> None:
@@ -4671,8 +5089,7 @@ def _seed_message(workspace: Workspace, row: Json, where: str) -> None:
     created = whole_number(row.get("created"), f"{where}.created") or workspace.seconds()
     names = [family.key for family in FAMILIES.values()] + ["action_id", "content_id"]
     message = {name: row[name] for name in ("subject", "body", "from") if row.get(name)}
-    channels = {type: channel for channel, type in MESSAGE_TYPES.items()}
-    channel = channels.get(row.get("type", "email"), row.get("type", "email"))
+    channel = _CHANNELS.get(row.get("type", "email"), row.get("type", "email"))
     number = workspace.count("delivery")
     id = row.get("id") or delivery_id_of(created, number, "campaign")
     delivery = Delivery(id, channel, message, created)
@@ -4725,73 +5142,10 @@ SEEDERS: Dict[str, Seeder] = {
 # ==== §9 Routes
 # ======================================================================================
 
-#: JSON nested deeper than this is refused; deeper would exhaust the interpreter's stack.
-MAX_DEPTH = 200
 #: Where we say what the real service keeps to itself: why a call was refused or had no effect.
 REASON_HEADER = "X-Parlel-Reason"
 
 Headers = Tuple[Tuple[str, str], ...]
-
-
-class NotANumber(ApiError):
-    """Raised for NaN and infinite numbers, which JSON does not have."""
-
-
-def decode_json(raw: bytes) -> Json:
-    """Parse a JSON text in UTF-8; empty gives None. Raises ApiError 400 with the place."""
-    try:
-        text = raw.decode().strip(" \t\r\n")
-        if not text:
-            return None
-        value, end = _DECODER.raw_decode(text)
-        if end != len(text):
-            raise json.JSONDecodeError("Extra data", text, end)
-    except UnicodeDecodeError as error:
-        raise _not_json(f"byte {error.start} is not UTF-8") from None
-    except json.JSONDecodeError as error:
-        raise _not_json(f"{error.msg} at line {error.lineno}, column {error.colno}") from None
-    except RecursionError:
-        raise _not_json(f"nested deeper than {MAX_DEPTH}") from None
-    except ValueError:  # an integer beyond the interpreter's limit of digits
-        raise _not_json("a number has too many digits") from None
-    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH:
-        _check_depth(value)
-    return _well_formed(value) if b"\\u" in raw else value
-
-
-def _not_json(what: str) -> ApiError:
-    return invalid(f"invalid JSON: {what}", reason="parse_error")
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise NotANumber(400, Problem(f"invalid JSON: {name} is not a number", "", "parse_error"))
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    return number if math.isfinite(number) else _refuse_constant(text[:20])
-
-
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
-
-
-def _check_depth(value: Json) -> None:
-    level, depth = [value], 0
-    while level:
-        depth += 1
-        if depth > MAX_DEPTH:
-            raise _not_json(f"nested deeper than {MAX_DEPTH}")
-        parts = [v.values() if isinstance(v, dict) else v for v in level if v]
-        level = [v for part in parts for v in part if isinstance(v, (dict, list))]
-
-
-def _well_formed(value: Json) -> Json:
-    """Replace lone surrogates by U+FFFD, as the real service's JSON reader does (inferred)."""
-    if isinstance(value, str):
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if isinstance(value, dict):
-        return {_well_formed(key): _well_formed(part) for key, part in value.items()}
-    return [_well_formed(part) for part in value] if isinstance(value, list) else value
 
 
 def inflate(raw: bytes, encoding: str, limit: int) -> bytes:
@@ -5134,12 +5488,18 @@ def decoded(segment: str) -> str:
     return text
 
 
+#: Up to this many messages are sent before the call that asked for them is answered.
+FOREGROUND = 200
+
+
 class Fake:
     """The whole service without a socket: requests in, responses out."""
 
     def __init__(self, settings: Settings, seed: Json = None) -> None:
         """Begin with a workspace that is empty, or filled by a seed document."""
         self.settings, self._seed = settings, seed
+        self.closed = False
+        self._jobs: List[threading.Thread] = []
         self.workspace = self._fresh()
 
     def _fresh(self) -> Workspace:
@@ -5162,6 +5522,35 @@ class Fake:
         seed_workspace(workspace, document)
         old, self.workspace, self._seed = self.workspace, workspace, document
         return old
+
+    def run_for_all(
+        self,
+        things: Sequence[Any],
+        action: Callable[[int, Any], None],
+        finish: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Do something for each thing, then `finish`; many are done in the background."""
+
+        def run() -> None:
+            for position, thing in enumerate(things):
+                if self.closed:
+                    return
+                action(position, thing)
+            finish()
+
+        if len(things) <= FOREGROUND:
+            run()
+        else:
+            thread = threading.Thread(target=run, name="customerio-fake-sending", daemon=True)
+            self._jobs = [job for job in self._jobs if job.is_alive()] + [thread]
+            thread.start()
+
+    def close(self) -> None:
+        """End what runs in the background."""
+        self.closed = True
+        for job in self._jobs:
+            job.join()
+        self._jobs.clear()
 
     def handle(self, request: Request) -> Response:
         """Answer a request; whatever goes wrong becomes a response, too."""
@@ -5372,21 +5761,6 @@ def checked_cio_id(value: str) -> Identifier:
     return "cio_id", value
 
 
-def checked_attributes(value: Json, name: str) -> Attributes:
-    """Attributes within the limits. Raises ApiError 400 with one sentence for each breach."""
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise invalid(f"{name} must be an object, not {kind_of(value)}", name)
-    problems = oversized(value)
-    for kind in ("id", "email", "phone"):
-        if value.get(kind) not in (None, ""):
-            identifier_text(value[kind], kind)
-    if problems:
-        raise ApiError(400, *problems)
-    return value
-
-
 @route("PUT", "/api/v1/customers/{identifier}", TRACK)
 def identify(call: Call, identifier: str) -> str:
     """Add or update a person."""
@@ -5522,28 +5896,6 @@ def track_anonymous(call: Call) -> str:
         raise required("anonymous_id", "an id, or data.recipient for an invite event")
     workspace = call.workspace
     return joined(workspace.ingest(workspace.track_anonymous, who, event), doubt(event))
-
-
-def device_of(device: Json, token_key: str) -> Tuple[str, str, Optional[int], Attributes]:
-    """Token, platform, last_used and attributes of a `device` object. Raises ApiError 400."""
-    if not isinstance(device, dict):
-        raise required("device", f"an object with {token_key} and platform")
-    token = device.get(token_key) or device.get("id")
-    if token in (None, ""):
-        raise required(f"device.{token_key}", "the push token")
-    if device.get("platform") not in ("ios", "android"):
-        raise invalid("device.platform must be 'ios' or 'android'", "device.platform")
-    attributes = checked_attributes(device.get("attributes"), "device.attributes")
-    text = {k: as_text(v) for k, v in attributes.items() if v is not None}
-    last_used = whole_number(device.get("last_used"), "device.last_used")
-    return as_text(token), device["platform"], last_used, text
-
-
-def add_device_of(workspace: Workspace, who: Identifier, device: Json, token_key: str) -> str:
-    """Add or update a device; `last_used` is now unless it is given (reference)."""
-    token, platform, last_used, attributes = device_of(device, token_key)
-    when = workspace.seconds() if last_used is None else last_used
-    return workspace.ingest(workspace.add_device, who, token, platform, when, attributes)
 
 
 @route("PUT", "/api/v1/customers/{identifier}/devices", TRACK)
@@ -6092,7 +6444,8 @@ def get_people_by_email(call: Call) -> Json:
 
 def _send(channel: str) -> Handler:
     def handler(call: Call) -> Json:
-        delivery = send(call.workspace, channel, call.body())
+        base_url = call.request.base_url(call.fake.settings)
+        delivery = send(call.workspace, channel, call.body(), base_url)
         scheduled = {} if delivery.send_at is None else {"send_at": delivery.send_at}
         # `queued` is the reference fake's; the real answer ends after send_at (reference).
         moments = {"queued_at": delivery.created, **scheduled, "queued": True}
@@ -6114,7 +6467,47 @@ def trigger(call: Call, broadcast_id: str) -> Json:
     number, shelf = path_number(call.workspace, broadcast_id), call.workspace.shelves["broadcasts"]
     if not shelf.open and number not in shelf.rows:
         raise ApiError(404, f"broadcast with id {number} does not exist")  # Go client's tests
-    return {"id": trigger_broadcast(call.workspace, number, call.body())}
+    body = call.body()
+    started = trigger_broadcast(call.workspace, number, body)
+    send_broadcast(call, number, started)
+    return {"id": started.number}
+
+
+def send_broadcast(call: Call, broadcast_id: int, started: Trigger) -> None:
+    """Send a broadcast's messages to its audience; large ones in the background."""
+    workspace = call.workspace
+    base_url = call.request.base_url(call.fake.settings)
+    with workspace.lock:
+        row = workspace.shelves["broadcasts"].rows.get(broadcast_id) or {"id": broadcast_id}
+        actions = workspace.shelves["broadcast_actions"].where(_parent=broadcast_id)
+    actions = [action for action in actions if action["sending_state"] != "off"]
+
+    def mail_to(position: int, entry: Tuple[Person, Json]) -> None:
+        person, data = entry
+        for action in actions:
+            if not action["parent_action_id"]:
+                content = translated(actions, action, person)
+                draft = {"queue_draft": action["sending_state"] == "draft"}
+                mail = Mail(BROADCASTS, row, {"send_to_unsubscribed": False, **content, **draft})
+                parents = {"broadcast_id": broadcast_id, "action_id": action["id"]}
+                deliver(workspace, person, mail, parents, data, base_url)
+
+    def finish() -> None:
+        with workspace.lock:
+            rows = workspace.broadcasts
+            index = next(i for i, row in enumerate(rows) if row["id"] == started.number)
+            rows[index] = {**rows[index], "processed_at": workspace.seconds()}
+
+    call.fake.run_for_all(started.audience, mail_to, finish)
+
+
+def translated(actions: List[Json], action: Json, person: Person) -> Json:
+    """An action in a person's language, if there is a translation."""
+    language = person.text("language")
+    for other in actions:
+        if language and (other["parent_action_id"], other["language"]) == (action["id"], language):
+            return other
+    return action
 
 
 @route("GET", "/v1/exports", APP)
@@ -6902,8 +7295,8 @@ def trigger_of(call: Call, broadcast_id: str, trigger_id: str) -> Json:
 
 
 def trigger_document(row: Json) -> Json:
-    """A trigger as the App API gives it; it is processed as soon as it is accepted."""
-    times = {"created_at": row["received_at"], "processed_at": row["received_at"]}
+    """A trigger as the App API gives it; `processed_at` is null until all is sent."""
+    times = {"created_at": row["received_at"], "processed_at": row["processed_at"]}
     return {"id": row["id"], "broadcast_id": row["campaign_id"], **times}
 
 
@@ -7034,25 +7427,33 @@ def send_newsletter(call: Call, row: Json) -> Json:
     groups = [contents]
     for group in workspace.shelves["test_groups"].where(_parent=row["id"]):
         groups.append([c for c in contents if c["id"] in group["content_ids"]])
-    for position, person in enumerate(newsletter_recipients(workspace, row)):
+    people = newsletter_recipients(workspace, row)
+    base_url = call.request.base_url(call.fake.settings)
+
+    def mail_to(position: int, person: Person) -> None:
         mine = groups[1:] or groups
         options = mine[position % len(mine)] or contents
         language = person.text("language") or ""
         content = next((c for c in options if c["language"] == language), options[0])
         parents = {"newsletter_id": row["id"], "content_id": content["id"]}
-        deliver(workspace, person, content, parents)
-    return workspace.shelves["newsletters"].change(row["id"], {"sent_at": workspace.seconds()})
+        # A newsletter passes the unsubscribed over (reference).
+        mail = Mail(NEWSLETTERS, row, {"send_to_unsubscribed": False, **content})
+        deliver(workspace, person, mail, parents, {}, base_url)
+
+    row = workspace.shelves["newsletters"].change(row["id"], {"sent_at": workspace.seconds()})
+    call.fake.run_for_all(people, mail_to)
+    return row
 
 
 def newsletter_recipients(workspace: Workspace, row: Json) -> List[Person]:
-    """Who gets a newsletter: its recipients filter, or its segments; never the unsubscribed."""
+    """Who gets a newsletter: its recipients filter, or its segments."""
     segments = [{"segment": {"id": number}} for number in row.get("recipient_segment_ids") or ()]
     spec = row.get("_recipients") or ({"or": segments} if segments else None)
     if spec is None:
         raise invalid("this newsletter has no recipients")
     wanted = compile_filter(spec, "recipients", workspace.is_member)
     people = workspace.people
-    return [person for person in people if wanted(person) and not person.unsubscribed()]
+    return [person for person in people if wanted(person)]
 
 
 @route("POST", "/v1/newsletters/{newsletter_id}/send", APP, heavy=True)
@@ -7299,20 +7700,6 @@ def collection_rows(body: Json) -> Json:
     if text.lstrip()[:1] in (b"[", b"{"):
         return checked_collection(decode_json(text), "url")
     return checked_collection(csv_rows(text), "url")
-
-
-def fetched(url: Json, name: str) -> bytes:
-    """What is behind a URL, 10 MB at most. Raises ApiError 400."""
-    from urllib.request import Request as Get
-    from urllib.request import urlopen
-
-    if not isinstance(url, str) or not re.match(r"https?://", url):
-        raise invalid(f"{name} must be an http or https URL", name)
-    try:
-        with urlopen(Get(url, headers={"User-Agent": "customerio_fake"}), timeout=10) as answer:
-            return cast(bytes, answer.read(MAX_COLLECTION))
-    except (OSError, ValueError) as error:
-        raise invalid(f"{name} can't be fetched: {error}", name) from None
 
 
 def csv_rows(text: bytes) -> List[Dict[str, str]]:
@@ -8496,6 +8883,188 @@ def show_delivery(call: Call, delivery_id: str) -> Json:
     raise ApiError(404, f"there is no delivery '{delivery_id}'")
 
 
+#: What a test may let happen to a delivery.
+DELIVERY_METRICS = (
+    *METRICS, "sent", "failed", "undeliverable", "unsubscribed", "human_opened", "human_clicked",
+    "attempted", "replied",
+)  # fmt: skip
+
+
+@route("POST", "/__parlel/deliveries/{delivery_id}/{metric}", CONTROL)
+def let_happen(call: Call, delivery_id: str, metric: str) -> Json:
+    """Let something happen to a delivery: opened, clicked, bounced, unsubscribed, and so on."""
+    body, workspace = call.body(), call.workspace
+    if metric not in DELIVERY_METRICS:
+        raise ApiError(404, f"'{metric}' is none of {', '.join(DELIVERY_METRICS)}")
+    with workspace.lock:
+        delivery = workspace.deliveries.get(delivery_id)
+        if delivery is None:
+            raise ApiError(404, f"there is no delivery '{delivery_id}'")
+        if metric == "unsubscribed":
+            workspace.unsubscribe(("delivery_id", delivery_id), delivery_id)
+        else:
+            when = whole_number(body.get("timestamp"), "timestamp")
+            more = {name: body[name] for name in ("href", "link_id", "recipient") if name in body}
+            reason = as_text(body.get("reason") or "")
+            now = workspace.seconds() if when is None else when
+            workspace.report(delivery, metric, now, reason=reason, **more)
+        return delivery.record()
+
+
+def rendered_part(call: Call, delivery_id: str) -> Delivery:
+    """A delivery that has been rendered. Raises ApiError 404."""
+    delivery = call.workspace.deliveries.get(delivery_id)
+    if delivery is None or not delivery.rendered:
+        raise ApiError(404, f"there is no rendered delivery '{delivery_id}'")
+    return delivery
+
+
+_HTML = (("Content-Type", "text/html; charset=utf-8"), ("Cache-Control", "no-store"))
+_TEXT = (("Content-Type", "text/plain; charset=utf-8"), ("Cache-Control", "no-store"))
+
+
+@route("GET", "/__parlel/deliveries/{delivery_id}/html", CONTROL)
+def delivery_html(call: Call, delivery_id: str) -> Response:
+    """The rendered HTML body of a delivery."""
+    body = rendered_part(call, delivery_id).rendered.get("body", "")
+    return Response(200, body.encode("utf-8", "replace"), _HTML)
+
+
+@route("GET", "/__parlel/deliveries/{delivery_id}/text", CONTROL)
+def delivery_text(call: Call, delivery_id: str) -> Response:
+    """The rendered plain text of a delivery."""
+    rendered = rendered_part(call, delivery_id).rendered
+    text = rendered.get("body_plain") or rendered.get("body", "")
+    return Response(200, text.encode("utf-8", "replace"), _TEXT)
+
+
+@route("GET", "/__parlel/deliveries/{delivery_id}/eml", CONTROL)
+def delivery_eml(call: Call, delivery_id: str) -> Response:
+    """The delivery as a mail program would get it."""
+    from email.message import EmailMessage
+    from email.utils import formatdate as mail_date
+
+    delivery = rendered_part(call, delivery_id)
+    rendered, mail = delivery.rendered, EmailMessage()
+    names = {"Subject": "subject", "From": "from", "To": "to", "Cc": "cc", "Reply-To": "reply_to"}
+    for name, part in names.items():
+        text = re.sub(r"[\r\n]+", " ", rendered.get(part) or "")
+        if text:
+            mail[name] = text
+    mail["Date"] = mail_date(delivery.created)
+    mail["CIO-Delivery-ID"] = delivery.delivery_id
+    mail.set_content(rendered.get("body_plain") or "")
+    mail.add_alternative(rendered.get("body", ""), subtype="html")
+    for name, content in (delivery.message.get("attachments") or {}).items():
+        data = base64.b64decode(content)
+        mail.add_attachment(data, "application", "octet-stream", filename=name)
+    return Response(200, mail.as_bytes(), (("Content-Type", "message/rfc822"),))
+
+
+# ---- the links inside a message
+
+
+@route("GET", "/e/c/{delivery_id}/{link}", TRACK_OPEN)
+def follow_link(call: Call, delivery_id: str, link: str) -> Response:
+    """Count a click and lead on to where the link pointed."""
+    workspace = call.workspace
+    with workspace.lock:
+        delivery = workspace.deliveries.get(delivery_id)
+        links = delivery.rendered.get("links", []) if delivery else []
+        if delivery is None or not link.isdecimal() or not 0 < int(link[:9]) <= len(links):
+            raise ApiError(404, "this link is in no message")
+        href = links[int(link) - 1]["href"]
+        workspace.report(delivery, "clicked", workspace.seconds(), href=href, link_id=int(link))
+    return Response(302, b"", (("Location", quote(href, safe=_URL_SIGNS)),))
+
+
+#: What stays as it is in a URL that is given on.
+_URL_SIGNS = "%:/?#[]@!$&'()*+,;=~-._"
+#: A transparent GIF of one pixel.
+_PIXEL = base64.b64decode("R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7")
+
+
+@route("GET", "/e/o/{delivery_id}", TRACK_OPEN)
+def load_pixel(call: Call, delivery_id: str) -> Response:
+    """Count an open."""
+    workspace = call.workspace
+    with workspace.lock:
+        delivery = workspace.deliveries.get(delivery_id)
+        if delivery is not None:
+            workspace.report(delivery, "opened", workspace.seconds())
+    return Response(200, _PIXEL, (("Content-Type", "image/gif"), ("Cache-Control", "no-store")))
+
+
+@route("GET", "/e/v/{delivery_id}", TRACK_OPEN)
+def view_in_browser(call: Call, delivery_id: str) -> Response:
+    """Show a message in a browser."""
+    return delivery_html(call, delivery_id)
+
+
+@route("GET", "/unsubscribe/{delivery_id}", TRACK_OPEN)
+def unsubscribe_by_link(call: Call, delivery_id: str) -> Response:
+    """Unsubscribe whoever follows the link in a message."""
+    workspace = call.workspace
+    if delivery_id not in workspace.deliveries:
+        raise ApiError(404, "this link is in no message")
+    with workspace.lock:
+        workspace.unsubscribe(("delivery_id", delivery_id), delivery_id)
+    return Response(200, b"<!doctype html><p>You have been unsubscribed.</p>\n", _HTML)
+
+
+# ---- the clock
+
+
+def clock_document(call: Call) -> Json:
+    """What the clock shows, Unix seconds."""
+    clock = call.workspace.clock
+    return {"now": clock.now(), "frozen": clock.frozen, "due": clock.pending}
+
+
+@route("GET", "/__parlel/clock", CONTROL)
+def read_clock(call: Call) -> Json:
+    """Read the clock."""
+    return clock_document(call)
+
+
+@route("PUT", "/__parlel/clock", CONTROL, heavy=True)
+def set_clock(call: Call) -> Json:
+    """Freeze the clock, let it go, set it or advance it; what becomes due is done first."""
+    body = call.body()
+    checks: Dict[str, Check] = {
+        "freeze": typed_field(bool),
+        "now": typed_field(int, float),
+        "advance": typed_field(int, float),
+    }
+    given = checked_fields(body, checks)
+    if not given or set(body) - set(checks):
+        text = 'send one or more of freeze, now and advance, as in {"freeze": true, "advance": 60}'
+        raise invalid(text, "clock")
+    if any(not 0 <= given.get(name, 0) <= MAX_SETTING * 4 for name in ("now", "advance")):
+        raise invalid("now and advance must be seconds from 0 up", "now")
+    set_clock_to(call.workspace, **given)
+    return clock_document(call)
+
+
+def set_clock_to(
+    workspace: Workspace,
+    freeze: Optional[bool] = None,
+    now: Optional[float] = None,
+    advance: float = 0,
+) -> None:
+    """Change the clock of a workspace; what becomes due is done, in order."""
+    with workspace.lock:
+        clock = workspace.clock
+        if freeze:
+            clock.freeze()
+        if now is not None:
+            clock.advance(max(0, now - clock.now()))
+            clock.move_to(now, clock.frozen)
+        clock.advance(advance)
+        if freeze is False:
+            clock.resume()
+
+
 @route("GET", "/__parlel/ca.pem", CONTROL)
 def ca_pem(call: Call) -> Response:
     """The certificate to trust for https on this port."""
@@ -8853,7 +9422,8 @@ class Server(ThreadingHTTPServer):
         """Answer until `shutdown`; look for timeouts every `poll_interval` seconds."""
         swept = self._now
         while not self._stopping:
-            self._turn(poll_interval if self._open else None)
+            waiting = self._open or self.fake.workspace.clock.pending
+            self._turn(poll_interval if waiting else None)
             self._spent.clear()
             if self._now - swept >= poll_interval:
                 swept = self._now
@@ -8943,7 +9513,11 @@ class Server(ThreadingHTTPServer):
             self._answer(connection)
 
     def _sweep(self, now: float) -> None:
-        """Close what has been idle for too long, or takes too long to send a request."""
+        """Close what has been idle for too long, or takes too long to send a request.
+
+        What the fake's clock has made due is done here, too, so that nobody need ask for it.
+        """
+        self.fake.workspace.tick()
         for connection in list(self._open.values()):
             silent = now - connection.since
             if connection.draining:
@@ -9369,6 +9943,7 @@ class CustomerioServer:
         if self._server is not None:
             raise RuntimeError("this server runs already; stop it first")
         server = self._server = Server(self.settings, self.fake)
+        self.fake.closed = False
         thread = threading.Thread(target=server.serve_forever, name="customerio-fake", daemon=True)
         self._thread = thread
         thread.start()
@@ -9382,6 +9957,7 @@ class CustomerioServer:
         server.shutdown()
         thread.join()
         server.server_close()
+        self.fake.close()
         self._server = self._thread = None
 
     def __enter__(self) -> CustomerioServer:
@@ -9488,6 +10064,21 @@ class CustomerioServer:
     def reset(self) -> None:
         """Forget everything that was recorded."""
         self.fake.reset()
+
+    # ---- the clock
+
+    @property
+    def now(self) -> float:
+        """What the fake's clock shows, Unix seconds."""
+        return self.fake.workspace.clock.now()
+
+    def freeze(self, at: Optional[float] = None) -> None:
+        """Stop the clock, now or at a time in Unix seconds."""
+        set_clock_to(self.fake.workspace, now=at, freeze=True)
+
+    def advance(self, seconds: float) -> None:
+        """Move the clock forward; returns when what became due has been done, in order."""
+        set_clock_to(self.fake.workspace, advance=seconds)
 
 
 def read_seed(path: str) -> Json:

@@ -10,6 +10,7 @@ import ast
 import base64
 import contextlib
 import csv
+import email
 import errno
 import gc
 import gzip
@@ -1250,8 +1251,9 @@ class TrackOthers(FakeTest):
         self.ok("POST", "/api/v1/metrics", {**body, "timestamp": 9}, authorization="")
         (delivery,) = self.records("deliveries")
         self.assertEqual(delivery["metrics"]["clicked"], 5)
-        self.assertEqual([row["timestamp"] for row in delivery["history"]], [5, 9])
-        self.assertEqual(delivery["history"][0]["href"], "http://x.example")
+        clicks = [row for row in delivery["history"] if row["metric"] == "clicked"]
+        self.assertEqual([row["timestamp"] for row in clicks], [5, 9])
+        self.assertEqual(clicks[0]["href"], "http://x.example")
 
     def test_bad_metrics(self) -> None:
         delivery_id = self.send("sms")
@@ -2435,6 +2437,211 @@ class RateLimits(SeededTest):
             self.call("GET", "/v1/messages/m1/archived_message")
         reply = self.call("GET", "/v1/messages/m1/archived_message")
         self.assertEqual((reply.status, "retry-after" in reply.headers), (429, False))
+
+
+class Messages(SeededTest):
+    """What the customer would have received."""
+
+    def send(self, **message: Any) -> Any:
+        """Send an email of our own to Ada; gives the delivery."""
+        own = {"subject": "Hi", "body": "<p>x</p>", "from": "a@b.cd", "to": "ada@example.com"}
+        body = {**own, "identifiers": {"id": "ada"}, **message}
+        sent = self.ok("POST", "/v1/send/email", body)
+        return self.ok("GET", f"/__parlel/deliveries/{sent['delivery_id']}")
+
+    def read(self, url: str) -> Reply:
+        """Fetch a link out of a message, as a mail program would."""
+        return self.call("GET", url.partition("localhost:4668")[2], authorization="")
+
+    def test_a_template_is_rendered_with_all_that_it_names(self) -> None:
+        self.identify("ada", first_name="Ada", age=36)
+        body = "{{customer.first_name}} {{customer.age}} {{trigger.order.n}} {{snippets.footer}}"
+        delivery = self.send(body=body, message_data={"order": {"n": 7}}, tracked=False)
+        self.assertEqual(delivery["rendered"]["body"], "Ada 36 7 bye")
+        self.assertEqual(delivery["state"], "delivered")
+        self.assertEqual(list(delivery["metrics"]), ["delivered", "sent", "created"])
+
+    def test_the_seeded_content_is_used_in_the_persons_language(self) -> None:
+        rows: list[tuple[dict[str, Any], str]] = [
+            ({}, "Order"),
+            ({"language": "es"}, "Pedido"),
+            ({"language": "fr"}, "Order"),
+            ({"subject": "Own"}, "Own"),
+        ]
+        message = {
+            "to": "a@b.cd",
+            "transactional_message_id": "receipt",
+            "identifiers": {"id": "ada"},
+        }
+        for more, subject in rows:
+            self.ok("POST", "/v1/send/email", {**message, **more})
+            self.assertEqual(self.records("deliveries")[-1]["rendered"]["subject"], subject)
+        self.identify("ada", language="es")
+        self.ok("POST", "/v1/send/email", message)
+        self.assertEqual(self.records("deliveries")[-1]["rendered"]["subject"], "Pedido")
+
+    def test_a_missing_attribute_fails_the_message_and_only_the_message(self) -> None:
+        with self.assertLogs("customerio_fake", "WARNING") as logs:
+            delivery = self.send(body="Hi\n {{customer.first_name}}")
+        self.assertEqual(delivery["state"], "failed")
+        text = "Variable 'customer.first_name' is missing"
+        self.assertEqual(delivery["failure_message"], text)
+        self.assertIn("line 2, column", logs.output[0])
+        message = self.ok("GET", f"/v1/messages/{delivery['delivery_id']}")["message"]
+        self.assertEqual((message["failure_message"], "sent" in message["metrics"]), (text, False))
+
+    def test_an_unknown_namespace_prints_nothing(self) -> None:
+        delivery = self.send(body="[{{foo.bar}}]", tracked=False)
+        self.assertEqual((delivery["rendered"]["body"], delivery["state"]), ("[]", "delivered"))
+
+    def test_a_broken_template_fails_with_its_place(self) -> None:
+        delivery = self.send(subject="{% if %}")
+        self.assertEqual((delivery["state"], delivery["history"][0]["line"]), ("failed", 1))
+
+    def test_obstacles(self) -> None:
+        self.ok("POST", "/v1/esp/suppression/bounces/blocked@example.com")
+        self.identify("out", email="out@example.com", unsubscribed=True)
+        self.identify("blank")
+        rows: list[tuple[dict[str, Any], str, str]] = [
+            ({"subject": " "}, "failed", "subject is blank"),
+            ({"to": "BLOCKED@example.com"}, "dropped", "bounces"),
+            ({"identifiers": {"id": "out"}}, "delivered", ""),
+            (
+                {"identifiers": {"id": "out"}, "send_to_unsubscribed": False},
+                "undeliverable",
+                "unsub",
+            ),
+            ({"to": "{{customer.none | default: ' '}}"}, "undeliverable", "no recipient"),
+            ({"queue_draft": True}, "drafted", ""),
+        ]
+        for message, state, reason in rows:
+            with self.subTest(message=message):
+                delivery = self.send(**message)
+                self.assertEqual(delivery["state"], state)
+                self.assertIn(reason, delivery["failure_message"] or "")
+
+    def test_a_push_needs_a_device(self) -> None:
+        push = {"transactional_message_id": 3, "identifiers": {"id": "ada"}, "title": "T"}
+        self.ok("POST", "/v1/send/push", push)
+        self.assertEqual(self.records("deliveries")[-1]["state"], "undeliverable")
+        device = {"token": "t", "platform": "ios"}
+        self.ok("POST", "/v1/send/push", {**push, "custom_device": device})
+        delivery = self.records("deliveries")[-1]
+        self.assertEqual((delivery["state"], delivery["rendered"]["subject"]), ("delivered", "T"))
+
+    def test_links_pixel_and_unsubscribe_work_when_fetched(self) -> None:
+        body = (
+            '<a href="https://x.example/?a=1&amp;b=2">x</a> <a href="{% unsubscribe_url %}">no</a>'
+        )
+        delivery = self.send(body=body)
+        html = self.call(
+            "GET", f"/__parlel/deliveries/{delivery['delivery_id']}/html"
+        ).body.decode()
+        link, out = re.findall(r'href="([^"]+)"', html)
+        (pixel,) = re.findall(r'img src="([^"]+)"', html)
+        self.assertEqual(delivery["rendered"]["links"][0]["href"], "https://x.example/?a=1&b=2")
+        clicked = self.read(link)
+        self.assertEqual(
+            (clicked.status, clicked.headers["location"]), (302, "https://x.example/?a=1&b=2")
+        )
+        self.assertEqual(self.read(pixel).headers["content-type"], "image/gif")
+        self.assertEqual(self.read(out).status, 200)
+        metrics = self.ok("GET", f"/__parlel/deliveries/{delivery['delivery_id']}")["metrics"]
+        self.assertLessEqual({"clicked", "opened", "unsubscribed"}, set(metrics))
+        self.assertTrue(self.person("ada")["unsubscribed"])
+        self.assertEqual(self.read(link.replace("/1", "/2")).status, 404)
+
+    def test_a_test_moves_a_delivery_on(self) -> None:
+        path = f"/__parlel/deliveries/{self.send()['delivery_id']}"
+        self.ok("POST", f"{path}/bounced", {"reason": "550"})
+        delivery = self.ok("GET", path)
+        self.assertEqual((delivery["state"], delivery["failure_message"]), ("bounced", "550"))
+        self.assert_errors(self.call("POST", f"{path}/loved"), 404, "opened")
+        activity = self.ok("GET", "/v1/customers/ada/activities")["activities"][0]
+        self.assertEqual(activity["type"], "bounced_email")
+
+    def test_text_and_eml(self) -> None:
+        content = base64.b64encode(b"file").decode()
+        delivery = self.send(body="<h1>A &amp; B</h1><p>c</p>", attachments={"f.txt": content})
+        path = f"/__parlel/deliveries/{delivery['delivery_id']}"
+        self.assertEqual(self.call("GET", f"{path}/text").body, b"A & B\nc")
+        mail = email.message_from_bytes(self.call("GET", f"{path}/eml").body)
+        self.assertEqual((mail["Subject"], mail["To"]), ("Hi", "ada@example.com"))
+        names = [part.get_filename() for part in mail.walk() if part.get_filename()]
+        self.assertEqual(names, ["f.txt"])
+
+    def test_a_scheduled_message_waits_for_its_time(self) -> None:
+        when = self.fake.workspace.seconds() + 60
+        delivery = self.send(send_at=when)
+        self.assertEqual((delivery["state"], delivery["send_at"]), ("created", when))
+        clock = self.ok("PUT", "/__parlel/clock", {"freeze": True, "advance": 60})
+        self.assertEqual((clock["frozen"], clock["due"]), (True, 0))
+        (delivery,) = [row for row in self.records("deliveries") if row["send_at"]]
+        self.assertEqual((delivery["state"], delivery["metrics"]["sent"]), ("delivered", when))
+
+    def test_the_clock_can_be_set(self) -> None:
+        self.ok("PUT", "/__parlel/clock", {"now": 1000, "freeze": True})
+        self.assertEqual(self.ok("GET", "/__parlel/clock")["now"], 1000)
+        self.ok("PUT", "/__parlel/clock", {"advance": 5})
+        self.assertEqual(self.fake.workspace.seconds(), 1005)
+        bad: list[Any] = [{}, {"advance": -1}, {"now": "x"}, {"freeze": 1}, {"forward": 1}]
+        for body in bad:
+            self.assert_errors(self.call("PUT", "/__parlel/clock", body), 400)
+
+
+class BroadcastSends(SeededTest):
+    """A trigger makes one rendered delivery for each person."""
+
+    def trigger(self, **payload: Any) -> list[Any]:
+        """Trigger the seeded broadcast; gives who got what."""
+        path = "/v1/broadcasts/20/actions/201"
+        body = {"subject": "{{trigger.product}}", "body": "x", "recipient": "{{customer.email}}"}
+        self.ok("PUT", path, body)
+        before = len(self.records("deliveries"))
+        self.ok("POST", "/v1/campaigns/20/triggers", {"data": {"product": "Socks"}, **payload})
+        rows = self.records("deliveries")[before:]
+        return [(row["recipient"], row["rendered"]["subject"]) for row in rows]
+
+    def test_each_way_to_name_the_audience(self) -> None:
+        ada, bob = ("ada@example.com", "Socks"), ("bob@example.com", "Socks")
+        own = [{"id": "ada", "data": {"product": "Hat"}}, {"email": "bob@example.com"}]
+        lines = b'{"id":"bob","data":{"product":"Pen"}}\n{"id":"ada"}\n'
+        rows: list[tuple[dict[str, Any], list[Any]]] = [
+            ({"recipients": {"segment": {"id": 2}}}, [ada]),
+            ({"ids": ["bob", "ada"]}, [bob, ada]),
+            ({"emails": ["ADA@example.com"]}, [ada]),
+            ({"ids": ["ada", "nobody"], "id_ignore_missing": True}, [ada]),
+            ({"per_user_data": own}, [("ada@example.com", "Hat"), bob]),
+            ({"data_file_url": "https://x.example/f"}, [("bob@example.com", "Pen"), ada]),
+            ({}, []),
+        ]
+        with mock.patch.object(customerio_fake, "fetched", lambda url, name: lines):
+            for payload, expected in rows:
+                with self.subTest(payload=payload):
+                    self.assertEqual(self.trigger(**payload), expected)
+
+    def test_it_is_counted_and_processed(self) -> None:
+        self.trigger(ids=["ada"])
+        series = self.ok("GET", "/v1/broadcasts/20/metrics?steps=2")["metric"]["series"]
+        self.assertEqual(series["sent"], [0, 1])
+        self.assertTrue(self.ok("GET", "/v1/broadcasts/20/triggers")["triggers"][0]["processed_at"])
+
+    def test_the_unsubscribed_are_passed_over(self) -> None:
+        self.identify("bob", unsubscribed=True)
+        self.trigger(ids=["bob"])
+        self.assertEqual(self.records("deliveries")[-1]["state"], "undeliverable")
+
+    def test_a_large_audience_is_served_in_the_background(self) -> None:
+        count = customerio_fake.FOREGROUND + 50
+        for number in range(count):
+            self.identify(f"p{number}", email=f"p{number}@example.com", plan="pro")
+        self.ok("POST", "/v1/campaigns/20/triggers", {"recipients": {"segment": {"id": 2}}})
+        self.assertEqual(self.call("GET", "/health").status, 200)
+        for job in self.fake._jobs:
+            job.join(30)
+        sent = self.ok("GET", "/v1/broadcasts/20/messages?limit=1000")["messages"]
+        self.assertEqual(len(sent), count + 1)
+        self.assertTrue(self.ok("GET", "/v1/broadcasts/20/triggers")["triggers"][0]["processed_at"])
 
 
 NAMESPACES = frozenset({"customer", "event", "trigger", "snippets"})
