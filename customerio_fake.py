@@ -25,14 +25,15 @@ The file is read from top to bottom; each section uses only the sections above i
      5  Audience filters        the and / or / not / segment / attribute grammar
      6  Workspace               people, events, objects, devices, and the verbs that change them
      7  Messages                what is sent, how it is rendered, what becomes of it
-     8  Journeys                broadcasts, exports, seeding
-     9  Routes                  requests, answers, credentials and the route table
-    10  Track API               /api/v1 and /api/v2
-    11  App API                 /v1, Bearer
-    12  Pipelines API           /v1/identify, track, page, screen, group, alias, batch
-    13  Control                 /__parlel/*, for the test that drives us
-    14  Server                  HTTP on the wire
-    15  Public face             CustomerioServer and the command line
+     8  Webhooks                reporting webhooks: signed, in order, tried again
+     9  Journeys                broadcasts, exports, seeding
+    10  Routes                  requests, answers, credentials and the route table
+    11  Track API               /api/v1 and /api/v2
+    12  App API                 /v1, Bearer
+    13  Pipelines API           /v1/identify, track, page, screen, group, alias, batch
+    14  Control                 /__parlel/*, for the test that drives us
+    15  Server                  HTTP on the wire
+    16  Public face             CustomerioServer and the command line
 
 Rules are taken from, in this order: what was observed of the live service ("observed"),
 the official API description ("reference"), the documentation ("docs"), and where all are
@@ -97,7 +98,7 @@ from typing import (
     Union,
     cast,
 )
-from urllib.parse import parse_qsl, quote, quote_plus, unquote, unquote_plus
+from urllib.parse import parse_qsl, quote, quote_plus, unquote, unquote_plus, urlsplit
 
 if TYPE_CHECKING:
     import ssl
@@ -411,6 +412,7 @@ class Settings:
     update_email_by_id: bool = _setting(
         False, "an email may be changed by a call that names the id"
     )
+    signing_key: str = _setting("fake-signing-key", "signs reporting webhooks")
     region: str = _setting("us", "data centre to report: us or eu")
     ingest_delay: float = _setting(0.0, "seconds until a Track write can be seen")
     rate_limits: bool = _setting(False, "answer 429 beyond the published limits of the App API")
@@ -446,6 +448,11 @@ def _check_type(name: str, value: Json, kind: type) -> None:
         raise ValueError(f"{name} must be of type {kind.__name__}, not {value!r}")
     if isinstance(value, (int, float)) and not 0 <= value <= MAX_SETTING:
         raise ValueError(f"{name} must be between 0 and {MAX_SETTING}, not {value}")
+
+
+def compact(value: Json) -> bytes:
+    """JSON as the App API writes it: no spaces, no newline at the end (observed)."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace")
 
 
 def as_text(value: Json) -> str:
@@ -2799,6 +2806,8 @@ MAX_OBJECT_ATTRIBUTES = 100_000
 MAX_SEGMENT_IDS = 1000
 #: How many activities are kept; older ones are forgotten.
 MAX_ACTIVITIES = 50_000
+#: How many reporting webhooks are kept; older ones are forgotten.
+MAX_REPORTS = 10_000
 #: How long an anonymous event can still be claimed, and a merge carries events over: 30 days.
 EVENT_MEMORY = 30 * 86400.0
 #: Anonymous events this many seconds after the identify are still picked up (docs).
@@ -3458,6 +3467,10 @@ def _known_zone(name: Json) -> Optional[str]:
         return None
 
 
+def _nobody_listens(*facts: Any) -> None:
+    """What a workspace does with its news until somebody wants them."""
+
+
 def _passed_over(count: int) -> str:
     return f"passed over: {count} of the ids name nobody here" if count else ""
 
@@ -3489,6 +3502,11 @@ class Workspace:
         #: Deliveries by what they are part of: ("campaign_id", 1).
         self.sent: Dict[Tuple[str, int], List[Delivery]] = {}
         self.links: Dict[str, int] = {}
+        #: Reporting webhooks, with their attempts.
+        self.reports: Deque[Json] = deque(maxlen=MAX_REPORTS)
+        #: Told of everything that happens to a delivery, and of changed subscriptions.
+        self.on_report: Callable[[Delivery, str, int, bool, Json], None] = _nobody_listens
+        self.on_subscription: Callable[..., None] = _nobody_listens
         self.broadcasts: List[Json] = []
         self.exports: Dict[int, Export] = {}
         self.forms: Dict[str, List[Json]] = {}
@@ -3561,7 +3579,9 @@ class Workspace:
 
     def report(self, delivery: Delivery, metric: str, when: int, **more: Json) -> None:
         """Note that something happened to a delivery at `when`, Unix seconds."""
+        first = metric not in delivery.metrics
         delivery.report(metric, when, **more)
+        self.on_report(delivery, metric, when, first, delivery.history[-1])
         type = f"{metric}_{MESSAGE_TYPES.get(delivery.channel, delivery.channel)}"
         self.note(
             type, delivery.person, lambda: {"delivery_id": delivery.delivery_id}, "", delivery
@@ -3692,8 +3712,14 @@ class Workspace:
         new, stamps = changed(old, person.timestamps, update, when)
         if new != old:
             self.note("attribute_change", person, functools.partial(difference, old, new))
+        was = person.unsubscribed()
         person.attributes, person.timestamps = new, self.people.shared(stamps)
         person.updated_at = now
+        if person.unsubscribed() != was:
+            self.on_subscription(person, "subscribed" if was else "unsubscribed")
+        if new.get(_PREFERENCES) != old.get(_PREFERENCES):
+            text = as_text(new.get(_PREFERENCES) or {})
+            self.on_subscription(person, "cio_subscription_preferences_changed", text)
         if update.get("anonymous_id"):
             self._claim(person, as_text(update["anonymous_id"]))
 
@@ -4740,7 +4766,275 @@ def kind_of(value: Json) -> str:
 
 
 # ======================================================================================
-# ==== §8 Journeys
+# ==== §8 Webhooks
+# ======================================================================================
+
+_CHANNEL_EVENTS = {
+    "email": "drafted attempted sent delivered opened clicked converted unsubscribed bounced "
+    "dropped deferred failed undeliverable spammed",
+    "push": "drafted attempted sent delivered opened clicked converted bounced dropped failed "
+    "undeliverable",
+    "sms": "drafted attempted sent delivered clicked converted bounced dropped failed "
+    "undeliverable replied",
+    "whatsapp": "drafted attempted sent delivered opened clicked converted bounced dropped failed "
+    "undeliverable replied",
+    "in_app": "drafted attempted sent opened clicked converted failed undeliverable",
+    "slack": "drafted attempted sent clicked converted failed undeliverable",
+    "webhook": "drafted attempted sent clicked converted failed undeliverable",
+}
+#: What a reporting webhook may ask for (reference).
+WEBHOOK_EVENTS = (
+    "customer_subscribed", "customer_unsubscribed", "customer_subscription_preferences_changed",
+    "cio_subscription_preferences_changed",
+    *(f"{channel}_{event}" for channel, text in _CHANNEL_EVENTS.items() for event in text.split()),
+)  # fmt: skip
+
+
+#: How long an endpoint may take to answer, in seconds, and how long an event is tried (reference).
+WEBHOOK_TIMEOUT = 4.0
+WEBHOOK_LIFE = 7 * 86400.0
+#: The first retry waits an hour after these, and after a connection that fails (reference).
+_SLOW_STATUSES = {400, 401, 402, 403, 404, 405, 410, 429, 500, 502, 521}
+_SLOW_RETRY, _QUICK_RETRY, _SLOWEST_RETRY = 3600.0, 10.0, 86400.0
+
+#: What Customer.io reports about, by the channel of a message (reference).
+OBJECT_TYPES = {
+    name: name for name in ("email", "push", "sms", "whatsapp", "in_app", "slack", "webhook")
+}
+_FAILURES = ("attempted", "failed", "bounced", "dropped", "undeliverable")
+
+
+def report_data(delivery: Delivery, metric: str, fact: Json) -> Json:
+    """The `data` of a report about a delivery (reference)."""
+    person = delivery.person
+    nobody = {"id": None, "email": None, "cio_id": None}
+    data = {
+        "customer_id": person.id if person else "",
+        "identifiers": person.identifiers() if person else nobody,
+        "delivery_id": delivery.delivery_id,
+        **delivery.parents,
+    }
+    if delivery.channel == "push":
+        devices = person.has.devices.values() if person else ()
+        named = [{"device_id": d.token, "device_platform": d.platform} for d in devices]
+        data["recipients"] = named
+    elif metric != "failed":
+        data["recipient"] = delivery.recipient
+    if delivery.channel == "email":
+        data["subject"] = delivery.rendered.get("subject") or ""
+        more = {"opened": {"proxied": False, "prefetched": False}, "clicked": {"machine": False}}
+        data.update(more.get(metric, {}))
+    if metric == "clicked":
+        data.update({name: fact[name] for name in ("href", "link_id") if name in fact})
+    if metric in _FAILURES:
+        data["failure_message"] = fact.get("reason") or ""
+    return data
+
+
+class Outbox:
+    """Reports to endpoints: one queue for each, in order, from one background thread.
+
+    The thread lives while there is something to send now; what has to wait for another try
+    waits on the workspace's clock. No request waits for any of this.
+    """
+
+    def __init__(self, workspace: Workspace, signing_key: str) -> None:
+        self.workspace, self.signing_key = workspace, signing_key
+        self._queues: Dict[int, Deque[Json]] = {}
+        self._resting: Set[int] = set()
+        self._changed = threading.Condition()
+        self._thread: Optional[threading.Thread] = None
+        self._socket: Optional[socket.socket] = None
+        self._closed = False
+
+    # ---- what is to be reported
+
+    def heard(self, delivery: Delivery, metric: str, when: int, first: bool, fact: Json) -> None:
+        """Take note that something happened to a delivery, and tell whoever asked for it."""
+        kind = OBJECT_TYPES.get(delivery.channel)
+        if kind is None or metric == "created":
+            return
+        data = report_data(delivery, metric, fact)
+        content = {"content": delivery.rendered.get("body", ""), "headers": {}}
+        self._report(kind, metric, when, data, first, content if metric == "sent" else {})
+
+    def heard_of(self, person: Person, metric: str, content: str = "") -> None:
+        """Take note that a person subscribed, unsubscribed or changed preferences."""
+        data: Json = {"customer_id": person.id, "identifiers": person.identifiers()}
+        data["email_address"] = person.email or None
+        if content:
+            data["content"] = content
+        self._report("customer", metric, self.workspace.seconds(), data, True, {})
+
+    def _report(
+        self, kind: str, metric: str, when: int, data: Json, first: bool, content: Json
+    ) -> None:
+        event_id = ulid(self.workspace.clock.now(), self.workspace.count("report"))
+        event = {"event_id": event_id, "object_type": kind, "metric": metric, "timestamp": when}
+        report: Json = {**event, "data": data, "attempts": [], "_content": content}
+        self.workspace.reports.append(report)
+        for endpoint in self.workspace.shelves["reporting_webhooks"].rows.values():
+            if not endpoint["disabled"] and self._wanted(endpoint, kind, metric, first):
+                self._enqueue(endpoint["id"], report)
+
+    def _wanted(self, endpoint: Json, kind: str, metric: str, first: bool) -> bool:
+        # Without full resolution only the first open and click of a delivery count (reference).
+        if not first and metric in ("opened", "clicked") and not endpoint["full_resolution"]:
+            return False
+        names = {f"{kind}_{metric}", metric, metric.replace("cio_", "customer_")}
+        return bool(names.intersection(endpoint["events"]))
+
+    # ---- sending
+
+    def _enqueue(self, endpoint_id: int, report: Json) -> None:
+        with self._changed:
+            self._queues.setdefault(endpoint_id, deque()).append(report)
+            self._work()
+
+    def _work(self) -> None:
+        if self._thread is None and not self._closed and self._next() is not None:
+            self._thread = threading.Thread(target=self._run, daemon=True)
+            self._thread.name = "customerio-fake-webhooks"
+            self._thread.start()
+
+    def _next(self) -> Optional[int]:
+        ready = (id for id, queue in self._queues.items() if queue and id not in self._resting)
+        return next(ready, None)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                endpoint_id = None if self._closed else self._next()
+                if endpoint_id is None:
+                    self._thread = None
+                    self._changed.notify_all()
+                    return
+                report = self._queues[endpoint_id][0]
+            self._try(endpoint_id, report)
+
+    def _try(self, endpoint_id: int, report: Json) -> None:
+        """Send the head of a queue; on failure the queue rests until the retry (reference)."""
+        endpoint = self.workspace.shelves["reporting_webhooks"].rows.get(endpoint_id)
+        attempt: Json = {"error": "endpoint deleted"}
+        if endpoint is not None:
+            attempt = self._post(endpoint, report)
+        status = attempt.get("status", 0)
+        now = self.workspace.clock.now()
+        tries = sum(row.get("endpoint_id") == endpoint_id for row in report["attempts"])
+        slow = status in _SLOW_STATUSES or not status
+        delay = min((_SLOW_RETRY if slow else _QUICK_RETRY) * 2**tries, _SLOWEST_RETRY)
+        over = endpoint is None or 200 <= status < 300
+        over = over or now + delay > report["timestamp"] + WEBHOOK_LIFE
+        row = {"endpoint_id": endpoint_id, "at": now, **attempt}
+        row["retry_at"] = None if over else now + delay
+        with self._changed:
+            report["attempts"] = [*report["attempts"], row]
+            if over:
+                self._queues[endpoint_id].popleft()
+            else:
+                self._resting.add(endpoint_id)
+        if not over:
+            # Not inside: whoever reports holds the workspace's lock and then asks for ours.
+            with self.workspace.lock:
+                self.workspace.clock.at(now + delay, lambda: self._wake(endpoint_id))
+
+    def _wake(self, endpoint_id: int) -> None:
+        with self._changed:
+            self._resting.discard(endpoint_id)
+            self._work()
+
+    def signature(self, timestamp: str, body: bytes) -> str:
+        """Hex HMAC-SHA256 over `v0:<timestamp>:<body>` (reference)."""
+        text = f"v0:{timestamp}:".encode() + body
+        return hmac.new(self.signing_key.encode(), text, "sha256").hexdigest()
+
+    def _post(self, endpoint: Json, report: Json) -> Json:
+        """Make one attempt; gives request and response, or the error."""
+        data = {**report["data"], **(report["_content"] if endpoint["with_content"] else {})}
+        event = {name: report[name] for name in ("event_id", "object_type", "metric", "timestamp")}
+        body = compact({**event, "data": data})
+        timestamp = str(self.workspace.seconds())
+        headers = {
+            "Content-Type": "application/json",
+            "User-Agent": "Customer.io Web Hooks (customerio_fake)",
+            "X-CIO-Timestamp": timestamp,
+            "X-CIO-Signature": self.signature(timestamp, body),
+        }
+        request = {"url": endpoint["endpoint"], "headers": headers, "body": body.decode()}
+        try:
+            return {"request": request, **self._exchange(endpoint["endpoint"], headers, body)}
+        except (OSError, ValueError) as error:
+            return {"request": request, "error": str(error) or type(error).__name__}
+
+    def _exchange(self, url: str, headers: Dict[str, str], body: bytes) -> Json:
+        """POST and read the answer; follows no redirect. Raises OSError or ValueError."""
+        from http.client import HTTPConnection, HTTPException, HTTPSConnection
+
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        refuse_link_local(host)
+        kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
+        connection = kind(host, parts.port, timeout=WEBHOOK_TIMEOUT)
+        if parts.username:
+            pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
+            headers["Authorization"] = f"Basic {base64.b64encode(pair).decode()}"
+        path = f"{parts.path or '/'}{'?' + parts.query if parts.query else ''}"
+        try:
+            connection.connect()
+            self._socket = connection.sock
+            connection.request("POST", path, body, headers)
+            answer = connection.getresponse()
+            text = answer.read(65536).decode("utf-8", "replace")
+            return {"status": answer.status, "response": text}
+        except HTTPException as error:
+            raise ValueError(repr(error)) from None
+        finally:
+            self._socket = None
+            connection.close()
+
+    # ---- waiting and ending
+
+    def flush(self, timeout: float = 10.0) -> int:
+        """Wait, at most `timeout` seconds, until all is sent that can be sent now.
+
+        Returns how many reports still wait, for a retry or because time is up.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._thread is None, timeout)
+            return sum(map(len, self._queues.values()))
+
+    def open(self) -> None:
+        """Send again after a `close`."""
+        with self._changed:
+            self._closed = False
+            self._work()
+
+    def close(self) -> None:
+        """Stop sending; what is under way is cut off."""
+        with self._changed:
+            self._closed, thread = True, self._thread
+            if self._socket is not None:
+                hang_up(self._socket)
+        if thread is not None:
+            thread.join(WEBHOOK_TIMEOUT)
+
+
+def hang_up(sock: socket.socket) -> None:
+    """Wake whoever waits for this socket."""
+    with contextlib.suppress(OSError):
+        # The base class's, because SSLSocket's own is not meant for other threads.
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+
+def refuse_link_local(host: str) -> None:
+    """Raises ValueError for an address like 169.254.169.254, where clouds keep their secrets."""
+    for *_, address in socket.getaddrinfo(host, None):
+        if ipaddress.ip_address(str(address[0]).partition("%")[0]).is_link_local:
+            raise ValueError(f"{host} is a link-local address, which is refused")
+
+
+# ======================================================================================
+# ==== §9 Journeys
 # ======================================================================================
 
 #: The ways to name a broadcast's audience; a call may use one of them (reference).
@@ -5139,7 +5433,7 @@ SEEDERS: Dict[str, Seeder] = {
 
 
 # ======================================================================================
-# ==== §9 Routes
+# ==== §10 Routes
 # ======================================================================================
 
 #: Where we say what the real service keeps to itself: why a call was refused or had no effect.
@@ -5234,11 +5528,6 @@ class Response:
     ) -> None:
         self.status, self.body, self.headers, self.close = status, body, headers, close
         self.after: Any = None
-
-
-def compact(value: Json) -> bytes:
-    """JSON as the App API writes it: no spaces, no newline at the end (observed)."""
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace")
 
 
 def compact_line(value: Json) -> bytes:
@@ -5500,12 +5789,21 @@ class Fake:
         self.settings, self._seed = settings, seed
         self.closed = False
         self._jobs: List[threading.Thread] = []
+        self.outbox: Optional[Outbox] = None
         self.workspace = self._fresh()
 
     def _fresh(self) -> Workspace:
-        workspace = Workspace(self.settings)
-        if self._seed is not None:
-            seed_workspace(workspace, self._seed)
+        return self._listened(Workspace(self.settings), self._seed)
+
+    def _listened(self, workspace: Workspace, seed: Json) -> Workspace:
+        """Fill a workspace by a seed and send reports of what happens from then on."""
+        if seed is not None:
+            seed_workspace(workspace, seed)
+        outbox = Outbox(workspace, self.settings.signing_key)
+        workspace.on_report, workspace.on_subscription = outbox.heard, outbox.heard_of
+        previous, self.outbox = self.outbox, outbox
+        if previous is not None:
+            previous.close()
         return workspace
 
     def reset(self) -> Workspace:
@@ -5518,8 +5816,7 @@ class Fake:
 
         Raises ApiError 400 naming what is wrong with the document; nothing changes then.
         """
-        workspace = Workspace(self.settings)
-        seed_workspace(workspace, document)
+        workspace = self._listened(Workspace(self.settings), document)
         old, self.workspace, self._seed = self.workspace, workspace, document
         return old
 
@@ -5545,12 +5842,20 @@ class Fake:
             self._jobs = [job for job in self._jobs if job.is_alive()] + [thread]
             thread.start()
 
+    def open(self) -> None:
+        """Let things run in the background again."""
+        self.closed = False
+        if self.outbox is not None:
+            self.outbox.open()
+
     def close(self) -> None:
         """End what runs in the background."""
         self.closed = True
         for job in self._jobs:
             job.join()
         self._jobs.clear()
+        if self.outbox is not None:
+            self.outbox.close()
 
     def handle(self, request: Request) -> Response:
         """Answer a request; whatever goes wrong becomes a response, too."""
@@ -5732,7 +6037,7 @@ def _preflight(request: Request) -> Response:
 
 
 # ======================================================================================
-# ==== §10 Track API
+# ==== §11 Track API
 # ======================================================================================
 
 MAX_ENTITY = 32 * 1024
@@ -6244,7 +6549,7 @@ def _batch_item(call: Call, index: int, item: Json) -> Union[str, Problem]:
 
 
 # ======================================================================================
-# ==== §11 App API
+# ==== §12 App API
 # ======================================================================================
 
 
@@ -6490,6 +6795,7 @@ def send_broadcast(call: Call, broadcast_id: int, started: Trigger) -> None:
                 draft = {"queue_draft": action["sending_state"] == "draft"}
                 mail = Mail(BROADCASTS, row, {"send_to_unsubscribed": False, **content, **draft})
                 parents = {"broadcast_id": broadcast_id, "action_id": action["id"]}
+                parents["trigger_id"] = started.number
                 deliver(workspace, person, mail, parents, data, base_url)
 
     def finish() -> None:
@@ -7792,27 +8098,6 @@ def sender_used_by(call: Call, sender_id: str) -> Json:
         return users_of(workspace, lambda row: (kinds["sent_at" in row], row["id"]) in parents)
 
 
-_CHANNEL_EVENTS = {
-    "email": "drafted attempted sent delivered opened clicked converted unsubscribed bounced "
-    "dropped deferred failed undeliverable spammed",
-    "push": "drafted attempted sent delivered opened clicked converted bounced dropped failed "
-    "undeliverable",
-    "sms": "drafted attempted sent delivered clicked converted bounced dropped failed "
-    "undeliverable replied",
-    "whatsapp": "drafted attempted sent delivered opened clicked converted bounced dropped failed "
-    "undeliverable replied",
-    "in_app": "drafted attempted sent opened clicked converted failed undeliverable",
-    "slack": "drafted attempted sent clicked converted failed undeliverable",
-    "webhook": "drafted attempted sent clicked converted failed undeliverable",
-}
-#: What a reporting webhook may ask for (reference).
-WEBHOOK_EVENTS = (
-    "customer_subscribed", "customer_unsubscribed", "customer_subscription_preferences_changed",
-    "cio_subscription_preferences_changed",
-    *(f"{channel}_{event}" for channel, text in _CHANNEL_EVENTS.items() for event in text.split()),
-)  # fmt: skip
-
-
 def _check_events(value: Json) -> str:
     if not isinstance(value, list) or not value:
         return "must be a list of at least one event"
@@ -8353,7 +8638,7 @@ def list_ip_addresses(call: Call) -> Json:
 
 
 # ======================================================================================
-# ==== §12 Pipelines API
+# ==== §13 Pipelines API
 # ======================================================================================
 
 MAX_PIPELINES_CALL = 32 * 1024
@@ -8688,7 +8973,7 @@ def _take_item(workspace: Workspace, item: Json, shared: Json) -> str:
 
 
 # ======================================================================================
-# ==== §13 Control
+# ==== §14 Control
 # ======================================================================================
 
 
@@ -8801,6 +9086,11 @@ COLLECTIONS = {
         "batches", _plain("batches"), ("id", "source", "operations", "received_at")
     ),
     "pipeline-events": Collection("events", _plain("pipeline_events"), ()),
+    "webhooks": Collection(
+        "webhooks",
+        lambda workspace: map(shown, workspace.reports),
+        ("event_id", "object_type", "metric", "timestamp", "data", "attempts"),
+    ),
     "dropped": Collection(
         "dropped",
         _plain("dropped"),
@@ -9021,6 +9311,13 @@ def clock_document(call: Call) -> Json:
     return {"now": clock.now(), "frozen": clock.frozen, "due": clock.pending}
 
 
+@route("POST", "/__parlel/webhooks/flush", CONTROL, heavy=True)
+def flush_webhooks(call: Call) -> Json:
+    """Wait until every reporting webhook is sent that can be sent now."""
+    outbox = call.fake.outbox
+    return {"pending": 0 if outbox is None else outbox.flush()}
+
+
 @route("GET", "/__parlel/clock", CONTROL)
 def read_clock(call: Call) -> Json:
     """Read the clock."""
@@ -9077,7 +9374,7 @@ def ca_pem(call: Call) -> Response:
 
 
 # ======================================================================================
-# ==== §14 Server
+# ==== §15 Server
 # ======================================================================================
 
 #: Limits of one request's head.
@@ -9711,13 +10008,6 @@ class Server(ThreadingHTTPServer):
             thread.join(max(0.0, deadline - time.monotonic()))
 
 
-def hang_up(sock: socket.socket) -> None:
-    """Wake whoever waits for this socket."""
-    with contextlib.suppress(OSError):
-        # The base class's, because SSLSocket's own is not meant for other threads.
-        socket.socket.shutdown(sock, socket.SHUT_RDWR)
-
-
 def refusal(connection: Connection, error: ApiError) -> bytes:
     """The last answer on a connection."""
     response = failure(SHARED, error)
@@ -9905,7 +10195,7 @@ def _load_built_in(context: ssl.SSLContext) -> None:
 
 
 # ======================================================================================
-# ==== §15 Public face
+# ==== §16 Public face
 # ======================================================================================
 
 
@@ -9943,7 +10233,7 @@ class CustomerioServer:
         if self._server is not None:
             raise RuntimeError("this server runs already; stop it first")
         server = self._server = Server(self.settings, self.fake)
-        self.fake.closed = False
+        self.fake.open()
         thread = threading.Thread(target=server.serve_forever, name="customerio-fake", daemon=True)
         self._thread = thread
         thread.start()
@@ -10047,6 +10337,15 @@ class CustomerioServer:
     def pipeline_events(self) -> List[Json]:
         """All Pipelines calls, word for word."""
         return collect(self.fake.workspace, "pipeline-events")
+
+    @property
+    def webhooks(self) -> List[Json]:
+        """Reporting webhooks with their attempts, also those that no endpoint asked for."""
+        return collect(self.fake.workspace, "webhooks")
+
+    def flush_webhooks(self) -> int:
+        """Wait until every webhook is sent that can be; returns how many wait for a retry."""
+        return 0 if self.fake.outbox is None else self.fake.outbox.flush()
 
     @property
     def dropped(self) -> List[Json]:
@@ -10174,6 +10473,7 @@ _READY = """customerio_fake {version} listens on {url}
   App        {app}
   Pipelines  {pipelines}
   https works on the same port; trust {url}/__parlel/ca.pem
+  Reporting webhooks are signed with the key {key}
 See what arrives: curl {url}/__parlel/events   Stop: Ctrl-C"""
 
 
@@ -10206,6 +10506,7 @@ def _serve_until(server: CustomerioServer, alarm: socket.socket) -> int:
         print(f"customerio_fake: can't listen on {place}: {error.strerror}", file=sys.stderr)
         return 2
     urls = {"track": server.track_url, "app": server.app_url, "pipelines": server.pipelines_url}
+    urls["key"] = server.settings.signing_key
     print(_READY.format(version=__version__, url=server.url, **urls), flush=True)
     alarm.recv(1)
     server.stop()

@@ -14,6 +14,8 @@ import email
 import errno
 import gc
 import gzip
+import hmac
+import http.server
 import io
 import json
 import logging
@@ -2642,6 +2644,148 @@ class BroadcastSends(SeededTest):
         sent = self.ok("GET", "/v1/broadcasts/20/messages?limit=1000")["messages"]
         self.assertEqual(len(sent), count + 1)
         self.assertTrue(self.ok("GET", "/v1/broadcasts/20/triggers")["triggers"][0]["processed_at"])
+
+
+class Endpoint(http.server.BaseHTTPRequestHandler):
+    """A webhook endpoint that answers with the statuses it is given, then with 200."""
+
+    server: Listening
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.received.append((self.path, dict(self.headers), body))
+        status = self.server.statuses.pop(0) if self.server.statuses else 200
+        self.send_response(status)
+        self.send_header("Location", self.path)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"ok")
+
+    def log_message(self, *arguments: Any) -> None:
+        """Say nothing."""
+
+
+class Listening(http.server.HTTPServer):
+    received: list[tuple[str, dict[str, str], bytes]]
+    statuses: list[int]
+
+
+class Webhooks(FakeTest):
+    """Reporting webhooks, to a real socket."""
+
+    settings = {"signing_key": "secret"}
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.endpoint = Listening(("127.0.0.1", 0), Endpoint)
+        self.endpoint.received, self.endpoint.statuses = [], []
+        thread = threading.Thread(target=self.endpoint.serve_forever, args=(0.01,))
+        thread.start()
+        self.addCleanup(thread.join)
+        self.addCleanup(self.endpoint.server_close)
+        self.addCleanup(self.endpoint.shutdown)
+        self.addCleanup(self.fake.close)
+
+    def register(self, *events: str, host: str = "127.0.0.1", **more: Any) -> None:
+        endpoint = f"http://{host}:{self.endpoint.server_port}/hook?x=1"
+        body = {"name": "w", "endpoint": endpoint, "events": list(events), **more}
+        self.ok("POST", "/v1/reporting_webhooks", body)
+
+    def send(self) -> str:
+        own = {"subject": "Hi", "body": "<p>x</p>", "from": "a@b.cd", "to": "a@example.com"}
+        sent = self.ok("POST", "/v1/send/email", {**own, "identifiers": {"id": "1"}})
+        return str(sent["delivery_id"])
+
+    def flush(self) -> int:
+        return int(self.ok("POST", "/__parlel/webhooks/flush")["pending"])
+
+    def metrics(self) -> list[str]:
+        return [json.loads(body)["metric"] for _, _, body in self.endpoint.received]
+
+    def test_a_report_is_signed_and_complete(self) -> None:
+        self.register("email_sent", with_content=True, host="user:pa%20ss@127.0.0.1")
+        delivery_id = self.send()
+        self.assertEqual(self.flush(), 0)
+        ((path, headers, body),) = self.endpoint.received
+        text = f"v0:{headers['X-CIO-Timestamp']}:".encode() + body
+        self.assertEqual(
+            headers["X-CIO-Signature"], hmac.new(b"secret", text, "sha256").hexdigest()
+        )
+        pair = base64.b64decode(headers["Authorization"].split()[1])
+        self.assertEqual((path, pair), ("/hook?x=1", b"user:pa ss"))
+        event = json.loads(body)
+        self.assertEqual((event["object_type"], event["metric"]), ("email", "sent"))
+        data = event["data"]
+        known = (data["delivery_id"], data["customer_id"], data["recipient"], data["subject"])
+        self.assertEqual(known, (delivery_id, "1", "a@example.com", "Hi"))
+        self.assertEqual(
+            (data["transactional_message_id"], "<p>x</p>" in data["content"]), (1, True)
+        )
+
+    def test_only_what_was_asked_for_is_sent(self) -> None:
+        self.register("email_clicked", "customer_unsubscribed")
+        self.register("email_delivered", disabled=True)
+        path = f"/__parlel/deliveries/{self.send()}"
+        for metric in ("opened", "clicked", "clicked", "unsubscribed"):
+            self.ok("POST", f"{path}/{metric}", {"href": "https://x.example"})
+        self.flush()
+        self.assertEqual(self.metrics(), ["clicked", "unsubscribed"])
+
+    def test_full_resolution_reports_every_click(self) -> None:
+        self.register("email_clicked", full_resolution=True)
+        path = f"/__parlel/deliveries/{self.send()}/clicked"
+        for _ in range(3):
+            self.ok("POST", path)
+        self.flush()
+        self.assertEqual(self.metrics(), ["clicked"] * 3)
+
+    def test_a_failure_holds_the_later_ones_up_until_it_is_tried_again(self) -> None:
+        self.endpoint.statuses = [500, 503]
+        self.register("email_sent", "email_delivered")
+        self.send()
+        self.assertEqual(self.flush(), 2)
+        self.assertEqual(self.metrics(), ["sent"])
+        for seconds, expected in ((3599, 1), (1, 2), (19, 2), (1, 4)):
+            self.ok("PUT", "/__parlel/clock", {"advance": seconds, "freeze": True})
+            self.flush()
+            self.assertEqual(len(self.endpoint.received), expected, seconds)
+        self.assertEqual(self.metrics(), ["sent", "sent", "sent", "delivered"])
+        report = self.records("webhooks", "?metric=sent")[0]
+        self.assertEqual([a.get("status") for a in report["attempts"]], [500, 503, 200])
+
+    def test_redirects_are_not_followed(self) -> None:
+        self.endpoint.statuses = [302]
+        self.register("email_sent")
+        self.send()
+        self.assertEqual((self.flush(), len(self.endpoint.received)), (1, 1))
+
+    def test_link_local_addresses_are_refused(self) -> None:
+        self.register("email_sent", host="169.254.169.254")
+        self.send()
+        self.flush()
+        report = self.records("webhooks", "?metric=sent")[0]
+        self.assertIn("link-local", report["attempts"][0]["error"])
+
+    def test_reports_are_listed_also_without_an_endpoint(self) -> None:
+        self.send()
+        rows = [(row["metric"], row["attempts"]) for row in self.records("webhooks")]
+        self.assertEqual(rows, [("sent", []), ("delivered", [])])
+
+    def test_preferences_are_reported(self) -> None:
+        self.register("cio_subscription_preferences_changed")
+        self.identify("1", cio_subscription_preferences={"topics": {"topic_1": True}})
+        self.flush()
+        content = json.loads(self.endpoint.received[0][2])["data"]["content"]
+        self.assertEqual(json.loads(content), {"topics": {"topic_1": True}})
+
+    def test_a_reset_stops_what_was_under_way(self) -> None:
+        self.endpoint.statuses = [500]
+        self.register("email_sent")
+        self.send()
+        self.flush()
+        self.ok("POST", "/__parlel/reset")
+        self.fake.workspace.clock.advance(3601)
+        self.assertEqual((self.flush(), len(self.endpoint.received)), (0, 1))
 
 
 NAMESPACES = frozenset({"customer", "event", "trigger", "snippets"})
