@@ -30,10 +30,11 @@ The file is read from top to bottom; each section uses only the sections above i
     10  Routes                  requests, answers, credentials and the route table
     11  Track API               /api/v1 and /api/v2
     12  App API                 /v1, Bearer
-    13  Pipelines API           /v1/identify, track, page, screen, group, alias, batch
-    14  Control                 /__parlel/*, for the test that drives us
-    15  Server                  HTTP on the wire
-    16  Public face             CustomerioServer and the command line
+    13  Design Studio, assets and live notifications  the newest part of the App API
+    14  Pipelines API           /v1/identify, track, page, screen, group, alias, batch
+    15  Control                 /__parlel/*, for the test that drives us
+    16  Server                  HTTP on the wire
+    17  Public face             CustomerioServer and the command line
 
 Rules are taken from, in this order: what was observed of the live service ("observed"),
 the official API description ("reference"), the documentation ("docs"), and where all are
@@ -70,6 +71,8 @@ from collections import deque
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta, timezone, tzinfo
 from email.utils import formatdate
+from html import escape
+from html.parser import HTMLParser
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
@@ -3452,8 +3455,8 @@ SHELVES = (
     "transactional_contents", "test_groups", "sender_identities", "topics", "channels",
     "object_types", "collections", "snippets", "reporting_webhooks", "imports", "workspaces",
     "assets", "asset_folders", "live_notifications", "ds_emails", "ds_translations",
-    "ds_components", "ds_folders", "ds_versions", "ds_previews", "inbox_preview_clients",
-    "inbox_preview_credits",
+    "ds_components", "ds_folders", "ds_versions", "ds_publishes", "ds_previews",
+    "inbox_preview_clients", "inbox_preview_credits",
 )  # fmt: skip
 
 
@@ -8638,7 +8641,1711 @@ def list_ip_addresses(call: Call) -> Json:
 
 
 # ======================================================================================
-# ==== §13 Pipelines API
+# ==== §13 Design Studio, assets and live notifications
+# ======================================================================================
+#
+# Rules without another source are from the 2026 reference. What it leaves open is inferred: what is
+# unique (names of assets in a folder, tags of components), that a folder of assets is deleted with
+# all in it, the names, weights and words of a review's checks, and what a capture looks like.
+
+
+class StudioError(ApiError):
+    """An error of Design Studio with details: a failed publish tells what is wrong by language."""
+
+    def __init__(self, status: int, message: str, meta: Json) -> None:
+        super().__init__(status, message)
+        self.meta = meta
+
+
+def studio_errors(error: ApiError) -> Json:
+    """The App API's list of errors, with `meta` where there are details (reference)."""
+    answer = detail_list(error)
+    if isinstance(error, StudioError):
+        answer["errors"][0]["meta"] = error.meta
+    return answer
+
+
+STUDIO = APP._replace(envelope=studio_errors)
+
+
+def resource_missing(what: str = "", field: str = "") -> ApiError:
+    """Design Studio's 404."""
+    return ApiError(404, Problem(joined("resource not found", what), field))
+
+
+def constraint_error(why: str) -> ApiError:
+    """Design Studio's 409."""
+    return ApiError(409, joined("a constraint violation prevents this operation", why))
+
+
+# ---- fields
+
+
+def shaped(spec: Any) -> Check:
+    """A check by example: {name: spec} is an object, [spec] a list, a type or check itself."""
+    if isinstance(spec, dict):
+        return _object_check({name: shaped(part) for name, part in spec.items()})
+    if isinstance(spec, list):
+        return _list_check(shaped(spec[0]))
+    return typed_field(spec) if isinstance(spec, type) else cast(Check, spec)
+
+
+def _object_check(checks: Mapping[str, Check]) -> Check:
+    def check(value: Json) -> str:
+        if not isinstance(value, dict):
+            return f"must be an object, not {kind_of(value)}"
+        for name, part in value.items():
+            wrong = checks[name](part) if name in checks else "is unknown"
+            if wrong:
+                return f"has a bad field: {name} {wrong}"
+        return ""
+
+    return check
+
+
+def _list_check(check: Check) -> Check:
+    def check_all(value: Json) -> str:
+        if not isinstance(value, list):
+            return f"must be a list, not {kind_of(value)}"
+        wrong = [f"has a bad item: [{i}] {w}" for i, w in enumerate(map(check, value)) if w]
+        return wrong[0] if wrong else ""
+
+    return check_all
+
+
+def pattern_field(pattern: str, wanted: str) -> Check:
+    """A string of some form, which `wanted` tells."""
+    return lambda value: (
+        "" if isinstance(value, str) and re.fullmatch(pattern, value) else f"must be {wanted}"
+    )
+
+
+def fields_of(
+    call: Call, checks: Mapping[str, Check], needed: Sequence[str] = (), update: bool = False
+) -> Json:
+    """The fields of a body, all of them known; an update has at least one. Raises ApiError 400."""
+    body = call.body()
+    strange = [name for name in body if name not in checks]
+    if strange:
+        raise ApiError(400, *(Problem(f"{n} is not a field of this request", n) for n in strange))
+    if update and not body:
+        raise invalid(f"nothing to update: send at least one of {', '.join(checks)}")
+    return checked_fields(body, checks, needed)
+
+
+def merged(old: Json, new: Json) -> Json:
+    """`new` over `old`, also inside of objects that both have."""
+    both = {n for n, v in new.items() if isinstance(v, dict) and isinstance(old.get(n), dict)}
+    return {**old, **new, **{name: merged(old[name], new[name]) for name in both}}
+
+
+_SHORT_TEXT = text_field(1000)
+_UUID_SHAPE = r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
+_uuid_field = pattern_field(_UUID_SHAPE, "a UUID or null")
+
+
+def _folder_name(value: Json) -> str:
+    wrong = _SHORT_TEXT(value)
+    bad = "" if wrong else "".join(sorted(set('<>:"/\\|?*.') & set(value)))
+    return f"can't contain {' '.join(bad)}" if bad else wrong
+
+
+def _parent_uuid(value: Json) -> str:
+    return "" if value is None else _uuid_field(value)
+
+
+def _parent_number(value: Json) -> str:
+    fits = value is None or (type(value) is int and value >= 0)
+    return "" if fits else "must be the number of a folder, or null"
+
+
+def _flag_shapes(names: str, **others: Any) -> Json:
+    return {**dict.fromkeys(names.split(), bool), **others}
+
+
+#: The parts of an email (reference).
+CONTENT = dict.fromkeys(("subject", "preheader_text", "html", "text", "amp"), _ANY_TEXT)
+ENVELOPE = {
+    "from_id": typed_field(int, type(None)),
+    "reply_to_id": typed_field(int, type(None)),
+    **dict.fromkeys(("recipient", "bcc", "cc"), _ANY_TEXT),
+    "fake_bcc": bool,
+    "headers": [{"name": str, "value": str}],
+}
+TRANSFORMERS = {
+    "accessibility": _flag_shapes(
+        "enabled add_dir_to_content add_dir_to_html add_empty_alt_to_images add_lang_to_content "
+        "add_lang_to_html add_role_to_tables add_title_to_head add_vml_alt_text "
+        "remove_button_role_from_links remove_zoom_meta_tag", language=str,
+    ),
+    "css_inliner": _flag_shapes(
+        "enabled apply_style_tags remove_style_tags inline_pseudo_elements preserve_font_faces "
+        "preserve_important preserve_keyframes preserve_media_queries preserve_pseudos",
+        apply_html_attributes=_flag_shapes(
+            "enabled apply_height_attributes apply_width_attributes apply_table_element_attributes"
+        ),
+    ),
+    "css_variables": _flag_shapes("enabled preserve"),
+    "encode_entities": _flag_shapes("enabled"),
+    "prevent_widows": _flag_shapes("enabled"),
+    "formatter": {
+        "type": choice_field("none", "prettify", "minify"),
+        "minify": _flag_shapes(
+            "remove_css_comments remove_indentations remove_line_breaks", line_length_limit=int,
+            remove_html_comments=choice_field("0", "1", "2"),
+        ),
+        "prettify": _flag_shapes(
+            "wrap_attributes", indent_character=choice_field("spaces", "tabs"), indent_size=int
+        ),
+    },
+    "remove_unused_css": _flag_shapes(
+        "enabled uglify", whitelist=[str], backend_markers=[{"heads": str, "tails": str}]
+    ),
+    "url_parameters": _flag_shapes(
+        "enabled", parameters=[{"key": str, "value": str, "url_encode": bool}]
+    ),
+}  # fmt: skip
+_SHAPES = {"content": CONTENT, "envelope": ENVELOPE, "transformers": TRANSFORMERS}
+_PARTS = {name: shaped(shape) for name, shape in _SHAPES.items()}
+_BLANK_PARTS: Json = {
+    "content": dict.fromkeys(CONTENT, ""),
+    "envelope": {
+        "from_id": None, "reply_to_id": None, "recipient": "{{customer.email}}", "bcc": "",
+        "fake_bcc": True, "headers": [],
+    },
+    "transformers": {},
+}  # fmt: skip
+
+
+# ---- query parameters
+
+QueryReader = Callable[[Dict[str, str], str], Any]
+
+
+def _query_between(least: int, most: int, default: Optional[int] = None) -> QueryReader:
+    def read(query: Dict[str, str], name: str) -> Optional[int]:
+        number = whole_number(query.get(name) or None, name)
+        if number is not None and not least <= number <= most:
+            raise invalid(f"{name} must be between {least} and {most}", name)
+        return default if number is None else number
+
+    return read
+
+
+def _query_one_of(
+    choices: Union[Json, Sequence[str]], default: Optional[str] = None
+) -> QueryReader:
+    return lambda query, name: query_choice(query, name, choices) or default
+
+
+def _query_tri(query: Dict[str, str], name: str) -> Optional[bool]:
+    return cast(
+        Optional[bool], query_choice(query, name, {"true": True, "false": False, "any": None})
+    )
+
+
+def read_query(call: Call, readers: Mapping[str, QueryReader]) -> Json:
+    """The query parameters that `readers` know. Raises ApiError 400."""
+    query = call.request.query()
+    try:
+        return {name: read(query, name) for name, read in readers.items()}
+    except ApiError as error:
+        name = error.problems[0].field
+        raise invalid(f"invalid query parameter: {error.message}", name) from None
+
+
+_UNIX_TIME = _query_between(0, 1 << 53)
+_PAGE_QUERY = {"page": _query_between(1, 1 << 53, 1), "limit": _query_between(1, 10_000, 1000)}
+
+
+def _query_word(query: Dict[str, str], name: str) -> Optional[str]:
+    return query.get(name) or None
+
+
+_ASSET_QUERY: Dict[str, QueryReader] = {
+    "parent_folder_id": lambda query, name: _UNIX_TIME(query, name) or None,
+    "direct_descendants_only": query_flag,
+}
+_STUDIO_QUERY: Dict[str, QueryReader] = {
+    "created_after": _UNIX_TIME,
+    "created_before": _UNIX_TIME,
+    "direct_descendants_only": query_flag,
+    "parent_folder_id": _query_word,
+    "sort_by": _query_one_of(("created", "updated", "name"), "created"),
+    "sort_order": _query_one_of(("asc", "desc"), "asc"),
+    "updated_after": _UNIX_TIME,
+    "updated_before": _UNIX_TIME,
+}
+_EMAIL_QUERY = {
+    **_STUDIO_QUERY,
+    "is_template": _query_tri,
+    "has_translations": _query_tri,
+    "is_linked": _query_tri,
+}
+
+
+# ---- what lies in folders: folders, assets, components, emails
+
+
+class StudioKind(NamedTuple):
+    """A kind of thing that lies in folders; its five operations follow from this row."""
+
+    noun: str
+    path: str
+    listed: str
+    #: What an answer calls one and many of them.
+    one: str
+    many: str
+    #: Where they and their folders are kept.
+    shelf: str
+    folders: str
+    checks: Mapping[str, Check]
+    blank: Json
+    needed: Sequence[str] = ("name",)
+    #: Fields that no two may have alike.
+    unique: Sequence[str] = ()
+    query: Mapping[str, QueryReader] = _STUDIO_QUERY
+    show: Callable[[Call, Json], Json] = lambda call, row: shown(row)
+    brief: Callable[[Call, Json], Json] = lambda call, row: shown(row)
+    #: Prepares for a deletion, or raises ApiError 409.
+    clear: Callable[[Workspace, Json], None] = lambda workspace, row: None
+
+
+def _studio_row(kind: StudioKind, call: Call, id: str) -> Json:
+    """The row with the id in a path. Raises ApiError 404, or 400 for what can't be an asset's."""
+    numbered = kind.folders == "asset_folders"
+    if numbered and not re.fullmatch(r"[1-9]\d{0,14}", id):
+        raise invalid("id must be a whole number of at least 1", "id")
+    row = call.workspace.shelves[kind.shelf].rows.get(int(id) if numbered else id.lower())
+    if row is None:
+        raise resource_missing()
+    return row
+
+
+def line_of(workspace: Workspace, folders: str, id: Any) -> List[Any]:
+    """The ids of a folder and of all above it. Raises ApiError 404."""
+    rows, line = workspace.shelves[folders].rows, []
+    while id is not None:
+        if id not in rows:
+            raise resource_missing("no folder has this parent_folder_id", "parent_folder_id")
+        line.append(id)
+        id = rows[id]["parent_folder_id"]
+    return line
+
+
+def _settled_row(kind: StudioKind, workspace: Workspace, row: Json) -> Json:
+    """A row fit to be stored. Raises ApiError 404 or 400 for its folder, 409 for its name."""
+    folder = row["parent_folder_id"] or None
+    row = {**row, "parent_folder_id": folder.lower() if isinstance(folder, str) else folder}
+    line = line_of(workspace, kind.folders, row["parent_folder_id"])
+    if kind.shelf == kind.folders and row.get("id") in line:
+        raise invalid("parent_folder_id is the folder itself or in it", "parent_folder_id")
+    alike = workspace.shelves[kind.shelf].where(**{name: row[name] for name in kind.unique})
+    if kind.unique and any(other["id"] != row.get("id") for other in alike):
+        raise constraint_error(f"{kind.unique[0]} is taken by another {kind.noun}")
+    _check_senders(workspace, row)
+    return row
+
+
+def _check_senders(workspace: Workspace, row: Json) -> None:
+    senders = workspace.shelves["sender_identities"]
+    for name in ("from_id", "reply_to_id"):
+        number = row.get("envelope", {}).get(name)
+        if number is not None and number not in senders.rows and not senders.open:
+            raise invalid(f"envelope.{name}: no sender identity has this id", f"envelope.{name}")
+
+
+def put_up(kind: StudioKind, call: Call, fields: Json) -> Json:
+    """Store a new row and answer with it."""
+    workspace = call.workspace
+    with workspace.lock:
+        moment = dict.fromkeys(("created", "updated"), workspace.seconds())
+        row = _settled_row(kind, workspace, {**merged(kind.blank, fields), **moment})
+        id = None if kind.folders == "asset_folders" else uuid_of(workspace.count("uuid"))
+        row = workspace.shelves[kind.shelf].add(row, id)
+        return {kind.one: kind.show(call, row)}
+
+
+def create_item(kind: StudioKind, call: Call) -> Json:
+    """Store what the body describes."""
+    return put_up(kind, call, fields_of(call, kind.checks, kind.needed))
+
+
+def read_item(kind: StudioKind, call: Call, id: str) -> Json:
+    """Answer with one row."""
+    with call.workspace.lock:
+        return {kind.one: kind.show(call, _studio_row(kind, call, id))}
+
+
+def update_item(kind: StudioKind, call: Call, id: str) -> Response:
+    """Change the fields that the body names."""
+    fields, workspace = fields_of(call, kind.checks, update=True), call.workspace
+    with workspace.lock:
+        old = _studio_row(kind, call, id)
+        row = _settled_row(kind, workspace, {**merged(old, fields), "updated": workspace.seconds()})
+        workspace.shelves[kind.shelf].change(row["id"], row)
+    return no_content()
+
+
+def delete_item(kind: StudioKind, call: Call, id: str) -> Response:
+    """Delete a row, if its kind allows it."""
+    with call.workspace.lock:
+        row = _studio_row(kind, call, id)
+        kind.clear(call.workspace, row)
+        del call.workspace.shelves[kind.shelf].rows[row["id"]]
+    return no_content()
+
+
+def list_items(kind: StudioKind, call: Call) -> Json:
+    """Answer with a page of the rows that fit the query."""
+    filters = read_query(call, kind.query)
+    pages, folders = read_query(call, _PAGE_QUERY), {}
+    with call.workspace.lock:
+        rows = [kind.brief(call, row) for row in _lying_in(call, kind.folders, kind.shelf, filters)]
+        if kind.folders == "ds_folders" != kind.shelf:
+            found = _lying_in(call, kind.folders, kind.folders, filters)
+            folders = {"folders": [shown(row) for row in found]}
+    rows = [row for row in rows if _row_fits(row, filters)]
+    rows.sort(
+        key=lambda row: row[filters.get("sort_by") or "created"],
+        reverse=filters.get("sort_order") == "desc",
+    )
+    start = (pages["page"] - 1) * pages["limit"]
+    meta = {"filters": filters, "pagination": {**pages, "total": len(rows)}}
+    return {kind.many: rows[start : start + pages["limit"]], **folders, "meta": meta}
+
+
+def _lying_in(call: Call, folders: str, shelf: str, filters: Json) -> List[Json]:
+    """The rows in a folder, or with `direct_descendants_only` right in it. Raises ApiError 404."""
+    workspace, top = call.workspace, filters["parent_folder_id"]
+    line_of(workspace, folders, top)
+    rows = workspace.shelves[shelf].rows.values()
+    if filters["direct_descendants_only"]:
+        return [row for row in rows if row["parent_folder_id"] == top]
+    if top is None:
+        return list(rows)
+    return [row for row in rows if top in line_of(workspace, folders, row["parent_folder_id"])]
+
+
+def _row_fits(row: Json, filters: Json) -> bool:
+    given = {name: wanted for name, wanted in filters.items() if wanted is not None}
+    same = given.keys() & {"tag", "is_template", "has_translations", "is_linked"}
+    return (
+        all(row[name] == given[name] for name in same)
+        and all(row[n] > given.get(f"{n}_after", -1) for n in ("created", "updated"))
+        and all(row[n] < given.get(f"{n}_before", math.inf) for n in ("created", "updated"))
+    )
+
+
+def _keep_full_folder(workspace: Workspace, folder: Json) -> None:
+    shelves = (workspace.shelves[name] for name in ("ds_folders", "ds_components", "ds_emails"))
+    if any(shelf.where(parent_folder_id=folder["id"]) for shelf in shelves):
+        raise constraint_error("the folder is not empty")
+
+
+def _empty_folder(workspace: Workspace, folder: Json) -> None:
+    """Delete what is in a folder of assets; no error is documented for a full one (inferred)."""
+    for name in ("assets", "asset_folders"):
+        shelf = workspace.shelves[name]
+        for row in shelf.where(parent_folder_id=folder["id"]):
+            if name == "asset_folders":
+                _empty_folder(workspace, row)
+            del shelf.rows[row["id"]]
+
+
+def _asset_document(call: Call, row: Json) -> Json:
+    path = f"/v1/assets/files/{row['id']}/content"
+    return {**shown(row), "path": call.request.base_url(call.fake.settings) + path}
+
+
+def _without_content(call: Call, row: Json) -> Json:
+    return {name: value for name, value in shown(row).items() if name != "content"}
+
+
+ASSET_FOLDERS = StudioKind(
+    "asset folder", "/v1/assets/folders", "/v1/assets/folders", "folder", "folders",
+    "asset_folders", "asset_folders", {"name": _SHORT_TEXT, "parent_folder_id": _parent_number},
+    {"name": "", "parent_folder_id": None}, unique=("name", "parent_folder_id"),
+    query=_ASSET_QUERY, clear=_empty_folder,
+)  # fmt: skip
+ASSETS = ASSET_FOLDERS._replace(
+    noun="asset", path="/v1/assets/files", listed="/v1/assets", one="asset", many="assets",
+    shelf="assets", blank={"name": "", "path": "", "size": 0, "parent_folder_id": None},
+    show=_asset_document, brief=_asset_document, clear=StudioKind._field_defaults["clear"],
+)  # fmt: skip
+FOLDERS = StudioKind(
+    "Design Studio folder", "/v1/design_studio/folders", "/v1/design_studio/folders",
+    "folder", "folders", "ds_folders", "ds_folders",
+    {"name": _folder_name, "parent_folder_id": _parent_uuid},
+    {"name": "", "parent_folder_id": None}, clear=_keep_full_folder,
+)  # fmt: skip
+COMPONENTS = StudioKind(
+    "Design Studio component", "/v1/design_studio/components", "/v1/design_studio/components",
+    "component", "components", "ds_components", "ds_folders",
+    {
+        "name": _SHORT_TEXT,
+        "tag": pattern_field(r"[A-Za-z][\w.-]{0,99}", "a tag name like my-button"),
+        "content": _ANY_TEXT,
+        "parent_folder_id": _parent_uuid,
+    },
+    {"name": "", "tag": "", "content": "", "parent_folder_id": None},
+    needed=("name", "tag", "content"), unique=("tag",), brief=_without_content,
+    query={**_STUDIO_QUERY, "tag": _query_word},
+)  # fmt: skip
+
+
+# ---- emails and their translations
+
+
+def languages_of(workspace: Workspace, email: Json) -> List[Json]:
+    """The translations of an email."""
+    return workspace.shelves["ds_translations"].where(language_group_id=email["id"])
+
+
+def envelope_document(workspace: Workspace, envelope: Json) -> Json:
+    """An envelope as answers show it: with the senders whom its numbers mean."""
+    senders = workspace.shelves["sender_identities"].rows
+    rows = {name: senders.get(envelope[f"{name}_id"]) or {} for name in ("from", "reply_to")}
+    return {**envelope, **{n: r.get("address") or r.get("email") or "" for n, r in rows.items()}}
+
+
+def _shared_parts(workspace: Workspace, email: Json, node: Json) -> Json:
+    return {
+        "is_template": email["is_template"],
+        "is_linked": email["_link"] is not None,
+        "parent_folder_id": email["parent_folder_id"],
+        "available_languages": [row["language"] for row in languages_of(workspace, email)],
+        "content": node["content"],
+        "envelope": envelope_document(workspace, node["envelope"]),
+        "transformers": node["transformers"],
+        "created": node["created"],
+        "updated": node["updated"],
+    }
+
+
+def _email_document(call: Call, row: Json) -> Json:
+    return {"id": row["id"], "name": row["name"], **_shared_parts(call.workspace, row, row)}
+
+
+def _email_brief(call: Call, row: Json) -> Json:
+    translated = {"has_translations": bool(languages_of(call.workspace, row))}
+    linked = {"is_linked": row["_link"] is not None}
+    names = ("id", "name", "is_template", "parent_folder_id", "created", "updated")
+    return {**{name: row[name] for name in names}, **linked, **translated}
+
+
+def _clear_email(workspace: Workspace, email: Json) -> None:
+    if email["_link"] is not None:
+        raise ApiError(409, "cannot delete email because it is linked")
+    for node in (*languages_of(workspace, email), email):
+        _forget_node(workspace, node)
+
+
+def _forget_node(workspace: Workspace, node: Json) -> None:
+    """Delete what hangs on an email or translation, and the translation."""
+    for name in ("ds_versions", "ds_previews"):
+        for row in workspace.shelves[name].where(node_id=node["id"]):
+            del workspace.shelves[name].rows[row["id"]]
+    workspace.shelves["ds_translations"].rows.pop(node["id"], None)
+
+
+EMAILS = StudioKind(
+    "Design Studio email", "/v1/design_studio/emails", "/v1/design_studio/emails",
+    "email", "emails", "ds_emails", "ds_folders",
+    {
+        "name": _SHORT_TEXT, "is_template": typed_field(bool), "parent_folder_id": _parent_uuid,
+        **_PARTS,
+    },
+    {
+        "name": "", "is_template": False, "parent_folder_id": None, **_BLANK_PARTS,
+        "_link": None, "_published": None,
+    },
+    query=_EMAIL_QUERY, show=_email_document, brief=_email_brief, clear=_clear_email,
+)  # fmt: skip
+
+_KIND_VERBS: Sequence[Tuple[str, str, str, Callable[..., Any]]] = (
+    ("POST", "", "Create one {}.", create_item),
+    ("GET", "", "List every {} that fits the filters.", list_items),
+    ("GET", "/{id}", "Read one {}.", read_item),
+    ("PUT", "/{id}", "Change one {}.", update_item),
+    ("DELETE", "/{id}", "Delete one {}.", delete_item),
+)
+
+
+def _serve_kind(kind: StudioKind) -> None:
+    for method, end, summary, verb in _KIND_VERBS:
+        path = (kind.listed if verb is list_items else kind.path) + end
+        if (method, kind) != ("POST", ASSETS):
+            text, handler = summary.format(kind.noun), functools.partial(verb, kind)
+            serve(method, path, text, handler, False, STUDIO)
+
+
+for _lying in (FOLDERS, COMPONENTS, EMAILS, ASSET_FOLDERS, ASSETS):
+    _serve_kind(_lying)
+
+_EMAIL_PATH = "/v1/design_studio/emails/{id}"
+MAX_VARIANTS = 50
+_LANGUAGE_TAG = pattern_field(
+    r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{2,8})*", "a language tag like es or pt-BR"
+)
+
+
+def _translation_of(call: Call, id: str, language: str) -> Tuple[Json, Json]:
+    """An email and its translation into a language. Raises ApiError 404."""
+    email = _studio_row(EMAILS, call, id)
+    for row in languages_of(call.workspace, email):
+        if row["language"] == language:
+            return email, row
+    raise resource_missing(f"there is no translation into {language!r:.40}")
+
+
+def _translation_document(workspace: Workspace, email: Json, row: Json) -> Json:
+    head = {name: row[name] for name in ("language", "language_group_id")}
+    return {**head, **_shared_parts(workspace, email, row)}
+
+
+@route("POST", _EMAIL_PATH + "/languages", STUDIO)
+def create_email_translation(call: Call, id: str) -> Json:
+    """Translate an email; what is left out is taken from the email itself."""
+    fields = fields_of(call, {"language": _LANGUAGE_TAG, **_PARTS}, ("language",))
+    workspace = call.workspace
+    with workspace.lock:
+        email = _studio_row(EMAILS, call, id)
+        if any(row["language"] == fields["language"] for row in languages_of(workspace, email)):
+            raise constraint_error(f"there is a translation into {fields['language']} already")
+        moment = dict.fromkeys(("created", "updated"), workspace.seconds())
+        parts = merged({name: email[name] for name in _PARTS}, fields)
+        row = {**parts, "language_group_id": email["id"], **moment}
+        _check_senders(workspace, row)
+        row = workspace.shelves["ds_translations"].add(row, uuid_of(workspace.count("uuid")))
+        return {"email_translation": _translation_document(workspace, email, row)}
+
+
+@route("GET", _EMAIL_PATH + "/languages", STUDIO)
+def list_email_translations(call: Call, id: str) -> Json:
+    """List the translations of an email."""
+    workspace = call.workspace
+    with workspace.lock:
+        email = _studio_row(EMAILS, call, id)
+        rows = languages_of(workspace, email)
+        return {"email_translations": [_translation_document(workspace, email, r) for r in rows]}
+
+
+@route("GET", _EMAIL_PATH + "/languages/{language}", STUDIO)
+def get_email_translation(call: Call, id: str, language: str) -> Json:
+    """Read the translation of an email into one language."""
+    with call.workspace.lock:
+        email, row = _translation_of(call, id, language)
+        return {"email_translation": _translation_document(call.workspace, email, row)}
+
+
+@route("PUT", _EMAIL_PATH + "/languages/{language}", STUDIO)
+def update_email_translation(call: Call, id: str, language: str) -> Response:
+    """Change the translation of an email into one language."""
+    fields, workspace = fields_of(call, _PARTS, update=True), call.workspace
+    with workspace.lock:
+        row = _translation_of(call, id, language)[1]
+        row = merged(row, {**fields, "updated": workspace.seconds()})
+        _check_senders(workspace, row)
+        workspace.shelves["ds_translations"].change(row["id"], row)
+    return no_content()
+
+
+@route("DELETE", _EMAIL_PATH + "/languages/{language}", STUDIO)
+def delete_email_translation(call: Call, id: str, language: str) -> Response:
+    """Delete the translation of an email into one language."""
+    with call.workspace.lock:
+        email, row = _translation_of(call, id, language)
+        if row["id"] in (email["_published"] or ()):
+            raise constraint_error("the translation is published")
+        _forget_node(call.workspace, row)
+    return no_content()
+
+
+# ---- drafts: emails with their components put in
+
+#: How many components one email may take in, those in components included, and its largest size.
+MAX_COMPONENTS = 500
+MAX_EMAIL = 1 << 21
+_SLOT_TAG = re.compile(r"<slot\s*/>|<slot\s*>\s*</slot\s*>")
+
+
+def compiled(html: str, components: Sequence[Json]) -> Tuple[str, List[Json]]:
+    """HTML with the components in place of their tags, and the components it took.
+
+    What a tag encloses goes to the component's `<slot/>`. Raises ApiError 400.
+    """
+    tags = {row["tag"]: row for row in components}
+    opening = re.compile(f"<({'|'.join(map(re.escape, tags))})(?=[\\s/>])[^<>]*>")
+    used, place, count = {}, 0, 0
+    while tags and (match := opening.search(html, place)):
+        count, place, row = count + 1, match.start(), tags[match[1]]
+        closing = "" if match[0].endswith("/>") else f"</{match[1]}>"
+        end = html.find(closing, match.end()) if closing else -1
+        inner = html[match.end() : end] if end >= 0 else ""
+        rest = html[end + len(closing) if end >= 0 else match.end() :]
+        html = html[:place] + inner.join(_SLOT_TAG.split(row["content"])) + rest
+        used[row["tag"]] = row
+        if count > MAX_COMPONENTS or len(html) > MAX_EMAIL:
+            raise invalid(f"components make the email too large; see the tag {match[1]}")
+    return html, list(used.values())
+
+
+class Draft(NamedTuple):
+    """An email or a translation as it was at one moment; can be read without the lock."""
+
+    node: Json
+    email: Json
+    envelope: Json
+    content: Json
+    components: List[Json]
+
+    @property
+    def language(self) -> str:
+        """The language of a translation, "" for the email itself."""
+        return cast(str, self.node.get("language", ""))
+
+    @property
+    def head(self) -> Json:
+        """How answers name the email or translation."""
+        named = {"node_id": self.node["id"], "node_type": "EMAIL"}
+        return {**named, **({"language": self.language} if self.language else {})}
+
+    def parts(self) -> Json:
+        """All that a publish or a version keeps."""
+        source = {name: self.node[name] for name in _PARTS}
+        return {**source, "html": self.content["html"], "components": self.components}
+
+    def sources(self) -> Dict[str, str]:
+        """Every text with Liquid in it, by field."""
+        names = ("from", "reply_to", "recipient", "bcc", "cc")
+        return {**self.content, **{name: self.envelope.get(name, "") for name in names}}
+
+
+def node_of(call: Call, id: str) -> Tuple[Json, Json]:
+    """The email or translation with this id, and its email. Raises ApiError 404."""
+    node = call.workspace.shelves["ds_translations"].rows.get(id.lower())
+    node = node or _studio_row(EMAILS, call, id)
+    return node, _studio_row(EMAILS, call, node.get("language_group_id", node["id"]))
+
+
+def draft_of(call: Call, id: str) -> Draft:
+    """The email or translation with this id, as it is now. Raises ApiError 404."""
+    with call.workspace.lock:
+        node, email = node_of(call, id)
+        components = list(call.workspace.shelves["ds_components"].rows.values())
+        envelope = envelope_document(call.workspace, node["envelope"])
+    html, used = compiled(node["content"]["html"], components)
+    return Draft(node, email, envelope, {**node["content"], "html": html}, used)
+
+
+def liquid_errors(draft: Draft) -> List[str]:
+    """What is wrong with the Liquid of a draft, without rendering it."""
+    errors = []
+    headers = [part for row in draft.envelope["headers"] for part in row.values()]
+    for source in (*draft.sources().values(), *headers):
+        try:
+            parse_liquid(source)
+        except LiquidError as error:
+            errors.append(error.message)
+    return errors
+
+
+# ---- link and publish
+
+#: Where an email may be linked to: the families, and the id that names one (reference).
+LINK_TARGETS = {
+    "transactional_message": ((TRANSACTIONAL,), "transactional_message_id"),
+    "newsletter": ((NEWSLETTERS,), "newsletter_id"),
+    "campaign_action": ((CAMPAIGNS, BROADCASTS), "action_id"),
+}
+_LINK_TARGET = {
+    "type": choice_field(*LINK_TARGETS),
+    **{key: int for _, key in LINK_TARGETS.values()},
+}
+
+
+def _linked_content(call: Call, kind: str, number: int) -> Tuple[Family, Json]:
+    """The content that a link's target means. Raises ApiError 404."""
+    families = LINK_TARGETS[kind][0]
+    if kind != "campaign_action":
+        parent = family_row(call, families[0], str(number))
+        return families[0], content_row(call, families[0], parent, language="")
+    for family in families:
+        if number in call.workspace.shelves[family.shelf].rows:
+            return family, call.workspace.shelves[family.shelf].rows[number]
+    raise resource_missing(f"there is no action {number}", "target")
+
+
+@route("POST", _EMAIL_PATH + "/link", STUDIO)
+def link_email(call: Call, id: str) -> Json:
+    """Tie an email to the message whose content it is going to be."""
+    checks = {"target": shaped(_LINK_TARGET), "force": typed_field(bool)}
+    fields, workspace = fields_of(call, checks, ("target",)), call.workspace
+    target = fields["target"]
+    key = LINK_TARGETS[target["type"]][1] if "type" in target else "type"
+    if key not in target:
+        raise required(f"target.{key}")
+    with workspace.lock:
+        email = _studio_row(EMAILS, call, id)
+        family, content = _linked_content(call, target["type"], target[key])
+        if content["type"] != "email":
+            raise invalid(f"target: this is a {content['type']}, not an email", "target")
+        link = {"target": target, "family": family.kind, "template_id": content["id"]}
+        _take_link(workspace, email, link, fields.get("force") is True)
+    return {"node_id": email["id"], "template_id": content["id"], "target": target}
+
+
+def _take_link(workspace: Workspace, email: Json, link: Json, force: bool) -> None:
+    same = ("family", "template_id")
+    if email["_link"] and any(email["_link"][name] != link[name] for name in same):
+        raise ApiError(400, "email is already linked to another destination; unlink it first")
+    shelf = workspace.shelves["ds_emails"]
+    for other in list(shelf.rows.values()):
+        theirs = other["_link"] if other["id"] != email["id"] else None
+        if theirs and all(theirs[name] == link[name] for name in same):
+            if not force:
+                raise ApiError(409, "destination is linked to other content; force replaces it")
+            shelf.change(other["id"], {"_link": None, "_published": None})
+    shelf.change(email["id"], {"_link": link})
+
+
+def _linked_drafts(call: Call, id: str) -> List[Draft]:
+    """An email that is linked, and its translations. Raises ApiError 400 or 404."""
+    with call.workspace.lock:
+        email = _studio_row(EMAILS, call, id)
+        if email["_link"] is None:
+            raise invalid("email is not linked; link it to a destination first")
+        nodes = (email, *languages_of(call.workspace, email))
+    return [draft_of(call, node["id"]) for node in nodes]
+
+
+@route("POST", _EMAIL_PATH + "/publish", STUDIO)
+def publish_email(call: Call, id: str) -> Json:
+    """Copy an email and its translations to where it is linked to."""
+    drafts, workspace = _linked_drafts(call, id), call.workspace
+    errors = {draft.language: liquid_errors(draft) for draft in drafts}
+    if any(errors.values()):
+        wrong = {language or "default": rows for language, rows in errors.items() if rows}
+        raise StudioError(422, "liquid validation failed", wrong)
+    if len(drafts) > MAX_VARIANTS:
+        raise ApiError(422, f"email has more than {MAX_VARIANTS} variants")
+    with workspace.lock:
+        publish_id = ulid(workspace.clock.now(), workspace.count("publish"))
+        job = {"status": "pending", "mappings": None, "_email": drafts[0].email["id"]}
+        workspace.shelves["ds_publishes"].add(job, publish_id)
+        # A workspace that lags behind publishes late, too.
+        if not workspace.settings.ingest_delay:
+            # The reference gives the id of a pending one only; then nothing could be asked of this.
+            return {**_do_publish(workspace, publish_id, drafts), "publish_id": publish_id}
+        due = workspace.clock.now() + workspace.settings.ingest_delay
+        workspace.clock.at(due, lambda: _publish_late(workspace, publish_id, drafts))
+    return {"status": "pending", "publish_id": publish_id}
+
+
+def _do_publish(workspace: Workspace, publish_id: str, drafts: List[Draft]) -> Json:
+    link, now = drafts[0].email["_link"], workspace.seconds()
+    mappings = []
+    for draft in drafts:
+        content = _put_content(workspace, link, draft)
+        version = add_version(workspace, draft, f"Published {now}", on_publish=True)
+        named = {"node_id": draft.node["id"], "language": draft.language}
+        mappings.append({**named, "template_id": content["id"], "version_id": version["id"]})
+    published = {draft.node["id"]: draft.parts() for draft in drafts}
+    if drafts[0].email["id"] in workspace.shelves["ds_emails"].rows:
+        workspace.shelves["ds_emails"].change(drafts[0].email["id"], {"_published": published})
+    done = {"status": "done", "mappings": mappings}
+    workspace.shelves["ds_publishes"].change(publish_id, done)
+    return done
+
+
+def _publish_late(workspace: Workspace, publish_id: str, drafts: List[Draft]) -> None:
+    try:
+        _do_publish(workspace, publish_id, drafts)
+    except ApiError as error:  # publish_status tells
+        workspace.shelves["ds_publishes"].change(publish_id, {"_error": error})
+
+
+def _put_content(workspace: Workspace, link: Json, draft: Draft) -> Json:
+    """Write a draft into the content of its language at the link's target; gives the content."""
+    family = FAMILIES[link["family"]]
+    shelf = workspace.shelves[family.shelf]
+    row = shelf.rows.get(link["template_id"])
+    if row is None:
+        raise resource_missing("the destination does not exist any more")
+    if draft.language:
+        own = {"parent_action_id": row["id"]} if family.content == "action" else {}
+        found = shelf.where(_parent=row["_parent"], language=draft.language, **own)
+        named = {"name": row["name"], "language": draft.language, **own}
+        row = found[0] if found else add_content(workspace, family, row["_parent"], named)
+    return shelf.change(row["id"], {**_as_content(draft), "updated": workspace.seconds()})
+
+
+def _as_content(draft: Draft) -> Json:
+    """A draft in the words of a message's content."""
+    content, envelope = draft.content, draft.envelope
+    plain = {"body_plain": content["text"]} if content["text"] else {}
+    return {
+        **{name: envelope.get(name, "") for name in ("from", "reply_to", "recipient", "bcc", "cc")},
+        **{name: envelope[name] for name in ("from_id", "reply_to_id", "fake_bcc")},
+        **{name: content[name] for name in ("subject", "preheader_text")},
+        **plain,
+        "headers": as_text(envelope["headers"]),
+        "body": content["html"],
+        "body_amp": content["amp"],
+    }
+
+
+@route("GET", _EMAIL_PATH + "/publish_status", STUDIO)
+def get_publish_status(call: Call, id: str) -> Json:
+    """Say whether a publish is done, and what came of it."""
+    publish_id = call.request.query().get("publish_id")
+    if not publish_id:
+        raise required("publish_id", "the publish_id of a pending publish")
+    with call.workspace.lock:
+        email = _studio_row(EMAILS, call, id)
+        job = call.workspace.shelves["ds_publishes"].rows.get(publish_id)
+    if job is None or job["_email"] != email["id"]:
+        raise ApiError(404, "publish job not found")
+    if "_error" in job:
+        raise job["_error"]
+    return {n: job[n] for n in ("status", "mappings") if job[n] is not None}
+
+
+@route("GET", _EMAIL_PATH + "/unpublished_changes", STUDIO)
+def check_unpublished_changes(call: Call, id: str) -> Json:
+    """Say whether an email or a translation differs from what was published last."""
+    drafts = _linked_drafts(call, id)
+    current = {draft.node["id"]: draft.parts() for draft in drafts}
+    return {"has_unpublished_changes": current != drafts[0].email["_published"]}
+
+
+# ---- versions
+
+
+def add_version(
+    workspace: Workspace, draft: Draft, name: str, description: str = "", on_publish: bool = False
+) -> Json:
+    """Keep a draft as it is now."""
+    about = {"description": description} if description else {}
+    facts = {"created": workspace.seconds(), "created_on_publish": on_publish, "feedback": False}
+    node = {"node_id": draft.node["id"], "node_type": "EMAIL"}
+    ours = {"_parts": draft.parts(), "_of": draft.email["name"]}
+    row = {"name": name, **about, **node, **facts, **ours}
+    return workspace.shelves["ds_versions"].add(row, uuid_of(workspace.count("uuid")))
+
+
+@route("POST", _EMAIL_PATH + "/versions", STUDIO)
+def save_version(call: Call, id: str) -> Json:
+    """Keep a version of an email, unless nothing has changed since the latest."""
+    fields = fields_of(call, {"name": _SHORT_TEXT, "description": _ANY_TEXT}, ("name",))
+    draft, workspace = draft_of(call, id), call.workspace
+    with workspace.lock:
+        old = workspace.shelves["ds_versions"].where(node_id=draft.node["id"])[-1:]
+        if old and old[0]["_parts"] == draft.parts():
+            return {"created": False, "version": shown(old[0])}
+        return {"created": True, "version": shown(add_version(workspace, draft, **fields))}
+
+
+@route("GET", _EMAIL_PATH + "/versions", STUDIO)
+def list_versions(call: Call, id: str) -> Json:
+    """List the versions of an email, the newest first."""
+    dates = read_query(call, {"start_date": _UNIX_TIME, "end_date": _UNIX_TIME})
+    if dates["end_date"] is not None and dates["start_date"] is None:
+        raise invalid("invalid query parameter: end_date needs start_date", "end_date")
+    start, end = dates["start_date"] or 0, dates["end_date"]
+    with call.workspace.lock:
+        node = node_of(call, id)[0]
+        rows = call.workspace.shelves["ds_versions"].where(node_id=node["id"])
+    last = math.inf if end is None else end
+    return {"versions": [shown(row) for row in rows[::-1] if start <= row["created"] <= last]}
+
+
+def _version_of(call: Call, id: str, version_id: str) -> Json:
+    node = node_of(call, id)[0]
+    row = call.workspace.shelves["ds_versions"].rows.get(version_id.lower())
+    if row is None or row["node_id"] != node["id"]:
+        raise resource_missing("the email has no such version")
+    return row
+
+
+@route("GET", _EMAIL_PATH + "/versions/{version_id}", STUDIO)
+def get_version(call: Call, id: str, version_id: str) -> Json:
+    """Read a version of an email with the content and the components it had."""
+    with call.workspace.lock:
+        row = _version_of(call, id, version_id)
+        parts = row["_parts"]
+        envelope = envelope_document(call.workspace, parts["envelope"])
+    content = parts["content"]
+    optional = {n: content[n] for n in ("preheader_text", "text", "amp") if content[n]}
+    node = {"node_id": row["node_id"], "node_type": "EMAIL", "name": row["_of"]}
+    node.update(subject=content["subject"], content=content["html"], **optional)
+    node.update(envelope=envelope, transformers=parts["transformers"])
+    uses = [_dependency(component) for component in parts["components"]]
+    return {"version": shown(row), "node": node, "dependencies": uses}
+
+
+def _dependency(row: Json) -> Json:
+    named = {"node_id": row["id"], "node_type": "COMPONENT", "name": row["name"]}
+    return {**named, "component_name": row["tag"], "content": row["content"]}
+
+
+@route("DELETE", _EMAIL_PATH + "/versions/{version_id}", STUDIO)
+def delete_version(call: Call, id: str, version_id: str) -> Response:
+    """Delete a version of an email, unless a publish made it."""
+    with call.workspace.lock:
+        row = _version_of(call, id, version_id)
+        if row["created_on_publish"]:
+            raise ApiError(409, "cannot delete a version created on publish")
+        del call.workspace.shelves["ds_versions"].rows[row["id"]]
+    return no_content()
+
+
+@route("POST", _EMAIL_PATH + "/versions/{version_id}/restore", STUDIO)
+def restore_version(call: Call, id: str, version_id: str) -> Json:
+    """Make an email what it was in one of its versions."""
+    workspace = call.workspace
+    with workspace.lock:
+        row = _version_of(call, id, version_id)
+        parts = {name: row["_parts"][name] for name in _PARTS}
+        emails = workspace.shelves["ds_emails"]
+        shelf = emails if row["node_id"] in emails.rows else workspace.shelves["ds_translations"]
+        shelf.change(row["node_id"], {**parts, "updated": workspace.seconds()})
+    node = row["node_id"]
+    return {"node_id": node, "version_id": row["id"], "restored_node_ids": [node]}
+
+
+# ---- render, preview and review
+
+
+MAX_LINK_TEXT = 200
+
+
+class PageReader(HTMLParser):
+    """What a preview and a review look for in HTML: its links, images and text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.links: List[Json] = []
+        self.without_alt: List[str] = []
+        self._open: Optional[Json] = None
+        self._hidden = 0
+        self._text: List[str] = []
+        # Broken declarations raise, in some versions of Python; what came before still counts.
+        with contextlib.suppress(AssertionError, NotImplementedError):
+            self.feed(html)
+            self.close()
+
+    @property
+    def text(self) -> str:
+        """The text a reader sees, line by line."""
+        lines = (" ".join(line.split()) for line in "".join(self._text).split("\n"))
+        return "\n".join(filter(None, lines))
+
+    def handle_starttag(self, tag: str, attrs: List[Tuple[str, Optional[str]]]) -> None:
+        """Take note of links and images."""
+        given = dict(attrs)
+        self._hidden += tag in _HIDDEN_TAGS
+        if tag == "img" and "alt" not in given:
+            self.without_alt.append(given.get("src") or "")
+        if tag == "a":
+            url = (given.get("href") or "").strip()
+            tracked = url[:4].lower() == "http" and "untracked" not in (given.get("class") or "")
+            errors = [] if url else ["link has no URL"]
+            self._open = {"url": url, "text": "", "tracked": tracked, "errors": errors}
+            self.links.append(self._open)
+
+    def handle_endtag(self, tag: str) -> None:
+        """Take note of the end of links and lines."""
+        self._hidden = max(0, self._hidden - (tag in _HIDDEN_TAGS))
+        self._open = None if tag == "a" else self._open
+        self._text.append("\n" if tag in _BLOCK_TAGS else "")
+
+    def handle_data(self, data: str) -> None:
+        """Take note of the text."""
+        if not self._hidden:
+            self._text.append(data)
+            if self._open is not None and len(self._open["text"]) < MAX_LINK_TEXT:
+                self._open["text"] = " ".join((self._open["text"] + data).split())
+
+
+_HIDDEN_TAGS = ("style", "script", "title")
+_BLOCK_TAGS = ("p", "div", "tr", "li", "h1", "h2", "h3", "h4", "table", "title", "ul", "ol")
+
+#: What may be given to a preview as data (reference).
+PREVIEW_DATA = ("customer", "event", "trigger", "journey", "campaign", "message", "objects")
+#: What a preview calls the errors in each field; the other keys of `errors` stay empty.
+_ERROR_KEYS = {
+    "html": "body", "amp": "body_amp", "text": "body_plain", "recipient": "to",
+}  # fmt: skip
+_PREVIEW_ERRORS = (
+    "bcc", "body", "body_amp", "body_plain", "cc", "event", "from", "layout", "message",
+    "preheader_text", "reply_to", "snippets", "subject", "to", "trigger",
+)  # fmt: skip
+#: What tags say in a message that isn't sent (inferred).
+_UNSENT_LINKS = {
+    name + "_url": f"https://track.customer.io/{name}/unsent"
+    for name in ("unsubscribe", "manage_subscription_preferences", "view_in_browser")
+}
+
+
+class Proof(NamedTuple):
+    """A draft rendered for somebody: its fields, and what is wrong with them."""
+
+    fields: Dict[str, str]
+    errors: Dict[str, List[str]]
+    headers: List[Json]
+
+
+def proof_of(call: Call, draft: Draft, data: Json, strict: Iterable[str]) -> Proof:
+    """Render a draft with `data`; in `strict` namespaces a missing attribute is an error."""
+    with call.workspace.lock:
+        rows = list(call.workspace.shelves["snippets"].rows.values())
+    world = {**{name: data.get(name) or {} for name in PREVIEW_DATA}, "delivery_id": "unsent"}
+    world["snippets"] = {row["name"]: row["value"] for row in rows}
+    complete, now = frozenset(strict), call.workspace.clock.now()
+
+    def render(source: str) -> Tuple[str, List[str]]:
+        try:
+            return parse_liquid(source).render(world, complete, now=now, host=_UNSENT_LINKS), []
+        except LiquidError as error:
+            return "", [error.message]
+
+    made = {name: render(source) for name, source in draft.sources().items()}
+    errors: Dict[str, List[str]] = {name: [] for name in _PREVIEW_ERRORS}
+    errors.update((_ERROR_KEYS.get(name, name), found) for name, (_, found) in made.items())
+    wrong = [
+        {key: render(row.get(key, ""))[1] for key in ("name", "value")}
+        for row in draft.envelope["headers"]
+    ]
+    headers = [row for row in wrong if any(row.values())]
+    return Proof({name: text for name, (text, _) in made.items()}, errors, headers)
+
+
+@route("GET", _EMAIL_PATH + "/render", STUDIO)
+def render_email(call: Call, id: str) -> Json:
+    """Give an email with its components put in; Liquid stays as it is."""
+    draft = draft_of(call, id)
+    optional = {name: draft.content[name] for name in ("text", "amp") if draft.content[name]}
+    return {**draft.head, "html": draft.content["html"], **optional}
+
+
+_DATA_CHECKS = {name: typed_field(dict, type(None)) for name in PREVIEW_DATA}
+
+
+@route("POST", _EMAIL_PATH + "/preview", STUDIO, heavy=True)
+def preview_email(call: Call, id: str) -> Json:
+    """Render an email with sample data."""
+    body = fields_of(call, {**_DATA_CHECKS, "lax": typed_field(bool)})
+    draft = draft_of(call, id)
+    proof = proof_of(call, draft, body, () if body.get("lax") else PREVIEW_DATA)
+    fields, page = proof.fields, PageReader(proof.fields["html"])
+    plain = {"plaintext_body": fields["text"] or page.text}
+    optional = {**{name: fields[name] for name in ("from", "text", "amp")}, **plain}
+    return {
+        **draft.head,
+        **{name: fields[name] for name in ("subject", "preheader_text", "html")},
+        **{name: text for name, text in optional.items() if text},
+        "links": page.links,
+        "headers": proof.headers,
+        "errors": proof.errors,
+    }
+
+
+#: Gmail cuts off what is longer.
+CLIPPED_AT = 102 * 1024
+_UNSUBSCRIBE = re.compile(r"unsubscribe|manage_subscription_preferences", re.IGNORECASE)
+
+
+class ReviewCheck(NamedTuple):
+    """A check of a review: `test` gives the details of what is wrong, or "".
+
+    Checks of the HTML are skipped where there is none.
+    """
+
+    severity: str
+    title: str
+    test: Callable[[Json, PageReader], str]
+    of_html: bool = True
+
+
+#: The checks of a review, under our own names: Customer.io's are not known.
+REVIEW_CHECKS = {
+    "subject": ReviewCheck(
+        "error", "The subject is missing",
+        lambda content, page: "" if content["subject"].strip() else "write a subject", False,
+    ),
+    "preheader": ReviewCheck(
+        "tip", "The preheader text is missing",
+        lambda content, page: "" if content["preheader_text"].strip() else "write one", False,
+    ),
+    "plain-text": ReviewCheck(
+        "warning", "The plain text version is missing",
+        lambda content, page: "" if content["text"].strip() else "write a plain text", False,
+    ),
+    "image-alt": ReviewCheck(
+        "warning", "Images have no alt text", lambda content, page: ", ".join(page.without_alt),
+    ),
+    "links": ReviewCheck(
+        "error", "Links lead nowhere",
+        lambda content, page: ", ".join(row["text"] or "?" for row in page.links if row["errors"]),
+    ),
+    "size": ReviewCheck(
+        "warning", "Gmail clips the email",
+        lambda content, page: _size_note(len(content["html"].encode())),
+    ),
+    "unsubscribe": ReviewCheck(
+        "error", "The unsubscribe link is missing",
+        lambda content, page: "" if _UNSUBSCRIBE.search(content["html"]) else "add one",
+    ),
+}  # fmt: skip
+#: What a failed check takes off the score of 100.
+REVIEW_WEIGHTS = {"error": 20, "warning": 10, "tip": 5}
+
+
+def _size_note(size: int) -> str:
+    return f"{size} bytes, {CLIPPED_AT} at most" if size > CLIPPED_AT else ""
+
+
+def _review_findings(draft: Draft, names: Iterable[str]) -> List[Json]:
+    page, rows = PageReader(draft.content["html"]), []
+    for name in names:
+        check = REVIEW_CHECKS[name]
+        wrong = check.test(draft.content, page)
+        row = {"id": f"{draft.node['id']}:{name}", "check": name, "severity": check.severity}
+        outcome = {"state": "fail", "details": wrong} if wrong else {"state": "pass"}
+        rows.append({**row, "title": check.title, **outcome})
+    return rows
+
+
+@route("GET", _EMAIL_PATH + "/review", STUDIO, heavy=True)
+def review_email(call: Call, id: str) -> Json:
+    """Check an email for what readers and mail programs would stumble over."""
+    draft = draft_of(call, id)
+    head = {"node_id": draft.node["id"]}
+    if liquid_errors(draft):
+        return {**head, "status": "render_failed", "checks": {}, "findings": []}
+    has_html = bool(draft.content["html"].strip())
+    names = [name for name, check in REVIEW_CHECKS.items() if has_html or not check.of_html]
+    checks = {name: "complete" if name in names else "skipped" for name in REVIEW_CHECKS}
+    findings = _review_findings(draft, names)
+    failed = [row["severity"] for row in findings if row["state"] == "fail"]
+    counts = {severity: failed.count(severity) for severity in REVIEW_WEIGHTS}
+    score = max(0, 100 - sum(REVIEW_WEIGHTS[severity] for severity in failed))
+    return {
+        **head,
+        "status": "complete" if has_html else "partial",
+        "checks": {**checks, "failed-components": "skipped"},
+        "findings": findings,
+        "score": {"score": score, "counts": counts},
+    }
+
+
+# ---- inbox previews: screenshots of mail programs, drawn from the rendered email
+
+_PREVIEWS_PATH = "/v1/design_studio/inbox_previews"
+MAX_SAMPLE_DATA = 128 * 1024
+_RUN_CHECKS = {
+    "client_ids": shaped([str]),
+    "name": _ANY_TEXT,
+    "sample_data": typed_field(dict),
+    "lax_mode": typed_field(bool),
+}
+#: The captures of a client: width and lines of each.
+CAPTURES = {"screenshot": (600, 40), "thumbnail": (150, 8), "full_thumbnail": (150, 40)}
+_DAY = 86400
+
+
+def _preview_clients(call: Call) -> Dict[str, Json]:
+    """The mail programs there are. Raises ApiError 404 where nobody has set any up."""
+    rows = cast(Dict[str, Json], call.workspace.shelves["inbox_preview_clients"].rows)
+    if not rows:
+        raise ApiError(404, "inbox previews are not enabled for this account")
+    return rows
+
+
+def _check_run(call: Call) -> Json:
+    """The body of a run. Raises ApiError 400 or 404."""
+    body = fields_of(call, _RUN_CHECKS, ("client_ids",))
+    data, ids = body.get("sample_data", {}), body["client_ids"]
+    if len(compact(data)) > MAX_SAMPLE_DATA:
+        raise invalid(f"sample_data cannot be larger than {MAX_SAMPLE_DATA} bytes", "sample_data")
+    unknown = [id for id in ids if id not in _preview_clients(call)]
+    if unknown or not ids or len(set(ids)) < len(ids):
+        wrong = f"{unknown[0]!r:.60} is not a client" if unknown else "must be different clients"
+        raise invalid(f"client_ids: {wrong}", "client_ids")
+    return body
+
+
+@route("POST", _EMAIL_PATH + "/inbox_previews", STUDIO, heavy=True)
+def submit_inbox_preview(call: Call, id: str) -> Json:
+    """Draw an email as mail programs show it, each for one credit."""
+    _preview_clients(call)
+    body, draft, workspace = _check_run(call), draft_of(call, id), call.workspace
+    # Where no sample is given, nothing can be missing from it (inferred).
+    data = body.get("sample_data", {})
+    proof = proof_of(call, draft, data, () if body.get("lax_mode") else data)
+    wrong = [text for rows in proof.errors.values() for text in rows]
+    text = proof.fields["text"] or PageReader(proof.fields["html"]).text
+    order = {"body": body, "parts": draft.parts()}
+    with workspace.lock:
+        old = _run_today(workspace, draft, order)
+        if old is not None:
+            return {"run_id": old["id"], "replayed": True}
+        _charge_credits(workspace, len(body["client_ids"]))
+        now = workspace.seconds()
+        row = {"name": body.get("name", ""), "node_id": draft.node["id"], "created_at": now}
+        message = {"_subject": proof.fields["subject"], "_text": text, "_wrong": wrong}
+        facts = {"client_ids": body["client_ids"], "updated_at": now}
+        run = workspace.shelves["ds_previews"].add({**row, **facts, **message, "_order": order})
+    return {"run_id": run["id"], "replayed": False}
+
+
+def _run_today(workspace: Workspace, draft: Draft, order: Json) -> Optional[Json]:
+    """The run that did the same today. Raises ApiError 409 if its name was used for another."""
+    since = workspace.seconds() // _DAY * _DAY
+    runs = workspace.shelves["ds_previews"].where(node_id=draft.node["id"])
+    today = [run for run in runs if run["created_at"] >= since]
+    same = [run for run in today if run["_order"] == order]
+    name = order["body"].get("name")
+    if not same and name and any(run["name"] == name for run in today):
+        raise ApiError(409, f"batch {name!r:.100} was already charged today")
+    return same[0] if same else None
+
+
+def _charge_credits(workspace: Workspace, price: int) -> None:
+    """Take credits, free ones first. Raises ApiError 403 without any account, 422 if too few."""
+    shelf, now = workspace.shelves["inbox_preview_credits"], workspace.seconds()
+    if not shelf.rows:
+        raise ApiError(403, "this account cannot be charged for inbox previews")
+    rows = [row for row in shelf.rows.values() if (row.get("expires_at") or math.inf) > now]
+    rows.sort(key=lambda row: (row["tier"] != "free", row.get("expires_at") or math.inf))
+    have = sum(row["credits_remaining"] for row in rows)
+    if have < price:
+        text = f"this request needs {price}, the account has {have} available"
+        raise ApiError(422, f"insufficient inbox preview credits: {text}")
+    for row in rows:
+        part = min(price, row["credits_remaining"])
+        shelf.change(row["id"], {"credits_remaining": row["credits_remaining"] - part})
+        price -= part
+
+
+def _run_totals(run: Json) -> Json:
+    count = len(run["client_ids"])
+    bounced = count if run["_wrong"] else 0
+    return {
+        "is_processed": True,
+        "total_previews_requested": count,
+        "total_previews_ready": count,
+        "total_previews_succeeded": count - bounced,
+        "total_previews_cached": 0,
+        "total_previews_bounced": bounced,
+        "created_at": run["created_at"],
+        "updated_at": run["updated_at"],
+    }
+
+
+def _run_of(call: Call, id: str, run_id: str) -> Json:
+    _preview_clients(call)
+    node = node_of(call, id)[0]
+    number = int(run_id) if re.fullmatch(r"\d{1,15}", run_id) else 0
+    run = call.workspace.shelves["ds_previews"].rows.get(number)
+    if run is None or run["node_id"] != node["id"]:
+        raise resource_missing("the email has no such run")
+    return run
+
+
+@route("GET", _EMAIL_PATH + "/inbox_previews/{run_id}", STUDIO)
+def get_inbox_preview_job(call: Call, id: str, run_id: str) -> Json:
+    """Read a run of inbox previews."""
+    with call.workspace.lock:
+        run, clients = _run_of(call, id, run_id), dict(_preview_clients(call))
+    base = call.request.base_url(call.fake.settings) + call.request.path.rstrip("/")
+    previews = [
+        _preview_document(run, clients.get(name, {}), name, base) for name in run["client_ids"]
+    ]
+    named = {"run_id": run["id"], "name": run["name"], "client_ids": run["client_ids"]}
+    return {**named, **_run_totals(run), "previews": previews}
+
+
+def _preview_document(run: Json, client: Json, name: str, base: str) -> Json:
+    about = {key: client[key] for key in ("category", "os", "browser") if client.get(key)}
+    row = {"client_id": name, "display_name": client.get("client", name), **about}
+    if run["_wrong"]:
+        error = {"type": "other", "message": run["_wrong"][0]}
+        return {**row, "status": "Bounced", "screenshots": {}, "error": error}
+    url = f"{base}/captures/{quote(name, safe='')}?variant="
+    images = {variant: url + variant for variant in ("thumbnail", "full_thumbnail")}
+    shots = {"screenshots": {"default": url + "screenshot&key=default"}}
+    return {**row, "status": "Complete", "cached": False, **shots, **images}
+
+
+@route("GET", _EMAIL_PATH + "/inbox_previews/{run_id}/captures/{client_id}", STUDIO)
+def get_inbox_preview_capture(call: Call, id: str, run_id: str, client_id: str) -> Response:
+    """The picture of an email in one mail program."""
+    query = read_query(call, {"variant": _query_one_of(tuple(CAPTURES), "screenshot")})
+    key = call.request.query().get("key")
+    if key not in ("default" if query["variant"] == "screenshot" else None, None):
+        raise invalid("invalid query parameter: key must be one of the run's screenshots", "key")
+    with call.workspace.lock:
+        run = _run_of(call, id, run_id)
+    if client_id not in run["client_ids"] or run["_wrong"]:
+        raise resource_missing("the run has no picture of this client")
+    picture = _drawing(run["_subject"], run["_text"], *CAPTURES[query["variant"]])
+    return Response(200, picture, (("Content-Type", "image/svg+xml"), *APP.headers[1:]))
+
+
+#: What XML can't hold.
+_UNPRINTABLE = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
+
+
+def _drawing(subject: str, text: str, width: int, lines: int) -> bytes:
+    """An SVG of an email: the subject in bold, and the first lines of its text."""
+    import textwrap
+
+    subject, text = (_UNPRINTABLE.sub("", part) for part in (subject, text))
+    rows = [row for line in text.split("\n") for row in textwrap.wrap(line, 72)][:lines]
+    spans = [f'<text x="16" y="{64 + 20 * i}">{escape(row)}</text>' for i, row in enumerate(rows)]
+    height = 72 + 20 * len(rows)
+    frame = f'viewBox="0 0 600 {height}" width="{width}" height="{height * width // 600}"'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" {frame} font-family="sans-serif">'
+    paper = '<rect width="100%" height="100%" fill="#fff"/>'
+    title = f'<text x="16" y="32" font-weight="bold">{escape(subject)}</text>'
+    return (head + paper + title + "".join(spans) + "</svg>").encode("utf-8", "replace")
+
+
+@route("GET", _PREVIEWS_PATH + "/jobs", STUDIO)
+def list_inbox_preview_jobs(call: Call) -> Json:
+    """List the runs of inbox previews, the newest first."""
+    query = read_query(
+        call, {"node_id": _query_word, "limit": _query_between(1, 1000, 50), "cursor": _UNIX_TIME}
+    )
+    with call.workspace.lock:
+        _preview_clients(call)
+        runs = list(call.workspace.shelves["ds_previews"].rows.values())[::-1]
+    before = query["cursor"] or math.inf
+    runs = [run for run in runs if run["id"] < before]
+    runs = [run for run in runs if query["node_id"] in (None, run["node_id"])]
+    page = runs[: query["limit"]]
+    more = {"next_cursor": str(page[-1]["id"])} if len(runs) > len(page) else {}
+    return {
+        "preview_jobs": [_run_brief(run) for run in page],
+        "meta": {"pagination": {"limit": query["limit"], **more}},
+    }
+
+
+def _run_brief(run: Json) -> Json:
+    named = {"run_id": run["id"], "name": run["name"], "node_id": run["node_id"]}
+    return {**named, "node_count": 1, **_run_totals(run)}
+
+
+@route("GET", _PREVIEWS_PATH + "/clients", STUDIO)
+def list_inbox_preview_clients(call: Call) -> Json:
+    """List the mail programs that inbox previews can show."""
+    with call.workspace.lock:
+        return {"clients": [shown(row) for row in _preview_clients(call).values()]}
+
+
+@route("GET", _PREVIEWS_PATH + "/credits", STUDIO)
+def get_inbox_preview_credits(call: Call) -> Json:
+    """Say how many credits for inbox previews are left."""
+    names = ("tier", "credits_original", "credits_remaining", "expires_at")
+    with call.workspace.lock:
+        _preview_clients(call)
+        rows = list(call.workspace.shelves["inbox_preview_credits"].rows.values())
+    return {"credits": [{name: row.get(name) for name in names} for row in rows]}
+
+
+# ---- asset files
+
+MAX_ASSET = 2 * 1024 * 1024
+MAX_ASSET_SIDE = 4096
+#: What an asset may be, and how such a file begins (reference).
+ASSET_TYPES = {
+    "image/bmp": b"BM",
+    "image/gif": b"GIF8",
+    "image/jpeg": b"\xff\xd8\xff",
+    "image/jpg": b"\xff\xd8\xff",
+    "image/png": b"\x89PNG\r\n\x1a\n",
+    "application/pdf": b"%PDF-",
+}
+
+
+def form_parts(call: Call) -> Dict[str, Any]:
+    """The parts of a multipart/form-data body, by name. Raises ApiError 400."""
+    from email import message_from_bytes
+    from email.message import Message
+
+    label = call.request.headers.get("content-type", "")
+    if not label.lower().startswith("multipart/form-data"):
+        raise ApiError(400, "send the file as multipart/form-data")
+    head = f"Content-Type: {label}\r\n\r\n".encode("utf-8", "replace")
+    parts = message_from_bytes(head + call.request.body).get_payload()
+    if not isinstance(parts, list):
+        raise ApiError(400, "the body is not multipart/form-data")
+    named = ((_disposition(part, "name"), part) for part in parts if isinstance(part, Message))
+    return {name: part for name, part in named if name}
+
+
+def _disposition(part: Any, name: str) -> str:
+    """A parameter of a part's Content-Disposition; browsers and SDKs write it in plain UTF-8."""
+    raw = {key.lower(): value for key, value in part.raw_items()}.get("content-disposition", "")
+    match = re.search(rf'[;\s]{name}="((?:[^"\\]|\\.)*)"|[;\s]{name}=([^;\s]+)', raw)
+    text = (match[1] or match[2] or "") if match else ""
+    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return re.sub(r"\\(.)", r"\1", text.replace("%22", '"'))
+
+
+def pixels(type: str, data: bytes) -> Tuple[int, int]:
+    """Width and height out of a picture's header; 0 where it doesn't tell."""
+    place, size, order = {
+        "image/png": (16, 4, "big"),
+        "image/gif": (6, 2, "little"),
+        "image/bmp": (18, 4, "little"),
+    }.get(type, (_jpeg_frame(data) if type.startswith("image/jp") else 0, 2, "big"))
+    sides = (data[place : place + size], data[place + size : place + 2 * size])
+    first, second = (int.from_bytes(side, cast(Any, order), signed=size == 4) for side in sides)
+    return (abs(first), abs(second)) if place else (0, 0)
+
+
+_JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+
+
+def _jpeg_frame(data: bytes) -> int:
+    """Where height and width stand in a JPEG; 0 if nowhere."""
+    place = 2
+    while data[place : place + 1] == b"\xff" and len(data) > place + 4:
+        if data[place + 1] in _JPEG_FRAMES:
+            return place + 5
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return 0
+
+
+def _check_file(type: str, data: bytes) -> None:
+    if type not in ASSET_TYPES:
+        raise invalid(f"file must be one of: {', '.join(ASSET_TYPES)}; not {type:.60}", "file")
+    if len(data) > MAX_ASSET:
+        raise invalid(f"file cannot be larger than {MAX_ASSET} bytes", "file")
+    if not data.startswith(ASSET_TYPES[type]):
+        raise invalid(f"file is not {type}: it begins otherwise", "file")
+    if max(pixels(type, data)) > MAX_ASSET_SIDE:
+        raise invalid(f"file cannot be more than {MAX_ASSET_SIDE} pixels wide or high", "file")
+
+
+@route("POST", ASSETS.path, STUDIO, heavy=True)
+def create_asset(call: Call) -> Json:
+    """Upload one file."""
+    if len(call.request.body) > MAX_ASSET + 65536:
+        raise invalid(f"file cannot be larger than {MAX_ASSET} bytes", "file")
+    parts = form_parts(call)
+    if "file" not in parts:
+        raise required("file", "a part with a file")
+    file, texts = parts["file"], {n: p.get_payload(decode=True) for n, p in parts.items()}
+    type, data = file.get_content_type(), texts.pop("file") or b""
+    _check_file(type, data)
+    given = {name: (text or b"").decode("utf-8", "replace") for name, text in texts.items()}
+    name = given.get("name", _disposition(file, "filename"))
+    parent = whole_number(given.get("parent_folder_id") or None, "parent_folder_id")
+    fields = checked_fields({"name": name, "parent_folder_id": parent}, ASSETS.checks)
+    return put_up(ASSETS, call, {**fields, "size": len(data), "_type": type, "_data": data})
+
+
+@route("GET", ASSETS.path + "/{id}/content", APP_OPEN)
+def download_asset(call: Call, id: str) -> Response:
+    """The file behind an asset's `path`; needs no credentials."""
+    row = _studio_row(ASSETS, call, id)
+    return Response(200, row["_data"], (("Content-Type", row["_type"]), *APP.headers[1:]))
+
+
+# ---- live notifications
+
+#: The most and the usual seconds that a live notification lives (reference).
+LIVE_LIFE = 6 * 3600
+_LIVE_TYPE = "io.customer.livenotifications."
+#: What the built-in types need in `attributes` and `content_state` (reference).
+LIVE_TYPES: Dict[str, Tuple[Mapping[str, Check], Mapping[str, Check], Sequence[str]]] = {
+    _LIVE_TYPE + "segments": (
+        {"header": _SHORT_TEXT},
+        {
+            "status": _SHORT_TEXT,
+            "segmentsTotal": lambda value: (
+                "" if type(value) is int and 1 <= value <= 20 else "must be from 1 to 20"
+            ),
+            "segmentsComplete": typed_field(int),
+            "substatus": _ANY_TEXT,
+            "trailingText": _ANY_TEXT,
+        },
+        ("status", "segmentsTotal", "segmentsComplete"),
+    ),
+    _LIVE_TYPE + "countdowntimer": (
+        {"header": _SHORT_TEXT},
+        {"title": _SHORT_TEXT, "statusMessage": _ANY_TEXT, "endTime": typed_field(int)},
+        ("title",),
+    ),
+}
+
+
+def _filled_object(value: Json) -> str:
+    return "" if isinstance(value, dict) and value else "must be an object with a property"
+
+
+def _payload_check(value: Json) -> str:
+    if not isinstance(value, dict):
+        return f"must be an object, not {kind_of(value)}"
+    alert = value.get("alert", {"title": "-", "body": "-"})
+    whole = isinstance(alert, dict) and all(alert.get(name) for name in ("title", "body"))
+    return _ALERT(alert) if whole else "must have an alert with title and body"
+
+
+_ALERT = shaped(dict.fromkeys(("title", "body", "sound"), _ANY_TEXT))
+_LIVE_CHECKS: Dict[str, Check] = {
+    "content_state": _filled_object,
+    "attributes": _filled_object,
+    "push_payload": _payload_check,
+    "deep_link": _ANY_TEXT,
+}
+_START_CHECKS: Dict[str, Check] = {
+    **_LIVE_CHECKS,
+    "notification_type": pattern_field(r"[\w-]+(\.[\w-]+)+", "a reverse-DNS name"),
+    "platform": choice_field("ios", "android"),
+    "device_id": _SHORT_TEXT,
+    "app_identifier": _SHORT_TEXT,
+    "expiration": typed_field(int),
+}
+
+
+def _check_live_type(type: str, fields: Json) -> None:
+    """Check what a built-in type needs. Raises ApiError 400."""
+    header, state, needed = LIVE_TYPES.get(type, ({}, {}, ()))
+    if "attributes" in fields:
+        checked_fields(fields["attributes"], header, tuple(header))
+    checked_fields(fields.get("content_state", {}), state, needed)
+
+
+def _live_person(call: Call, identifiers: Json) -> Person:
+    """The person whom a live notification is for. Raises ApiError 400 or 404."""
+    kinds = ("id", "email", "phone", "internal")
+    kind, value = one_identifier(identifiers, kinds, "identifiers")
+    internal = kind == "internal"
+    who = (
+        ("cio_id", value[4:] if value.startswith("cio_") else value) if internal else (kind, value)
+    )
+    person = call.workspace.people.find(who)
+    if person is None:
+        raise ApiError(404, Problem(f"no person has the {kind} {value!r}", "identifiers"))
+    return person
+
+
+def _live_device(workspace: Workspace, person: Person, fields: Json) -> Optional[Device]:
+    """The device that was used last, of those that fit. Raises ApiError 400."""
+    app = fields.get("app_identifier")
+    known = {device.attributes.get("app_identifier") for device in workspace.devices.values()}
+    if app is not None and known - {None} and app not in known:
+        raise invalid("app_identifier: no device has this app", "app_identifier")
+    fits = [
+        device
+        for device in person.has.devices.values()
+        if fields.get("device_id", device.token) == device.token
+        and fields.get("platform", device.platform) == device.platform
+        and app in (None, device.attributes.get("app_identifier"))
+    ]
+    return max(fits, key=lambda device: device.last_used) if fits else None
+
+
+def _live_state(row: Json, now: int) -> str:
+    ended = "ended" if "ended_at" in row else "active"
+    return "expired" if ended == "active" and now >= row["expires_at"] else ended
+
+
+def _push_live(workspace: Workspace, row: Json, operation: str, message: Json) -> Json:
+    """Send one step of a live notification to its device, and note it on the row."""
+    now, device = workspace.clock.now(), workspace.devices.get(row["_token"])
+    delivery_id = delivery_id_of(now, workspace.count("delivery"), "transactional")
+    delivery = Delivery(delivery_id, "live_notification", message, int(now))
+    delivery.person, delivery.customer_id = row["_person"], row["_person"].name
+    delivery.recipient = row["_token"]
+    workspace.post(delivery)
+    status, reason = ("sent", "") if device else ("undeliverable", "the person has no such device")
+    workspace.report(delivery, status, int(now), reason=reason)
+    last = {"id": delivery_id, "operation": operation, "status": status, "source": "API"}
+    shelf = workspace.shelves["live_notifications"]
+    shelf.change(row["id"], {**row, "last_delivery": {**last, "created_at": int(now)}})
+    return {"instance_id": row["id"]}
+
+
+@route("POST", "/v1/live_notifications/start", APP)
+def start_live_notification(call: Call) -> Json:
+    """Start a live notification on a person's device."""
+    body, workspace = call.body(), call.workspace
+    needed = ("notification_type", "attributes", "content_state")
+    fields = checked_fields(body, _START_CHECKS, needed)
+    _check_live_type(fields["notification_type"], fields)
+    alert = "alert" in fields.get("push_payload", {})
+    with workspace.lock:
+        person = _live_person(call, body.get("identifiers"))
+        device, now = _live_device(workspace, person, fields), workspace.seconds()
+        found = device.platform if device else ("ios" if alert else "android")
+        platform = fields.get("platform", found)
+        if platform == "ios" and not alert:
+            raise required("push_payload.alert", "title and body; iOS needs them")
+        ends = fields.get("expiration") or now + LIVE_LIFE
+        if not now <= ends <= now + LIVE_LIFE:
+            raise invalid("expiration must be within 6 hours from now", "expiration")
+        names = ("notification_type", "attributes", "content_state")
+        row = {**{name: fields[name] for name in names}, "platform": platform, "started_at": now}
+        row = {
+            **row,
+            "expires_at": ends,
+            "_person": person,
+            "_token": device.token if device else "",
+        }
+        instance_id = ulid(workspace.clock.now(), workspace.count("live notification"))
+        row = workspace.shelves["live_notifications"].add(row, instance_id)
+        return _push_live(workspace, row, "start", body)
+
+
+def _live_row(call: Call, instance_id: Json) -> Json:
+    """The live notification with this id. Raises ApiError 400 or 404."""
+    if not isinstance(instance_id, str) or not re.fullmatch(
+        f"[0-7][{_CROCKFORD}]{{25}}", instance_id
+    ):
+        raise invalid("instance_id must be a ULID", "instance_id")
+    return shelved(call, "live_notifications", instance_id)
+
+
+def _live_step(operation: str, needed: Sequence[str], call: Call) -> Json:
+    body, workspace = call.body(), call.workspace
+    fields = checked_fields(body, _LIVE_CHECKS, needed)
+    with workspace.lock:
+        row, now = _live_row(call, body.get("instance_id")), workspace.seconds()
+        state = _live_state(row, now)
+        if state != "active":
+            raise invalid(f"instance_id: the live notification has {state}", "instance_id")
+        row = {**row, **{n: fields[n] for n in ("attributes", "content_state") if n in fields}}
+        _check_live_type(row["notification_type"], row)
+        row = {**row, "ended_at": now} if operation == "end" else row
+        return _push_live(workspace, row, operation, body)
+
+
+for _live_operation, _live_needed in (("update", ("content_state",)), ("end", ())):
+    _live_summary = f"{_live_operation.capitalize()} a live notification."
+    _live_handler = functools.partial(_live_step, _live_operation, _live_needed)
+    serve("POST", f"/v1/live_notifications/{_live_operation}", _live_summary, _live_handler)
+
+
+@route("GET", "/v1/live_notifications/{instance_id}", APP)
+def get_live_notification(call: Call, instance_id: str) -> Json:
+    """Read how a live notification is doing."""
+    with call.workspace.lock:
+        row = _live_row(call, instance_id)
+    names = ("notification_type", "platform", "started_at", "expires_at", "ended_at")
+    state = {"state": _live_state(row, call.workspace.seconds())}
+    facts = {name: row[name] for name in names if name in row}
+    return {"instance_id": row["id"], **facts, **state, "last_delivery": row["last_delivery"]}
+
+
+# ======================================================================================
+# ==== §14 Pipelines API
 # ======================================================================================
 
 MAX_PIPELINES_CALL = 32 * 1024
@@ -8973,7 +10680,7 @@ def _take_item(workspace: Workspace, item: Json, shared: Json) -> str:
 
 
 # ======================================================================================
-# ==== §14 Control
+# ==== §15 Control
 # ======================================================================================
 
 
@@ -9374,7 +11081,7 @@ def ca_pem(call: Call) -> Response:
 
 
 # ======================================================================================
-# ==== §15 Server
+# ==== §16 Server
 # ======================================================================================
 
 #: Limits of one request's head.
@@ -10195,7 +11902,7 @@ def _load_built_in(context: ssl.SSLContext) -> None:
 
 
 # ======================================================================================
-# ==== §16 Public face
+# ==== §17 Public face
 # ======================================================================================
 
 

@@ -2788,6 +2788,690 @@ class Webhooks(FakeTest):
         self.assertEqual((self.flush(), len(self.endpoint.received)), (0, 1))
 
 
+DS = "/v1/design_studio"
+EMAILS = f"{DS}/emails"
+LIVE = "/v1/live_notifications"
+NOWHERE = "00000000-0000-4000-8000-000000000000"
+PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
+
+
+def png(width: int = 1, height: int = 1) -> bytes:
+    return PNG + struct.pack(">II", width, height) + b"\x08\x06\r\n\0\n--x\r"
+
+
+class StudioTest(FakeTest):
+    """Short ways to make things in Design Studio."""
+
+    def make(self, kind: str, **fields: Any) -> Any:
+        (made,) = self.ok("POST", f"{DS}/{kind}", {"name": "A", **fields}).values()
+        return made
+
+    def email(self, **content: str) -> Any:
+        return self.make("emails", content=content)
+
+    def done(self, method: str, path: str, body: Any = None) -> None:
+        reply = self.call(method, path, body)
+        self.assertEqual((reply.status, reply.body), (204, b""), reply.body)
+
+    def names(self, path: str) -> list[str]:
+        answer = self.ok("GET", path)
+        return [row["name"] for row in answer[path.partition("?")[0].rpartition("/")[2]]]
+
+    def seed(self, shelf: str, *rows: Any) -> None:
+        for row in rows:
+            self.fake.workspace.shelves[shelf].add(row, row.get("id"))
+
+    def advance(self, seconds: float) -> None:
+        self.fake.workspace.clock.advance(seconds)
+
+
+class StudioFolders(StudioTest):
+    """Folders, components and emails lie in folders, by one set of rules."""
+
+    def test_what_is_created_can_be_read_changed_and_deleted(self) -> None:
+        rows: list[tuple[str, Any, Any]] = [
+            ("folders", {}, {"name": "B"}),
+            ("components", {"tag": "x-a", "content": "<b/>"}, {"content": "<i/>", "tag": "x-b"}),
+            ("emails", {"is_template": True}, {"is_template": False, "name": "B"}),
+        ]
+        for kind, fields, update in rows:
+            with self.subTest(kind=kind):
+                made = self.make(kind, **fields)
+                path = f"{DS}/{kind}/{made['id']}"
+                self.assertEqual(self.ok("GET", path), {kind[:-1]: made})
+                self.assertEqual(made["parent_folder_id"], None)
+                self.assertEqual(made["created"], made["updated"])
+                self.advance(5)
+                self.done("PUT", path, update)
+                changed = self.ok("GET", path)[kind[:-1]]
+                for name, value in update.items():
+                    self.assertEqual(changed[name], value)
+                self.assertGreater(changed["updated"], made["updated"])
+                self.done("DELETE", path)
+                for method in ("GET", "PUT", "DELETE"):
+                    reply = self.call(method, path, {"name": "C"})
+                    self.assert_errors(reply, 404, "resource not found")
+
+    def test_wrong_fields_are_named(self) -> None:
+        rows: list[tuple[str, Any, str]] = [
+            ("folders", {}, "name"),
+            ("folders", {"name": " "}, "name"),
+            ("folders", {"name": "a/b"}, "name"),
+            ("folders", {"name": "a.b"}, "name"),
+            ("folders", {"name": 1}, "name"),
+            ("folders", {"name": "A", "color": "red"}, "color"),
+            ("folders", {"name": "A", "parent_folder_id": ""}, "parent_folder_id"),
+            ("folders", {"name": "A", "parent_folder_id": 1}, "parent_folder_id"),
+            ("components", {"name": "A", "content": ""}, "tag"),
+            ("components", {"name": "A", "tag": "x-a"}, "content"),
+            ("components", {"name": "A", "tag": "<a", "content": ""}, "tag"),
+            ("emails", {"name": "A", "content": {"body": ""}}, "body"),
+            ("emails", {"name": "A", "content": {"html": 1}}, "html"),
+            ("emails", {"name": "A", "envelope": {"headers": [{"name": 1}]}}, "headers"),
+            ("emails", {"name": "A", "envelope": {"from_id": 7}}, "from_id"),
+            ("emails", {"name": "A", "transformers": {"formatter": {"type": "x"}}}, "formatter"),
+            (
+                "emails",
+                {"name": "A", "transformers": {"css_inliner": {"on": True}}},
+                "on is unknown",
+            ),
+        ]
+        for kind, body, word in rows:
+            with self.subTest(body=body):
+                self.assert_errors(self.call("POST", f"{DS}/{kind}", body), 400, word)
+                self.assertEqual(self.ok("GET", f"{DS}/{kind}")["meta"]["pagination"]["total"], 0)
+
+    def test_an_update_needs_a_field(self) -> None:
+        for kind in ("folders", "emails"):
+            path = f"{DS}/{kind}/{self.make(kind)['id']}"
+            self.assert_errors(self.call("PUT", path, {}), 400, "at least one")
+
+    def test_a_folder_cannot_come_into_itself(self) -> None:
+        top = self.make("folders")["id"]
+        inner = self.make("folders", parent_folder_id=top)["id"]
+        for parent, status in ((top, 400), (inner, 400), (NOWHERE, 404)):
+            reply = self.call("PUT", f"{DS}/folders/{top}", {"parent_folder_id": parent})
+            self.assert_errors(reply, status, "parent_folder_id")
+        self.done("PUT", f"{DS}/folders/{inner}", {"parent_folder_id": None})
+        self.done("PUT", f"{DS}/folders/{top}", {"parent_folder_id": inner})
+
+    def test_a_full_folder_stays(self) -> None:
+        rows: list[tuple[str, Any]] = [
+            ("folders", {}), ("components", {"tag": "x-a", "content": ""}), ("emails", {}),
+        ]  # fmt: skip
+        for kind, fields in rows:
+            folder = f"{DS}/folders/{self.make('folders')['id']}"
+            inner = self.make(kind, parent_folder_id=folder.rpartition("/")[2], **fields)["id"]
+            self.assert_errors(self.call("DELETE", folder), 409, "constraint violation")
+            self.done("DELETE", f"{DS}/{kind}/{inner}")
+            self.done("DELETE", folder)
+
+    def test_a_component_tag_is_unique(self) -> None:
+        made = self.make("components", tag="x-a", content="")
+        other = self.make("components", tag="x-b", content="")
+        body = {"name": "B", "tag": "x-a", "content": ""}
+        self.assert_errors(self.call("POST", f"{DS}/components", body), 409, "tag")
+        path = f"{DS}/components/{other['id']}"
+        self.assert_errors(self.call("PUT", path, {"tag": made["tag"]}), 409, "tag")
+        self.done("PUT", path, {"tag": other["tag"]})
+
+    def test_lists_are_filtered_sorted_and_paged(self) -> None:
+        top = self.make("folders", name="top")["id"]
+        inner = self.make("folders", name="inner", parent_folder_id=top)["id"]
+        start = self.fake.workspace.seconds()
+        for name, parent, tag in (("c", None, "x-1"), ("a", top, "x-2"), ("b", inner, "x-3")):
+            self.make("components", name=name, parent_folder_id=parent, tag=tag, content="")
+            self.advance(10)
+        rows = [
+            ("", ["c", "a", "b"]),
+            ("?sort_by=name", ["a", "b", "c"]),
+            ("?sort_order=desc", ["b", "a", "c"]),
+            (f"?parent_folder_id={top}", ["a", "b"]),
+            (f"?parent_folder_id={top}&direct_descendants_only=true", ["a"]),
+            ("?direct_descendants_only=true", ["c"]),
+            ("?tag=x-2", ["a"]),
+            ("?page=2&limit=2", ["b"]),
+            (f"?created_after={start + 5}&created_before={start + 15}", ["a"]),
+            (f"?updated_after={start + 15}", ["b"]),
+        ]
+        for query, names in rows:
+            with self.subTest(query=query):
+                self.assertEqual(self.names(f"{DS}/components{query}"), names)
+        answer = self.ok("GET", f"{DS}/components?parent_folder_id={top}&limit=1")
+        self.assertEqual(answer["meta"]["pagination"], {"page": 1, "limit": 1, "total": 2})
+        self.assertEqual(answer["meta"]["filters"]["parent_folder_id"], top)
+        self.assertEqual([row["name"] for row in answer["folders"]], ["inner"])
+        self.assertNotIn("content", answer["components"][0])
+        bad = (
+            "page=0",
+            "limit=0",
+            "limit=10001",
+            "sort_by=tag",
+            "sort_order=up",
+            "created_after=x",
+        )
+        for query in bad:
+            reply = self.call("GET", f"{DS}/folders?{query}")
+            self.assert_errors(reply, 400, "invalid query parameter", query.partition("=")[0])
+        self.assert_errors(self.call("GET", f"{DS}/folders?parent_folder_id={NOWHERE}"), 404)
+
+
+class StudioEmails(StudioTest):
+    """Emails, their translations and versions."""
+
+    def test_parts_are_merged_over_the_defaults(self) -> None:
+        self.seed("sender_identities", {"id": 7, "address": "Ada <ada@example.com>"})
+        made = self.email(subject="Hi", html="<p>1</p>")
+        path = f"{EMAILS}/{made['id']}"
+        update = {
+            "content": {"html": "<p>2</p>"},
+            "envelope": {"from_id": 7, "cc": "c@example.com"},
+        }
+        self.done("PUT", path, {**update, "transformers": {"css_variables": {"enabled": True}}})
+        self.done("PUT", path, {"transformers": {"css_variables": {"preserve": True}}})
+        email = self.ok("GET", path)["email"]
+        self.assertEqual(
+            (email["content"]["subject"], email["content"]["html"]), ("Hi", "<p>2</p>")
+        )
+        self.assertEqual(email["envelope"]["from"], "Ada <ada@example.com>")
+        self.assertEqual(email["envelope"]["recipient"], "{{customer.email}}")
+        self.assertEqual(
+            email["transformers"]["css_variables"], {"enabled": True, "preserve": True}
+        )
+
+    def test_translations_inherit_and_are_one_per_language(self) -> None:
+        email = self.email(subject="Hi", html="<p>1</p>")
+        path = f"{EMAILS}/{email['id']}/languages"
+        made = self.ok("POST", path, {"language": "es", "content": {"subject": "Hola"}})
+        made = made["email_translation"]
+        self.assertEqual(made["content"]["subject"], "Hola")
+        self.assertEqual(made["content"]["html"], "<p>1</p>")
+        self.assertEqual(made["language_group_id"], email["id"])
+        self.assertEqual(made["available_languages"], ["es"])
+        self.assertEqual(self.ok("GET", path), {"email_translations": [made]})
+        self.assert_errors(self.call("POST", path, {"language": "es"}), 409, "es")
+        self.assert_errors(self.call("POST", path, {"language": "?"}), 400, "language")
+        self.assert_errors(self.call("POST", path, {}), 400, "language")
+        self.done("PUT", f"{path}/es", {"content": {"text": "x"}})
+        changed = self.ok("GET", f"{path}/es")["email_translation"]["content"]
+        self.assertEqual((changed["subject"], changed["text"]), ("Hola", "x"))
+        self.assert_errors(self.call("PUT", f"{path}/es", {"name": "B"}), 400, "name")
+        self.done("DELETE", f"{path}/es")
+        self.assert_errors(self.call("GET", f"{path}/es"), 404)
+
+    def test_emails_are_filtered_by_what_they_are(self) -> None:
+        self.make("emails", name="plain")
+        self.make("emails", name="template", is_template=True)
+        path = f"{EMAILS}/{self.make('emails', name='both')['id']}"
+        self.ok("POST", f"{path}/languages", {"language": "es"})
+        self.ok("POST", f"{path}/link", {"target": {"type": "newsletter", "newsletter_id": 1}})
+        rows = [
+            ("is_template=true", ["template"]),
+            ("is_template=any", ["plain", "template", "both"]),
+            ("has_translations=true", ["both"]),
+            ("is_linked=true", ["both"]),
+            ("is_linked=false&is_template=false", ["plain"]),
+        ]
+        for query, names in rows:
+            self.assertEqual(self.names(f"{EMAILS}?{query}"), names, query)
+
+    def test_versions_are_snapshots_that_can_be_restored(self) -> None:
+        component = self.make("components", tag="x-a", content="<i>a</i>")
+        email = self.email(subject="One", html="<p><x-a/></p>")
+        path = f"{EMAILS}/{email['id']}"
+        first = self.ok("POST", f"{path}/versions", {"name": "v1", "description": "first"})
+        again = self.ok("POST", f"{path}/versions", {"name": "v2"})
+        self.assertEqual((first["created"], again["created"]), (True, False))
+        self.assertEqual(again["version"], first["version"])
+        self.done("PUT", path, {"content": {"subject": "Two"}})
+        self.advance(10)
+        second = self.ok("POST", f"{path}/versions", {"name": "v2"})["version"]
+        self.assertEqual(self.names(f"{path}/versions"), ["v2", "v1"])
+        since = f"start_date={second['created']}"
+        self.assertEqual(self.names(f"{path}/versions?{since}"), ["v2"])
+        self.assert_errors(self.call("GET", f"{path}/versions?end_date=1"), 400, "start_date")
+        version = f"{path}/versions/{first['version']['id']}"
+        shown = self.ok("GET", version)
+        self.assertEqual(shown["node"]["subject"], "One")
+        self.assertEqual(shown["dependencies"][0]["node_id"], component["id"])
+        restored = self.ok("POST", f"{version}/restore")
+        self.assertEqual(restored["restored_node_ids"], [email["id"]])
+        self.assertEqual(self.ok("GET", path)["email"]["content"]["subject"], "One")
+        self.done("DELETE", version)
+        self.assert_errors(self.call("GET", version), 404)
+        other = f"{EMAILS}/{self.email()['id']}/versions/{second['id']}"
+        self.assert_errors(self.call("GET", other), 404)
+
+    def test_render_puts_components_in_and_leaves_liquid(self) -> None:
+        self.make("components", tag="x-box", content="<div><slot/></div>")
+        self.make("components", tag="x-in", content="<b>{{customer.name}}</b>")
+        html = "<x-box a='1'>t <x-in></x-in></x-box><x-in /><x-other/>"
+        email = self.email(html=html, text="T")
+        answer = self.ok("GET", f"{EMAILS}/{email['id']}/render")
+        inner = "<b>{{customer.name}}</b>"
+        self.assertEqual(answer["html"], f"<div>t {inner}</div>{inner}<x-other/>")
+        self.assertEqual((answer["text"], "amp" in answer), ("T", False))
+
+    def test_a_component_in_itself_is_refused(self) -> None:
+        self.make("components", tag="x-a", content="<x-a/>")
+        reply = self.call("GET", f"{EMAILS}/{self.email(html='<x-a/>')['id']}/render")
+        self.assert_errors(reply, 400, "x-a")
+
+    def test_a_preview_renders_liquid_and_lists_errors_and_links(self) -> None:
+        html = (
+            "<title>t</title><p>Hi {{customer.name}}</p><a href='http://a'>go</a><a>no</a>"
+            "<a class='untracked' href='https://b'>b</a><a href='mailto:x'>m</a>"
+        )
+        email = self.email(subject="{{event.x}}", html=html)
+        path = f"{EMAILS}/{email['id']}/preview"
+        customer = {"name": "Ada", "email": "ada@example.com"}
+        answer = self.ok("POST", path, {"customer": customer, "event": {"x": "S"}})
+        self.assertEqual((answer["subject"], answer["plaintext_body"]), ("S", "Hi Ada\ngonobm"))
+        self.assertEqual([row["tracked"] for row in answer["links"]], [True, False, False, False])
+        self.assertEqual([len(row["errors"]) for row in answer["links"]], [0, 1, 0, 0])
+        self.assertEqual((len(answer["errors"]), any(answer["errors"].values())), (15, False))
+        strict, lax = self.ok("POST", path, {}), self.ok("POST", path, {"lax": True})
+        self.assertIn("event.x", strict["errors"]["subject"][0])
+        self.assertIn("customer.name", strict["errors"]["body"][0])
+        self.assertFalse(any(lax["errors"].values()))
+        self.assert_errors(self.call("POST", path, {"customer": 1}), 400, "customer")
+        self.assert_errors(self.call("POST", path, {"person": {}}), 400, "person")
+
+    def test_a_review_finds_what_is_wrong(self) -> None:
+        good = {
+            "subject": "S", "preheader_text": "P", "text": "T",
+            "html": "<img alt=''><a href='{% unsubscribe_url %}'>out</a>",
+        }  # fmt: skip
+        rows: list[tuple[str, str, str]] = [
+            ("subject", "", "subject"),
+            ("preheader_text", "", "preheader"),
+            ("text", "", "plain-text"),
+            ("html", good["html"] + "<img src='a.png'>", "image-alt"),
+            ("html", good["html"] + "<a>x</a>", "links"),
+            ("html", good["html"] + "x" * 105_000, "size"),
+            ("html", "<p>hi</p>", "unsubscribe"),
+        ]
+        for field, value, check in rows:
+            with self.subTest(check=check):
+                answer = self.review({**good, field: value})
+                failed = [row["check"] for row in answer["findings"] if row["state"] == "fail"]
+                self.assertEqual((failed, answer["status"]), ([check], "complete"))
+                self.assertLess(answer["score"]["score"], 100)
+                self.assertEqual(sum(answer["score"]["counts"].values()), 1)
+        self.assertEqual(self.review(good)["score"]["score"], 100)
+        self.assertEqual(self.review({**good, "html": ""})["status"], "partial")
+        broken = self.review({**good, "subject": "{% if %}"})
+        self.assertEqual((broken["status"], "score" in broken), ("render_failed", False))
+
+    def review(self, content: Any) -> Any:
+        return self.ok("GET", f"{EMAILS}/{self.email(**content)['id']}/review")
+
+
+class StudioPublishing(StudioTest):
+    """A linked email becomes the content of its target."""
+
+    def link(self, email: Any, force: bool = False, **target: Any) -> Reply:
+        body = {"target": target, "force": force}
+        return self.call("POST", f"{EMAILS}/{email['id']}/link", body)
+
+    def test_publish_fills_the_contents_of_all_languages(self) -> None:
+        email = self.email(subject="Hi", html="<p>1</p>", text="1")
+        path = f"{EMAILS}/{email['id']}"
+        spanish = {"language": "es", "content": {"subject": "Hola"}}
+        self.ok("POST", f"{path}/languages", spanish)
+        for end in ("publish", "unpublished_changes"):
+            method = "POST" if end == "publish" else "GET"
+            self.assert_errors(self.call(method, f"{path}/{end}"), 400, "not linked")
+        self.assertEqual(self.link(email, type="newsletter", newsletter_id=3).status, 200)
+        self.assertTrue(self.ok("GET", f"{path}/unpublished_changes")["has_unpublished_changes"])
+        answer = self.ok("POST", f"{path}/publish")
+        self.assertEqual([row["language"] for row in answer["mappings"]], ["", "es"])
+        status = f"{path}/publish_status?publish_id={answer.pop('publish_id')}"
+        self.assertEqual(self.ok("GET", status), answer)
+        contents = self.ok("GET", "/v1/newsletters/3/contents")["contents"]
+        shown = [(row["language"], row["subject"], row["body"]) for row in contents]
+        self.assertEqual(shown, [("", "Hi", "<p>1</p>"), ("es", "Hola", "<p>1</p>")])
+        self.assertFalse(self.ok("GET", f"{path}/unpublished_changes")["has_unpublished_changes"])
+        self.done("PUT", f"{path}/languages/es", {"content": {"subject": "Hola!"}})
+        self.assertTrue(self.ok("GET", f"{path}/unpublished_changes")["has_unpublished_changes"])
+        self.ok("POST", f"{path}/publish")
+        self.assertEqual(len(self.ok("GET", "/v1/newsletters/3/contents")["contents"]), 2)
+        version = f"{path}/versions/{answer['mappings'][0]['version_id']}"
+        self.assertTrue(self.ok("GET", version)["version"]["created_on_publish"])
+        self.assert_errors(self.call("DELETE", version), 409, "created on publish")
+        self.assert_errors(self.call("DELETE", path), 409, "because it is linked")
+        self.assert_errors(self.call("DELETE", f"{path}/languages/es"), 409, "published")
+
+    def test_bad_liquid_is_told_by_language(self) -> None:
+        email = self.email(subject="Hi")
+        path = f"{EMAILS}/{email['id']}"
+        self.ok("POST", f"{path}/languages", {"language": "es", "content": {"html": "{% if x %}"}})
+        self.link(email, type="transactional_message", transactional_message_id=1)
+        reply = self.call("POST", f"{path}/publish")
+        self.assert_errors(reply, 422, "liquid validation failed")
+        self.assertEqual(list(reply.json["errors"][0]["meta"]), ["es"])
+        self.assertEqual(
+            self.ok("GET", "/v1/transactional/1/contents")["contents"][0]["subject"], ""
+        )
+
+    def test_wrong_links_are_refused(self) -> None:
+        email, other = self.email(), self.email()
+        rows: list[tuple[Any, int]] = [
+            ({}, 400),
+            ({"type": "segment"}, 400),
+            ({"type": "newsletter"}, 400),
+            ({"type": "newsletter", "newsletter_id": "x"}, 400),
+            ({"type": "campaign_action", "action_id": 9}, 404),
+        ]
+        for target, status in rows:
+            with self.subTest(target=target):
+                self.assert_errors(self.link(email, **target), status)
+        self.fake.workspace.shelves["newsletters"].add({"name": "n"}, 2)
+        self.assertEqual(self.link(email, type="newsletter", newsletter_id=2).status, 200)
+        self.assertEqual(self.link(email, type="newsletter", newsletter_id=2).status, 200)
+        elsewhere = self.link(email, type="newsletter", newsletter_id=3)
+        self.assert_errors(elsewhere, 400, "already linked")
+        taken = self.link(other, type="newsletter", newsletter_id=2)
+        self.assert_errors(taken, 409, "force")
+        self.assertEqual(self.link(other, True, type="newsletter", newsletter_id=2).status, 200)
+        self.assertFalse(self.ok("GET", f"{EMAILS}/{email['id']}")["email"]["is_linked"])
+
+    def test_an_unknown_publish_is_not_found(self) -> None:
+        path = f"{EMAILS}/{self.email()['id']}/publish_status"
+        self.assert_errors(self.call("GET", path), 400, "publish_id")
+        self.assert_errors(self.call("GET", f"{path}?publish_id=x"), 404, "publish job not found")
+
+
+class LatePublishing(StudioTest):
+    settings: dict[str, Any] = {"ingest_delay": 30.0}
+
+    def test_a_workspace_that_lags_behind_publishes_late(self) -> None:
+        path = f"{EMAILS}/{self.email(subject='Hi')['id']}"
+        self.ok("POST", f"{path}/link", {"target": {"type": "newsletter", "newsletter_id": 1}})
+        pending = self.ok("POST", f"{path}/publish")
+        status = f"{path}/publish_status?publish_id={pending['publish_id']}"
+        self.assertEqual(self.ok("GET", status), {"status": "pending"})
+        self.advance(31)
+        self.assertEqual(self.ok("GET", status)["mappings"][0]["language"], "")
+        contents = self.ok("GET", "/v1/newsletters/1/contents")["contents"]
+        self.assertEqual(contents[0]["subject"], "Hi")
+
+    def test_what_goes_wrong_later_is_told_later(self) -> None:
+        path = f"{EMAILS}/{self.email(subject='Hi')['id']}"
+        self.ok("POST", f"{path}/link", {"target": {"type": "newsletter", "newsletter_id": 1}})
+        pending = self.ok("POST", f"{path}/publish")["publish_id"]
+        self.done("DELETE", "/v1/newsletters/1")
+        self.advance(31)
+        reply = self.call("GET", f"{path}/publish_status?publish_id={pending}")
+        self.assert_errors(reply, 404, "does not exist any more")
+
+
+class InboxPreviews(StudioTest):
+    """Runs are charged once, and drawn from the email."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        email = self.email(subject="Hi <{{customer.name}}>", html="<p>Text & more</p>")
+        self.node, self.path = email["id"], f"{EMAILS}/{email['id']}/inbox_previews"
+        self.data = {"customer": {"name": "Ada", "email": "a@example.com"}}
+
+    def enable(self, free: int = 1, paid: int = 2) -> None:
+        clients = [
+            {"id": "gmail", "client": "Gmail", "category": "Web", "os": "Windows", "browser": "X"},
+            {"id": "ios", "client": "iPhone", "category": "Mobile", "os": "iOS"},
+        ]
+        self.seed("inbox_preview_clients", *clients)
+        for tier, count in (("paid", paid), ("free", free)):
+            credit = {"tier": tier, "credits_original": 9, "credits_remaining": count}
+            self.seed("inbox_preview_credits", credit)
+
+    def submit(self, *ids: str, **more: Any) -> Reply:
+        return self.call("POST", self.path, {"client_ids": ids, "sample_data": self.data, **more})
+
+    def credits(self) -> list[int]:
+        rows = self.ok("GET", f"{DS}/inbox_previews/credits")["credits"]
+        return [row["credits_remaining"] for row in rows]
+
+    def test_without_clients_they_are_not_enabled(self) -> None:
+        paths = [f"{DS}/inbox_previews/{end}" for end in ("clients", "credits", "jobs")]
+        for reply in (self.submit("ios"), *(self.call("GET", path) for path in paths)):
+            self.assert_errors(reply, 404, "inbox previews are not enabled for this account")
+
+    def test_a_run_is_charged_and_can_be_looked_at(self) -> None:
+        self.enable()
+        run = self.submit("ios", "gmail", name="batch").json
+        self.assertEqual((run["replayed"], self.credits()), (False, [1, 0]))
+        job = self.ok("GET", f"{self.path}/{run['run_id']}")
+        self.assertEqual((job["total_previews_succeeded"], job["name"]), (2, "batch"))
+        preview = job["previews"][1]
+        self.assertEqual((preview["display_name"], preview["status"]), ("Gmail", "Complete"))
+        urls = (preview["screenshots"]["default"], preview["thumbnail"], preview["full_thumbnail"])
+        for url in urls:
+            reply = self.call("GET", url.partition("localhost:4668")[2])
+            self.assertEqual(reply.headers["content-type"], "image/svg+xml")
+            self.assertIn(b"Hi &lt;Ada&gt;", reply.body)
+            self.assertIn(b"Text &amp; more", reply.body)
+        capture = f"{self.path}/{run['run_id']}/captures"
+        for end, status in (
+            ("/gmail?variant=x", 400), ("/gmail?key=x", 400), ("/outlook", 404),
+            ("/gmail?variant=thumbnail&key=default", 400),
+        ):  # fmt: skip
+            self.assert_errors(self.call("GET", capture + end), status)
+
+    def test_the_same_run_is_free_for_a_day(self) -> None:
+        self.enable(1, 2)
+        first, again = self.submit("ios").json, self.submit("ios").json
+        self.assertEqual(again, {"run_id": first["run_id"], "replayed": True})
+        self.submit("ios", name="batch")
+        self.assert_errors(self.submit("gmail", name="batch"), 409, "already charged today")
+        self.advance(86400)
+        self.assertFalse(self.submit("ios").json["replayed"])
+        self.assertEqual(self.credits(), [0, 0])
+        text = "insufficient inbox preview credits: this request needs 1, the account has 0"
+        self.assert_errors(self.submit("gmail"), 422, text)
+
+    def test_wrong_runs_are_refused(self) -> None:
+        self.seed("inbox_preview_clients", {"id": "ios", "client": "i", "category": "Mobile"})
+        self.assert_errors(self.submit("ios"), 403, "cannot be charged")
+        self.enable()
+        rows: list[Any] = [{"client_ids": []}, {"client_ids": ["x"]}, {"client_ids": ["ios"] * 2}]
+        rows += [{"sample_data": 1}, {"sample_data": {"x": "y" * 200_000}}, {"name": 1}]
+        for row in rows:
+            self.assert_errors(self.submit("ios", **row), 400, next(iter(row)))
+
+    def test_what_does_not_render_bounces(self) -> None:
+        self.enable()
+        run = self.submit("ios", sample_data={"customer": {}}).json["run_id"]
+        job = self.ok("GET", f"{self.path}/{run}")
+        self.assertEqual(job["total_previews_bounced"], 1)
+        self.assertIn("customer.name", job["previews"][0]["error"]["message"])
+        self.assert_errors(self.call("GET", f"{self.path}/{run}/captures/ios"), 404)
+        rows: list[Any] = [{"sample_data": {}}]
+        rows.append({"sample_data": {"customer": {}}, "lax_mode": True})
+        for more in rows:
+            run = self.submit("gmail", **more).json["run_id"]
+            self.assertEqual(self.ok("GET", f"{self.path}/{run}")["total_previews_bounced"], 0)
+
+    def test_expired_credits_do_not_count(self) -> None:
+        self.enable(0, 0)
+        now = self.fake.workspace.seconds()
+        old = {"tier": "free", "credits_original": 1, "credits_remaining": 1, "expires_at": now + 9}
+        self.seed("inbox_preview_credits", old)
+        self.advance(10)
+        self.assert_errors(self.submit("ios"), 422, "0 available")
+
+    def test_jobs_are_listed_by_cursor(self) -> None:
+        self.enable(9, 9)
+        for name in "abc":
+            self.submit("ios", name=name)
+        jobs = f"{DS}/inbox_previews/jobs"
+        page = self.ok("GET", f"{jobs}?limit=2")
+        self.assertEqual([row["name"] for row in page["preview_jobs"]], ["c", "b"])
+        rest = self.ok("GET", f"{jobs}?cursor={page['meta']['pagination']['next_cursor']}")
+        self.assertEqual([row["name"] for row in rest["preview_jobs"]], ["a"])
+        self.assertEqual(rest["meta"]["pagination"], {"limit": 50})
+        self.assertEqual(self.ok("GET", f"{jobs}?node_id={NOWHERE}")["preview_jobs"], [])
+
+
+class Assets(StudioTest):
+    """Files are checked, kept, and can be downloaded."""
+
+    def upload(
+        self, data: bytes, type: str = "image/png", name: str = "a.png", **texts: str
+    ) -> Reply:
+        parts = [f'name="{key}"\r\n\r\n{value}\r\n'.encode() for key, value in texts.items()]
+        head = f'name="file"; filename="{name}"\r\nContent-Type: {type}\r\n\r\n'
+        parts.append(head.encode() + data + b"\r\n")
+        start = b"--x--y\r\nContent-Disposition: form-data; "
+        body = b"".join(start + part for part in parts) + b"--x--y--\r\n"
+        label = "multipart/form-data; boundary=x--y"
+        return self.call("POST", "/v1/assets/files", body, content_type=label)
+
+    def test_a_file_comes_back_as_it_was(self) -> None:
+        for data in (png(), png(4096, 4096) + bytes(range(256)) * 20 + b"\r\n\n\r"):
+            name = f"\u00e9t {len(data)}.png"
+            reply = self.upload(data, name=name)
+            self.assertEqual(reply.status, 200, reply.body)
+            asset = reply.json["asset"]
+            self.assertEqual((asset["name"], asset["size"]), (name, len(data)))
+            file = self.call("GET", asset["path"].partition("4668")[2], authorization="")
+            self.assertEqual((file.body, file.headers["content-type"]), (data, "image/png"))
+            self.assertEqual(self.ok("GET", f"/v1/assets/files/{asset['id']}"), {"asset": asset})
+
+    def test_wrong_files_are_refused(self) -> None:
+        jpeg = b"\xff\xd8\xff\xe0\0\x04ab\xff\xc0\0\x11\x08" + struct.pack(">HH", 9, 5000)
+        rows = [
+            (png(), "application/octet-stream", "image/png"),
+            (png(), "image/gif", "image/gif"),
+            (png(4097), "image/png", "4096"),
+            (png(1, 4097), "image/png", "4096"),
+            (b"GIF89a" + struct.pack("<HH", 5000, 1), "image/gif", "4096"),
+            (b"BM" + bytes(16) + struct.pack("<ii", 1, -5000), "image/bmp", "4096"),
+            (jpeg, "image/jpeg", "4096"),
+            (png() + bytes(2 << 20), "image/png", "2097152"),
+            (b"", "image/png", "begins otherwise"),
+        ]
+        for data, type, word in rows:
+            with self.subTest(type=type, word=word):
+                self.assert_errors(self.upload(data, type), 400, word, "file")
+        self.assertEqual(self.upload(b"%PDF-1.7", "application/pdf").status, 200)
+        self.assert_errors(self.call("POST", "/v1/assets/files", {}), 400, "multipart")
+
+    def test_names_are_unique_among_siblings(self) -> None:
+        folder = self.ok("POST", "/v1/assets/folders", {"name": "f"})["folder"]["id"]
+        self.upload(png(), name="a.png")
+        self.assert_errors(self.upload(png(), name="a.png"), 409, "constraint violation")
+        self.assertEqual(self.upload(png(), parent_folder_id=str(folder)).status, 200)
+        asset = self.upload(png(), name="b", parent_folder_id="0").json["asset"]
+        self.assertEqual(asset["parent_folder_id"], None)
+        path = f"/v1/assets/files/{asset['id']}"
+        self.assert_errors(self.call("PUT", path, {"name": "a.png"}), 409)
+        self.assert_errors(self.call("PUT", path, {"parent_folder_id": 99}), 404)
+        self.assert_errors(self.call("PUT", path, {"name": " "}), 400, "name")
+        self.assert_errors(self.call("POST", "/v1/assets/folders", {"name": "f"}), 409)
+        self.done("PUT", path, {"name": "c", "parent_folder_id": folder})
+        self.assertEqual(self.names(f"/v1/assets?parent_folder_id={folder}"), ["a.png", "c"])
+        self.assertEqual(self.names("/v1/assets?direct_descendants_only=true"), ["a.png"])
+
+    def test_a_folder_goes_with_what_is_in_it(self) -> None:
+        top = self.ok("POST", "/v1/assets/folders", {"name": "f"})["folder"]["id"]
+        inner = {"name": "g", "parent_folder_id": top}
+        inner_id = self.ok("POST", "/v1/assets/folders", inner)["folder"]["id"]
+        self.upload(png(), parent_folder_id=str(inner_id))
+        path = f"/v1/assets/folders/{top}"
+        self.assert_errors(self.call("PUT", path, {"parent_folder_id": inner_id}), 400)
+        self.done("PUT", path, {"name": "h"})
+        self.assertEqual(self.ok("GET", path)["folder"]["name"], "h")
+        self.done("DELETE", path)
+        self.assertEqual((self.names("/v1/assets/folders"), self.names("/v1/assets")), ([], []))
+        self.assert_errors(self.call("GET", path), 404)
+        self.assert_errors(self.call("GET", "/v1/assets/folders/x"), 400, "id")
+
+
+class LiveNotifications(StudioTest):
+    """A live notification is started, updated, and ends."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.identify("1", email="ada@example.com")
+        device = {"id": "token", "platform": "android", "last_used": 1}
+        self.call("PUT", "/api/v1/customers/1/devices", {"device": device})
+        self.start = {
+            "identifiers": {"id": "1"},
+            "notification_type": "com.example.order",
+            "attributes": {"number": 7},
+            "content_state": {"step": 1},
+        }
+
+    def begin(self, **more: Any) -> str:
+        return str(self.ok("POST", f"{LIVE}/start", {**self.start, **more})["instance_id"])
+
+    def show(self, id: str) -> Any:
+        return self.ok("GET", f"{LIVE}/{id}")
+
+    def test_its_life_is_recorded(self) -> None:
+        id = self.begin()
+        shown = self.show(id)
+        self.assertEqual((shown["state"], shown["platform"]), ("active", "android"))
+        self.assertEqual(shown["expires_at"], shown["started_at"] + 6 * 3600)
+        self.assertEqual(shown["last_delivery"]["operation"], "start")
+        self.assertEqual(shown["last_delivery"]["status"], "sent")
+        step = {"instance_id": id, "content_state": {"step": 2}}
+        self.assertEqual(self.ok("POST", f"{LIVE}/update", step), {"instance_id": id})
+        self.ok("POST", f"{LIVE}/end", {"instance_id": id})
+        shown = self.show(id)
+        self.assertEqual((shown["state"], shown["last_delivery"]["operation"]), ("ended", "end"))
+        self.assert_errors(self.call("POST", f"{LIVE}/update", step), 400, "ended")
+        channels = [row["channel"] for row in self.records("deliveries")]
+        self.assertEqual(channels, ["live_notification"] * 3)
+
+    def test_it_expires(self) -> None:
+        id = self.begin(expiration=self.fake.workspace.seconds() + 60)
+        self.advance(61)
+        self.assertEqual(self.show(id)["state"], "expired")
+
+    def test_without_a_device_it_is_undeliverable(self) -> None:
+        push = {"alert": {"title": "t", "body": "b"}}
+        id = self.begin(platform="ios", push_payload=push)
+        self.assertEqual(self.show(id)["last_delivery"]["status"], "undeliverable")
+
+    def test_wrong_starts_are_refused(self) -> None:
+        now = self.fake.workspace.seconds()
+        segments = {"notification_type": "io.customer.livenotifications.segments"}
+        state = {"status": "s", "segmentsTotal": 3, "segmentsComplete": 1}
+        named = {**segments, "attributes": {"header": "h"}}
+        rows: list[tuple[Any, str]] = [
+            ({"identifiers": {}}, "identifiers"),
+            ({"identifiers": {"id": "1", "email": "a"}}, "identifiers"),
+            ({"identifiers": {"cio_id": "1"}}, "identifiers"),
+            ({"notification_type": None}, "notification_type"),
+            ({"notification_type": "order"}, "notification_type"),
+            ({"attributes": {}}, "attributes"),
+            ({"content_state": []}, "content_state"),
+            ({"platform": "web"}, "platform"),
+            ({"platform": "ios"}, "push_payload.alert"),
+            ({"push_payload": {"alert": {"title": "t"}}}, "push_payload"),
+            ({"expiration": now - 60}, "expiration"),
+            ({"expiration": now + 7 * 3600}, "expiration"),
+            ({**segments, "content_state": state}, "header"),
+            ({**named, "content_state": {"status": "s"}}, "segmentsTotal"),
+            ({**named, "content_state": {**state, "segmentsTotal": 21}}, "segmentsTotal"),
+        ]
+        for change, word in rows:
+            with self.subTest(change=change):
+                reply = self.call("POST", f"{LIVE}/start", {**self.start, **change})
+                self.assert_errors(reply, 400, word)
+        nobody = {**self.start, "identifiers": {"id": "nobody"}}
+        self.assert_errors(self.call("POST", f"{LIVE}/start", nobody), 404, "nobody")
+        self.begin(**named, content_state=state)
+
+    def test_it_is_found_by_its_ulid(self) -> None:
+        for method, end in (("GET", "x"), ("POST", "update"), ("POST", "end")):
+            body = {"content_state": {"a": 1}}
+            self.assert_errors(self.call(method, f"{LIVE}/{end}", body), 400, "ULID")
+        self.assert_errors(self.call("GET", f"{LIVE}/01ARZ3NDEKTSV4RRFFQ69G5FAV"), 404)
+
+
 NAMESPACES = frozenset({"customer", "event", "trigger", "snippets"})
 NOON = 1483272000.0  # 2017-01-01 12:00:00 UTC, a Sunday
 

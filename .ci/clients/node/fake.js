@@ -21,6 +21,9 @@ async function control(path, init) {
 
 export const reset = () => control('reset', { method: 'POST' });
 
+/** Makes the workspace hold what a document says, and every reset return to that. */
+export const seed = (document) => control('seed', { method: 'POST', body: JSON.stringify(document) });
+
 /** The records of one list, oldest first, narrowed by field filters. */
 export async function records(list, filters = {}) {
   const answer = await control(`${list}?${new URLSearchParams(filters)}`);

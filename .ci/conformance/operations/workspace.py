@@ -120,7 +120,7 @@ SUBSCRIPTIONS = [
 WEBHOOK: Json = {
     "name": "To the warehouse",
     "endpoint": "https://example.com/events",
-    "events": ["email_sent", "customer_subscribed"],
+    "events": ["email_sent"],
 }
 
 WEBHOOKS = [
