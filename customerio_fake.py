@@ -2902,8 +2902,8 @@ class Person:
         return {"id": self.id or None, "email": self.email or None, "cio_id": self.cio_id}
 
     def unsubscribed(self) -> bool:
-        """Whether the person takes no messages: any case of true, 1 or "1" (reference)."""
-        return as_text(self.attributes.get("unsubscribed")).lower() in ("true", "1")
+        """Whether the person takes no messages."""
+        return is_unsubscribed(self.attributes)
 
     def record(self) -> Json:
         """The person as `/__parlel/customers` shows it."""
@@ -2916,6 +2916,12 @@ class Person:
             "created_at": self.created_at,
             "updated_at": self.updated_at,
         }
+
+
+def is_unsubscribed(attributes: Attributes) -> bool:
+    """Whether attributes say so: any case of true, 1 or "1" (reference)."""
+    value = attributes.get("unsubscribed")
+    return value is not None and as_text(value).lower() in ("true", "1")
 
 
 class Belongings:
@@ -3715,16 +3721,20 @@ class Workspace:
         new, stamps = changed(old, person.timestamps, update, when)
         if new != old:
             self.note("attribute_change", person, functools.partial(difference, old, new))
-        was = person.unsubscribed()
         person.attributes, person.timestamps = new, self.people.shared(stamps)
         person.updated_at = now
-        if person.unsubscribed() != was:
-            self.on_subscription(person, "subscribed" if was else "unsubscribed")
+        if "unsubscribed" in update or _PREFERENCES in update:
+            self._tell_subscription(person, old, new)
+        if update.get("anonymous_id"):
+            self._claim(person, as_text(update["anonymous_id"]))
+
+    def _tell_subscription(self, person: Person, old: Attributes, new: Attributes) -> None:
+        was, now = is_unsubscribed(old), is_unsubscribed(new)
+        if was != now:
+            self.on_subscription(person, "unsubscribed" if now else "subscribed")
         if new.get(_PREFERENCES) != old.get(_PREFERENCES):
             text = as_text(new.get(_PREFERENCES) or {})
             self.on_subscription(person, "cio_subscription_preferences_changed", text)
-        if update.get("anonymous_id"):
-            self._claim(person, as_text(update["anonymous_id"]))
 
     def delete(self, who: Identifier) -> str:
         """Remove a person with everything; what happened stays, but shows no person."""
