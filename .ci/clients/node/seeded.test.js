@@ -68,6 +68,7 @@ async function drive(row, clients) {
   if (row.gone) {
     await checkGone(clients, row, answer, prepared);
   }
+  await row.effect?.(answer);
 }
 
 const titleOf = ({ client, method, title, leaves, gone }) => {

@@ -267,9 +267,6 @@ SENDS = (
         {"transactional_message_id": 5, "identifiers": BOB_BY_ID, "message_data": {"name": "Bob"}},
         "in_app",
     ),
-)
-
-LATER_SENDS = (
     (
         "send_whatsapp",
         "SendWhatsAppRequest",
@@ -285,19 +282,17 @@ def delivered(channel, fields):
     return {"deliveries": [{"channel": channel, "message": message}]}
 
 
-def send_row(requests, name, request_class, fields, channel, needs=()):
+def send_row(requests, name, request_class, fields, channel):
     def call(client):
         send = getattr(client, name.split()[0])
         return send(getattr(requests, request_class)(**fields))
 
-    return Row(name, call, delivered(channel, fields), needs=needs)
+    return Row(name, call, delivered(channel, fields))
 
 
 def send_rows(requests):
     """The rows of the sends; `requests` is the module that holds the client's request classes."""
-    return tuple(send_row(requests, *send) for send in SENDS) + tuple(
-        send_row(requests, *send, needs=(("POST", f"/v1/send/{send[-1]}"),)) for send in LATER_SENDS
-    )
+    return tuple(send_row(requests, *send) for send in SENDS)
 
 
 # Refusals --------------------------------------------------------------------------------------

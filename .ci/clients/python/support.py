@@ -44,23 +44,13 @@ def fetch(method, path, payload=None, headers=()):
         return answer.read()
 
 
-def status_of(method, path):
-    """The status of a bare request without credentials."""
-    try:
-        fetch(method, path)
-    except urllib.error.HTTPError as refusal:
-        refusal.close()
-        return refusal.code
-    return 200
-
-
-def serves(method, path):
-    """Unknown paths are refused before credentials are looked at, so a bare request tells."""
-    return status_of(method, path) not in (404, 405)
-
-
 def reset():
     fetch("POST", "/__parlel/reset", {})
+
+
+def seed(document):
+    """Make the workspace hold what a document says, and every reset return to that."""
+    fetch("POST", "/__parlel/seed", document)
 
 
 def control(path):
@@ -131,8 +121,6 @@ class Row:
     leaves: Optional[Mapping[str, object]] = None
     given: Tuple[Step, ...] = ()
     answers: object = USUAL
-    #: Method and path of operations that the fake may not offer yet.
-    needs: Tuple[Tuple[str, str], ...] = ()
 
     @property
     def method(self):
@@ -197,7 +185,6 @@ class ClientTestCase(unittest.TestCase):
         return step(self.client)
 
     def check_row(self, row):
-        self.skip_without(row.needs)
         for step in row.given:
             self.perform(step)
         if row.leaves:
@@ -220,11 +207,6 @@ class ClientTestCase(unittest.TestCase):
             for place, expected in leaves.items()
             for line in differences(expected, observe(place), place)
         ]
-
-    def skip_without(self, operations):
-        for method, path in operations:
-            if not serves(method, path):
-                self.skipTest(f"the fake does not offer {method} {path} yet")
 
 
 # Coverage --------------------------------------------------------------------------------------

@@ -119,6 +119,8 @@ const TRIGGER_ROWS = [
     given: triggerForAda,
     args: (trigger) => [20, trigger],
     answers: { id: isId, broadcast_id: 20, created_at: isTime },
+    leaves: ['getBroadcastTriggerStatus', (answer, trigger) => [20, trigger], { processed_at: isTime }],
+    later: true,
   },
   {
     method: 'getBroadcastTriggerErrors',

@@ -5,7 +5,8 @@
 // what the answer has to hold, nothing at all unless said otherwise. `leaves` is
 // the App call that shows the effect: method, arguments (or a function of the
 // answer) and what that answer has to hold afterwards and not before; with
-// `later` it may take a moment. `gone` is the App call that must be refused then.
+// `later` it may take a moment. `gone` is the App call that must be refused then;
+// `effect` looks for what no call of the client shows.
 
 import { CAMPAIGN_ROWS } from './campaigns.js';
 import { MESSAGE_ROWS } from './messages.js';

@@ -1,5 +1,7 @@
 // Design Studio and assets.
 
+import assert from 'node:assert/strict';
+
 import { isId, isTime, isUrl, isUuid, lacks, withItem } from '../../expect.js';
 
 const idOf = (kind) => (answer) => [answer[kind].id];
@@ -213,12 +215,19 @@ const createAssetFolder = async ({ app }) => (await app.createAssetFolder({ name
 
 const isAssetFolder = { id: isId, name: 'Logos', parent_folder_id: null, created: isTime, updated: isTime };
 
+async function isServed({ asset }) {
+  const response = await fetch(asset.path);
+  assert.equal(response.headers.get('content-type'), 'image/png');
+  assert.deepEqual(Buffer.from(await response.arrayBuffer()), PNG);
+}
+
 const uploadRow = (title, file) => ({
   method: 'createAsset',
   title,
   args: [{ ...LOGO, ...file }],
   answers: { asset: isLogo },
   leaves: ['getAsset', idOf('asset'), { asset: isLogo }],
+  effect: isServed,
 });
 
 const ASSET_ROWS = [

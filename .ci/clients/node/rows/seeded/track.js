@@ -10,8 +10,6 @@ const identifyLin = ({ track }) => track.entity(LIN);
 
 const members = (...ids) => ['getSegmentMembership', [1], { ids, next: '' }];
 
-const unsubscribed = (value) => ['getAttributes', ['ada'], { customer: { unsubscribed: value } }];
-
 export const TRACK_ROWS = [
   {
     method: 'getAccountRegion',
@@ -46,12 +44,9 @@ export const TRACK_ROWS = [
     args: [{ delivery_id: WELCOME, metric: 'opened', timestamp: NOW }],
     leaves: ['getMessage', [WELCOME], { message: { metrics: { delivered: isTime, opened: NOW } } }],
   },
-  { method: 'unsubscribe', args: [WELCOME], leaves: unsubscribed(true) },
   {
     method: 'unsubscribe',
-    title: 'takes it back',
-    given: ({ track }) => track.unsubscribe(WELCOME),
-    args: [WELCOME, false],
-    leaves: unsubscribed(false),
+    args: [WELCOME],
+    leaves: ['getAttributes', ['ada'], { customer: { unsubscribed: true } }],
   },
 ];
