@@ -77,9 +77,7 @@ def acme(client):
     relationship = {"identifiers": {"id": "ada"}, "relationship_attributes": {"role": "owner"}}
     identifiers = {"object_type_id": "1", "object_id": "acme"}
     payload = {"type": "object", "action": "identify", "identifiers": identifiers}
-    return support.track(
-        "POST", "/api/v2/entity", {**payload, "cio_relationships": [relationship]}
-    )
+    return support.track("POST", "/api/v2/entity", {**payload, "cio_relationships": [relationship]})
 
 
 def a_receipt(client):

@@ -82,6 +82,11 @@ BASIC_TRACK_ROWS = (
 # The rest of Track v1 and v2 -------------------------------------------------------------------
 
 ACME = {"object_type_id": "1", "object_id": "acme"}
+ACME_AS_READ = {
+    "object_type_id": "1",
+    "identifiers": {"object_id": "acme"},
+    "attributes": {"plan": "team"},
+}
 ACME_ATTRIBUTES = "/v1/objects/1/acme/attributes"
 RELATIONSHIPS = "/v1/customers/1/relationships"
 MESSAGES = "/v1/customers/1/messages"
@@ -89,7 +94,7 @@ MESSAGES = "/v1/customers/1/messages"
 
 def related(*object_ids):
     found = [
-        {"identifiers": {"object_type_id": "1", "object_id": object_id}} for object_id in object_ids
+        {"object_type_id": 1, "identifiers": {"object_id": object_id}} for object_id in object_ids
     ]
     return {RELATIONSHIPS: {"cio_relationships": found}}
 
@@ -256,7 +261,7 @@ FURTHER_TRACK_ROWS = (
     Row(
         "v2.identify_object",
         acme,
-        {ACME_ATTRIBUTES: {"object": {"identifiers": ACME, "attributes": {"plan": "team"}}}},
+        {ACME_ATTRIBUTES: {"object": ACME_AS_READ}},
     ),
     Row(
         "v2.delete_object",
