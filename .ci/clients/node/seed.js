@@ -2,7 +2,7 @@
 
 import { readFileSync } from 'node:fs';
 
-const PATH = process.env.CUSTOMERIO_FAKE_SEED ?? new URL('../../conformance/seed.json', import.meta.url);
+const PATH = process.env.SEED_DOCUMENT ?? new URL('../../conformance/seed.json', import.meta.url);
 
 export const NOW = Math.floor(Date.now() / 1000);
 export const HOUR_AGO = NOW - 3600;

@@ -10,7 +10,7 @@ import support
 from support import Row
 
 HERE = Path(__file__).resolve().parent
-SEED_FILE = os.environ.get("CUSTOMERIO_FAKE_SEED") or HERE / "../../conformance/seed.json"
+SEED_FILE = os.environ.get("SEED_DOCUMENT") or HERE / "../../conformance/seed.json"
 
 NOW = int(time.time())
 HOUR_AGO = NOW - 3600

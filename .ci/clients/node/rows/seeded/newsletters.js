@@ -49,7 +49,14 @@ const NEWSLETTER_LIST_ROWS = [
     method: 'createNewsletter',
     args: [NEW],
     answers: {
-      newsletter: { id: isId, name: 'May', type: 'email', content_ids: [isId], recipient_segment_ids: [1], sent_at: null },
+      newsletter: {
+        id: isId,
+        name: 'May',
+        type: 'email',
+        content_ids: [isId],
+        recipient_segment_ids: [1],
+        sent_at: null,
+      },
     },
     leaves: ['listNewsletters', [], { newsletters: withItem({ name: 'May' }) }],
   },

@@ -95,7 +95,9 @@ const CUSTOMER_ROWS = [
     method: 'getCustomersAttributes',
     args: [['ada', 'nobody']],
     answers: {
-      customers: [{ customer: { id: 'ada', attributes: ADA.attributes, devices: ADA.devices.map(({ id }) => ({ id })) } }],
+      customers: [
+        { customer: { id: 'ada', attributes: ADA.attributes, devices: ADA.devices.map(({ id }) => ({ id })) } },
+      ],
     },
   },
 ];
@@ -183,7 +185,11 @@ const SUBSCRIPTION_ROWS = [
     answers: { channels: withItem({ id: isId, type: 'email', name: isText }) },
   },
   { method: 'getSubscriptionCenterToken', args: ['ada'], answers: { token: isText, url: isUrl } },
-  { method: 'batchUpdateAttributes', title: 'is accepted', args: [[{ name: 'plan', description: 'What is paid for' }]] },
+  {
+    method: 'batchUpdateAttributes',
+    title: 'is accepted',
+    args: [[{ name: 'plan', description: 'What is paid for' }]],
+  },
   { method: 'batchUpdateEvents', title: 'is accepted', args: [[{ name: 'order_placed', description: 'An order' }]] },
 ];
 

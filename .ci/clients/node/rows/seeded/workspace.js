@@ -50,7 +50,10 @@ const GONE = 'gone+1@example.com';
 
 const bounce = ({ app }) => app.createSuppression('bounces', GONE);
 
-const bounced = { category: 'bounces', suppressions: [{ email: GONE, created: isTime, reason: isText, status: isText }] };
+const bounced = {
+  category: 'bounces',
+  suppressions: [{ email: GONE, created: isTime, reason: isText, status: isText }],
+};
 
 const bounces = (suppressions) => ['getSuppressions', ['bounces'], { suppressions }];
 
