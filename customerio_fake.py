@@ -418,6 +418,7 @@ class Settings:
     signing_key: str = _setting("fake-signing-key", "signs reporting webhooks")
     region: str = _setting("us", "data centre to report: us or eu")
     ingest_delay: float = _setting(0.0, "seconds until a Track write can be seen")
+    journal: int = _setting(1000, "how many requests are kept for /__parlel/requests")
     rate_limits: bool = _setting(False, "answer 429 beyond the published limits of the App API")
     broadcast_limit: bool = _setting(False, "answer 429 to a broadcast's second trigger in 10 s")
     seed: str = _setting("", "JSON file that describes the workspace to begin with")
@@ -2842,7 +2843,7 @@ NO_OBJECT = "unknown object: there is none with this identifier"
 NOT_SUPPRESSED = "not suppressed: this identifier was not suppressed"
 
 # What an identify call carries beside attributes (reference).
-_CONTROL_KEYS = {"id", "cio_id", "phone", "_update", "_timestamp", "cio_relationships"}
+_CONTROL_KEYS = {"id", "cio_id", "_update", "_timestamp", "cio_relationships"}
 # Structured attributes with their own rules; the 1000-byte limit is for plain values.
 _PREFERENCES = "cio_subscription_preferences"
 _EMAIL_SHAPE = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
@@ -3511,6 +3512,12 @@ class Workspace:
         #: Deliveries by what they are part of: ("campaign_id", 1).
         self.sent: Dict[Tuple[str, int], List[Delivery]] = {}
         self.links: Dict[str, int] = {}
+        #: The newest requests, oldest first; control calls are not kept.
+        self.journal: Deque[Entry] = deque(maxlen=settings.journal)
+        self.requests = 0
+        #: Woken when something was recorded, if anybody waits for it.
+        self.news = threading.Condition(self.lock)
+        self.waiting = 0
         #: Reporting webhooks, with their attempts.
         self.reports: Deque[Json] = deque(maxlen=MAX_REPORTS)
         #: Told of everything that happens to a delivery, and of changed subscriptions.
@@ -3537,9 +3544,9 @@ class Workspace:
         self._anonymous_relationships: Dict[str, Dict[ObjectKey, Attributes]] = {}
         self._claims: Dict[str, Tuple[Person, float]] = {}
         self._counters: Dict[str, int] = {}
-        # An email that identifies is stored by `People.name`, under its own rules.
-        email = {"email"} if settings.identifiers != "id" else set()
-        self._not_attributes = _CONTROL_KEYS | email
+        # An email or phone that identifies is stored by `People.name`, under its own rules.
+        named = {"email"} if settings.identifiers != "id" else set()
+        self._not_attributes = _CONTROL_KEYS | named | ({"phone"} if settings.phone else set())
         #: Signs download links.
         self.secret = os.urandom(16)
 
@@ -3578,6 +3585,20 @@ class Workspace:
             return list(segment.members.values())
         return [person for person in self.people if segment.predicate(person)]
 
+    def tell(self) -> None:
+        """Wake whoever waits for something to be recorded."""
+        with self.news:
+            self.news.notify_all()
+
+    def wait_until(self, ready: Callable[[], bool], timeout: float) -> bool:
+        """Wait, at most `timeout` seconds, until something is so; returns whether it is."""
+        with self.news:
+            self.waiting += 1
+            try:
+                return self.news.wait_for(ready, timeout)
+            finally:
+                self.waiting -= 1
+
     def post(self, delivery: Delivery) -> None:
         """File a new delivery under everything that it is part of."""
         self.deliveries[delivery.delivery_id] = delivery
@@ -3605,6 +3626,7 @@ class Workspace:
         if self.clock.has_due():
             with self.lock:
                 self.clock.run_due()
+                self.news.notify_all()
 
     # ---- Track writes
 
@@ -3785,6 +3807,15 @@ class Workspace:
         if delivery.person is None:
             return NO_PERSON
         self._update(delivery.person, {"unsubscribed": True}, now, now)
+        return ""
+
+    def resubscribe(self, who: Identifier, delivery_id: str) -> str:
+        """Take an unsubscribe back (as the Node client describes `unsubscribe: false`)."""
+        person = self.deliveries[delivery_id].person
+        if person is None:
+            return NO_PERSON
+        now = self.seconds()
+        self._update(person, {"unsubscribed": False}, now, now)
         return ""
 
     def unsuppress(self, who: Identifier) -> str:
@@ -5794,6 +5825,69 @@ def decoded(segment: str) -> str:
 FOREGROUND = 200
 
 
+#: Bodies beyond this are cut in the journal, in bytes.
+MAX_KEPT_BODY = 64 * 1024
+_SECRET_HEADERS = ("authorization", "proxy-authorization", "cookie")
+
+
+class Entry(NamedTuple):
+    """A request that was answered. `at` is Unix seconds, `took` seconds."""
+
+    number: int
+    at: float
+    took: float
+    request: Request
+    response: Response
+
+    def record(self) -> Json:
+        """The entry as `/__parlel/requests` shows it; secrets are masked."""
+        request, response, operation = self.request, self.response, self.request.operation
+        reasons = dict(response.headers)
+        return {
+            "id": self.number,
+            "at": self.at,
+            "method": request.method,
+            "path": request.path,
+            "decoded_path": unquote(request.path, errors="replace"),
+            "query": dict(parse_qsl(request.query_text, True)),
+            "headers": {name: masked(name, value) for name, value in request.headers.items()},
+            "body": body_as_read(request.body),
+            "operation": f"{operation.method} {operation.path}" if operation else None,
+            "api": operation.api.name if operation else None,
+            "person": person_named(request),
+            "status": response.status,
+            "duration_ms": round(self.took * 1000, 3),
+            "response": body_as_read(response.body),
+            "reason": reasons.get(REASON_HEADER),
+        }
+
+
+def masked(name: str, value: str) -> str:
+    """A header value without its secret: the scheme stays."""
+    return f"{value.partition(' ')[0]} ***" if name in _SECRET_HEADERS else value
+
+
+def body_as_read(raw: bytes) -> Json:
+    """A body as JSON if it is some, else as text, cut if it is long."""
+    try:
+        return decode_json(raw)
+    except ApiError:
+        return raw[:MAX_KEPT_BODY].decode("utf-8", "replace")
+
+
+def person_named(request: Request) -> Optional[str]:
+    """Whom a request names, in its path or body; None if nobody."""
+    operation = request.operation
+    if operation and "/customers/{" in operation.path and request.arguments:
+        return unquote(request.arguments[0], errors="replace")
+    body = body_as_read(request.body) if len(request.body) < MAX_KEPT_BODY else None
+    if not isinstance(body, dict):
+        return None
+    named = body.get("identifiers") or {"id": body.get("userId")}
+    values = list(named.values()) if isinstance(named, dict) else []
+    return as_text(values[0]) if values and values[0] is not None else None
+
+
 class Fake:
     """The whole service without a socket: requests in, responses out."""
 
@@ -5847,6 +5941,7 @@ class Fake:
                     return
                 action(position, thing)
             finish()
+            self.workspace.tell()
 
         if len(things) <= FOREGROUND:
             run()
@@ -5864,6 +5959,7 @@ class Fake:
     def close(self) -> None:
         """End what runs in the background."""
         self.closed = True
+        self.workspace.tell()
         for job in self._jobs:
             job.join()
         self._jobs.clear()
@@ -5871,7 +5967,20 @@ class Fake:
             self.outbox.close()
 
     def handle(self, request: Request) -> Response:
-        """Answer a request; whatever goes wrong becomes a response, too."""
+        """Answer a request and write it into the journal; whatever goes wrong is an answer, too."""
+        workspace, began = self.workspace, time.perf_counter()
+        response = self._answer(request)
+        operation = request.operation
+        if operation is not None and operation.api is CONTROL:
+            return response
+        workspace.requests += 1
+        took, at = time.perf_counter() - began, workspace.clock.now()
+        workspace.journal.append(Entry(workspace.requests, at, took, request, response))
+        if workspace.waiting:
+            workspace.tell()
+        return response
+
+    def _answer(self, request: Request) -> Response:
         api = SHARED
         try:
             if request.method == "OPTIONS":
@@ -6291,9 +6400,11 @@ def unsubscribe(call: Call, delivery_id: str) -> str:
         raise invalid("Content-Type must be application/json")
     if delivery_id not in workspace.deliveries:
         raise invalid(f"there is no delivery '{delivery_id}'", "delivery_id")
-    if call.body().get("unsubscribe") is not True:
-        return "nothing to do: the body does not say unsubscribe: true"
-    return workspace.ingest(workspace.unsubscribe, ("delivery_id", delivery_id), delivery_id)
+    wanted = call.body().get("unsubscribe")
+    if not isinstance(wanted, bool):
+        return "nothing to do: the body says neither unsubscribe: true nor false"
+    verb = workspace.unsubscribe if wanted else workspace.resubscribe
+    return workspace.ingest(verb, ("delivery_id", delivery_id), delivery_id)
 
 
 #: Fields that a form names itself by; they are no attributes (reference).
@@ -7306,7 +7417,8 @@ def get_archived_message(call: Call, message_id: str) -> Json:
     """Read what was sent; empty if its retention was off."""
     with call.workspace.lock:
         delivery = delivery_of(call, message_id)
-        message = delivery.message
+        message = {**delivery.message, **delivery.rendered}
+        message["preheader_text"] = message.get("preheader")
         forgotten = message.get("disable_message_retention") is True
     names = ("body", "from", "reply_to", "subject", "bcc", "preheader_text")
     texts = {name: "" if forgotten else as_text(message.get(name) or "") for name in names}
@@ -8634,7 +8746,7 @@ def list_workspaces(call: Call) -> Json:
             "messages_sent": sent,
             "billable_messages_sent": sent,
             "people": len(workspace.people),
-            "object_types": len({key[0] for key in workspace.objects}),
+            "object_types": len(list_object_types(call)["types"]),
             "objects": len(workspace.objects),
         }
         seeded = list(workspace.shelves["workspaces"].rows.values())
@@ -10808,6 +10920,12 @@ COLLECTIONS = {
         lambda workspace: map(shown, workspace.reports),
         ("event_id", "object_type", "metric", "timestamp", "data", "attempts"),
     ),
+    "requests": Collection(
+        "requests",
+        _records("journal"),
+        ("id", "at", "method", "path", "decoded_path", "query", "headers", "body", "operation",
+         "api", "person", "status", "duration_ms", "response", "reason"),
+    ),
     "dropped": Collection(
         "dropped",
         _plain("dropped"),
@@ -10826,7 +10944,11 @@ def _lister(name: str) -> Handler:
     def handler(call: Call) -> Json:
         query = call.request.query()
         offset, limit = _page(query)
-        rows = _filtered(collect(call.workspace, name), query, COLLECTIONS[name])
+        rows = collect(call.workspace, name)
+        if name == "requests" and "since" in query:
+            since = whole_number(query.pop("since"), "since") or 0
+            rows = [row for row in rows if row["id"] > since]
+        rows = _filtered(rows, query, COLLECTIONS[name])
         return {COLLECTIONS[name].key: rows[offset:][:limit], "count": len(rows)}
 
     handler.__name__ = f"list_{name.replace('-', '_')}"
@@ -10865,6 +10987,176 @@ def _field_text(row: Json, name: str) -> Optional[str]:
             return None
         row = row[part]
     return as_text(row)
+
+
+@route("GET", "/__parlel/requests/unmatched", CONTROL, heavy=True)
+def list_unmatched(call: Call) -> Json:
+    """List the requests that hit no operation."""
+    rows = [row for row in collect(call.workspace, "requests") if row["operation"] is None]
+    return {"requests": rows, "count": len(rows)}
+
+
+@route("GET", "/__parlel/requests/{number}/curl", CONTROL, heavy=True)
+def repeat_by_curl(call: Call, number: str) -> Response:
+    """Print the command that repeats a request; the credentials are yours to fill in."""
+    from shlex import quote as shell_quote
+
+    for entry in list(call.workspace.journal):
+        if str(entry.number) == number:
+            request, url = entry.request, call.request.base_url(call.fake.settings)
+            words = ["curl", "-X", request.method, url + request.target]
+            for name, value in request.headers.items():
+                if name not in ("host", "content-length", "connection", "transfer-encoding"):
+                    words += ["-H", f"{name}: {masked(name, value)}"]
+            if request.body:
+                words += ["--data-binary", request.body.decode("utf-8", "replace")]
+            text = " ".join(map(shell_quote, words)) + "\n"
+            return Response(200, text.encode("utf-8", "replace"), _PLAIN)
+    raise ApiError(404, f"there is no request {number}; the journal keeps the newest only")
+
+
+_PLAIN = (("Content-Type", "text/plain; charset=utf-8"),)
+
+
+# ---- assertions that explain themselves
+
+
+class Expectation(NamedTuple):
+    """What a test expects of one of the COLLECTIONS."""
+
+    list: str
+    #: Fields (dotted names reach into objects) and what each must be, or {"contains": text}.
+    match: Json
+    least: int
+    most: float
+    #: Matches that must follow each other, in this order.
+    in_order: List[Json]
+
+    def describe(self) -> str:
+        """What is expected, in words."""
+        if self.in_order:
+            return f"{self.list} in this order: {as_text(self.in_order)}"
+        count = f"exactly {self.least}" if self.least == self.most else f"at least {self.least}"
+        if self.least == 0:
+            count = "none" if self.most == 0 else f"at most {self.most}"
+        return f"{count} of {self.list} with {as_text(self.match)}"
+
+    def problem(self, rows: List[Json]) -> str:
+        """What is wrong with the records there are, or ""."""
+        if self.in_order:
+            return self._order_problem(rows)
+        fitting = [row for row in rows if not differences(row, self.match)]
+        if self.least <= len(fitting) <= self.most:
+            return ""
+        text = f"expected {self.describe()}, but found {len(fitting)}"
+        return text + (nearest(rows, self.match) if len(fitting) < self.least else listing(fitting))
+
+    def _order_problem(self, rows: List[Json]) -> str:
+        rest = iter(rows)
+        for match in self.in_order:
+            if all(differences(row, match) for row in rest):
+                text = f"expected {self.describe()}, but {as_text(match)} does not come in its turn"
+                return text + listing(rows)
+        return ""
+
+
+def differences(row: Json, match: Json) -> List[str]:
+    """Where a record is not as wanted: "name is 'a', not 'b'"."""
+    found = []
+    for name, wanted in match.items():
+        have: Json = row
+        for part in name.split("."):
+            have = have.get(part) if isinstance(have, dict) else None
+        if not _fits(have, wanted):
+            found.append(f"{name} is {as_text(have)!s:.200}, not {as_text(wanted)}")
+    return found
+
+
+def _fits(have: Json, wanted: Json) -> bool:
+    """Whether a value is as wanted: equal, containing a text, or an object with these parts."""
+    if isinstance(wanted, dict) and set(wanted) == {"contains"}:
+        return as_text(wanted["contains"]) in as_text(have if have is not None else "")
+    if isinstance(wanted, dict) and isinstance(have, dict):
+        return all(name in have and _fits(have[name], part) for name, part in wanted.items())
+    return type(have) is type(wanted) and bool(have == wanted)
+
+
+def nearest(rows: List[Json], match: Json) -> str:
+    """The records that come closest, each with the fields that differ."""
+    if not rows:
+        return "; nothing at all is recorded there"
+    ranked = sorted(rows, key=lambda row: len(differences(row, match)))[:3]
+    lines = [f"\n  near miss: {', '.join(differences(row, match))}" for row in ranked]
+    return "".join(lines)
+
+
+def listing(rows: List[Json]) -> str:
+    """A few records, cut to a line each."""
+    lines = [f"\n  found: {as_text(row)[:300]}" for row in rows[:5]]
+    return "".join(lines) + (f"\n  and {len(rows) - 5} more" if len(rows) > 5 else "")
+
+
+_EXPECTATION_EXAMPLE = (
+    '{"list": "events", "match": {"name": "signup", "customer_id": "1"}, '
+    '"exactly": 1, "timeout": 5}'
+)
+
+
+def expectation_of(body: Json) -> Tuple[Expectation, float]:
+    """An expectation and its time-out, seconds. Raises ApiError 400 with an example."""
+    checks: Dict[str, Check] = {
+        "list": choice_field(*COLLECTIONS),
+        "match": typed_field(dict),
+        "in_order": typed_field(list),
+        **dict.fromkeys(("exactly", "at_least", "at_most"), typed_field(int)),
+        "none": typed_field(bool),
+        "timeout": typed_field(int, float),
+    }
+    strange = sorted(set(body) - set(checks))
+    try:
+        given = checked_fields(body, checks, ["list"])
+        if strange:
+            raise invalid(f"{strange[0]} is unknown", strange[0])
+        if not all(isinstance(match, dict) for match in given.get("in_order", [])):
+            raise invalid("in_order must be a list of objects", "in_order")
+    except ApiError as error:
+        raise invalid(f"{error.message}; an example: {_EXPECTATION_EXAMPLE}") from None
+    least, most = given.get("at_least", 1), given.get("at_most", math.inf)
+    if "at_most" in given and "at_least" not in given:
+        least = 0
+    if given.get("none") or "exactly" in given:
+        least = most = 0 if given.get("none") else given["exactly"]
+    wanted = Expectation(
+        given["list"], given.get("match", {}), least, most, given.get("in_order", [])
+    )
+    return wanted, min(max(0.0, given.get("timeout", 0)), MAX_WAIT)
+
+
+#: The longest that an assertion waits, in seconds.
+MAX_WAIT = 300.0
+
+
+def expect(fake: Fake, wanted: Expectation, timeout: float = 0) -> str:
+    """What is wrong, once it is right or time is up; "" if nothing is."""
+    workspace, problem = fake.workspace, ""
+
+    def ready() -> bool:
+        nonlocal problem
+        problem = "" if fake.closed else wanted.problem(collect(workspace, wanted.list))
+        return not problem
+
+    workspace.wait_until(ready, timeout)
+    return problem
+
+
+@route("POST", "/__parlel/assert", CONTROL, heavy=True)
+def assert_recorded(call: Call) -> Response:
+    """Check what was recorded, or wait for it; says what differs if it isn't there."""
+    wanted, timeout = expectation_of(call.body())
+    problem = expect(call.fake, wanted, timeout)
+    if problem:
+        raise ApiError(422, problem)
+    return answer(CONTROL, {"status": "ok"})
 
 
 @route("GET", "/__parlel/customers/{customer_id}", CONTROL)
@@ -12080,6 +12372,57 @@ class CustomerioServer:
     def reset(self) -> None:
         """Forget everything that was recorded."""
         self.fake.reset()
+
+    @property
+    def requests(self) -> List[Json]:
+        """The newest requests with their answers, secrets masked."""
+        return collect(self.fake.workspace, "requests")
+
+    # ---- assertions that explain themselves
+
+    def expect(
+        self,
+        list: str,
+        *,
+        exactly: Optional[int] = None,
+        at_least: int = 1,
+        timeout: float = 0,
+        **match: Any,
+    ) -> None:
+        """Raise AssertionError, with the nearest records, unless such records are there.
+
+        `list` is one of the names under `/__parlel`; `match` are fields and what they must be;
+        `data={"plan": "pro"}` wants these parts of an object, `subject={"contains": "x"}` a
+        part of a text. With a `timeout` (seconds) it returns as soon as it comes true.
+        """
+        most = math.inf if exactly is None else exactly
+        least = at_least if exactly is None else exactly
+        problem = expect(self.fake, Expectation(list, match, least, most, []), timeout)
+        if problem:
+            raise AssertionError(problem)
+
+    def assert_event(self, name: str, **match: Any) -> None:
+        """Raise AssertionError unless there is an event of this name, with these fields."""
+        self.expect("events", name=name, **match)
+
+    def wait_for_event(self, name: str, timeout: float = 5, **match: Any) -> Json:
+        """Wait for an event of this name, with these fields, and return the first one."""
+        self.expect("events", timeout=timeout, name=name, **match)
+        wanted = {"name": name, **match}
+        return next(row for row in self.events if not differences(row, wanted))
+
+    def assert_delivery(self, **match: Any) -> None:
+        """Raise AssertionError unless there is a delivery with these fields."""
+        self.expect("deliveries", **match)
+
+    def wait_for_delivery(self, timeout: float = 5, **match: Any) -> Json:
+        """Wait for a delivery with these fields and return the first one."""
+        self.expect("deliveries", timeout=timeout, **match)
+        return next(row for row in self.deliveries if not differences(row, match))
+
+    def assert_no_deliveries(self, **match: Any) -> None:
+        """Raise AssertionError if there is a delivery (with these fields)."""
+        self.expect("deliveries", exactly=0, **match)
 
     # ---- the clock
 
