@@ -106,7 +106,7 @@ from urllib.parse import parse_qsl, quote, quote_plus, unquote, unquote_plus, ur
 if TYPE_CHECKING:
     import ssl
 
-__all__ = ["ApiError", "CustomerioServer", "Settings", "main"]
+__all__ = ["ApiError", "CustomerioServer", "CustomerioTests", "Settings", "main"]
 __version__ = "1.0.0"
 
 #: Everything the fake has to say goes to this logger; silent unless the host configures it.
@@ -12295,6 +12295,21 @@ class CustomerioServer:
         """What the Node PipelinesClient takes as `url`."""
         return f"{self.url}/v1"
 
+    @property
+    def environment(self) -> Dict[str, str]:
+        """Environment variables for the code under test: URLs, and keys that are accepted."""
+        settings = self.settings
+        return {
+            "CUSTOMERIO_TRACK_URL": self.track_url,
+            "CUSTOMERIO_API_URL": self.app_url,
+            "CUSTOMERIO_PIPELINES_URL": self.pipelines_url,
+            "CUSTOMERIO_SITE_ID": settings.site_id or "fake-site-id",
+            "CUSTOMERIO_API_KEY": settings.api_key or "fake-api-key",
+            "CUSTOMERIO_APP_KEY": settings.app_key or "fake-app-key",
+            "CUSTOMERIO_WRITE_KEY": settings.write_key or "fake-write-key",
+            "CUSTOMERIO_SIGNING_KEY": settings.signing_key,
+        }
+
     # ---- what was captured, as plain data, oldest first
 
     @property
@@ -12438,6 +12453,71 @@ class CustomerioServer:
     def advance(self, seconds: float) -> None:
         """Move the clock forward; returns when what became due has been done, in order."""
         set_clock_to(self.fake.workspace, advance=seconds)
+
+
+class CustomerioTests:
+    """A mix-in for unittest: a server for the class as `self.cio`, fresh for each test.
+
+    The environment of each test holds the variables of `CustomerioServer.environment`, so that
+    code which reads its settings there finds the fake. `seed` is the seed document.
+
+        class SignUp(CustomerioTests, unittest.TestCase):
+            def test_it(self):
+                sign_up("ada@example.com")
+                self.cio.assert_event("signup")
+    """
+
+    seed: Json = None
+    cio: CustomerioServer
+    _environ: Any
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        """Start the server."""
+        cls.cio = CustomerioServer(port=0, seed=cls.seed).start()
+        getattr(super(), "setUpClass", lambda: None)()
+
+    @classmethod
+    def tearDownClass(cls) -> None:
+        """Stop the server."""
+        getattr(super(), "tearDownClass", lambda: None)()
+        cls.cio.stop()
+
+    def setUp(self) -> None:
+        """Forget what earlier tests did, and patch the environment."""
+        from unittest import mock
+
+        self.cio.reset()
+        self._environ = mock.patch.dict(os.environ, self.cio.environment)
+        self._environ.start()
+        getattr(super(), "setUp", lambda: None)()
+
+    def tearDown(self) -> None:
+        """Give the environment back."""
+        getattr(super(), "tearDown", lambda: None)()
+        self._environ.stop()
+
+
+if "pytest" in sys.modules:
+    # With `pytest_plugins = ["customerio_fake"]` in conftest.py a test may ask for `customerio`.
+    # Each worker of pytest-xdist has a process, and so a server, of its own.
+    import pytest
+
+    @pytest.fixture(scope="session")
+    def customerio_server() -> Iterator[CustomerioServer]:
+        """A server for all tests of this process."""
+        with CustomerioServer(port=0) as server:
+            yield server
+
+    @pytest.fixture
+    def customerio(
+        customerio_server: CustomerioServer, monkeypatch: Any
+    ) -> Iterator[CustomerioServer]:
+        """The server, empty, with the environment pointing at it."""
+        customerio_server.reset()
+        for name, value in customerio_server.environment.items():
+            monkeypatch.setenv(name, value)
+        yield customerio_server
 
 
 def read_seed(path: str) -> Json:
