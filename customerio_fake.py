@@ -70,7 +70,7 @@ import zlib
 from collections import deque
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta, timezone, tzinfo
-from email.utils import formatdate
+from email.utils import formatdate, getaddresses
 from html import escape
 from html.parser import HTMLParser
 from http import HTTPStatus
@@ -232,6 +232,8 @@ class Clock:
     def __init__(self) -> None:
         self._offset = 0.0
         self._frozen: Optional[float] = None
+        #: While `advance` does what has become due, which is done before it returns.
+        self.advancing = False
         self._order = 0
         self._queue: List[Tuple[float, int, Callable[[], Any]]] = []
 
@@ -260,9 +262,11 @@ class Clock:
     def advance(self, seconds: float) -> None:
         """Move the clock forward by `seconds`, and do at its time what becomes due meanwhile."""
         target, frozen = self.now() + seconds, self.frozen
+        self.advancing = True
         while self._queue and self._queue[0][0] <= target:
             self.move_to(max(self._queue[0][0], self.now()), True)
             self.run_due()
+        self.advancing = False
         self.move_to(target, frozen)
 
     def at(self, when: float, action: Callable[[], Any]) -> None:
@@ -461,8 +465,11 @@ def compact(value: Json) -> bytes:
 
 def as_text(value: Json) -> str:
     """An attribute as the App API gives it back: always a string (observed)."""
-    if isinstance(value, str):
-        return value
+    kind = type(value)
+    if kind is str:
+        return cast(str, value)
+    if kind is int:
+        return str(value)
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
@@ -2912,7 +2919,7 @@ class Person:
             "id": self.id or None,
             "cio_id": self.cio_id,
             "identifiers": self.identifiers(),
-            "attributes": self.attributes,
+            "attributes": {**self.attributes, **({"phone": self.phone} if self.phone else {})},
             "unsubscribed": self.unsubscribed(),
             "created_at": self.created_at,
             "updated_at": self.updated_at,
@@ -3051,8 +3058,9 @@ class Delivery:
     """
 
     __slots__ = (
-        "delivery_id", "channel", "message", "person", "customer_id", "recipient", "created",
-        "send_at", "metrics", "history", "parents", "rendered", "data", "base_url",
+        "delivery_id", "channel", "message", "person", "customer_id", "recipient",
+        "created", "send_at", "metrics", "history", "parents", "rendered", "data",
+        "base_url",
     )  # fmt: skip
 
     def __init__(self, delivery_id: str, channel: str, message: Json, created: int) -> None:
@@ -3244,12 +3252,15 @@ def undotted(attributes: Attributes, current: Attributes) -> Attributes:
     if _PREFERENCES + "." not in " ".join(attributes):
         return attributes
     plain = {}
-    whole: Json = attributes.get(_PREFERENCES) or current.get(_PREFERENCES) or {}
-    whole = {key: dict(part) for key, part in whole.items() if isinstance(part, dict)}
+    whole: Json = attributes.get(_PREFERENCES) or current.get(_PREFERENCES)
+    parts = whole.items() if isinstance(whole, dict) else ()
+    whole = {key: dict(part) for key, part in parts if isinstance(part, dict)}
     for name, value in attributes.items():
         if name.startswith(_PREFERENCES + "."):
             part, _, entry = name[len(_PREFERENCES) + 1 :].partition(".")
             whole.setdefault(part, {})[entry] = value
+            if value is None:
+                del whole[part][entry]
         else:
             plain[name] = value
     return {**plain, _PREFERENCES: whole}
@@ -3276,6 +3287,10 @@ def _too_long_value(name: str, value: Json) -> bool:
     kind = type(value)
     if kind is str:
         return len(value) > MAX_ATTRIBUTE_VALUE // 4 and _longer(value, MAX_ATTRIBUTE_VALUE)
+    if kind is int:
+        return bool(value.bit_length() > 3 * MAX_ATTRIBUTE_VALUE) and _longer(
+            as_text(value), MAX_ATTRIBUTE_VALUE
+        )
     if kind is not dict and kind is not list:
         return False
     return not name.startswith("cio_") and _longer(as_text(value), MAX_ATTRIBUTE_VALUE)
@@ -3536,6 +3551,7 @@ class Workspace:
         #: When calls that have a rate limit were made, by limit.
         self.calls: Dict[str, Deque[float]] = {}
         self.segments: Dict[int, Segment] = {}
+        self._asked: Set[int] = set()
         self.shelves = {kind: Shelf(kind, kind in OPEN_SHELVES) for kind in SHELVES}
         self.suppressions: Dict[str, Set[Identifier]] = {}
         self._blocked: Dict[Identifier, str] = {}
@@ -3577,13 +3593,19 @@ class Workspace:
         segment = self.segments.get(number)
         if segment is None or segment.predicate is None:
             return number in person.has.segments
-        return segment.predicate(person)
+        if number in self._asked:  # a segment that asks for itself has nobody
+            return False
+        self._asked.add(number)
+        try:
+            return segment.predicate(person)
+        finally:
+            self._asked.discard(number)
 
     def people_in(self, segment: Segment) -> List[Person]:
         """Everybody in a segment, oldest first."""
         if segment.predicate is None:
             return list(segment.members.values())
-        return [person for person in self.people if segment.predicate(person)]
+        return [person for person in self.people if self.is_member(person, segment.number)]
 
     def tell(self) -> None:
         """Wake whoever waits for something to be recorded."""
@@ -3611,6 +3633,8 @@ class Workspace:
         """Note that something happened to a delivery at `when`, Unix seconds."""
         first = metric not in delivery.metrics
         delivery.report(metric, when, **more)
+        if metric in ("opened", "clicked"):  # nothing here opens mail but people
+            delivery.metrics = {f"human_{metric}": when, **delivery.metrics}
         self.on_report(delivery, metric, when, first, delivery.history[-1])
         type = f"{metric}_{MESSAGE_TYPES.get(delivery.channel, delivery.channel)}"
         self.note(
@@ -3675,8 +3699,8 @@ class Workspace:
             return SUPPRESSED
         person = self.people.find(who)
         if person is None:
-            if who[0] == "cio_id":
-                return UNKNOWN_CIO_ID
+            if self._unnamed(who):
+                return self._unnamed(who)
             person = self._anybody(named)
             if person is None and not create:
                 return NOT_CREATED
@@ -3684,11 +3708,21 @@ class Workspace:
                 person = self._create(who)
             else:
                 self.people.name(person, who, now)
-        reason = joined(*[self._rename(person, other, who[0], now) for other in named])
-        if person not in self.people:  # an auto-merge kept the other one
-            person = cast(Person, self._anybody(named))
-        self._update(person, attributes, now, now if when is None else when)
-        return reason
+        reasons = []
+        for other in named:
+            reasons.append(self._rename(person, other, who[0], now))
+            if person not in self.people:  # an auto-merge kept the other one
+                person = cast(Person, self.people.find(other))
+        reasons.append(self._update(person, attributes, now, now if when is None else when))
+        return joined(*reasons)
+
+    def _unnamed(self, who: Identifier) -> str:
+        """Why nobody can be made for an identifier, or ""."""
+        if who[0] == "cio_id":
+            return UNKNOWN_CIO_ID
+        if who[0] not in self.people.kinds:
+            return f"unknown identifier: this workspace does not know people by {who[0]}"
+        return ""
 
     def _create(self, who: Identifier) -> Person:
         now = self.seconds()
@@ -3732,10 +3766,9 @@ class Workspace:
         kinds = {(bool(p.id), bool(p.email)) for p in (person, holder)}
         return kinds == {(True, False), (False, True)}
 
-    def _update(self, person: Person, attributes: Attributes, now: int, when: int) -> None:
+    def _update(self, person: Person, attributes: Attributes, now: int, when: int) -> str:
+        """Update attributes; gives what was skipped and why, or ""."""
         update = {k: v for k, v in attributes.items() if k not in self._not_attributes}
-        if self.settings.identifiers == "id" and "email" in update:
-            self.people.set_email(person, as_text(update["email"] or ""))
         if "timezone" in update:
             update["cio_timezone"] = _known_zone(update["timezone"])
         update = undotted(update, person.attributes)
@@ -3743,12 +3776,23 @@ class Workspace:
         new, stamps = changed(old, person.timestamps, update, when)
         if new != old:
             self.note("attribute_change", person, functools.partial(difference, old, new))
+        surplus = len(new) > MAX_ATTRIBUTES and [name for name in new if name not in old]
+        if surplus:
+            new = {name: value for name, value in new.items() if name not in surplus}
+            stamps = {name: stamp for name, stamp in stamps.items() if name not in surplus}
         person.attributes, person.timestamps = new, self.people.shared(stamps)
         person.updated_at = now
+        if self.settings.identifiers == "id" and "email" in update:
+            self.people.set_email(person, as_text(new.get("email") or ""))
         if "unsubscribed" in update or _PREFERENCES in update:
             self._tell_subscription(person, old, new)
         if update.get("anonymous_id"):
             self._claim(person, as_text(update["anonymous_id"]))
+        skipped = when < now and [n for n in update if stamps.get(n, 0) > when]
+        return joined(
+            f"too many attributes: {', '.join(surplus)[:200]} left out" if surplus else "",
+            f"skipped_update: {', '.join(skipped)[:200]} changed later" if skipped else "",
+        )
 
     def _tell_subscription(self, person: Person, old: Attributes, new: Attributes) -> None:
         was, now = is_unsubscribed(old), is_unsubscribed(new)
@@ -3851,16 +3895,23 @@ class Workspace:
             if value and not getattr(primary, kind):
                 self.people.name(primary, (kind, value), now)
         absent = {k: v for k, v in attributes.items() if primary.attributes.get(k) in (None, "")}
+        ours, theirs = primary.attributes.get(_PREFERENCES), attributes.get(_PREFERENCES)
         primary.attributes = {**primary.attributes, **absent}
+        if isinstance(ours, dict) and isinstance(theirs, dict):
+            both = {
+                part: {**theirs.get(part, {}), **ours.get(part, {})} for part in {**theirs, **ours}
+            }
+            primary.attributes[_PREFERENCES] = both
         primary.timestamps = {**{name: stamps[name] for name in absent}, **primary.timestamps}
         primary.updated_at = now
 
     def _carry_over_belongings(self, primary: Person, secondary: Person) -> None:
         theirs, ours = secondary.has, primary.own()
         self._carry_over_events(primary, theirs.events)
-        belongings: List[Union[Delivery, Device]] = [*theirs.deliveries, *theirs.devices.values()]
-        for belonging in belongings:
-            belonging.person = primary
+        for delivery in theirs.deliveries:
+            delivery.person, delivery.customer_id = primary, primary.name
+        for device in theirs.devices.values():
+            device.person = primary
         ours.deliveries.extend(theirs.deliveries)
         ours.devices.update(theirs.devices)
         for number in theirs.segments:
@@ -3886,12 +3937,12 @@ class Workspace:
 
     def track(self, who: Identifier, event: Event) -> str:
         """Record an event of a person, who is created if unknown."""
+        person = self.people.find(who)
+        if person is None and self._unnamed(who):
+            return self._unnamed(who)
         if self._seen(event):
             return DUPLICATE
-        person = self.people.find(who)
         if person is None:
-            if who[0] == "cio_id":
-                return UNKNOWN_CIO_ID
             person = self._create(who)
         event.customer_id = person.id or who[1]
         self._record(event)
@@ -3959,7 +4010,7 @@ class Workspace:
         found = [p for p in map(self.people.find, people) if p and number in p.has.segments]
         for person in found:
             person.has.segments.discard(number)
-            del self.segments[number].members[person.serial]
+            self.segments[number].members.pop(person.serial, None)
         return _passed_over(len(people) - len(found))
 
     def _join(self, person: Person, number: int) -> None:
@@ -3993,9 +4044,9 @@ class Workspace:
     ) -> str:
         """Add or update a device; a token moves to the person who was seen with it last."""
         person = self.people.find(who)
+        if person is None and self._unnamed(who):
+            return self._unnamed(who)
         if person is None:
-            if who[0] == "cio_id":
-                return UNKNOWN_CIO_ID
             person = self._create(who)
         known = self.devices.get(token)
         if known is not None:
@@ -4336,7 +4387,8 @@ def link_series(
             if not href or (unique and (href, who) in seen):
                 continue
             seen.add((href, who))
-            clicks.setdefault(href, []).append((row["metric"], row["timestamp"]))
+            facts = [(name, row["timestamp"]) for name in (row["metric"], f"human_{row['metric']}")]
+            clicks.setdefault(href, []).extend(facts)
     names = ("clicked", "human_clicked", "machine_clicked")
     return [
         {
@@ -4374,6 +4426,30 @@ def message_document(delivery: Delivery) -> Json:
         "type": MESSAGE_TYPES.get(delivery.channel, delivery.channel),
         "forgotten": message.get("disable_message_retention") is True,
     }
+
+
+# ---- signed links
+
+
+def link_signature(workspace: Workspace, number: int, expires: int) -> str:
+    """What makes a download link valid until `expires`, Unix seconds."""
+    text = f"{number}:{expires}".encode()
+    return hmac.new(workspace.secret, text, "sha256").hexdigest()
+
+
+#: How long a subscription center token works: 24 hours (reference).
+TOKEN_LIFE = 86400
+
+
+def subscription_token(workspace: Workspace, person: Person) -> str:
+    """What lets a person into the subscription center."""
+    expires = workspace.seconds() + TOKEN_LIFE
+    return f"{person.serial}.{expires}.{link_signature(workspace, person.serial, expires)}"
+
+
+def subscription_path(workspace: Workspace, person: Person) -> str:
+    """The path of a person's subscription center."""
+    return f"/u/i/{subscription_token(workspace, person)}/"
 
 
 # ---- rendering: what the recipient sees
@@ -4424,28 +4500,34 @@ def template_data(workspace: Workspace, delivery: Delivery, mail: Mail) -> Json:
     campaign = {"id": parent.get("id"), "name": parent.get("name"), "type": parent.get("type")}
     if mail.family is TRANSACTIONAL:
         campaign["type"] = "transactional_message"
-    names = ("id", "name", "type", "subject", "preheader_text")
+    message = {name: content.get(name) for name in ("id", "name", "type", "subject")}
+    message["preheader"] = content.get("preheader_text")
+    message["send_to_unsubs"] = content.get("send_to_unsubscribed", True)
     return {
         "customer": customer_data(delivery.person) if delivery.person else {},
         "trigger": delivery.data,
         "campaign": campaign,
-        "message": {name: content.get(name) for name in names},
+        "message": message,
         "snippets": {row["name"]: row["value"] for row in snippets},
         "delivery_id": delivery.delivery_id,
     }
 
 
-def template_host(workspace: Workspace, delivery: Delivery) -> Json:
+def template_host(workspace: Workspace, delivery: Delivery, mail: Mail) -> Json:
     """What Customer.io's own tags print; their links work on this server."""
     base, id = delivery.base_url, delivery.delivery_id
     url = f"{base}/unsubscribe/{id}"
     view = f"{base}/e/v/{id}"
+    center = f"{base}{subscription_path(workspace, delivery.person)}" if delivery.person else ""
+    topic = workspace.shelves["topics"].rows.get(mail.parent.get("subscription_topic_id")) or {}
     return {
         "unsubscribe_url": url,
         "unsubscribe": f'<a href="{url}">Unsubscribe</a>',
         "view_in_browser_url": view,
         "view_in_browser": f'<a href="{view}">View in browser</a>',
-        "manage_subscription_preferences_url": url,
+        "manage_subscription_preferences_url": center,
+        "tracking_consent_url": center,
+        "subscription_topic_name": topic.get("name") or "",
         "generate_uuid": lambda arguments: uuid_of(workspace.count("uuid")),
     }
 
@@ -4454,14 +4536,25 @@ def render_mail(workspace: Workspace, delivery: Delivery, mail: Mail) -> Json:
     """Render all parts of a message. Raises LiquidError."""
     with workspace.lock:
         data = template_data(workspace, delivery, mail)
-    host, now = template_host(workspace, delivery), workspace.clock.now()
+    host, now = template_host(workspace, delivery, mail), workspace.clock.now()
     rendered: Json = {}
     for part, names in _RENDERED_PARTS:
         source = next((mail.content[name] for name in names if mail.content.get(name)), None)
         if isinstance(source, str):
             template = parse_liquid(source)
             rendered[part] = template.render(data, STRICT_NAMESPACES, now=now, host=host)
+    for part, field_name in (("from", "from_id"), ("reply_to", "reply_to_id")):
+        address = sender_address(workspace, mail.content.get(field_name))
+        if rendered and not rendered.get(part) and address:
+            rendered[part] = address
     return rendered
+
+
+def sender_address(workspace: Workspace, number: Json) -> str:
+    """The address of a sender identity, "" if there is none of this number."""
+    row = workspace.shelves["sender_identities"].rows.get(number) or {}
+    named = f"{row.get('name') or ''} <{row.get('email') or ''}>" if row.get("email") else ""
+    return row.get("address") or named
 
 
 def track_links(delivery: Delivery, rendered: Json, tracked: bool) -> Json:
@@ -4496,28 +4589,60 @@ def plain_text(html: str) -> str:
     return re.sub(r"\n\s*\n+", "\n\n", re.sub(r"[ \t]+", " ", text)).strip()
 
 
-def obstacle(workspace: Workspace, delivery: Delivery, content: Json) -> Tuple[str, str]:
+def subscribed_to(workspace: Workspace, person: Person, topic: Json) -> bool:
+    """Whether a person wants a topic: by choice, else by the topic's default (reference)."""
+    preferences = person.attributes.get(_PREFERENCES)
+    chosen = preferences.get("topics") if isinstance(preferences, dict) else None
+    name = topic.get("identifier") or f"topic_{topic['id']}"
+    default = topic.get("subscribed_by_default", True)
+    return bool(chosen.get(name, default) if isinstance(chosen, dict) else default)
+
+
+def refusal_of(workspace: Workspace, delivery: Delivery, mail: Mail) -> str:
+    """Why a person does not want this message, or "": unsubscribed from all, a channel or topic."""
+    person, channel = cast(Person, delivery.person), delivery.channel
+    if person.unsubscribed():
+        return "the person is unsubscribed"
+    preferences = person.attributes.get(_PREFERENCES)
+    channels = preferences.get("channels") if isinstance(preferences, dict) else None
+    if isinstance(channels, dict) and channels.get(channel, True) is False:
+        return f"the person is unsubscribed from the channel {channel}"
+    topic = workspace.shelves["topics"].rows.get(mail.parent.get("subscription_topic_id"))
+    if topic is not None and not subscribed_to(workspace, person, topic):
+        return f"the person is unsubscribed from the topic {topic.get('name')!r}"
+    if (channel, delivery.rendered.get("from")) in workspace.optouts.get(person.serial, ()):
+        return "the person has opted out of this sender"
+    return ""
+
+
+def obstacle(workspace: Workspace, delivery: Delivery, mail: Mail) -> Tuple[str, str]:
     """What keeps a rendered message from being sent: a metric and the reason, or ("", "")."""
-    person, channel = delivery.person, delivery.channel
+    person, channel, content = delivery.person, delivery.channel, mail.content
     if person not in workspace.people:
         return "undeliverable", "the person has been deleted"
-    if not delivery.rendered:
+    if not delivery.rendered.keys() & {"subject", "body"}:
         return "", ""  # nothing is known of the template, so nothing can be wrong with it
-    unsubscribed = person is not None and person.unsubscribed()
-    asked = channel not in _UNASKED_CHANNELS and not content.get("send_to_unsubscribed", True)
-    if unsubscribed and asked:
-        return "undeliverable", "the person is unsubscribed"
+    if channel not in _UNASKED_CHANNELS and not content.get("send_to_unsubscribed", True):
+        unwanted = refusal_of(workspace, delivery, mail)
+        if unwanted:
+            return "undeliverable", unwanted
     if channel == "email" and not delivery.rendered.get("subject", "").strip():
         return "failed", "subject is blank"
     if channel in ("email", "sms", "whatsapp") and not delivery.recipient.strip():
         return "undeliverable", "the message has no recipient"
     if channel == "push" and person is not None and not person.has.devices:
         return "undeliverable", "the person has no device"
-    lists = workspace.esp.items() if channel == "email" else ()
-    for name, rows in lists:
-        if delivery.recipient.lower() in rows:
-            return "dropped", f"the email provider suppresses this address: {name}"
-    return "", ""
+    suppressed = suppressing_list(workspace, delivery) if channel == "email" else ""
+    return ("dropped", suppressed) if suppressed else ("", "")
+
+
+def suppressing_list(workspace: Workspace, delivery: Delivery) -> str:
+    """Which list of the email provider keeps this email back, as a reason, or ""."""
+    named = {address.lower() for _, address in getaddresses([delivery.recipient])}
+    for name, rows in workspace.esp.items():
+        if not named.isdisjoint(rows):
+            return f"the email provider suppresses this address: {name}"
+    return ""
 
 
 def dispatch(workspace: Workspace, delivery: Delivery, mail: Mail) -> None:
@@ -4535,10 +4660,12 @@ def dispatch(workspace: Workspace, delivery: Delivery, mail: Mail) -> None:
     if delivery.channel == "email" and rendered.get("body"):
         rendered = track_links(delivery, rendered, tracked)
         rendered.setdefault("body_plain", plain_text(rendered["body"]))
+        headers = checked_headers(mail.content.get("headers"))
+        rendered["headers"] = {name: [text] for name, text in headers}
     with workspace.lock:
         delivery.rendered = rendered
         delivery.recipient = rendered.get("to") or delivery.recipient
-        metric, reason = obstacle(workspace, delivery, mail.content)
+        metric, reason = obstacle(workspace, delivery, mail)
         now = workspace.seconds()
         if metric:
             workspace.report(delivery, metric, now, reason=reason)
@@ -4578,7 +4705,7 @@ def checked_attributes(value: Json, name: str) -> Attributes:
         return {}
     if not isinstance(value, dict):
         raise invalid(f"{name} must be an object, not {kind_of(value)}", name)
-    problems = oversized(value)
+    problems = oversized(value) + misshapen_preferences(value)
     for kind in ("id", "email", "phone"):
         if value.get(kind) not in (None, ""):
             identifier_text(value[kind], kind)
@@ -4594,6 +4721,8 @@ def device_of(device: Json, token_key: str) -> Tuple[str, str, Optional[int], At
     token = device.get(token_key) or device.get("id")
     if token in (None, ""):
         raise required(f"device.{token_key}", "the push token")
+    if isinstance(token, (dict, list, bool)):
+        raise invalid(f"device.{token_key} must be a string, not {kind_of(token)}", "device")
     if device.get("platform") not in ("ios", "android"):
         raise invalid("device.platform must be 'ios' or 'android'", "device.platform")
     attributes = checked_attributes(device.get("attributes"), "device.attributes")
@@ -4634,7 +4763,10 @@ def send(workspace: Workspace, channel: str, message: Json, base_url: str = "") 
         if channel == "push" and isinstance(message.get("custom_device"), dict):
             add_device_of(workspace, who, message["custom_device"], "token")
         workspace.post(delivery)
-    mail = Mail(TRANSACTIONAL, template, {**transactional_content(workspace, delivery), **message})
+    content = transactional_content(workspace, delivery)
+    if content:
+        delivery.parents = {**delivery.parents, "content_id": content["id"]}
+    mail = Mail(TRANSACTIONAL, template, {**content, **message})
     if delivery.person is None:
         metric = "dropped" if reason == SUPPRESSED else "failed"
         workspace.report(delivery, metric, delivery.created, reason=reason or NO_PERSON)
@@ -4706,6 +4838,8 @@ def _check_send(channel: str, message: Json, now: float) -> Identifier:
     _check_recipients(channel, message)
     _check_moment(message.get("send_at"), now)
     _check_attachments(message.get("attachments"))
+    checked_headers(message.get("headers"))
+    _check_send_types(message)
     return one_identifier(message["identifiers"], ("id", "email", "cio_id"), "identifiers")
 
 
@@ -4744,6 +4878,56 @@ FORBIDDEN_FILES = frozenset(
 )  # fmt: skip
 
 
+#: Headers that a message has by itself and that can't be replaced.
+RESERVED_HEADERS = frozenset(
+    (
+        "from", "to", "cc", "bcc", "subject", "date", "message-id", "reply-to", "sender",
+        "return-path", "mime-version", "content-type", "content-transfer-encoding", "received",
+        "dkim-signature", "cio-delivery-id",
+    )
+)  # fmt: skip
+
+
+def checked_headers(value: Json) -> List[Tuple[str, str]]:
+    """Headers out of a JSON text of `[{name, value}]`, or the older object. Raises ApiError 400."""
+    if value in (None, ""):
+        return []
+    try:
+        rows = decode_json(value.encode()) if isinstance(value, str) else value
+        if isinstance(rows, dict):
+            rows = [{"name": name, "value": text} for name, text in rows.items()]
+        pairs = [(row["name"], row["value"]) for row in rows]
+    except (ApiError, TypeError, KeyError):
+        raise invalid('"headers" must be a JSON list of {"name", "value"}', "headers") from None
+    for name, text in pairs:
+        if not isinstance(name, str) or not isinstance(text, str):
+            raise invalid('"headers" must have names and values as strings', "headers")
+        if not re.fullmatch(r"[!-9;-~]+", name) or not re.fullmatch(r"[ -~]*", text):
+            raise invalid(f'"headers": {name!r:.80} and its value must be plain ASCII', "headers")
+        if name.lower() in RESERVED_HEADERS:
+            raise invalid(f'"headers": {name} is reserved', "headers")
+    return pairs
+
+
+_SEND_TYPES: Dict[str, Tuple[type, ...]] = {
+    "message_data": (dict,),
+    **dict.fromkeys(("subject", "body", "body_plain", "from", "reply_to", "language"), (str,)),
+    **dict.fromkeys(
+        ("queue_draft", "send_to_unsubscribed", "disable_message_retention", "tracked",
+         "auto_create"), (bool,),
+    ),
+    "transactional_message_id": (int, str),
+}  # fmt: skip
+
+
+def _check_send_types(message: Json) -> None:
+    for name, kinds in _SEND_TYPES.items():
+        value = message.get(name)
+        fits = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
+        if value is not None and not fits:
+            raise invalid(f'"{name}" must not be {kind_of(value)}', name)
+
+
 def _check_attachments(attachments: Json) -> None:
     if attachments is None:
         return
@@ -4752,6 +4936,8 @@ def _check_attachments(attachments: Json) -> None:
     total = 0
     for name, content in attachments.items():
         ending = name.rpartition(".")[2].lower()
+        if not name.isprintable():
+            raise invalid("names of attachments must be printable", "attachments")
         if ending in FORBIDDEN_FILES:
             raise ApiError(403, f"Forbidden file type {ending} for attachment {name}.")
         try:
@@ -4845,34 +5031,69 @@ _SLOW_RETRY, _QUICK_RETRY, _SLOWEST_RETRY = 3600.0, 10.0, 86400.0
 OBJECT_TYPES = {
     name: name for name in ("email", "push", "sms", "whatsapp", "in_app", "slack", "webhook")
 }
-_FAILURES = ("attempted", "failed", "bounced", "dropped", "undeliverable")
+#: What a report about a delivery has beside the common keys, by channel and metric; "" stands for
+#: all other metrics (reference).
+_TEXT_REPORT = {
+    "": "recipient",
+    "drafted": "",
+    **dict.fromkeys(("attempted", "failed", "undeliverable"), "failure_message"),
+    **dict.fromkeys(("bounced", "dropped"), "recipient failure_message"),
+    "clicked": "recipient href link_id",
+    "replied": "recipient to inbound_event_id",
+}
+REPORT_KEYS: Dict[str, Dict[str, str]] = {
+    "email": {
+        "": "recipient subject",
+        "attempted": "failure_message",
+        "failed": "subject failure_message",
+        **dict.fromkeys(
+            ("bounced", "dropped", "undeliverable"), "recipient subject failure_message"
+        ),
+        "opened": "recipient subject proxied prefetched synthetic",
+        "clicked": "recipient subject href link_id machine",
+    },
+    "push": {
+        **_TEXT_REPORT,
+        **dict.fromkeys(("", "bounced", "dropped"), "recipients"),
+        "clicked": "recipients href link_id",
+    },
+    "in_app": {**_TEXT_REPORT, "opened": "", "clicked": "recipient href link_id tracked_response"},
+}
 
 
 def report_data(delivery: Delivery, metric: str, fact: Json) -> Json:
     """The `data` of a report about a delivery (reference)."""
     person = delivery.person
     nobody = {"id": None, "email": None, "cio_id": None}
-    data = {
+    links = delivery.rendered.get("links") or [{"id": 1, "href": ""}]
+    reason = fact.get("reason") or ""
+    known = {
+        "recipient": delivery.recipient,
+        "subject": delivery.rendered.get("subject") or "",
+        "failure_message": reason,
+        "recipients": _reported_devices(person, metric, reason),
+        **dict.fromkeys(("proxied", "prefetched", "synthetic", "machine"), False),
+        "href": links[0]["href"],
+        "link_id": links[0]["id"],
+        "tracked_response": "",
+        "to": "",
+        "inbound_event_id": "",
+        **fact,
+    }
+    names = REPORT_KEYS.get(delivery.channel, _TEXT_REPORT)
+    return {
         "customer_id": person.id if person else "",
         "identifiers": person.identifiers() if person else nobody,
         "delivery_id": delivery.delivery_id,
         **delivery.parents,
+        **{name: known[name] for name in names.get(metric, names[""]).split()},
     }
-    if delivery.channel == "push":
-        devices = person.has.devices.values() if person else ()
-        named = [{"device_id": d.token, "device_platform": d.platform} for d in devices]
-        data["recipients"] = named
-    elif metric != "failed":
-        data["recipient"] = delivery.recipient
-    if delivery.channel == "email":
-        data["subject"] = delivery.rendered.get("subject") or ""
-        more = {"opened": {"proxied": False, "prefetched": False}, "clicked": {"machine": False}}
-        data.update(more.get(metric, {}))
-    if metric == "clicked":
-        data.update({name: fact[name] for name in ("href", "link_id") if name in fact})
-    if metric in _FAILURES:
-        data["failure_message"] = fact.get("reason") or ""
-    return data
+
+
+def _reported_devices(person: Optional[Person], metric: str, reason: str) -> List[Json]:
+    more = {"failure_message": reason} if metric in ("bounced", "dropped") else {}
+    devices = person.has.devices.values() if person else ()
+    return [{"device_id": d.token, "device_platform": d.platform, **more} for d in devices]
 
 
 class Outbox:
@@ -4899,7 +5120,9 @@ class Outbox:
         if kind is None or metric == "created":
             return
         data = report_data(delivery, metric, fact)
-        content = {"content": delivery.rendered.get("body", ""), "headers": {}}
+        content = {"content": delivery.rendered.get("body", "")}
+        if kind == "email":
+            content["headers"] = delivery.rendered.get("headers", {})
         self._report(kind, metric, when, data, first, content if metric == "sent" else {})
 
     def heard_of(self, person: Person, metric: str, content: str = "") -> None:
@@ -5100,10 +5323,12 @@ LINK_LIFE = 900
 def trigger_broadcast(workspace: Workspace, broadcast_id: int, payload: Json) -> Trigger:
     """Record the trigger of a broadcast and find its audience. Raises ApiError 422."""
     _check_audience(payload)
+    errors: List[str] = []
+    # Before the lock: fetching takes time, and may be from ourselves.
+    listed = _listed_rows(payload, errors)
     with workspace.lock:
         number, now = workspace.count("trigger"), workspace.seconds()
-        errors: List[str] = []
-        audience = audience_of(workspace, broadcast_id, payload, errors)
+        audience = audience_of(workspace, broadcast_id, payload, listed, errors)
         row = {"id": number, "campaign_id": broadcast_id, "payload": payload, "errors": errors}
         done = {"processed_at": None if audience and not errors else now, "received_at": now}
         workspace.broadcasts.append({**row, **done})
@@ -5125,16 +5350,16 @@ class Trigger(NamedTuple):
 
 
 def audience_of(
-    workspace: Workspace, broadcast_id: int, payload: Json, errors: List[str]
+    workspace: Workspace,
+    broadcast_id: int,
+    payload: Json,
+    listed: Optional[List[Json]],
+    errors: List[str],
 ) -> List[Tuple[Person, Json]]:
     """Who gets a broadcast, and the `trigger` data of each; errors are added line by line."""
     data = payload.get("data") or {}
-    rows = [{"id": value} for value in payload.get("ids") or ()]
-    rows += [{"email": value} for value in payload.get("emails") or ()]
-    rows += payload.get("per_user_data") or ()
-    rows += _file_rows(payload["data_file_url"], errors) if payload.get("data_file_url") else ()
-    if rows:
-        return _listed_people(workspace, payload, rows, data, errors)
+    if listed is not None:
+        return _listed_people(workspace, payload, listed, data, errors)
     broadcast = workspace.shelves["broadcasts"].rows.get(broadcast_id) or {}
     spec = payload.get("recipients") or broadcast.get("recipients")
     if not spec:
@@ -5153,22 +5378,42 @@ def fetched(url: Json, name: str) -> bytes:
     try:
         with urlopen(Get(url, headers={"User-Agent": "customerio_fake"}), timeout=10) as answer:
             data = cast(bytes, answer.read(MAX_FILE))
-        return zlib.decompress(data, 47) if data[:2] == b"\x1f\x8b" else data
+        return inflated(data, 47, MAX_FILE) if data[:2] == b"\x1f\x8b" else data
     except (OSError, ValueError, zlib.error) as error:
         raise invalid(f"{name} can't be fetched: {error}", name) from None
 
 
+def inflated(data: bytes, window: int, limit: int) -> bytes:
+    """Decompress, but no more than a limit. Raises ValueError."""
+    stream = zlib.decompressobj(window)
+    text = stream.decompress(data, limit + 1)
+    if len(text) > limit or not stream.eof:
+        raise ValueError(f"the file is broken, or larger than {limit} bytes")
+    return text
+
+
+def _listed_rows(payload: Json, errors: List[str]) -> Optional[List[Json]]:
+    """The recipients that a call lists, one way or another; None if it doesn't."""
+    for name, kind in (("ids", "id"), ("emails", "email")):
+        if name in payload:
+            return [{kind: value} for value in payload[name]]
+    if "data_file_url" in payload:
+        return _file_rows(payload["data_file_url"], errors)
+    return cast(Optional[List[Json]], payload.get("per_user_data"))
+
+
 def _file_rows(url: str, errors: List[str]) -> List[Json]:
-    """The rows of a JSON Lines file, gzip or not."""
-    rows = []
+    """The rows of a JSON Lines file, gzip or not; a bad line becomes an error and an empty row."""
+    rows: List[Json] = []
     for number, line in enumerate(fetched(url, "data_file_url").splitlines(), 1):
         try:
             row = decode_json(line)
+            if not isinstance(row, dict) or not isinstance(row.get("data", {}), dict):
+                raise invalid("expected an object with id or email, and data as an object")
+            rows.append(row)
         except ApiError as error:
             errors.append(f"line {number}: {error.message}")
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
+            rows.append({})
     return rows
 
 
@@ -5177,6 +5422,8 @@ def _listed_people(
 ) -> List[Tuple[Person, Json]]:
     found: List[Tuple[Person, Json]] = []
     for number, row in enumerate(rows, 1):
+        if not row:
+            continue
         kind = "id" if "id" in row else "email"
         value = as_text(row.get(kind))
         same = workspace.people.with_email(value) if kind == "email" else ()
@@ -5212,6 +5459,8 @@ def _check_people_list(value: Json, name: str) -> None:
     for i, row in enumerate(value if name == "per_user_data" else ()):
         if not isinstance(row, dict) or not ("id" in row or "email" in row):
             raise _unprocessable(f"{name}[{i}] must be an object with an id or an email", name)
+        if not isinstance(row.get("data") or {}, dict):
+            raise _unprocessable(f"{name}[{i}].data must be an object", name)
 
 
 def _check_recipients_filter(value: Json, name: str) -> None:
@@ -5269,17 +5518,18 @@ def export_deliveries(workspace: Workspace, order: Json) -> Export:
     names = order.get("attributes") or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise invalid("attributes must be a list of names", "attributes")
+    number = whole_number(order[parent], parent) or 0
+    keys = ("campaign_id", "broadcast_id") if parent == "campaign_id" else (parent,)
     with workspace.lock:
-        found = [d for d in workspace.deliveries.values() if _ordered(d, parent, order)]
+        sent = [delivery for key in keys for delivery in workspace.sent.get((key, number), ())]
+    found = [delivery for delivery in sent if _ordered(delivery, order)]
     rows = [_delivery_row(delivery, names) for delivery in found]
     head = ["delivery_id", "customer_id", "type", "recipient", "subject", *DELIVERY_PARENTS]
     metrics = sorted({name for delivery in found for name in delivery.metrics})
     return _finish_export(workspace, "deliveries", [*head, *metrics, *names], rows)
 
 
-def _ordered(delivery: Delivery, parent: str, order: Json) -> bool:
-    if as_text(delivery.message.get(parent)) != as_text(order[parent]):
-        return False
+def _ordered(delivery: Delivery, order: Json) -> bool:
     start, end = order.get("start") or 0, order.get("end") or math.inf
     metric = order.get("metric")
     return start <= delivery.created <= end and (not metric or metric in delivery.metrics)
@@ -5289,13 +5539,13 @@ def _delivery_row(delivery: Delivery, names: Sequence[str]) -> Json:
     attributes = delivery.person.all_attributes() if delivery.person else {}
     return {
         **{name: attributes.get(name) for name in names},
-        **{name: delivery.message.get(name) for name in DELIVERY_PARENTS},
+        **{name: delivery.parents.get(name) for name in DELIVERY_PARENTS},
         **delivery.metrics,
         "delivery_id": delivery.delivery_id,
         "customer_id": delivery.customer_id,
         "type": delivery.channel,
         "recipient": delivery.recipient,
-        "subject": delivery.message.get("subject"),
+        "subject": delivery.rendered.get("subject") or delivery.message.get("subject"),
     }
 
 
@@ -5373,9 +5623,15 @@ def _seed_family(family: Family) -> Seeder:
         shelf.open = False
         inner = {name: row.get(name) or [] for name in (family.contents, "test_groups")}
         plain = {name: value for name, value in row.items() if name not in inner}
+        if id in shelf.rows:
+            raise invalid(f"{where}.id {id} is there already", f"{where}.id")
+        if plain.get("recipients"):
+            compile_filter(plain["recipients"], "recipients", workspace.is_member)
         made = shelf.add({**blank_row(workspace, family.kind), **plain}, id)
         for i, content in enumerate(inner[family.contents]):
             _row_id(content, f"{where}.{family.contents}[{i}]")
+            if content.get("id") in workspace.shelves[family.shelf].rows:
+                raise invalid(f"{family.contents}[{i}].id {content['id']} is there already")
             add_content(workspace, family, made["id"], content)
         for group in inner["test_groups"]:
             workspace.shelves["test_groups"].add({**group, "_parent": made["id"]}, group.get("id"))
@@ -5385,6 +5641,8 @@ def _seed_family(family: Family) -> Seeder:
 
 def _seed_segment(workspace: Workspace, row: Json, where: str) -> None:
     number = _row_id(row, where) or workspace.count("segment")
+    if number in workspace.segments:
+        raise invalid(f"{where}.id {number} is there already", f"{where}.id")
     if not isinstance(row.get("name"), str):
         raise invalid(f"{where}.name must be a string", f"{where}.name")
     segment = Segment(number, row["name"], workspace.seconds())
@@ -5400,6 +5658,7 @@ def _seed_segment(workspace: Workspace, row: Json, where: str) -> None:
 
 
 def _seed_person(workspace: Workspace, row: Json, where: str) -> None:
+    row = row.get("customer") or row  # as in the answer for many people
     given = {**(row.get("attributes") or {})}
     named = {**(row.get("identifiers") or {}), **row, **given}
     known = {kind: named[kind] for kind in ("id", "email") if named.get(kind)}
@@ -5440,6 +5699,14 @@ def _seed_message(workspace: Workspace, row: Json, where: str) -> None:
             workspace.report(delivery, metric, whole_number(when, f"{where}.metrics") or created)
 
 
+def _seed_webhook(workspace: Workspace, row: Json, where: str) -> None:
+    if not isinstance(row.get("endpoint"), str) or not isinstance(row.get("events"), list):
+        raise invalid(f"{where} needs an endpoint and a list of events", where)
+    off = {"disabled": False, "full_resolution": False, "with_content": False, "type": "webhook"}
+    given = {"name": "", **off, **row}
+    workspace.shelves["reporting_webhooks"].add(given, _row_id(row, where))
+
+
 def _seed_snippet(workspace: Workspace, row: Json, where: str) -> None:
     if not isinstance(row.get("name"), str) or not isinstance(row.get("value"), str):
         raise invalid(f"{where} needs name and value as strings", where)
@@ -5469,7 +5736,7 @@ SEEDERS: Dict[str, Seeder] = {
     "objects": _seed_object,
     "segments": _seed_segment,
     **{kind: _seed_family(family) for kind, family in FAMILIES.items()},
-    "reporting_webhooks": _seed_shelf("reporting_webhooks"),
+    "reporting_webhooks": _seed_webhook,
     "inbox_preview_clients": _seed_shelf("inbox_preview_clients", words=True),
     "inbox_preview_credits": _seed_shelf("inbox_preview_credits"),
     "messages": _seed_message,
@@ -5510,8 +5777,8 @@ class Request:
     """One HTTP request, complete. `path` is still percent-encoded; header names are lower case."""
 
     __slots__ = (
-        "arguments", "body", "headers", "method", "operation", "path", "query_text",
-        "scheme", "target",
+        "size", "arguments", "body", "headers", "method", "operation", "path",
+        "query_text", "scheme", "target",
     )  # fmt: skip
 
     def __init__(
@@ -5529,10 +5796,13 @@ class Request:
         self.path, _, self.query_text = target.partition("?")
         self.operation: Optional[Operation] = None
         self.arguments: Sequence[str] = ()
+        #: Length of the body once `json` has undone its encoding, in bytes.
+        self.size = len(body)
 
     def json(self, limit: int) -> Json:
         """The body as JSON, null if there is none; `limit` is for inflating, in bytes."""
         raw = inflate(self.body, self.headers.get("content-encoding", "").strip().lower(), limit)
+        self.size = len(raw)
         try:
             return decode_json(raw)
         except NotANumber:
@@ -5934,16 +6204,17 @@ class Fake:
         finish: Callable[[], None] = lambda: None,
     ) -> None:
         """Do something for each thing, then `finish`; many are done in the background."""
+        workspace = self.workspace
 
         def run() -> None:
             for position, thing in enumerate(things):
-                if self.closed:
+                if self.closed or self.workspace is not workspace:
                     return
                 action(position, thing)
             finish()
-            self.workspace.tell()
+            workspace.tell()
 
-        if len(things) <= FOREGROUND:
+        if len(things) <= FOREGROUND or workspace.clock.advancing:
             run()
         else:
             thread = threading.Thread(target=run, name="customerio-fake-sending", daemon=True)
@@ -6050,7 +6321,11 @@ RATES = (
     Rate(re.compile(r"POST /v1/(api/)?campaigns/[^/]+/triggers"), 1, 10),
     Rate(re.compile(r"POST /v1/send/.*"), 3000, 3),
     Rate(re.compile(r"GET .*/archived_message"), 100, 86400),
-    Rate(re.compile(r"\w+ /v1/design_studio/.*/(link|publish|render|preview|review)"), 5, 1),
+    Rate(
+        re.compile(r"\w+ /v1/design_studio/.*/(link|publish|render|preview|review|inbox_previews)"),
+        5,
+        1,
+    ),
     Rate(re.compile(r".*"), 10, 1),
 )
 
@@ -6181,6 +6456,20 @@ def named_in_path(call: Call, value: str) -> Identifier:
     return "id", identifier_text(value, "identifier")
 
 
+def misshapen_preferences(attributes: Attributes) -> List[Problem]:
+    """What is wrong with subscription preferences: objects of yes and no, whole or dotted."""
+    whole, wrong = attributes.get(_PREFERENCES), []
+    parts = whole.values() if isinstance(whole, dict) else () if whole in (None, "") else (whole,)
+    if not all(isinstance(part, dict) for part in parts):
+        text = f"{_PREFERENCES} must be an object of objects, as in {{topics: {{topic_1: true}}}}"
+        wrong.append(Problem(text, _PREFERENCES))
+    for name in attributes:
+        if name.startswith(_PREFERENCES + ".") and name.count(".") != 2:
+            text = f"{name} must be named like {_PREFERENCES}.topics.topic_1"
+            wrong.append(Problem(text, name))
+    return wrong
+
+
 def checked_cio_id(value: str) -> Identifier:
     """Raises ApiError 400 for a cio_id of another workspace."""
     if is_foreign(value):
@@ -6194,12 +6483,15 @@ def identify(call: Call, identifier: str) -> str:
     who = named_in_path(call, identifier)
     body = checked_attributes(call.body(), "body")
     workspace = call.workspace
-    if call.fake.settings.identifiers == "id" and as_text(body.get("id") or who[1]) != who[1]:
+    other = who[0] == "id" and as_text(body.get("id") or who[1]) != who[1]
+    if other and call.fake.settings.identifiers == "id":
         raise invalid("id attribute and identifier are not the same value", "id")
     verb, refs = _v1_relationships(body.get("cio_relationships"))
     when = whole_number(body.get("_timestamp"), "_timestamp")
     create = body.get("_update") is not True
     reason = workspace.ingest(workspace.identify, who, body, when, create)
+    if reason in (SUPPRESSED, NOT_CREATED, UNKNOWN_CIO_ID):
+        return reason
     return joined(reason, *[_relate(workspace, verb, who, *ref) for ref in refs])
 
 
@@ -6347,7 +6639,7 @@ def merge_customers(call: Call) -> str:
 
 def merge_of(workspace: Workspace, body: Json) -> str:
     """Merge as a `{primary, secondary}` body says. Raises ApiError 400."""
-    kinds = ("id", "email", "cio_id")
+    kinds = (*workspace.people.kinds, "cio_id")
     primary = one_identifier(body.get("primary"), kinds, "primary")
     secondary = one_identifier(body.get("secondary"), kinds, "secondary")
     return workspace.ingest(workspace.merge, primary, secondary)
@@ -6365,8 +6657,8 @@ def track_push(call: Call) -> str:
     delivery_id = body.get("delivery_id")
     timestamp = whole_number(body.get("timestamp"), "timestamp")
     event = Event("push", metric, body, "push", timestamp, "")
-    workspace.ingest(workspace.record_push, ("delivery_id", as_text(delivery_id or "")), event)
-    return ""
+    who = ("delivery_id", as_text(delivery_id or ""))
+    return joined(workspace.ingest(workspace.record_push, who, event), doubt(event))
 
 
 REGION_URLS = {"us": "https://track.customer.io", "eu": "https://track-eu.customer.io"}
@@ -6444,6 +6736,8 @@ def _segment_change(call: Call, segment_id: str, verb: Callable[..., str]) -> st
     segment = call.workspace.segments.get(int(segment_id))
     if segment is not None and segment.type != "manual":
         raise invalid(f"segment {segment_id} is not a manual segment", "segment_id")
+    if not all(isinstance(value, (str, int)) for value in ids):
+        raise invalid("ids must be strings", "ids")
     people = [(kind, as_text(value)) for value in ids]
     return call.workspace.ingest(verb, ("segment", segment_id), int(segment_id), people)
 
@@ -6480,10 +6774,14 @@ def _person_identify(call: Call, item: Json) -> Action:
     refs = object_list(item.get("cio_relationships"))
     when = whole_number(item.get("timestamp"), "timestamp")
     create = attributes.get("_update") is not True
-    return lambda: joined(
-        workspace.ingest(workspace.identify, who, attributes, when, create),
-        *(_relate(workspace, "add", who, *ref) for ref in refs),
-    )
+
+    def act() -> str:
+        reason = workspace.ingest(workspace.identify, who, attributes, when, create)
+        if reason in (SUPPRESSED, NOT_CREATED, UNKNOWN_CIO_ID):
+            return reason
+        return joined(reason, *[_relate(workspace, "add", who, *ref) for ref in refs])
+
+    return act
 
 
 def _person_event(call: Call, item: Json) -> Action:
@@ -6494,7 +6792,7 @@ def _person_event(call: Call, item: Json) -> Action:
     if isinstance(identifiers, dict) and set(identifiers) == {"anonymous_id"}:
         event.kind = "anonymous"
         who = one_identifier(identifiers, ("anonymous_id",), "identifiers")
-        return lambda: workspace.ingest(workspace.track_anonymous, who, event)
+        return lambda: joined(workspace.ingest(workspace.track_anonymous, who, event), doubt(event))
     who = named_in_body(call, item)
     return lambda: joined(workspace.ingest(workspace.track, who, event), doubt(event))
 
@@ -6506,7 +6804,7 @@ def _person_verb(call: Call, item: Json) -> Action:
 
 
 def _person_merge(call: Call, item: Json) -> Action:
-    kinds = ("id", "email", "cio_id")
+    kinds = (*call.workspace.people.kinds, "cio_id")
     for side in ("primary", "secondary"):
         one_identifier(item.get(side), kinds, side)
     return lambda: merge_of(call.workspace, item)
@@ -6556,7 +6854,7 @@ def _object_identify(call: Call, item: Json) -> Action:
         text = f"attributes cannot be larger than {MAX_OBJECT_ATTRIBUTES} bytes"
         raise invalid(text, "attributes")
     anonymous = item["action"] == "identify_anonymous"
-    kinds = ("anonymous_id",) if anonymous else ("id", "email", "cio_id")
+    kinds = ("anonymous_id",) if anonymous else (*workspace.people.kinds, "cio_id")
     people = _object_people(item, kinds)
     return lambda: joined(
         workspace.ingest(workspace.identify_object, ("object_id", ref[1]), ref, attributes),
@@ -6571,7 +6869,7 @@ def _object_delete(call: Call, item: Json) -> Action:
 
 def _object_relationships(call: Call, item: Json) -> Action:
     ref = object_key(item.get("identifiers"), "identifiers")
-    people = _object_people(item, ("id", "email", "cio_id"))
+    people = _object_people(item, (*call.workspace.people.kinds, "cio_id"))
     if not people:
         raise required("cio_relationships", "a list of at least one relationship")
     verb = _RELATIONSHIP_ACTIONS[item["action"]]
@@ -6634,9 +6932,10 @@ def _choice(item: Json, name: str, table: Mapping[str, Any]) -> Any:
 @route("POST", "/api/v2/entity", TRACK_V2)
 def entity(call: Call) -> str:
     """Create, update or delete one person, object or delivery."""
-    if len(call.request.body) > MAX_ENTITY:
+    body = call.body()
+    if call.request.size > MAX_ENTITY:
         raise invalid(f"the request cannot be larger than {MAX_ENTITY} bytes")
-    return entity_action(call, call.body())()
+    return entity_action(call, body)()
 
 
 @route("POST", "/api/v2/batch", TRACK_V2)
@@ -6646,7 +6945,7 @@ def batch(call: Call) -> Any:
     items = body.get("batch") if isinstance(body, dict) else body
     if not isinstance(items, list) or not items:
         raise required("batch", "a list of at least one operation")
-    if len(call.request.body) > MAX_BATCH:
+    if call.request.size > MAX_BATCH:
         raise invalid(f"the request cannot be larger than {MAX_BATCH} bytes", "batch")
     workspace = call.workspace
     with workspace.lock:
@@ -6658,14 +6957,15 @@ def batch(call: Call) -> Any:
         workspace.batches.append({**row, "received_at": workspace.seconds()})
     if problems:
         errors = {"errors": [_problem_row(problem) for problem in problems]}
-        return Response(207, TRACK_V2.write(errors), TRACK_V2.headers)
+        dropped = joined(*[outcome for outcome in outcomes if isinstance(outcome, str)])
+        return with_reason(Response(207, TRACK_V2.write(errors), TRACK_V2.headers), dropped)
     return joined(*cast(List[str], outcomes))
 
 
 def _batch_item(call: Call, index: int, item: Json) -> Union[str, Problem]:
     """Carry out one item; gives its Problem, or the reason why nothing happened."""
     try:
-        if len(call.request.body) > MAX_ENTITY and len(compact(item)) > MAX_ENTITY:
+        if call.request.size > MAX_ENTITY and len(compact(item)) > MAX_ENTITY:
             raise invalid(f"an item cannot be larger than {MAX_ENTITY} bytes")
         return entity_action(call, item)()
     except ApiError as error:
@@ -6871,10 +7171,30 @@ def get_people_by_email(call: Call) -> Json:
     return {"results": rows}
 
 
+#: The most that a send may take beside its attachments, in bytes (docs).
+MAX_SEND = 1000 * 1000
+
+
+def send_body(call: Call) -> Json:
+    """The body of a send. Raises ApiError 400 in the service's words for what isn't one."""
+    words = "Request entity must be JSON encoded and not exceed 2048 KB."
+    try:
+        body = call.body()
+    except ApiError as error:
+        problems = [p._replace(message=f"{words} ({p.message})") for p in error.problems]
+        raise ApiError(error.status, *problems) from None
+    attachments = body.get("attachments")
+    files = attachments.values() if isinstance(attachments, dict) else ()
+    size = len(call.request.body) - sum(len(text) for text in files if isinstance(text, str))
+    if size > MAX_SEND:
+        raise invalid(words)
+    return body
+
+
 def _send(channel: str) -> Handler:
     def handler(call: Call) -> Json:
         base_url = call.request.base_url(call.fake.settings)
-        delivery = send(call.workspace, channel, call.body(), base_url)
+        delivery = send(call.workspace, channel, send_body(call), base_url)
         scheduled = {} if delivery.send_at is None else {"send_at": delivery.send_at}
         # `queued` is the reference fake's; the real answer ends after send_at (reference).
         moments = {"queued_at": delivery.created, **scheduled, "queued": True}
@@ -6889,8 +7209,8 @@ for _channel in SEND_FIELDS:
     route("POST", f"/v1/send/{_channel}", APP_SEND)(_send(_channel))
 
 
-@route("POST", "/v1/campaigns/{broadcast_id}/triggers", APP)
-@route("POST", "/v1/api/campaigns/{broadcast_id}/triggers", APP)
+@route("POST", "/v1/campaigns/{broadcast_id}/triggers", APP, heavy=True)
+@route("POST", "/v1/api/campaigns/{broadcast_id}/triggers", APP, heavy=True)
 def trigger(call: Call, broadcast_id: str) -> Json:
     """Trigger a broadcast."""
     number, shelf = path_number(call.workspace, broadcast_id), call.workspace.shelves["broadcasts"]
@@ -6990,12 +7310,6 @@ def download_link(call: Call, export: Export) -> str:
     signature = link_signature(call.workspace, export.number, expires)
     path = f"/v1/exports/{export.number}/file?expires={expires}&signature={signature}"
     return call.request.base_url(call.fake.settings) + path
-
-
-def link_signature(workspace: Workspace, number: int, expires: int) -> str:
-    """What makes a download link valid until `expires`, Unix seconds."""
-    text = f"{number}:{expires}".encode()
-    return hmac.new(workspace.secret, text, "sha256").hexdigest()
 
 
 @route("GET", "/v1/exports/{export_id}/file", APP_OPEN, heavy=True)
@@ -7307,8 +7621,11 @@ def list_segment_people(call: Call, segment_id: str) -> Json:
         people = list(segment.members.values())
         if segment.predicate is not None:
             people = list(call.workspace.people)
-    wanted = segment.predicate or (lambda person: True)
-    found, more = selected(call, people, wanted, 1000, 30_000)
+    number = segment.number
+    with call.workspace.lock:
+        found, more = selected(
+            call, people, lambda person: call.workspace.is_member(person, number), 1000, 30_000
+        )
     return {**people_list(found), "next": more}
 
 
@@ -7372,7 +7689,8 @@ def message_filter(call: Call) -> Callable[[Delivery], bool]:
     type = query_choice(query, "type", MESSAGE_CHANNELS)
     drafts = query_flag(query, "drafts")
     end = query_number(query, "end_ts", 1 << 40, 0, 1 << 40)
-    start = query_number(query, "start_ts", call.workspace.seconds() - MESSAGE_WINDOW, 0, 1 << 40)
+    start = query_number(query, "start_ts", 0, 0, 1 << 40)
+    start = max(start, min(end, call.workspace.seconds()) - MESSAGE_WINDOW)
     names = ("campaign_id", "newsletter_id", "action_id")
     parents = {n: whole_number(query[n], n) for n in names if query.get(n)}
 
@@ -7383,14 +7701,14 @@ def message_filter(call: Call) -> Callable[[Delivery], bool]:
             and (not metric or metric in metrics)
             and (not state or state in metrics)
             and (not type or MESSAGE_TYPES.get(delivery.channel, delivery.channel) == type)
-            and ("drafted" not in metrics or drafts or state == "drafted")
+            and ("drafted" not in metrics or "sent" in metrics or drafts or state == "drafted")
             and all(delivery.parents.get(n) == number for n, number in parents.items())
         )
 
     return wanted
 
 
-@route("GET", "/v1/messages", APP)
+@route("GET", "/v1/messages", APP, heavy=True)
 def list_messages(call: Call) -> Json:
     """List messages, newest first."""
     with call.workspace.lock:
@@ -7469,7 +7787,7 @@ _ANY_TEXT = text_field(blank=True)
 #: What can be changed of a content; the rest of a row is read-only and passed over (reference).
 CONTENT_FIELDS: Dict[str, Check] = {
     **dict.fromkeys(
-        ("name", "body", "body_amp", "body_plain", "body_json", "subject", "preheader_text",
+        ("name", "from", "body", "body_amp", "body_plain", "body_json", "subject", "preheader_text",
          "recipient", "bcc", "url", "request_method"), _ANY_TEXT,
     ),
     "from_id": typed_field(int, type(None)),
@@ -7651,7 +7969,7 @@ def _serve_family(family: Family) -> None:
     serve("GET", base, f"Read one of the {kind}.", read)
     serve("GET", f"{base}/metrics", f"Count what {kind} sent.", metrics, heavy=True)
     serve("GET", f"{base}/metrics/links", f"Count clicks by link of {kind}.", links, heavy=True)
-    serve("GET", f"{base}/messages", f"List what {kind} sent.", messages)
+    serve("GET", f"{base}/messages", f"List what {kind} sent.", messages, heavy=True)
     contents = f"{base}/{family.contents}"
     serve("GET", contents, f"List the {family.contents} of {kind}.", _list_contents(family))
     if family is TRANSACTIONAL:
@@ -7826,6 +8144,10 @@ def create_newsletter(call: Call) -> Json:
     _check_newsletter_recipients(given["recipients"], workspace.is_member)
     if given.get("send_now") and given.get("scheduled_at"):
         raise ApiError(422, "send_now and scheduled_at exclude each other")
+    _check_future(given.get("scheduled_at"), workspace)
+    _check_sender(workspace, body)
+    if workspace.shelves["topics"].rows and not given.get("subscription_topic_id"):
+        raise ApiError(422, Problem("subscription_topic_id is required", "subscription_topic_id"))
     with workspace.lock:
         shelf = workspace.shelves["newsletters"]
         shelf.open = False
@@ -7833,6 +8155,8 @@ def create_newsletter(call: Call) -> Json:
         own = {"recipient_segment_ids": segments_of(recipients), "_recipients": recipients}
         row = shelf.add({**blank_row(workspace, "newsletters"), **given, **own})
         add_content(workspace, NEWSLETTERS, row["id"], {**content, "type": row["type"]})
+        if given.get("scheduled_at"):
+            send_later(call, row, given["scheduled_at"])
         return newsletter_answer(call, send_newsletter(call, row) if now_or_later else row)
 
 
@@ -7906,16 +8230,36 @@ def schedule_newsletter(call: Call, newsletter_id: str) -> Json:
         checks = {"scheduled_at": typed_field(int), "tz_match_enabled": typed_field(bool)}
         given = {**checked_fields(body, checks, ["scheduled_at"], 422), **checked_rate(body)}
         when = given["scheduled_at"]
-        if when and when <= workspace.seconds():
-            raise ApiError(422, Problem("scheduled_at must be in the future", "scheduled_at"))
+        _check_future(when, workspace)
+        if given.get("tz_match_enabled") and given.get("rate_limit_time_period", 0) > 3600:
+            text = "rate_limit_time_period must be an hour at most with tz_match_enabled"
+            raise ApiError(422, Problem(text, "rate_limit_time_period"))
         if when:
             _check_zone(body.get("timezone"))
         elif not row.get("scheduled_at"):
             raise invalid("this newsletter is not scheduled", "scheduled_at")
         row = workspace.shelves["newsletters"].change(row["id"], {**given, "scheduled_at": when})
         if when:
-            workspace.clock.at(when, lambda: _send_if_due(call, row["id"], when))
+            send_later(call, row, when)
         return newsletter_answer(call, row)
+
+
+def send_later(call: Call, row: Json, when: int) -> None:
+    """Send a newsletter at a time in Unix seconds, unless that changes until then."""
+    call.workspace.clock.at(when, lambda: _send_if_due(call, row["id"], when))
+
+
+def _check_future(when: Optional[int], workspace: Workspace) -> None:
+    if when and when <= workspace.seconds():
+        raise ApiError(422, Problem("scheduled_at must be in the future", "scheduled_at"))
+
+
+def _check_sender(workspace: Workspace, body: Json) -> None:
+    number = body.get("from_id")
+    if number is not None and body.get("from"):
+        raise ApiError(422, Problem("from and from_id exclude each other", "from_id"))
+    if number is not None and number not in workspace.shelves["sender_identities"].rows:
+        raise ApiError(422, Problem("from_id names no sender identity", "from_id"))
 
 
 def _check_zone(name: Json) -> None:
@@ -8022,6 +8366,8 @@ def create_variant(call: Call, newsletter_id: str, group_id: str = "") -> Json:
     workspace, body = call.workspace, call.body()
     with workspace.lock:
         row = unsent_newsletter(call, newsletter_id)
+        if not group_id and workspace.shelves["test_groups"].where(_parent=row["id"]):
+            raise invalid("this newsletter has several test groups: name one of them")
         group = test_group_of(call, row, group_id, 400) if group_id else None
         needed = [n for n in NEWSLETTER_TYPES[row["type"]] if n in ("subject", "body", "body_json")]
         checks = {**CONTENT_FIELDS, "language": text_field()}
@@ -8335,16 +8681,13 @@ for _listed in (
 
 def topics_of(call: Call, person: Person) -> List[Json]:
     """The topics of the workspace and whether a person is subscribed to each."""
-    preferences = person.attributes.get(_PREFERENCES)
-    chosen = preferences.get("topics") if isinstance(preferences, dict) else None
-    chosen = chosen if isinstance(chosen, dict) else {}
     language = call.request.query().get("language", "")
     rows = []
     for row in call.workspace.shelves["topics"].rows.values():
         topic = {**topic_document(row), **(row.get("translations") or {}).get(language, {})}
-        on = chosen.get(topic["identifier"], topic["subscribed_by_default"])
+        on = subscribed_to(call.workspace, person, row)
         texts = {name: topic[name] for name in ("name", "description")}
-        rows.append({"id": as_text(topic["id"]), "subscribed": on is True, **texts})
+        rows.append({"id": as_text(topic["id"]), "subscribed": on, **texts})
     return rows
 
 
@@ -8364,10 +8707,6 @@ def preferences_document(call: Call, person: Person) -> Json:
     return {**named, "topics": topics, "unsubscribed": person.unsubscribed(), "header": header}
 
 
-#: How long a subscription center token works: 24 hours (reference).
-TOKEN_LIFE = 86400
-
-
 @route("GET", "/v1/subscription_center/{customer_id}/token", APP)
 def get_subscription_token(call: Call, customer_id: str) -> Json:
     """Get a signed link to a person's subscription center."""
@@ -8377,8 +8716,7 @@ def get_subscription_token(call: Call, customer_id: str) -> Json:
         person = people.find(("id", customer_id)) or people.find(("email", customer_id))
     if person is None:
         raise ApiError(400, "bad request")
-    expires = workspace.seconds() + TOKEN_LIFE
-    token = f"{person.serial}.{expires}.{link_signature(workspace, person.serial, expires)}"
+    token = subscription_token(workspace, person)
     return {"token": token, "url": f"{call.request.base_url(call.fake.settings)}/u/i/{token}/"}
 
 
@@ -10496,12 +10834,18 @@ def check_pipelines_call(kind: str, item: Json, strict: bool) -> None:
     """Raises ApiError 400 for what is wrong with one call; much less so unless `strict`."""
     if not isinstance(item, dict):
         raise invalid(f"each call must be an object, not {kind_of(item)}")
+    if len(compact(item)) > MAX_PIPELINES_CALL:
+        raise invalid(f"a call cannot be larger than {MAX_PIPELINES_CALL} bytes")
+    _check_names(kind, item, strict)
+    if strict:
+        _check_shapes(item)
+
+
+def _check_names(kind: str, item: Json, strict: bool = False) -> None:
     in_strict_mode, always = PIPELINES_FIELDS[kind]
     for names in [*always, *(in_strict_mode if strict else ())]:
         if not any(_given(item, name) for name in names):
             raise required(" or ".join(names))
-    if strict:
-        _check_shapes(item)
 
 
 def _check_shapes(item: Json) -> None:
@@ -10549,11 +10893,11 @@ def unix_time(value: Json) -> Json:
     return value
 
 
-def take_pipelines_call(workspace: Workspace, kind: str, item: Json) -> str:
+def take_pipelines_call(workspace: Workspace, kind: str, item: Json, strict: bool = False) -> str:
     """Keep a call word for word and do what it says; gives the reason why that was nothing.
 
     Outside strict mode a call that can't be carried out is answered with 200 all the same
-    (reference), so its mistakes are reasons here, not errors.
+    (reference), so its mistakes are reasons here, not errors. Raises ApiError 400 if `strict`.
     """
     with workspace.lock:
         row = {"received_at": workspace.seconds(), **item, "type": kind}
@@ -10562,6 +10906,9 @@ def take_pipelines_call(workspace: Workspace, kind: str, item: Json) -> str:
             check_pipelines_call(kind, item, strict=False)
             return _PIPELINES_VERBS[kind](workspace, item)
         except ApiError as error:
+            if strict:
+                workspace.pipeline_events.pop()
+                raise
             workspace.drop(f"pipelines {kind}", ("type", kind), error.message)
             return error.message
 
@@ -10614,10 +10961,11 @@ def _pipelines_identify(workspace: Workspace, item: Json) -> str:
         who = _known_user(item)
     if not who[1]:
         raise invalid("nobody to identify: there is neither userId nor traits.email", "userId")
+    object_id = traits.get("objectId") or traits.get("object_id")
+    ref = _object_ref(traits, object_id) if object_id else ("", "")
     reason = workspace.ingest(workspace.identify, who, checked_attributes(attributes, "traits"))
-    if not (traits.get("objectId") or traits.get("object_id")):
+    if not object_id:
         return reason
-    ref = _object_ref(traits, traits.get("objectId") or traits.get("object_id"))
     extra = _part(traits, "relationshipAttributes")
     return joined(reason, workspace.ingest(workspace.add_relationship, who, ref, extra))
 
@@ -10744,10 +11092,10 @@ _SEMANTIC_EVENTS: Dict[str, Callable[[Workspace, Json], str]] = {
 def _pipelines(kind: str) -> Handler:
     def handler(call: Call) -> Response:
         body, strict = call.body(), _strict(call)
-        check_pipelines_call(kind, body, strict)
-        if strict and len(call.request.body) > MAX_PIPELINES_CALL:
-            raise invalid(f"a call cannot be larger than {MAX_PIPELINES_CALL} bytes")
-        return _taken(take_pipelines_call(call.workspace, kind, body))
+        _check_names(kind, body)
+        if strict:
+            check_pipelines_call(kind, body, strict)
+        return _taken(take_pipelines_call(call.workspace, kind, body, strict))
 
     handler.__name__ = f"pipelines_{kind}"
     handler.__doc__ = f"Take a Pipelines {kind} call."
@@ -10771,7 +11119,7 @@ def pipelines_batch(call: Call) -> Response:
         raise required("batch", "a list of at least one call")
     if _strict(call):
         _check_batch(items)
-        if len(call.request.body) > MAX_PIPELINES_BATCH:
+        if call.request.size > MAX_PIPELINES_BATCH:
             raise invalid(f"a batch cannot be larger than {MAX_PIPELINES_BATCH} bytes", "batch")
     shared = {name: body[name] for name in ("context", "integrations") if name in body}
     with workspace.lock:
@@ -10852,90 +11200,111 @@ def list_routes(call: Call) -> Json:
 
 
 class Collection(NamedTuple):
-    """What a control list shows: how to get at the records, and a sample of their fields."""
+    """What a control list shows: its key, where the rows are, and the fields of a record."""
 
     key: str
-    records: Callable[[Workspace], Iterable[Json]]
+    rows: Callable[[Workspace], Any]
     fields: Tuple[str, ...]
+    record: Callable[[Any], Json] = operator.methodcaller("record")
+
+    def records(self, workspace: Workspace) -> Iterator[Json]:
+        """The records, made one by one."""
+        # A copy, because the journal goes on while we read.
+        return map(self.record, list(self.rows(workspace)))
 
 
-def _records(name: str) -> Callable[[Workspace], Iterable[Json]]:
-    def records(workspace: Workspace) -> Iterable[Json]:
-        found = getattr(workspace, name)
-        return (row.record() for row in (found.values() if isinstance(found, dict) else found))
-
-    return records
+def _values(name: str) -> Callable[[Workspace], Any]:
+    return lambda workspace: getattr(workspace, name).values()
 
 
-def _plain(name: str) -> Callable[[Workspace], Iterable[Json]]:
-    return lambda workspace: cast(Iterable[Json], getattr(workspace, name))
+def _as_it_is(row: Json) -> Json:
+    return row
 
 
 #: The control lists. `fields` are what a query may filter by; none means: by anything.
 COLLECTIONS = {
     "customers": Collection(
         "customers",
-        lambda workspace: (person.record() for person in workspace.people),
+        operator.attrgetter("people"),
         ("id", "cio_id", "identifiers", "attributes", "unsubscribed", "created_at", "updated_at"),
     ),
     "events": Collection(
         "events",
-        _records("events"),
+        operator.attrgetter("events"),
         ("id", "kind", "customer_id", "cio_id", "anonymous_id", "name", "type", "data",
          "timestamp", "received_at"),
     ),
     "deliveries": Collection(
         "deliveries",
-        _records("deliveries"),
-        ("delivery_id", "channel", "message", "customer_id", "cio_id", "recipient", "metrics",
-         "history", "send_at", "received_at"),
+        _values("deliveries"),
+        ("delivery_id", "channel", "message", "customer_id", "cio_id", "recipient", "state",
+         "failure_message", "rendered", "parents", "metrics", "history", "send_at", "received_at"),
     ),
     "devices": Collection(
         "devices",
-        _records("devices"),
+        _values("devices"),
         ("id", "platform", "last_used", "attributes", "customer_id"),
     ),
-    "objects": Collection("objects", _records("objects"), ()),
-    "segments": Collection("segments", _records("segments"), ()),
+    "objects": Collection("objects", _values("objects"), ()),
+    "segments": Collection("segments", _values("segments"), ()),
     "forms": Collection(
         "forms",
-        lambda workspace: ({"id": k, "submissions": v} for k, v in workspace.forms.items()),
+        lambda workspace: workspace.forms.items(),
         (),
+        lambda form: {"id": form[0], "submissions": form[1]},
     ),
-    "suppressed": Collection("suppressed", _plain("suppressions"), ()),
+    "suppressed": Collection(
+        "suppressed", operator.attrgetter("suppressions"), (), _as_it_is
+    ),
     "broadcasts": Collection(
         "broadcasts",
-        _plain("broadcasts"),
-        ("id", "campaign_id", "payload", "errors", "received_at"),
+        operator.attrgetter("broadcasts"),
+        ("id", "campaign_id", "payload", "errors", "processed_at", "received_at"),
+        _as_it_is,
     ),
     "merges": Collection(
-        "merges", _records("merges"), ("primary", "secondary", "applied", "received_at")
+        "merges", operator.attrgetter("merges"), ("primary", "secondary", "applied", "received_at")
     ),
     "batches": Collection(
-        "batches", _plain("batches"), ("id", "source", "operations", "received_at")
+        "batches",
+        operator.attrgetter("batches"),
+        ("id", "source", "operations", "received_at"),
+        _as_it_is,
     ),
-    "pipeline-events": Collection("events", _plain("pipeline_events"), ()),
+    "pipeline-events": Collection(
+        "events", operator.attrgetter("pipeline_events"), (), _as_it_is
+    ),
     "webhooks": Collection(
         "webhooks",
-        lambda workspace: map(shown, workspace.reports),
+        operator.attrgetter("reports"),
         ("event_id", "object_type", "metric", "timestamp", "data", "attempts"),
+        shown,
     ),
     "requests": Collection(
         "requests",
-        _records("journal"),
+        operator.attrgetter("journal"),
         ("id", "at", "method", "path", "decoded_path", "query", "headers", "body", "operation",
          "api", "person", "status", "duration_ms", "response", "reason"),
     ),
     "dropped": Collection(
         "dropped",
-        _plain("dropped"),
+        operator.attrgetter("dropped"),
         ("operation", "identifier", "customer_id", "reason", "received_at"),
+        _as_it_is,
     ),
 }  # fmt: skip
 
 
+def collected(workspace: Workspace, name: str) -> List[Json]:
+    """The same as data of the caller's own, which may be changed at will."""
+    import copy
+
+    return copy.deepcopy(collect(workspace, name))
+
+
 def collect(workspace: Workspace, name: str) -> List[Json]:
     """All records of one of the COLLECTIONS, oldest first."""
+    workspace.tick()
     with workspace.lock:
         return list(COLLECTIONS[name].records(workspace))
 
@@ -10944,6 +11313,13 @@ def _lister(name: str) -> Handler:
     def handler(call: Call) -> Json:
         query = call.request.query()
         offset, limit = _page(query)
+        if not query:  # the usual case: only the records of the page are made
+            with call.workspace.lock:
+                rows = COLLECTIONS[name].rows(call.workspace)
+                rows = rows.copy() if isinstance(rows, deque) else rows
+                end = None if limit is None else offset + limit
+                page = [COLLECTIONS[name].record(row) for row in islice(rows, offset, end)]
+                return {COLLECTIONS[name].key: page, "count": len(rows)}
         rows = collect(call.workspace, name)
         if name == "requests" and "since" in query:
             since = whole_number(query.pop("since"), "since") or 0
@@ -11184,8 +11560,9 @@ def show_delivery(call: Call, delivery_id: str) -> Json:
 
 #: What a test may let happen to a delivery.
 DELIVERY_METRICS = (
-    *METRICS, "sent", "failed", "undeliverable", "unsubscribed", "human_opened", "human_clicked",
-    "attempted", "replied",
+    *METRICS, "sent", "failed", "undeliverable", "unsubscribed", "attempted", "replied", "drafted",
+    "prefetch_opened", "machine_clicked", "topic_unsubscribed", "suppressed",
+    "tracking_consent_granted", "tracking_consent_denied",
 )  # fmt: skip
 
 
@@ -11203,7 +11580,8 @@ def let_happen(call: Call, delivery_id: str, metric: str) -> Json:
             workspace.unsubscribe(("delivery_id", delivery_id), delivery_id)
         else:
             when = whole_number(body.get("timestamp"), "timestamp")
-            more = {name: body[name] for name in ("href", "link_id", "recipient") if name in body}
+            names = ("href", "link_id", "recipient", "tracked_response", "to", "inbound_event_id")
+            more = {name: body[name] for name in names if name in body}
             reason = as_text(body.get("reason") or "")
             now = workspace.seconds() if when is None else when
             workspace.report(delivery, metric, now, reason=reason, **more)
@@ -11240,23 +11618,31 @@ def delivery_text(call: Call, delivery_id: str) -> Response:
 @route("GET", "/__parlel/deliveries/{delivery_id}/eml", CONTROL)
 def delivery_eml(call: Call, delivery_id: str) -> Response:
     """The delivery as a mail program would get it."""
-    from email.message import EmailMessage
+    from email.header import Header
+    from email.mime.application import MIMEApplication
+    from email.mime.multipart import MIMEMultipart
+    from email.mime.text import MIMEText
     from email.utils import formatdate as mail_date
 
     delivery = rendered_part(call, delivery_id)
-    rendered, mail = delivery.rendered, EmailMessage()
+    # The older classes, because they take any text for an address, as a template may make one.
+    rendered, mail, texts = delivery.rendered, MIMEMultipart(), MIMEMultipart("alternative")
     names = {"Subject": "subject", "From": "from", "To": "to", "Cc": "cc", "Reply-To": "reply_to"}
     for name, part in names.items():
         text = re.sub(r"[\r\n]+", " ", rendered.get(part) or "")
         if text:
-            mail[name] = text
+            mail[name] = Header(text, header_name=name).encode()
+    for name, values in rendered.get("headers", {}).items():
+        mail[name] = values[0]
     mail["Date"] = mail_date(delivery.created)
     mail["CIO-Delivery-ID"] = delivery.delivery_id
-    mail.set_content(rendered.get("body_plain") or "")
-    mail.add_alternative(rendered.get("body", ""), subtype="html")
+    texts.attach(MIMEText(rendered.get("body_plain") or "", "plain", "utf-8"))
+    texts.attach(MIMEText(rendered.get("body", ""), "html", "utf-8"))
+    mail.attach(texts)
     for name, content in (delivery.message.get("attachments") or {}).items():
-        data = base64.b64decode(content)
-        mail.add_attachment(data, "application", "octet-stream", filename=name)
+        attached = MIMEApplication(base64.b64decode(content))
+        attached.add_header("Content-Disposition", "attachment", filename=name)
+        mail.attach(attached)
     return Response(200, mail.as_bytes(), (("Content-Type", "message/rfc822"),))
 
 
@@ -11348,17 +11734,18 @@ def set_clock(call: Call) -> Json:
         raise invalid(text, "clock")
     if any(not 0 <= given.get(name, 0) <= MAX_SETTING * 4 for name in ("now", "advance")):
         raise invalid("now and advance must be seconds from 0 up", "now")
-    set_clock_to(call.workspace, **given)
+    set_clock_to(call.fake, **given)
     return clock_document(call)
 
 
 def set_clock_to(
-    workspace: Workspace,
+    fake: Fake,
     freeze: Optional[bool] = None,
     now: Optional[float] = None,
     advance: float = 0,
 ) -> None:
-    """Change the clock of a workspace; what becomes due is done, in order."""
+    """Change the clock; what becomes due is done, in order, webhooks included."""
+    workspace = fake.workspace
     with workspace.lock:
         clock = workspace.clock
         if freeze:
@@ -11369,6 +11756,8 @@ def set_clock_to(
         clock.advance(advance)
         if freeze is False:
             clock.resume()
+    if fake.outbox is not None and (advance or now is not None):
+        fake.outbox.flush()
 
 
 @route("GET", "/__parlel/ca.pem", CONTROL)
@@ -12315,57 +12704,57 @@ class CustomerioServer:
     @property
     def people(self) -> List[Json]:
         """Everybody who is known."""
-        return collect(self.fake.workspace, "customers")
+        return collected(self.fake.workspace, "customers")
 
     @property
     def events(self) -> List[Json]:
         """All events of Track: of people, anonymous ones, and push reports."""
-        return collect(self.fake.workspace, "events")
+        return collected(self.fake.workspace, "events")
 
     @property
     def deliveries(self) -> List[Json]:
         """All transactional sends."""
-        return collect(self.fake.workspace, "deliveries")
+        return collected(self.fake.workspace, "deliveries")
 
     @property
     def devices(self) -> List[Json]:
         """All push devices."""
-        return collect(self.fake.workspace, "devices")
+        return collected(self.fake.workspace, "devices")
 
     @property
     def objects(self) -> List[Json]:
         """All objects with their relationships."""
-        return collect(self.fake.workspace, "objects")
+        return collected(self.fake.workspace, "objects")
 
     @property
     def suppressed(self) -> List[str]:
         """Who is suppressed: ids, or emails of people without id."""
-        return cast(List[str], collect(self.fake.workspace, "suppressed"))
+        return cast(List[str], collected(self.fake.workspace, "suppressed"))
 
     @property
     def broadcasts(self) -> List[Json]:
         """All broadcast triggers."""
-        return collect(self.fake.workspace, "broadcasts")
+        return collected(self.fake.workspace, "broadcasts")
 
     @property
     def merges(self) -> List[Json]:
         """All merge calls."""
-        return collect(self.fake.workspace, "merges")
+        return collected(self.fake.workspace, "merges")
 
     @property
     def batches(self) -> List[Json]:
         """All batches, of Track v2 and of Pipelines."""
-        return collect(self.fake.workspace, "batches")
+        return collected(self.fake.workspace, "batches")
 
     @property
     def pipeline_events(self) -> List[Json]:
         """All Pipelines calls, word for word."""
-        return collect(self.fake.workspace, "pipeline-events")
+        return collected(self.fake.workspace, "pipeline-events")
 
     @property
     def webhooks(self) -> List[Json]:
         """Reporting webhooks with their attempts, also those that no endpoint asked for."""
-        return collect(self.fake.workspace, "webhooks")
+        return collected(self.fake.workspace, "webhooks")
 
     def flush_webhooks(self) -> int:
         """Wait until every webhook is sent that can be; returns how many wait for a retry."""
@@ -12374,11 +12763,12 @@ class CustomerioServer:
     @property
     def dropped(self) -> List[Json]:
         """The calls that were answered with 200 and had no, or not their full, effect."""
-        return collect(self.fake.workspace, "dropped")
+        return collected(self.fake.workspace, "dropped")
 
     def person(self, identifier: str) -> Optional[Json]:
         """One person by id or email; None if nobody has it."""
         workspace = self.fake.workspace
+        workspace.tick()
         with workspace.lock:
             find = workspace.people.find
             person = find(("id", identifier)) or find(("email", identifier))
@@ -12391,7 +12781,7 @@ class CustomerioServer:
     @property
     def requests(self) -> List[Json]:
         """The newest requests with their answers, secrets masked."""
-        return collect(self.fake.workspace, "requests")
+        return collected(self.fake.workspace, "requests")
 
     # ---- assertions that explain themselves
 
@@ -12439,20 +12829,34 @@ class CustomerioServer:
         """Raise AssertionError if there is a delivery (with these fields)."""
         self.expect("deliveries", exactly=0, **match)
 
-    # ---- the clock
+    @property
+    def clock(self) -> FakeClock:
+        """The fake's clock: freeze it, move it."""
+        return FakeClock(self.fake)
+
+
+class FakeClock:
+    """The clock of a fake. Times are Unix seconds."""
+
+    def __init__(self, fake: Fake) -> None:
+        self._fake = fake
 
     @property
     def now(self) -> float:
-        """What the fake's clock shows, Unix seconds."""
-        return self.fake.workspace.clock.now()
+        """What it shows."""
+        return self._fake.workspace.clock.now()
 
     def freeze(self, at: Optional[float] = None) -> None:
-        """Stop the clock, now or at a time in Unix seconds."""
-        set_clock_to(self.fake.workspace, now=at, freeze=True)
+        """Stop it, now or at a time."""
+        set_clock_to(self._fake, now=at, freeze=True)
+
+    def resume(self) -> None:
+        """Let it go on from where it stands."""
+        set_clock_to(self._fake, freeze=False)
 
     def advance(self, seconds: float) -> None:
-        """Move the clock forward; returns when what became due has been done, in order."""
-        set_clock_to(self.fake.workspace, advance=seconds)
+        """Move it forward; returns when what became due has been done, in order."""
+        set_clock_to(self._fake, advance=seconds)
 
 
 class CustomerioTests:
@@ -12663,8 +13067,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         return 2
     if arguments.what == "healthcheck":
         return healthcheck(settings)
-    level = logging.ERROR if arguments.quiet else logging.WARNING
-    logging.basicConfig(format="%(message)s", level=logging.INFO if arguments.verbose else level)
+    quiet = arguments.quiet or os.environ.get("CUSTOMERIO_FAKE_QUIET")
+    verbose = arguments.verbose or os.environ.get("CUSTOMERIO_FAKE_VERBOSE")
+    level = logging.INFO if verbose else logging.ERROR if quiet else logging.WARNING
+    logging.basicConfig(format="%(message)s", level=level)
     values = {setting.name: getattr(settings, setting.name) for setting in fields(Settings)}
     try:
         return _serve(CustomerioServer(**{**values, "seed": settings.seed or None}))

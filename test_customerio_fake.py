@@ -2197,9 +2197,12 @@ class AppFamilies(SeededTest):
         self.assertEqual([m["recipient"] for m in page["messages"]], ["2@b.cd", "1@b.cd"])
         rest = self.ok("GET", f"/v1/messages?limit=2&start={page['next']}")
         self.assertEqual([m["recipient"] for m in rest["messages"]], ["0@b.cd"])
-        old = self.ok("GET", "/v1/messages?start_ts=0&metric=clicked")["messages"]
+        window = "end_ts=1700010000"
+        old = self.ok("GET", f"/v1/messages?{window}&metric=clicked")["messages"]
         self.assertEqual([m["id"] for m in old], ["m1"])
-        self.assertEqual(self.ok("GET", "/v1/messages?start_ts=0&campaign_id=2")["messages"], [])
+        self.assertEqual(
+            self.ok("GET", "/v1/messages?end_ts=1700010000&campaign_id=2")["messages"], []
+        )
         self.assertEqual(len(self.ok("GET", "/v1/customers/bob/messages")["messages"]), 3)
         self.assertEqual(self.ok("GET", "/v1/messages/m1")["message"]["campaign_id"], 1)
         self.assertEqual(self.status("GET", "/v1/messages/none"), 404)
@@ -2230,6 +2233,7 @@ class AppNewsletters(SeededTest):
     GOOD: dict[str, Any] = {
         "name": "April",
         "type": "email",
+        "subscription_topic_id": 1,
         "subject": "s",
         "body": "b",
         "recipients": {"and": [{"or": [{"segment": {"id": 2}}]}]},
@@ -3626,6 +3630,196 @@ class MixIn(customerio_fake.CustomerioTests, unittest.TestCase):
     def test_two_does_not_see_those_of_one(self) -> None:
         self.track("two")
         self.assertEqual([event["name"] for event in self.cio.events], ["two"])
+
+
+class Corners(FakeTest):
+    """Cases that were wrong once."""
+
+    def entity(self, **item: Any) -> Reply:
+        return self.call("POST", "/api/v2/entity", item)
+
+    def test_preferences_of_a_wrong_shape_are_refused(self) -> None:
+        name = "cio_subscription_preferences"
+        rows: list[dict[str, Any]] = [
+            {name: "x"},
+            {name: {"topics": [1]}},
+            {f"{name}.topics": True},
+            {name: "x", f"{name}.topics.t": True},
+        ]
+        for attributes in rows:
+            self.assert_errors(self.call("PUT", "/api/v1/customers/1", attributes), 400, name)
+        self.assertEqual(self.records("customers"), [])
+        self.identify("1", **{f"{name}.topics.t": True, f"{name}.topics.u": True})
+        self.identify("1", **{f"{name}.topics.t": None})
+        self.assertEqual(self.person("1")["attributes"][name], {"topics": {"u": True}})
+
+    def test_a_phone_after_an_auto_merge_goes_to_the_survivor(self) -> None:
+        self.fake = Fake(Settings(phone=True))
+        self.identify("a@example.com")
+        self.identify("1")
+        self.identify("1", email="a@example.com", phone="+15551234567")
+        (person,) = self.records("customers")
+        self.assertEqual((person["id"], person["attributes"]["phone"]), ("1", "+15551234567"))
+        self.entity(type="person", action="identify", identifiers={"phone": "+15551234567"})
+        self.assertEqual(len(self.records("customers")), 1)
+
+    def test_removing_somebody_twice_from_a_segment(self) -> None:
+        self.identify("1")
+        self.ok("POST", "/api/v1/segments/1/add_customers", {"ids": ["1"]})
+        self.ok("POST", "/api/v1/segments/1/remove_customers", {"ids": ["1", "1"]})
+        self.assertEqual(self.records("segments")[0]["customer_ids"], [])
+
+    def test_a_wrong_type_in_a_send_leaves_nothing_behind(self) -> None:
+        good = {"to": "a@b.cd", "transactional_message_id": 1, "identifiers": {"id": "1"}}
+        rows: list[dict[str, Any]] = [
+            {"language": ["de"]},
+            {"message_data": "x"},
+            {"queue_draft": "yes"},
+            {"subject": 5},
+            {"transactional_message_id": True},
+            {"headers": "nonsense"},
+            {"headers": '[{"name":"Subject","value":"x"}]'},
+            {"headers": [{"name": "X-A", "value": "\u00e4"}]},
+            {"attachments": {"a\r\nb.txt": "eA=="}},
+            {"body": "x" * 1_000_001},
+        ]
+        for more in rows:
+            reply = self.call("POST", "/v1/send/email", {**good, **more})
+            self.assertEqual(reply.status, 400, more)
+        self.assertEqual((self.records("deliveries"), self.records("customers")), ([], []))
+
+    def test_strict_mode_refuses_what_would_be_dropped(self) -> None:
+        rows: list[tuple[str, dict[str, Any]]] = [
+            ("track", {"userId": "1", "event": "x" * 101}),
+            ("identify", {"userId": "i" * 200}),
+            ("identify", {"userId": "1", "traits": {"a": "x" * 1001}}),
+            ("identify", {"anonymousId": "a"}),
+            ("track", {"userId": "1", "event": "Device Created or Updated"}),
+            ("group", {"userId": "1", "groupId": "x", "traits": {"objectTypeId": "x"}}),
+            ("track", {"userId": "1", "event": "x", "properties": {"a": "x" * 40_000}}),
+        ]
+        for kind, body in rows:
+            with self.subTest(kind=kind):
+                reply = self.call("POST", f"/v1/{kind}", body, x_strict_mode="1")
+                self.assertEqual(reply.status, 400)
+        for name in ("customers", "events", "pipeline-events", "dropped"):
+            self.assertEqual(self.records(name), [], name)
+        self.assertTrue(self.call("POST", "/v1/track", rows[-1][1]).reason)
+        self.assertEqual(self.records("events"), [])
+
+    def test_in_an_id_only_workspace(self) -> None:
+        self.fake = Fake(Settings(identifiers="id"))
+        self.identify("1", email="a@example.com")
+        cio_id = self.person("1")["cio_id"]
+        self.assertEqual(self.identify(f"cio_{cio_id}", id="2").status, 200)
+        self.identify("2", email="b@example.com", _timestamp=1000)
+        self.assertEqual(self.person("2")["identifiers"]["email"], "a@example.com")
+        body = {"traits": {"email": "c@example.com"}}
+        self.assertIn(
+            "does not know people by email", self.call("POST", "/v1/identify", body).reason
+        )
+        merge = {"type": "person", "action": "merge", "primary": {"email": "a@example.com"}}
+        self.assertEqual(self.entity(**merge, secondary={"id": "2"}).status, 400)
+        self.assertEqual(len(self.records("customers")), 1)
+
+    def test_a_merge_keeps_both_sides_topics_and_renames_deliveries(self) -> None:
+        name = "cio_subscription_preferences"
+        self.identify("1", **{name: {"topics": {"topic_1": True}}})
+        self.identify("2", **{name: {"topics": {"topic_1": False, "topic_2": False}}})
+        message = {"to": "a@b.cd", "transactional_message_id": 1, "identifiers": {"id": "2"}}
+        self.ok("POST", "/v1/send/email", message)
+        body = {"primary": {"id": "1"}, "secondary": {"id": "2"}}
+        self.ok("POST", "/api/v1/merge_customers", body)
+        topics = self.person("1")["attributes"][name]["topics"]
+        self.assertEqual(topics, {"topic_1": True, "topic_2": False})
+        self.assertEqual(len(self.records("deliveries", "?customer_id=1&state=delivered")), 1)
+
+    def test_300_attributes_are_a_persons_limit_too(self) -> None:
+        self.identify("1", **{f"a{i}": i for i in range(200)})
+        reply = self.identify("1", a0="new", **{f"b{i}": i for i in range(200)})
+        self.assertIn("too many attributes", reply.reason)
+        attributes = self.person("1")["attributes"]
+        self.assertEqual((len(attributes), attributes["a0"]), (200, "new"))
+
+    def test_an_older_update_is_told(self) -> None:
+        self.identify("1", a=1)
+        self.assertIn("skipped_update: a", self.identify("1", a=2, _timestamp=1000).reason)
+
+    def test_limits_count_inflated_bytes(self) -> None:
+        item = {"type": "person", "action": "event", "name": "x", "identifiers": {"id": "1"}}
+        body = gzip.compress(json.dumps({**item, "attributes": {"a": "x" * 60_000}}).encode())
+        reply = self.call("POST", "/api/v2/entity", body, content_encoding="gzip")
+        self.assert_errors(reply, 400, "32768")
+
+    def test_nothing_is_related_to_nobody(self) -> None:
+        value = [{"identifiers": {"object_type_id": "1", "object_id": "o"}}]
+        relationships = {"action": "add_relationships", "relationships": value}
+        self.identify("1", _update=True, cio_relationships=relationships)
+        self.assertEqual(self.records("objects"), [])
+
+    def test_an_empty_list_of_recipients_reaches_nobody(self) -> None:
+        everybody = {"attribute": {"field": "cio_id", "operator": "exists"}}
+        actions = [{"subject": "s", "body": "b"}]
+        seed = {"broadcasts": [{"id": 1, "recipients": everybody, "actions": actions}]}
+        self.fake = Fake(Settings(), {**seed, "customers": [{"id": "1"}]})
+        self.ok("POST", "/v1/campaigns/1/triggers", {"ids": []})
+        self.assertEqual(self.records("deliveries"), [])
+        self.ok("POST", "/v1/campaigns/1/triggers", {})
+        self.assertEqual(len(self.records("deliveries")), 1)
+
+    def test_segments_that_ask_for_each_other_have_nobody(self) -> None:
+        segments = [
+            {"id": 1, "name": "a", "conditions": {"segment": {"id": 2}}},
+            {"id": 2, "name": "b", "conditions": {"segment": {"id": 1}}},
+        ]
+        self.fake = Fake(Settings(), {"segments": segments, "customers": [{"id": "1"}]})
+        self.assertEqual(self.ok("GET", "/v1/segments/1/customer_count"), {"count": 0})
+
+    def test_records_are_the_tests_own(self) -> None:
+        with CustomerioServer(port=0) as cio:
+            self.fake = cio.fake
+            self.identify("1", plan="pro")
+            cio.people[0]["attributes"].clear()
+            self.assertEqual(cio.people[0]["attributes"], {"plan": "pro"})
+
+
+class Preferences(SeededTest):
+    """Who does not want a message does not get it."""
+
+    def test_topics_channels_and_opt_outs_keep_newsletters_back(self) -> None:
+        self.fake.workspace.shelves["newsletters"].change(30, {"subscription_topic_id": 1})
+        name = "cio_subscription_preferences"
+        wishes: list[dict[str, Any]] = [
+            {name: {"topics": {"topic_1": False}}},
+            {name: {"channels": {"email": False}}},
+            {"unsubscribed": True},
+            {},
+        ]
+        for number, wish in enumerate(wishes):
+            self.identify(f"p{number}", email=f"p{number}@example.com", plan="pro", **wish)
+        self.ok("POST", "/v1/newsletters/30/send", {})
+        states = {row["customer_id"]: row["state"] for row in self.records("deliveries")}
+        expected = ["undeliverable"] * 3 + ["delivered"]
+        self.assertEqual([states[f"p{number}"] for number in range(4)], expected)
+
+    def test_a_sender_identity_gives_the_from_address(self) -> None:
+        self.ok("POST", "/v1/newsletters/30/send", {})
+        rendered = self.records("deliveries")[-1]["rendered"]
+        self.assertEqual(rendered["from"], "Shop <shop@example.com>")
+
+    def test_a_newsletter_created_with_a_date_is_sent_then(self) -> None:
+        soon = self.fake.workspace.seconds() + 60
+        body = {**AppNewsletters.GOOD, "scheduled_at": soon}
+        number = self.ok("POST", "/v1/newsletters", body)["newsletter"]["id"]
+        self.ok("PUT", "/__parlel/clock", {"advance": 61, "freeze": True})
+        self.assertEqual(len(self.ok("GET", f"/v1/newsletters/{number}/messages")["messages"]), 1)
+        self.assertEqual(self.records("deliveries")[-1]["received_at"], soon)
+
+    def test_exports_find_deliveries_by_what_sent_them(self) -> None:
+        self.ok("POST", "/v1/newsletters/30/send", {})
+        for order in ({"newsletter_id": 30}, {"campaign_id": 1}, {"action_id": 11}):
+            number = self.ok("POST", "/v1/exports/deliveries", order)["export"]["id"]
+            self.assertEqual(self.ok("GET", f"/v1/exports/{number}")["export"]["total"], 1)
 
 
 NAMESPACES = frozenset({"customer", "event", "trigger", "snippets"})
