@@ -63,6 +63,7 @@ import re
 import selectors
 import socket
 import socketserver
+import struct
 import sys
 import threading
 import time
@@ -3500,6 +3501,59 @@ def _passed_over(count: int) -> str:
     return f"passed over: {count} of the ids name nobody here" if count else ""
 
 
+#: What a fault does, one of them; `latency` goes with any, or stands alone.
+EFFECTS = ("status", "reset", "empty", "truncate", "hang", "trickle")
+
+
+class Fault:
+    """A rule of what goes wrong on purpose, and how often it did.
+
+    `rule` is as it was asked for, `operations` names those that it is about, as in
+    "PUT /api/v1/customers/{identifier}".
+    """
+
+    __slots__ = ("_random", "fired", "id", "matched", "operations", "rule")
+
+    def __init__(self, id: int, rule: Json, operations: FrozenSet[str]) -> None:
+        from random import Random
+
+        self.id, self.rule, self.operations = id, rule, operations
+        self.matched = self.fired = 0
+        self._random = Random(rule.get("seed", 0))
+
+    @property
+    def effect(self) -> str:
+        """Which of the EFFECTS it has, or "latency"."""
+        return next((name for name in EFFECTS if name in self.rule), "latency")
+
+    @property
+    def spent(self) -> bool:
+        """Whether it has fired as often as it may."""
+        return bool(self.fired >= self.rule.get("times", math.inf))
+
+    def fires(self) -> bool:
+        """Count a request that matches; whether it is one that goes wrong. Under the lock."""
+        if self.spent:
+            return False
+        self.matched += 1
+        turn = self.matched - self.rule.get("after", 0)
+        if turn <= 0 or turn % self.rule.get("every", 1):
+            return False
+        fires = bool(self._random.random() < self.rule.get("probability", 1))
+        self.fired += fires
+        return fires
+
+    def delay(self) -> float:
+        """For how long to wait this time, in seconds."""
+        latency, jitter = self.rule.get("latency", 0), self.rule.get("jitter", 0)
+        return float(max(0, latency + jitter * (2 * self._random.random() - 1)))
+
+    def record(self) -> Json:
+        """The rule as `/__parlel/faults` shows it."""
+        counts = {"matched": self.matched, "fired": self.fired, "active": not self.spent}
+        return {"id": self.id, **self.rule, **counts}
+
+
 class Workspace:
     """All that was recorded, and the verbs that change it. A reset is a new Workspace.
 
@@ -3548,6 +3602,9 @@ class Workspace:
         #: What was said about attributes and events, by name.
         self.index: Dict[str, Dict[str, Json]] = {}
         self.ip_addresses: List[str] = []
+        #: What goes wrong on purpose, by id, and those of it that may still fire.
+        self.faults: Dict[int, Fault] = {}
+        self.armed: Tuple[Fault, ...] = ()
         #: When calls that have a rate limit were made, by limit.
         self.calls: Dict[str, Deque[float]] = {}
         self.segments: Dict[int, Segment] = {}
@@ -3570,6 +3627,10 @@ class Workspace:
         """The next number of a kind, from 1 up."""
         number = self._counters[what] = self._counters.get(what, 0) + 1
         return number
+
+    def rearm(self) -> None:
+        """Note which faults may still fire, after a change to them. Under the lock."""
+        self.armed = tuple([fault for fault in self.faults.values() if not fault.spent])
 
     def seconds(self) -> int:
         """The current time in whole Unix seconds."""
@@ -5835,13 +5896,15 @@ class Request:
 class Response:
     """One HTTP answer. `close` ends the connection after it; `after` is freed once it is sent."""
 
-    __slots__ = ("after", "body", "close", "headers", "status")
+    __slots__ = ("after", "body", "close", "fault", "headers", "status")
 
     def __init__(
         self, status: int = 200, body: bytes = b"", headers: Headers = (), close: bool = False
     ) -> None:
         self.status, self.body, self.headers, self.close = status, body, headers, close
         self.after: Any = None
+        #: What went wrong on purpose; the server does to the bytes what it says.
+        self.fault: Optional[Fault] = None
 
 
 def compact_line(value: Json) -> bytes:
@@ -6129,6 +6192,7 @@ class Entry(NamedTuple):
             "duration_ms": round(self.took * 1000, 3),
             "response": body_as_read(response.body),
             "reason": reasons.get(REASON_HEADER),
+            "fault": response.fault.id if response.fault else None,
         }
 
 
@@ -6165,6 +6229,10 @@ class Fake:
         """Begin with a workspace that is empty, or filled by a seed document."""
         self.settings, self._seed = settings, seed
         self.closed = False
+        #: Set when the server stops; who waits on purpose waits no longer then.
+        self.ending = threading.Event()
+        #: The thread that must never wait: the server's loop. No fault is for it.
+        self.hurried: Optional[int] = None
         self._jobs: List[threading.Thread] = []
         self.outbox: Optional[Outbox] = None
         self.workspace = self._fresh()
@@ -6223,6 +6291,7 @@ class Fake:
 
     def open(self) -> None:
         """Let things run in the background again."""
+        self.ending.clear()
         self.closed = False
         if self.outbox is not None:
             self.outbox.open()
@@ -6266,7 +6335,10 @@ class Fake:
             if api.name == "app" and (self.settings.rate_limits or self.settings.broadcast_limit):
                 check_rate(workspace, self.settings, operation, request)
             arguments = map(decoded, request.arguments)
-            return answer(api, operation.handler(Call(self, workspace, request), *arguments))
+            call = Call(self, workspace, request)
+            if workspace.armed:
+                return self._at_risk(call, list(arguments))
+            return answer(api, operation.handler(call, *arguments))
         except NotANumber as error:
             return self._not_a_number(api, request, error)
         except ApiError as error:
@@ -6280,7 +6352,33 @@ class Fake:
             find_operation(request)
         except ApiError:  # `handle` will say so
             return False
-        return cast(Operation, request.operation).heavy
+        operation, armed = cast(Operation, request.operation), self.workspace.armed
+        return operation.heavy or bool(armed and concerning(armed, operation))
+
+    def _at_risk(self, call: Call, arguments: Sequence[str]) -> Response:
+        """Answer while there are faults: one of them may have its way."""
+        fault = None if threading.get_ident() == self.hurried else fault_for(call)
+        if fault is None:
+            return self._outcome(call, arguments)
+        late, response = fault.rule["when"] == "after", Response()
+        log.info("fault %d: %s for %s", fault.id, fault.effect, call.request.target)
+        if not late:
+            self.ending.wait(fault.delay())
+        if late or fault.effect == "latency":
+            response = self._outcome(call, arguments)
+        if late:
+            self.ending.wait(fault.delay())
+        return spoiled(cast(Operation, call.request.operation).api, fault, response)
+
+    def _outcome(self, call: Call, arguments: Sequence[str]) -> Response:
+        """What a call comes to; a refusal is an answer, too."""
+        operation = cast(Operation, call.request.operation)
+        try:
+            return answer(operation.api, operation.handler(call, *arguments))
+        except NotANumber as error:
+            return self._not_a_number(operation.api, call.request, error)
+        except ApiError as error:
+            return failure(operation.api, error)
 
     def admit(self, api: Api, request: Request) -> None:
         """Check the credentials. Raises ApiError 401, or 403 for the control endpoints."""
@@ -6416,6 +6514,126 @@ def failure(api: Api, error: ApiError) -> Response:
 
 def _header_text(text: str) -> str:
     return re.sub(r"[^ -~]", "?", text)[:1000]
+
+
+# ---- faults: what goes wrong on purpose
+
+#: What an error says unless the rule has a body, where it is known (observed; reference); the
+#: others say what their status means.
+FAULT_TEXTS = {
+    401: "Unauthorized request",
+    429: "rate limited to 10 requests per 1s (reference a1b2c3)",
+}
+_BODILESS = (204, 205, 304)
+
+
+def concerning(faults: Iterable[Fault], operation: Operation) -> List[Fault]:
+    """Those of the faults that are about an operation."""
+    label = f"{operation.method} {operation.path}"
+    return [fault for fault in faults if label in fault.operations]
+
+
+def fault_for(call: Call) -> Optional[Fault]:
+    """The first rule whose turn it is; the rules behind it don't count this request."""
+    workspace = call.workspace
+    faults = concerning(workspace.armed, cast(Operation, call.request.operation))
+    people, events = mentioned(call) if faults else (set(), set())
+    with workspace.lock:
+        for fault in faults:
+            if _befalls(fault.rule["match"], call, people, events) and fault.fires():
+                if fault.spent:
+                    workspace.rearm()
+                return fault
+    return None
+
+
+def _befalls(match: Json, call: Call, people: Set[str], events: Set[str]) -> bool:
+    from fnmatch import fnmatchcase
+
+    if "event" in match and match["event"] not in events:
+        return False
+    if "person" in match and people.isdisjoint(_known_as(call.workspace, match["person"])):
+        return False
+    return fnmatchcase(unquote(call.request.path), match.get("path", "*"))
+
+
+def _known_as(workspace: Workspace, text: str) -> Set[str]:
+    """A person's identifiers: a rule that names one of them is about all."""
+    for kind in ("id", "email", "cio_id"):
+        person = workspace.people.find((kind, text))
+        if person is not None:
+            names = {str(name) for name in person.record()["identifiers"].values() if name}
+            return {_name_key(name) for name in {*names, text, "cio_" + person.cio_id}}
+    return {_name_key(text)}
+
+
+def _name_key(value: Json) -> str:
+    text = as_text(value)
+    return text.lower() if "@" in text else text
+
+
+# Where requests name people, in their path, their body, or parts of it.
+_NAMING_ARGUMENTS = ("identifier", "customer_id", "email_address")
+_NAMING_FIELDS = (
+    "id", "email", "cio_id", "phone", "anonymous_id", "userId", "anonymousId", "customer_id", "to",
+)  # fmt: skip
+_NAMING_PARTS = ("identifiers", "primary", "secondary", "traits", "data")
+
+
+def mentioned(call: Call) -> Tuple[Set[str], Set[str]]:
+    """Whom and which events a request names, as far as can be seen."""
+    request, operation = call.request, cast(Operation, call.request.operation)
+    places = re.findall(r"\{(\w+)\}", operation.path)
+    named = zip(places, request.arguments)
+    people = {_name_key(unquote(text)) for place, text in named if place in _NAMING_ARGUMENTS}
+    try:
+        body, query = call.json(), request.query()
+    except ApiError:
+        return people, set()
+    items = _items_of(body)
+    parts = [query, *items, *(_part_of(item, name) for item in items for name in _NAMING_PARTS)]
+    people |= {_name_key(part[name]) for part in parts for name in _NAMING_FIELDS if name in part}
+    has_events = operation.path.endswith("events") or operation.api in (TRACK_V2, PIPELINES)
+    pairs = ((item, name) for item in items for name in ("name", "event"))
+    events = {as_text(item[name]) for item, name in pairs if has_events and name in item}
+    return people, events
+
+
+def _items_of(body: Json) -> List[Json]:
+    """A body and the items of its batch, as far as they are objects."""
+    batch = body.get("batch") if isinstance(body, dict) else None
+    items = [body, *(batch if isinstance(batch, list) else ())]
+    return [item for item in items if isinstance(item, dict)]
+
+
+def _part_of(item: Json, name: str) -> Json:
+    part = item.get(name)
+    return part if isinstance(part, dict) else {}
+
+
+def spoiled(api: Api, fault: Fault, response: Response) -> Response:
+    """What is left of an answer; its status is 0 if there is none."""
+    if fault.effect == "status":
+        response = _fault_answer(api, fault.rule)
+    elif fault.effect in ("reset", "empty", "hang"):
+        response = Response(0)
+    response.fault = fault
+    return with_reason(response, f"fault {fault.id}: {fault.effect}, {fault.rule['when']}")
+
+
+def _fault_answer(api: Api, rule: Json) -> Response:
+    """An error in the words of its API, unless the rule has words of its own."""
+    status = rule["status"]
+    phrase = HTTPStatus(status).phrase if status in set(HTTPStatus) else f"status {status}"
+    headers = [("Retry-After", as_text(rule["retry_after"]))] if "retry_after" in rule else []
+    kind = Unauthorized if status == 401 else ApiError
+    response = failure(api, kind(status, FAULT_TEXTS.get(status, phrase), headers=headers))
+    body = rule.get("body", {})
+    if "body" in rule or status < 400:
+        response.body = body.encode() if isinstance(body, str) else api.write(body)
+    if status in _BODILESS:
+        response.body = b""
+    return response
 
 
 _METHODS = "GET, HEAD, POST, PUT, DELETE, OPTIONS"
@@ -11284,7 +11502,7 @@ COLLECTIONS = {
         "requests",
         operator.attrgetter("journal"),
         ("id", "at", "method", "path", "decoded_path", "query", "headers", "body", "operation",
-         "api", "person", "status", "duration_ms", "response", "reason"),
+         "api", "person", "status", "duration_ms", "response", "reason", "fault"),
     ),
     "dropped": Collection(
         "dropped",
@@ -11697,6 +11915,153 @@ def unsubscribe_by_link(call: Call, delivery_id: str) -> Response:
     return Response(200, b"<!doctype html><p>You have been unsubscribed.</p>\n", _HTML)
 
 
+# ---- faults
+
+
+def _amount(least: float, most: float, *kinds: type) -> Check:
+    typed, what = typed_field(*kinds), "a number" if float in kinds else "a whole number"
+    text = f"must be {what} from {least} to {most}"
+    return lambda value: text if typed(value) or not least <= value <= most else ""
+
+
+_COUNT = _amount(1, 10**9, int)
+_SECONDS = _amount(0, 3600, int, float)
+_SWITCH: Check = lambda value: "" if value is True else "must be true"  # noqa: E731
+#: What a rule may have: how it is checked, and an example. What it must match comes first.
+FAULT_FIELDS: Dict[str, Tuple[Check, Json]] = {
+    "match.operation": (text_field(1000), "POST /v1/send/email"),
+    "match.method": (text_field(1000), "POST"),
+    "match.path": (text_field(1000), "/api/v1/customers/*"),
+    "match.person": (text_field(1000), "ada@example.com"),
+    "match.event": (text_field(1000), "signup"),
+    "match": (typed_field(dict), {"operation": "POST /v1/send/email"}),
+    "times": (_COUNT, 2),
+    "every": (_COUNT, 3),
+    "after": (_amount(0, 10**9, int), 1),
+    "probability": (_amount(0, 1, int, float), 0.5),
+    "seed": (_amount(0, 10**15, int), 7),
+    "when": (choice_field("before", "after"), "after"),
+    "status": (_amount(200, 599, int), 503),
+    "body": (lambda value: "", {"meta": {"error": "down for maintenance"}}),
+    "retry_after": (typed_field(int, float, str), 1),
+    "latency": (_SECONDS, 0.5),
+    "jitter": (_SECONDS, 0.1),
+    "reset": (_SWITCH, True),
+    "empty": (_SWITCH, True),
+    "truncate": (_amount(0, 10**9, int), 10),
+    "hang": (_SWITCH, True),
+    "trickle": (_amount(1, 10**9, int, float), 100),
+}
+_FAULT_NEEDS = {"body": "status", "retry_after": "status", "jitter": "latency"}
+
+
+def _bad_fault(name: str, problem: str) -> ApiError:
+    """A 400 about one field, with an example of how it is meant."""
+    outer, _, inner = name.partition(".")
+    value = FAULT_FIELDS[name][1] if name in FAULT_FIELDS else 503
+    rule: Json = {} if outer in EFFECTS else {"status": 503}
+    if outer in _FAULT_NEEDS:
+        rule = {_FAULT_NEEDS[outer]: FAULT_FIELDS[_FAULT_NEEDS[outer]][1], **rule}
+    if name in FAULT_FIELDS:
+        rule = {**rule, outer: {inner: value} if inner else value}
+    return invalid(f"{name} {problem}, as in {as_text(rule)}", name)
+
+
+def add_fault(workspace: Workspace, body: Json) -> Fault:
+    """Let something go wrong from now on. Raises ApiError 400."""
+    when = "after" if "truncate" in body or "trickle" in body else "before"
+    rule = {"match": {}, "when": when, **body}
+    _check_fault(rule)
+    operations = _operations_of(rule["match"])
+    with workspace.lock:
+        fault = Fault(workspace.count("fault"), rule, operations)
+        workspace.faults[fault.id] = fault
+        workspace.rearm()
+    return fault
+
+
+def _check_fault(rule: Json) -> None:
+    match = rule["match"] if isinstance(rule["match"], dict) else {}
+    for name, value in [*rule.items(), *((f"match.{k}", v) for k, v in match.items())]:
+        if name not in FAULT_FIELDS or ("." in name and name in rule):
+            raise _bad_fault(name, f"is no field of a rule; there are {', '.join(FAULT_FIELDS)}")
+        wrong = FAULT_FIELDS[name][0](value)
+        if wrong:
+            raise _bad_fault(name, wrong)
+    effects = [name for name in EFFECTS if name in rule]
+    if len(effects) != 1 and (effects or "latency" not in rule):
+        others = ", ".join(EFFECTS[1:])
+        raise _bad_fault("status", f"or exactly one other effect is needed: {others} or latency")
+    if rule["when"] == "before" and effects and effects[0] in ("truncate", "trickle"):
+        raise _bad_fault("when", f"must be after: {effects[0]} takes the answer to what was done")
+    for name, needed in _FAULT_NEEDS.items():
+        if name in rule and needed not in rule:
+            raise _bad_fault(name, f"goes with {needed}")
+
+
+def _operations_of(match: Json) -> FrozenSet[str]:
+    """The operations that a rule is about: one, those that begin so, or that fit a pattern."""
+    import difflib
+
+    wanted, method = match.get("operation", ""), match.get("method", "").upper()
+    rows = [row for row in ROUTES if row.api.name not in ("shared", "control")]
+    labels = [f"{row.method} {row.path}" for row in rows if method in ("", row.method)]
+    found = [label for label in labels if label == wanted]
+    found = found or [label for label in labels if label.startswith(wanted)]
+    with contextlib.suppress(re.error):
+        found = found or [label for label in labels if re.fullmatch(wanted, label)]
+    if not found:
+        near = difflib.get_close_matches(wanted[:200], labels, n=3, cutoff=0.5)
+        hint = f" (did you mean {' or '.join(near)}?)" if near else ""
+        field = "match.operation" if labels else "match.method"
+        raise _bad_fault(field, f"fits none of the operations{hint}")
+    return frozenset(found)
+
+
+def remove_faults(workspace: Workspace, id: Optional[str] = None) -> List[Fault]:
+    """Take one rule away, or all; gives what was there."""
+    with workspace.lock:
+        gone = [f for f in workspace.faults.values() if id is None or str(f.id) == id]
+        for fault in gone:
+            del workspace.faults[fault.id]
+        workspace.rearm()
+    return gone
+
+
+def fault_records(workspace: Workspace) -> List[Json]:
+    """All rules, oldest first."""
+    with workspace.lock:
+        return [fault.record() for fault in workspace.faults.values()]
+
+
+@route("GET", "/__parlel/faults", CONTROL)
+def list_faults(call: Call) -> Json:
+    """List the rules of what goes wrong, with how often each matched and fired."""
+    rows = fault_records(call.workspace)
+    return {"faults": rows, "count": len(rows)}
+
+
+@route("POST", "/__parlel/faults", CONTROL)
+def create_fault(call: Call) -> Json:
+    """Let requests go wrong that match a rule."""
+    return add_fault(call.workspace, call.body()).record()
+
+
+@route("DELETE", "/__parlel/faults", CONTROL)
+def delete_faults(call: Call) -> Json:
+    """Let nothing go wrong any more."""
+    return {"removed": len(remove_faults(call.workspace))}
+
+
+@route("DELETE", "/__parlel/faults/{id}", CONTROL)
+def delete_fault(call: Call, id: str) -> Json:
+    """Take one rule away; shows how often it matched and fired."""
+    gone = remove_faults(call.workspace, id)
+    if not gone:
+        raise ApiError(404, f"there is no fault '{id}'")
+    return gone[0].record()
+
+
 # ---- the clock
 
 
@@ -12033,8 +12398,8 @@ class Connection:
     """One client's socket and what was read from it."""
 
     __slots__ = (
-        "draining", "framer", "fresh", "kept", "peer", "ready", "since", "socket",
-        "unsent",
+        "draining", "fault", "framer", "fresh", "kept", "peer", "ready", "since",
+        "socket", "unsent",
     )  # fmt: skip
 
     def __init__(self, sock: socket.socket, peer: str, max_body: int, now: float) -> None:
@@ -12050,6 +12415,8 @@ class Connection:
         self.kept = False
         #: What a thread has to do first: send the rest of an answer, answer a request.
         self.unsent = b""
+        #: What goes wrong on purpose with the answer on its way.
+        self.fault: Optional[Fault] = None
         self.ready: Optional[Request] = None
 
     @property
@@ -12115,7 +12482,7 @@ class Server(ThreadingHTTPServer):
 
     def serve_forever(self, poll_interval: float = 1.0) -> None:
         """Answer until `shutdown`; look for timeouts every `poll_interval` seconds."""
-        swept = self._now
+        swept, self.fake.hurried = self._now, threading.get_ident()
         while not self._stopping:
             waiting = self._open or self.fake.workspace.clock.pending
             self._turn(poll_interval if waiting else None)
@@ -12124,6 +12491,7 @@ class Server(ThreadingHTTPServer):
                 swept = self._now
                 self._sweep(swept)
         self._turn(0)  # what has arrived by now is answered
+        self.fake.hurried = None
 
     def _turn(self, timeout: Optional[float]) -> None:
         ready = self._selector.select(timeout)
@@ -12144,6 +12512,7 @@ class Server(ThreadingHTTPServer):
     def shutdown(self) -> None:
         """Make `serve_forever` return; from any thread."""
         self._stopping = True
+        self.fake.ending.set()
         self._wake()
 
     def _wake(self) -> None:
@@ -12279,6 +12648,8 @@ class Server(ThreadingHTTPServer):
         response = self.fake.handle(request)
         if response.close:
             framer.keep_alive = False
+        if response.fault is not None:
+            connection.fault = response.fault
         if response.after is not None:
             self._spent.append(response.after)
         if log.isEnabledFor(logging.INFO):
@@ -12462,10 +12833,47 @@ class WaitingHandler(BaseHTTPRequestHandler):
         if request is None:
             self.close_connection = True
             return
-        self.connection.sendall(self.server.respond(connection, request))
+        self._deliver(self.server.respond(connection, request))
         connection.ready = None
         self.close_connection = not connection.framer.keep_alive
         connection.kept = not self.close_connection and connection.framer.scheme == "http"
+
+    def _deliver(self, data: bytes) -> None:
+        """Send an answer, unless something is to go wrong with it."""
+        connection = self.request
+        fault, connection.fault = connection.fault, None
+        if fault is None or fault.effect in ("status", "latency"):
+            self.connection.sendall(data)
+        elif fault.effect == "trickle":
+            self._trickle(data, fault.rule["trickle"])
+        else:
+            self._break_off(fault, data)
+
+    def _trickle(self, data: bytes, rate: float) -> None:
+        """Send so many bytes a second, at most 20 times; what is left at once on `stop`."""
+        size = max(1, int(rate / 20))
+        for start in range(0, len(data), size):
+            self.connection.sendall(data[start : start + size])
+            if start + size < len(data):
+                self.server.fake.ending.wait(size / rate)
+
+    def _break_off(self, fault: Fault, data: bytes) -> None:
+        """End the connection without a whole answer."""
+        framer = self.request.framer
+        framer.keep_alive, framer.buffer = False, b""
+        self.request.ready = None  # so that `stop` need not wait for it
+        if fault.effect == "reset":
+            linger = struct.pack("hh" if os.name == "nt" else "ii", 1, 0)
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            return
+        if fault.effect == "hang":
+            self.connection.settimeout(None)
+            while self.connection.recv(65536):
+                pass
+            return
+        if fault.effect == "truncate":
+            self.connection.sendall(data[: data.find(b"\r\n\r\n") + 4 + fault.rule["truncate"]])
+        self._linger()
 
     def _next_request(self) -> Optional[Request]:
         connection = self.request
@@ -12777,6 +13185,32 @@ class CustomerioServer:
     def reset(self) -> None:
         """Forget everything that was recorded."""
         self.fake.reset()
+
+    # ---- what goes wrong on purpose
+
+    def fail(self, operation: str = "", **rule: Any) -> int:
+        """Let requests go wrong; returns the id of the rule. Raises ApiError for a bad one.
+
+        Which: `operation`, `method`, `path`, `person`, `event`; when: `times`, `every`, `after`,
+        `probability` with `seed`, `when` ("before" or "after" the write); how: one of `status`
+        (with `body`, `retry_after`), `latency` (with `jitter`), `reset`, `empty`, `truncate`,
+        `hang`, `trickle`.
+
+            cio.fail("POST /v1/send/email", times=2, status=503, retry_after=1)
+        """
+        names = ("method", "path", "person", "event")
+        match = {name: rule.pop(name) for name in names if name in rule}
+        match.update({"operation": operation} if operation else {})
+        return add_fault(self.fake.workspace, {"match": match, **rule}).id
+
+    @property
+    def faults(self) -> List[Json]:
+        """The rules of what goes wrong, with how often each matched and fired."""
+        return fault_records(self.fake.workspace)
+
+    def mend(self, id: Optional[int] = None) -> None:
+        """Let one rule, or all, go wrong no more."""
+        remove_faults(self.fake.workspace, None if id is None else str(id))
 
     @property
     def requests(self) -> List[Json]:

@@ -36,7 +36,7 @@ import urllib.error
 import urllib.request
 import warnings
 import zlib
-from typing import Any, Callable, ClassVar, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, ClassVar, Dict, Iterator, List, NamedTuple, Optional, Tuple
 from unittest import mock
 
 import customerio_fake
@@ -3822,6 +3822,312 @@ class Preferences(SeededTest):
             self.assertEqual(self.ok("GET", f"/v1/exports/{number}")["export"]["total"], 1)
 
 
+class FaultTest(FakeTest):
+    """Helpers for rules of what goes wrong."""
+
+    def fail(self, msg: Any = None, **rule: Any) -> Any:
+        """Add a rule, unless it is unittest that calls."""
+        if not rule:
+            return super().fail(msg)
+        return self.ok("POST", "/__parlel/faults", rule)["id"]
+
+    def statuses(self, count: int, person: str = "1") -> List[int]:
+        return [self.identify(person).status for _ in range(count)]
+
+
+class Faults(FaultTest):
+    """Which requests go wrong, and how, without a socket."""
+
+    def test_errors_come_in_the_words_of_their_api(self) -> None:
+        text = "Service Unavailable"
+        rows: List[Tuple[str, str, Any]] = [
+            ("PUT", "/api/v1/customers/1", {"meta": {"errors": [text]}}),
+            ("POST", "/v1/send/email", {"meta": {"error": text}}),
+            ("POST", "/api/v2/entity", {"meta": {"error": text}}),
+            ("GET", "/v1/exports", {"errors": [{"detail": text, "status": "503"}]}),
+            ("POST", "/v1/track", {"code": 503, "message": text}),
+        ]
+        self.fail(status=503, retry_after=2)
+        for method, path, body in rows:
+            reply = self.call(method, path, {})
+            self.assertEqual((reply.status, {**reply.json, **body}), (503, reply.json), path)
+            self.assertEqual(reply.headers["retry-after"], "2")
+            self.assertEqual(reply.reason, "fault 1: status, before")
+        self.assertEqual(self.records("customers"), [])
+
+    def test_every_status_and_a_body_of_your_own(self) -> None:
+        rows: List[Tuple[Dict[str, Any], bytes]] = [
+            ({"status": 401}, b'{\n  "meta": {\n    "error": "Unauthorized request"\n  }\n}\n'),
+            ({"status": 202}, b"{}\n"),
+            ({"status": 204}, b""),
+            ({"status": 502, "body": "<h1>Bad Gateway</h1>"}, b"<h1>Bad Gateway</h1>"),
+            ({"status": 500, "body": {"a": 1}}, b'{\n  "a": 1\n}\n'),
+        ]
+        for rule, body in rows:
+            with self.subTest(rule):
+                self.fail(times=1, **rule)
+                reply = self.identify("1")
+                self.assertEqual((reply.status, reply.body), (rule["status"], body))
+                self.assertNotIn("retry-after", reply.headers)
+        self.fail(status=522)
+        self.assertEqual(self.identify("1").json, {"meta": {"errors": ["status 522"]}})
+
+    def test_before_the_write_and_after_it(self) -> None:
+        self.fail(status=500, match={"person": "1"})
+        self.fail(status=500, when="after", match={"person": "2"})
+        self.assertEqual((self.statuses(1, "1"), self.statuses(1, "2")), ([500], [500]))
+        self.assertEqual([row["id"] for row in self.records("customers")], ["2"])
+
+    def test_after_a_refusal_or_what_is_no_number(self) -> None:
+        self.fail(status=503, when="after", times=2)
+        self.assertEqual(self.call("PUT", "/api/v1/customers/1", b"[").status, 503)
+        self.assertEqual(self.call("PUT", "/api/v1/customers/1", b'{"a": NaN}').status, 503)
+        self.assertEqual(self.call("PUT", "/api/v1/customers/1", b"[").status, 400)
+        self.assertEqual(self.records("customers"), [])
+
+    def test_times_every_and_after(self) -> None:
+        rows = [
+            ({"times": 2}, [503, 503, 200, 200, 200, 200, 200]),
+            ({"after": 2}, [200, 200, 503, 503, 503, 503, 503]),
+            ({"every": 3}, [200, 200, 503, 200, 200, 503, 200]),
+            ({"after": 1, "every": 2, "times": 2}, [200, 200, 503, 200, 503, 200, 200]),
+        ]
+        for rule, expected in rows:
+            with self.subTest(rule):
+                self.ok("DELETE", "/__parlel/faults")
+                self.fail(status=503, **rule)
+                self.assertEqual(self.statuses(7), expected)
+
+    def test_probability_follows_from_the_seed(self) -> None:
+        runs = []
+        for seed in (1, 1, 2):
+            self.ok("DELETE", "/__parlel/faults")
+            self.fail(status=503, probability=0.5, seed=seed)
+            runs.append(self.statuses(40))
+        self.assertEqual(runs[0], runs[1])
+        self.assertNotEqual(runs[0], runs[2])
+        self.assertIn(runs[0].count(503), range(10, 31))
+        self.ok("DELETE", "/__parlel/faults")
+        self.fail(status=503, probability=0)
+        self.assertEqual(self.statuses(20), [200] * 20)
+
+    def test_one_rule_after_the_other_makes_a_plan(self) -> None:
+        self.fail(status=503, times=2)
+        self.fail(status=429, times=1)
+        self.assertEqual(self.statuses(4), [503, 503, 429, 200])
+        counts = [(row["matched"], row["fired"]) for row in self.records("faults")]
+        self.assertEqual(counts, [(2, 2), (1, 1)])
+
+    def test_an_operation_its_beginning_or_a_pattern(self) -> None:
+        track = "PUT /api/v1/customers/{identifier}"
+        rows = [
+            (track, [True, False, False]),  # and not .../devices, though it begins so
+            ("POST /v1/send", [False, False, True]),
+            (r"\w+ .*/(devices|email)", [False, True, True]),
+            ("", [True, True, True]),
+        ]
+        for operation, expected in rows:
+            with self.subTest(operation):
+                self.ok("POST", "/__parlel/reset")
+                self.fail(status=503, match={"operation": operation} if operation else {})
+                replies = [
+                    self.identify("1"),
+                    self.call("PUT", "/api/v1/customers/1/devices", {}),
+                    self.call("POST", "/v1/send/email", {}),
+                ]
+                self.assertEqual([reply.status == 503 for reply in replies], expected)
+
+    def test_the_method_and_the_path(self) -> None:
+        self.fail(status=503, match={"method": "delete"})
+        self.fail(status=500, match={"path": "/api/v1/customers/a b/*"})
+        self.assertEqual(self.call("DELETE", "/api/v1/customers/1").status, 503)
+        self.assertEqual(self.identify("a%20b").status, 200)
+        self.assertEqual(self.call("POST", "/api/v1/customers/a%20b/events", {}).status, 500)
+
+    def test_a_person_by_any_of_their_identifiers(self) -> None:
+        self.identify("1", email="Ada@example.com")
+        cio_id = self.person("1")["cio_id"]
+        event = {"name": "signup"}
+        send = {"to": "x@example.com", "identifiers": {"id": "1"}}
+        requests: List[Tuple[str, str, Any]] = [
+            ("PUT", "/api/v1/customers/ada@example.com", {}),
+            ("POST", f"/api/v1/customers/cio_{cio_id}/events", event),
+            ("POST", "/api/v2/entity", {"type": "person", "identifiers": {"id": "1"}}),
+            ("POST", "/api/v2/batch", {"batch": [{"identifiers": {"email": "ADA@example.com"}}]}),
+            ("POST", "/v1/send/email", send),
+            ("GET", "/v1/customers?email=ada@example.com", None),
+            ("POST", "/v1/identify", {"userId": "1"}),
+            ("POST", "/api/v1/merge_customers", {"primary": {"id": "2"}, "secondary": {"id": 1}}),
+        ]
+        for person in ("1", "ada@example.com", cio_id):
+            self.fail(status=503, match={"person": person})
+            for method, path, body in requests:
+                self.assertEqual(self.call(method, path, body).status, 503, path)
+            self.assertEqual(self.identify("2").status, 200)
+            self.ok("DELETE", "/__parlel/faults")
+
+    def test_an_event_by_its_name(self) -> None:
+        self.identify("1")
+        self.fail(status=503, match={"event": "signup"})
+        item = {"type": "person", "action": "event", "identifiers": {"id": "1"}}
+        requests: List[Tuple[str, str, Any]] = [
+            ("POST", "/api/v1/customers/1/events", {"name": "%s"}),
+            ("POST", "/api/v1/events", {"name": "%s", "anonymous_id": "a"}),
+            ("POST", "/api/v2/entity", {**item, "name": "%s"}),
+            ("POST", "/api/v2/batch", {"batch": [{**item, "name": "%s"}]}),
+            ("POST", "/v1/track", {"userId": "1", "event": "%s"}),
+            ("POST", "/v1/batch", {"batch": [{"type": "track", "userId": "1", "event": "%s"}]}),
+        ]
+        for method, path, body in requests:
+            for name, status in (("signup", 503), ("signups", 200)):
+                with self.subTest(path=path, name=name):
+                    raw = json.dumps(body).replace("%s", name).encode()
+                    self.assertEqual(self.call(method, path, raw).status, status)
+        self.assertEqual(self.identify("1", name="signup", event="signup").status, 200)
+
+    def test_the_control_endpoints_never_go_wrong(self) -> None:
+        self.fail(status=503)
+        for path in ("/health", "/", "/__parlel/faults", "/__parlel/customers"):
+            self.ok("GET", path)
+        self.assertEqual(self.records("faults")[0]["matched"], 0)
+
+    def test_wrong_credentials_come_first(self) -> None:
+        self.fail(status=503)
+        with self.assertLogs("customerio_fake", "WARNING"):
+            reply = self.call("PUT", "/api/v1/customers/1", {}, authorization="")
+        self.assertEqual(reply.status, 401)
+
+    def test_what_happens_on_the_wire_stands_on_the_response(self) -> None:
+        for effect in ("reset", "empty", "hang"):
+            for when, people in (("before", 0), ("after", 1)):
+                with self.subTest(effect=effect, when=when):
+                    self.ok("POST", "/__parlel/reset")
+                    self.fail(when=when, **{effect: True})
+                    headers = {"authorization": TRACK}
+                    request = Request("PUT", "/api/v1/customers/1", headers, b"{}")
+                    response = self.fake.handle(request)
+                    self.assertEqual((response.status, response.body), (0, b""))
+                    self.assertEqual(getattr(response.fault, "effect", None), effect)
+                    self.assertEqual(len(self.records("customers")), people)
+
+    def test_the_journal_shows_what_went_wrong(self) -> None:
+        self.fail(status=503, times=1)
+        self.fail(reset=True, when="after", times=1)
+        self.statuses(3)
+        rows = [(row["status"], row["fault"], row["reason"]) for row in self.records("requests")]
+        wrong = [(503, 1, "fault 1: status, before"), (0, 2, "fault 2: reset, after")]
+        self.assertEqual(rows, [*wrong, (200, None, None)])
+
+    def test_latency_waits_and_goes_with_other_effects(self) -> None:
+        for rule, least, status in (
+            ({"latency": 0.05}, 0.05, 200),
+            ({"latency": 0.05, "status": 503}, 0.05, 503),
+            ({"latency": 0.05, "when": "after"}, 0.05, 200),
+            ({"latency": 0.05, "jitter": 0.02, "seed": 3}, 0.03, 200),
+        ):
+            with self.subTest(rule):
+                self.fail(times=1, **rule)
+                begun = time.monotonic()
+                self.assertEqual(self.identify("1").status, status)
+                self.assertGreaterEqual(time.monotonic() - begun, least)
+
+    def test_jitter_spreads_around_the_latency_and_follows_from_the_seed(self) -> None:
+        rule = {"latency": 1, "jitter": 0.5, "seed": 7}
+        runs = []
+        for _ in range(2):
+            fault = customerio_fake.add_fault(self.fake.workspace, rule)
+            runs.append([fault.delay() for _ in range(100)])
+        self.assertEqual(*runs)
+        self.assertTrue(0.5 <= min(runs[0]) < 0.7 and 1.3 < max(runs[0]) <= 1.5)
+        fault = customerio_fake.add_fault(self.fake.workspace, {"latency": 0.1, "jitter": 1})
+        self.assertEqual(min(fault.delay() for _ in range(50)), 0)
+
+    def test_rules_are_listed_counted_and_removed(self) -> None:
+        first = self.fail(status=503, times=1)
+        second = self.fail(hang=True, match={"person": "nobody"})
+        self.assertEqual(self.statuses(2), [503, 200])
+        rows = {row["id"]: row for row in self.records("faults")}
+        self.assertEqual((rows[first]["fired"], rows[first]["active"]), (1, False))
+        self.assertEqual((rows[second]["matched"], rows[second]["active"]), (0, True))
+        self.assertEqual(self.ok("DELETE", f"/__parlel/faults/{first}")["fired"], 1)
+        self.assert_errors(self.call("DELETE", f"/__parlel/faults/{first}"), 404, "no fault '1'")
+        self.assertEqual(self.ok("DELETE", "/__parlel/faults"), {"removed": 1})
+        self.assertEqual((self.records("faults"), self.fake.workspace.armed), ([], ()))
+
+    def test_a_reset_takes_the_rules_away(self) -> None:
+        self.fail(status=503)
+        self.ok("POST", "/__parlel/reset")
+        self.assertEqual((self.statuses(1), self.records("faults")), ([200], []))
+
+    def test_only_what_may_go_wrong_needs_a_thread(self) -> None:
+        def heavy(method: str, path: str) -> bool:
+            return self.fake.is_heavy(Request(method, path, {}))
+
+        self.assertFalse(heavy("PUT", "/api/v1/customers/1"))
+        self.fail(status=503, times=1, match={"operation": "PUT /api/v1/customers/{identifier}"})
+        self.assertTrue(heavy("PUT", "/api/v1/customers/1"))
+        self.assertFalse(heavy("DELETE", "/api/v1/customers/1"))
+        self.assertFalse(heavy("GET", "/health"))
+        self.statuses(1)
+        self.assertFalse(heavy("PUT", "/api/v1/customers/1"))
+
+
+class BadFaults(FaultTest):
+    """A rule that can't be is refused with the field's name and an example."""
+
+    def test_the_field_is_named(self) -> None:
+        rows: List[Any] = [
+            ({}, "status or"),
+            ({"status": 503, "reset": True}, "status or"),
+            ({"statu": 503}, "statu is no field"),
+            ({"match": {"persn": "1"}, "status": 503}, "match.persn is no field"),
+            ({"match.person": "1", "status": 503}, "match.person is no field"),
+            ({"match": "x", "status": 503}, "match must"),
+            ({"match": {"person": 1}, "status": 503}, "match.person must"),
+            ({"match": {"operation": "PUT /nowhere"}, "status": 503}, "match.operation fits none"),
+            ({"match": {"operation": "("}, "status": 503}, "match.operation fits none"),
+            ({"match": {"method": "PURGE"}, "status": 503}, "match.method fits none"),
+            ({"status": 99}, "status must"),
+            ({"status": "503"}, "status must"),
+            ({"status": 503, "times": 0}, "times must"),
+            ({"status": 503, "every": True}, "every must"),
+            ({"status": 503, "after": -1}, "after must"),
+            ({"status": 503, "probability": 1.1}, "probability must"),
+            ({"status": 503, "seed": "x"}, "seed must"),
+            ({"status": 503, "when": "during"}, "when must"),
+            ({"status": 503, "retry_after": []}, "retry_after must"),
+            ({"hang": True, "retry_after": 1}, "retry_after goes with status"),
+            ({"hang": True, "body": ""}, "body goes with status"),
+            ({"hang": True, "jitter": 1}, "jitter goes with latency"),
+            ({"latency": -1}, "latency must"),
+            ({"latency": 1, "jitter": None}, "jitter must"),
+            ({"reset": False}, "reset must"),
+            ({"empty": 1}, "empty must"),
+            ({"hang": "yes"}, "hang must"),
+            ({"truncate": 1.5}, "truncate must"),
+            ({"trickle": 0}, "trickle must"),
+            ({"trickle": 9, "when": "before"}, "when must be after"),
+        ]
+        for rule, words in rows:
+            with self.subTest(rule):
+                reply = self.call("POST", "/__parlel/faults", rule)
+                self.assert_errors(reply, 400, words, "as in {")
+                example = reply.json["meta"]["error"].rpartition("as in ")[2]
+                self.ok("POST", "/__parlel/faults", json.loads(example))
+        self.assert_errors(self.call("POST", "/__parlel/faults", []), 400, "JSON object")
+
+    def test_every_example_is_a_rule(self) -> None:
+        for name in customerio_fake.FAULT_FIELDS:
+            with self.subTest(name):
+                error = customerio_fake._bad_fault(name, "is shown").message
+                self.ok("POST", "/__parlel/faults", json.loads(error.rpartition("as in ")[2]))
+
+    def test_a_near_miss_is_hinted_at(self) -> None:
+        match = {"operation": "POST /v1/send/emial"}
+        reply = self.call("POST", "/__parlel/faults", {"match": match, "status": 503})
+        self.assert_errors(reply, 400, "did you mean POST /v1/send/email")
+
+
 NAMESPACES = frozenset({"customer", "event", "trigger", "snippets"})
 NOON = 1483272000.0  # 2017-01-01 12:00:00 UTC, a Sunday
 
@@ -5272,6 +5578,147 @@ class Tls(WireTestCase):
                 with self.assertRaisesRegex(OSError, re.escape(cert)):
                     server.start()
                 server.stop()
+
+
+class WireFaults(WireTestCase):
+    """What goes wrong on real sockets, plain and TLS."""
+
+    def each_way(self) -> Iterator[Optional[ssl.SSLContext]]:
+        """Plain and TLS, each with an empty server."""
+        for tls in (None, ssl.create_default_context(cadata=customerio_fake.BUILT_IN_CA)):
+            self.server.reset()
+            yield tls
+
+    def people(self) -> int:
+        return len(self.server.people)
+
+    def test_a_reset(self) -> None:
+        for tls in self.each_way():
+            for when, people in (("before", 0), ("after", 1)):
+                self.server.fail(reset=True, when=when, times=1)
+                wire = self.dial(tls).send(identify())
+                with self.assertRaises(ConnectionResetError):  # which SSLSocket would hide
+                    while socket.socket.recv(wire.socket, 65536):
+                        pass
+                self.assertEqual(self.people(), people)
+
+    def test_an_empty_answer(self) -> None:
+        for tls in self.each_way():
+            for when, people in (("before", 0), ("after", 1)):
+                self.server.fail(empty=True, when=when, times=1)
+                self.assertEqual(self.cut_off(self.dial(tls).send(identify())), b"")
+                self.assertEqual(self.people(), people)
+
+    def cut_off(self, wire: Wire) -> bytes:
+        """All that comes until the end."""
+        data = b""
+        with contextlib.suppress(ssl.SSLEOFError):
+            for piece in iter(lambda: wire.socket.recv(65536), b""):
+                data += piece
+        return data
+
+    def test_a_truncated_answer(self) -> None:
+        for tls in self.each_way():
+            self.server.fail(truncate=1, times=1)
+            head, _, body = self.cut_off(self.dial(tls).send(identify())).partition(b"\r\n\r\n")
+            self.assertIn(b"Content-Length: 3\r\n", head + b"\r\n")
+            self.assertEqual((body, self.people()), (b"{", 1))
+
+    def test_a_trickle_comes_whole_and_the_connection_goes_on(self) -> None:
+        for tls in self.each_way():
+            self.server.fail(trickle=2000, times=1)
+            wire, begun = self.dial(tls).send(identify()), time.monotonic()
+            reply = wire.reply()
+            self.assertEqual((reply.status, reply.body), (200, b"{}\n"))
+            self.assertGreater(time.monotonic() - begun, 0.1)
+            self.assertEqual(wire.send(identify()).reply().status, 200)
+
+    def test_an_error_keeps_the_connection(self) -> None:
+        for tls in self.each_way():
+            self.server.fail("PUT /api/v1/customers/{identifier}", status=503, times=2)
+            wire = self.dial(tls).send(identify() * 3)
+            self.assertEqual([wire.reply().status for _ in range(3)], [503, 503, 200])
+
+    def test_a_hang_lasts_until_the_client_leaves(self) -> None:
+        for tls in self.each_way():
+            self.server.fail(hang=True, when="after", times=1)
+            wire = self.dial(tls).send(identify())
+            wire.socket.settimeout(0.1)
+            with self.assertRaises(socket.timeout):
+                wire.socket.recv(1)
+            self.assertEqual((self.people(), len(waiting_threads())), (1, 1))
+            wire.close()
+            self.assertTrue(eventually(lambda: not waiting_threads()))
+
+    def test_others_are_answered_meanwhile(self) -> None:
+        self.server.fail("PUT ", hang=True)
+        self.server.fail("POST ", latency=600)
+        self.dial().send(identify())
+        wire = self.dial().send(message("POST", "/api/v1/customers/1/events", b'{"name":"x"}'))
+        self.assertEqual(self.ask(message("DELETE", "/api/v1/customers/1")).status, 200)
+        self.assertEqual(self.ask(PEOPLE).status, 200)
+        self.server.mend()
+        self.assertEqual(self.ask(identify()).status, 200)
+        wire.close()
+        self.server.fake.ending.set()  # the latency need not be sat out
+        self.addCleanup(self.server.fake.ending.clear)
+        self.assertTrue(eventually(lambda: len(waiting_threads()) < 2))
+
+    def test_stop_ends_all_waits_at_once(self) -> None:
+        trust = ssl.create_default_context(cadata=customerio_fake.BUILT_IN_CA)
+        effects: List[Dict[str, Any]] = [
+            {"hang": True}, {"latency": 3600}, {"trickle": 1}, {"latency": 3600, "hang": True},
+        ]  # fmt: skip
+        with mock.patch.object(customerio_fake.Server, "grace", PATIENCE):
+            server = CustomerioServer(port=0).start()
+            for tls in (None, trust):
+                for effect in effects:
+                    server.fail(times=1, **effect)
+                    self.dial(tls, server.port).send(identify())
+                    armed = server.fake.workspace
+                    self.assertTrue(eventually(lambda w=armed: not w.armed))  # type: ignore[misc]
+            begun = time.monotonic()
+            server.stop()
+            self.assertLess(time.monotonic() - begun, PATIENCE / 2)
+        self.assertEqual(waiting_threads(), [])
+
+    def test_a_slow_answer_after_a_stop_still_arrives(self) -> None:
+        with CustomerioServer(port=0) as server:
+            server.fail(latency=3600, times=1)
+            wire = self.dial(None, server.port).send(identify())
+            self.assertTrue(eventually(lambda: not server.fake.workspace.armed))
+        self.assertEqual((wire.reply().status, len(server.people)), (200, 1))
+
+    def test_from_python(self) -> None:
+        cio = self.server
+        first = cio.fail("PUT ", person="ada", status=503, times=1, retry_after=1)
+        second = cio.fail(event="signup", hang=True)
+        self.assertEqual([row["id"] for row in cio.faults], [first, second])
+        self.assertEqual(self.ask(identify()).headers["retry-after"], "1")
+        self.assertEqual([row["fired"] for row in cio.faults], [1, 0])
+        cio.mend(second)
+        self.assertEqual([row["id"] for row in cio.faults], [first])
+        cio.mend()
+        self.assertEqual(cio.faults, [])
+        with self.assertRaisesRegex(ApiError, "statu is no field"):
+            cio.fail(statu=503)
+
+    def test_many_clients_share_one_count(self) -> None:
+        self.server.fail(status=503, times=50)
+        statuses: List[int] = []
+
+        def work() -> None:
+            with Wire(self.server.port) as wire:
+                for _ in range(25):
+                    statuses.append(wire.send(identify()).reply().status)
+
+        threads = [threading.Thread(target=work) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertEqual((statuses.count(503), statuses.count(200)), (50, 150))
+        self.assertEqual(self.server.faults[0]["fired"], 50)
 
 
 class Lifecycle(WireTestCase):

@@ -30,6 +30,9 @@ export async function records(list, filters = {}) {
   return answer[LIST_KEYS[list] ?? list];
 }
 
+/** Lets the requests go wrong that a rule matches; gives the rule with its id. */
+export const addFault = (rule) => control('faults', { method: 'POST', body: JSON.stringify(rule) });
+
 export const record = (list, id) => control(`${list}/${encodeURIComponent(id)}`);
 
 /** The one record a list is expected to hold. */
