@@ -4711,8 +4711,9 @@ class Wire:
         return self
 
     def end(self) -> Wire:
-        """Say that nothing more will come."""
-        self.socket.shutdown(socket.SHUT_WR)
+        """Say that nothing more will come, unless the server has gone already."""
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_WR)
         return self
 
     def reset(self) -> None:
