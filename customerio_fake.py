@@ -69,7 +69,7 @@ import threading
 import time
 import zlib
 from collections import deque
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta, timezone, tzinfo
 from email.utils import formatdate, getaddresses
 from html import escape
@@ -102,7 +102,7 @@ from typing import (
     Union,
     cast,
 )
-from urllib.parse import parse_qsl, quote, quote_plus, unquote, unquote_plus, urlsplit
+from urllib.parse import parse_qsl, quote, quote_plus, unquote, unquote_plus, urlencode, urlsplit
 
 if TYPE_CHECKING:
     import ssl
@@ -5838,7 +5838,7 @@ class Request:
     """One HTTP request, complete. `path` is still percent-encoded; header names are lower case."""
 
     __slots__ = (
-        "size", "arguments", "body", "headers", "method", "operation", "path",
+        "size", "arguments", "body", "headers", "method", "operation", "path", "prefix",
         "query_text", "scheme", "target",
     )  # fmt: skip
 
@@ -5855,6 +5855,8 @@ class Request:
         if not target.startswith("/"):
             target = "/" + target.partition("://")[2].partition("/")[2]
         self.path, _, self.query_text = target.partition("?")
+        #: What comes before the path in links, for a workspace that is not the default one.
+        self.prefix = ""
         self.operation: Optional[Operation] = None
         self.arguments: Sequence[str] = ()
         #: Length of the body once `json` has undone its encoding, in bytes.
@@ -5889,8 +5891,9 @@ class Request:
     def base_url(self, settings: Settings) -> str:
         """The URL under which this client reaches us, without a slash at its end."""
         if settings.public_url:
-            return settings.public_url.rstrip("/")
-        return f"{self.scheme}://{self.headers.get('host') or f'{settings.host}:{settings.port}'}"
+            return settings.public_url.rstrip("/") + self.prefix
+        host = self.headers.get("host") or f"{settings.host}:{settings.port}"
+        return f"{self.scheme}://{host}{self.prefix}"
 
 
 class Response:
@@ -6225,14 +6228,23 @@ def person_named(request: Request) -> Optional[str]:
 class Fake:
     """The whole service without a socket: requests in, responses out."""
 
-    def __init__(self, settings: Settings, seed: Json = None) -> None:
-        """Begin with a workspace that is empty, or filled by a seed document."""
-        self.settings, self._seed = settings, seed
+    def __init__(
+        self, settings: Settings, seed: Json = None, root: Optional[Fake] = None, name: str = ""
+    ) -> None:
+        """Begin with a workspace that is empty, or filled by a seed document.
+
+        `root` is the fake that this one is a further workspace of, by this `name`.
+        """
+        self.settings, self._seed, self.root, self.name = settings, seed, root or self, name
         self.closed = False
         #: Set when the server stops; who waits on purpose waits no longer then.
-        self.ending = threading.Event()
+        self.ending: threading.Event = root.ending if root else threading.Event()
         #: The thread that must never wait: the server's loop. No fault is for it.
         self.hurried: Optional[int] = None
+        #: Further workspaces by name, and by each of their keys; replaced, never changed.
+        self.others: Dict[str, Fake] = {}
+        self._owners: Dict[str, Fake] = {}
+        self._naming = threading.Lock()
         self._jobs: List[threading.Thread] = []
         self.outbox: Optional[Outbox] = None
         self.workspace = self._fresh()
@@ -6265,6 +6277,60 @@ class Fake:
         old, self.workspace, self._seed = self.workspace, workspace, document
         return old
 
+    # ---- further workspaces, each a world of its own
+
+    @property
+    def all(self) -> List[Fake]:
+        """The default workspace and the further ones."""
+        return [self, *self.others.values()]
+
+    def add(self, name: str = "", seed: Json = None) -> Fake:
+        """Make a workspace with fresh keys. Raises ApiError 409 if there is one of this name."""
+        from secrets import token_hex
+
+        keys: Dict[str, Any] = {key: token_hex(10) for key in WORKSPACE_KEYS}
+        with self._naming:
+            name = name or f"w-{token_hex(4)}"
+            if name in self.others:
+                raise ApiError(409, f"there is a workspace '{name}' already")
+            other = Fake(replace(self.settings, seed="", **keys), seed, self, name)
+            self.others = {**self.others, name: other}
+            self._note_owners()
+        return other
+
+    def remove(self, name: str) -> Fake:
+        """Let go of a further workspace. Raises ApiError 404 if there is none of this name."""
+        with self._naming:
+            other = self._named(name)
+            self.others = {key: fake for key, fake in self.others.items() if fake is not other}
+            self._note_owners()
+        other.close()
+        return other
+
+    def _note_owners(self) -> None:
+        named = ("site_id", "app_key", "write_key")
+        fakes = self.others.values()
+        self._owners = {getattr(fake.settings, key): fake for fake in fakes for key in named}
+
+    def _named(self, name: str) -> Fake:
+        if name not in self.others:
+            known = ", ".join(self.others) or "none yet: make one with POST /__parlel/workspaces"
+            raise ApiError(404, f"there is no workspace '{name}'; there are {known}")
+        return self.others[name]
+
+    def of(self, request: Request) -> Fake:
+        """Whose a request is: by a path like `/@name/…`, `?workspace=name`, or its key.
+
+        Unknown keys belong to the default workspace. Raises ApiError 404 for an unknown name.
+        """
+        if self.root is not self:
+            return self
+        name = request.prefix[2:] or _take_workspace(request)
+        other = self._named(name) if name else self._owners.get(key_of(request), self)
+        if other is not self:
+            request.prefix = f"/@{other.name}"  # links lead back to where they come from
+        return other
+
     def run_for_all(
         self,
         things: Sequence[Any],
@@ -6295,6 +6361,8 @@ class Fake:
         self.closed = False
         if self.outbox is not None:
             self.outbox.open()
+        for other in self.others.values():
+            other.open()
 
     def close(self) -> None:
         """End what runs in the background."""
@@ -6305,9 +6373,18 @@ class Fake:
         self._jobs.clear()
         if self.outbox is not None:
             self.outbox.close()
+        for other in self.others.values():
+            other.close()
 
     def handle(self, request: Request) -> Response:
         """Answer a request and write it into the journal; whatever goes wrong is an answer, too."""
+        if self._owners or "workspace=" in request.query_text or request.path[1:2] == "@":
+            try:
+                other = self.of(request)
+            except ApiError as error:
+                return failure(SHARED, error)
+            if other is not self:
+                return other.handle(request)
         workspace, began = self.workspace, time.perf_counter()
         response = self._answer(request)
         operation = request.operation
@@ -6349,15 +6426,16 @@ class Fake:
     def is_heavy(self, request: Request) -> bool:
         """Whether a request belongs into a thread of its own."""
         try:
+            fake = self.of(request) if self._owners else self
             find_operation(request)
         except ApiError:  # `handle` will say so
             return False
-        operation, armed = cast(Operation, request.operation), self.workspace.armed
+        operation, armed = cast(Operation, request.operation), fake.workspace.armed
         return operation.heavy or bool(armed and concerning(armed, operation))
 
     def _at_risk(self, call: Call, arguments: Sequence[str]) -> Response:
         """Answer while there are faults: one of them may have its way."""
-        fault = None if threading.get_ident() == self.hurried else fault_for(call)
+        fault = None if threading.get_ident() == self.root.hurried else fault_for(call)
         if fault is None:
             return self._outcome(call, arguments)
         late, response = fault.rule["when"] == "after", Response()
@@ -6404,6 +6482,34 @@ class Fake:
         log.debug("traceback", exc_info=error)
         text = f"internal error of the fake, please report it: {error!r}"
         return failure(api, ApiError(500, text[:500]))
+
+
+#: What a further workspace has of its own, so that nobody else's calls reach it.
+WORKSPACE_KEYS = ("site_id", "api_key", "app_key", "write_key", "signing_key")
+
+
+def _take_workspace(request: Request) -> str:
+    """Cut the name of a workspace out of path or query; "" if none is named."""
+    if request.path.startswith("/@"):
+        name, _, rest = request.path[2:].partition("/")
+        request.path = "/" + rest
+        return name
+    if not request.path.startswith("/__parlel/") or "workspace" not in request.query():
+        return ""
+    query = request.query()
+    name = query.pop("workspace")
+    request.query_text = urlencode(query)
+    return name
+
+
+def key_of(request: Request) -> str:
+    """The key that says whose a request is: site id, write key or app key; "" if there is none."""
+    header = request.headers.get("authorization", "")
+    try:
+        bearer = header[:7].lower() == "bearer "
+        return bearer_token(header) if bearer else basic_pair(header)[0]
+    except ValueError:
+        return ""
 
 
 class Rate(NamedTuple):
@@ -11354,8 +11460,9 @@ def pipelines_mobile(call: Call) -> Response:
     token = base64.b64encode(f"{key}:".encode()).decode()
     if not call.request.headers.get("authorization"):
         call.request.headers = {**call.request.headers, "authorization": f"Basic {token}"}
-    call.fake.admit(PIPELINES, call.request)
-    return pipelines_batch(call)
+    fake = call.fake.of(call.request)
+    fake.admit(PIPELINES, call.request)
+    return pipelines_batch(Call(fake, fake.workspace, call.request))
 
 
 def _take_item(workspace: Workspace, item: Json, shared: Json) -> str:
@@ -11396,6 +11503,45 @@ def reset(call: Call) -> Response:
     response = answer(CONTROL, {"status": "ok"})
     # Freeing a large workspace takes longer than the reset; it can wait until we have answered.
     response.after = call.fake.reset()
+    return response
+
+
+# ---- workspaces
+
+
+def workspace_record(fake: Fake) -> Json:
+    """A further workspace as `/__parlel/workspaces` shows it: its name and its keys."""
+    keys = {key: getattr(fake.settings, key) for key in WORKSPACE_KEYS}
+    counts = {"people": len(fake.workspace.people), "requests": fake.workspace.requests}
+    return {"name": fake.name, **keys, "path": f"/@{fake.name}", **counts}
+
+
+def _wrong_workspace_name(value: Json) -> str:
+    fits = isinstance(value, str) and re.fullmatch(r"[\w.-]{1,60}", value, re.ASCII)
+    return "" if fits else 'must be 1 to 60 letters, digits, dots, - or _, as in "worker-1"'
+
+
+@route("GET", "/__parlel/workspaces", CONTROL)
+def list_further_workspaces(call: Call) -> Json:
+    """List the further workspaces with their keys."""
+    rows = [workspace_record(fake) for fake in call.fake.root.others.values()]
+    return {"workspaces": rows, "count": len(rows)}
+
+
+@route("POST", "/__parlel/workspaces", CONTROL, heavy=True)
+def create_workspace(call: Call) -> Json:
+    """Make a workspace that only calls with its keys can see, optionally with a seed."""
+    checks = {"name": _wrong_workspace_name, "seed": typed_field(dict)}
+    given = checked_fields(call.body(), checks, [])
+    return workspace_record(call.fake.root.add(given.get("name", ""), given.get("seed")))
+
+
+@route("DELETE", "/__parlel/workspaces/{name}", CONTROL, heavy=True)
+def delete_workspace(call: Call, name: str) -> Response:
+    """Let go of a workspace and all that it holds; its keys are unknown again."""
+    gone = call.fake.root.remove(name)
+    response = answer(CONTROL, {"status": "ok"})
+    response.after = gone
     return response
 
 
@@ -11598,7 +11744,8 @@ def repeat_by_curl(call: Call, number: str) -> Response:
     for entry in list(call.workspace.journal):
         if str(entry.number) == number:
             request, url = entry.request, call.request.base_url(call.fake.settings)
-            words = ["curl", "-X", request.method, url + request.target]
+            query = f"?{request.query_text}" if request.query_text else ""
+            words = ["curl", "-X", request.method, url + request.path + query]
             for name, value in request.headers.items():
                 if name not in ("host", "content-length", "connection", "transfer-encoding"):
                     words += ["-H", f"{name}: {masked(name, value)}"]
@@ -12484,7 +12631,7 @@ class Server(ThreadingHTTPServer):
         """Answer until `shutdown`; look for timeouts every `poll_interval` seconds."""
         swept, self.fake.hurried = self._now, threading.get_ident()
         while not self._stopping:
-            waiting = self._open or self.fake.workspace.clock.pending
+            waiting = self._open or any(f.workspace.clock.pending for f in self.fake.all)
             self._turn(poll_interval if waiting else None)
             self._spent.clear()
             if self._now - swept >= poll_interval:
@@ -12581,7 +12728,8 @@ class Server(ThreadingHTTPServer):
 
         What the fake's clock has made due is done here, too, so that nobody need ask for it.
         """
-        self.fake.workspace.tick()
+        for fake in self.fake.all:
+            fake.workspace.tick()
         for connection in list(self._open.values()):
             silent = now - connection.since
             if connection.draining:
@@ -13005,77 +13153,17 @@ def _load_built_in(context: ssl.SSLContext) -> None:
 # ======================================================================================
 
 
-class CustomerioServer:
-    """A fake Customer.io on a port of its own.
+class View:
+    """One workspace for tests: where it is, what was captured, and what steers it."""
 
-    `port` 0 takes a free one; `seed` is a seed document or the path of one; `settings` are the
-    fields of Settings. Use it as a context manager, or call `start` and `stop`; it can be
-    started again, and keeps what it recorded until `reset`. Raises ValueError for a setting
-    that can't be, ApiError for a seed that can't be.
-
-        with CustomerioServer(port=0) as cio:
-            client = TrackClient(site_id, api_key, url=cio.track_url)
-    """
-
-    def __init__(
-        self, port: int = 4668, host: str = "127.0.0.1", seed: Json = None, **settings: Any
-    ) -> None:
-        names = {setting.name for setting in fields(Settings)}
-        unknown = sorted(set(settings) - names)
-        if unknown:
-            known = ", ".join(sorted(names))
-            raise ValueError(f"there is no setting '{unknown[0]}'; there are {known}")
-        path = seed if isinstance(seed, str) else ""
-        self.settings = Settings(port=port, host=host, seed=path, **settings)
-        self.fake = Fake(self.settings, read_seed(path) if path else seed)
-        self._server: Optional[Server] = None
-        self._thread: Optional[threading.Thread] = None
-
-    def start(self) -> CustomerioServer:
-        """Listen and answer in the background; returns once the socket listens.
-
-        Raises OSError if the port is taken, RuntimeError if this server runs already.
-        """
-        if self._server is not None:
-            raise RuntimeError("this server runs already; stop it first")
-        server = self._server = Server(self.settings, self.fake)
-        self.fake.open()
-        thread = threading.Thread(target=server.serve_forever, name="customerio-fake", daemon=True)
-        self._thread = thread
-        thread.start()
-        return self
-
-    def stop(self) -> None:
-        """Let requests in flight finish and free port, sockets and threads."""
-        server, thread = self._server, self._thread
-        if server is None or thread is None:
-            return
-        server.shutdown()
-        thread.join()
-        server.server_close()
-        self.fake.close()
-        self._server = self._thread = None
-
-    def __enter__(self) -> CustomerioServer:
-        return self.start()
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.stop()
+    fake: Fake
 
     # ---- where it is
 
     @property
-    def port(self) -> int:
-        """The port; after `start` the real one, also where 0 was asked for."""
-        return self.settings.port if self._server is None else int(self._server.server_port)
-
-    @property
     def url(self) -> str:
-        """The base URL of everything, for clients on this machine."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(
-            self.settings.host, self.settings.host
-        )
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+        """The base URL of everything."""
+        raise NotImplementedError
 
     @property
     def track_url(self) -> str:
@@ -13095,7 +13183,7 @@ class CustomerioServer:
     @property
     def environment(self) -> Dict[str, str]:
         """Environment variables for the code under test: URLs, and keys that are accepted."""
-        settings = self.settings
+        settings = self.fake.settings
         return {
             "CUSTOMERIO_TRACK_URL": self.track_url,
             "CUSTOMERIO_API_URL": self.app_url,
@@ -13267,6 +13355,106 @@ class CustomerioServer:
     def clock(self) -> FakeClock:
         """The fake's clock: freeze it, move it."""
         return FakeClock(self.fake)
+
+
+class CustomerioServer(View):
+    """A fake Customer.io on a port of its own.
+
+    `port` 0 takes a free one; `seed` is a seed document or the path of one; `settings` are the
+    fields of Settings. Use it as a context manager, or call `start` and `stop`; it can be
+    started again, and keeps what it recorded until `reset`. Raises ValueError for a setting
+    that can't be, ApiError for a seed that can't be.
+
+        with CustomerioServer(port=0) as cio:
+            client = TrackClient(site_id, api_key, url=cio.track_url)
+    """
+
+    def __init__(
+        self, port: int = 4668, host: str = "127.0.0.1", seed: Json = None, **settings: Any
+    ) -> None:
+        names = {setting.name for setting in fields(Settings)}
+        unknown = sorted(set(settings) - names)
+        if unknown:
+            known = ", ".join(sorted(names))
+            raise ValueError(f"there is no setting '{unknown[0]}'; there are {known}")
+        path = seed if isinstance(seed, str) else ""
+        self.settings = Settings(port=port, host=host, seed=path, **settings)
+        self.fake = Fake(self.settings, read_seed(path) if path else seed)
+        self._server: Optional[Server] = None
+        self._thread: Optional[threading.Thread] = None
+
+    def start(self) -> CustomerioServer:
+        """Listen and answer in the background; returns once the socket listens.
+
+        Raises OSError if the port is taken, RuntimeError if this server runs already.
+        """
+        if self._server is not None:
+            raise RuntimeError("this server runs already; stop it first")
+        server = self._server = Server(self.settings, self.fake)
+        self.fake.open()
+        thread = threading.Thread(target=server.serve_forever, name="customerio-fake", daemon=True)
+        self._thread = thread
+        thread.start()
+        return self
+
+    def stop(self) -> None:
+        """Let requests in flight finish and free port, sockets and threads."""
+        server, thread = self._server, self._thread
+        if server is None or thread is None:
+            return
+        server.shutdown()
+        thread.join()
+        server.server_close()
+        self.fake.close()
+        self._server = self._thread = None
+
+    def __enter__(self) -> CustomerioServer:
+        return self.start()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
+
+    # ---- where it is
+
+    @property
+    def port(self) -> int:
+        """The port; after `start` the real one, also where 0 was asked for."""
+        return self.settings.port if self._server is None else int(self._server.server_port)
+
+    @property
+    def url(self) -> str:
+        """The base URL of everything, for clients on this machine."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(
+            self.settings.host, self.settings.host
+        )
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    def workspace(self, name: str = "", seed: Json = None) -> FurtherWorkspace:
+        """Make a workspace with keys of its own, whose calls see nothing of the others.
+
+        Raises ApiError 409 if there is one of this name, 400 for a bad name or seed.
+        """
+        wrong = _wrong_workspace_name(name) if name else ""
+        if wrong:
+            raise invalid(f"name {wrong}", "name")
+        return FurtherWorkspace(self, self.fake.add(name, seed))
+
+
+class FurtherWorkspace(View):
+    """A workspace beside the default one; `environment` has its keys. Drop it with `close`."""
+
+    def __init__(self, server: CustomerioServer, fake: Fake) -> None:
+        self.fake, self._server = fake, server
+        self.name = fake.name
+
+    @property
+    def url(self) -> str:
+        """The base URL; that of the server would do, as the keys say whose a call is."""
+        return f"{self._server.url}/@{self.name}"
+
+    def close(self) -> None:
+        """Let go of all that it holds; its keys are unknown again."""
+        self._server.fake.remove(self.name)
 
 
 class FakeClock:

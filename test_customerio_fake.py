@@ -15,6 +15,7 @@ import errno
 import gc
 import gzip
 import hmac
+import http.client
 import http.server
 import io
 import json
@@ -35,9 +36,12 @@ import unittest
 import urllib.error
 import urllib.request
 import warnings
+import weakref
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Callable, ClassVar, Dict, Iterator, List, NamedTuple, Optional, Tuple
 from unittest import mock
+from urllib.parse import urlsplit
 
 import customerio_fake
 from customerio_fake import (
@@ -3822,6 +3826,105 @@ class Preferences(SeededTest):
             self.assertEqual(self.ok("GET", f"/v1/exports/{number}")["export"]["total"], 1)
 
 
+class Workspaces(FakeTest):
+    """Workspaces beside the default one see nothing of each other."""
+
+    def add(self, **body: Any) -> Any:
+        return self.ok("POST", "/__parlel/workspaces", body)
+
+    def keys(self, world: Any, path: str) -> str:
+        """The Authorization header of a workspace for one of the APIs."""
+        if path.startswith("/api/"):
+            pair = f"{world['site_id']}:{world['api_key']}"
+            return "Basic " + base64.b64encode(pair.encode()).decode()
+        if path in ("/v1/identify", "/v1/track"):
+            return "Basic " + base64.b64encode(f"{world['write_key']}:".encode()).decode()
+        return "Bearer " + str(world["app_key"])
+
+    def inside(self, world: Any, method: str, path: str, body: Any = None) -> Reply:
+        return self.call(method, path, body, authorization=self.keys(world, path))
+
+    def test_the_keys_say_whose_a_call_is(self) -> None:
+        one, two = self.add(name="one"), self.add()
+        self.assertEqual(self.inside(one, "PUT", "/api/v1/customers/1", {"n": 1}).status, 200)
+        body = {"userId": "1", "traits": {"n": 2}}
+        self.assertEqual(self.inside(two, "POST", "/v1/identify", body).status, 200)
+        self.identify("1", n=3)
+        for world, n in ((one, "1"), (two, "2")):
+            read = self.inside(world, "GET", "/v1/customers/1/attributes").json
+            self.assertEqual(read["customer"]["attributes"]["n"], n)
+        self.assertEqual(self.attributes("1")["n"], "3")
+        names = [row["name"] for row in self.ok("GET", "/__parlel/workspaces")["workspaces"]]
+        self.assertEqual(names, ["one", two["name"]])
+
+    def test_each_has_its_own_lists_journal_faults_clock_and_reset(self) -> None:
+        one = self.add(name="one")
+        self.inside(one, "PUT", "/api/v1/customers/1", {})
+        self.ok("PUT", "/__parlel/clock?workspace=one", {"freeze": True, "now": 2000000000})
+        self.ok("POST", "/__parlel/faults?workspace=one", {"status": 503})
+        self.assertEqual(self.inside(one, "PUT", "/api/v1/customers/2", {}).status, 503)
+        self.assertEqual(self.identify("9").status, 200)
+        self.assertNotEqual(self.ok("GET", "/__parlel/clock")["now"], 2000000000)
+        self.assertEqual([row["id"] for row in self.records("customers")], ["9"])
+        for query in ("?workspace=one", "?workspace=one&id=1", "?limit=5&workspace=one"):
+            self.assertEqual([row["id"] for row in self.records("customers", query)], ["1"], query)
+        self.assertEqual(len(self.records("requests", "?workspace=one")), 2)
+        self.assertEqual(len(self.records("requests")), 1)
+        self.ok("POST", "/__parlel/reset?workspace=one")
+        self.assertEqual(self.records("customers", "?workspace=one"), [])
+        self.assertEqual(len(self.records("customers")), 1)
+
+    def test_links_lead_back_to_their_workspace(self) -> None:
+        one = self.add(name="one")
+        message = {"to": "a@b.co", "identifiers": {"id": "1"}, "subject": "s", "from": "u@b.co"}
+        message["body"] = '<a href="https://example.com/x">x</a>'
+        self.assertEqual(self.inside(one, "POST", "/v1/send/email", message).status, 200)
+        sent = self.records("deliveries", "?workspace=one")[0]
+        html = self.call("GET", f"/@one/__parlel/deliveries/{sent['delivery_id']}/html").body
+        found = re.search(r'href="http://localhost:4668(/@one/e/c/[^"]+)"', html.decode())
+        assert found is not None, html
+        self.assertEqual(self.call("GET", found[1], authorization="").status, 302)
+        self.assertIn("clicked", self.records("deliveries", "?workspace=one")[0]["metrics"])
+
+    def test_the_mobile_batch_has_its_key_in_the_body(self) -> None:
+        one = self.add(name="one")
+        batch = {"writeKey": one["write_key"], "batch": [{"type": "identify", "userId": "7"}]}
+        self.assertEqual(self.call("POST", "/v1/b", batch, authorization="").status, 200)
+        self.assertEqual(len(self.records("customers", "?workspace=one")), 1)
+        self.assertEqual(self.records("customers"), [])
+
+    def test_a_seed_of_its_own_and_a_wrong_one(self) -> None:
+        self.add(name="one", seed={"customers": [{"id": "5"}]})
+        self.assertEqual(len(self.records("customers", "?workspace=one")), 1)
+        rows = [({"name": "a/b"}, "name"), ({"name": 5}, "name"), ({"seed": []}, "seed")]
+        rows.append(({"name": "x", "seed": {"customers": [{}]}}, "customers[0]"))
+        for body, word in rows:
+            reply = self.call("POST", "/__parlel/workspaces", body)
+            self.assertEqual((reply.status, word in reply.body.decode()), (400, True), reply.body)
+        self.assertEqual(self.call("POST", "/__parlel/workspaces", {"name": "one"}).status, 409)
+        self.assertEqual(self.ok("GET", "/__parlel/workspaces")["count"], 1)
+
+    def test_a_wrong_secret_and_an_unknown_name(self) -> None:
+        one = self.add(name="one")
+        wrong = {**one, "api_key": "wrong"}
+        self.assertEqual(self.inside(wrong, "PUT", "/api/v1/customers/1", {}).status, 401)
+        for path in ("/__parlel/customers?workspace=two", "/@two/__parlel/customers"):
+            reply = self.call("GET", path)
+            self.assertEqual(reply.status, 404)
+            self.assertIn("no workspace 'two'; there are one", reply.body.decode())
+
+    def test_dropping_one_frees_it(self) -> None:
+        one = self.add(name="one")
+        world = weakref.ref(self.fake.others["one"].workspace)
+        self.inside(one, "PUT", "/api/v1/customers/1", {})
+        self.ok("DELETE", "/__parlel/workspaces/one")
+        gc.collect()
+        self.assertIsNone(world())
+        self.assertEqual(self.call("DELETE", "/__parlel/workspaces/one").status, 404)
+        self.assertEqual(self.inside(one, "PUT", "/api/v1/customers/1", {}).status, 200)
+        self.assertEqual(len(self.records("customers")), 1)  # its keys are unknown again
+
+
 class FaultTest(FakeTest):
     """Helpers for rules of what goes wrong."""
 
@@ -5720,6 +5823,34 @@ class WireFaults(WireTestCase):
             thread.join()
         self.assertEqual((statuses.count(503), statuses.count(200)), (50, 150))
         self.assertEqual(self.server.faults[0]["fired"], 50)
+
+
+class WorkspacesUnderLoad(unittest.TestCase):
+    """Forty test workers at one server."""
+
+    def test_forty_workers_share_a_server_without_seeing_each_other(self) -> None:
+        with CustomerioServer(port=0) as cio, ThreadPoolExecutor(40) as pool:
+            worlds = [cio.workspace(f"worker-{n}") for n in range(40)]
+            for world, found in zip(worlds, pool.map(self.work, worlds)):
+                self.assertEqual(found, ({world.name}, 25), world.name)
+            self.assertEqual(cio.people, [])
+            worlds[0].close()
+            self.assertEqual(len(cio.fake.others), 39)
+
+    def work(self, world: Any) -> Tuple[Any, int]:
+        """Identify 25 people and have a broken send; whose names are seen, and how many."""
+        names = world.environment
+        pair = f"{names['CUSTOMERIO_SITE_ID']}:{names['CUSTOMERIO_API_KEY']}"
+        basic = "Basic " + base64.b64encode(pair.encode()).decode()
+        address = urlsplit(world.url)
+        client = http.client.HTTPConnection(address.hostname or "", address.port, timeout=30)
+        with contextlib.closing(client):
+            for n in range(25):
+                body = json.dumps({"worker": world.name})
+                headers = {"Authorization": basic}
+                client.request("PUT", f"/api/v1/customers/{n}", body, headers)
+                client.getresponse().read()
+        return {row["attributes"]["worker"] for row in world.people}, len(world.people)
 
 
 class Lifecycle(WireTestCase):
