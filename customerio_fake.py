@@ -426,6 +426,10 @@ class Settings:
     journal: int = _setting(1000, "how many requests are kept for /__parlel/requests")
     rate_limits: bool = _setting(False, "answer 429 beyond the published limits of the App API")
     broadcast_limit: bool = _setting(False, "answer 429 to a broadcast's second trigger in 10 s")
+    html_404: bool = _setting(False, "answer unknown paths with an HTML page, as the real hosts do")
+    region_check: bool = _setting(
+        False, "answer 401 to calls for a customer.io host of another region than --region"
+    )
     seed: str = _setting("", "JSON file that describes the workspace to begin with")
     max_body: int = _setting(32 << 20, "largest request body in bytes")
     max_threads: int = _setting(128, "most requests that may wait at the same time")
@@ -3628,6 +3632,27 @@ class Workspace:
         number = self._counters[what] = self._counters.get(what, 0) + 1
         return number
 
+    def keep(self, old: Workspace) -> None:
+        """Take over what is not state from the workspace before: journal, faults and time."""
+        self.journal, self.requests = old.journal, old.requests
+        self.faults, self.armed = old.faults, old.armed
+        self.clock.move_to(old.clock.now(), old.clock.frozen)
+
+    def forget_journal(self) -> None:
+        """Drop the requests that are kept; the next one's number is 1."""
+        self.journal.clear()
+        self.requests = 0
+
+    def forget_faults(self) -> None:
+        """Let nothing go wrong any more."""
+        with self.lock:
+            self.faults.clear()
+            self.rearm()
+
+    def forget_clock(self) -> None:
+        """Show the real time again; what was due stays due."""
+        self.clock.move_to(time.time(), False)
+
     def rearm(self) -> None:
         """Note which faults may still fire, after a change to them. Under the lock."""
         self.armed = tuple([fault for fault in self.faults.values() if not fault.spent])
@@ -5986,6 +6011,17 @@ def check_pipelines(settings: Settings, request: Request) -> None:
     _verify(settings.write_key, key, "write key")
 
 
+def check_region(settings: Settings, request: Request) -> None:
+    """A key of one region is unknown to the hosts of the other (observed); ours have none."""
+    host = request.headers.get("host", "").partition(":")[0].lower()
+    if host.endswith(".customer.io"):
+        asked = "eu" if host.partition(".")[0].endswith("-eu") else "us"
+        if asked != settings.region:
+            raise ValueError(
+                f"wrong region: {host} is in {asked}, the keys are of {settings.region}"
+            )
+
+
 def check_nothing(settings: Settings, request: Request) -> None:
     """For operations without credentials."""
 
@@ -6263,10 +6299,19 @@ class Fake:
             previous.close()
         return workspace
 
-    def reset(self) -> Workspace:
-        """Start afresh, as if just begun; returns the old workspace."""
-        old, self.workspace = self.workspace, self._fresh()
-        return old
+    def reset(self, only: str = "") -> Optional[Workspace]:
+        """Start afresh, as if just begun, or with one of the RESETS `only`.
+
+        Returns the old workspace if there is a new one.
+        """
+        old = self.workspace
+        if only in ("", "state"):
+            self.workspace = self._fresh()
+        if only == "state":
+            self.workspace.keep(old)
+        elif only:
+            RESETS[only](old)
+        return old if self.workspace is not old else None
 
     def seed(self, document: Json) -> Workspace:
         """Start afresh with a seed, to which later resets return; returns the old workspace.
@@ -6419,6 +6464,8 @@ class Fake:
         except NotANumber as error:
             return self._not_a_number(api, request, error)
         except ApiError as error:
+            if self.settings.html_404 and not request.operation and request.path[:3] != "/__":
+                return html_404(error)
             return failure(api, error)
         except Exception as error:
             return self._bug(api, request, error)
@@ -6461,6 +6508,8 @@ class Fake:
     def admit(self, api: Api, request: Request) -> None:
         """Check the credentials. Raises ApiError 401, or 403 for the control endpoints."""
         try:
+            if self.settings.region_check:
+                check_region(self.settings, request)
             api.check(self.settings, request)
         except ValueError as error:
             log.warning("401 for %s %s: %s", request.method, request.path, error)
@@ -6483,6 +6532,13 @@ class Fake:
         text = f"internal error of the fake, please report it: {error!r}"
         return failure(api, ApiError(500, text[:500]))
 
+
+#: What can be reset alone, and how; "state" is everything else.
+RESETS: Dict[str, Callable[[Workspace], None]] = {
+    "journal": Workspace.forget_journal,
+    "faults": Workspace.forget_faults,
+    "clock": Workspace.forget_clock,
+}
 
 #: What a further workspace has of its own, so that nobody else's calls reach it.
 WORKSPACE_KEYS = ("site_id", "api_key", "app_key", "write_key", "signing_key")
@@ -6616,6 +6672,15 @@ def failure(api: Api, error: ApiError) -> Response:
         envelope, write = meta_error, pretty
     headers = (*api.headers, *((k, _header_text(v)) for k, v in error.headers))
     return Response(error.status, write(envelope(error)), headers, error.close)
+
+
+def html_404(error: ApiError) -> Response:
+    """What the real hosts answer to an unknown path or method: a page, 404 (observed)."""
+    page = b"<!DOCTYPE html>\n<html><head><title>404</title></head><body>Not found</body></html>\n"
+    return with_reason(Response(404, page, _HTML_PAGE), error.message)
+
+
+_HTML_PAGE = (("Content-Type", "text/html; charset=utf-8"),)
 
 
 def _header_text(text: str) -> str:
@@ -11499,10 +11564,11 @@ def about(call: Call) -> Json:
 
 @route("POST", "/__parlel/reset", CONTROL)
 def reset(call: Call) -> Response:
-    """Forget everything that was recorded."""
+    """Forget everything that was recorded, or one part: `only` state, journal, faults, clock."""
+    only = query_choice(call.request.query(), "only", ("state", *RESETS)) or ""
     response = answer(CONTROL, {"status": "ok"})
     # Freeing a large workspace takes longer than the reset; it can wait until we have answered.
-    response.after = call.fake.reset()
+    response.after = call.fake.reset(only)
     return response
 
 
@@ -13270,9 +13336,11 @@ class View:
             person = find(("id", identifier)) or find(("email", identifier))
             return None if person is None else person.record()
 
-    def reset(self) -> None:
-        """Forget everything that was recorded."""
-        self.fake.reset()
+    def reset(self, only: str = "") -> None:
+        """Forget everything, or `only` "state", "journal", "faults" or "clock"."""
+        if only not in ("", "state", *RESETS):
+            raise ValueError(f"only must be one of: state, {', '.join(RESETS)}")
+        self.fake.reset(only)
 
     # ---- what goes wrong on purpose
 
@@ -13439,6 +13507,12 @@ class CustomerioServer(View):
             raise invalid(f"name {wrong}", "name")
         return FurtherWorkspace(self, self.fake.add(name, seed))
 
+    def renew(self) -> None:
+        """Reset, and let go of the further workspaces: what a test begins with."""
+        for name in list(self.fake.others):
+            self.fake.remove(name)
+        self.reset()
+
 
 class FurtherWorkspace(View):
     """A workspace beside the default one; `environment` has its keys. Drop it with `close`."""
@@ -13513,7 +13587,7 @@ class CustomerioTests:
         """Forget what earlier tests did, and patch the environment."""
         from unittest import mock
 
-        self.cio.reset()
+        self.cio.renew()
         self._environ = mock.patch.dict(os.environ, self.cio.environment)
         self._environ.start()
         getattr(super(), "setUp", lambda: None)()
@@ -13524,26 +13598,29 @@ class CustomerioTests:
         self._environ.stop()
 
 
+def _customerio_server() -> Iterator[CustomerioServer]:
+    """A server for all tests of this process."""
+    with CustomerioServer(port=0) as server:
+        yield server
+
+
+def _customerio(
+    customerio_server: CustomerioServer, monkeypatch: Any
+) -> Iterator[CustomerioServer]:
+    """The server, empty, with the environment pointing at it."""
+    customerio_server.renew()
+    for name, value in customerio_server.environment.items():
+        monkeypatch.setenv(name, value)
+    yield customerio_server
+
+
 if "pytest" in sys.modules:
     # With `pytest_plugins = ["customerio_fake"]` in conftest.py a test may ask for `customerio`.
-    # Each worker of pytest-xdist has a process, and so a server, of its own.
-    import pytest
-
-    @pytest.fixture(scope="session")
-    def customerio_server() -> Iterator[CustomerioServer]:
-        """A server for all tests of this process."""
-        with CustomerioServer(port=0) as server:
-            yield server
-
-    @pytest.fixture
-    def customerio(
-        customerio_server: CustomerioServer, monkeypatch: Any
-    ) -> Iterator[CustomerioServer]:
-        """The server, empty, with the environment pointing at it."""
-        customerio_server.reset()
-        for name, value in customerio_server.environment.items():
-            monkeypatch.setenv(name, value)
-        yield customerio_server
+    # Each worker of pytest-xdist has a process, and so a server, of its own. Not imported, so that
+    # the file can be type-checked where pytest isn't.
+    _fixture = sys.modules["pytest"].fixture
+    customerio_server = _fixture(scope="session")(_customerio_server)
+    customerio = _fixture()(_customerio)
 
 
 def read_seed(path: str) -> Json:

@@ -197,8 +197,7 @@ class House(unittest.TestCase):
             elif isinstance(node, ast.ImportFrom):
                 modules.add((node.module or "").partition(".")[0])
         known = set(getattr(sys, "stdlib_module_names", modules))
-        # pytest is imported where it runs already, to offer it a fixture.
-        self.assertEqual(modules - known - {"__future__"}, {"pytest"} - known)
+        self.assertEqual(modules - known - {"__future__"}, set())
 
     def test_every_route_says_what_it_does(self) -> None:
         for operation in ROUTES:
@@ -3923,6 +3922,49 @@ class Workspaces(FakeTest):
         self.assertEqual(self.call("DELETE", "/__parlel/workspaces/one").status, 404)
         self.assertEqual(self.inside(one, "PUT", "/api/v1/customers/1", {}).status, 200)
         self.assertEqual(len(self.records("customers")), 1)  # its keys are unknown again
+
+
+class Realism(FakeTest):
+    """Switches that make the fake as unkind as the real service."""
+
+    def test_unknown_paths_are_html_pages(self) -> None:
+        self.fake = Fake(Settings(html_404=True))
+        for method, path in (("GET", "/v1/nope"), ("PATCH", "/api/v1/customers/1")):
+            reply = self.call(method, path)
+            self.assertEqual((reply.status, reply.body[:15]), (404, b"<!DOCTYPE html>"), path)
+            self.assertEqual(reply.headers["content-type"], "text/html; charset=utf-8")
+        self.assertIn("did you mean GET /v1/exports", self.call("GET", "/v1/export").reason)
+        self.assertIn("errors", self.call("GET", "/v1/exports/77").json)
+        self.assertIn("error", self.call("GET", "/__parlel/nope").json["meta"])
+
+    def test_keys_are_unknown_in_the_other_region(self) -> None:
+        self.fake = Fake(Settings(region_check=True, region="eu"))
+        rows = [("track.customer.io", 401), ("track-eu.customer.io:443", 200), ("localhost", 200)]
+        for host, status in rows:
+            self.assertEqual(self.call("PUT", "/api/v1/customers/1", {}, host=host).status, status)
+        reply = self.call("PUT", "/api/v1/customers/1", {}, host="track.customer.io")
+        self.assertIn("wrong region: track.customer.io is in us", reply.reason)
+
+    def test_a_part_can_be_reset_alone(self) -> None:
+        def state() -> Tuple[int, int, int, bool]:
+            lists = (len(self.records(name)) for name in ("customers", "requests", "faults"))
+            people, requests, faults = lists
+            return people, requests, faults, self.ok("GET", "/__parlel/clock")["frozen"]
+
+        self.identify("1")
+        self.ok("POST", "/__parlel/faults", {"status": 503})
+        self.ok("PUT", "/__parlel/clock", {"freeze": True, "now": 2000000000})
+        rows = [("state", (0, 1, 1, True)), ("faults", (0, 1, 0, True))]
+        rows += [("journal", (0, 0, 0, True)), ("clock", (0, 0, 0, False))]
+        for only, left in rows:
+            self.ok("POST", f"/__parlel/reset?only={only}")
+            self.assertEqual(state(), left, only)
+        self.assertEqual(self.identify("1").status, 200)
+        reply = self.call("POST", "/__parlel/reset?only=people")
+        self.assertEqual(
+            (reply.status, "only must be one of: state" in reply.json["meta"]["error"]), (400, True)
+        )
+        self.assertEqual(state(), (1, 1, 0, False))
 
 
 class FaultTest(FakeTest):
