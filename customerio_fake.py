@@ -6847,6 +6847,8 @@ def named_in_path(call: Call, value: str) -> Identifier:
 
 def misshapen_preferences(attributes: Attributes) -> List[Problem]:
     """What is wrong with subscription preferences: objects of yes and no, whole or dotted."""
+    if _PREFERENCES not in " ".join(attributes):  # the common case, at the price of one look
+        return []
     whole, wrong = attributes.get(_PREFERENCES), []
     parts = whole.values() if isinstance(whole, dict) else () if whole in (None, "") else (whole,)
     if not all(isinstance(part, dict) for part in parts):
@@ -6880,6 +6882,8 @@ def identify(call: Call, identifier: str) -> str:
     create = body.get("_update") is not True
     reason = workspace.ingest(workspace.identify, who, body, when, create)
     if reason in (SUPPRESSED, NOT_CREATED, UNKNOWN_CIO_ID):
+        return reason
+    if not refs:
         return reason
     return joined(reason, *[_relate(workspace, verb, who, *ref) for ref in refs])
 
