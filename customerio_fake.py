@@ -3636,6 +3636,7 @@ class Workspace:
         """Take over what is not state from the workspace before: journal, faults and time."""
         self.journal, self.requests = old.journal, old.requests
         self.faults, self.armed = old.faults, old.armed
+        self._counters["fault"] = old._counters.get("fault", 0)
         self.clock.move_to(old.clock.now(), old.clock.frozen)
 
     def forget_journal(self) -> None:
@@ -3643,11 +3644,14 @@ class Workspace:
         self.journal.clear()
         self.requests = 0
 
-    def forget_faults(self) -> None:
-        """Let nothing go wrong any more."""
+    def remove_faults(self, id: Optional[str] = None) -> List[Fault]:
+        """Take one rule of what goes wrong away, or all; gives what was there."""
         with self.lock:
-            self.faults.clear()
+            gone = [f for f in self.faults.values() if id is None or str(f.id) == id]
+            for fault in gone:
+                del self.faults[fault.id]
             self.rearm()
+        return gone
 
     def forget_clock(self) -> None:
         """Show the real time again; what was due stays due."""
@@ -6370,8 +6374,9 @@ class Fake:
         """
         if self.root is not self:
             return self
-        name = request.prefix[2:] or _take_workspace(request)
-        other = self._named(name) if name else self._owners.get(key_of(request), self)
+        if request.prefix or _take_workspace(request):
+            return self._named(request.prefix[2:])
+        other = self._owners.get(key_of(request), self)
         if other is not self:
             request.prefix = f"/@{other.name}"  # links lead back to where they come from
         return other
@@ -6534,9 +6539,9 @@ class Fake:
 
 
 #: What can be reset alone, and how; "state" is everything else.
-RESETS: Dict[str, Callable[[Workspace], None]] = {
+RESETS: Dict[str, Callable[[Workspace], Any]] = {
     "journal": Workspace.forget_journal,
-    "faults": Workspace.forget_faults,
+    "faults": Workspace.remove_faults,
     "clock": Workspace.forget_clock,
 }
 
@@ -6544,18 +6549,19 @@ RESETS: Dict[str, Callable[[Workspace], None]] = {
 WORKSPACE_KEYS = ("site_id", "api_key", "app_key", "write_key", "signing_key")
 
 
-def _take_workspace(request: Request) -> str:
-    """Cut the name of a workspace out of path or query; "" if none is named."""
+def _take_workspace(request: Request) -> bool:
+    """Move the name of a workspace from path or query to the prefix; whether there is one."""
     if request.path.startswith("/@"):
         name, _, rest = request.path[2:].partition("/")
         request.path = "/" + rest
-        return name
-    if not request.path.startswith("/__parlel/") or "workspace" not in request.query():
-        return ""
-    query = request.query()
-    name = query.pop("workspace")
-    request.query_text = urlencode(query)
-    return name
+    elif request.path.startswith("/__parlel/") and "workspace" in request.query():
+        query = request.query()
+        name = query.pop("workspace")
+        request.query_text = urlencode(query)
+    else:
+        return False
+    request.prefix = f"/@{name}"
+    return True
 
 
 def key_of(request: Request) -> str:
@@ -11953,8 +11959,8 @@ def expect(fake: Fake, wanted: Expectation, timeout: float = 0) -> str:
 
     def ready() -> bool:
         nonlocal problem
-        problem = "" if fake.closed else wanted.problem(collect(workspace, wanted.list))
-        return not problem
+        problem = wanted.problem(collect(workspace, wanted.list))
+        return fake.closed or not problem
 
     workspace.wait_until(ready, timeout)
     return problem
@@ -12235,16 +12241,6 @@ def _operations_of(match: Json) -> FrozenSet[str]:
     return frozenset(found)
 
 
-def remove_faults(workspace: Workspace, id: Optional[str] = None) -> List[Fault]:
-    """Take one rule away, or all; gives what was there."""
-    with workspace.lock:
-        gone = [f for f in workspace.faults.values() if id is None or str(f.id) == id]
-        for fault in gone:
-            del workspace.faults[fault.id]
-        workspace.rearm()
-    return gone
-
-
 def fault_records(workspace: Workspace) -> List[Json]:
     """All rules, oldest first."""
     with workspace.lock:
@@ -12267,13 +12263,13 @@ def create_fault(call: Call) -> Json:
 @route("DELETE", "/__parlel/faults", CONTROL)
 def delete_faults(call: Call) -> Json:
     """Let nothing go wrong any more."""
-    return {"removed": len(remove_faults(call.workspace))}
+    return {"removed": len(call.workspace.remove_faults())}
 
 
 @route("DELETE", "/__parlel/faults/{id}", CONTROL)
 def delete_fault(call: Call, id: str) -> Json:
     """Take one rule away; shows how often it matched and fired."""
-    gone = remove_faults(call.workspace, id)
+    gone = call.workspace.remove_faults(id)
     if not gone:
         raise ApiError(404, f"there is no fault '{id}'")
     return gone[0].record()
@@ -13370,7 +13366,7 @@ class View:
 
     def mend(self, id: Optional[int] = None) -> None:
         """Let one rule, or all, go wrong no more."""
-        remove_faults(self.fake.workspace, None if id is None else str(id))
+        self.fake.workspace.remove_faults(None if id is None else str(id))
 
     @property
     def requests(self) -> List[Json]:

@@ -3912,6 +3912,18 @@ class Workspaces(FakeTest):
             self.assertEqual(reply.status, 404)
             self.assertIn("no workspace 'two'; there are one", reply.body.decode())
 
+    def test_a_name_that_is_no_workspace_never_means_the_default_one(self) -> None:
+        rows = [("", "/@two"), ("?workspace=two", ""), ("?workspace=", ""), ("", "/@")]
+        self.identify("1")
+        for others in (0, 1):
+            for query, prefix in rows:
+                path = f"{prefix}/__parlel/reset{query}"
+                request = Request("POST", path, {"host": "localhost"})
+                self.assertFalse(self.fake.is_heavy(request))  # as the server's loop asks first
+                self.assertEqual(self.fake.handle(request).status, 404, (others, path))
+            self.add(name=f"other-{others}")
+        self.assertEqual(len(self.records("customers")), 1)
+
     def test_dropping_one_frees_it(self) -> None:
         one = self.add(name="one")
         world = weakref.ref(self.fake.others["one"].workspace)
@@ -3959,6 +3971,9 @@ class Realism(FakeTest):
         for only, left in rows:
             self.ok("POST", f"/__parlel/reset?only={only}")
             self.assertEqual(state(), left, only)
+            if only == "state":
+                self.assertEqual(self.ok("POST", "/__parlel/faults", {"status": 500})["id"], 2)
+                self.ok("DELETE", "/__parlel/faults/2")
         self.assertEqual(self.identify("1").status, 200)
         reply = self.call("POST", "/__parlel/reset?only=people")
         self.assertEqual(
@@ -5865,6 +5880,27 @@ class WireFaults(WireTestCase):
             thread.join()
         self.assertEqual((statuses.count(503), statuses.count(200)), (50, 150))
         self.assertEqual(self.server.faults[0]["fired"], 50)
+
+
+class AfterTheEnd(unittest.TestCase):
+    """What was recorded can be asked for when the server has stopped."""
+
+    def test_assertions_still_fail(self) -> None:
+        with CustomerioServer(port=0) as cio:
+            pass
+        with self.assertRaisesRegex(AssertionError, "nothing at all is recorded there"):
+            cio.assert_event("signup")
+        with self.assertRaises(AssertionError):
+            cio.wait_for_event("signup", timeout=60)  # nothing can come any more
+        cio.assert_no_deliveries()
+
+    def test_a_wait_that_the_end_cuts_short_is_no_success(self) -> None:
+        cio = CustomerioServer(port=0).start()
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(cio.wait_for_event, "signup", timeout=60)
+            self.assertTrue(eventually(lambda: cio.fake.workspace.waiting > 0))
+            cio.stop()
+            self.assertIsInstance(waiting.exception(timeout=10), AssertionError)
 
 
 class WorkspacesUnderLoad(unittest.TestCase):
