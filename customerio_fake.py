@@ -11652,6 +11652,13 @@ class Collection(NamedTuple):
         # A copy, because the journal goes on while we read.
         return map(self.record, list(self.rows(workspace)))
 
+    def check(self, names: Iterable[str]) -> None:
+        """Raises ApiError 400 for a name that no record has; dots reach into objects."""
+        for name in names:
+            if self.fields and name.partition(".")[0] not in self.fields:
+                known = ", ".join(self.fields)
+                raise invalid(f"there is no field '{name}' to filter by; there are {known}", name)
+
 
 def _values(name: str) -> Callable[[Workspace], Any]:
     return lambda workspace: getattr(workspace, name).values()
@@ -11787,11 +11794,8 @@ def _page(query: Dict[str, str]) -> Tuple[int, Optional[int]]:
 
 
 def _filtered(rows: List[Json], query: Dict[str, str], collection: Collection) -> List[Json]:
+    collection.check(query)
     for name, wanted in query.items():
-        top = name.partition(".")[0]
-        if collection.fields and top not in collection.fields:
-            fields = ", ".join(collection.fields)
-            raise invalid(f"there is no field '{name}' to filter by; there are {fields}", name)
         rows = [row for row in rows if _field_text(row, name) == wanted]
     return rows
 
@@ -11954,7 +11958,14 @@ MAX_WAIT = 300.0
 
 
 def expect(fake: Fake, wanted: Expectation, timeout: float = 0) -> str:
-    """What is wrong, once it is right or time is up; "" if nothing is."""
+    """What is wrong, once it is right or time is up; "" if nothing is.
+
+    Raises ApiError 400 for a field that no record has: else `none` would always be true of it.
+    """
+    if wanted.list not in COLLECTIONS:
+        raise invalid(f"list must be one of: {', '.join(COLLECTIONS)}", "list")
+    for match in (wanted.match, *wanted.in_order):
+        COLLECTIONS[wanted.list].check(match)
     workspace, problem = fake.workspace, ""
 
     def ready() -> bool:
@@ -13387,8 +13398,8 @@ class View:
         """Raise AssertionError, with the nearest records, unless such records are there.
 
         `list` is one of the names under `/__parlel`; `match` are fields and what they must be;
-        `data={"plan": "pro"}` wants these parts of an object, `subject={"contains": "x"}` a
-        part of a text. With a `timeout` (seconds) it returns as soon as it comes true.
+        `data={"plan": "pro"}` wants these parts of an object, `recipient={"contains": "x"}`
+        a part of a text. With a `timeout` (seconds) it returns as soon as it comes true.
         """
         most = math.inf if exactly is None else exactly
         least = at_least if exactly is None else exactly

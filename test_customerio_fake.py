@@ -5894,6 +5894,13 @@ class AfterTheEnd(unittest.TestCase):
             cio.wait_for_event("signup", timeout=60)  # nothing can come any more
         cio.assert_no_deliveries()
 
+    def test_a_field_or_list_that_there_is_not_is_refused(self) -> None:
+        cio = CustomerioServer(port=0)
+        with self.assertRaisesRegex(ApiError, "no field 'recipent'.*recipient"):
+            cio.assert_no_deliveries(recipent="ada@example.com")
+        with self.assertRaisesRegex(ApiError, "list must be one of: customers"):
+            cio.expect("eventz")
+
     def test_a_wait_that_the_end_cuts_short_is_no_success(self) -> None:
         cio = CustomerioServer(port=0).start()
         with ThreadPoolExecutor(1) as pool:
