@@ -463,9 +463,13 @@ def _check_type(name: str, value: Json, kind: type) -> None:
         raise ValueError(f"{name} must be between 0 and {MAX_SETTING}, not {value}")
 
 
+# Made once: `json.dumps` with options makes an encoder for every call.
+_compact_text = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+
+
 def compact(value: Json) -> bytes:
     """JSON as the App API writes it: no spaces, no newline at the end (observed)."""
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace")
+    return _compact_text(value).encode("utf-8", "replace")
 
 
 def as_text(value: Json) -> str:
@@ -475,7 +479,7 @@ def as_text(value: Json) -> str:
         return cast(str, value)
     if kind is int:
         return str(value)
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    return _compact_text(value)
 
 
 # ======================================================================================
@@ -3281,7 +3285,9 @@ def oversized(attributes: Attributes) -> List[Problem]:
         if len(name) > MAX_ATTRIBUTE_NAME // 4 and _longer(name, MAX_ATTRIBUTE_NAME):
             text = f"attribute name '{name}' cannot be longer than {MAX_ATTRIBUTE_NAME} bytes"
             problems.append(Problem(text, "attributes"))
-        if _too_long_value(name, value):
+        # Nearly every value is a short string, for which this is all.
+        short = type(value) is str and len(value) <= MAX_ATTRIBUTE_VALUE // 4
+        if not short and _too_long_value(name, value):
             # The words are the real service's (observed).
             text = f"value for attribute '{name}' cannot be longer than {MAX_ATTRIBUTE_VALUE} bytes"
             problems.append(Problem(text, f"attributes.{name}"))
@@ -3291,7 +3297,7 @@ def oversized(attributes: Attributes) -> List[Problem]:
 def _too_long_value(name: str, value: Json) -> bool:
     kind = type(value)
     if kind is str:
-        return len(value) > MAX_ATTRIBUTE_VALUE // 4 and _longer(value, MAX_ATTRIBUTE_VALUE)
+        return _longer(value, MAX_ATTRIBUTE_VALUE)
     if kind is int:
         return bool(value.bit_length() > 3 * MAX_ATTRIBUTE_VALUE) and _longer(
             as_text(value), MAX_ATTRIBUTE_VALUE
@@ -3798,13 +3804,14 @@ class Workspace:
                 person = self._create(who)
             else:
                 self.people.name(person, who, now)
-        reasons = []
+        reason = ""
         for other in named:
-            reasons.append(self._rename(person, other, who[0], now))
-            if person not in self.people:  # an auto-merge kept the other one
-                person = cast(Person, self.people.find(other))
-        reasons.append(self._update(person, attributes, now, now if when is None else when))
-        return joined(*reasons)
+            if getattr(person, other[0]) != other[1]:
+                reason = joined(reason, self._rename(person, other, who[0], now))
+                if person not in self.people:  # an auto-merge kept the other one
+                    person = cast(Person, self.people.find(other))
+        skipped = self._update(person, attributes, now, now if when is None else when)
+        return joined(reason, skipped) if reason else skipped
 
     def _unnamed(self, who: Identifier) -> str:
         """Why nobody can be made for an identifier, or ""."""
@@ -3826,12 +3833,12 @@ class Workspace:
 
     def _named(self, who: Identifier, attributes: Attributes) -> List[Identifier]:
         """The identifiers in a body, as far as this workspace identifies people by them."""
-        values = [(kind, attributes[kind]) for kind in self.people.kinds if kind in attributes]
-        return [
-            (kind, as_text(value))
-            for kind, value in values
-            if value is not None and value != "" and (kind, value) != who
-        ]
+        named = []
+        for kind in self.people.kinds:
+            value = attributes.get(kind)
+            if value is not None and value != "" and (kind, value) != who:
+                named.append((kind, as_text(value)))
+        return named
 
     def _rename(self, person: Person, other: Identifier, by: str, now: int) -> str:
         """Give a person an identifier out of a body; returns why that failed, else ""."""
@@ -3866,8 +3873,9 @@ class Workspace:
         new, stamps = changed(old, person.timestamps, update, when)
         if new != old:
             self.note("attribute_change", person, functools.partial(difference, old, new))
-        surplus = len(new) > MAX_ATTRIBUTES and [name for name in new if name not in old]
-        if surplus:
+        surplus: Sequence[str] = ()
+        if len(new) > MAX_ATTRIBUTES:
+            surplus = [name for name in new if name not in old]
             new = {name: value for name, value in new.items() if name not in surplus}
             stamps = {name: stamp for name, stamp in stamps.items() if name not in surplus}
         person.attributes, person.timestamps = new, self.people.shared(stamps)
@@ -3878,7 +3886,9 @@ class Workspace:
             self._tell_subscription(person, old, new)
         if update.get("anonymous_id"):
             self._claim(person, as_text(update["anonymous_id"]))
-        skipped = when < now and [n for n in update if stamps.get(n, 0) > when]
+        skipped = [n for n in update if stamps.get(n, 0) > when] if when < now else ()
+        if not surplus and not skipped:
+            return ""
         return joined(
             f"too many attributes: {', '.join(surplus)[:200]} left out" if surplus else "",
             f"skipped_update: {', '.join(skipped)[:200]} changed later" if skipped else "",
@@ -4795,7 +4805,7 @@ def checked_attributes(value: Json, name: str) -> Attributes:
         return {}
     if not isinstance(value, dict):
         raise invalid(f"{name} must be an object, not {kind_of(value)}", name)
-    problems = oversized(value) + misshapen_preferences(value)
+    problems = [*oversized(value), *misshapen_preferences(value)]
     for kind in ("id", "email", "phone"):
         if value.get(kind) not in (None, ""):
             identifier_text(value[kind], kind)
@@ -5893,8 +5903,10 @@ class Request:
 
     def json(self, limit: int) -> Json:
         """The body as JSON, null if there is none; `limit` is for inflating, in bytes."""
-        raw = inflate(self.body, self.headers.get("content-encoding", "").strip().lower(), limit)
-        self.size = len(raw)
+        raw, encoding = self.body, self.headers.get("content-encoding")
+        if encoding:
+            raw = inflate(raw, encoding.strip().lower(), limit)
+            self.size = len(raw)
         try:
             return decode_json(raw)
         except NotANumber:
@@ -6844,7 +6856,7 @@ def named_in_path(call: Call, value: str) -> Identifier:
     if value.startswith("cio_"):
         return checked_cio_id(value[4:])
     mode = call.fake.settings.identifiers
-    if mode != "id" and _EMAIL_SHAPE.fullmatch(value):
+    if mode != "id" and "@" in value and _EMAIL_SHAPE.fullmatch(value):
         return "email", identifier_text(value, "identifier")
     if mode == "email":
         raise invalid("identifier must be an email: this workspace knows people by nothing else")
@@ -6880,7 +6892,7 @@ def identify(call: Call, identifier: str) -> str:
     who = named_in_path(call, identifier)
     body = checked_attributes(call.body(), "body")
     workspace = call.workspace
-    other = who[0] == "id" and as_text(body.get("id") or who[1]) != who[1]
+    other = "id" in body and who[0] == "id" and as_text(body["id"] or who[1]) != who[1]
     if other and call.fake.settings.identifiers == "id":
         raise invalid("id attribute and identifier are not the same value", "id")
     verb, refs = _v1_relationships(body.get("cio_relationships"))
@@ -6964,8 +6976,8 @@ def unsuppress(call: Call, identifier: str) -> str:
     return call.workspace.ingest(call.workspace.unsuppress, named_in_path(call, identifier))
 
 
-def event_of(kind: str, body: Json, data_key: str = "data") -> Event:
-    """The event that a body describes. Raises ApiError 400 naming the field."""
+def event_of(kind: str, body: Json, data_key: str = "data", size: float = math.inf) -> Event:
+    """The event that a body of `size` bytes describes. Raises ApiError 400 naming the field."""
     name = body.get("name")
     if not isinstance(name, str) or not name.strip():
         raise required("name", "the event's name as a string")
@@ -6977,7 +6989,8 @@ def event_of(kind: str, body: Json, data_key: str = "data") -> Event:
         data = {}
     if not isinstance(data, dict):
         raise invalid(f"{data_key} must be an object, not {kind_of(data)}", data_key)
-    if _longer(as_text(data), MAX_EVENT_DATA):
+    # Written anew, JSON grows less than fivefold (1e15), so a small body need not be written.
+    if size * 5 > MAX_EVENT_DATA and _longer(as_text(data), MAX_EVENT_DATA):
         raise invalid(f"{data_key} cannot be larger than {MAX_EVENT_DATA} bytes", data_key)
     type = body.get("type") if body.get("type") in ("page", "screen") else "event"
     given = body.get("id")
@@ -6997,7 +7010,8 @@ def doubt(event: Event) -> str:
 @route("POST", "/api/v1/customers/{identifier}/events", TRACK)
 def track(call: Call, identifier: str) -> str:
     """Track an event, page or screen view of a person."""
-    who, event = named_in_path(call, identifier), event_of("", call.body())
+    who, body = named_in_path(call, identifier), call.body()
+    event = event_of("", body, size=call.request.size)
     return joined(call.workspace.ingest(call.workspace.track, who, event), doubt(event))
 
 
