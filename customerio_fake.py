@@ -13773,7 +13773,7 @@ def _serve(server: CustomerioServer) -> int:
     # What is recorded stays, so looking through all of it for garbage again and again would only
     # make requests wait: 40 ms with 100,000 events. A reset frees by counting references.
     gc.freeze()
-    gc.set_threshold(50_000, 50, 1000)
+    gc.set_threshold(5_000, 500, 1000)
 
     # The interpreter's own handler writes a byte here. A Python handler could not wake us if the
     # signal came just before we wait: it would run only once the wait is over.
