@@ -67,6 +67,7 @@ import struct
 import sys
 import threading
 import time
+import weakref
 import zlib
 from collections import deque
 from dataclasses import dataclass, field, fields, replace
@@ -223,6 +224,16 @@ def pipelines_errors(error: ApiError) -> Json:
 # ======================================================================================
 
 
+class Chore(NamedTuple):
+    """Work that waits for its time: what to do, by name, and with what.
+
+    Names and plain values, so that a snapshot can hold it and it holds on to nobody.
+    """
+
+    name: str
+    args: Tuple[Any, ...]
+
+
 class Clock:
     """The only source of time: the real clock plus an offset, and a queue of what is due.
 
@@ -236,7 +247,7 @@ class Clock:
         #: While `advance` does what has become due, which is done before it returns.
         self.advancing = False
         self._order = 0
-        self._queue: List[Tuple[float, int, Callable[[], Any]]] = []
+        self._queue: List[Tuple[float, int, Chore]] = []
 
     def now(self) -> float:
         """The current time, Unix seconds with a fraction."""
@@ -260,38 +271,39 @@ class Clock:
         self._frozen = when if frozen else None
         self._offset = when - time.time()
 
-    def advance(self, seconds: float) -> None:
+    def advance(self, seconds: float, do: Callable[[Chore], Any]) -> None:
         """Move the clock forward by `seconds`, and do at its time what becomes due meanwhile."""
         target, frozen = self.now() + seconds, self.frozen
         self.advancing = True
         while self._queue and self._queue[0][0] <= target:
             self.move_to(max(self._queue[0][0], self.now()), True)
-            self.run_due()
+            self.run_due(do)
         self.advancing = False
         self.move_to(target, frozen)
 
-    def at(self, when: float, action: Callable[[], Any]) -> None:
-        """Run `action` once the time is `when` (Unix seconds) or later."""
+    def at(self, when: float, chore: Chore) -> None:
+        """Have `chore` done once the time is `when` (Unix seconds) or later."""
         self._order += 1
-        heapq.heappush(self._queue, (when, self._order, action))
+        heapq.heappush(self._queue, (when, self._order, chore))
 
     @property
-    def pending(self) -> int:
-        """How much work waits for its time."""
-        return len(self._queue)
+    def pending(self) -> List[Tuple[float, Chore]]:
+        """The work that waits for its time, and that time; in the order in which it is due."""
+        return [(when, chore) for when, _, chore in sorted(self._queue)]
+
+    @property
+    def waits(self) -> bool:
+        """Whether any work waits for its time."""
+        return bool(self._queue)
 
     def has_due(self) -> bool:
         """Whether `run_due` has anything to do."""
         return bool(self._queue) and self._queue[0][0] <= self.now()
 
-    def run_due(self) -> None:
+    def run_due(self, do: Callable[[Chore], Any]) -> None:
         """Do what is due, oldest first."""
         while self.has_due():
-            heapq.heappop(self._queue)[2]()
-
-    def clear(self) -> None:
-        """Forget all due work; the time stays as it is."""
-        self._queue.clear()
+            do(heapq.heappop(self._queue)[2])
 
 
 #: The workspace number inside every cio_id and delivery id, and `environment_id` of Track.
@@ -2828,6 +2840,8 @@ MAX_SEGMENT_IDS = 1000
 MAX_ACTIVITIES = 50_000
 #: How many reporting webhooks are kept; older ones are forgotten.
 MAX_REPORTS = 10_000
+#: Up to this many messages are sent before the call that asked for them is answered.
+FOREGROUND = 200
 #: How long an anonymous event can still be claimed, and a merge carries events over: 30 days.
 EVENT_MEMORY = 30 * 86400.0
 #: Anonymous events this many seconds after the identify are still picked up (docs).
@@ -2878,11 +2892,20 @@ class Person:
         "timestamps", "updated_at",
     )  # fmt: skip
 
+    serial: int
+    id: str
+    email: str
+    phone: str
+    attributes: Attributes
+    timestamps: Dict[str, int]
+    created_at: int
+    updated_at: int
+    has: Belongings
+
     def __init__(self, serial: int, now: int) -> None:
         self.serial = serial
         self.id = self.email = self.phone = ""
-        self.attributes: Attributes = {}
-        self.timestamps: Dict[str, int] = {}
+        self.attributes, self.timestamps = {}, {}
         self.created_at = self.updated_at = now
         self.has = _NOTHING
 
@@ -2946,13 +2969,16 @@ class Belongings:
 
     __slots__ = ("anonymous_ids", "deliveries", "devices", "events", "relationships", "segments")
 
+    events: List[Event]
+    devices: Dict[str, Device]
+    deliveries: List[Delivery]
+    anonymous_ids: List[str]
+    segments: Set[int]
+    relationships: Dict[ObjectKey, Attributes]
+
     def __init__(self) -> None:
-        self.events: List[Event] = []
-        self.devices: Dict[str, Device] = {}
-        self.deliveries: List[Delivery] = []
-        self.anonymous_ids: List[str] = []
-        self.segments: Set[int] = set()
-        self.relationships: Dict[ObjectKey, Attributes] = {}
+        self.events, self.deliveries, self.anonymous_ids = [], [], []
+        self.devices, self.segments, self.relationships = {}, set(), {}
 
 
 _NOTHING = Belongings()
@@ -2962,6 +2988,12 @@ class Device:
     """A push token of a person. `last_used` is in Unix seconds."""
 
     __slots__ = ("attributes", "last_used", "person", "platform", "token")
+
+    token: str
+    platform: str
+    last_used: int
+    attributes: Attributes
+    person: Person
 
     def __init__(
         self, token: str, platform: str, last_used: int, attributes: Attributes, person: Person
@@ -2991,15 +3023,25 @@ class Event:
         "received_at", "serial", "timestamp", "type",
     )  # fmt: skip
 
+    kind: str
+    name: str
+    data: Json
+    type: str
+    timestamp: Optional[int]
+    given_id: str
+    serial: int
+    received_at: float
+    customer_id: Optional[str]
+    anonymous_id: Optional[str]
+    person: Optional[Person]
+
     def __init__(
         self, kind: str, name: str, data: Json, type: str, timestamp: Optional[int], given_id: str
     ) -> None:
         self.kind, self.name, self.data, self.type = kind, name, data, type
         self.timestamp, self.given_id = timestamp, given_id
         self.serial, self.received_at = 0, 0.0
-        self.customer_id: Optional[str] = None
-        self.anonymous_id: Optional[str] = None
-        self.person: Optional[Person] = None
+        self.customer_id = self.anonymous_id = self.person = None
 
     def record(self) -> Json:
         """The event as `/__parlel/events` shows it."""
@@ -3030,12 +3072,19 @@ class Thing:
         "updated_at",
     )  # fmt: skip
 
+    key: ObjectKey
+    cio_object_id: str
+    attributes: Attributes
+    timestamps: Dict[str, int]
+    created_at: int
+    updated_at: int
+    #: Who is related to it, by serial number.
+    people: Dict[int, Person]
+
     def __init__(self, key: ObjectKey, cio_object_id: str, now: int) -> None:
         self.key, self.cio_object_id = key, cio_object_id
-        self.attributes: Attributes = {}
-        self.timestamps: Dict[str, int] = {}
+        self.attributes, self.timestamps, self.people = {}, {}, {}
         self.created_at = self.updated_at = now
-        self.people: Dict[int, Person] = {}
 
     def text(self, name: str) -> Optional[str]:
         """One attribute or identifier as text; None if it is not set."""
@@ -3072,23 +3121,31 @@ class Delivery:
         "base_url",
     )  # fmt: skip
 
+    delivery_id: str
+    channel: str
+    message: Json
+    person: Optional[Person]
+    customer_id: Optional[str]
+    recipient: str
+    created: int
+    send_at: Optional[int]
+    metrics: Dict[str, int]
+    history: List[Json]
+    #: What it is part of: {"campaign_id": 1, "action_id": 2}, or newsletter, broadcast, …
+    parents: Dict[str, int]
+    #: What the recipient would have seen: subject, body, links, …; empty until it is sent.
+    rendered: Json
+    #: The `trigger` of its templates.
+    data: Json
+    #: Where the links inside it lead.
+    base_url: str
+
     def __init__(self, delivery_id: str, channel: str, message: Json, created: int) -> None:
         self.delivery_id, self.channel, self.message = delivery_id, channel, message
-        self.person: Optional[Person] = None
-        self.customer_id: Optional[str] = None
-        self.recipient = as_text(message.get("to") or "")
-        self.created = created
-        self.send_at: Optional[int] = None
-        self.metrics: Dict[str, int] = {"created": created}
-        self.history: List[Json] = []
-        #: What it is part of: {"campaign_id": 1, "action_id": 2}, or newsletter, broadcast, …
-        self.parents: Dict[str, int] = {}
-        #: What the recipient would have seen: subject, body, links, …; empty until it is sent.
-        self.rendered: Json = {}
-        #: The `trigger` of its templates.
-        self.data: Json = {}
-        #: Where the links inside it lead.
-        self.base_url = ""
+        self.person = self.customer_id = self.send_at = None
+        self.recipient, self.base_url = as_text(message.get("to") or ""), ""
+        self.created, self.metrics, self.history = created, {"created": created}, []
+        self.parents, self.rendered, self.data = {}, {}, {}
 
     @property
     def state(self) -> str:
@@ -3125,6 +3182,41 @@ class Delivery:
             "send_at": self.send_at,
             "received_at": self.created,
         }
+
+
+class Report:
+    """One reporting webhook and the attempts to deliver it. `timestamp` is Unix seconds.
+
+    `content` joins `data` for endpoints that want it.
+    """
+
+    __slots__ = (
+        "attempts", "content", "data", "event_id", "metric", "object_type", "timestamp",
+    )  # fmt: skip
+
+    event_id: str
+    object_type: str
+    metric: str
+    timestamp: int
+    data: Json
+    content: Json
+    attempts: List[Json]
+
+    def __init__(
+        self, event_id: str, object_type: str, metric: str, timestamp: int, data: Json
+    ) -> None:
+        self.event_id, self.object_type, self.metric = event_id, object_type, metric
+        self.timestamp, self.data = timestamp, data
+        self.content, self.attempts = {}, []
+
+    def head(self) -> Json:
+        """The keys that every report has."""
+        names = ("event_id", "object_type", "metric", "timestamp")
+        return {name: getattr(self, name) for name in names}
+
+    def record(self) -> Json:
+        """The report as `/__parlel/webhooks` shows it."""
+        return {**self.head(), "data": self.data, "attempts": self.attempts}
 
 
 @dataclass
@@ -3167,13 +3259,22 @@ class Segment:
         "created_at", "updated_at",
     )  # fmt: skip
 
+    number: int
+    name: str
+    description: str
+    #: By serial number, which is the order of creation.
+    members: Dict[int, Person]
+    conditions: Json
+    #: The conditions, compiled.
+    predicate: Optional[Predicate]
+    tags: Json
+    created_at: int
+    updated_at: int
+
     def __init__(self, number: int, name: str, now: int) -> None:
         self.number, self.name, self.description = number, name, ""
-        #: By serial number, which is the order of creation.
-        self.members: Dict[int, Person] = {}
-        self.conditions: Json = None
-        self.predicate: Optional[Predicate] = None
-        self.tags: Json = None
+        self.members, self.tags = {}, None
+        self.conditions = self.predicate = None
         self.created_at = self.updated_at = now
 
     @property
@@ -3452,10 +3553,14 @@ class Shelf:
     we can't see it, and gets a blank row.
     """
 
+    kind: str
+    open: bool
+    rows: Dict[Any, Json]
+    _last: int
+
     def __init__(self, kind: str, open: bool = False) -> None:
         self.kind, self.open = kind, open
-        self.rows: Dict[Any, Json] = {}
-        self._last = 0
+        self.rows, self._last = {}, 0
 
     def next_id(self) -> int:
         """A number that no row has."""
@@ -3511,6 +3616,25 @@ def _passed_over(count: int) -> str:
     return f"passed over: {count} of the ids name nobody here" if count else ""
 
 
+#: What can wait for its time on a workspace's clock, by name.
+CHORES: Dict[str, Callable[..., Any]] = {}
+SomeChore = TypeVar("SomeChore", bound=Callable[..., Any])
+
+
+def chore(function: SomeChore) -> SomeChore:
+    """Let a function, which takes a workspace first, be done `later`."""
+    CHORES[function.__name__] = function
+    return function
+
+
+@chore
+def apply_late(
+    workspace: Workspace, verb: str, who: Identifier, args: Sequence[Any], kwargs: Dict[str, Any]
+) -> None:
+    """Apply a Track write that the workspace has lagged behind with."""
+    workspace.apply(getattr(workspace, verb), who, args, kwargs)
+
+
 #: What a fault does, one of them; `latency` goes with any, or stands alone.
 EFFECTS = ("status", "reset", "empty", "truncate", "hang", "trickle")
 
@@ -3522,14 +3646,17 @@ class Fault:
     "PUT /api/v1/customers/{identifier}".
     """
 
-    __slots__ = ("_random", "fired", "id", "matched", "operations", "rule")
+    __slots__ = ("fired", "id", "matched", "operations", "rule")
+
+    id: int
+    rule: Json
+    operations: FrozenSet[str]
+    matched: int
+    fired: int
 
     def __init__(self, id: int, rule: Json, operations: FrozenSet[str]) -> None:
-        from random import Random
-
         self.id, self.rule, self.operations = id, rule, operations
         self.matched = self.fired = 0
-        self._random = Random(rule.get("seed", 0))
 
     @property
     def effect(self) -> str:
@@ -3549,14 +3676,20 @@ class Fault:
         turn = self.matched - self.rule.get("after", 0)
         if turn <= 0 or turn % self.rule.get("every", 1):
             return False
-        fires = bool(self._random.random() < self.rule.get("probability", 1))
+        fires = bool(self._chance("fires") < self.rule.get("probability", 1))
         self.fired += fires
         return fires
+
+    def _chance(self, what: str) -> float:
+        """From 0 to 1, by seed and count: the same each time, whoever else throws dice."""
+        from random import Random
+
+        return Random(f"{self.rule.get('seed', 0)} {what} {self.matched}").random()
 
     def delay(self) -> float:
         """For how long to wait this time, in seconds."""
         latency, jitter = self.rule.get("latency", 0), self.rule.get("jitter", 0)
-        return float(max(0, latency + jitter * (2 * self._random.random() - 1)))
+        return float(max(0, latency + jitter * (2 * self._chance("delay") - 1)))
 
     def record(self) -> Json:
         """The rule as `/__parlel/faults` shows it."""
@@ -3564,6 +3697,12 @@ class Fault:
         return {"id": self.id, **self.rule, **counts}
 
 
+def kept(make: Callable[[], Any]) -> Any:
+    """A field of the Workspace: begins with what `make` gives, and is part of a snapshot."""
+    return field(init=False, default_factory=make)
+
+
+@dataclass(eq=False, repr=False)
 class Workspace:
     """All that was recorded, and the verbs that change it. A reset is a new Workspace.
 
@@ -3571,67 +3710,106 @@ class Workspace:
     return "" or the reason why nothing happened. Other callers hold `lock` around what they do.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-        self.lock = threading.RLock()
-        self.clock = Clock()
+    settings: Settings
+    clock: Clock = kept(Clock)
+    people: People = field(init=False)
+    events: List[Event] = kept(list)
+    #: The newest activities, oldest first.
+    activities: Deque[Activity] = kept(lambda: deque(maxlen=MAX_ACTIVITIES))
+    _noted: int = kept(int)
+    devices: Dict[str, Device] = kept(dict)
+    objects: Dict[ObjectKey, Thing] = kept(dict)
+    object_ids: Dict[str, ObjectKey] = kept(dict)
+    merges: List[Merge] = kept(list)
+    batches: List[Json] = kept(list)
+    pipeline_events: List[Json] = kept(list)
+    dropped: List[Json] = kept(list)
+    deliveries: Dict[str, Delivery] = kept(dict)
+    #: Deliveries by what they are part of: ("campaign_id", 1).
+    sent: Dict[Tuple[str, int], List[Delivery]] = kept(dict)
+    links: Dict[str, int] = kept(dict)
+    #: The newest requests, oldest first; control calls are not kept.
+    journal: Deque[Entry] = field(init=False)
+    requests: int = kept(int)
+    #: Reporting webhooks, with their attempts.
+    reports: Deque[Report] = kept(lambda: deque(maxlen=MAX_REPORTS))
+    #: What is still to be reported to whom, and who gets nothing until the next try.
+    unreported: Dict[int, Deque[Report]] = kept(dict)
+    resting: Set[int] = kept(set)
+    broadcasts: List[Json] = kept(list)
+    exports: Dict[int, Export] = kept(dict)
+    forms: Dict[str, List[Json]] = kept(dict)
+    #: Addresses on the lists of the email provider, by kind of list and lower-case address.
+    esp: Dict[str, Dict[str, Json]] = kept(dict)
+    #: Senders that people don't want to hear from: channel and sender, by serial number.
+    optouts: Dict[int, Tuple[Tuple[str, str], ...]] = kept(dict)
+    #: What was said about attributes and events, by name.
+    index: Dict[str, Dict[str, Json]] = kept(dict)
+    ip_addresses: List[str] = kept(list)
+    #: What goes wrong on purpose, by id.
+    faults: Dict[int, Fault] = kept(dict)
+    #: When calls that have a rate limit were made, by limit.
+    calls: Dict[str, Deque[float]] = kept(dict)
+    segments: Dict[int, Segment] = kept(dict)
+    shelves: Dict[str, Shelf] = kept(lambda: {k: Shelf(k, k in OPEN_SHELVES) for k in SHELVES})
+    suppressions: Dict[str, Set[Identifier]] = kept(dict)
+    _blocked: Dict[Identifier, str] = kept(dict)
+    _event_ids: Set[str] = kept(set)
+    _anonymous: Dict[str, List[Event]] = kept(dict)
+    _anonymous_relationships: Dict[str, Dict[ObjectKey, Attributes]] = kept(dict)
+    _claims: Dict[str, Tuple[Person, float]] = kept(dict)
+    _counters: Dict[str, int] = kept(dict)
+    #: Signs download links.
+    secret: bytes = kept(lambda: os.urandom(16))
+
+    def __post_init__(self) -> None:
+        """Add what depends on the settings, and what no snapshot can hold."""
+        settings = self.settings
         self.people = People(settings)
-        self.events: List[Event] = []
-        #: The newest activities, oldest first.
-        self.activities: Deque[Activity] = deque(maxlen=MAX_ACTIVITIES)
-        self._noted = 0
-        self.devices: Dict[str, Device] = {}
-        self.objects: Dict[ObjectKey, Thing] = {}
-        self.object_ids: Dict[str, ObjectKey] = {}
-        self.merges: List[Merge] = []
-        self.batches: List[Json] = []
-        self.pipeline_events: List[Json] = []
-        self.dropped: List[Json] = []
-        self.deliveries: Dict[str, Delivery] = {}
-        #: Deliveries by what they are part of: ("campaign_id", 1).
-        self.sent: Dict[Tuple[str, int], List[Delivery]] = {}
-        self.links: Dict[str, int] = {}
-        #: The newest requests, oldest first; control calls are not kept.
-        self.journal: Deque[Entry] = deque(maxlen=settings.journal)
-        self.requests = 0
+        self.journal = deque(maxlen=settings.journal)
+        self.lock = threading.RLock()
         #: Woken when something was recorded, if anybody waits for it.
         self.news = threading.Condition(self.lock)
         self.waiting = 0
-        #: Reporting webhooks, with their attempts.
-        self.reports: Deque[Json] = deque(maxlen=MAX_REPORTS)
-        #: Told of everything that happens to a delivery, and of changed subscriptions.
-        self.on_report: Callable[[Delivery, str, int, bool, Json], None] = _nobody_listens
-        self.on_subscription: Callable[..., None] = _nobody_listens
-        self.broadcasts: List[Json] = []
-        self.exports: Dict[int, Export] = {}
-        self.forms: Dict[str, List[Json]] = {}
-        #: Addresses on the lists of the email provider, by kind of list and lower-case address.
-        self.esp: Dict[str, Dict[str, Json]] = {}
-        #: Senders that people don't want to hear from: channel and sender, by serial number.
-        self.optouts: Dict[int, Tuple[Tuple[str, str], ...]] = {}
-        #: What was said about attributes and events, by name.
-        self.index: Dict[str, Dict[str, Json]] = {}
-        self.ip_addresses: List[str] = []
-        #: What goes wrong on purpose, by id, and those of it that may still fire.
-        self.faults: Dict[int, Fault] = {}
+        #: Work in the background; it ends once the workspace is closed.
+        self.jobs: List[threading.Thread] = []
+        self.closed = False
+        #: The faults that may still fire.
         self.armed: Tuple[Fault, ...] = ()
-        #: When calls that have a rate limit were made, by limit.
-        self.calls: Dict[str, Deque[float]] = {}
-        self.segments: Dict[int, Segment] = {}
         self._asked: Set[int] = set()
-        self.shelves = {kind: Shelf(kind, kind in OPEN_SHELVES) for kind in SHELVES}
-        self.suppressions: Dict[str, Set[Identifier]] = {}
-        self._blocked: Dict[Identifier, str] = {}
-        self._event_ids: Set[str] = set()
-        self._anonymous: Dict[str, List[Event]] = {}
-        self._anonymous_relationships: Dict[str, Dict[ObjectKey, Attributes]] = {}
-        self._claims: Dict[str, Tuple[Person, float]] = {}
-        self._counters: Dict[str, int] = {}
         # An email or phone that identifies is stored by `People.name`, under its own rules.
         named = {"email"} if settings.identifiers != "id" else set()
         self._not_attributes = _CONTROL_KEYS | named | ({"phone"} if settings.phone else set())
-        #: Signs download links.
-        self.secret = os.urandom(16)
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Tell nobody what happens here, as before anybody wanted to know."""
+        #: Told of everything that happens to a delivery, of changed subscriptions, and of
+        #: endpoints that have rested.
+        self.on_report: Callable[[Delivery, str, int, bool, Json], None] = _nobody_listens
+        self.on_subscription: Callable[..., None] = _nobody_listens
+        self.on_rested: Callable[[int], None] = _nobody_listens
+
+    def __del__(self) -> None:
+        """Part what points at each other, so that it is freed at once: the GC may come late."""
+        for event in self.events:
+            event.person = None
+        for delivery in self.deliveries.values():
+            delivery.person = None
+        for person in self.people:
+            person.has = _NOTHING
+
+    def open(self) -> None:
+        """Let things run in the background again."""
+        self.closed = False
+
+    def close(self) -> None:
+        """End what runs in the background, and wake whoever waits."""
+        self.closed = True
+        self.tell()
+        for job in self.jobs:
+            job.join()
+        self.jobs.clear()
 
     def count(self, what: str) -> int:
         """The next number of a kind, from 1 up."""
@@ -3683,6 +3861,14 @@ class Workspace:
         self._noted += 1
         when = self.clock.now()
         self.activities.append(Activity(self._noted, when, type, person, name, data, delivery))
+
+    def compile(self, spec: Json, where: str) -> Predicate:
+        """A segment's conditions as a predicate, which does not keep the workspace alive.
+
+        Raises ApiError 400 with the path of the part that is wrong.
+        """
+        me = weakref.proxy(self)
+        return compile_filter(spec, where, lambda person, number: me.is_member(person, number))
 
     def is_member(self, person: Person, number: int) -> bool:
         """Whether a person is in a segment, now."""
@@ -3745,8 +3931,43 @@ class Workspace:
         """Do what has become due since somebody last looked."""
         if self.clock.has_due():
             with self.lock:
-                self.clock.run_due()
+                self.clock.run_due(self.do)
                 self.news.notify_all()
+
+    def later(self, when: float, chore: Callable[..., Any], *args: Any) -> None:
+        """Have one of the CHORES done with this workspace and `args` at `when`, Unix seconds."""
+        self.clock.at(when, Chore(chore.__name__, args))
+
+    def advance(self, seconds: float) -> None:
+        """Move the clock forward by `seconds`, and do at its time what becomes due meanwhile."""
+        self.clock.advance(seconds, self.do)
+
+    def do(self, chore: Chore) -> None:
+        """Do what has become due. Under the lock."""
+        CHORES[chore.name](self, *chore.args)
+
+    def run_for_all(
+        self,
+        things: Sequence[Any],
+        action: Callable[[int, Any], None],
+        finish: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Do something for each thing, then `finish`; many are done in the background."""
+
+        def run() -> None:
+            for position, thing in enumerate(things):
+                if self.closed:
+                    return
+                action(position, thing)
+            finish()
+            self.tell()
+
+        if len(things) <= FOREGROUND or self.clock.advancing:
+            run()
+        else:
+            thread = threading.Thread(target=run, name="customerio-fake-sending", daemon=True)
+            self.jobs = [job for job in self.jobs if job.is_alive()] + [thread]
+            thread.start()
 
     # ---- Track writes
 
@@ -3756,12 +3977,13 @@ class Workspace:
         Returns "" or the reason why the real service would have dropped it without a word.
         """
         if not self.settings.ingest_delay:
-            return self._apply(verb, who, args, kwargs)
+            return self.apply(verb, who, args, kwargs)
         due = self.clock.now() + self.settings.ingest_delay
-        self.clock.at(due, lambda: self._apply(verb, who, args, kwargs))
+        self.later(due, apply_late, verb.__name__, who, args, kwargs)
         return ""
 
-    def _apply(self, verb: Callable[..., str], who: Identifier, args: Any, kwargs: Any) -> str:
+    def apply(self, verb: Callable[..., str], who: Identifier, args: Any, kwargs: Any) -> str:
+        """Apply a Track write, unless its person is suppressed; gives why nothing happened."""
         with self.lock:
             blocked = self._blocked and _folded(who) in self._blocked and verb != self.unsuppress
             reason = SUPPRESSED if blocked else verb(who, *args, **kwargs)
@@ -4745,6 +4967,7 @@ def suppressing_list(workspace: Workspace, delivery: Delivery) -> str:
     return ""
 
 
+@chore
 def dispatch(workspace: Workspace, delivery: Delivery, mail: Mail) -> None:
     """Render a message and send it, as far as it gets: to delivered, drafted, or failed."""
     try:
@@ -4873,7 +5096,7 @@ def send(workspace: Workspace, channel: str, message: Json, base_url: str = "") 
     elif delivery.send_at is None:
         dispatch(workspace, delivery, mail)
     else:
-        workspace.clock.at(delivery.send_at, lambda: dispatch(workspace, delivery, mail))
+        workspace.later(delivery.send_at, dispatch, delivery, mail)
     return delivery
 
 
@@ -5205,8 +5428,7 @@ class Outbox:
 
     def __init__(self, workspace: Workspace, signing_key: str) -> None:
         self.workspace, self.signing_key = workspace, signing_key
-        self._queues: Dict[int, Deque[Json]] = {}
-        self._resting: Set[int] = set()
+        self._queues, self._resting = workspace.unreported, workspace.resting
         self._changed = threading.Condition()
         self._thread: Optional[threading.Thread] = None
         self._socket: Optional[socket.socket] = None
@@ -5237,8 +5459,8 @@ class Outbox:
         self, kind: str, metric: str, when: int, data: Json, first: bool, content: Json
     ) -> None:
         event_id = ulid(self.workspace.clock.now(), self.workspace.count("report"))
-        event = {"event_id": event_id, "object_type": kind, "metric": metric, "timestamp": when}
-        report: Json = {**event, "data": data, "attempts": [], "_content": content}
+        report = Report(event_id, kind, metric, when, data)
+        report.content = content
         self.workspace.reports.append(report)
         for endpoint in self.workspace.shelves["reporting_webhooks"].rows.values():
             if not endpoint["disabled"] and self._wanted(endpoint, kind, metric, first):
@@ -5253,7 +5475,7 @@ class Outbox:
 
     # ---- sending
 
-    def _enqueue(self, endpoint_id: int, report: Json) -> None:
+    def _enqueue(self, endpoint_id: int, report: Report) -> None:
         with self._changed:
             self._queues.setdefault(endpoint_id, deque()).append(report)
             self._work()
@@ -5279,7 +5501,7 @@ class Outbox:
                 report = self._queues[endpoint_id][0]
             self._try(endpoint_id, report)
 
-    def _try(self, endpoint_id: int, report: Json) -> None:
+    def _try(self, endpoint_id: int, report: Report) -> None:
         """Send the head of a queue; on failure the queue rests until the retry (reference)."""
         endpoint = self.workspace.shelves["reporting_webhooks"].rows.get(endpoint_id)
         attempt: Json = {"error": "endpoint deleted"}
@@ -5287,15 +5509,15 @@ class Outbox:
             attempt = self._post(endpoint, report)
         status = attempt.get("status", 0)
         now = self.workspace.clock.now()
-        tries = sum(row.get("endpoint_id") == endpoint_id for row in report["attempts"])
+        tries = sum(row.get("endpoint_id") == endpoint_id for row in report.attempts)
         slow = status in _SLOW_STATUSES or not status
         delay = min((_SLOW_RETRY if slow else _QUICK_RETRY) * 2**tries, _SLOWEST_RETRY)
         over = endpoint is None or 200 <= status < 300
-        over = over or now + delay > report["timestamp"] + WEBHOOK_LIFE
+        over = over or now + delay > report.timestamp + WEBHOOK_LIFE
         row = {"endpoint_id": endpoint_id, "at": now, **attempt}
         row["retry_at"] = None if over else now + delay
         with self._changed:
-            report["attempts"] = [*report["attempts"], row]
+            report.attempts = [*report.attempts, row]
             if over:
                 self._queues[endpoint_id].popleft()
             else:
@@ -5303,9 +5525,10 @@ class Outbox:
         if not over:
             # Not inside: whoever reports holds the workspace's lock and then asks for ours.
             with self.workspace.lock:
-                self.workspace.clock.at(now + delay, lambda: self._wake(endpoint_id))
+                self.workspace.later(now + delay, try_again, endpoint_id)
 
-    def _wake(self, endpoint_id: int) -> None:
+    def wake(self, endpoint_id: int) -> None:
+        """Go on with an endpoint that has rested."""
         with self._changed:
             self._resting.discard(endpoint_id)
             self._work()
@@ -5315,11 +5538,10 @@ class Outbox:
         text = f"v0:{timestamp}:".encode() + body
         return hmac.new(self.signing_key.encode(), text, "sha256").hexdigest()
 
-    def _post(self, endpoint: Json, report: Json) -> Json:
+    def _post(self, endpoint: Json, report: Report) -> Json:
         """Make one attempt; gives request and response, or the error."""
-        data = {**report["data"], **(report["_content"] if endpoint["with_content"] else {})}
-        event = {name: report[name] for name in ("event_id", "object_type", "metric", "timestamp")}
-        body = compact({**event, "data": data})
+        data = {**report.data, **(report.content if endpoint["with_content"] else {})}
+        body = compact({**report.head(), "data": data})
         timestamp = str(self.workspace.seconds())
         headers = {
             "Content-Type": "application/json",
@@ -5384,6 +5606,12 @@ class Outbox:
                 hang_up(self._socket)
         if thread is not None:
             thread.join(WEBHOOK_TIMEOUT)
+
+
+@chore
+def try_again(workspace: Workspace, endpoint_id: int) -> None:
+    """Go on with an endpoint that has rested."""
+    workspace.on_rested(endpoint_id)
 
 
 def hang_up(sock: socket.socket) -> None:
@@ -5749,8 +5977,7 @@ def _seed_segment(workspace: Workspace, row: Json, where: str) -> None:
     segment.description, segment.tags = row.get("description") or "", row.get("tags")
     if row.get("conditions"):
         segment.conditions = row["conditions"]
-        where = f"{where}.conditions"
-        segment.predicate = compile_filter(row["conditions"], where, workspace.is_member)
+        segment.predicate = workspace.compile(row["conditions"], f"{where}.conditions")
     workspace.segments[number] = segment
     named = [(kind, as_text(v)) for kind in ("id", "email") for v in row.get(f"{kind}s") or ()]
     if named:
@@ -5881,6 +6108,21 @@ class Request:
         "query_text", "scheme", "target",
     )  # fmt: skip
 
+    method: str
+    #: As it was sent; `path` and `query_text` are its parts.
+    target: str
+    path: str
+    query_text: str
+    headers: Mapping[str, str]
+    body: bytes
+    scheme: str
+    #: What comes before the path in links, for a workspace that is not the default one.
+    prefix: str
+    operation: Optional[Operation]
+    arguments: Sequence[str]
+    #: Length of the body once `json` has undone its encoding, in bytes.
+    size: int
+
     def __init__(
         self,
         method: str,
@@ -5894,11 +6136,7 @@ class Request:
         if not target.startswith("/"):
             target = "/" + target.partition("://")[2].partition("/")[2]
         self.path, _, self.query_text = target.partition("?")
-        #: What comes before the path in links, for a workspace that is not the default one.
-        self.prefix = ""
-        self.operation: Optional[Operation] = None
-        self.arguments: Sequence[str] = ()
-        #: Length of the body once `json` has undone its encoding, in bytes.
+        self.prefix, self.operation, self.arguments = "", None, ()
         self.size = len(body)
 
     def json(self, limit: int) -> Json:
@@ -5942,13 +6180,19 @@ class Response:
 
     __slots__ = ("after", "body", "close", "fault", "headers", "status")
 
+    status: int
+    body: bytes
+    headers: Headers
+    close: bool
+    after: Any
+    #: What went wrong on purpose; the server does to the bytes what it says.
+    fault: Optional[Fault]
+
     def __init__(
         self, status: int = 200, body: bytes = b"", headers: Headers = (), close: bool = False
     ) -> None:
         self.status, self.body, self.headers, self.close = status, body, headers, close
-        self.after: Any = None
-        #: What went wrong on purpose; the server does to the bytes what it says.
-        self.fault: Optional[Fault] = None
+        self.after = self.fault = None
 
 
 def compact_line(value: Json) -> bytes:
@@ -6209,10 +6453,6 @@ def decoded(segment: str) -> str:
     return text
 
 
-#: Up to this many messages are sent before the call that asked for them is answered.
-FOREGROUND = 200
-
-
 #: Bodies beyond this are cut in the journal, in bytes.
 MAX_KEPT_BODY = 64 * 1024
 _SECRET_HEADERS = ("authorization", "proxy-authorization", "cookie")
@@ -6297,7 +6537,6 @@ class Fake:
         self.others: Dict[str, Fake] = {}
         self._owners: Dict[str, Fake] = {}
         self._naming = threading.Lock()
-        self._jobs: List[threading.Thread] = []
         self.outbox: Optional[Outbox] = None
         self.workspace = self._fresh()
 
@@ -6310,9 +6549,12 @@ class Fake:
             seed_workspace(workspace, seed)
         outbox = Outbox(workspace, self.settings.signing_key)
         workspace.on_report, workspace.on_subscription = outbox.heard, outbox.heard_of
+        workspace.on_rested = outbox.wake
         previous, self.outbox = self.outbox, outbox
         if previous is not None:
             previous.close()
+            previous.workspace.let_go()
+            previous.workspace.closed = True
         return workspace
 
     def reset(self, only: str = "") -> Optional[Workspace]:
@@ -6366,6 +6608,7 @@ class Fake:
             self.others = {key: fake for key, fake in self.others.items() if fake is not other}
             self._note_owners()
         other.close()
+        other.workspace.let_go()
         return other
 
     def _note_owners(self) -> None:
@@ -6393,34 +6636,11 @@ class Fake:
             request.prefix = f"/@{other.name}"  # links lead back to where they come from
         return other
 
-    def run_for_all(
-        self,
-        things: Sequence[Any],
-        action: Callable[[int, Any], None],
-        finish: Callable[[], None] = lambda: None,
-    ) -> None:
-        """Do something for each thing, then `finish`; many are done in the background."""
-        workspace = self.workspace
-
-        def run() -> None:
-            for position, thing in enumerate(things):
-                if self.closed or self.workspace is not workspace:
-                    return
-                action(position, thing)
-            finish()
-            workspace.tell()
-
-        if len(things) <= FOREGROUND or workspace.clock.advancing:
-            run()
-        else:
-            thread = threading.Thread(target=run, name="customerio-fake-sending", daemon=True)
-            self._jobs = [job for job in self._jobs if job.is_alive()] + [thread]
-            thread.start()
-
     def open(self) -> None:
         """Let things run in the background again."""
         self.ending.clear()
         self.closed = False
+        self.workspace.open()
         if self.outbox is not None:
             self.outbox.open()
         for other in self.others.values():
@@ -6429,10 +6649,7 @@ class Fake:
     def close(self) -> None:
         """End what runs in the background."""
         self.closed = True
-        self.workspace.tell()
-        for job in self._jobs:
-            job.join()
-        self._jobs.clear()
+        self.workspace.close()
         if self.outbox is not None:
             self.outbox.close()
         for other in self.others.values():
@@ -6646,6 +6863,11 @@ class Call(NamedTuple):
     fake: Fake
     workspace: Workspace
     request: Request
+
+    @property
+    def base_url(self) -> str:
+        """Where links in what is sent lead: the URL under which the caller reaches us."""
+        return self.request.base_url(self.fake.settings)
 
     def json(self) -> Json:
         """The body as any JSON value."""
@@ -7606,7 +7828,7 @@ def send_body(call: Call) -> Json:
 
 def _send(channel: str) -> Handler:
     def handler(call: Call) -> Json:
-        base_url = call.request.base_url(call.fake.settings)
+        base_url = call.base_url
         delivery = send(call.workspace, channel, send_body(call), base_url)
         scheduled = {} if delivery.send_at is None else {"send_at": delivery.send_at}
         # `queued` is the reference fake's; the real answer ends after send_at (reference).
@@ -7638,7 +7860,7 @@ def trigger(call: Call, broadcast_id: str) -> Json:
 def send_broadcast(call: Call, broadcast_id: int, started: Trigger) -> None:
     """Send a broadcast's messages to its audience; large ones in the background."""
     workspace = call.workspace
-    base_url = call.request.base_url(call.fake.settings)
+    base_url = call.base_url
     with workspace.lock:
         row = workspace.shelves["broadcasts"].rows.get(broadcast_id) or {"id": broadcast_id}
         actions = workspace.shelves["broadcast_actions"].where(_parent=broadcast_id)
@@ -7661,7 +7883,7 @@ def send_broadcast(call: Call, broadcast_id: int, started: Trigger) -> None:
             index = next(i for i, row in enumerate(rows) if row["id"] == started.number)
             rows[index] = {**rows[index], "processed_at": workspace.seconds()}
 
-    call.fake.run_for_all(started.audience, mail_to, finish)
+    workspace.run_for_all(started.audience, mail_to, finish)
 
 
 def translated(actions: List[Json], action: Json, person: Person) -> Json:
@@ -7722,7 +7944,7 @@ def download_link(call: Call, export: Export) -> str:
     expires = call.workspace.seconds() + LINK_LIFE
     signature = link_signature(call.workspace, export.number, expires)
     path = f"/v1/exports/{export.number}/file?expires={expires}&signature={signature}"
-    return call.request.base_url(call.fake.settings) + path
+    return call.base_url + path
 
 
 @route("GET", "/v1/exports/{export_id}/file", APP_OPEN, heavy=True)
@@ -8570,7 +8792,9 @@ def create_newsletter(call: Call) -> Json:
         add_content(workspace, NEWSLETTERS, row["id"], {**content, "type": row["type"]})
         if given.get("scheduled_at"):
             send_later(call, row, given["scheduled_at"])
-        return newsletter_answer(call, send_newsletter(call, row) if now_or_later else row)
+        return newsletter_answer(
+            call, send_newsletter(call.workspace, row, call.base_url) if now_or_later else row
+        )
 
 
 def newsletter_answer(call: Call, row: Json) -> Json:
@@ -8586,9 +8810,8 @@ def unsent_newsletter(call: Call, newsletter_id: str) -> Json:
     return row
 
 
-def send_newsletter(call: Call, row: Json) -> Json:
+def send_newsletter(workspace: Workspace, row: Json, base_url: str) -> Json:
     """Send a newsletter to its recipients now: each gets the content of one test group."""
-    workspace = call.workspace
     contents = workspace.shelves["newsletter_contents"].where(_parent=row["id"])
     if not contents:
         raise invalid("this newsletter has no content")
@@ -8596,7 +8819,6 @@ def send_newsletter(call: Call, row: Json) -> Json:
     for group in workspace.shelves["test_groups"].where(_parent=row["id"]):
         groups.append([c for c in contents if c["id"] in group["content_ids"]])
     people = newsletter_recipients(workspace, row)
-    base_url = call.request.base_url(call.fake.settings)
 
     def mail_to(position: int, person: Person) -> None:
         mine = groups[1:] or groups
@@ -8609,7 +8831,7 @@ def send_newsletter(call: Call, row: Json) -> Json:
         deliver(workspace, person, mail, parents, {}, base_url)
 
     row = workspace.shelves["newsletters"].change(row["id"], {"sent_at": workspace.seconds()})
-    call.fake.run_for_all(people, mail_to)
+    workspace.run_for_all(people, mail_to)
     return row
 
 
@@ -8631,7 +8853,7 @@ def send_newsletter_now(call: Call, newsletter_id: str) -> Json:
         row = unsent_newsletter(call, newsletter_id)
         rate = checked_rate(call.body())
         row = call.workspace.shelves["newsletters"].change(row["id"], rate)
-        return newsletter_answer(call, send_newsletter(call, row))
+        return newsletter_answer(call, send_newsletter(call.workspace, row, call.base_url))
 
 
 @route("POST", "/v1/newsletters/{newsletter_id}/schedule", APP)
@@ -8659,7 +8881,7 @@ def schedule_newsletter(call: Call, newsletter_id: str) -> Json:
 
 def send_later(call: Call, row: Json, when: int) -> None:
     """Send a newsletter at a time in Unix seconds, unless that changes until then."""
-    call.workspace.clock.at(when, lambda: _send_if_due(call, row["id"], when))
+    call.workspace.later(when, send_if_due, row["id"], when, call.base_url)
 
 
 def _check_future(when: Optional[int], workspace: Workspace) -> None:
@@ -8684,11 +8906,13 @@ def _check_zone(name: Json) -> None:
         raise ApiError(422, *error.problems) from None
 
 
-def _send_if_due(call: Call, number: int, when: int) -> None:
-    row = call.workspace.shelves["newsletters"].rows.get(number)
+@chore
+def send_if_due(workspace: Workspace, number: int, when: int, base_url: str) -> None:
+    """Send a newsletter that was scheduled for `when`, unless that has changed."""
+    row = workspace.shelves["newsletters"].rows.get(number)
     if row and row.get("scheduled_at") == when and not row.get("sent_at"):
         with contextlib.suppress(ApiError):
-            send_newsletter(call, row)
+            send_newsletter(workspace, row, base_url)
 
 
 @route("DELETE", "/v1/newsletters/{newsletter_id}", APP)
@@ -9130,7 +9354,7 @@ def get_subscription_token(call: Call, customer_id: str) -> Json:
     if person is None:
         raise ApiError(400, "bad request")
     token = subscription_token(workspace, person)
-    return {"token": token, "url": f"{call.request.base_url(call.fake.settings)}/u/i/{token}/"}
+    return {"token": token, "url": f"{call.base_url}/u/i/{token}/"}
 
 
 @route("GET", "/u/i/{token}/", APP_OPEN)
@@ -9928,7 +10152,7 @@ def _empty_folder(workspace: Workspace, folder: Json) -> None:
 
 def _asset_document(call: Call, row: Json) -> Json:
     path = f"/v1/assets/files/{row['id']}/content"
-    return {**shown(row), "path": call.request.base_url(call.fake.settings) + path}
+    return {**shown(row), "path": call.base_url + path}
 
 
 def _without_content(call: Call, row: Json) -> Json:
@@ -10312,7 +10536,7 @@ def publish_email(call: Call, id: str) -> Json:
             # The reference gives the id of a pending one only; then nothing could be asked of this.
             return {**_do_publish(workspace, publish_id, drafts), "publish_id": publish_id}
         due = workspace.clock.now() + workspace.settings.ingest_delay
-        workspace.clock.at(due, lambda: _publish_late(workspace, publish_id, drafts))
+        workspace.later(due, publish_late, publish_id, drafts)
     return {"status": "pending", "publish_id": publish_id}
 
 
@@ -10332,11 +10556,14 @@ def _do_publish(workspace: Workspace, publish_id: str, drafts: List[Draft]) -> J
     return done
 
 
-def _publish_late(workspace: Workspace, publish_id: str, drafts: List[Draft]) -> None:
+@chore
+def publish_late(workspace: Workspace, publish_id: str, drafts: List[Draft]) -> None:
+    """Publish in a workspace that lags behind."""
     try:
         _do_publish(workspace, publish_id, drafts)
     except ApiError as error:  # publish_status tells
-        workspace.shelves["ds_publishes"].change(publish_id, {"_error": error})
+        failed = {"_error": error.message, "_status": error.status}
+        workspace.shelves["ds_publishes"].change(publish_id, failed)
 
 
 def _put_content(workspace: Workspace, link: Json, draft: Draft) -> Json:
@@ -10381,7 +10608,7 @@ def get_publish_status(call: Call, id: str) -> Json:
     if job is None or job["_email"] != email["id"]:
         raise ApiError(404, "publish job not found")
     if "_error" in job:
-        raise job["_error"]
+        raise ApiError(job["_status"], job["_error"])
     return {n: job[n] for n in ("status", "mappings") if job[n] is not None}
 
 
@@ -10833,7 +11060,7 @@ def get_inbox_preview_job(call: Call, id: str, run_id: str) -> Json:
     """Read a run of inbox previews."""
     with call.workspace.lock:
         run, clients = _run_of(call, id, run_id), dict(_preview_clients(call))
-    base = call.request.base_url(call.fake.settings) + call.request.path.rstrip("/")
+    base = call.base_url + call.request.path.rstrip("/")
     previews = [
         _preview_document(run, clients.get(name, {}), name, base) for name in run["client_ids"]
     ]
@@ -11739,7 +11966,6 @@ COLLECTIONS = {
         "webhooks",
         operator.attrgetter("reports"),
         ("event_id", "object_type", "metric", "timestamp", "data", "attempts"),
-        shown,
     ),
     "requests": Collection(
         "requests",
@@ -11837,7 +12063,7 @@ def repeat_by_curl(call: Call, number: str) -> Response:
 
     for entry in list(call.workspace.journal):
         if str(entry.number) == number:
-            request, url = entry.request, call.request.base_url(call.fake.settings)
+            request, url = entry.request, call.base_url
             query = f"?{request.query_text}" if request.query_text else ""
             words = ["curl", "-X", request.method, url + request.path + query]
             for name, value in request.headers.items():
@@ -12306,7 +12532,7 @@ def delete_fault(call: Call, id: str) -> Json:
 def clock_document(call: Call) -> Json:
     """What the clock shows, Unix seconds."""
     clock = call.workspace.clock
-    return {"now": clock.now(), "frozen": clock.frozen, "due": clock.pending}
+    return {"now": clock.now(), "frozen": clock.frozen, "due": len(clock.pending)}
 
 
 @route("POST", "/__parlel/webhooks/flush", CONTROL, heavy=True)
@@ -12354,9 +12580,9 @@ def set_clock_to(
         if freeze:
             clock.freeze()
         if now is not None:
-            clock.advance(max(0, now - clock.now()))
+            workspace.advance(max(0, now - clock.now()))
             clock.move_to(now, clock.frozen)
-        clock.advance(advance)
+        workspace.advance(advance)
         if freeze is False:
             clock.resume()
     if fake.outbox is not None and (advance or now is not None):
@@ -12726,7 +12952,7 @@ class Server(ThreadingHTTPServer):
         """Answer until `shutdown`; look for timeouts every `poll_interval` seconds."""
         swept, self.fake.hurried = self._now, threading.get_ident()
         while not self._stopping:
-            waiting = self._open or any(f.workspace.clock.pending for f in self.fake.all)
+            waiting = self._open or any(f.workspace.clock.waits for f in self.fake.all)
             self._turn(poll_interval if waiting else None)
             self._spent.clear()
             if self._now - swept >= poll_interval:
