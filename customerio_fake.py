@@ -33,8 +33,9 @@ The file is read from top to bottom; each section uses only the sections above i
     13  Design Studio, assets and live notifications  the newest part of the App API
     14  Pipelines API           /v1/identify, track, page, screen, group, alias, batch
     15  Control                 /__parlel/*, for the test that drives us
-    16  Server                  HTTP on the wire
-    17  Public face             CustomerioServer and the command line
+    16  Snapshots               a workspace as one JSON document, and back
+    17  Server                  HTTP on the wire
+    18  Public face             CustomerioServer and the command line
 
 Rules are taken from, in this order: what was observed of the live service ("observed"),
 the official API description ("reference"), the documentation ("docs"), and where all are
@@ -45,6 +46,7 @@ from __future__ import annotations
 
 import base64
 import bisect
+import collections.abc
 import contextlib
 import csv
 import functools
@@ -443,6 +445,7 @@ class Settings:
         False, "answer 401 to calls for a customer.io host of another region than --region"
     )
     seed: str = _setting("", "JSON file that describes the workspace to begin with")
+    state: str = _setting("", "JSON file to go on from, if it is there, and to save to at the end")
     max_body: int = _setting(32 << 20, "largest request body in bytes")
     max_threads: int = _setting(128, "most requests that may wait at the same time")
     read_timeout: float = _setting(30.0, "seconds a client may take to send one request")
@@ -3025,7 +3028,7 @@ class Event:
 
     kind: str
     name: str
-    data: Json
+    data: Attributes
     type: str
     timestamp: Optional[int]
     given_id: str
@@ -3123,20 +3126,20 @@ class Delivery:
 
     delivery_id: str
     channel: str
-    message: Json
+    message: Attributes
     person: Optional[Person]
     customer_id: Optional[str]
     recipient: str
     created: int
     send_at: Optional[int]
     metrics: Dict[str, int]
-    history: List[Json]
+    history: List[Attributes]
     #: What it is part of: {"campaign_id": 1, "action_id": 2}, or newsletter, broadcast, …
     parents: Dict[str, int]
     #: What the recipient would have seen: subject, body, links, …; empty until it is sent.
-    rendered: Json
+    rendered: Attributes
     #: The `trigger` of its templates.
-    data: Json
+    data: Attributes
     #: Where the links inside it lead.
     base_url: str
 
@@ -3198,9 +3201,9 @@ class Report:
     object_type: str
     metric: str
     timestamp: int
-    data: Json
-    content: Json
-    attempts: List[Json]
+    data: Attributes
+    content: Attributes
+    attempts: List[Attributes]
 
     def __init__(
         self, event_id: str, object_type: str, metric: str, timestamp: int, data: Json
@@ -3449,7 +3452,7 @@ class People:
         return self._serials[serial] if 0 <= serial < len(self._serials) else None
 
     def __contains__(self, person: Optional[Person]) -> bool:
-        return person is not None and self._serials[person.serial] is person
+        return person is not None and self.at(person.serial) is person
 
     def find(self, who: Identifier) -> Optional[Person]:
         """The one person with this identifier."""
@@ -3468,6 +3471,30 @@ class People:
         """All people with this address, in any case."""
         found = self._emails.get(email.lower(), ())
         return found if isinstance(found, tuple) else (found,)
+
+    @property
+    def gone(self) -> int:
+        """How many there were who are not here any more."""
+        return self._gone
+
+    def fill(self, serials: Sequence[Optional[Person]]) -> None:
+        """Take everybody in, by serial number. Raises ApiError 400 for an identifier of two."""
+        for serial, person in enumerate(serials):
+            self._serials.append(person)
+            if person is None:
+                self._gone += 1
+                continue
+            if person.serial != serial:
+                raise invalid(f"people: serial {person.serial} stands at {serial}", "people")
+            for kind, index in (("id", self._ids), ("phone", self._phones)):
+                value = getattr(person, kind)
+                if value and index.setdefault(value, person) is not person:
+                    raise invalid(f"people: two have the {kind} {value!r}", "people")
+            if person.email and self.find(("email", person.email)):
+                raise invalid(f"people: two have the email {person.email!r}", "people")
+            email, person.email = person.email, ""
+            self.set_email(person, email)
+            person.timestamps = self.shared(person.timestamps)
 
     def create(self, now: int) -> Person:
         """A new person without identifiers but the cio_id."""
@@ -3555,19 +3582,19 @@ class Shelf:
 
     kind: str
     open: bool
-    rows: Dict[Any, Json]
-    _last: int
+    rows: Dict[Any, Attributes]
+    last: int
 
     def __init__(self, kind: str, open: bool = False) -> None:
         self.kind, self.open = kind, open
-        self.rows, self._last = {}, 0
+        self.rows, self.last = {}, 0
 
     def next_id(self) -> int:
         """A number that no row has."""
-        self._last += 1
-        while self._last in self.rows:
-            self._last += 1
-        return self._last
+        self.last += 1
+        while self.last in self.rows:
+            self.last += 1
+        return self.last
 
     def add(self, row: Json, id: Any = None) -> Json:
         """Put a row up under an id, the next number unless it is given; gives the row."""
@@ -3649,7 +3676,7 @@ class Fault:
     __slots__ = ("fired", "id", "matched", "operations", "rule")
 
     id: int
-    rule: Json
+    rule: Attributes
     operations: FrozenSet[str]
     matched: int
     fired: int
@@ -3716,14 +3743,14 @@ class Workspace:
     events: List[Event] = kept(list)
     #: The newest activities, oldest first.
     activities: Deque[Activity] = kept(lambda: deque(maxlen=MAX_ACTIVITIES))
-    _noted: int = kept(int)
+    noted: int = kept(int)
     devices: Dict[str, Device] = kept(dict)
     objects: Dict[ObjectKey, Thing] = kept(dict)
     object_ids: Dict[str, ObjectKey] = kept(dict)
     merges: List[Merge] = kept(list)
-    batches: List[Json] = kept(list)
-    pipeline_events: List[Json] = kept(list)
-    dropped: List[Json] = kept(list)
+    batches: List[Attributes] = kept(list)
+    pipeline_events: List[Attributes] = kept(list)
+    dropped: List[Attributes] = kept(list)
     deliveries: Dict[str, Delivery] = kept(dict)
     #: Deliveries by what they are part of: ("campaign_id", 1).
     sent: Dict[Tuple[str, int], List[Delivery]] = kept(dict)
@@ -3736,15 +3763,15 @@ class Workspace:
     #: What is still to be reported to whom, and who gets nothing until the next try.
     unreported: Dict[int, Deque[Report]] = kept(dict)
     resting: Set[int] = kept(set)
-    broadcasts: List[Json] = kept(list)
+    broadcasts: List[Attributes] = kept(list)
     exports: Dict[int, Export] = kept(dict)
-    forms: Dict[str, List[Json]] = kept(dict)
+    forms: Dict[str, List[Attributes]] = kept(dict)
     #: Addresses on the lists of the email provider, by kind of list and lower-case address.
-    esp: Dict[str, Dict[str, Json]] = kept(dict)
+    esp: Dict[str, Dict[str, Attributes]] = kept(dict)
     #: Senders that people don't want to hear from: channel and sender, by serial number.
     optouts: Dict[int, Tuple[Tuple[str, str], ...]] = kept(dict)
     #: What was said about attributes and events, by name.
-    index: Dict[str, Dict[str, Json]] = kept(dict)
+    index: Dict[str, Dict[str, Attributes]] = kept(dict)
     ip_addresses: List[str] = kept(list)
     #: What goes wrong on purpose, by id.
     faults: Dict[int, Fault] = kept(dict)
@@ -3753,12 +3780,12 @@ class Workspace:
     segments: Dict[int, Segment] = kept(dict)
     shelves: Dict[str, Shelf] = kept(lambda: {k: Shelf(k, k in OPEN_SHELVES) for k in SHELVES})
     suppressions: Dict[str, Set[Identifier]] = kept(dict)
-    _blocked: Dict[Identifier, str] = kept(dict)
-    _event_ids: Set[str] = kept(set)
-    _anonymous: Dict[str, List[Event]] = kept(dict)
-    _anonymous_relationships: Dict[str, Dict[ObjectKey, Attributes]] = kept(dict)
-    _claims: Dict[str, Tuple[Person, float]] = kept(dict)
-    _counters: Dict[str, int] = kept(dict)
+    blocked: Dict[Identifier, str] = kept(dict)
+    event_ids: Set[str] = kept(set)
+    anonymous: Dict[str, List[Event]] = kept(dict)
+    anonymous_relationships: Dict[str, Dict[ObjectKey, Attributes]] = kept(dict)
+    claims: Dict[str, Tuple[Person, float]] = kept(dict)
+    counters: Dict[str, int] = kept(dict)
     #: Signs download links.
     secret: bytes = kept(lambda: os.urandom(16))
 
@@ -3813,14 +3840,14 @@ class Workspace:
 
     def count(self, what: str) -> int:
         """The next number of a kind, from 1 up."""
-        number = self._counters[what] = self._counters.get(what, 0) + 1
+        number = self.counters[what] = self.counters.get(what, 0) + 1
         return number
 
     def keep(self, old: Workspace) -> None:
         """Take over what is not state from the workspace before: journal, faults and time."""
         self.journal, self.requests = old.journal, old.requests
         self.faults, self.armed = old.faults, old.armed
-        self._counters["fault"] = old._counters.get("fault", 0)
+        self.counters["fault"] = old.counters.get("fault", 0)
         self.clock.move_to(old.clock.now(), old.clock.frozen)
 
     def forget_journal(self) -> None:
@@ -3858,9 +3885,9 @@ class Workspace:
         delivery: Optional[Delivery] = None,
     ) -> None:
         """Write an activity down."""
-        self._noted += 1
+        self.noted += 1
         when = self.clock.now()
-        self.activities.append(Activity(self._noted, when, type, person, name, data, delivery))
+        self.activities.append(Activity(self.noted, when, type, person, name, data, delivery))
 
     def compile(self, spec: Json, where: str) -> Predicate:
         """A segment's conditions as a predicate, which does not keep the workspace alive.
@@ -3985,7 +4012,7 @@ class Workspace:
     def apply(self, verb: Callable[..., str], who: Identifier, args: Any, kwargs: Any) -> str:
         """Apply a Track write, unless its person is suppressed; gives why nothing happened."""
         with self.lock:
-            blocked = self._blocked and _folded(who) in self._blocked and verb != self.unsuppress
+            blocked = self.blocked and _folded(who) in self.blocked and verb != self.unsuppress
             reason = SUPPRESSED if blocked else verb(who, *args, **kwargs)
             if reason:
                 self.drop(verb.__name__, who, reason)
@@ -4013,7 +4040,7 @@ class Workspace:
         """
         now = self.seconds()
         named = self._named(who, attributes)
-        if self._blocked and any(_folded(other) in self._blocked for other in named):
+        if self.blocked and any(_folded(other) in self.blocked for other in named):
             return SUPPRESSED
         person = self.people.find(who)
         if person is None:
@@ -4146,7 +4173,7 @@ class Workspace:
         for number in person.has.segments:
             del self.segments[number].members[person.serial]
         for anonymous_id in person.has.anonymous_ids:
-            del self._claims[anonymous_id]
+            del self.claims[anonymous_id]
         self.people.remove(person)
 
     def suppress(self, who: Identifier) -> str:
@@ -4162,7 +4189,7 @@ class Workspace:
             blocked |= set(map(_folded, named))
             self._remove(person)
         self.suppressions[shown] = blocked
-        self._blocked.update(dict.fromkeys(blocked, shown))
+        self.blocked.update(dict.fromkeys(blocked, shown))
         return ""
 
     def unsubscribe(self, who: Identifier, delivery_id: str) -> str:
@@ -4186,11 +4213,11 @@ class Workspace:
 
     def unsuppress(self, who: Identifier) -> str:
         """Free the identifiers of a suppressed person; the person does not come back."""
-        shown = self._blocked.get(_folded(who))
+        shown = self.blocked.get(_folded(who))
         if shown is None:
             return NOT_SUPPRESSED
         for identifier in self.suppressions.pop(shown):
-            self._blocked.pop(identifier, None)
+            self.blocked.pop(identifier, None)
         return ""
 
     def merge(self, who: Identifier, secondary: Identifier) -> str:
@@ -4243,7 +4270,7 @@ class Workspace:
             del self.objects[key].people[secondary.serial]
             self._relate(primary, key, {**attributes, **ours.relationships.get(key, {})})
         for anonymous_id in theirs.anonymous_ids:
-            self._claims[anonymous_id] = (primary, self._claims[anonymous_id][1])
+            self.claims[anonymous_id] = (primary, self.claims[anonymous_id][1])
         ours.anonymous_ids.extend(theirs.anonymous_ids)
         secondary.has = _NOTHING
 
@@ -4277,19 +4304,19 @@ class Workspace:
             return DUPLICATE
         event.anonymous_id = who[1]
         self._record(event)
-        person, when = self._claims.get(who[1], (None, 0.0))
+        person, when = self.claims.get(who[1], (None, 0.0))
         if person is not None and event.received_at - when <= ANONYMOUS_GRACE:
             event.customer_id = person.name
             self._attach(event, person)
         elif who[1]:
-            self._anonymous.setdefault(who[1], []).append(event)
+            self.anonymous.setdefault(who[1], []).append(event)
         return ""
 
     def _seen(self, event: Event) -> bool:
         if not event.given_id:
             return False
-        seen = event.given_id in self._event_ids
-        self._event_ids.add(event.given_id)
+        seen = event.given_id in self.event_ids
+        self.event_ids.add(event.given_id)
         return seen
 
     def _record(self, event: Event) -> None:
@@ -4303,16 +4330,16 @@ class Workspace:
 
     def _claim(self, person: Person, anonymous_id: str) -> None:
         """Give a person what was recorded under an anonymous_id in the last 30 days."""
-        if anonymous_id in self._claims:
+        if anonymous_id in self.claims:
             return
         now = self.clock.now()
-        self._claims[anonymous_id] = (person, now)
+        self.claims[anonymous_id] = (person, now)
         person.own().anonymous_ids.append(anonymous_id)
-        for event in self._anonymous.pop(anonymous_id, ()):
+        for event in self.anonymous.pop(anonymous_id, ()):
             if event.received_at >= now - EVENT_MEMORY:
                 event.customer_id = person.name
                 self._attach(event, person)
-        for key, attributes in self._anonymous_relationships.pop(anonymous_id, {}).items():
+        for key, attributes in self.anonymous_relationships.pop(anonymous_id, {}).items():
             if key in self.objects:
                 self._relate(person, key, attributes)
 
@@ -4436,10 +4463,10 @@ class Workspace:
             return NO_OBJECT
         if thing is None:
             thing = self._create_object(ref, self.seconds())
-        if who[0] == "anonymous_id" and who[1] not in self._claims:
-            self._anonymous_relationships.setdefault(who[1], {})[thing.key] = attributes
+        if who[0] == "anonymous_id" and who[1] not in self.claims:
+            self.anonymous_relationships.setdefault(who[1], {})[thing.key] = attributes
             return ""
-        person = self._claims[who[1]][0] if who[0] == "anonymous_id" else self.people.find(who)
+        person = self.claims[who[1]][0] if who[0] == "anonymous_id" else self.people.find(who)
         if person is None:
             return NO_PERSON
         old = person.has.relationships.get(thing.key, {})
@@ -4781,8 +4808,8 @@ class Mail(NamedTuple):
     """What is to be sent: a content of a campaign, newsletter, … with all overrides."""
 
     family: Family
-    parent: Json
-    content: Json
+    parent: Attributes
+    content: Attributes
 
 
 #: The parts of a message that are templates: by what name they are given (an override first),
@@ -5008,7 +5035,8 @@ def deliver(
         now = workspace.clock.now()
         kind = "newsletter" if mail.family is NEWSLETTERS else "broadcast"
         delivery_id = delivery_id_of(now, workspace.count("delivery"), kind)
-        channel = _CHANNELS.get(mail.content["type"], mail.content["type"])
+        type: str = mail.content["type"]
+        channel = _CHANNELS.get(type, type)
         delivery = Delivery(delivery_id, channel, shown(mail.content), int(now))
         delivery.person, delivery.customer_id = person, person.name
         delivery.recipient, delivery.parents = person.email, parents
@@ -6580,6 +6608,13 @@ class Fake:
         old, self.workspace, self._seed = self.workspace, workspace, document
         return old
 
+    def put_in(self, workspace: Workspace) -> Workspace:
+        """Go on with another workspace, such as one out of a snapshot; returns the old one."""
+        old, self.workspace = self.workspace, self._listened(workspace, None)
+        if self.outbox is not None and not self.closed:
+            self.outbox.open()
+        return old
+
     # ---- further workspaces, each a world of its own
 
     @property
@@ -6596,7 +6631,7 @@ class Fake:
             name = name or f"w-{token_hex(4)}"
             if name in self.others:
                 raise ApiError(409, f"there is a workspace '{name}' already")
-            other = Fake(replace(self.settings, seed="", **keys), seed, self, name)
+            other = Fake(replace(self.settings, seed="", state="", **keys), seed, self, name)
             self.others = {**self.others, name: other}
             self._note_owners()
         return other
@@ -10422,8 +10457,8 @@ class Draft(NamedTuple):
 def node_of(call: Call, id: str) -> Tuple[Json, Json]:
     """The email or translation with this id, and its email. Raises ApiError 404."""
     node = call.workspace.shelves["ds_translations"].rows.get(id.lower())
-    node = node or _studio_row(EMAILS, call, id)
-    return node, _studio_row(EMAILS, call, node.get("language_group_id", node["id"]))
+    node = node or cast(Attributes, _studio_row(EMAILS, call, id))
+    return node, _studio_row(EMAILS, call, str(node.get("language_group_id", node["id"])))
 
 
 def draft_of(call: Call, id: str) -> Draft:
@@ -11247,14 +11282,16 @@ def create_asset(call: Call) -> Json:
     name = given.get("name", _disposition(file, "filename"))
     parent = whole_number(given.get("parent_folder_id") or None, "parent_folder_id")
     fields = checked_fields({"name": name, "parent_folder_id": parent}, ASSETS.checks)
-    return put_up(ASSETS, call, {**fields, "size": len(data), "_type": type, "_data": data})
+    text = base64.b64encode(data).decode()
+    return put_up(ASSETS, call, {**fields, "size": len(data), "_type": type, "_data": text})
 
 
 @route("GET", ASSETS.path + "/{id}/content", APP_OPEN)
 def download_asset(call: Call, id: str) -> Response:
     """The file behind an asset's `path`; needs no credentials."""
     row = _studio_row(ASSETS, call, id)
-    return Response(200, row["_data"], (("Content-Type", row["_type"]), *APP.headers[1:]))
+    data = base64.b64decode(row["_data"])
+    return Response(200, data, (("Content-Type", row["_type"]), *APP.headers[1:]))
 
 
 # ---- live notifications
@@ -11362,7 +11399,7 @@ def _push_live(workspace: Workspace, row: Json, operation: str, message: Json) -
     now, device = workspace.clock.now(), workspace.devices.get(row["_token"])
     delivery_id = delivery_id_of(now, workspace.count("delivery"), "transactional")
     delivery = Delivery(delivery_id, "live_notification", message, int(now))
-    delivery.person, delivery.customer_id = row["_person"], row["_person"].name
+    delivery.person, delivery.customer_id = workspace.people.at(row["_serial"]), row["_name"]
     delivery.recipient = row["_token"]
     workspace.post(delivery)
     status, reason = ("sent", "") if device else ("undeliverable", "the person has no such device")
@@ -11396,7 +11433,8 @@ def start_live_notification(call: Call) -> Json:
         row = {
             **row,
             "expires_at": ends,
-            "_person": person,
+            "_serial": person.serial,
+            "_name": person.name,
             "_token": device.token if device else "",
         }
         instance_id = ulid(workspace.clock.now(), workspace.count("live notification"))
@@ -12601,7 +12639,539 @@ def ca_pem(call: Call) -> Response:
 
 
 # ======================================================================================
-# ==== §16 Server
+# ==== §16 Snapshots
+# ======================================================================================
+
+#: The layout of a snapshot; a later one gets another number.
+SNAPSHOT_FORMAT = 1
+#: Settings without which a snapshot would mean something else.
+_SNAPSHOT_SETTINGS = ("identifiers", "phone")
+#: What is written once, in a list of its kind, and named elsewhere by its place there, because
+#: several others point at it.
+_LISTS: Dict[type, str] = {
+    Person: "people",
+    Device: "devices",
+    Event: "events",
+    Delivery: "deliveries",
+    Thing: "objects",
+    Segment: "segments",
+    Report: "reports",
+    Fault: "faults",
+}
+#: What is made anew from the rest.
+_UNWRITTEN = {Segment: {"predicate"}, Response: {"after"}}
+
+
+class Ledger:
+    """Everything in a snapshot that others point at, by kind and place."""
+
+    def __init__(self) -> None:
+        self.things: Dict[type, List[Any]] = {kind: [] for kind in _LISTS}
+        self._places: Dict[int, int] = {}
+
+    def place(self, thing: Any) -> int:
+        """Where a thing stands in the list of its kind; at the end if it is new there."""
+        place = self._places.get(id(thing))
+        if place is None:
+            things = self.things[type(thing)]
+            place = self._places[id(thing)] = len(things)
+            things.append(thing)
+        return place
+
+
+class Codec(NamedTuple):
+    """How a value of one type becomes JSON, and is made from it again.
+
+    `write` takes the value and the ledger; `read` takes the JSON, the ledger, and where in the
+    snapshot it stands, and raises ApiError 400 naming that.
+    """
+
+    write: Callable[[Any, Ledger], Json]
+    read: Callable[[Json, Ledger, str], Any]
+
+
+def _misfit(where: str, wanted: str, value: Json) -> ApiError:
+    return invalid(f"{where} must be {wanted}, not {kind_of(value)}", where)
+
+
+def _scalar(wanted: str, *kinds: type) -> Codec:
+    def read(value: Json, ledger: Ledger, where: str) -> Any:
+        if type(value) not in kinds:
+            raise _misfit(where, wanted, value)
+        return value
+
+    return Codec(lambda value, ledger: value, read)
+
+
+def _write_bytes(value: bytes, ledger: Ledger) -> Json:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return {"base64": base64.b64encode(value).decode()}
+
+
+def _read_bytes(value: Json, ledger: Ledger, where: str) -> bytes:
+    if isinstance(value, str):
+        return value.encode()
+    try:
+        return base64.b64decode(value["base64"], validate=True)
+    except (TypeError, KeyError, ValueError):
+        raise _misfit(where, "a string, or an object with base64,", value) from None
+
+
+def _read_listed(kind: type) -> Callable[[Json, Ledger, str], Any]:
+    def read(value: Json, ledger: Ledger, where: str) -> Any:
+        things = ledger.things[kind]
+        if type(value) is not int or not 0 <= value < len(things):
+            text = f"{where} must be a place in {_LISTS[kind]}, from 0 to {len(things) - 1}"
+            raise invalid(f"{text}, not {value!r:.40}", where)
+        return things[value]
+
+    return read
+
+
+def _optional(*kinds: Any) -> Codec:
+    (inner,) = [codec_of(kind) for kind in kinds if kind is not type(None)]
+    return Codec(
+        lambda value, ledger: None if value is None else inner.write(value, ledger),
+        lambda value, ledger, where: None if value is None else inner.read(value, ledger, where),
+    )
+
+
+def _rows(value: Json, where: str, length: Optional[int] = None) -> List[Json]:
+    if not isinstance(value, list):
+        raise _misfit(where, "a list", value)
+    if length is not None and len(value) != length:
+        raise invalid(f"{where} must have {length} parts, not {len(value)}", where)
+    return value
+
+
+def _many(make: Callable[[Iterable[Any]], Any], part: Codec) -> Codec:
+    """For lists and the like, all of whose parts are alike."""
+
+    def write(value: Any, ledger: Ledger) -> Json:
+        rows = sorted(value) if isinstance(value, (set, frozenset)) else value
+        return [part.write(row, ledger) for row in rows]
+
+    def read(value: Json, ledger: Ledger, where: str) -> Any:
+        rows = enumerate(_rows(value, where))
+        return make([part.read(row, ledger, f"{where}[{i}]") for i, row in rows])
+
+    return Codec(write, read)
+
+
+def _series(make: Callable[[Iterable[Any]], Any]) -> Callable[[Any], Codec]:
+    return lambda kind: _many(make, codec_of(kind))
+
+
+def _tuple(*kinds: Any) -> Codec:
+    if len(kinds) == 2 and kinds[1] is ...:
+        return _many(tuple, codec_of(kinds[0]))
+    parts = [codec_of(kind) for kind in kinds]
+
+    def read(value: Json, ledger: Ledger, where: str) -> Any:
+        pairs = enumerate(zip(parts, _rows(value, where, len(parts))))
+        return tuple([part.read(row, ledger, f"{where}[{i}]") for i, (part, row) in pairs])
+
+    return Codec(
+        lambda value, ledger: [part.write(row, ledger) for part, row in zip(parts, value)], read
+    )
+
+
+def _mapping(key: Any, kind: Any) -> Codec:
+    """An object, or pairs where the keys are no strings."""
+    part = codec_of(kind)
+    if key is not str:
+        pairs = _many(dict, _tuple(key, kind))
+        return Codec(lambda value, ledger: pairs.write(value.items(), ledger), pairs.read)
+
+    def read(value: Json, ledger: Ledger, where: str) -> Any:
+        if not isinstance(value, dict):
+            raise _misfit(where, "an object", value)
+        return {k: part.read(v, ledger, f"{where}.{k}") for k, v in value.items()}
+
+    return Codec(lambda value, ledger: {k: part.write(v, ledger) for k, v in value.items()}, read)
+
+
+@functools.cache
+def _parts_of(kind: Any) -> Dict[str, Codec]:
+    """The codec of each field of a class, by the types that it declares."""
+    from typing import get_type_hints
+
+    unwritten = _UNWRITTEN.get(kind, set())
+    hints = get_type_hints(kind)
+    return {name: codec_of(hint) for name, hint in hints.items() if name not in unwritten}
+
+
+def _write_fields(value: Any, ledger: Ledger) -> Json:
+    parts = _parts_of(cast(Any, type(value)))
+    return {name: part.write(getattr(value, name), ledger) for name, part in parts.items()}
+
+
+def _read_fields(kind: type, value: Json, ledger: Ledger, where: str) -> Dict[str, Any]:
+    parts = _parts_of(kind)
+    _check_keys(value, parts, where)
+    return {name: part.read(value[name], ledger, f"{where}.{name}") for name, part in parts.items()}
+
+
+def _check_keys(value: Json, names: Iterable[str], where: str) -> None:
+    if not isinstance(value, dict):
+        raise _misfit(where, "an object", value)
+    for name in sorted({*names}.symmetric_difference(value)):
+        problem = "is unknown" if name in value else "is missing"
+        raise invalid(f"{where}.{name} {problem}", f"{where}.{name}")
+
+
+def _blank(kind: Any) -> Any:
+    return _set_fields(kind.__new__(kind), dict.fromkeys(_UNWRITTEN.get(kind, ())))
+
+
+def _set_fields(thing: Any, values: Dict[str, Any]) -> Any:
+    for name, value in values.items():
+        setattr(thing, name, value)
+    return thing
+
+
+def _record_codec(kind: type) -> Codec:
+    def read(value: Json, ledger: Ledger, where: str) -> Any:
+        values = _read_fields(kind, value, ledger, where)
+        return kind(**values) if issubclass(kind, tuple) else _set_fields(_blank(kind), values)
+
+    return Codec(_write_fields, read)
+
+
+def _named(what: str, known: Callable[[], Dict[str, Any]], name: Callable[[Any], str]) -> Codec:
+    """For what exists once, in the code: it is written by name."""
+
+    def read(value: Json, ledger: Ledger, where: str) -> Any:
+        if not isinstance(value, str) or value not in known():
+            raise invalid(f"{where} must be the name of {what}, not {value!r:.60}", where)
+        return known()[value]
+
+    return Codec(lambda value, ledger: name(value), read)
+
+
+def _read_belongings(value: Json, ledger: Ledger, where: str) -> Belongings:
+    return _NOTHING if value is None else _record_codec(Belongings).read(value, ledger, where)
+
+
+def _write_people(people: People, ledger: Ledger) -> Json:
+    count = len(people) + people.gone
+    return [None if (p := people.at(i)) is None else ledger.place(p) for i in range(count)]
+
+
+def _write_request(request: Request, ledger: Ledger) -> Json:
+    """A request without its secrets: snapshots end up in files."""
+    headers = {name: masked(name, value) for name, value in request.headers.items()}
+    return {**_write_fields(request, ledger), "headers": headers}
+
+
+#: The codecs of types that need one of their own; all others follow from what they are made of.
+_CODECS: Dict[Any, Codec] = {
+    Any: Codec(lambda value, ledger: value, lambda value, ledger, where: value),
+    str: _scalar("a string", str),
+    int: _scalar("a whole number", int),
+    float: _scalar("a number", float, int),
+    bool: _scalar("true or false", bool),
+    bytes: Codec(_write_bytes, _read_bytes),
+    Belongings: Codec(
+        lambda value, ledger: None if value is _NOTHING else _write_fields(value, ledger),
+        _read_belongings,
+    ),
+    # The data of an activity, which is made when it is asked for.
+    Callable[[], Any]: Codec(
+        lambda value, ledger: value(), lambda value, ledger, where: lambda: value
+    ),
+    Request: Codec(_write_request, _record_codec(Request).read),
+    Family: _named("a family", lambda: FAMILIES, lambda family: family.kind),
+    Operation: _named(
+        "an operation",
+        lambda: {f"{row.method} {row.path}": row for row in ROUTES},
+        lambda row: f"{row.method} {row.path}",
+    ),
+    **{
+        kind: Codec(lambda value, ledger: ledger.place(value), _read_listed(kind))
+        for kind in _LISTS
+    },
+}
+_MAKERS: Dict[Any, Callable[..., Codec]] = {
+    list: _series(list),
+    deque: _series(deque),
+    set: _series(set),
+    frozenset: _series(frozenset),
+    collections.abc.Sequence: _series(tuple),
+    tuple: _tuple,
+    dict: _mapping,
+    collections.abc.Mapping: _mapping,
+    Union: _optional,
+}
+
+
+@functools.cache
+def codec_of(hint: Any) -> Codec:
+    """How values of a declared type are written and read."""
+    from typing import get_args, get_origin
+
+    if hint in _CODECS:
+        return _CODECS[hint]
+    make = _MAKERS.get(get_origin(hint))
+    return make(*get_args(hint)) if make else _record_codec(hint)
+
+
+# ---- work that waits
+
+
+def _verbs() -> Dict[str, Callable[..., Any]]:
+    """The verbs of a workspace that `ingest` may put off: those that say first who it is about."""
+    verbs = inspect.getmembers(Workspace, inspect.isfunction)
+    return {
+        name: verb for name, verb in verbs if "who" in list(inspect.signature(verb).parameters)[1:2]
+    }
+
+
+def _argument_codecs(function: Callable[..., Any]) -> Dict[str, Codec]:
+    from typing import get_type_hints
+
+    hints = get_type_hints(function)
+    parameters = list(inspect.signature(function).parameters.values())[1:]
+    for parameter in parameters:
+        if parameter.kind is parameter.VAR_KEYWORD:
+            hints[parameter.name] = Dict[str, Any]
+    return {parameter.name: codec_of(hints[parameter.name]) for parameter in parameters}
+
+
+def _write_chore(when: float, chore: Chore, ledger: Ledger) -> Json:
+    """`{at, do, with}`; a Track write that is put off goes by the name of its verb."""
+    name, args, more = chore.name, chore.args, {}
+    if name == apply_late.__name__:
+        name, args, more = args[0], (args[1], *args[2]), args[3]
+    function = _verbs().get(name) or CHORES[name]
+    given = list(inspect.signature(function).bind(None, *args, **more).arguments.items())[1:]
+    codecs = _argument_codecs(function)
+    arguments = {name: codecs[name].write(value, ledger) for name, value in given}
+    return {"at": when, "do": name, "with": arguments}
+
+
+def _read_chore(value: Json, ledger: Ledger, where: str) -> Tuple[float, Chore]:
+    _check_keys(value, ("at", "do", "with"), where)
+    when = codec_of(float).read(value["at"], ledger, f"{where}.at")
+    verbs = _verbs()
+    known = {**CHORES, **verbs}
+    function = _named("something to do", lambda: known, str).read(
+        value["do"], ledger, f"{where}.do"
+    )
+    given, codecs = value["with"], _argument_codecs(function)
+    try:
+        inspect.signature(function).bind(None, **given)
+    except TypeError as error:
+        raise invalid(
+            f"{where}.with does not fit {value['do']}: {error}", f"{where}.with"
+        ) from None
+    _check_keys({**dict.fromkeys(codecs), **given}, codecs, f"{where}.with")
+    names = [name for name in codecs if name in given]
+    args = {k: codecs[k].read(given[k], ledger, f"{where}.with.{k}") for k in names}
+    if value["do"] not in verbs:
+        return when, Chore(value["do"], tuple(args.values()))
+    who, more = args.pop("who"), args.pop("more", {})
+    return when, Chore(apply_late.__name__, (value["do"], who, (), {**args, **more}))
+
+
+# ---- the whole
+
+
+def snapshot(workspace: Workspace) -> bytes:
+    """A workspace as one JSON document, with everything in it that `restored` needs."""
+    ledger = Ledger()
+    with workspace.lock:
+        workspace.tick()
+        people = _write_people(workspace.people, ledger)
+        document: Json = {
+            "customerio_fake": {
+                "format": SNAPSHOT_FORMAT,
+                "version": __version__,
+                **{name: getattr(workspace.settings, name) for name in _SNAPSHOT_SETTINGS},
+            },
+            "clock": _write_clock(workspace.clock, ledger),
+            "workspace": {
+                "people": people,
+                **{
+                    name: codec.write(getattr(workspace, name), ledger)
+                    for name, codec in _workspace_parts().items()
+                },
+            },
+        }
+        rows: Dict[type, List[Json]] = {kind: [] for kind in _LISTS}
+        # Writing a thing may bring up others.
+        while any(len(rows[kind]) < len(things) for kind, things in ledger.things.items()):
+            for kind, things in ledger.things.items():
+                rows[kind] += [_write_fields(thing, ledger) for thing in things[len(rows[kind]) :]]
+        document.update({_LISTS[kind]: rows[kind] for kind in _LISTS})
+        return compact_line(document)
+
+
+def _write_clock(clock: Clock, ledger: Ledger) -> Json:
+    due = [_write_chore(when, chore, ledger) for when, chore in clock.pending]
+    return {"now": clock.now(), "real": time.time(), "frozen": clock.frozen, "due": due}
+
+
+def _workspace_parts() -> Dict[str, Codec]:
+    special = ("settings", "clock", "people")
+    return {name: codec for name, codec in _parts_of(Workspace).items() if name not in special}
+
+
+def restored(document: Json, settings: Settings) -> Workspace:
+    """The workspace that a snapshot describes. Raises ApiError 400 naming what is wrong with it."""
+    _check_keys(document, ["customerio_fake", "clock", "workspace", *_LISTS.values()], "state")
+    _check_head(document["customerio_fake"], settings)
+    try:
+        return _read_all(document, Workspace(settings))
+    except ApiError:
+        raise
+    except Exception as error:
+        raise invalid(f"this snapshot does not fit together: {error!r:.200}") from None
+
+
+def _read_all(document: Json, workspace: Workspace) -> Workspace:
+    ledger = Ledger()
+    for kind, name in _LISTS.items():
+        ledger.things[kind] = [_blank(kind) for _ in _rows(document[name], name)]
+    for kind, name in _LISTS.items():
+        for i, (thing, row) in enumerate(zip(ledger.things[kind], document[name])):
+            _set_fields(thing, _read_fields(kind, row, ledger, f"{name}[{i}]"))
+    _read_workspace(workspace, document["workspace"], ledger)
+    _read_clock(workspace.clock, document["clock"], ledger)
+    _check_sound(workspace)
+    return workspace
+
+
+def _check_head(head: Json, settings: Settings) -> None:
+    where = "customerio_fake"
+    _check_keys(head, ("format", "version", *_SNAPSHOT_SETTINGS), where)
+    if head["format"] != SNAPSHOT_FORMAT:
+        text = f"this snapshot has format {head['format']!r:.20}; version {__version__} reads"
+        raise invalid(f"{text} {SNAPSHOT_FORMAT}", f"{where}.format")
+    for name in _SNAPSHOT_SETTINGS:
+        mine = getattr(settings, name)
+        if head[name] != mine:
+            text = f"this snapshot was made with {name} {head[name]!r:.20}, here it is {mine!r}"
+            raise invalid(text, f"{where}.{name}")
+
+
+def _read_workspace(workspace: Workspace, document: Json, ledger: Ledger) -> None:
+    parts = _workspace_parts()
+    _check_keys(document, ("people", *parts), "workspace")
+    _check_keys(document["shelves"], SHELVES, "workspace.shelves")
+    people = codec_of(List[Optional[Person]]).read(document["people"], ledger, "workspace.people")
+    workspace.people.fill(people)
+    for name, part in parts.items():
+        value, mine = (
+            part.read(document[name], ledger, f"workspace.{name}"),
+            getattr(workspace, name),
+        )
+        if isinstance(mine, deque):  # which has a limit of its own
+            mine.extend(value)
+        else:
+            setattr(workspace, name, value)
+    for segment in workspace.segments.values():
+        if segment.conditions:
+            segment.predicate = workspace.compile(segment.conditions, f"segments[{segment.number}]")
+    workspace.rearm()
+
+
+def _read_clock(clock: Clock, document: Json, ledger: Ledger) -> None:
+    """Time goes on while a workspace is in a snapshot, unless its clock stands."""
+    _check_keys(document, ("now", "real", "frozen", "due"), "clock")
+    number, where = codec_of(float).read, "clock"
+    now, real = (number(document[name], ledger, f"{where}.{name}") for name in ("now", "real"))
+    frozen = codec_of(bool).read(document["frozen"], ledger, f"{where}.frozen")
+    clock.move_to(now if frozen else now + time.time() - real, frozen)
+    for i, row in enumerate(_rows(document["due"], f"{where}.due")):
+        clock.at(*_read_chore(row, ledger, f"{where}.due[{i}]"))
+
+
+def _check_owner(workspace: Workspace, person: Person) -> None:
+    """Whether what a person has is there. Raises ApiError 400."""
+    has = person.has
+    places: Sequence[Tuple[str, Iterable[Any], Callable[[Any], bool]]] = (
+        ("segments", has.segments, lambda n: person.serial in workspace.segments[n].members),
+        (
+            "relationships",
+            has.relationships,
+            lambda k: person.serial in workspace.objects[k].people,
+        ),
+        ("devices", has.devices, workspace.devices.__contains__),
+        ("anonymous_ids", has.anonymous_ids, workspace.claims.__contains__),
+    )
+    for name, keys, known in places:
+        for key in keys:
+            try:
+                there = known(key)
+            except KeyError:
+                there = False
+            if not there:
+                where = f"people[{person.serial}].has.{name}"
+                raise invalid(f"{where} has {key!r}, which the workspace does not", where)
+
+
+def _check_sound(workspace: Workspace) -> None:
+    """Look at everything once, so that no later call stumbles over what does not fit together."""
+    for person in workspace.people:
+        _check_owner(workspace, person)
+    for name, shelf in workspace.shelves.items():
+        for key, row in shelf.rows.items():
+            if row.get("id", key) != key:
+                raise invalid(f"{name}: the row {key!r} has another id, {row['id']!r}", name)
+    for collection in COLLECTIONS.values():
+        deque(collection.records(workspace), maxlen=0)
+
+
+def read_json(path: str) -> Json:
+    """The JSON document in a file. Raises ValueError or OSError."""
+    with open(path, "rb") as file:
+        try:
+            return decode_json(file.read())
+        except ApiError as error:
+            raise ValueError(f"{path}: {error.message}") from None
+
+
+def load(fake: Fake, path: str) -> None:
+    """Go on from the snapshot in a file, if there is one. Raises ValueError or OSError.
+
+    Also if it could not be saved there later, so that nobody learns that at the end.
+    """
+    if os.path.exists(path):
+        try:
+            fake.put_in(restored(read_json(path), fake.settings))
+        except ApiError as error:
+            raise ValueError(f"{path}: {error.message}") from None
+    folder = os.path.dirname(path) or "."
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"state can't be saved to {path}: no leave to write into {folder}")
+
+
+def save(workspace: Workspace, path: str) -> None:
+    """Write a snapshot into a file, whole or not at all. Raises OSError."""
+    with open(f"{path}.new", "wb") as file:
+        file.write(snapshot(workspace))
+    os.replace(f"{path}.new", path)
+
+
+@route("GET", "/__parlel/state", CONTROL, heavy=True)
+def get_state(call: Call) -> Response:
+    """Give the whole workspace as one JSON document, for `PUT /__parlel/state`."""
+    return Response(200, snapshot(call.workspace), CONTROL.headers)
+
+
+@route("PUT", "/__parlel/state", CONTROL, heavy=True)
+def put_state(call: Call) -> Response:
+    """Make the workspace what a snapshot says, counters included; or nothing, with the reason."""
+    response = answer(CONTROL, {"status": "ok"})
+    response.after = call.fake.put_in(restored(call.json(), call.fake.settings))
+    return response
+
+
+# ======================================================================================
+# ==== §17 Server
 # ======================================================================================
 
 #: Limits of one request's head.
@@ -13486,7 +14056,7 @@ def _load_built_in(context: ssl.SSLContext) -> None:
 
 
 # ======================================================================================
-# ==== §17 Public face
+# ==== §18 Public face
 # ======================================================================================
 
 
@@ -13613,6 +14183,17 @@ class View:
             raise ValueError(f"only must be one of: state, {', '.join(RESETS)}")
         self.fake.reset(only)
 
+    def snapshot(self) -> Json:
+        """Everything in this workspace as one JSON document, for `restore`."""
+        return json.loads(snapshot(self.fake.workspace))
+
+    def restore(self, document: Json) -> None:
+        """Make this workspace what a snapshot says; raises ApiError, and changes nothing, or does.
+
+        Later resets return to the seed, not to the snapshot.
+        """
+        self.fake.put_in(restored(document, self.fake.settings))
+
     # ---- what goes wrong on purpose
 
     def fail(self, operation: str = "", **rule: Any) -> int:
@@ -13702,7 +14283,7 @@ class CustomerioServer(View):
     `port` 0 takes a free one; `seed` is a seed document or the path of one; `settings` are the
     fields of Settings. Use it as a context manager, or call `start` and `stop`; it can be
     started again, and keeps what it recorded until `reset`. Raises ValueError for a setting
-    that can't be, ApiError for a seed that can't be.
+    that can't be, ApiError for a seed or state that can't be.
 
         with CustomerioServer(port=0) as cio:
             client = TrackClient(site_id, api_key, url=cio.track_url)
@@ -13718,7 +14299,9 @@ class CustomerioServer(View):
             raise ValueError(f"there is no setting '{unknown[0]}'; there are {known}")
         path = seed if isinstance(seed, str) else ""
         self.settings = Settings(port=port, host=host, seed=path, **settings)
-        self.fake = Fake(self.settings, read_seed(path) if path else seed)
+        self.fake = Fake(self.settings, read_json(path) if path else seed)
+        if self.settings.state:
+            load(self.fake, self.settings.state)
         self._server: Optional[Server] = None
         self._thread: Optional[threading.Thread] = None
 
@@ -13737,7 +14320,10 @@ class CustomerioServer(View):
         return self
 
     def stop(self) -> None:
-        """Let requests in flight finish and free port, sockets and threads."""
+        """Let requests in flight finish, free port, sockets and threads, and save the state.
+
+        Raises OSError if there is a file for the state and it can't be written.
+        """
         server, thread = self._server, self._thread
         if server is None or thread is None:
             return
@@ -13746,6 +14332,8 @@ class CustomerioServer(View):
         server.server_close()
         self.fake.close()
         self._server = self._thread = None
+        if self.settings.state:
+            save(self.fake.workspace, self.settings.state)
 
     def __enter__(self) -> CustomerioServer:
         return self.start()
@@ -13892,15 +14480,6 @@ if "pytest" in sys.modules:
     _fixture = sys.modules["pytest"].fixture
     customerio_server = _fixture(scope="session")(_customerio_server)
     customerio = _fixture()(_customerio)
-
-
-def read_seed(path: str) -> Json:
-    """The seed document in a file. Raises ValueError or OSError."""
-    with open(path, "rb") as file:
-        try:
-            return decode_json(file.read())
-        except ApiError as error:
-            raise ValueError(f"{path}: {error.message}") from None
 
 
 # ---- command line

@@ -12,6 +12,7 @@ import contextlib
 import csv
 import email
 import errno
+import functools
 import gc
 import gzip
 import hmac
@@ -3961,6 +3962,175 @@ class Workspaces(FakeTest):
         self.assertEqual(self.call("DELETE", "/__parlel/workspaces/one").status, 404)
         self.assertEqual(self.inside(one, "PUT", "/api/v1/customers/1", {}).status, 200)
         self.assertEqual(len(self.records("customers")), 1)  # its keys are unknown again
+
+
+class Snapshots(SeededTest):
+    """The whole workspace as one document, and back."""
+
+    def fill(self) -> None:
+        """Something of everything, some of it still under way."""
+        self.identify("1", email="ada@example.com", plan="pro", anonymous_id="a1")
+        self.ok("POST", "/api/v1/customers/1/events", {"name": "signup", "data": {"n": 1.5}})
+        self.ok("POST", "/api/v1/events", {"name": "seen", "anonymous_id": "a2"})
+        device = {"id": "token", "platform": "ios"}
+        self.ok("PUT", "/api/v1/customers/1/devices", {"device": device})
+        self.identify("gone")
+        self.ok("DELETE", "/api/v1/customers/gone")
+        self.ok("POST", "/api/v1/customers/eve/suppress")
+        relation = {"identifiers": {"object_type_id": "1", "object_id": "acme"}}
+        entity = {"type": "person", "action": "identify", "identifiers": {"id": "1"}}
+        self.ok("POST", "/api/v2/entity", {**entity, "cio_relationships": [relation]})
+        self.ok("POST", "/v1/segments", {"segment": {"name": "Friends"}})
+        self.ok("POST", "/v1/exports/customers", {"filters": {"segment": {"id": 1}}})
+        self.ok("POST", "/__parlel/faults", {"match": {"path": "/v1/esp/*"}, "status": 503})
+        self.send()
+        self.call("POST", "/v1/track", b"\xff\xfe")
+
+    def send(self, **more: Any) -> Any:
+        message = {"to": "ada@example.com", "from": "shop@example.com", "identifiers": {"id": "1"}}
+        content = {"subject": "Hello {{customer.plan}}", "body": "<p>Welcome</p>"}
+        return self.ok("POST", "/v1/send/email", {**message, **content, **more})
+
+    def state(self) -> Any:
+        return self.ok("GET", "/__parlel/state")
+
+    def world(self) -> Any:
+        """All that can be seen, but for the time that a clock shows."""
+        lists = {name: self.records(name) for name in (*customerio_fake.COLLECTIONS, "faults")}
+        paths = ("activities", "segments", "exports", "messages", "object_types", "campaigns")
+        return lists, [self.ok("GET", f"/v1/{path}") for path in paths]
+
+    def elsewhere(self, document: Any) -> None:
+        """Go on with a document in a fake that knew nothing of it."""
+        self.fake = Fake(Settings(**self.settings))
+        self.ok("PUT", "/__parlel/state", document)
+
+    def test_what_is_restored_is_the_same_and_goes_on_the_same(self) -> None:
+        self.fill()
+        self.ok("PUT", "/__parlel/clock", {"freeze": True, "now": 2_000_000_000})
+
+        def go_on() -> Any:
+            self.identify("2", email="bob@example.com")
+            self.ok("POST", "/api/v1/events", {"name": "seen", "anonymous_id": "a1"})
+            self.ok("POST", "/v1/segments", {"segment": {"name": "More"}})
+            self.assertEqual(self.identify("eve").reason, customerio_fake.SUPPRESSED)
+            return self.send(), self.world()
+
+        document, before = self.state(), self.world()
+        answers = [go_on()]
+        self.elsewhere(document)
+        self.assertEqual({**self.state(), "clock": None}, {**document, "clock": None})
+        self.assertEqual(self.world(), before)
+        answers.append(go_on())
+        for rows in (answer[1][0]["requests"] for answer in answers):
+            for row in rows:
+                row.pop("duration_ms")
+        self.assertEqual(*answers)
+
+    def test_what_was_to_come_still_comes(self) -> None:
+        self.identify("1", plan="pro")
+        now = int(self.ok("GET", "/__parlel/clock")["now"])
+        delivery_id = self.send(send_at=now + 100)["delivery_id"]
+        late = Fake(Settings(ingest_delay=60))
+        for fake, paths in ((self.fake, ()), (late, ("identify", "events", "merge", "metrics"))):
+            self.fake = fake
+            if paths:
+                self.identify("7", plan="basic")
+                self.ok("POST", "/api/v1/customers/7/events", {"name": "late"})
+                sides = {"primary": {"id": "7"}, "secondary": {"id": "8"}}
+                self.ok("POST", "/api/v1/merge_customers", sides)
+                metric = {"delivery_id": "x", "metric": "bounced", "reason": "full"}
+                self.ok("POST", "/api/v1/metrics", metric)
+            self.elsewhere(self.state())
+            self.assertEqual(self.records("events"), [])
+            self.ok("PUT", "/__parlel/clock", {"advance": 101})
+            if not paths:
+                sent = self.ok("GET", f"/__parlel/deliveries/{delivery_id}")
+                self.assertEqual(sent["rendered"]["subject"], "Hello pro")
+        self.assertEqual([event["name"] for event in self.records("events")], ["late"])
+        self.assertEqual(self.person("7")["attributes"], {"plan": "basic"})
+        reasons = [row["operation"] for row in self.records("dropped")]
+        self.assertEqual(reasons, ["merge", "record_metric"])
+
+    def test_time_goes_on_meanwhile_unless_it_stands(self) -> None:
+        for frozen in (True, False):
+            self.ok("PUT", "/__parlel/clock", {"now": 2_000_000_000, "freeze": frozen})
+            document = self.state()
+            document["clock"]["real"] -= 3600  # as if saved an hour ago
+            self.elsewhere(document)
+            shown = self.ok("GET", "/__parlel/clock")
+            self.assertEqual(shown["frozen"], frozen)
+            self.assertAlmostEqual(shown["now"], 2_000_000_000 + (not frozen) * 3600, delta=60)
+
+    def test_secrets_stay_out(self) -> None:
+        self.call("GET", "/v1/segments", authorization="Bearer top-secret")
+        self.assertNotIn("top-secret", json.dumps(self.state()))
+
+    def test_one_that_is_wrong_is_refused_whole_and_names_the_place(self) -> None:
+        self.fill()
+        good = self.state()
+
+        def with_change(*path: Any) -> Any:
+            document = json.loads(json.dumps(good))
+            *way, name, value = path
+            part = functools.reduce(lambda part, step: part[step], way, document)
+            if value is None:
+                del part[name]
+            else:
+                part[name] = value
+            return document
+
+        rows = [
+            ([], "state must be an object"),
+            ({}, "state.clock is missing"),
+            (with_change("customerio_fake", "format", 2), "has format 2"),
+            (with_change("customerio_fake", "identifiers", "email"), "identifiers 'email'"),
+            (with_change("people", 0, "attributes", []), "people[0].attributes must be an object"),
+            (with_change("people", 0, "zodiac", "x"), "people[0].zodiac is unknown"),
+            (with_change("people", 0, "serial", None), "people[0].serial is missing"),
+            (with_change("people", 1, "id", "1"), "two have the id '1'"),
+            (with_change("events", 0, "person", 99), "events[0].person must be a place in people"),
+            (with_change("workspace", "events", 0, True), "workspace.events[0] must be a place"),
+            (with_change("workspace", "objects", []), "which the workspace does not"),
+            (with_change("workspace", "merges", [1]), "workspace.merges[0] must be an object"),
+            (with_change("workspace", "secret", 1), "workspace.secret must be a string"),
+            (with_change("workspace", "shelves", "topics", None), "shelves.topics is missing"),
+            (with_change("clock", "due", [{"at": 1, "do": "sing", "with": {}}]), "something to do"),
+            (with_change("clock", "due", [{"at": 1, "do": "track", "with": {}}]), "does not fit"),
+        ]
+        for document, words in rows:
+            reply = self.call("PUT", "/__parlel/state", document)
+            self.assertEqual(reply.status, 400, words)
+            self.assertIn(words, reply.json["meta"]["error"])
+        self.assertEqual({**self.state(), "clock": None}, {**good, "clock": None})
+
+    def test_each_workspace_has_its_own(self) -> None:
+        cio = CustomerioServer(port=0)
+        other = cio.workspace("other")
+        self.fake = cio.fake
+        self.identify("1")
+        document = cio.snapshot()
+        other.restore(document)
+        self.ok("POST", "/__parlel/reset")
+        self.assertEqual((len(cio.people), len(other.people)), (0, 1))
+        with self.assertRaisesRegex(customerio_fake.ApiError, "state.clock is missing"):
+            other.restore({})
+
+    def test_a_file_keeps_it_from_one_run_to_the_next(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "state.json")
+            for count in (1, 2):
+                with CustomerioServer(port=0, state=path) as cio:
+                    self.fake = cio.fake
+                    self.identify(str(count))
+                    self.assertEqual(len(cio.people), count)
+            self.assertEqual(os.listdir(folder), ["state.json"])
+            with open(path, "w", encoding="utf-8") as file:
+                file.write("{}")
+            with self.assertRaisesRegex(ValueError, "state.json: state.clock is missing"):
+                CustomerioServer(port=0, state=path)
+            with self.assertRaisesRegex(ValueError, "no leave to write into"):
+                CustomerioServer(port=0, state=os.path.join(folder, "none", "state.json"))
 
 
 class Realism(FakeTest):

@@ -357,6 +357,19 @@ def report(rounds: Sequence[List[Result]], only: str) -> None:
                 _say(f"    {fault}")
 
 
+def survives_a_snapshot(fake: Fake) -> bool:
+    """Whether the workspace, with all that the rounds left in it, is the same once restored."""
+
+    def taken() -> Json:
+        answer = fake.call("GET", "/__parlel/state")
+        return {**json.loads(answer.body), "clock": None}
+
+    before = taken()
+    body = fake.call("GET", "/__parlel/state").body
+    restored = fake.call("PUT", "/__parlel/state", "application/json", body)
+    return restored.status == 200 and taken() == before
+
+
 def fallen(numbers: Mapping[str, int]) -> List[str]:
     """Which numbers are below the floor."""
     floor = json.loads(FLOOR.read_text(encoding="utf-8"))
@@ -385,6 +398,8 @@ def main() -> int:
     if options.write:
         FLOOR.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
     faults = fallen(numbers) if options.check else []
+    if not survives_a_snapshot(fake):
+        faults.append("snapshot: what is restored differs from what was saved")
     for fault in faults:
         _say(f"FALLEN {fault}")
     return 1 if faults else 0
