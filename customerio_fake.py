@@ -6286,15 +6286,14 @@ class Request:
 
 
 class Response:
-    """One HTTP answer. `close` ends the connection after it; `after` is freed once it is sent."""
+    """One HTTP answer. `close` ends the connection after it."""
 
-    __slots__ = ("after", "body", "close", "fault", "headers", "status")
+    __slots__ = ("body", "close", "fault", "headers", "status")
 
     status: int
     body: bytes
     headers: Headers
     close: bool
-    after: Any
     #: What went wrong on purpose; the server does to the bytes what it says.
     fault: Optional[Fault]
 
@@ -6302,7 +6301,7 @@ class Response:
         self, status: int = 200, body: bytes = b"", headers: Headers = (), close: bool = False
     ) -> None:
         self.status, self.body, self.headers, self.close = status, body, headers, close
-        self.after = self.fault = None
+        self.fault = None
 
 
 def compact_line(value: Json) -> bytes:
@@ -6669,6 +6668,8 @@ class Fake:
         self.closed = False
         #: Set when the server stops; who waits on purpose waits no longer then.
         self.ending: threading.Event = root.ending if root else threading.Event()
+        #: Takes what is not needed any more; a server frees it when it has nothing better to do.
+        self.discard: Callable[[Any], None] = _nobody_listens
         #: The thread that must never wait: the server's loop. No fault is for it.
         self.hurried: Optional[int] = None
         #: Further workspaces by name, and by each of their keys; replaced, never changed.
@@ -6686,8 +6687,8 @@ class Fake:
         workspace.on_subscription = self.outbox.heard_of
         workspace.on_rested = self.outbox.wake
 
-    def put_in(self, workspace: Workspace) -> Workspace:
-        """Go on with another workspace, such as one out of a snapshot; returns the old one."""
+    def put_in(self, workspace: Workspace) -> None:
+        """Go on with another workspace, such as one out of a snapshot."""
         old, outbox = self.workspace, self.outbox
         self._begin(workspace)
         outbox.close(wait=False)
@@ -6697,7 +6698,7 @@ class Fake:
             old.tell()
         if not self.closed:
             self.outbox.open()
-        return old
+        self.root.discard(old)
 
     def _seeded(self, seed: Json, old: Optional[Workspace] = None) -> Workspace:
         """A new workspace with what a seed describes, keeping what a reset leaves of an old one."""
@@ -6708,24 +6709,20 @@ class Fake:
             seed_workspace(workspace, seed)
         return workspace
 
-    def reset(self, only: str = "") -> Optional[Workspace]:
-        """Start afresh, as if just begun, or with one of the RESETS `only`.
-
-        Returns the old workspace if there is a new one.
-        """
+    def reset(self, only: str = "") -> None:
+        """Start afresh, as if just begun, or with the state or one of the RESETS `only`."""
         if only in RESETS:
             RESETS[only](self.workspace)
-            return None
-        return self.put_in(self._seeded(self._seed, self.workspace if only == "state" else None))
+        else:
+            self.put_in(self._seeded(self._seed, self.workspace if only == "state" else None))
 
-    def seed(self, document: Json) -> Workspace:
-        """Start afresh with a seed, to which later resets return; returns the old workspace.
+    def seed(self, document: Json) -> None:
+        """Start afresh with a seed, to which later resets return.
 
         Raises ApiError 400 naming what is wrong with the document; nothing changes then.
         """
-        old = self.put_in(self._seeded(document))
+        self.put_in(self._seeded(document))
         self._seed = document
-        return old
 
     # ---- further workspaces, each a world of its own
 
@@ -6748,7 +6745,7 @@ class Fake:
             self._note_owners()
         return other
 
-    def remove(self, name: str) -> Fake:
+    def remove(self, name: str) -> None:
         """Let go of a further workspace. Raises ApiError 404 if there is none of this name."""
         with self._naming:
             other = self._named(name)
@@ -6756,7 +6753,7 @@ class Fake:
             self._note_owners()
         other.close()
         other.workspace.let_go()
-        return other
+        self.discard(other)
 
     def _note_owners(self) -> None:
         named = ("site_id", "app_key", "write_key")
@@ -11983,15 +11980,13 @@ def about(call: Call) -> Json:
 
 
 @route("POST", "/__parlel/reset", CONTROL)
-def reset(call: Call) -> Response:
+def reset(call: Call) -> Json:
     """Forget everything that was recorded, or one part: `only` state, journal, faults, clock."""
     choices = choice_field("state", *RESETS)
     asked = {**call.request.query(), **call.body()}
     only = strict_fields(asked, {"only": choices}).get("only", "")
-    response = answer(CONTROL, {"status": "ok"})
-    # Freeing a large workspace takes longer than the reset; it can wait until we have answered.
-    response.after = call.fake.reset(only)
-    return response
+    call.fake.reset(only)
+    return {"status": "ok"}
 
 
 # ---- workspaces
@@ -12025,20 +12020,17 @@ def create_workspace(call: Call) -> Json:
 
 
 @route("DELETE", "/__parlel/workspaces/{name}", CONTROL, heavy=True)
-def delete_workspace(call: Call, name: str) -> Response:
+def delete_workspace(call: Call, name: str) -> Json:
     """Let go of a workspace and all that it holds; its keys are unknown again."""
-    gone = call.fake.root.remove(name)
-    response = answer(CONTROL, {"status": "ok"})
-    response.after = gone
-    return response
+    call.fake.root.remove(name)
+    return {"status": "ok"}
 
 
 @route("POST", "/__parlel/seed", CONTROL, heavy=True)
-def seed(call: Call) -> Response:
+def seed(call: Call) -> Json:
     """Start afresh with what a seed document describes; later resets return to it."""
-    response = answer(CONTROL, {"status": "ok"})
-    response.after = call.fake.seed(call.body())
-    return response
+    call.fake.seed(call.body())
+    return {"status": "ok"}
 
 
 @route("GET", "/__parlel/routes", CONTROL)
@@ -12888,7 +12880,7 @@ _LISTS: Dict[type, str] = {
     Fault: "faults",
 }
 #: What is made anew from the rest.
-_UNWRITTEN = {Segment: {"predicate"}, Request: {"awaited"}, Response: {"after"}}
+_UNWRITTEN = {Segment: {"predicate"}, Request: {"awaited"}}
 
 
 class Ledger:
@@ -13395,11 +13387,10 @@ def get_state(call: Call) -> Response:
 
 
 @route("PUT", "/__parlel/state", CONTROL, heavy=True)
-def put_state(call: Call) -> Response:
+def put_state(call: Call) -> Json:
     """Make the workspace what a snapshot says, counters included; or nothing, with the reason."""
-    response = answer(CONTROL, {"status": "ok"})
-    response.after = call.fake.put_in(restored(call.json(), call.fake.settings))
-    return response
+    call.fake.put_in(restored(call.json(), call.fake.settings))
+    return {"status": "ok"}
 
 
 # ======================================================================================
@@ -13415,6 +13406,9 @@ LOOP_BODY = 128 * 1024
 #: How long the rest of a refused request is read and thrown away, in seconds, so that the
 #: client gets to see the answer instead of a reset.
 LINGER = 2.0
+#: When nothing has been asked for this long, in seconds, there is time to free memory; or once
+#: there is that much of it.
+IDLE, MAX_SPENT = 0.01, 3
 #: A thread whose client has been silent for this long, in seconds, gives way when none are left.
 REST = 1.0
 
@@ -13728,7 +13722,7 @@ class Server(ThreadingHTTPServer):
         self._returned: Deque[Connection] = deque()
         #: The connections with unsent answers, in their order.
         self._outgoing: Dict[Connection, None] = {}
-        #: What responses left to be freed, once they are sent.
+        #: What is to be freed: a workspace of 10,000 people takes 5 ms, longer than its reset.
         self._spent: List[Any] = []
         self._stopping = False
         #: When the loop last woke up; monotonic seconds.
@@ -13755,17 +13749,25 @@ class Server(ThreadingHTTPServer):
     def serve_forever(self, poll_interval: float = 1.0) -> None:
         """Answer until `shutdown`; look for timeouts every `poll_interval` seconds."""
         swept, self.fake.hurried = self._now, threading.get_ident()
+        self.fake.discard = self._discard
         while not self._stopping:
             waiting = self._open or any(f.workspace.clock.waits for f in self.fake.all)
-            self._turn(poll_interval if waiting else None)
-            self._spent.clear()
+            timeout = IDLE if self._spent else poll_interval if waiting else None
+            if not self._turn(timeout) or len(self._spent) > MAX_SPENT:
+                self._spent.clear()
             if self._now - swept >= poll_interval:
                 swept = self._now
                 self._sweep(swept)
         self._turn(0)  # what has arrived by now is answered
-        self.fake.hurried = None
+        self.fake.hurried, self.fake.discard = None, _nobody_listens
+        self._spent.clear()
 
-    def _turn(self, timeout: Optional[float]) -> None:
+    def _discard(self, thing: Any) -> None:
+        self._spent.append(thing)
+        self._wake()
+
+    def _turn(self, timeout: Optional[float]) -> bool:
+        """Wait for something to do, at most `timeout` seconds, and do it; whether there was any."""
         ready = self._selector.select(timeout)
         self._now = time.monotonic()
         for key, _ in ready:
@@ -13778,6 +13780,7 @@ class Server(ThreadingHTTPServer):
         outgoing, self._outgoing = self._outgoing, {}
         for connection in outgoing:
             self._send(connection)
+        return bool(ready)
 
     def _give_up(self, number: int, error: Exception) -> None:
         """Lose one connection (by its file number) rather than the loop, and all of them."""
@@ -13932,8 +13935,6 @@ class Server(ThreadingHTTPServer):
             framer.keep_alive = False
         if response.fault is not None:
             connection.fault = response.fault
-        if response.after is not None:
-            self._spent.append(response.after)
         if log.isEnabledFor(logging.INFO):
             log.info("%s %s %d", request.method, request.target, response.status)
         return response_bytes(response, request.method, framer.version, framer.keep_alive)
