@@ -2674,7 +2674,7 @@ def decode_json(raw: bytes) -> Json:
         raise _not_json(f"nested deeper than {MAX_DEPTH}") from None
     except ValueError:  # an integer beyond the interpreter's limit of digits
         raise _not_json("a number has too many digits") from None
-    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH:
+    if len(raw) > 2 * MAX_DEPTH and raw.count(b"[") + raw.count(b"{") > MAX_DEPTH:
         _check_depth(value)
     return _well_formed(value) if b"\\u" in raw else value
 
@@ -2886,6 +2886,7 @@ NOT_SUPPRESSED = "not suppressed: this identifier was not suppressed"
 _CONTROL_KEYS = {"id", "cio_id", "_update", "_timestamp", "cio_relationships"}
 # Structured attributes with their own rules; the 1000-byte limit is for plain values.
 _PREFERENCES = "cio_subscription_preferences"
+_DOTTED_PREFERENCES = _PREFERENCES + "."
 _EMAIL_SHAPE = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
 
 
@@ -3335,20 +3336,26 @@ class Change(NamedTuple):
 def changed(
     attributes: Attributes, timestamps: Dict[str, int], update: Attributes, when: int
 ) -> Change:
-    """Lay an update over attributes, without touching the old dicts.
+    """Lay an update over attributes, without touching the old dicts; the same if nothing changes.
 
     null and "" delete; the timestamp of an equal value stays (observed), others are `when`, in
     Unix seconds.
     """
-    attributes, timestamps = dict(attributes), dict(timestamps)
+    new, stamps = attributes, timestamps
     for name, value in update.items():
-        if value is None or value == "":
-            attributes.pop(name, None)
-            timestamps.pop(name, None)
-        elif name not in attributes or not _same(attributes[name], value):
+        have = attributes.get(name)
+        gone = value is None or value == ""
+        if have is None if gone else type(have) is type(value) and _same(have, value):
+            continue
+        if new is attributes:
+            new, stamps = dict(attributes), dict(timestamps)
+        if gone:
+            del new[name]
+            stamps.pop(name, None)
+        else:
             name = sys.intern(name)  # one copy of each name, however many people have it
-            attributes[name], timestamps[name] = value, when
-    return Change(attributes, timestamps)
+            new[name], stamps[name] = value, when
+    return Change(new, stamps)
 
 
 def difference(old: Attributes, new: Attributes) -> Json:
@@ -3360,14 +3367,14 @@ def difference(old: Attributes, new: Attributes) -> Json:
 
 def _same(left: Json, right: Json) -> bool:
     # In Python True == 1 == 1.0, but their texts differ, also deep inside.
-    if left != right or type(left) is not type(right):
-        return False
-    return not isinstance(left, (dict, list)) or as_text(left) == as_text(right)
+    return bool(left == right) and (
+        type(left) is str or not isinstance(left, (dict, list)) or as_text(left) == as_text(right)
+    )
 
 
 def undotted(attributes: Attributes, current: Attributes) -> Attributes:
     """Fold `cio_subscription_preferences.topics.topic_1: true` into the whole (reference)."""
-    if _PREFERENCES + "." not in " ".join(attributes):
+    if _DOTTED_PREFERENCES not in " ".join(attributes):
         return attributes
     plain = {}
     whole: Json = attributes.get(_PREFERENCES) or current.get(_PREFERENCES)
@@ -3384,19 +3391,29 @@ def undotted(attributes: Attributes, current: Attributes) -> Attributes:
     return {**plain, _PREFERENCES: whole}
 
 
+# A character takes four bytes at most, so up to here nothing need be encoded.
+_SHORT_NAME, _SHORT_VALUE = MAX_ATTRIBUTE_NAME // 4, MAX_ATTRIBUTE_VALUE // 4
+_SMALL = frozenset({bool, float, type(None)})
+
+
 def oversized(attributes: Attributes) -> List[Problem]:
     """Which attributes break a limit of the reference; empty if none does."""
     problems = []
     if len(attributes) > MAX_ATTRIBUTES:
         text = f"too many attributes: {len(attributes)}, but {MAX_ATTRIBUTES} at most"
         problems.append(Problem(text, "attributes"))
-    for name, value in attributes.items():
-        if len(name) > MAX_ATTRIBUTE_NAME // 4 and _longer(name, MAX_ATTRIBUTE_NAME):
+    # Nearly every value is a short string or number, for which this is all.
+    doubtful = [
+        (name, value)
+        for name, value in attributes.items()
+        if len(name) > _SHORT_NAME
+        or (len(value) > _SHORT_VALUE if type(value) is str else type(value) not in _SMALL)
+    ]
+    for name, value in doubtful:
+        if _longer(name, MAX_ATTRIBUTE_NAME):
             text = f"attribute name '{name}' cannot be longer than {MAX_ATTRIBUTE_NAME} bytes"
             problems.append(Problem(text, "attributes"))
-        # Nearly every value is a short string, for which this is all.
-        short = type(value) is str and len(value) <= MAX_ATTRIBUTE_VALUE // 4
-        if not short and _too_long_value(name, value):
+        if _too_long_value(name, value):
             # The words are the real service's (observed).
             text = f"value for attribute '{name}' cannot be longer than {MAX_ATTRIBUTE_VALUE} bytes"
             problems.append(Problem(text, f"attributes.{name}"))
@@ -4171,14 +4188,16 @@ class Workspace:
             update = {name: value for name, value in update.items() if name not in skipped}
         old = person.attributes
         new, stamps = changed(old, person.timestamps, update, now if when is None else when)
-        if new != old:
+        if new is not old:
             self.note("attribute_change", person, functools.partial(difference, old, new))
         surplus: Sequence[str] = ()
         if len(new) > MAX_ATTRIBUTES:
             surplus = [name for name in new if name not in old]
             new = {name: value for name, value in new.items() if name not in surplus}
             stamps = {name: stamp for name, stamp in stamps.items() if name not in surplus}
-        person.attributes, person.timestamps = new, self.people.shared(stamps)
+        if person.created_at == now:
+            stamps = self.people.shared(stamps)
+        person.attributes, person.timestamps = new, stamps
         person.updated_at = now
         if self.settings.identifiers == "id" and "email" in update:
             self.people.set_email(person, as_text(new.get("email") or ""))
