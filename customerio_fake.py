@@ -441,6 +441,7 @@ class Settings:
     rate_limits: bool = _setting(False, "answer 429 beyond the published limits of the App API")
     broadcast_limit: bool = _setting(False, "answer 429 to a broadcast's second trigger in 10 s")
     html_404: bool = _setting(False, "answer unknown paths with an HTML page, as the real hosts do")
+    strict_fields: bool = _setting(False, "answer 400 to a field that an operation does not have")
     region_check: bool = _setting(
         False, "answer 401 to calls for a customer.io host of another region than --region"
     )
@@ -6861,6 +6862,8 @@ class Fake:
                 check_rate(workspace, self.settings, operation, request)
             arguments = map(decoded, request.arguments)
             call = Call(self, workspace, request)
+            if self.settings.strict_fields:
+                check_known_fields(call)
             if workspace.armed:
                 return self._at_risk(call, list(arguments))
             return answer(api, operation.handler(call, *arguments))
@@ -7031,6 +7034,95 @@ def _too_many(workspace: Workspace, rate: Rate, wait: float) -> ApiError:
     # A daily quota comes without Retry-After (reference).
     headers = [] if rate.period >= 86400 else [("Retry-After", str(math.ceil(wait) or 1))]
     return ApiError(429, text, headers=headers)
+
+
+# ---- strict fields: what the real service passes over in silence is refused on request
+
+_EVENT_FIELDS = "name id type timestamp data anonymous_id"
+_SEND_FIELDS = (
+    "transactional_message_id to identifiers message_data language send_at queue_draft auto_create "
+    "disable_message_retention send_to_unsubscribed tracked"
+)
+_CALL_FIELDS = (
+    "type userId anonymousId context integrations messageId timestamp originalTimestamp sentAt "
+    "receivedAt version channel writeKey _metadata"
+)
+_TRIGGER_FIELDS = " ".join((*AUDIENCES, *AUDIENCE_FLAGS["per_user_data"], "data"))
+#: What the body of an operation may have at its top, and the items of a batch (reference, and
+#: what the official clients send). Where attributes stand there, any name will do.
+KNOWN_FIELDS = {
+    "PUT /api/v1/customers/{identifier}/devices": "device",
+    "POST /api/v1/customers/{identifier}/events": _EVENT_FIELDS,
+    "POST /api/v1/events": _EVENT_FIELDS,
+    "POST /api/v1/forms/{form_id}/submit": "data",
+    "POST /api/v1/merge_customers": "primary secondary",
+    "POST /api/v1/metrics": "delivery_id timestamp metric recipient reason href metadata",
+    "POST /api/v1/push/events": "delivery_id event device_id timestamp",
+    "POST /api/v1/segments/{segment_id}/add_customers": "ids",
+    "POST /api/v1/segments/{segment_id}/remove_customers": "ids",
+    "POST /api/v2/entity": "type identifiers action timestamp attributes cio_relationships id name "
+    "device primary secondary",
+    "POST /api/v2/batch": "batch",
+    "POST /v1/send/email": f"{_SEND_FIELDS} body body_amp body_plain subject from cc bcc fake_bcc "
+    "reply_to preheader attachments headers disable_css_preprocessing",
+    "POST /v1/send/push": f"{_SEND_FIELDS} title message image_url link sound custom_data "
+    "custom_device custom_payload",
+    "POST /v1/send/sms": f"{_SEND_FIELDS} from",
+    "POST /v1/send/whatsapp": f"{_SEND_FIELDS} from",
+    "POST /v1/send/inbox_message": _SEND_FIELDS,
+    "POST /v1/send/in_app": _SEND_FIELDS,
+    "POST /v1/campaigns/{broadcast_id}/triggers": _TRIGGER_FIELDS,
+    "POST /v1/api/campaigns/{broadcast_id}/triggers": _TRIGGER_FIELDS,
+    "POST /v1/exports/customers": "filters",
+    "POST /v1/exports/deliveries": "newsletter_id campaign_id transactional_message_id action_id "
+    "start end attributes metric drafts",
+    "POST /v1/customers": "filter",
+    "POST /v1/customers/attributes": "ids",
+    "POST /v1/objects": "object_type_id filter",
+    "POST /v1/segments": "segment",
+    "POST /v1/imports": "import",
+    "PUT /v1/snippets": "name value updated_at",
+    "POST /v1/collections": "name data url",
+    "PUT /v1/collections/{collection_id}": "name data url",
+    "POST /v1/reporting_webhooks": "name id endpoint disabled full_resolution with_content events",
+    "PUT /v1/reporting_webhooks/{webhook_id}": "name id endpoint disabled full_resolution "
+    "with_content events",
+    "POST /v1/identify": f"{_CALL_FIELDS} traits",
+    "POST /v1/track": f"{_CALL_FIELDS} event properties groupId",
+    "POST /v1/page": f"{_CALL_FIELDS} name category properties",
+    "POST /v1/screen": f"{_CALL_FIELDS} name category properties",
+    "POST /v1/group": f"{_CALL_FIELDS} groupId traits",
+    "POST /v1/alias": f"{_CALL_FIELDS} previousId",
+    "POST /v1/batch": f"{_CALL_FIELDS} batch",
+}
+
+
+def check_known_fields(call: Call) -> None:
+    """Raises ApiError 400 for a field that an operation does not have, with the nearest it has."""
+    operation = cast(Operation, call.request.operation)
+    label = f"{operation.method} {operation.path}"
+    body = call.json() if label in KNOWN_FIELDS else None
+    if not isinstance(body, dict):
+        return
+    _check_known(label, body, "")
+    batch = body.get("batch")
+    for i, item in enumerate(batch if isinstance(batch, list) else ()):
+        kind = item.get("type") if isinstance(item, dict) else None
+        of_item = "POST /api/v2/entity" if operation.api is TRACK_V2 else f"POST /v1/{kind}"
+        if kind and of_item in KNOWN_FIELDS:
+            _check_known(of_item, item, f"batch[{i}].")
+
+
+def _check_known(label: str, body: Json, where: str) -> None:
+    import difflib
+
+    known = KNOWN_FIELDS[label].split()
+    for name in body:
+        if name not in known:
+            near = difflib.get_close_matches(name[:100], known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+            text = f"{where}{name} is no field of {label}; {hint} (--strict-fields)"
+            raise invalid(text, where + name)
 
 
 class Unauthorized(ApiError):

@@ -4377,6 +4377,40 @@ class Realism(FakeTest):
         self.assertIn("errors", self.call("GET", "/v1/exports/77").json)
         self.assertIn("error", self.call("GET", "/__parlel/nope").json["meta"])
 
+    def test_fields_that_an_operation_does_not_have_are_refused(self) -> None:
+        event = "/api/v1/customers/1/events"
+        person = {"type": "person", "action": "identify", "identifiers": {"id": "1"}}
+        mail = {"to": "a@example.com", "identifiers": {"id": "1"}, "transactional_message_id": 1}
+        call = {"type": "track", "userId": "1", "event": "x"}
+        rows: list[tuple[str, Any, Any, str]] = [
+            (event, {"name": "x"}, {"dta": {}}, "dta is no field of POST /api/v1/customers/"),
+            (event, {"name": "x"}, {"zodiac": 1}, "there are name, id, type"),
+            ("/v1/send/email", mail, {"mesage_data": {}}, "did you mean message_data?"),
+            ("/v1/track", call, {"propertes": {}}, "did you mean properties?"),
+            ("/api/v2/batch", {"batch": [person]}, {"atributes": {}}, "batch[0].atributes is no"),
+            ("/v1/batch", {"batch": [call]}, {"evnt": "x"}, "batch[0].evnt is no field"),
+        ]
+        for strict in (False, True):
+            self.fake = Fake(Settings(strict_fields=strict))
+            for path, body, more, words in rows:
+                with self.subTest(words, strict=strict):
+                    self.assertEqual(self.call("POST", path, body).status, 200)
+                    wrong = {**body, **more}
+                    if "batch" in body:
+                        wrong = {"batch": [{**body["batch"][0], **more}]}
+                    counts = [len(self.records(n)) for n in ("events", "deliveries", "batches")]
+                    reply = self.call("POST", path, wrong)
+                    self.assertEqual(reply.status, 400 if strict else 200)
+                    if strict:
+                        self.assertIn(words, reply.body.decode())
+                        after = [len(self.records(n)) for n in ("events", "deliveries", "batches")]
+                        self.assertEqual(after, counts)
+            self.assertEqual(self.identify("1", zodiac="lion").status, 200)
+
+    def test_known_fields_are_of_operations_that_there_are(self) -> None:
+        labels = {f"{row.method} {row.path}" for row in customerio_fake.ROUTES}
+        self.assertEqual(set(customerio_fake.KNOWN_FIELDS) - labels, set())
+
     def test_keys_are_unknown_in_the_other_region(self) -> None:
         self.fake = Fake(Settings(region_check=True, region="eu"))
         rows = [("track.customer.io", 401), ("track-eu.customer.io:443", 200), ("localhost", 200)]
