@@ -6768,7 +6768,7 @@ class Fake:
     def remove(self, name: str) -> None:
         """Let go of a further workspace. Raises ApiError 404 if there is none of this name."""
         with self._naming:
-            other = self._named(name)
+            other = self.named(name)
             self.others = {key: fake for key, fake in self.others.items() if fake is not other}
             self._note_owners()
         other.close()
@@ -6780,7 +6780,8 @@ class Fake:
         fakes = self.others.values()
         self._owners = {getattr(fake.settings, key): fake for fake in fakes for key in named}
 
-    def _named(self, name: str) -> Fake:
+    def named(self, name: str) -> Fake:
+        """A further workspace. Raises ApiError 404 if there is none of this name."""
         if name not in self.others:
             known = ", ".join(self.others) or "none yet: make one with POST /__parlel/workspaces"
             raise ApiError(404, f"there is no workspace '{name}'; there are {known}")
@@ -6794,7 +6795,7 @@ class Fake:
         if self.root is not self:
             return self
         if request.by_path or _take_workspace(request):
-            return self._named(request.prefix[2:])
+            return self.named(request.prefix[2:])
         other = self._owners.get(key_of(request), self)
         if other is not self:
             request.prefix = f"/@{other.name}"  # links lead back to where they come from
@@ -12779,6 +12780,7 @@ FAULT_FIELDS: Dict[str, Tuple[Check, Json]] = {
     "match.path": (text_field(1000), "/api/v1/customers/*"),
     "match.person": (text_field(1000), "ada@example.com"),
     "match.event": (text_field(1000), "signup"),
+    "match.workspace": (text_field(1000), "worker-1"),
     "match": (typed_field(dict), {"operation": "POST /v1/send/email"}),
     "times": (_COUNT, 2),
     "every": (_COUNT, 3),
@@ -12878,8 +12880,16 @@ def list_faults(call: Call) -> Json:
 
 @route("POST", "/__parlel/faults", CONTROL)
 def create_fault(call: Call) -> Json:
-    """Let requests go wrong that match a rule."""
-    return add_fault(call.workspace, call.body()).record()
+    """Let requests go wrong that match a rule, here or in the workspace that the rule names."""
+    body, fake = call.body(), call.fake
+    match = body.get("match")
+    name = match.get("workspace") if isinstance(match, dict) else None
+    if isinstance(name, str):
+        try:
+            fake = fake.root.named(name)
+        except ApiError as error:
+            raise _bad_fault("match.workspace", f"is unknown: {error.message}") from None
+    return add_fault(fake.workspace, body).record()
 
 
 @route("DELETE", "/__parlel/faults", CONTROL)

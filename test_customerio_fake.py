@@ -4685,6 +4685,17 @@ class Faults(FaultTest):
             thread.join(10)
         self.assertEqual(statuses, [200, 200])
 
+    def test_a_rule_may_name_the_workspace_that_it_is_about(self) -> None:
+        self.ok("POST", "/__parlel/workspaces", {"name": "w"})
+        self.fail(status=503, match={"workspace": "w"})
+        statuses = [
+            self.call("PUT", f"{path}/api/v1/customers/1", {}, authorization=TRACK).status
+            for path in ("", "/@w")
+        ]
+        self.assertEqual(statuses, [200, 503])
+        reply = self.call("POST", "/__parlel/faults", {"status": 503, "match": {"workspace": "x"}})
+        self.assert_errors(reply, 400, "match.workspace is unknown: there is no workspace 'x'")
+
     def test_spellings_make_no_difference(self) -> None:
         self.identify("1", email="ada@example.com")
         cio_id = self.person("1")["cio_id"]
@@ -4775,6 +4786,7 @@ class BadFaults(FaultTest):
         self.assert_errors(self.call("POST", "/__parlel/faults", []), 400, "JSON object")
 
     def test_every_example_is_a_rule(self) -> None:
+        self.ok("POST", "/__parlel/workspaces", {"name": "worker-1"})
         for name in customerio_fake.FAULT_FIELDS:
             with self.subTest(name):
                 error = customerio_fake._bad_fault(name, "is shown").message
