@@ -3366,6 +3366,19 @@ def difference(old: Attributes, new: Attributes) -> Json:
     return {name: {"from": texts[0].get(name, ""), "to": texts[1].get(name, "")} for name in names}
 
 
+def without(mapping: Dict[str, Any], names: Sequence[str]) -> Dict[str, Any]:
+    """A mapping but for some names; the same one if there are none."""
+    return {k: v for k, v in mapping.items() if k not in names} if names else mapping
+
+
+def _left_out(skipped: Sequence[str], surplus: Sequence[str]) -> str:
+    """Why part of an update was not done."""
+    return joined(
+        f"too many attributes: {', '.join(surplus)[:200]} left out" if surplus else "",
+        f"skipped_update: {', '.join(skipped)[:200]} changed later" if skipped else "",
+    )
+
+
 def _same(left: Json, right: Json) -> bool:
     # In Python True == 1 == 1.0, but their texts differ, also deep inside.
     return bool(left == right) and (
@@ -4182,36 +4195,32 @@ class Workspace:
         update = {k: v for k, v in attributes.items() if k not in self._not_attributes}
         if "timezone" in update:
             update["cio_timezone"] = _known_zone(update["timezone"])
-        update = undotted(update, person.attributes)
-        skipped: Sequence[str] = ()
+        update, skipped, surplus = undotted(update, person.attributes), [], []
         if when is not None:
             skipped = [name for name in update if person.timestamps.get(name, 0) > when]
-            update = {name: value for name, value in update.items() if name not in skipped}
+            update = without(update, skipped)
         old = person.attributes
         new, stamps = changed(old, person.timestamps, update, now if when is None else when)
         if new is not old:
             self.note("attribute_change", person, functools.partial(difference, old, new))
-        surplus: Sequence[str] = ()
         if len(new) > MAX_ATTRIBUTES:
             surplus = [name for name in new if name not in old]
-            new = {name: value for name, value in new.items() if name not in surplus}
-            stamps = {name: stamp for name, stamp in stamps.items() if name not in surplus}
+            new, stamps = without(new, surplus), without(stamps, surplus)
         if person.created_at == now:
             stamps = self.people.shared(stamps)
-        person.attributes, person.timestamps = new, stamps
-        person.updated_at = now
+        person.attributes, person.timestamps, person.updated_at = new, stamps, now
+        self._follow_up(person, update, old)
+        return _left_out(skipped, surplus) if skipped or surplus else ""
+
+    def _follow_up(self, person: Person, update: Attributes, old: Attributes) -> None:
+        """Do what the change of an attribute brings about."""
+        new = person.attributes
         if self.settings.identifiers == "id" and "email" in update:
             self.people.set_email(person, as_text(new.get("email") or ""))
         if "unsubscribed" in update or _PREFERENCES in update:
             self._tell_subscription(person, old, new)
         if update.get("anonymous_id"):
             self._claim(person, as_text(update["anonymous_id"]))
-        if not surplus and not skipped:
-            return ""
-        return joined(
-            f"too many attributes: {', '.join(surplus)[:200]} left out" if surplus else "",
-            f"skipped_update: {', '.join(skipped)[:200]} changed later" if skipped else "",
-        )
 
     def _tell_subscription(self, person: Person, old: Attributes, new: Attributes) -> None:
         was, now = is_unsubscribed(old), is_unsubscribed(new)
