@@ -5735,8 +5735,14 @@ def hang_up(sock: socket.socket) -> None:
 
 def refuse_link_local(host: str) -> None:
     """Raises ValueError for an address like 169.254.169.254, where clouds keep their secrets."""
-    for *_, address in socket.getaddrinfo(host, None):
-        if ipaddress.ip_address(str(address[0]).partition("%")[0]).is_link_local:
+    try:
+        found = [ipaddress.ip_address(host)]
+    except ValueError:  # a name
+        places = [str(place[0]) for *_, place in socket.getaddrinfo(host, None)]
+        found = [ipaddress.ip_address(place.partition("%")[0]) for place in places]
+    for address in found:
+        mapped = getattr(address, "ipv4_mapped", None)  # ::ffff:169.254.169.254
+        if (mapped or address).is_link_local:
             raise ValueError(f"{host} is a link-local address, which is refused")
 
 

@@ -2848,11 +2848,12 @@ class Webhooks(FakeTest):
         self.assertEqual((self.flush(), len(self.endpoint.received)), (1, 1))
 
     def test_link_local_addresses_are_refused(self) -> None:
-        self.register("email_sent", host="169.254.169.254")
+        for host in ("169.254.169.254", "[::ffff:169.254.169.254]", "[fe80::1]"):
+            self.register("email_sent", host=host)
         self.send()
         self.flush()
-        report = self.records("webhooks", "?metric=sent")[0]
-        self.assertIn("link-local", report["attempts"][0]["error"])
+        attempts = self.records("webhooks", "?metric=sent")[0]["attempts"]
+        self.assertEqual(["link-local" in attempt["error"] for attempt in attempts], [True] * 3)
 
     def test_reports_are_listed_also_without_an_endpoint(self) -> None:
         self.send()
