@@ -8019,13 +8019,6 @@ def checked_fields(
     return given
 
 
-def strict_fields(body: Json, checks: Mapping[str, Check], needed: Sequence[str] = ()) -> Json:
-    """The same for bodies that are ours alone: a field that we don't know is a mistake."""
-    for name in sorted(set(body) - set(checks)):
-        raise invalid(f"{name} is unknown; there are {', '.join(checks)}", name)
-    return checked_fields(body, checks, needed)
-
-
 def path_number(workspace: Workspace, text: str) -> int:
     """A resource's number in a path; anything else is not found."""
     if not re.fullmatch(r"\d{1,15}", text):
@@ -12106,13 +12099,38 @@ def about(call: Call) -> Json:
     }
 
 
+def own_body(call: Call, example: Json) -> Json:
+    """The body of a control call, an object. Raises ApiError 400 with an example."""
+    try:
+        return call.body()
+    except ApiError as error:
+        raise _with_example(error, example) from None
+
+
+def own_fields(
+    body: Json, checks: Mapping[str, Check], example: Json, needed: Sequence[str] = ()
+) -> Json:
+    """The fields of a control call, all of them known. Raises ApiError 400 with an example."""
+    try:
+        for name in sorted(set(body) - set(checks)):
+            raise invalid(f"{name} is unknown; there are {', '.join(checks)}", name)
+        return checked_fields(body, checks, needed)
+    except ApiError as error:
+        raise _with_example(error, example) from None
+
+
+def _with_example(error: ApiError, example: Json) -> ApiError:
+    if error.status != 400:
+        return error
+    return invalid(f"{error.message}; an example: {as_text(example)}", error.problems[0].field)
+
+
 @route("POST", "/__parlel/reset", CONTROL)
 def reset(call: Call) -> Json:
     """Forget everything that was recorded, or one part: `only` state, journal, faults, clock."""
-    choices = choice_field("state", *RESETS)
-    asked = {**call.request.query(), **call.body()}
-    only = strict_fields(asked, {"only": choices}).get("only", "")
-    call.fake.reset(only)
+    checks, example = {"only": choice_field("state", *RESETS)}, {"only": "state"}
+    asked = {**call.request.query(), **own_body(call, example)}
+    call.fake.reset(own_fields(asked, checks, example).get("only", ""))
     return {"status": "ok"}
 
 
@@ -12142,7 +12160,8 @@ def list_further_workspaces(call: Call) -> Json:
 def create_workspace(call: Call) -> Json:
     """Make a workspace that only calls with its keys can see, optionally with a seed."""
     checks = {"name": _wrong_workspace_name, "seed": typed_field(dict)}
-    given = strict_fields(call.body(), checks)
+    example = {"name": "worker-1", "seed": {"customers": [{"id": "1"}]}}
+    given = own_fields(own_body(call, example), checks, example)
     return workspace_record(call.fake.root.add(given.get("name", ""), given.get("seed")))
 
 
@@ -12156,7 +12175,7 @@ def delete_workspace(call: Call, name: str) -> Json:
 @route("POST", "/__parlel/seed", CONTROL, heavy=True)
 def seed(call: Call) -> Json:
     """Start afresh with what a seed document describes; later resets return to it."""
-    call.fake.seed(call.body())
+    call.fake.seed(own_body(call, {"customers": [{"id": "1", "attributes": {"plan": "pro"}}]}))
     return {"status": "ok"}
 
 
@@ -12516,10 +12535,12 @@ def listing(rows: List[Json]) -> str:
     return "".join(lines) + (f"\n  and {len(rows) - 5} more" if len(rows) > 5 else "")
 
 
-_EXPECTATION_EXAMPLE = (
-    '{"list": "events", "match": {"name": "signup", "customer_id": "1"}, '
-    '"exactly": 1, "timeout": 5}'
-)
+_EXPECTATION_EXAMPLE = {
+    "list": "events",
+    "match": {"name": "signup", "customer_id": "1"},
+    "exactly": 1,
+    "timeout": 5,
+}
 
 
 _AMOUNTS = ("exactly", "at_least", "at_most", "none", "in_order")
@@ -12536,11 +12557,11 @@ def expectation_of(body: Json) -> Tuple[Expectation, float]:
         "none": typed_field(bool),
         "timeout": _amount(0, MAX_WAIT, int, float),
     }
+    given = own_fields(body, checks, _EXPECTATION_EXAMPLE, ["list"])
     try:
-        given = strict_fields(body, checks, ["list"])
         return _expectation(given), given.get("timeout", 0)
     except ApiError as error:
-        raise invalid(f"{error.message}; an example: {_EXPECTATION_EXAMPLE}") from None
+        raise _with_example(error, _EXPECTATION_EXAMPLE) from None
 
 
 def _wrong_order(value: Json) -> str:
@@ -12608,7 +12629,7 @@ def _problem(workspace: Workspace, wanted: Expectation) -> str:
 @route("POST", "/__parlel/assert", CONTROL, heavy=True)
 def assert_recorded(call: Call) -> Response:
     """Check what was recorded, or wait for it; says what differs if it isn't there."""
-    wanted, timeout = expectation_of(call.body())
+    wanted, timeout = expectation_of(own_body(call, _EXPECTATION_EXAMPLE))
     problem = expect(call.fake, wanted, timeout, call.request.awaited)
     if problem:
         raise ApiError(422, problem)
@@ -12896,7 +12917,7 @@ def list_faults(call: Call) -> Json:
 @route("POST", "/__parlel/faults", CONTROL)
 def create_fault(call: Call) -> Json:
     """Let requests go wrong that match a rule, here or in the workspace that the rule names."""
-    body, fake = call.body(), call.fake
+    body, fake = own_body(call, {"status": 503}), call.fake
     match = body.get("match")
     name = match.get("workspace") if isinstance(match, dict) else None
     if isinstance(name, str):
@@ -12946,18 +12967,11 @@ def read_clock(call: Call) -> Json:
 @route("PUT", "/__parlel/clock", CONTROL, heavy=True)
 def set_clock(call: Call) -> Json:
     """Freeze the clock, let it go, set it or advance it; what becomes due is done first."""
-    body = call.body()
-    checks: Dict[str, Check] = {
-        "freeze": typed_field(bool),
-        "now": typed_field(int, float),
-        "advance": typed_field(int, float),
-    }
-    given = checked_fields(body, checks)
-    if not given or set(body) - set(checks):
-        text = 'send one or more of freeze, now and advance, as in {"freeze": true, "advance": 60}'
-        raise invalid(text, "clock")
-    if any(not 0 <= given.get(name, 0) <= MAX_SETTING * 4 for name in ("now", "advance")):
-        raise invalid("now and advance must be seconds from 0 up", "now")
+    seconds, example = _amount(0, MAX_SETTING * 4, int, float), {"freeze": True, "advance": 60}
+    checks = {"freeze": typed_field(bool), "now": seconds, "advance": seconds}
+    given = own_fields(own_body(call, example), checks, example)
+    if not given:
+        raise _with_example(invalid("send freeze, now or advance", "freeze"), example)
     set_clock_to(call.fake, **given)
     return clock_document(call)
 

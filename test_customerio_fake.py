@@ -4187,6 +4187,20 @@ class Workspaces(FakeTest):
         first.close()
         self.assertEqual(list(cio.fake.others), ["w"])
 
+    def test_bad_bodies_of_control_calls_are_refused_with_an_example(self) -> None:
+        self.identify("1")
+        rows = ["POST reset", "POST workspaces", "POST seed", "POST assert", "POST faults"]
+        for method, path in map(str.split, [*rows, "PUT clock"]):
+            for body in ([], b"{", b'"text"', {"zodiac": 1}):
+                with self.subTest(path, body=body):
+                    reply = self.call(method, f"/__parlel/{path}", body)
+                    self.assertEqual(reply.status, 400)
+                    if path != "seed" or not isinstance(body, dict):  # which names what there is
+                        text = reply.json["meta"]["error"]
+                        example = re.split("an example: |as in ", text)[1]
+                        self.assertIsInstance(json.loads(example), dict)
+        self.assertEqual(len(self.records("customers")), 1)
+
     def test_strange_fields_are_refused(self) -> None:
         self.identify("1")
         rows = [("reset?onyl=faults", None), ("reset", {"only": "x"}), ("workspaces", {"nam": "x"})]
