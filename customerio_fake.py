@@ -246,7 +246,7 @@ class Clock:
     def __init__(self) -> None:
         self._offset = 0.0
         self._frozen: Optional[float] = None
-        #: While `advance` does what has become due, which is done before it returns.
+        #: While `step` does what has become due, which is done before it returns.
         self.advancing = False
         self._order = 0
         self._queue: List[Tuple[float, int, Chore]] = []
@@ -273,15 +273,21 @@ class Clock:
         self._frozen = when if frozen else None
         self._offset = when - time.time()
 
-    def advance(self, seconds: float, do: Callable[[Chore], Any]) -> None:
-        """Move the clock forward by `seconds`, and do at its time what becomes due meanwhile."""
-        target, frozen = self.now() + seconds, self.frozen
+    def step(self, target: float, frozen: bool, do: Callable[[Chore], Any]) -> bool:
+        """Go on to the next work that is due until `target`, Unix seconds, and do it.
+
+        Returns False if there was none, and the clock shows the target, standing if `frozen`.
+        """
+        if not self._queue or self._queue[0][0] > target:
+            self.move_to(target, frozen)
+            return False
+        self.move_to(max(self._queue[0][0], self.now()), True)
         self.advancing = True
-        while self._queue and self._queue[0][0] <= target:
-            self.move_to(max(self._queue[0][0], self.now()), True)
+        try:
             self.run_due(do)
-        self.advancing = False
-        self.move_to(target, frozen)
+        finally:
+            self.advancing = False
+        return True
 
     def at(self, when: float, chore: Chore) -> None:
         """Have `chore` done once the time is `when` (Unix seconds) or later."""
@@ -4038,9 +4044,17 @@ class Workspace:
         """Have one of the CHORES done with this workspace and `args` at `when`, Unix seconds."""
         self.clock.at(when, Chore(chore.__name__, args))
 
-    def advance(self, seconds: float) -> None:
-        """Move the clock forward by `seconds`, and do at its time what becomes due meanwhile."""
-        self.clock.advance(seconds, self.do)
+    def advance(self, seconds: float, settle: Callable[[], Any] = lambda: None) -> None:
+        """Move the clock forward by `seconds`, and do at its time what becomes due meanwhile.
+
+        After each moment `settle` may wait for what that set off.
+        """
+        target, frozen = self.clock.now() + seconds, self.clock.frozen
+        more = True
+        while more:
+            with self.lock:
+                more = self.clock.step(target, frozen, self.do)
+            settle()
 
     def do(self, chore: Chore) -> None:
         """Do what has become due. Under the lock."""
@@ -5626,6 +5640,10 @@ class Outbox:
         delay = min((_SLOW_RETRY if slow else _QUICK_RETRY) * 2**tries, _SLOWEST_RETRY)
         over = endpoint is None or 200 <= status < 300
         over = over or now + delay > report.timestamp + WEBHOOK_LIFE
+        if not 200 <= status < 300:
+            log.warning(
+                "webhook %s failed: %s", report.event_id, attempt.get("error") or f"status {status}"
+            )
         row = {"endpoint_id": endpoint_id, "at": now, **attempt}
         row["retry_at"] = None if over else now + delay
         with self._changed:
@@ -6037,7 +6055,8 @@ def _plant(workspace: Workspace, kind: str, plant: Seeder, row: Json, where: str
     try:
         plant(workspace, row, where)
     except ApiError as error:
-        raise invalid(f"{where}: {error.message}", where) from None
+        named = error.message.startswith(where)
+        raise invalid(error.message if named else f"{where}: {error.message}", where) from None
     except Exception as error:
         raise invalid(f"{where} is not what the App API would give: {error!r}", where) from None
 
@@ -6281,7 +6300,8 @@ class Request:
         except ApiError:
             # curl -d labels JSON as a form, so only what does not parse is judged by its label.
             label = self.headers.get("content-type", "application/json").partition(";")[0].strip()
-            if label and "json" not in label.lower():
+            meant = raw.lstrip()[:1] in (b"{", b"[")
+            if label and "json" not in label.lower() and not meant:
                 text = f"Content-Type '{label}' is not supported: send application/json"
                 raise ApiError(415, text) from None
             raise
@@ -6711,6 +6731,8 @@ class Fake:
         self.others: Dict[str, Fake] = {}
         self._owners: Dict[str, Fake] = {}
         self._naming = threading.Lock()
+        #: Held by whoever moves the clock.
+        self.turning = threading.RLock()
         self.workspace: Workspace
         self.outbox: Outbox
         self._begin(self._seeded(seed))
@@ -6886,11 +6908,16 @@ class Fake:
         except NotANumber as error:
             return self._not_a_number(api, request, error)
         except ApiError as error:
-            if self.settings.html_404 and not request.operation and request.path[:3] != "/__":
-                return html_404(error)
-            return failure(api, error)
+            return self._refused(api, request, error)
         except Exception as error:
             return self._bug(api, request, error)
+
+    def _refused(self, api: Api, request: Request, error: ApiError) -> Response:
+        if request.operation is None:  # a wrong base URL is the commonest first mistake
+            log.warning("%d: %s", error.status, error.message)
+            if self.settings.html_404 and request.path[:3] != "/__":
+                return html_404(error)
+        return failure(api, error)
 
     def is_heavy(self, request: Request) -> bool:
         """Whether a request belongs into a thread of its own."""
@@ -8181,7 +8208,7 @@ def translated(actions: List[Json], action: Json, person: Person) -> Json:
 
 @route("GET", "/v1/exports", APP)
 def list_exports(call: Call) -> Json:
-    """List the exports; null when there are none (observed)."""
+    """List the exports; null when there are none."""
     rows = [export.record() for export in call.workspace.exports.values()]
     return {"exports": rows or None}
 
@@ -9037,7 +9064,10 @@ def _check_newsletter_recipients(spec: Json, member: Member) -> None:
         segments = inner.get("or")
         fits = segments and all(set(segment) == {"segment"} for segment in segments)
         if not fits and "attribute" not in part:
-            text = "Invalid filter spec: recipients.and takes attributes, and segments in an `or`"
+            text = (
+                "Invalid filter spec: recipients.and takes attributes, and segments in an `or`, "
+                'as in {"and": [{"or": [{"segment": {"id": 1}}]}]}'
+            )
             raise ApiError(422, Problem(text, "recipients"))
 
 
@@ -9122,7 +9152,9 @@ def send_newsletter(workspace: Workspace, row: Json, base_url: str) -> Json:
 def newsletter_recipients(workspace: Workspace, row: Json) -> List[Person]:
     """Who gets a newsletter: its recipients filter, or its segments."""
     segments = [{"segment": {"id": number}} for number in row.get("recipient_segment_ids") or ()]
-    spec = row.get("_recipients") or ({"or": segments} if segments else None)
+    spec = (
+        row.get("_recipients") or row.get("recipients") or ({"or": segments} if segments else None)
+    )
     if spec is None:
         raise invalid("this newsletter has no recipients")
     wanted = compile_filter(spec, "recipients", workspace.is_member)
@@ -9798,13 +9830,13 @@ def unsuppress_email(call: Call, suppression_type: str, email_address: str) -> R
 
 @route("PUT", "/v1/esp_suppression/{email_address}", APP)
 def suppress_email_seed(call: Call, email_address: str) -> Json:
-    """Suppress an address, in the spelling of seed 003."""
+    """Suppress an address."""
     return suppress_address(call, "bounces", email_address)
 
 
 @route("DELETE", "/v1/esp_suppression/{email_address}", APP)
 def unsuppress_email_seed(call: Call, email_address: str) -> Response:
-    """Take an address off all lists, in the spelling of seed 003."""
+    """Take an address off all lists."""
     gone = [rows.pop(email_address.lower(), None) for rows in call.workspace.esp.values()]
     if not any(gone):
         raise not_found(call.workspace)
@@ -9813,7 +9845,7 @@ def unsuppress_email_seed(call: Call, email_address: str) -> Response:
 
 @route("POST", "/v1/esp_suppression/search", APP)
 def search_suppressions(call: Call) -> Json:
-    """Search all lists of the email provider by addresses, in the spelling of seed 003."""
+    """Search all lists of the email provider by addresses."""
     body = call.body()
     emails = body.get("emails") or [body.get("email")]
     if not isinstance(emails, list):
@@ -12165,6 +12197,15 @@ def create_workspace(call: Call) -> Json:
     return workspace_record(call.fake.root.add(given.get("name", ""), given.get("seed")))
 
 
+@route("DELETE", "/__parlel/workspaces", CONTROL, heavy=True)
+def delete_workspaces(call: Call) -> Json:
+    """Let go of all further workspaces."""
+    names = list(call.fake.root.others)
+    for name in names:
+        call.fake.root.remove(name)
+    return {"removed": len(names)}
+
+
 @route("DELETE", "/__parlel/workspaces/{name}", CONTROL, heavy=True)
 def delete_workspace(call: Call, name: str) -> Json:
     """Let go of a workspace and all that it holds; its keys are unknown again."""
@@ -12406,13 +12447,14 @@ def repeat_by_curl(call: Call, number: str) -> Response:
 
     for entry in list(call.workspace.journal.rows):
         if str(entry.number) == number:
-            words = _curl_words(entry.request, call.base_url)
+            words = _curl_words(entry.request, call.base_url, call.fake.settings.has_keys)
             text = " ".join(map(shell_quote, words)) + "\n"
             return Response(200, text.encode("utf-8", "replace"), _PLAIN)
     raise ApiError(404, f"there is no request {number}; the journal keeps the newest only")
 
 
-def _curl_words(request: Request, base_url: str) -> List[str]:
+def _curl_words(request: Request, base_url: str, strict: bool) -> List[str]:
+    """The command; its keys are yours to fill in, unless any will do."""
     if request.size > MAX_KEPT_BODY:
         raise ApiError(404, f"a body of {request.size} bytes is too long to be kept whole")
     query = f"?{request.query_text}" if request.query_text else ""
@@ -12421,11 +12463,14 @@ def _curl_words(request: Request, base_url: str) -> List[str]:
     words = ["curl", *method, "--globoff", "--path-as-is", base_url + request.path + query]
     for name, value in request.headers.items():
         if name not in _NOT_REPEATED:
-            words += ["-H", f"{name}: {masked(name, value)}"]
+            shown = masked(name, value)
+            words += ["-H", f"{name}: {shown if strict else shown.replace('***', _ANY_KEY)}"]
     body = request.plain().decode("utf-8", "replace")
     return [*words, *(["--data-raw", body] if body else [])]
 
 
+#: "site:key" in base64, which is as good as any token, too.
+_ANY_KEY = "c2l0ZTprZXk="
 #: Headers that curl makes anew.
 _NOT_REPEATED = (
     "host", "content-length", "connection", "transfer-encoding", "content-encoding", "expect",
@@ -12465,8 +12510,10 @@ class Expectation(NamedTuple):
         fitting = [row for row in rows if not differences(row, self.match)]
         if self.least <= len(fitting) <= self.most:
             return ""
-        text = f"expected {self.describe()}, but found {len(fitting)}"
-        return text + (nearest(rows, self.match) if len(fitting) < self.least else listing(fitting))
+        text = f"expected {self.describe()}, but found {len(fitting)}{listing(fitting)}"
+        if len(fitting) < self.least:
+            text += nearest([row for row in rows if row not in fitting], self.match)
+        return text if rows else f"{text}; nothing at all is recorded there"
 
     def _order_problem(self, rows: List[Json]) -> str:
         rest = iter(rows)
@@ -12482,6 +12529,9 @@ def differences(row: Json, match: Json) -> List[str]:
     found = []
     for name, wanted in match.items():
         have = reach(row, name)
+        if isinstance(have, dict) and isinstance(wanted, dict) and set(wanted) != {"contains"}:
+            found += [f"{name}.{text}" for text in differences(have, wanted)]
+            continue
         # Ids are strings here, whatever a test makes them.
         alike = name.endswith("id") and not isinstance(have, (dict, list))
         if not (_fits(have, wanted) or (alike and as_text(have) == as_text(wanted))):
@@ -12506,24 +12556,78 @@ def _fits(have: Json, wanted: Json) -> bool:
     return (numbers or type(have) is type(wanted)) and bool(have == wanted)
 
 
+#: What a test may let happen to a delivery.
+DELIVERY_METRICS = (
+    *METRICS, "sent", "failed", "undeliverable", "unsubscribed", "attempted", "replied", "drafted",
+    "prefetch_opened", "machine_clicked", "topic_unsubscribed", "suppressed",
+    "tracking_consent_granted", "tracking_consent_denied",
+)  # fmt: skip
+_CHANNEL_NAMES = (*SEND_FIELDS, "webhook", "slack", "live_notification")
+_IDENTIFIER_NAMES = ("id", "email", "cio_id", "phone")
+#: The fields of records that are objects, and what may stand in those whose names are fixed.
+OBJECT_FIELDS: Dict[str, Sequence[str]] = {
+    **dict.fromkeys(
+        ("attributes", "data", "message", "parents", "metrics", "payload", "body", "query",
+         "headers", "response", "properties", "traits", "context", "integrations"),
+        (),
+    ),
+    **dict.fromkeys(("identifiers", "primary", "secondary"), _IDENTIFIER_NAMES),
+    "rendered": (*(part for part, _ in _RENDERED_PARTS), "headers", "links"),
+}  # fmt: skip
+#: What a field of a list can be, where that is known.
+FIELD_VALUES: Dict[Tuple[str, str], Callable[[], Iterable[str]]] = {
+    ("events", "kind"): lambda: ("event", "page", "screen", "anonymous", "push"),
+    ("deliveries", "state"): lambda: ("created", *DELIVERY_METRICS),
+    ("deliveries", "channel"): lambda: _CHANNEL_NAMES,
+    ("devices", "platform"): lambda: ("ios", "android"),
+    ("webhooks", "metric"): lambda: (
+        "subscribed",
+        "cio_subscription_preferences_changed",
+        *{event for text in _CHANNEL_EVENTS.values() for event in text.split()},
+    ),
+    ("requests", "method"): lambda: {row.method for row in ROUTES} | {"HEAD", "OPTIONS", "PATCH"},
+    ("requests", "api"): lambda: {row.api.name for row in ROUTES},
+    ("requests", "operation"): lambda: {f"{row.method} {row.path}" for row in ROUTES},
+}
+
+
 def check_match(name: str, match: Json) -> None:
     """Raises ApiError 400 for a match that no record can fit: `none` would always be true of it."""
     if not isinstance(match, dict):
         raise invalid(f"match must be an object, not {kind_of(match)}", "match")
     COLLECTIONS[name].check(match)
-    parts: List[Json] = [match]
-    while parts:
-        part = parts.pop()
-        odd = [key for key in part if as_text(key).lower() == "contains"]
-        if odd and part is not match and set(part) != {"contains"}:
+    for path, wanted in match.items():
+        if isinstance(wanted, dict) and set(wanted) != {"contains"}:
+            _check_parts(path, wanted)
+        elif isinstance(wanted, str) and (name, path) in FIELD_VALUES:
+            _check_value(path, wanted, FIELD_VALUES[name, path]())
+
+
+def _check_parts(path: str, wanted: Json) -> None:
+    if path.partition(".")[0] not in OBJECT_FIELDS:
+        text = f'{path} is no object: give a value, or {{"contains": "text"}}, not '
+        raise invalid(text + as_text(wanted), "match")
+    known = OBJECT_FIELDS.get(path, ())
+    for name, part in wanted.items():
+        if known and name not in known:
+            raise invalid(f"{path} has no {name}; there are {', '.join(known)}", "match")
+        odd = isinstance(part, dict) and [key for key in part if key.lower() == "contains"]
+        if odd and set(part) != {"contains"}:
             raise invalid(f'{as_text(part)} must be {{"contains": "text"}} and no more', "match")
-        parts += [value for value in part.values() if isinstance(value, dict)]
+
+
+def _check_value(path: str, wanted: str, values: Iterable[str]) -> None:
+    import difflib
+
+    known = sorted(values)
+    if wanted not in known:
+        near = difflib.get_close_matches(wanted[:200], known, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
+        raise invalid(f"no {path} is '{wanted}'; {hint}", "match")
 
 
 def nearest(rows: List[Json], match: Json) -> str:
     """The records that come closest, each with the fields that differ."""
-    if not rows:
-        return "; nothing at all is recorded there"
     ranked = sorted(rows, key=lambda row: len(differences(row, match)))[:3]
     lines = [f"\n  near miss: {', '.join(differences(row, match))}" for row in ranked]
     return "".join(lines)
@@ -12591,6 +12695,7 @@ def expect(
 ) -> str:
     """What is wrong, once it is right or time is up; "" if nothing is.
 
+    An upper limit alone (`none`, `at_most`) is watched for as long as `timeout` says, in seconds.
     Resets don't end the wait, which goes on in the new workspace; the end of the server does, or
     when nobody has `asked` any more. Raises ApiError 400 for a match that no record can fit.
     """
@@ -12599,19 +12704,20 @@ def expect(
     for match in (wanted.match, *wanted.in_order):
         check_match(wanted.list, match)
     problem, deadline = "", time.monotonic() + min(timeout, MAX_WAIT)
+    watching = wanted.least == 0 and not wanted.in_order
     while True:
         workspace = fake.workspace
 
         def ready(workspace: Workspace = workspace) -> bool:
             nonlocal problem
             problem = _problem(workspace, wanted)
-            return fake.closed or not problem or fake.workspace is not workspace
+            decided = bool(problem) is watching
+            return fake.closed or decided or fake.workspace is not workspace
 
         # In slices, because a client that goes away does not wake us.
         workspace.wait_until(ready, min(max(0, deadline - time.monotonic()), 1))
-        moved = fake.workspace is not workspace
-        over = fake.closed or time.monotonic() >= deadline or not asked()
-        if (not problem and not moved) or over:
+        decided = bool(problem) is watching and fake.workspace is workspace
+        if decided or fake.closed or time.monotonic() >= deadline or not asked():
             return problem
 
 
@@ -12656,14 +12762,6 @@ def show_delivery(call: Call, delivery_id: str) -> Json:
         if delivery is not None:
             return delivery.record()
     raise ApiError(404, f"there is no delivery '{delivery_id}'")
-
-
-#: What a test may let happen to a delivery.
-DELIVERY_METRICS = (
-    *METRICS, "sent", "failed", "undeliverable", "unsubscribed", "attempted", "replied", "drafted",
-    "prefetch_opened", "machine_clicked", "topic_unsubscribed", "suppressed",
-    "tracking_consent_granted", "tracking_consent_denied",
-)  # fmt: skip
 
 
 @route("POST", "/__parlel/deliveries/{delivery_id}/{metric}", CONTROL)
@@ -12983,19 +13081,18 @@ def set_clock_to(
     advance: float = 0,
 ) -> None:
     """Change the clock; what becomes due is done, in order, webhooks included."""
-    workspace = fake.workspace
-    with workspace.lock:
-        clock = workspace.clock
+    workspace, clock = fake.workspace, fake.workspace.clock
+    with fake.turning:
         if freeze:
             clock.freeze()
+        # Without the workspace's lock, which who sends webhooks needs to plan the next try.
         if now is not None:
-            workspace.advance(max(0, now - clock.now()))
+            workspace.advance(max(0, now - clock.now()), fake.outbox.flush)
             clock.move_to(now, clock.frozen)
-        workspace.advance(advance)
+        if advance:
+            workspace.advance(advance, fake.outbox.flush)
         if freeze is False:
             clock.resume()
-    if advance or now is not None:
-        fake.outbox.flush()
 
 
 @route("GET", "/__parlel/ca.pem", CONTROL)
@@ -13520,7 +13617,8 @@ def load(fake: Fake, path: str) -> None:
             raise ValueError(f"{path}: {error.message}") from None
     folder = os.path.dirname(path) or "."
     if not os.access(folder, os.W_OK):
-        raise ValueError(f"state can't be saved to {path}: no leave to write into {folder}")
+        problem = "no leave to write into" if os.path.isdir(folder) else "there is no folder"
+        raise ValueError(f"state can't be saved to {path}: {problem} {folder}")
 
 
 def save(workspace: Workspace, path: str) -> None:
@@ -14586,6 +14684,13 @@ class View:
             raise ValueError(f"only must be one of: state, {', '.join(RESETS)}")
         self.fake.reset(only)
 
+    def seed(self, document: Json) -> None:
+        """Start afresh with what a seed document describes; later resets return to it.
+
+        Raises ApiError, and changes nothing, if something is wrong with the document.
+        """
+        self.fake.seed(document)
+
     def snapshot(self) -> Json:
         """Everything in this workspace as one JSON document, for `restore`."""
         return json.loads(snapshot(self.fake.workspace))
@@ -14670,9 +14775,9 @@ class View:
         self.expect("deliveries", timeout=timeout, **match)
         return next(row for row in self.deliveries if not differences(row, match))
 
-    def assert_no_deliveries(self, **match: Any) -> None:
-        """Raise AssertionError if there is a delivery (with these fields)."""
-        self.expect("deliveries", exactly=0, **match)
+    def assert_no_deliveries(self, timeout: float = 0, **match: Any) -> None:
+        """Raise AssertionError if there is, or within `timeout` seconds comes, such a delivery."""
+        self.expect("deliveries", exactly=0, timeout=timeout, **match)
 
     @property
     def clock(self) -> FakeClock:
@@ -14702,7 +14807,8 @@ class CustomerioServer(View):
             raise ValueError(f"there is no setting '{unknown[0]}'; there are {known}")
         path = seed if isinstance(seed, str) else ""
         self.settings = Settings(port=port, host=host, seed=path, **settings)
-        self.fake = Fake(self.settings, read_json(path) if path else seed)
+        self._seed = read_json(path) if path else seed
+        self.fake = Fake(self.settings, self._seed)
         if self.settings.state:
             load(self.fake, self.settings.state)
         self._server: Optional[Server] = None
@@ -14715,7 +14821,12 @@ class CustomerioServer(View):
         """
         if self._server is not None:
             raise RuntimeError("this server runs already; stop it first")
-        server = self._server = Server(self.settings, self.fake)
+        try:
+            server = self._server = Server(self.settings, self.fake)
+        except OSError as error:
+            place = f"{self.settings.host}:{self.settings.port}"
+            text = f"can't listen on {place}: {error.strerror}; port=0 takes a free one"
+            raise OSError(error.errno, text) from None
         self.fake.open()
         thread = threading.Thread(target=server.serve_forever, name="customerio-fake", daemon=True)
         self._thread = thread
@@ -14770,18 +14881,34 @@ class CustomerioServer(View):
         return FurtherWorkspace(self, self.fake.add(name, seed))
 
     def renew(self) -> None:
-        """Reset, and let go of the further workspaces: what a test begins with."""
+        """Be as new: without further workspaces, and with the first seed; so a test begins."""
         for name in list(self.fake.others):
             self.fake.remove(name)
-        self.reset()
+        self.fake.seed(self._seed)
 
 
 class FurtherWorkspace(View):
-    """A workspace beside the default one; `environment` has its keys. Drop it with `close`."""
+    """A workspace beside the default one; `environment` has its keys.
+
+    Drop it with `close`, or use it as a context manager; it can't be used after that.
+    """
 
     def __init__(self, server: CustomerioServer, fake: Fake) -> None:
-        self.fake, self._server = fake, server
+        self._fake, self._server = fake, server
         self.name = fake.name
+
+    @property
+    def fake(self) -> Fake:  # type: ignore[override]
+        """What it is a view of. Raises RuntimeError once that has been dropped."""
+        if self._server.fake.others.get(self.name) is not self._fake:
+            raise RuntimeError(f"the workspace '{self.name}' has been dropped")
+        return self._fake
+
+    def __enter__(self) -> FurtherWorkspace:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
 
     @property
     def url(self) -> str:
@@ -14790,7 +14917,7 @@ class FurtherWorkspace(View):
 
     def close(self) -> None:
         """Let go of all that it holds; its keys are unknown again. More than once does no harm."""
-        if self._server.fake.others.get(self.name) is self.fake:
+        if self._server.fake.others.get(self.name) is self._fake:
             self._server.fake.remove(self.name)
 
 
@@ -14897,7 +15024,7 @@ def _parser() -> Any:
         epilog="'customerio_fake.py healthcheck' exits with 0 if a server with these settings "
         "answers, else with 1.",
     )
-    parser.add_argument("what", nargs="?", metavar="PORT", help="port, or 'healthcheck'")
+    parser.add_argument("what", nargs="*", metavar="PORT", help="port, or 'healthcheck' [PORT]")
     parser.add_argument("--version", action="version", version=f"customerio_fake {__version__}")
     noise = parser.add_mutually_exclusive_group()
     noise.add_argument("--quiet", action="store_true", help="say nothing but errors")
@@ -14905,9 +15032,8 @@ def _parser() -> Any:
     for setting in fields(Settings):
         name, default = setting.name, setting.default
         note = f"{setting.metadata['help']} [${environment_name(setting)}, default {default!r}]"
-        if name != "port":
-            kind: Json = {"action": "store_const", "const": "true"} if default is False else {}
-            parser.add_argument(f"--{name.replace('_', '-')}", help=note, **kind)
+        kind: Json = {"action": "store_const", "const": "true"} if default is False else {}
+        parser.add_argument(f"--{name.replace('_', '-')}", help=note, **kind)
     return parser
 
 
@@ -14926,7 +15052,10 @@ def _converted(setting: Any, text: str, source: str) -> Json:
 
 def _settings(arguments: Any, environment: Mapping[str, str]) -> Settings:
     """Settings from flags, else the environment, else the defaults. Raises ValueError."""
-    given = {"port": arguments.what if arguments.what != "healthcheck" else None}
+    ports = [word for word in arguments.what if word != "healthcheck"]
+    if len(ports) > 1:
+        raise ValueError(f"one port is enough, not {' '.join(ports)}")
+    given = {"port": ports[0] if ports else None}
     values = {}
     for setting in fields(Settings):
         flag = given.get(setting.name) or getattr(arguments, setting.name, None)
@@ -14989,8 +15118,7 @@ def _serve_until(server: CustomerioServer, alarm: socket.socket) -> int:
     try:
         server.start()
     except OSError as error:
-        place = f"{server.settings.host}:{server.settings.port}"
-        print(f"customerio_fake: can't listen on {place}: {error.strerror}", file=sys.stderr)
+        print(f"customerio_fake: {error.strerror}", file=sys.stderr)
         return 2
     urls = {"track": server.track_url, "app": server.app_url, "pipelines": server.pipelines_url}
     urls["key"] = server.settings.signing_key
@@ -15008,7 +15136,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except ValueError as error:
         print(f"customerio_fake: {error}", file=sys.stderr)
         return 2
-    if arguments.what == "healthcheck":
+    if "healthcheck" in arguments.what:
         return healthcheck(settings)
     quiet = arguments.quiet or os.environ.get("CUSTOMERIO_FAKE_QUIET")
     verbose = arguments.verbose or os.environ.get("CUSTOMERIO_FAKE_VERBOSE")

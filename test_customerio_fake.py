@@ -2808,6 +2808,22 @@ class Webhooks(FakeTest):
         report = self.records("webhooks", "?metric=sent")[0]
         self.assertEqual([a.get("status") for a in report["attempts"]], [500, 503, 200])
 
+    def test_one_long_step_of_the_clock_sees_every_retry(self) -> None:
+        for steps in (1, 24):
+            self.fake = Fake(Settings())
+            self.endpoint.statuses = [500] * 9
+            self.register("email_sent")
+            now = int(self.ok("GET", "/__parlel/clock")["now"])
+            self.ok("PUT", "/__parlel/clock", {"now": now, "freeze": True})
+            message = {"to": "a@example.com", "from": "b@example.com", "subject": "s", "body": "b"}
+            later = {"identifiers": {"id": "1"}, "send_at": now + 600}
+            self.ok("POST", "/v1/send/email", {**message, **later})
+            for _ in range(steps):
+                self.ok("PUT", "/__parlel/clock", {"advance": 86400 / steps})
+            attempts = self.records("webhooks", "?metric=sent")[0]["attempts"]
+            times = [attempt["at"] - now for attempt in attempts]
+            self.assertEqual(times, [600, 4200, 11400, 25800, 54600], steps)
+
     def test_one_that_can_not_be_sent_does_not_hold_up_the_others(self) -> None:
         self.register("email_sent", "email_delivered")
         post = customerio_fake.Outbox._post
@@ -3599,6 +3615,13 @@ class Journal(FakeTest):
             self.assertEqual([row["id"] for row in found], expected, query)
         self.assertEqual(self.call("GET", "/__parlel/requests?since=x").status, 400)
 
+    def test_keys_of_a_curl_command_work_where_any_do(self) -> None:
+        for key, shown in (("", "Basic c2l0ZTprZXk="), ("key", "Basic ***")):
+            self.fake = Fake(Settings(api_key=key))
+            self.identify("1")
+            curl = self.call("GET", "/__parlel/requests/1/curl").body.decode()
+            self.assertIn(f"authorization: {shown}", curl)
+
     def test_curl_repeats_a_request(self) -> None:
         self.ok("PUT", "/api/v1/customers/1", {"a": "it's"}, content_type="application/json")
         words = shlex.split(self.call("GET", "/__parlel/requests/1/curl").body.decode())
@@ -3691,6 +3714,8 @@ class Expectations(FakeTest):
             ({"match": {"data.n": "1"}}, 'data.n is 1, not \\"1\\"'),
             ({"in_order": [{"customer_id": "2"}, {"customer_id": "1"}]}, "in its turn"),
             ({"list": "deliveries"}, "nothing at all is recorded"),
+            ({"match": {"name": "signup"}, "exactly": 3}, "found 2\\n  found: {"),
+            ({"match": {"data": {"plan": "x"}}}, "near miss: data.plan is pro, not x"),
         ]
         for body, text in rows:
             with self.subTest(text=text):
@@ -3724,6 +3749,16 @@ class Expectations(FakeTest):
             {"list": "objects", "match": {"object_typ_id": "1"}},
             {"list": "segments", "match": {"nam": "x"}},
             {"list": "suppressed", "match": {"customer": "9"}},
+            {"match": {"name": {"contans": "sig"}}},
+            {"match": {"data": {"plan": {"contains": "x", "y": 1}}}},
+            {"match": {"kind": "evnt"}},
+            {"list": "deliveries", "match": {"state": "deliverd"}},
+            {"list": "deliveries", "match": {"channel": "mail"}},
+            {"list": "deliveries", "match": {"rendered": {"subjct": "x"}}},
+            {"list": "customers", "match": {"identifiers": {"mail": "x"}}},
+            {"list": "webhooks", "match": {"metric": "bouncd"}},
+            {"list": "requests", "match": {"method": "put"}},
+            {"list": "requests", "match": {"operation": "POST /v1/send/emial"}},
         ]
         for body in rows:
             with self.subTest(body):
@@ -3776,6 +3811,15 @@ class Expectations(FakeTest):
         waiter.join(10)
         self.assertEqual(replies, [200])
 
+    def test_an_upper_limit_is_watched(self) -> None:
+        began = time.monotonic()
+        self.assertEqual(self.expect(match={"name": "x"}, none=True, timeout=0.05).status, 200)
+        self.assertGreaterEqual(time.monotonic() - began, 0.05)
+        thread, replies = self.waiting(match={"name": "x"}, none=True)
+        self.ok("POST", "/api/v1/customers/1/events", {"name": "x"})
+        thread.join(10)
+        self.assertEqual(replies, [422])
+
     def waiting(self, **body: Any) -> tuple[threading.Thread, list[int]]:
         """Let somebody wait, in a thread; their answer's status comes into the list."""
         replies: list[int] = []
@@ -3819,7 +3863,7 @@ class Expectations(FakeTest):
         cio.assert_event("signup", customer_id="1", data={"plan": "pro"})
         self.assertEqual(cio.wait_for_event("signup", customer_id="2")["data"]["plan"], "free")
         cio.assert_no_deliveries()
-        with self.assertRaisesRegex(AssertionError, "near miss: data is"):
+        with self.assertRaisesRegex(AssertionError, "near miss: data.plan is"):
             cio.assert_event("signup", customer_id="1", data={"plan": "free"})
         with self.assertRaisesRegex(AssertionError, "nothing at all"):
             cio.wait_for_delivery(timeout=0.01)
@@ -4183,15 +4227,25 @@ class Workspaces(FakeTest):
         cio = CustomerioServer(port=0)
         first = cio.workspace("w")
         cio.renew()
-        cio.workspace("w")
-        first.close()
-        self.assertEqual(list(cio.fake.others), ["w"])
+        with cio.workspace("w"):
+            first.close()
+            self.assertEqual(list(cio.fake.others), ["w"])
+            with self.assertRaisesRegex(RuntimeError, "workspace 'w' has been dropped"):
+                first.assert_no_deliveries()
+        self.assertEqual(list(cio.fake.others), [])
+
+    def test_all_can_be_dropped_at_once(self) -> None:
+        for name in ("one", "two"):
+            self.add(name=name)
+        self.assertEqual(self.ok("DELETE", "/__parlel/workspaces"), {"removed": 2})
+        self.assertEqual(self.ok("GET", "/__parlel/workspaces")["count"], 0)
 
     def test_bad_bodies_of_control_calls_are_refused_with_an_example(self) -> None:
         self.identify("1")
         rows = ["POST reset", "POST workspaces", "POST seed", "POST assert", "POST faults"]
         for method, path in map(str.split, [*rows, "PUT clock"]):
-            for body in ([], b"{", b'"text"', {"zodiac": 1}):
+            bodies: list[Any] = [[], b"{", b'"text"', {"zodiac": 1}]
+            for body in bodies:
                 with self.subTest(path, body=body):
                     reply = self.call(method, f"/__parlel/{path}", body)
                     self.assertEqual(reply.status, 400)
@@ -4375,7 +4429,7 @@ class Snapshots(SeededTest):
                 file.write("{}")
             with self.assertRaisesRegex(ValueError, "state.json: state.clock is missing"):
                 CustomerioServer(port=0, state=path)
-            with self.assertRaisesRegex(ValueError, "no leave to write into"):
+            with self.assertRaisesRegex(ValueError, "there is no folder"):
                 CustomerioServer(port=0, state=os.path.join(folder, "none", "state.json"))
 
 
