@@ -8901,6 +8901,7 @@ def _content(family: Family, change: bool, by: str, listed: bool = False) -> Han
 def _serve_family(family: Family) -> None:
     """Routes that all four families have."""
     kind, one = family.kind, family.one
+    words = "transactional messages" if family is TRANSACTIONAL else kind
     base = f"/v1/{kind}/{{{one}_id}}"
 
     def read(call: Call, id: str) -> Json:
@@ -8911,20 +8912,20 @@ def _serve_family(family: Family) -> None:
     metrics = functools.partial(_bound, metrics_answer, family)
     links = functools.partial(_bound, links_answer, family)
     messages = functools.partial(_bound, family_messages, family)
-    serve("GET", f"/v1/{kind}", f"List the {kind}.", _list_family(family))
-    serve("GET", base, f"Read one of the {kind}.", read)
-    serve("GET", f"{base}/metrics", f"Count what {kind} sent.", metrics, heavy=True)
-    serve("GET", f"{base}/metrics/links", f"Count clicks by link of {kind}.", links, heavy=True)
-    serve("GET", f"{base}/messages", f"List what {kind} sent.", messages, heavy=True)
+    serve("GET", f"/v1/{kind}", f"List the {words}.", _list_family(family))
+    serve("GET", base, f"Read one of the {words}.", read)
+    serve("GET", f"{base}/metrics", f"Count what {words} sent.", metrics, heavy=True)
+    serve("GET", f"{base}/metrics/links", f"Count clicks by link of {words}.", links, heavy=True)
+    serve("GET", f"{base}/messages", f"List what {words} sent.", messages, heavy=True)
     contents = f"{base}/{family.contents}"
-    serve("GET", contents, f"List the {family.contents} of {kind}.", _list_contents(family))
+    serve("GET", contents, f"List the {family.contents} of {words}.", _list_contents(family))
     if family is TRANSACTIONAL:
-        serve("GET", f"{base}/deliveries", f"List what {kind} sent.", messages)
+        serve("GET", f"{base}/deliveries", f"List what {words} sent.", messages)
         return
     read_one, change_one = _content(family, False, "id"), _content(family, True, "id")
     inner = f"{contents}/{{{family.content}_id}}"
-    serve("GET", inner, f"Read one of the {family.contents} of {kind}.", read_one)
-    serve("PUT", inner, f"Change one of the {family.contents} of {kind}.", change_one)
+    serve("GET", inner, f"Read one of the {family.contents} of {words}.", read_one)
+    serve("PUT", inner, f"Change one of the {family.contents} of {words}.", change_one)
     serve(
         "GET", f"{inner}/metrics", f"Count what one of the {family.contents} sent.", metrics, True
     )
