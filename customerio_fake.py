@@ -2664,8 +2664,11 @@ class NotANumber(ApiError):
     """Raised for NaN and infinite numbers, which JSON does not have."""
 
 
-def decode_json(raw: bytes) -> Json:
-    """Parse a JSON text in UTF-8; empty gives None. Raises ApiError 400 with the place."""
+def decode_json(raw: bytes, depth: int = MAX_DEPTH) -> Json:
+    """Parse a JSON text in UTF-8, nested up to `depth`; empty gives None.
+
+    Raises ApiError 400 with the place.
+    """
     try:
         text = raw.decode().strip(" \t\r\n")
         if not text:
@@ -2678,11 +2681,11 @@ def decode_json(raw: bytes) -> Json:
     except json.JSONDecodeError as error:
         raise _not_json(f"{error.msg} at line {error.lineno}, column {error.colno}") from None
     except RecursionError:
-        raise _not_json(f"nested deeper than {MAX_DEPTH}") from None
+        raise _not_json(f"nested deeper than {depth}") from None
     except ValueError:  # an integer beyond the interpreter's limit of digits
         raise _not_json("a number has too many digits") from None
-    if len(raw) > 2 * MAX_DEPTH and raw.count(b"[") + raw.count(b"{") > MAX_DEPTH:
-        _check_depth(value)
+    if len(raw) > 2 * depth and raw.count(b"[") + raw.count(b"{") > depth:
+        _check_depth(value, depth)
     return _well_formed(value) if b"\\u" in raw else value
 
 
@@ -2702,12 +2705,12 @@ def _finite(text: str) -> float:
 _DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
 
 
-def _check_depth(value: Json) -> None:
+def _check_depth(value: Json, most: int) -> None:
     level, depth = [value], 0
     while level:
         depth += 1
-        if depth > MAX_DEPTH:
-            raise _not_json(f"nested deeper than {MAX_DEPTH}")
+        if depth > most:
+            raise _not_json(f"nested deeper than {most}")
         parts = [v.values() if isinstance(v, dict) else v for v in level if v]
         level = [v for part in parts for v in part if isinstance(v, (dict, list))]
 
@@ -3868,7 +3871,7 @@ class Workspace:
         self.lock = threading.RLock()
         #: Woken when something was recorded, if anybody waits for it.
         self.news = threading.Condition(self.lock)
-        self.waiting = 0
+        self.waiting = self.told = 0
         #: Work in the background; it ends once the workspace is closed.
         self.jobs: List[threading.Thread] = []
         self.closed = False
@@ -3985,29 +3988,43 @@ class Workspace:
     def tell(self) -> None:
         """Wake whoever waits for something to be recorded."""
         with self.news:
+            self.told += 1
             self.news.notify_all()
 
-    def wait_until(self, ready: Callable[[], bool], timeout: float) -> bool:
+    def wait_until(
+        self, ready: Callable[[], bool], timeout: float, asked: Callable[[], bool] = lambda: True
+    ) -> bool:
         """Wait, at most `timeout` seconds, until something is so; returns whether it is.
 
-        However much is recorded meanwhile, it is looked at for a fifth of the time at most.
+        It is looked at when there is news, and however much there is, for a fifth of the time at
+        most, among all who wait. Ends when nobody has `asked` any more.
         """
         deadline = time.monotonic() + timeout
-        while True:
+        with self.news:
+            self.waiting += 1
+        try:
+            while True:
+                seen, began = self.told, time.monotonic()
+                done, now = ready(), time.monotonic()
+                if done or now >= deadline:
+                    return done
+                time.sleep(min(4 * (now - began) * self.waiting, deadline - now))
+                if not self._news_since(seen, deadline, asked):
+                    return ready()
+        finally:
             with self.news:
-                self.waiting += 1
-                try:
-                    began = time.monotonic()
-                    done = ready()
-                    now = time.monotonic()
-                    if done or now >= deadline:
-                        return done
-                    self.news.wait(deadline - now)
-                finally:
-                    self.waiting -= 1
-            rest = now + 4 * (now - began) - time.monotonic()
-            if rest > 0:
-                time.sleep(min(rest, 1))
+                self.waiting -= 1
+
+    def _news_since(self, seen: int, deadline: float, asked: Callable[[], bool]) -> bool:
+        """Wait for news; False if time is up before, or nobody has asked any more."""
+        with self.news:
+            while self.told == seen:
+                left = deadline - time.monotonic()
+                # In slices, because a client that goes away does not wake us.
+                if left <= 0 or not asked():
+                    return False
+                self.news.wait(min(left, 1))
+        return True
 
     def post(self, delivery: Delivery) -> None:
         """File a new delivery under everything that it is part of."""
@@ -4038,7 +4055,7 @@ class Workspace:
         if self.clock.has_due():
             with self.lock:
                 self.clock.run_due(self.do)
-                self.news.notify_all()
+                self.tell()
 
     def later(self, when: float, chore: Callable[..., Any], *args: Any) -> None:
         """Have one of the CHORES done with this workspace and `args` at `when`, Unix seconds."""
@@ -4057,8 +4074,11 @@ class Workspace:
             settle()
 
     def do(self, chore: Chore) -> None:
-        """Do what has become due. Under the lock."""
-        CHORES[chore.name](self, *chore.args)
+        """Do what has become due; a failure is told and goes no further. Under the lock."""
+        try:
+            CHORES[chore.name](self, *chore.args)
+        except Exception as error:
+            log.error("%s failed when it was due: %r", chore.name, error)
 
     def run_for_all(
         self,
@@ -4072,7 +4092,10 @@ class Workspace:
             for position, thing in enumerate(things):
                 if self.closed:
                     return
-                action(position, thing)
+                try:
+                    action(position, thing)
+                except Exception as error:  # the others get theirs
+                    log.error("a message could not be sent: %r", error)
             finish()
             self.tell()
 
@@ -5092,18 +5115,18 @@ def dispatch(workspace: Workspace, delivery: Delivery, mail: Mail) -> None:
     """Render a message and send it, as far as it gets: to delivered, drafted, or failed."""
     try:
         rendered = render_mail(workspace, delivery, mail)
-    except LiquidError as error:
-        where = f"line {error.line}, column {error.column}"
+        headers = checked_headers(mail.content.get("headers"))
+    except (LiquidError, ApiError) as error:
+        place = {name: getattr(error, name, None) for name in ("line", "column")}
+        where = "line {line}, column {column}".format(**place)
         log.warning("delivery %s failed: %s (%s)", delivery.delivery_id, error, where)
         with workspace.lock:
-            row = {"reason": str(error), "line": error.line, "column": error.column}
-            workspace.report(delivery, "failed", workspace.seconds(), **row)
+            workspace.report(delivery, "failed", workspace.seconds(), reason=str(error), **place)
         return
     tracked = mail.content.get("tracked", mail.parent.get("link_tracking", True)) is True
     if delivery.channel == "email" and rendered.get("body"):
         rendered = track_links(delivery, rendered, tracked)
         rendered.setdefault("body_plain", plain_text(rendered["body"]))
-        headers = checked_headers(mail.content.get("headers"))
         rendered["headers"] = {name: [text] for name, text in headers}
     with workspace.lock:
         delivery.rendered = rendered
@@ -5646,15 +5669,13 @@ class Outbox:
             )
         row = {"endpoint_id": endpoint_id, "at": now, **attempt}
         row["retry_at"] = None if over else now + delay
-        with self._changed:
+        # In this order: whoever reports holds the workspace's lock and then asks for ours.
+        with self.workspace.lock, self._changed:
             report.attempts = [*report.attempts, row]
             if over:
                 self._queues[endpoint_id].popleft()
             else:
                 self._resting.add(endpoint_id)
-        if not over:
-            # Not inside: whoever reports holds the workspace's lock and then asks for ours.
-            with self.workspace.lock:
                 self.workspace.later(now + delay, try_again, endpoint_id)
 
     def wake(self, endpoint_id: int) -> None:
@@ -6233,7 +6254,7 @@ def inflate(raw: bytes, encoding: str, limit: int) -> bytes:
         except zlib.error:
             continue
         if len(data) > limit:
-            raise ApiError(413, f"the body inflates to more than {limit} bytes")
+            raise ApiError(413, f"the body inflates to more than {limit} bytes: raise --max-body")
         if stream.eof:
             return data
     raise invalid(f"the body is not valid {encoding}", reason="parse_error")
@@ -6247,8 +6268,8 @@ class Request:
     """One HTTP request, complete. `path` is still percent-encoded; header names are lower case."""
 
     __slots__ = (
-        "arguments", "awaited", "body", "by_path", "headers", "method", "operation", "path",
-        "prefix", "query_text", "scheme", "size", "target",
+        "arguments", "awaited", "body", "by_path", "headers", "method", "named", "operation",
+        "path", "prefix", "query_text", "scheme", "size", "target",
     )  # fmt: skip
 
     method: str
@@ -6263,6 +6284,8 @@ class Request:
     prefix: str
     #: The path or query names that workspace, not the key.
     by_path: bool
+    #: The person and the events in a body that has been cut.
+    named: Optional[Tuple[Optional[str], List[str]]]
     #: Whether anybody still waits for the answer.
     awaited: Callable[[], bool]
     operation: Optional[Operation]
@@ -6284,17 +6307,17 @@ class Request:
             target = "/" + target.partition("://")[2].partition("/")[2]
         self.path, _, self.query_text = target.partition("?")
         self.prefix, self.operation, self.arguments = "", None, ()
-        self.by_path, self.awaited = False, _always
+        self.by_path, self.named, self.awaited = False, None, _always
         self.size = len(body)
 
-    def json(self, limit: int) -> Json:
+    def json(self, limit: int, depth: int = MAX_DEPTH) -> Json:
         """The body as JSON, null if there is none; `limit` is for inflating, in bytes."""
         raw, encoding = self.body, self.headers.get("content-encoding")
         if encoding:
             raw = inflate(raw, encoding.strip().lower(), limit)
             self.size = len(raw)
         try:
-            return decode_json(raw)
+            return decode_json(raw, depth)
         except NotANumber:
             raise
         except ApiError:
@@ -6306,17 +6329,20 @@ class Request:
                 raise ApiError(415, text) from None
             raise
 
-    def plain(self) -> bytes:
-        """The body without its Content-Encoding, where that can be undone."""
+    def plain(self, limit: int = 1 << 24) -> bytes:
+        """The body without its Content-Encoding, where that can be undone; `limit` in bytes."""
         try:
             encoding = self.headers.get("content-encoding", "").strip().lower()
-            return inflate(self.body, encoding, 8 * MAX_KEPT_BODY)
+            return inflate(self.body, encoding, limit)
         except ApiError:
             return self.body
 
-    def cut(self) -> None:
+    def cut(self, limit: int) -> None:
         """Keep the beginning of a long body only: the request has been answered."""
-        self.body = self.plain()[:MAX_KEPT_BODY]
+        plain = self.plain(limit)
+        body = body_as_read(plain)
+        self.named = person_named(self, body), sorted(events_named(self, body))
+        self.body = plain[:MAX_KEPT_BODY]
         headers = self.headers.items()
         self.headers = {k: v for k, v in headers if k != "content-encoding"}
 
@@ -6654,6 +6680,10 @@ class Entry(NamedTuple):
         """The entry as `/__parlel/requests` shows it; secrets are masked."""
         request, response, operation = self.request, self.response, self.request.operation
         reasons, body = dict(response.headers), body_as_read(request.plain())
+        person, events = request.named or (
+            person_named(request, body),
+            sorted(events_named(request, body)),
+        )
         return {
             "id": self.number,
             "at": self.at,
@@ -6666,8 +6696,8 @@ class Entry(NamedTuple):
             "body": body,
             "operation": f"{operation.method} {operation.path}" if operation else None,
             "api": operation.api.name if operation else None,
-            "person": person_named(request, body),
-            "events": sorted(events_named(request, body)),
+            "person": person,
+            "events": events,
             "status": response.status,
             "duration_ms": round(self.took * 1000, 3),
             "response": body_as_read(response.body),
@@ -6797,6 +6827,11 @@ class Fake:
         self.put_in(self._seeded(document))
         self._seed = document
 
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will happen here: it has been dropped, or the server stops."""
+        return self.closed or self.ending.is_set()
+
     # ---- further workspaces, each a world of its own
 
     @property
@@ -6884,7 +6919,7 @@ class Fake:
         operation = request.operation
         if operation is None or operation.api is not CONTROL:
             if request.size > MAX_KEPT_BODY:
-                request.cut()
+                request.cut(self.settings.max_body)
             took, at = time.perf_counter() - began, workspace.clock.now()
             workspace.journal.add(at, took, request, response)
         if workspace.waiting:
@@ -7150,7 +7185,7 @@ KNOWN_FIELDS = {
     "POST /v1/track": f"{_CALL_FIELDS} event properties groupId",
     "POST /v1/page": f"{_CALL_FIELDS} name category properties",
     "POST /v1/screen": f"{_CALL_FIELDS} name category properties",
-    "POST /v1/group": f"{_CALL_FIELDS} groupId traits",
+    "POST /v1/group": f"{_CALL_FIELDS} groupId objectTypeId traits",
     "POST /v1/alias": f"{_CALL_FIELDS} previousId",
     "POST /v1/batch": f"{_CALL_FIELDS} batch",
 }
@@ -7200,9 +7235,9 @@ class Call(NamedTuple):
         """Where links in what is sent lead: the URL under which the caller reaches us."""
         return self.request.base_url(self.fake.settings)
 
-    def json(self) -> Json:
+    def json(self, depth: int = MAX_DEPTH) -> Json:
         """The body as any JSON value."""
-        return self.request.json(self.fake.settings.max_body)
+        return self.request.json(self.fake.settings.max_body, depth)
 
     def body(self) -> Json:
         """The body as an object; none and null count as empty. Raises ApiError 400."""
@@ -12379,6 +12414,16 @@ def collect(workspace: Workspace, name: str) -> List[Json]:
         return list(COLLECTIONS[name].records(workspace))
 
 
+def collect_slowly(workspace: Workspace, name: str) -> List[Json]:
+    """The same, holding others up as little as can be: what changes meanwhile is old or new."""
+    if name in ("objects", "segments"):  # whose records tell about people, too
+        return collect(workspace, name)
+    workspace.tick()
+    with workspace.lock:
+        rows = list(COLLECTIONS[name].rows(workspace))
+    return list(map(COLLECTIONS[name].record, rows))
+
+
 def _lister(name: str) -> Handler:
     def handler(call: Call) -> Json:
         query = call.request.query()
@@ -12438,7 +12483,12 @@ def _filtered(rows: List[Json], query: Dict[str, str], name: str) -> List[Json]:
 
 
 def reach(row: Json, name: str) -> Json:
-    """A field of a record; `data.source` reaches into an object. None if it isn't there."""
+    """A field of a record; `data.items.0` reaches into it. None if it isn't there."""
+    if isinstance(row, list):
+        number, _, rest = name.partition(".")
+        there = number.isdecimal() and int(number[:9]) < len(row)
+        found = row[int(number)] if there else None
+        return reach(found, rest) if rest else found
     if not isinstance(row, dict):
         return None
     if name in row:
@@ -12483,6 +12533,8 @@ def _curl_words(request: Request, base_url: str, strict: bool) -> List[str]:
             shown = masked(name, value)
             words += ["-H", f"{name}: {shown if strict else shown.replace('***', _ANY_KEY)}"]
     body = request.plain().decode("utf-8", "replace")
+    if body and "content-type" not in request.headers:
+        words += ["-H", "content-type:"]  # or curl would call it a form
     return [*words, *(["--data-raw", body] if body else [])]
 
 
@@ -12535,10 +12587,13 @@ class Expectation(NamedTuple):
     def _order_problem(self, rows: List[Json]) -> str:
         rest = iter(rows)
         for step in self.in_order:
-            if all(differences(row, {**self.match, **step}) for row in rest):
+            if all(differences(row, self.match) or differences(row, step) for row in rest):
                 text = f"expected {self.describe()}, but {as_text(step)} does not come in its turn"
                 return text + listing(rows)
         return ""
+
+
+_ID_NAME = re.compile(r"(^|[._])id$|[a-z]Id$")
 
 
 def differences(row: Json, match: Json) -> List[str]:
@@ -12550,12 +12605,20 @@ def differences(row: Json, match: Json) -> List[str]:
             found += [f"{name}.{text}" for text in differences(have, wanted)]
             continue
         # Ids are strings here, whatever a test makes them.
-        alike = name.endswith("id") and not isinstance(have, (dict, list))
-        if not (_fits(have, wanted) or (alike and as_text(have) == as_text(wanted))):
+        alike = _ID_NAME.search(name) and {type(have), type(wanted)} == {int, str}
+        missing = wanted is None and name not in row and "." not in name
+        if missing or not (_fits(have, wanted) or (alike and as_text(have) == as_text(wanted))):
             # Quotes only where they make the difference.
             show = compact_text if as_text(have) == as_text(wanted) else as_text
             found.append(f"{name} is {show(have):.200}, not {show(wanted)}")
     return found
+
+
+def _has_text(have: Json, text: str) -> bool:
+    """Whether a text stands in a value: in it as JSON, or in any text inside."""
+    inner = have.values() if isinstance(have, dict) else have if isinstance(have, list) else ()
+    whole = as_text(have) if have is not None else ""
+    return text in whole or any(_has_text(part, text) for part in inner)
 
 
 _NUMBERS = (int, float)
@@ -12564,7 +12627,7 @@ _NUMBERS = (int, float)
 def _fits(have: Json, wanted: Json) -> bool:
     """Whether a value is as wanted: equal, containing a text, or an object with these parts."""
     if isinstance(wanted, dict) and set(wanted) == {"contains"}:
-        return as_text(wanted["contains"]) in as_text(have if have is not None else "")
+        return _has_text(have, as_text(wanted["contains"]))
     if isinstance(wanted, dict) and isinstance(have, dict):
         return all(name in have and _fits(have[name], part) for name, part in wanted.items())
     if isinstance(wanted, list) and isinstance(have, list):
@@ -12729,17 +12792,16 @@ def expect(
             nonlocal problem
             problem = _problem(workspace, wanted)
             decided = bool(problem) is watching
-            return fake.closed or decided or fake.workspace is not workspace
+            return fake.ended or decided or fake.workspace is not workspace
 
-        # In slices, because a client that goes away does not wake us.
-        workspace.wait_until(ready, min(max(0, deadline - time.monotonic()), 1))
+        workspace.wait_until(ready, max(0, deadline - time.monotonic()), asked)
         decided = bool(problem) is watching and fake.workspace is workspace
-        if decided or fake.closed or time.monotonic() >= deadline or not asked():
+        if decided or fake.ended or time.monotonic() >= deadline or not asked():
             return problem
 
 
 def _problem(workspace: Workspace, wanted: Expectation) -> str:
-    rows = collect(workspace, wanted.list)
+    rows = collect_slowly(workspace, wanted.list)
     problem, dropped = wanted.problem(rows), workspace.journal.dropped
     if not problem and wanted.list == "requests" and dropped and wanted.most < math.inf:
         return (
@@ -13129,6 +13191,8 @@ def ca_pem(call: Call) -> Response:
 
 #: The layout of a snapshot; a later one gets another number.
 SNAPSHOT_FORMAT = 1
+#: What is stored may be nested as deep as a request, and lies a few levels inside.
+SNAPSHOT_DEPTH = MAX_DEPTH + 20
 #: Settings without which a snapshot would mean something else.
 _SNAPSHOT_SETTINGS = ("identifiers", "phone")
 #: What is written once, in a list of its kind, and named elsewhere by its place there, because
@@ -13235,7 +13299,8 @@ def _many(make: Callable[[Iterable[Any]], Any], part: Codec) -> Codec:
     """For lists and the like, all of whose parts are alike."""
 
     def write(value: Any, ledger: Ledger) -> Json:
-        rows = sorted(value) if isinstance(value, (set, frozenset)) else value
+        # A copy, because the journal and the outbox go on without the workspace's lock.
+        rows = sorted(value) if isinstance(value, (set, frozenset)) else list(value)
         return [part.write(row, ledger) for row in rows]
 
     def read(value: Json, ledger: Ledger, where: str) -> Any:
@@ -13465,33 +13530,39 @@ def _read_chore(value: Json, ledger: Ledger, where: str) -> Tuple[float, Chore]:
 
 
 def snapshot(workspace: Workspace) -> bytes:
-    """A workspace as one JSON document, with everything in it that `restored` needs."""
-    ledger = Ledger()
+    """A workspace as one JSON document, with everything in it that `restored` needs.
+
+    What is being sent in the background is sent before.
+    """
+    for job in list(workspace.jobs):
+        job.join()
+    workspace.tick()
     with workspace.lock:
-        workspace.tick()
-        people = _write_people(workspace.people, ledger)
-        document: Json = {
-            "customerio_fake": {
-                "format": SNAPSHOT_FORMAT,
-                "version": __version__,
-                **{name: getattr(workspace.settings, name) for name in _SNAPSHOT_SETTINGS},
+        document = _document(workspace)
+    return compact_line(document)
+
+
+def _document(workspace: Workspace) -> Json:
+    ledger = Ledger()
+    settings = {name: getattr(workspace.settings, name) for name in _SNAPSHOT_SETTINGS}
+    people = _write_people(workspace.people, ledger)  # first, so that they keep their order
+    document: Json = {
+        "customerio_fake": {"format": SNAPSHOT_FORMAT, "version": __version__, **settings},
+        "clock": _write_clock(workspace.clock, ledger),
+        "workspace": {
+            "people": people,
+            **{
+                name: codec.write(getattr(workspace, name), ledger)
+                for name, codec in _workspace_parts().items()
             },
-            "clock": _write_clock(workspace.clock, ledger),
-            "workspace": {
-                "people": people,
-                **{
-                    name: codec.write(getattr(workspace, name), ledger)
-                    for name, codec in _workspace_parts().items()
-                },
-            },
-        }
-        rows: Dict[type, List[Json]] = {kind: [] for kind in _LISTS}
-        # Writing a thing may bring up others.
-        while any(len(rows[kind]) < len(things) for kind, things in ledger.things.items()):
-            for kind, things in ledger.things.items():
-                rows[kind] += [_write_fields(thing, ledger) for thing in things[len(rows[kind]) :]]
-        document.update({_LISTS[kind]: rows[kind] for kind in _LISTS})
-        return compact_line(document)
+        },
+    }
+    rows: Dict[type, List[Json]] = {kind: [] for kind in _LISTS}
+    # Writing a thing may bring up others.
+    while any(len(rows[kind]) < len(things) for kind, things in ledger.things.items()):
+        for kind, things in ledger.things.items():
+            rows[kind] += [_write_fields(thing, ledger) for thing in things[len(rows[kind]) :]]
+    return {**document, **{_LISTS[kind]: rows[kind] for kind in _LISTS}}
 
 
 def _write_clock(clock: Clock, ledger: Ledger) -> Json:
@@ -13577,34 +13648,27 @@ def _read_clock(clock: Clock, document: Json, ledger: Ledger) -> None:
         clock.at(*_read_chore(row, ledger, f"{where}.due[{i}]"))
 
 
-def _check_owner(workspace: Workspace, person: Person) -> None:
-    """Whether what a person has is there. Raises ApiError 400."""
-    has = person.has
-    places: Sequence[Tuple[str, Iterable[Any], Callable[[Any], bool]]] = (
-        ("segments", has.segments, lambda n: person.serial in workspace.segments[n].members),
-        (
-            "relationships",
-            has.relationships,
-            lambda k: person.serial in workspace.objects[k].people,
-        ),
-        ("devices", has.devices, workspace.devices.__contains__),
-        ("anonymous_ids", has.anonymous_ids, workspace.claims.__contains__),
-    )
-    for name, keys, known in places:
-        for key in keys:
-            try:
-                there = known(key)
-            except KeyError:
-                there = False
-            if not there:
-                where = f"people[{person.serial}].has.{name}"
-                raise invalid(f"{where} has {key!r}, which the workspace does not", where)
+def _belongings(workspace: Workspace) -> Iterator[Tuple[str, Set[Any], Set[Any]]]:
+    """What people have, and what the workspace says that they have."""
+    people = list(workspace.people)
+    mine = {name: {(p.serial, key) for p in people for key in getattr(p.has, name)} for name in (
+        "segments", "relationships", "devices", "anonymous_ids")}  # fmt: skip
+    segments, objects = workspace.segments.items(), workspace.objects.items()
+    yield "segments", mine["segments"], {(n, key) for key, s in segments for n in s.members}
+    yield "relationships", mine["relationships"], {(n, key) for key, o in objects for n in o.people}
+    owners = {(device.person.serial, token) for token, device in workspace.devices.items()}
+    yield "devices", mine["devices"], owners
+    claims = {(person.serial, key) for key, (person, _) in workspace.claims.items()}
+    yield "anonymous_ids", mine["anonymous_ids"], claims
 
 
 def _check_sound(workspace: Workspace) -> None:
     """Look at everything once, so that no later call stumbles over what does not fit together."""
-    for person in workspace.people:
-        _check_owner(workspace, person)
+    for name, mine, theirs in _belongings(workspace):
+        for serial, key in mine ^ theirs:
+            where = f"people[{serial}].has.{name}"
+            side = "the workspace does not" if (serial, key) in mine else "only the workspace does"
+            raise invalid(f"{where} has {key!r}, {side}", where)
     for name, shelf in workspace.shelves.items():
         for key, row in shelf.rows.items():
             if row.get("id", key) != key:
@@ -13613,11 +13677,19 @@ def _check_sound(workspace: Workspace) -> None:
         deque(collection.records(workspace), maxlen=0)
 
 
+def as_json(value: Json) -> Json:
+    """What a value of Python is in JSON. Raises ApiError 400 for one that it does not have."""
+    try:
+        return decode_json(json.dumps(value).encode())
+    except (TypeError, ValueError) as error:
+        raise invalid(f"this is not JSON: {error}") from None
+
+
 def read_json(path: str) -> Json:
     """The JSON document in a file. Raises ValueError or OSError."""
     with open(path, "rb") as file:
         try:
-            return decode_json(file.read())
+            return decode_json(file.read(), SNAPSHOT_DEPTH)
         except ApiError as error:
             raise ValueError(f"{path}: {error.message}") from None
 
@@ -13639,10 +13711,20 @@ def load(fake: Fake, path: str) -> None:
 
 
 def save(workspace: Workspace, path: str) -> None:
-    """Write a snapshot into a file, whole or not at all. Raises OSError."""
-    with open(f"{path}.new", "wb") as file:
-        file.write(snapshot(workspace))
-    os.replace(f"{path}.new", path)
+    """Write a snapshot into a file, whole or not at all, for its owner alone. Raises OSError."""
+    import tempfile
+
+    path = os.path.realpath(path)
+    folder, name = os.path.split(path)
+    # A name of its own, because another server may save there, too.
+    number, fresh = tempfile.mkstemp(dir=folder, prefix=f"{name}.")
+    try:
+        with open(number, "wb") as file:
+            file.write(snapshot(workspace))
+        os.replace(fresh, path)
+    except BaseException:
+        os.unlink(fresh)
+        raise
 
 
 @route("GET", "/__parlel/state", CONTROL, heavy=True)
@@ -13654,7 +13736,7 @@ def get_state(call: Call) -> Response:
 @route("PUT", "/__parlel/state", CONTROL, heavy=True)
 def put_state(call: Call) -> Json:
     """Make the workspace what a snapshot says, counters included; or nothing, with the reason."""
-    call.fake.put_in(restored(call.json(), call.fake.settings))
+    call.fake.put_in(restored(call.json(SNAPSHOT_DEPTH), call.fake.settings))
     return {"status": "ok"}
 
 
@@ -13814,7 +13896,9 @@ class Framer:
         block = bytes(buffer[line_end + 2 : end])
         fields = _parse_fields_cached(block) if len(block) < 2048 else parse_fields(block)
         if fields.length > self.max_body:
-            raise _bad_request(f"the body is larger than {self.max_body} bytes", 413)
+            raise _bad_request(
+                f"the body is larger than {self.max_body} bytes: raise --max-body", 413
+            )
         keep = "keep-alive" if self.version == b"0" else "close"
         self.keep_alive = (keep in fields.connection) == (self.version == b"0")
         self._fields, self.buffer = fields, buffer[end + 4 :]
@@ -13858,7 +13942,9 @@ class Framer:
             if size == 0:
                 return self._take_trailers(end)
             if len(self._chunks) + size > self.max_body:
-                raise _bad_request(f"the body is larger than {self.max_body} bytes", 413)
+                raise _bad_request(
+                    f"the body is larger than {self.max_body} bytes: raise --max-body", 413
+                )
             if len(buffer) < end + 4 + size:
                 return None
             if buffer[end + 2 + size : end + 4 + size] != b"\r\n":
@@ -14058,6 +14144,9 @@ class Server(ThreadingHTTPServer):
         """Make `serve_forever` return; from any thread."""
         self._stopping = True
         self.fake.ending.set()
+        for fake in self.fake.all:  # for those who wait for something to happen
+            if fake.workspace.waiting:
+                fake.workspace.tell()
         self._wake()
 
     def _wake(self) -> None:
@@ -14706,7 +14795,7 @@ class View:
 
         Raises ApiError, and changes nothing, if something is wrong with the document.
         """
-        self.fake.seed(document)
+        self.fake.seed(as_json(document))
 
     def snapshot(self) -> Json:
         """Everything in this workspace as one JSON document, for `restore`."""
@@ -14757,7 +14846,7 @@ class View:
         list: str,
         *,
         exactly: Optional[int] = None,
-        at_least: int = 1,
+        at_least: Optional[int] = None,
         timeout: float = 0,
         **match: Any,
     ) -> None:
@@ -14767,9 +14856,11 @@ class View:
         `data={"plan": "pro"}` wants these parts of an object, `recipient={"contains": "x"}`
         a part of a text. With a `timeout` (seconds) it returns as soon as it comes true.
         """
-        most = math.inf if exactly is None else exactly
-        least = at_least if exactly is None else exactly
-        problem = expect(self.fake, Expectation(list, match, least, most), timeout)
+        amounts = {"exactly": exactly, "at_least": at_least}
+        given = {name: value for name, value in amounts.items() if value is not None}
+        # As over HTTP, so that enumerations, tuples and the like are what JSON makes of them.
+        asked = as_json({"list": list, "match": match, **given})
+        problem = expect(self.fake, expectation_of(asked)[0], timeout)
         if problem:
             raise AssertionError(problem)
 
@@ -14780,7 +14871,7 @@ class View:
     def wait_for_event(self, name: str, timeout: float = 5, **match: Any) -> Json:
         """Wait for an event of this name, with these fields, and return the first one."""
         self.expect("events", timeout=timeout, name=name, **match)
-        wanted = {"name": name, **match}
+        wanted = as_json({"name": name, **match})
         return next(row for row in self.events if not differences(row, wanted))
 
     def assert_delivery(self, **match: Any) -> None:
@@ -14790,7 +14881,8 @@ class View:
     def wait_for_delivery(self, timeout: float = 5, **match: Any) -> Json:
         """Wait for a delivery with these fields and return the first one."""
         self.expect("deliveries", timeout=timeout, **match)
-        return next(row for row in self.deliveries if not differences(row, match))
+        wanted = as_json(match)
+        return next(row for row in self.deliveries if not differences(row, wanted))
 
     def assert_no_deliveries(self, timeout: float = 0, **match: Any) -> None:
         """Raise AssertionError if there is, or within `timeout` seconds comes, such a delivery."""
@@ -14824,7 +14916,7 @@ class CustomerioServer(View):
             raise ValueError(f"there is no setting '{unknown[0]}'; there are {known}")
         path = seed if isinstance(seed, str) else ""
         self.settings = Settings(port=port, host=host, seed=path, **settings)
-        self._seed = read_json(path) if path else seed
+        self._seed = read_json(path) if path else as_json(seed)
         self.fake = Fake(self.settings, self._seed)
         if self.settings.state:
             load(self.fake, self.settings.state)
@@ -14861,10 +14953,12 @@ class CustomerioServer(View):
         server.shutdown()
         thread.join()
         server.server_close()
-        self.fake.close()
-        self._server = self._thread = None
-        if self.settings.state:
-            save(self.fake.workspace, self.settings.state)
+        try:
+            if self.settings.state:
+                save(self.fake.workspace, self.settings.state)
+        finally:
+            self.fake.close()
+            self._server = self._thread = None
 
     def __enter__(self) -> CustomerioServer:
         return self.start()
@@ -14895,7 +14989,7 @@ class CustomerioServer(View):
         wrong = _wrong_workspace_name(name) if name else ""
         if wrong:
             raise invalid(f"name {wrong}", "name")
-        return FurtherWorkspace(self, self.fake.add(name, seed))
+        return FurtherWorkspace(self, self.fake.add(name, as_json(seed)))
 
     def renew(self) -> None:
         """Be as new: without further workspaces, and with the first seed; so a test begins."""

@@ -11,6 +11,7 @@ import base64
 import contextlib
 import csv
 import email
+import enum
 import errno
 import functools
 import gc
@@ -2725,6 +2726,41 @@ class Listening(http.server.HTTPServer):
     statuses: list[int]
 
 
+class Mishaps(FakeTest):
+    """What fails while nobody asks for it is told, and does no harm to the rest."""
+
+    TEMPLATE = {"type": "email", "subject": "s", "body": "b", "headers": "bad"}
+
+    def test_a_message_that_can_not_be_sent_when_it_is_due(self) -> None:
+        self.ok(
+            "POST", "/__parlel/seed", {"transactional": [{"id": 3, "contents": [self.TEMPLATE]}]}
+        )
+        now = int(self.ok("GET", "/__parlel/clock")["now"])
+        message = {"to": "a@example.com", "identifiers": {"id": "1"}}
+        later = {"transactional_message_id": 3, "send_at": now + 60}
+        sent = self.ok("POST", "/v1/send/email", {**message, **later})
+        clock = self.ok("PUT", "/__parlel/clock", {"advance": 120})
+        self.assertFalse(clock["frozen"])
+        delivery = self.ok("GET", f"/__parlel/deliveries/{sent['delivery_id']}")
+        self.assertEqual(delivery["state"], "failed")
+        self.assertIn("headers", delivery["failure_message"])
+
+    def test_work_that_raises(self) -> None:
+        workspace = self.fake.workspace
+        workspace.later(workspace.clock.now() + 1, customerio_fake.try_again, 1)
+        workspace.on_rested = lambda number: [][number]
+        with self.assertLogs("customerio_fake", "ERROR"):
+            self.ok("PUT", "/__parlel/clock", {"advance": 2})
+        done: list[int] = []
+
+        def act(position: int, thing: int) -> None:
+            done.append([thing][thing % 2])
+
+        with self.assertLogs("customerio_fake", "ERROR"):
+            workspace.run_for_all([0, 1, 2], act, lambda: done.append(9))
+        self.assertEqual(done, [0, 2, 9])
+
+
 class Webhooks(FakeTest):
     """Reporting webhooks, to a real socket."""
 
@@ -2823,6 +2859,18 @@ class Webhooks(FakeTest):
             attempts = self.records("webhooks", "?metric=sent")[0]["attempts"]
             times = [attempt["at"] - now for attempt in attempts]
             self.assertEqual(times, [600, 4200, 11400, 25800, 54600], steps)
+
+    def test_who_rests_goes_on_after_a_restore(self) -> None:
+        self.endpoint.statuses = [500]
+        self.register("email_sent")
+        self.send()
+        self.flush()
+        document = self.ok("GET", "/__parlel/state")
+        self.fake.close()
+        self.fake = Fake(Settings())
+        self.ok("PUT", "/__parlel/state", document)
+        self.ok("PUT", "/__parlel/clock", {"advance": 3601})
+        self.assertEqual(self.metrics(), ["sent", "sent"])
 
     def test_one_that_can_not_be_sent_does_not_hold_up_the_others(self) -> None:
         self.register("email_sent", "email_delivered")
@@ -3657,6 +3705,14 @@ class Journal(FakeTest):
         self.assertIn("""--data-raw '{"name": "signup"}'""", curl)
         self.assertNotIn("SECRET", curl + json.dumps([first, second]))
 
+    def test_long_bodies_still_name_their_events(self) -> None:
+        person = {"type": "person", "action": "event", "name": "signup", "identifiers": {"id": "1"}}
+        batch = {"batch": [{**person, "attributes": {"n": n, "x": "y" * 100}} for n in range(600)]}
+        self.ok("POST", "/api/v2/batch", batch)
+        packed = gzip.compress(json.dumps(batch).encode())
+        self.ok("POST", "/api/v2/batch", packed, content_encoding="gzip")
+        self.assertEqual(self.ok("GET", "/__parlel/requests?event=signup")["count"], 2)
+
     def test_long_bodies_are_cut(self) -> None:
         most = customerio_fake.MAX_KEPT_BODY
         self.call("POST", "/nowhere", b"x" * (most + 1))
@@ -3783,6 +3839,44 @@ class Expectations(FakeTest):
             with self.subTest(body):
                 self.assertEqual(self.expect(**body, none=True).status, status)
         self.assertEqual(self.ok("GET", "/__parlel/suppressed?id=9")["suppressed"], ["9"])
+
+    def test_nothing_passes_for_what_it_is_not(self) -> None:
+        data = {"paid": "true", "order": 1, "step": 1, "says": 'say "hi"', "items": [{"sku": "a"}]}
+        self.ok("POST", "/api/v1/customers/1/events", {"name": "bought", "data": data})
+        fits: list[dict[str, Any]] = [
+            {"match": {"data.items.0.sku": "a"}},
+            {"match": {"data": {"contains": 'say "hi"'}}},
+            {"match": {"name": "bought", "customer_id": 1}},
+        ]
+        misfits: list[dict[str, Any]] = [
+            {"match": {"data.paid": True}},
+            {"match": {"data": {"paid": True}}},
+            {"match": {"data": {"none": None}}},
+            {"match": {"name": "bought", "anonymous_id": "null"}},
+            {"match": {"data": {"order": 7}}, "in_order": [{"data": {"step": 1}}]},
+        ]
+        for body in fits:
+            self.assertEqual(self.expect(**body, none=True).status, 422, body)
+        for body in misfits:
+            self.assertEqual(self.expect(**body).status, 422, body)
+
+    def test_python_values_are_what_json_makes_of_them(self) -> None:
+        class Name(str, enum.Enum):
+            SIGNUP = "signup"
+
+        data = {"n": 1, "tags": ["a"]}
+        self.ok("POST", "/api/v1/customers/5/events", {"name": "signup", "data": data})
+        cio = CustomerioServer(port=0)
+        cio.fake = self.fake
+        cio.expect("events", exactly=3, name=Name.SIGNUP)
+        cio.assert_event(Name.SIGNUP, data={"tags": ("a",)})
+        self.assertEqual(cio.wait_for_event(Name.SIGNUP, customer_id=5)["customer_id"], "5")
+        for wrong in ({"exactly": 1, "at_least": 2}, {"name": {1, 2}}):
+            with self.assertRaises(customerio_fake.ApiError):
+                cio.expect("events", **wrong)
+        for seed in ({"customers": [{"id": "1", "n": float("nan")}]}, {"customers": {1}}):
+            with self.assertRaisesRegex(customerio_fake.ApiError, "JSON"):
+                cio.seed(seed)
 
     def test_an_order_is_of_what_matches(self) -> None:
         order = [{"name": "signup"}, {"name": "bought"}]
@@ -4352,6 +4446,46 @@ class Snapshots(SeededTest):
         reasons = [row["operation"] for row in self.records("dropped")]
         self.assertEqual(reasons, ["merge", "record_metric"])
 
+    def test_what_is_being_sent_is_sent_before(self) -> None:
+        people = [{"id": str(n), "attributes": {"email": f"{n}@example.com"}} for n in range(300)]
+        action = {"subject": "s", "body": "b"}
+        broadcast = {"id": 9, "name": "b", "recipients": {"segment": {"id": 1}}}
+        segment = {"id": 1, "name": "All", "ids": [person["id"] for person in people]}
+        document = {"customers": people, "segments": [segment]}
+        self.ok(
+            "POST",
+            "/__parlel/seed",
+            {**document, "broadcasts": [{**broadcast, "actions": [action]}]},
+        )
+        self.ok("POST", "/v1/campaigns/9/triggers", {})
+        self.elsewhere(self.state())
+        self.assertEqual(len(self.records("deliveries")), 300)
+        self.assertIsNotNone(self.records("broadcasts")[0]["processed_at"])
+
+    def test_requests_may_arrive_meanwhile(self) -> None:
+        done = threading.Event()
+
+        def ask() -> None:
+            while not done.is_set():
+                self.call("GET", "/health")
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        try:
+            for _ in range(20):
+                self.state()
+        finally:
+            done.set()
+            thread.join()
+
+    def test_whatever_can_be_stored_can_be_restored(self) -> None:
+        depth = customerio_fake.MAX_DEPTH - 1
+        deep = json.loads("[" * depth + "]" * depth)
+        self.ok("PUT", "/api/v1/customers/1", {"deep": deep, "odd": "\udc00", "big": 10**300})
+        attributes = self.person("1")["attributes"]
+        self.elsewhere(self.state())
+        self.assertEqual(self.person("1")["attributes"], attributes)
+
     def test_time_goes_on_meanwhile_unless_it_stands(self) -> None:
         for frozen in (True, False):
             self.ok("PUT", "/__parlel/clock", {"now": 2_000_000_000, "freeze": frozen})
@@ -4391,7 +4525,7 @@ class Snapshots(SeededTest):
             (with_change("people", 1, "id", "1"), "two have the id '1'"),
             (with_change("events", 0, "person", 99), "events[0].person must be a place in people"),
             (with_change("workspace", "events", 0, True), "workspace.events[0] must be a place"),
-            (with_change("workspace", "objects", []), "which the workspace does not"),
+            (with_change("workspace", "objects", []), "the workspace does not"),
             (with_change("workspace", "merges", [1]), "workspace.merges[0] must be an object"),
             (with_change("workspace", "secret", 1), "workspace.secret must be a string"),
             (with_change("workspace", "shelves", "topics", None), "shelves.topics is missing"),
@@ -4425,6 +4559,16 @@ class Snapshots(SeededTest):
                     self.identify(str(count))
                     self.assertEqual(len(cio.people), count)
             self.assertEqual(os.listdir(folder), ["state.json"])
+            saves = [
+                threading.Thread(target=customerio_fake.save, args=(self.fake.workspace, path))
+                for _ in range(8)
+            ]
+            for save in saves:
+                save.start()
+            for save in saves:
+                save.join()
+            self.assertEqual(os.listdir(folder), ["state.json"])
+            self.assertEqual(len(CustomerioServer(port=0, state=path).people), 2)
             with open(path, "w", encoding="utf-8") as file:
                 file.write("{}")
             with self.assertRaisesRegex(ValueError, "state.json: state.clock is missing"):
@@ -6191,6 +6335,14 @@ class Connections(WireTestCase):
             wire.socket.close()
             wire.file.close()
             self.assertTrue(eventually(lambda: not waiting_threads()))
+
+    def test_who_waits_is_answered_when_the_server_stops(self) -> None:
+        waits = json.dumps({"list": "events", "timeout": 60}).encode()
+        with CustomerioServer(port=0) as server:
+            wire = self.dial(None, server.port).send(message("POST", "/__parlel/assert", waits))
+            self.assertTrue(eventually(lambda: server.fake.workspace.waiting == 1))
+        self.assertEqual(wire.reply().status, 422)
+        self.assertEqual(waiting_threads(), [])
 
     def test_overload_is_a_503(self) -> None:
         with CustomerioServer(port=0, max_threads=1) as server:
