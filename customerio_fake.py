@@ -13673,6 +13673,9 @@ def _check_sound(workspace: Workspace) -> None:
         for key, row in shelf.rows.items():
             if row.get("id", key) != key:
                 raise invalid(f"{name}: the row {key!r} has another id, {row['id']!r}", name)
+    for id, delivery in workspace.deliveries.items():
+        if "created" not in delivery.metrics:
+            raise invalid(f"deliveries: {id} has no metric 'created'", "deliveries")
     for collection in COLLECTIONS.values():
         deque(collection.records(workspace), maxlen=0)
 
