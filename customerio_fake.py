@@ -6269,7 +6269,7 @@ class Request:
 
     __slots__ = (
         "arguments", "awaited", "body", "by_path", "headers", "method", "named", "operation",
-        "path", "prefix", "query_text", "scheme", "size", "target",
+        "path", "prefix", "query_text", "read", "scheme", "size", "target",
     )  # fmt: skip
 
     method: str
@@ -6284,6 +6284,8 @@ class Request:
     prefix: str
     #: The path or query names that workspace, not the key.
     by_path: bool
+    #: What a long body was read as, so that `cut` need not read it again.
+    read: Json
     #: The person and the events in a body that has been cut.
     named: Optional[Tuple[Optional[str], List[str]]]
     #: Whether anybody still waits for the answer.
@@ -6307,7 +6309,8 @@ class Request:
             target = "/" + target.partition("://")[2].partition("/")[2]
         self.path, _, self.query_text = target.partition("?")
         self.prefix, self.operation, self.arguments = "", None, ()
-        self.by_path, self.named, self.awaited = False, None, _always
+        self.by_path, self.awaited = False, _always
+        self.named = self.read = None
         self.size = len(body)
 
     def json(self, limit: int, depth: int = MAX_DEPTH) -> Json:
@@ -6317,7 +6320,10 @@ class Request:
             raw = inflate(raw, encoding.strip().lower(), limit)
             self.size = len(raw)
         try:
-            return decode_json(raw, depth)
+            value = decode_json(raw, depth)
+            if len(raw) > MAX_KEPT_BODY:
+                self.read = value
+            return value
         except NotANumber:
             raise
         except ApiError:
@@ -6340,7 +6346,8 @@ class Request:
     def cut(self, limit: int) -> None:
         """Keep the beginning of a long body only: the request has been answered."""
         plain = self.plain(limit)
-        body = body_as_read(plain)
+        body = body_as_read(plain) if self.read is None else self.read
+        self.read = None
         self.named = person_named(self, body), sorted(events_named(self, body))
         self.body = plain[:MAX_KEPT_BODY]
         headers = self.headers.items()
@@ -13208,7 +13215,7 @@ _LISTS: Dict[type, str] = {
     Fault: "faults",
 }
 #: What is made anew from the rest.
-_UNWRITTEN = {Segment: {"predicate"}, Request: {"awaited"}}
+_UNWRITTEN = {Segment: {"predicate"}, Request: {"awaited", "read"}}
 
 
 class Ledger:
