@@ -12802,8 +12802,11 @@ def expect(
             return fake.ended or decided or fake.workspace is not workspace
 
         workspace.wait_until(ready, max(0, deadline - time.monotonic()), asked)
+        over = time.monotonic() >= deadline
+        if watching and not problem and fake.ended and not over:
+            return f"expected {wanted.describe()}, but the watch ended with the server"
         decided = bool(problem) is watching and fake.workspace is workspace
-        if decided or fake.ended or time.monotonic() >= deadline or not asked():
+        if decided or over or fake.ended or not asked():
             return problem
 
 

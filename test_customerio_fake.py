@@ -3934,11 +3934,13 @@ class Expectations(FakeTest):
             self.assertEqual(replies, [200], path)
 
     def test_a_wait_ends_with_its_server_also_after_a_reset(self) -> None:
-        thread, replies = self.waiting(match={"name": "never"})
-        self.ok("POST", "/__parlel/reset")
-        self.fake.close()
-        thread.join(10)
-        self.assertEqual(replies, [422])
+        for more in ({}, {"none": True}):
+            thread, replies = self.waiting(match={"name": "never"}, **more)
+            self.ok("POST", "/__parlel/reset")
+            self.fake.close()
+            thread.join(10)
+            self.assertEqual(replies, [422])
+            self.fake.open()
 
     def test_control_calls_end_a_wait_too(self) -> None:
         message = {"to": "a@example.com", "from": "b@example.com", "identifiers": {"id": "1"}}
