@@ -13473,19 +13473,30 @@ def codec_of(hint: Any) -> Codec:
 # ---- work that waits
 
 
+# Thousands of writes may wait, and finding out about a function takes longer than writing one.
+_signature_of = functools.cache(inspect.signature)
+
+
+@functools.cache
 def _verbs() -> Dict[str, Callable[..., Any]]:
     """The verbs of a workspace that `ingest` may put off: those that say first who it is about."""
     verbs = inspect.getmembers(Workspace, inspect.isfunction)
     return {
-        name: verb for name, verb in verbs if "who" in list(inspect.signature(verb).parameters)[1:2]
+        name: verb for name, verb in verbs if "who" in list(_signature_of(verb).parameters)[1:2]
     }
 
 
+@functools.cache
+def _doable() -> Dict[str, Callable[..., Any]]:
+    return {**CHORES, **_verbs()}
+
+
+@functools.cache
 def _argument_codecs(function: Callable[..., Any]) -> Dict[str, Codec]:
     from typing import get_type_hints
 
     hints = get_type_hints(function)
-    parameters = list(inspect.signature(function).parameters.values())[1:]
+    parameters = list(_signature_of(function).parameters.values())[1:]
     for parameter in parameters:
         if parameter.kind is parameter.VAR_KEYWORD:
             hints[parameter.name] = Dict[str, Any]
@@ -13497,8 +13508,8 @@ def _write_chore(when: float, chore: Chore, ledger: Ledger) -> Json:
     name, args, more = chore.name, chore.args, {}
     if name == apply_late.__name__:
         name, args, more = args[0], (args[1], *args[2]), args[3]
-    function = _verbs().get(name) or CHORES[name]
-    given = list(inspect.signature(function).bind(None, *args, **more).arguments.items())[1:]
+    function = _doable()[name]
+    given = list(_signature_of(function).bind(None, *args, **more).arguments.items())[1:]
     codecs = _argument_codecs(function)
     arguments = {name: codecs[name].write(value, ledger) for name, value in given}
     return {"at": when, "do": name, "with": arguments}
@@ -13507,14 +13518,10 @@ def _write_chore(when: float, chore: Chore, ledger: Ledger) -> Json:
 def _read_chore(value: Json, ledger: Ledger, where: str) -> Tuple[float, Chore]:
     _check_keys(value, ("at", "do", "with"), where)
     when = codec_of(float).read(value["at"], ledger, f"{where}.at")
-    verbs = _verbs()
-    known = {**CHORES, **verbs}
-    function = _named("something to do", lambda: known, str).read(
-        value["do"], ledger, f"{where}.do"
-    )
+    function = _named("something to do", _doable, str).read(value["do"], ledger, f"{where}.do")
     given, codecs = value["with"], _argument_codecs(function)
     try:
-        inspect.signature(function).bind(None, **given)
+        _signature_of(function).bind(None, **given)
     except TypeError as error:
         raise invalid(
             f"{where}.with does not fit {value['do']}: {error}", f"{where}.with"
@@ -13522,7 +13529,7 @@ def _read_chore(value: Json, ledger: Ledger, where: str) -> Tuple[float, Chore]:
     _check_keys({**dict.fromkeys(codecs), **given}, codecs, f"{where}.with")
     names = [name for name in codecs if name in given]
     args = {k: codecs[k].read(given[k], ledger, f"{where}.with.{k}") for k in names}
-    if value["do"] not in verbs:
+    if value["do"] not in _verbs():
         return when, Chore(value["do"], tuple(args.values()))
     who, more = args.pop("who"), args.pop("more", {})
     return when, Chore(apply_late.__name__, (value["do"], who, (), {**args, **more}))
@@ -13622,10 +13629,8 @@ def _read_workspace(workspace: Workspace, document: Json, ledger: Ledger) -> Non
     people = codec_of(List[Optional[Person]]).read(document["people"], ledger, "workspace.people")
     workspace.people.fill(people)
     for name, part in parts.items():
-        value, mine = (
-            part.read(document[name], ledger, f"workspace.{name}"),
-            getattr(workspace, name),
-        )
+        value = part.read(document[name], ledger, f"workspace.{name}")
+        mine = getattr(workspace, name)
         if isinstance(mine, deque):  # which has a limit of its own
             mine.extend(value)
         elif isinstance(mine, Journal):

@@ -3963,6 +3963,16 @@ class Expectations(FakeTest):
             cio.assert_event("signup", customer_id="1", data={"plan": "free"})
         with self.assertRaisesRegex(AssertionError, "nothing at all"):
             cio.wait_for_delivery(timeout=0.01)
+        message = {"to": "a@example.com", "from": "b@example.com", "identifiers": {"id": "1"}}
+        self.ok("POST", "/v1/send/email", {**message, "subject": "Hi", "body": "b"})
+        cio.assert_delivery(recipient="a@example.com", rendered={"subject": "Hi"})
+        self.assertEqual(cio.wait_for_delivery(customer_id="1")["rendered"]["subject"], "Hi")
+        for wrong in (
+            cio.assert_no_deliveries,
+            functools.partial(cio.assert_delivery, channel="sms"),
+        ):
+            with self.assertRaisesRegex(AssertionError, "deliveries"):
+                wrong()
 
 
 class MixIn(customerio_fake.CustomerioTests, unittest.TestCase):
