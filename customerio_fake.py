@@ -3336,26 +3336,26 @@ class Activity(NamedTuple):
     delivery: Optional[Delivery] = None
 
 
-class Change(NamedTuple):
-    """Attributes and their timestamps after an update."""
-
-    attributes: Attributes
-    timestamps: Dict[str, int]
-
-
 def changed(
     attributes: Attributes, timestamps: Dict[str, int], update: Attributes, when: int
-) -> Change:
-    """Lay an update over attributes, without touching the old dicts; the same if nothing changes.
+) -> Tuple[Attributes, Dict[str, int]]:
+    """Lay an update over attributes and their timestamps, without touching the old dicts.
 
-    null and "" delete; the timestamp of an equal value stays (observed), others are `when`, in
-    Unix seconds.
+    Gives what is there then, the very same dicts if nothing changes. null and "" delete; the
+    timestamp of an equal value stays (observed), others are `when`, in Unix seconds.
     """
     new, stamps = attributes, timestamps
     for name, value in update.items():
         have = attributes.get(name)
+        # In Python True == 1 == 1.0, but their texts differ, also deep inside.
+        if (
+            type(have) is type(value)
+            and have == value
+            and (type(value) in _FLAT or as_text(have) == as_text(value))
+        ):
+            continue
         gone = value is None or value == ""
-        if have is None if gone else type(have) is type(value) and _same(have, value):
+        if gone and have is None:
             continue
         if new is attributes:
             new, stamps = dict(attributes), dict(timestamps)
@@ -3365,7 +3365,11 @@ def changed(
         else:
             name = sys.intern(name)  # one copy of each name, however many people have it
             new[name], stamps[name] = value, when
-    return Change(new, stamps)
+    return new, stamps
+
+
+#: The types of values that hold no others.
+_FLAT = frozenset({str, int, float, bool, type(None)})
 
 
 def difference(old: Attributes, new: Attributes) -> Json:
@@ -3388,24 +3392,37 @@ def _left_out(skipped: Sequence[str], surplus: Sequence[str]) -> str:
     )
 
 
-def _same(left: Json, right: Json) -> bool:
-    # In Python True == 1 == 1.0, but their texts differ, also deep inside.
-    return bool(left == right) and (
-        type(left) is str or not isinstance(left, (dict, list)) or as_text(left) == as_text(right)
-    )
+#: Names of attributes that were seen to be short and to mean nothing to the service itself. Nearly
+#: every request has no others, which one comparison of sets tells.
+_ORDINARY: Set[str] = set()
+_MOST_ORDINARY = 10_000
+#: Names, beside those in `cio_…`, of attributes that bring something about.
+_TELLING = {"timezone", "unsubscribed", "anonymous_id"}
+
+
+def ordinary(attributes: Attributes) -> bool:
+    """Whether all attributes have names that are short and mean nothing to the service itself."""
+    if _ORDINARY.issuperset(attributes):
+        return True
+    if len(_ORDINARY) > _MOST_ORDINARY:
+        _ORDINARY.clear()
+    short = [name for name in attributes if len(name) <= _SHORT_NAME]
+    names = [name for name in short if name not in _TELLING and name[:4] != "cio_"]
+    _ORDINARY.update(map(sys.intern, names))
+    return len(names) == len(attributes)
 
 
 def undotted(attributes: Attributes, current: Attributes) -> Attributes:
     """Fold `cio_subscription_preferences.topics.topic_1: true` into the whole (reference)."""
-    if _DOTTED_PREFERENCES not in " ".join(attributes):
+    if not any(name.startswith(_DOTTED_PREFERENCES) for name in attributes):
         return attributes
     plain = {}
     whole: Json = attributes.get(_PREFERENCES) or current.get(_PREFERENCES)
     parts = whole.items() if isinstance(whole, dict) else ()
     whole = {key: dict(part) for key, part in parts if isinstance(part, dict)}
     for name, value in attributes.items():
-        if name.startswith(_PREFERENCES + "."):
-            part, _, entry = name[len(_PREFERENCES) + 1 :].partition(".")
+        if name.startswith(_DOTTED_PREFERENCES):
+            part, _, entry = name[len(_DOTTED_PREFERENCES) :].partition(".")
             whole.setdefault(part, {})[entry] = value
             if value is None:
                 del whole[part][entry]
@@ -3419,20 +3436,26 @@ _SHORT_NAME, _SHORT_VALUE = MAX_ATTRIBUTE_NAME // 4, MAX_ATTRIBUTE_VALUE // 4
 _SMALL = frozenset({bool, float, type(None)})
 
 
+def all_small(attributes: Attributes) -> bool:
+    """Whether these are few attributes with short strings, numbers and such as values."""
+    for value in attributes.values():
+        kind = type(value)
+        if not (
+            (kind is str and len(value) <= _SHORT_VALUE)
+            or (kind is int and -MAX_NUMBER <= value <= MAX_NUMBER)
+            or kind in _SMALL
+        ):
+            return False
+    return len(attributes) <= MAX_ATTRIBUTES
+
+
 def oversized(attributes: Attributes) -> List[Problem]:
     """Which attributes break a limit of the reference; empty if none does."""
     problems = []
     if len(attributes) > MAX_ATTRIBUTES:
         text = f"too many attributes: {len(attributes)}, but {MAX_ATTRIBUTES} at most"
         problems.append(Problem(text, "attributes"))
-    # Nearly every value is a short string or number, for which this is all.
-    doubtful = [
-        (name, value)
-        for name, value in attributes.items()
-        if len(name) > _SHORT_NAME
-        or (len(value) > _SHORT_VALUE if type(value) is str else type(value) not in _SMALL)
-    ]
-    for name, value in doubtful:
+    for name, value in attributes.items():
         if _longer(name, MAX_ATTRIBUTE_NAME):
             text = f"attribute name '{name}' cannot be longer than {MAX_ATTRIBUTE_NAME} bytes"
             problems.append(Problem(text, "attributes"))
@@ -3700,11 +3723,9 @@ def chore(function: SomeChore) -> SomeChore:
 
 
 @chore
-def apply_late(
-    workspace: Workspace, verb: str, who: Identifier, args: Sequence[Any], kwargs: Dict[str, Any]
-) -> None:
+def apply_late(workspace: Workspace, verb: str, who: Identifier, args: Sequence[Any]) -> None:
     """Apply a Track write that the workspace has lagged behind with."""
-    workspace.apply(getattr(workspace, verb), who, args, kwargs)
+    workspace.apply(getattr(workspace, verb), who, args)
 
 
 class Journal:
@@ -3879,7 +3900,8 @@ class Workspace:
         self.armed: Tuple[Fault, ...] = ()
         self._asked: Set[int] = set()
         # An email or phone that identifies is stored by `People.name`, under its own rules.
-        named = {"email"} if settings.identifiers != "id" else set()
+        self._email_follows = settings.identifiers == "id"
+        named = set() if self._email_follows else {"email"}
         self._not_attributes = _CONTROL_KEYS | named | ({"phone"} if settings.phone else set())
         self.let_go()
 
@@ -4108,22 +4130,22 @@ class Workspace:
 
     # ---- Track writes
 
-    def ingest(self, verb: Callable[..., str], who: Identifier, *args: Any, **kwargs: Any) -> str:
+    def ingest(self, verb: Callable[..., str], who: Identifier, *args: Any) -> str:
         """Apply a Track write now, or later if the workspace is set to lag behind.
 
         Returns "" or the reason why the real service would have dropped it without a word.
         """
         if not self.settings.ingest_delay:
-            return self.apply(verb, who, args, kwargs)
+            return self.apply(verb, who, args)
         due = self.clock.now() + self.settings.ingest_delay
-        self.later(due, apply_late, verb.__name__, who, args, kwargs)
+        self.later(due, apply_late, verb.__name__, who, args)
         return ""
 
-    def apply(self, verb: Callable[..., str], who: Identifier, args: Any, kwargs: Any) -> str:
+    def apply(self, verb: Callable[..., str], who: Identifier, args: Sequence[Any]) -> str:
         """Apply a Track write, unless its person is suppressed; gives why nothing happened."""
         with self.lock:
             blocked = self.blocked and _folded(who) in self.blocked and verb != self.unsuppress
-            reason = SUPPRESSED if blocked else verb(who, *args, **kwargs)
+            reason = SUPPRESSED if blocked else verb(who, *args)
             if reason:
                 self.drop(verb.__name__, who, reason)
         return reason
@@ -4229,10 +4251,14 @@ class Workspace:
 
         A value newer than `when` (Unix seconds) stays: `_timestamp` orders updates (reference).
         """
-        update = {k: v for k, v in attributes.items() if k not in self._not_attributes}
+        update, plain = dict(attributes), ordinary(attributes)
+        for name in self._not_attributes.intersection(attributes):
+            del update[name]
+        skipped, surplus = [], []
         if "timezone" in update:
             update["cio_timezone"] = _known_zone(update["timezone"])
-        update, skipped, surplus = undotted(update, person.attributes), [], []
+        if not plain:
+            update = undotted(update, person.attributes)
         if when is not None:
             skipped = [name for name in update if person.timestamps.get(name, 0) > when]
             update = without(update, skipped)
@@ -4246,13 +4272,14 @@ class Workspace:
         if person.created_at == now:
             stamps = self.people.shared(stamps)
         person.attributes, person.timestamps, person.updated_at = new, stamps, now
-        self._follow_up(person, update, old)
+        if self._email_follows or not plain:
+            self._follow_up(person, update, old)
         return _left_out(skipped, surplus) if skipped or surplus else ""
 
     def _follow_up(self, person: Person, update: Attributes, old: Attributes) -> None:
         """Do what the change of an attribute brings about."""
         new = person.attributes
-        if self.settings.identifiers == "id" and "email" in update:
+        if self._email_follows and "email" in update:
             self.people.set_email(person, as_text(new.get("email") or ""))
         if "unsubscribed" in update or _PREFERENCES in update:
             self._tell_subscription(person, old, new)
@@ -4490,7 +4517,12 @@ class Workspace:
         return self.record_metric(who, event.name, event.timestamp)
 
     def record_metric(
-        self, who: Identifier, metric: str, when: Optional[int], reason: str = "", **more: Json
+        self,
+        who: Identifier,
+        metric: str,
+        when: Optional[int],
+        reason: str = "",
+        more: Optional[Attributes] = None,
     ) -> str:
         """Book on a delivery that `metric` happened to it, at `when` (Unix seconds) or now."""
         delivery = self.deliveries.get(who[1])
@@ -4499,7 +4531,7 @@ class Workspace:
         if metric not in CHANNEL_METRICS.get(delivery.channel, METRICS):
             return f"impossible metric: nothing sent by {delivery.channel} can be {metric}"
         when = self.seconds() if when is None else when
-        self.report(delivery, metric, when, reason=reason, **more)
+        self.report(delivery, metric, when, reason=reason, **(more or {}))
         return ""
 
     # ---- devices
@@ -4586,7 +4618,7 @@ class Workspace:
         if person is None:
             return NO_PERSON
         old = person.has.relationships.get(thing.key, {})
-        self._relate(person, thing.key, changed(old, {}, attributes, 0).attributes)
+        self._relate(person, thing.key, changed(old, {}, attributes, 0)[0])
         return ""
 
     def _relate(self, person: Person, key: ObjectKey, attributes: Attributes) -> None:
@@ -5172,12 +5204,13 @@ def checked_attributes(value: Json, name: str) -> Attributes:
         return {}
     if not isinstance(value, dict):
         raise invalid(f"{name} must be an object, not {kind_of(value)}", name)
-    problems = [*oversized(value), *misshapen_preferences(value)]
     for kind in ("id", "email", "phone"):
-        if value.get(kind) not in (None, ""):
+        if kind in value and value[kind] not in (None, ""):
             identifier_text(value[kind], kind)
-    if problems:
-        raise ApiError(400, *problems)
+    if not (ordinary(value) and all_small(value)):
+        problems = [*oversized(value), *misshapen_preferences(value)]
+        if problems:
+            raise ApiError(400, *problems)
     return value
 
 
@@ -6613,16 +6646,18 @@ def route(
     return add
 
 
-def find_operation(request: Request) -> None:
-    """Set the operation and arguments of a request. Raises ApiError 404 or 405."""
+def find_operation(request: Request) -> Operation:
+    """Set the operation and arguments of a request; gives it. Raises ApiError 404 or 405."""
     method = "GET" if request.method == "HEAD" else request.method
-    if _match(request, method, request.path):
-        return
+    found = _match(request, method, request.path)
+    if found is not None:
+        return found
     path = _DOUBLE_SLASHES.sub(
         lambda m: "/".join(["", *filter(None, m.groups()), ""]), request.path
     )
-    if path != request.path and _match(request, method, path):
-        return
+    found = None if path == request.path else _match(request, method, path)
+    if found is not None:
+        return found
     allowed = [row.method for row in ROUTES if row.pattern.fullmatch(path)]
     if allowed:
         names = ", ".join(sorted({*allowed, "OPTIONS"} | ({"HEAD"} if "GET" in allowed else set())))
@@ -6631,14 +6666,14 @@ def find_operation(request: Request) -> None:
     raise ApiError(404, _unknown_path(method, path))
 
 
-def _match(request: Request, method: str, path: str) -> bool:
+def _match(request: Request, method: str, path: str) -> Optional[Operation]:
     for fullmatch, operation in _candidates(method, path.count("/")):
         match = fullmatch(path)
         if match:
             request.operation = operation
             request.arguments = match.groups()
-            return True
-    return False
+            return operation
+    return None
 
 
 @functools.lru_cache(maxsize=512)
@@ -6939,9 +6974,7 @@ class Fake:
         try:
             if request.method == "OPTIONS":
                 return _preflight(request)
-            if request.operation is None:
-                find_operation(request)
-            operation = cast(Operation, request.operation)
+            operation = request.operation or find_operation(request)
             api = operation.api
             self.admit(api, request)
             workspace = self.workspace
@@ -6949,7 +6982,7 @@ class Fake:
             if api.name == "app" and (self.settings.rate_limits or self.settings.broadcast_limit):
                 check_rate(workspace, self.settings, operation, request)
             arguments = map(decoded, request.arguments)
-            call = Call(self, workspace, request)
+            call = Call(self, workspace, request, operation)
             if self.settings.strict_fields:
                 check_known_fields(call)
             if workspace.armed:
@@ -6973,10 +7006,10 @@ class Fake:
         """Whether a request belongs into a thread of its own."""
         try:
             fake = self.of(request) if self._owners else self
-            find_operation(request)
+            operation = find_operation(request)
         except ApiError:  # `handle` will say so
             return False
-        operation, armed = cast(Operation, request.operation), fake.workspace.armed
+        armed = fake.workspace.armed
         return operation.heavy or bool(armed and concerning(armed, operation))
 
     def _at_risk(self, call: Call, arguments: Sequence[str]) -> Response:
@@ -6992,7 +7025,7 @@ class Fake:
             response = self._outcome(call, arguments)
         if late:
             self._hold_up(call, fault)
-        return spoiled(cast(Operation, call.request.operation).api, fault, response)
+        return spoiled(call.operation.api, fault, response)
 
     def _hold_up(self, call: Call, fault: Fault) -> None:
         """Wait as long as a fault says, its rule stands, and somebody waits for the answer."""
@@ -7003,13 +7036,13 @@ class Fake:
 
     def _outcome(self, call: Call, arguments: Sequence[str]) -> Response:
         """What a call comes to; a refusal is an answer, too."""
-        operation = cast(Operation, call.request.operation)
+        api, handler = call.operation.api, call.operation.handler
         try:
-            return answer(operation.api, operation.handler(call, *arguments))
+            return answer(api, handler(call, *arguments))
         except NotANumber as error:
-            return self._not_a_number(operation.api, call.request, error)
+            return self._not_a_number(api, call.request, error)
         except ApiError as error:
-            return failure(operation.api, error)
+            return failure(api, error)
 
     def admit(self, api: Api, request: Request) -> None:
         """Check the credentials. Raises ApiError 401, or 403 for the control endpoints."""
@@ -7192,7 +7225,7 @@ KNOWN_FIELDS = {
 
 def check_known_fields(call: Call) -> None:
     """Raises ApiError 400 for a field that an operation does not have, with the nearest it has."""
-    operation = cast(Operation, call.request.operation)
+    operation = call.operation
     label = f"{operation.method} {operation.path}"
     body = call.json() if label in KNOWN_FIELDS else None
     if not isinstance(body, dict):
@@ -7228,6 +7261,7 @@ class Call(NamedTuple):
     fake: Fake
     workspace: Workspace
     request: Request
+    operation: Operation
 
     @property
     def base_url(self) -> str:
@@ -7312,7 +7346,7 @@ def concerning(faults: Iterable[Fault], operation: Operation) -> List[Fault]:
 def fault_for(call: Call) -> Optional[Fault]:
     """The first rule whose turn it is; the rules behind it don't count this request."""
     workspace = call.workspace
-    faults = concerning(workspace.armed, cast(Operation, call.request.operation))
+    faults = concerning(workspace.armed, call.operation)
     people, events = mentioned(call) if faults else (set(), set())
     with workspace.lock:
         for fault in faults:
@@ -7364,7 +7398,7 @@ _NAMING_PARTS = ("identifiers", "primary", "secondary", "traits", "data")
 
 def mentioned(call: Call) -> Tuple[Set[str], Set[str]]:
     """Whom and which events a request names, as far as can be seen."""
-    request, operation = call.request, cast(Operation, call.request.operation)
+    request, operation = call.request, call.operation
     places = re.findall(r"\{(\w+)\}", operation.path)
     named = zip(places, request.arguments)
     people = {_name_key(unquote(text)) for place, text in named if place in _NAMING_ARGUMENTS}
@@ -7448,8 +7482,6 @@ def named_in_path(call: Call, value: str) -> Identifier:
 
 def misshapen_preferences(attributes: Attributes) -> List[Problem]:
     """What is wrong with subscription preferences: objects of yes and no, whole or dotted."""
-    if _PREFERENCES not in " ".join(attributes):  # the common case, at the price of one look
-        return []
     whole, wrong = attributes.get(_PREFERENCES), []
     parts = whole.values() if isinstance(whole, dict) else () if whole in (None, "") else (whole,)
     if not all(isinstance(part, dict) for part in parts):
@@ -7677,7 +7709,7 @@ def report_metrics(call: Call) -> str:
     more = {name: body.get(name) for name in ("recipient", "href", "metadata")}
     who, metric = ("delivery_id", delivery_id), body["metric"]
     reason = as_text(body.get("reason") or "")
-    return workspace.ingest(workspace.record_metric, who, metric, when, reason, **more)
+    return workspace.ingest(workspace.record_metric, who, metric, when, reason, more)
 
 
 @route("POST", "/unsubscribe/{delivery_id}", TRACK_OPEN)
@@ -12067,7 +12099,7 @@ def _delivery_reported(workspace: Workspace, item: Json) -> str:
     names = ("recipient", "href", "actionName", "actionValue")
     more = {name: properties.get(name) for name in names}
     metric = properties["metric"]
-    return workspace.ingest(workspace.record_metric, who, metric, when, reason, **more)
+    return workspace.ingest(workspace.record_metric, who, metric, when, reason, more)
 
 
 _PIPELINES_VERBS: Dict[str, Callable[[Workspace, Json], str]] = {
@@ -13496,20 +13528,16 @@ def _argument_codecs(function: Callable[..., Any]) -> Dict[str, Codec]:
     from typing import get_type_hints
 
     hints = get_type_hints(function)
-    parameters = list(_signature_of(function).parameters.values())[1:]
-    for parameter in parameters:
-        if parameter.kind is parameter.VAR_KEYWORD:
-            hints[parameter.name] = Dict[str, Any]
-    return {parameter.name: codec_of(hints[parameter.name]) for parameter in parameters}
+    return {name: codec_of(hints[name]) for name in list(_signature_of(function).parameters)[1:]}
 
 
 def _write_chore(when: float, chore: Chore, ledger: Ledger) -> Json:
     """`{at, do, with}`; a Track write that is put off goes by the name of its verb."""
-    name, args, more = chore.name, chore.args, {}
+    name, args = chore
     if name == apply_late.__name__:
-        name, args, more = args[0], (args[1], *args[2]), args[3]
+        name, args = args[0], (args[1], *args[2])
     function = _doable()[name]
-    given = list(_signature_of(function).bind(None, *args, **more).arguments.items())[1:]
+    given = list(_signature_of(function).bind(None, *args).arguments.items())[1:]
     codecs = _argument_codecs(function)
     arguments = {name: codecs[name].write(value, ledger) for name, value in given}
     return {"at": when, "do": name, "with": arguments}
@@ -13529,10 +13557,11 @@ def _read_chore(value: Json, ledger: Ledger, where: str) -> Tuple[float, Chore]:
     _check_keys({**dict.fromkeys(codecs), **given}, codecs, f"{where}.with")
     names = [name for name in codecs if name in given]
     args = {k: codecs[k].read(given[k], ledger, f"{where}.with.{k}") for k in names}
+    bound = _signature_of(function).bind(None, **args)
+    bound.apply_defaults()
     if value["do"] not in _verbs():
-        return when, Chore(value["do"], tuple(args.values()))
-    who, more = args.pop("who"), args.pop("more", {})
-    return when, Chore(apply_late.__name__, (value["do"], who, (), {**args, **more}))
+        return when, Chore(value["do"], bound.args[1:])
+    return when, Chore(apply_late.__name__, (value["do"], bound.args[1], bound.args[2:]))
 
 
 # ---- the whole
@@ -13881,9 +13910,9 @@ class Framer:
 
     def next(self) -> Optional[Request]:
         """The next complete request. Raises ApiError, after which the connection must end."""
-        if self._fields is None and not self._take_head():
+        fields = self._take_head() if self._fields is None else self._fields
+        if fields is None:
             return None
-        fields = cast(Fields, self._fields)
         body = self._take_chunked() if fields.chunked else self._take(fields.length)
         if body is None:
             return None
@@ -13891,9 +13920,9 @@ class Framer:
         method, target = self._line
         return Request(method, target, fields, body, self.scheme)
 
-    def _take_head(self) -> bool:
+    def _take_head(self) -> Optional[Fields]:
         buffer = self.buffer
-        if buffer[:2] == b"\r\n":  # RFC 9112 2.2: an empty line before a request is skipped
+        if buffer.startswith(b"\r\n"):  # RFC 9112 2.2: empty lines before a request are skipped
             buffer = self.buffer = buffer.lstrip(b"\r\n")
         end = buffer.find(b"\r\n\r\n")
         if end < 0:
@@ -13901,7 +13930,7 @@ class Framer:
                 raise _bad_request("the request's head is too long", 431)
             if b"\n\n" in buffer or b"\n" in buffer[:1]:
                 raise _bad_request("lines must end with CR LF")
-            return False
+            return None
         line_end = self._take_line(buffer, end)
         block = bytes(buffer[line_end + 2 : end])
         fields = _parse_fields_cached(block) if len(block) < 2048 else parse_fields(block)
@@ -13912,7 +13941,7 @@ class Framer:
         keep = "keep-alive" if self.version == b"0" else "close"
         self.keep_alive = (keep in fields.connection) == (self.version == b"0")
         self._fields, self.buffer = fields, buffer[end + 4 :]
-        return True
+        return fields
 
     def _take_line(self, buffer: Union[bytes, bytearray], end: int) -> int:
         """Read the request line at the start of a head; returns where it ends."""
