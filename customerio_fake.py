@@ -177,6 +177,15 @@ def required(name: str, expected: str = "a value") -> ApiError:
     return invalid(f"{name} is required: send {expected}", name, "required")
 
 
+def suggestion(wrong: str, known: Iterable[str], most: int = 1) -> str:
+    """A word of help for what is not among the known: the nearest of those, else all."""
+    import difflib
+
+    known = list(known)
+    near = difflib.get_close_matches(wrong[:200], known, n=most, cutoff=0.5)
+    return f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
+
+
 def joined(*sentences: str) -> str:
     """Those of the sentences that aren't empty as one."""
     return "; ".join([sentence for sentence in sentences if sentence])
@@ -6094,7 +6103,7 @@ def seed_workspace(workspace: Workspace, document: Json) -> None:
         raise invalid(f"seed must be an object, not {kind_of(document)}", "seed")
     for kind in document:
         if kind not in SEEDERS:
-            raise invalid(f"{kind} can't be seeded; there are {', '.join(SEEDERS)}", kind)
+            raise invalid(f"{kind} can't be seeded; {suggestion(kind, SEEDERS)}", kind)
     for kind, plant in SEEDERS.items():  # in this order, because later kinds name earlier ones
         rows = document.get(kind, [])
         if not isinstance(rows, list):
@@ -6116,6 +6125,28 @@ def _plant(workspace: Workspace, kind: str, plant: Seeder, row: Json, where: str
 
 
 Seeder = Callable[["Workspace", Json, str], None]
+
+_PARENTS = (*[family.key for family in FAMILIES.values()], "action_id", "content_id")
+#: What a row of these kinds may have; of the other kinds everything is kept and shown.
+_SEEDED_FIELDS = {
+    "customers": "id email cio_id identifiers attributes timestamps unsubscribed devices "
+    "created_at updated_at",
+    "objects": "object_type_id object_id cio_object_id identifiers attributes timestamps "
+    "relationships created_at updated_at",
+    "segments": "id deduplicate_id name description state progress type tags conditions ids "
+    "emails created_at updated_at",
+    "messages": "id deduplicate_id type recipient customer_id customer_identifiers subject body "
+    "from metrics created failure_message message_template_id parent_action_id trigger_event_id "
+    "forgotten " + " ".join(_PARENTS),
+}
+
+
+def _check_seeded(kind: str, row: Json, where: str) -> None:
+    known = _SEEDED_FIELDS[kind].split()
+    for name in row:
+        if name not in known:
+            text = f"{where}.{name} is no field of {kind}; {suggestion(name, known)}"
+            raise invalid(text, f"{where}.{name}")
 
 
 def _row_id(row: Json, where: str, words: bool = False) -> Any:
@@ -6159,6 +6190,7 @@ def _seed_family(family: Family) -> Seeder:
 
 
 def _seed_segment(workspace: Workspace, row: Json, where: str) -> None:
+    _check_seeded("segments", row, where)
     number = _row_id(row, where) or workspace.count("segment")
     if number in workspace.segments:
         raise invalid(f"{where}.id {number} is there already", f"{where}.id")
@@ -6177,6 +6209,7 @@ def _seed_segment(workspace: Workspace, row: Json, where: str) -> None:
 
 def _seed_person(workspace: Workspace, row: Json, where: str) -> None:
     row = row.get("customer") or row  # as in the answer for many people
+    _check_seeded("customers", row, where)
     given = {**(row.get("attributes") or {})}
     named = {**(row.get("identifiers") or {}), **row, **given}
     known = {kind: named[kind] for kind in ("id", "email") if named.get(kind)}
@@ -6193,6 +6226,7 @@ def _seed_person(workspace: Workspace, row: Json, where: str) -> None:
 
 
 def _seed_object(workspace: Workspace, row: Json, where: str) -> None:
+    _check_seeded("objects", row, where)
     key = (as_text(row["object_type_id"]), as_text(row["object_id"]))
     workspace.identify_object(("object_id", key[1]), key, row.get("attributes") or {})
     for related in row.get("relationships") or ():
@@ -6201,14 +6235,14 @@ def _seed_object(workspace: Workspace, row: Json, where: str) -> None:
 
 
 def _seed_message(workspace: Workspace, row: Json, where: str) -> None:
+    _check_seeded("messages", row, where)
     created = whole_number(row.get("created"), f"{where}.created") or workspace.seconds()
-    names = [family.key for family in FAMILIES.values()] + ["action_id", "content_id"]
     message = {name: row[name] for name in ("subject", "body", "from") if row.get(name)}
     channel = _CHANNELS.get(row.get("type", "email"), row.get("type", "email"))
     number = workspace.count("delivery")
     id = row.get("id") or delivery_id_of(created, number, "campaign")
     delivery = Delivery(id, channel, message, created)
-    delivery.parents = {name: row[name] for name in names if row.get(name)}
+    delivery.parents = {name: row[name] for name in _PARENTS if row.get(name)}
     delivery.recipient, delivery.customer_id = row.get("recipient") or "", row.get("customer_id")
     delivery.person = workspace.people.find(("id", as_text(row.get("customer_id") or "")))
     workspace.post(delivery)
@@ -6798,6 +6832,10 @@ def _items_of(body: Json) -> List[Json]:
     return [item for item in items if isinstance(item, dict)]
 
 
+#: So many keys of dropped workspaces are known, so that late calls with them are refused.
+MAX_FORMER_KEYS = 3000
+
+
 class Fake:
     """The whole service without a socket: requests in, responses out."""
 
@@ -6818,7 +6856,9 @@ class Fake:
         self.hurried: Optional[int] = None
         #: Further workspaces by name, and by each of their keys; replaced, never changed.
         self.others: Dict[str, Fake] = {}
-        self._owners: Dict[str, Fake] = {}
+        self._owners: Dict[str, Optional[Fake]] = {}
+        #: Keys of workspaces that are gone; they own nothing.
+        self._former: Deque[str] = deque(maxlen=MAX_FORMER_KEYS)
         self._naming = threading.Lock()
         #: Held by whoever moves the clock.
         self.turning = threading.RLock()
@@ -6901,15 +6941,20 @@ class Fake:
         with self._naming:
             other = self.named(name)
             self.others = {key: fake for key, fake in self.others.items() if fake is not other}
+            self._former += other.keys
             self._note_owners()
         other.close()
         other.workspace.let_go()
         self.discard(other)
 
     def _note_owners(self) -> None:
-        named = ("site_id", "app_key", "write_key")
-        fakes = self.others.values()
-        self._owners = {getattr(fake.settings, key): fake for fake in fakes for key in named}
+        owners = {key: fake for fake in self.others.values() for key in fake.keys}
+        self._owners = {**dict.fromkeys(self._former), **owners}
+
+    @property
+    def keys(self) -> List[str]:
+        """The keys that say whose a request is."""
+        return [self.settings.site_id, self.settings.app_key, self.settings.write_key]
 
     def named(self, name: str) -> Fake:
         """A further workspace. Raises ApiError 404 if there is none of this name."""
@@ -6921,13 +6966,16 @@ class Fake:
     def of(self, request: Request) -> Fake:
         """Whose a request is: by a path like `/@name/…`, `?workspace=name`, or its key.
 
-        Unknown keys belong to the default workspace. Raises ApiError 404 for an unknown name.
+        Unknown keys belong to the default workspace. Raises ApiError 404 for an unknown name,
+        401 for a key of a workspace that is gone: late calls of one test are not for the next.
         """
         if self.root is not self:
             return self
         if request.by_path or _take_workspace(request):
             return self.named(request.prefix[2:])
         other = self._owners.get(key_of(request), self) if self._owners else self
+        if other is None:
+            raise ApiError(401, "the workspace of this key was dropped")
         if other is not self:
             request.prefix = f"/@{other.name}"  # links lead back to where they come from
         return other
@@ -7240,15 +7288,11 @@ def check_known_fields(call: Call) -> None:
 
 
 def _check_known(label: str, body: Json, where: str) -> None:
-    import difflib
-
     known = KNOWN_FIELDS[label].split()
     for name in body:
         if name not in known:
-            near = difflib.get_close_matches(name[:100], known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-            text = f"{where}{name} is no field of {label}; {hint} (--strict-fields)"
-            raise invalid(text, where + name)
+            text = f"{where}{name} is no field of {label}; {suggestion(name, known)}"
+            raise invalid(f"{text} (--strict-fields)", where + name)
 
 
 class Unauthorized(ApiError):
@@ -12728,13 +12772,9 @@ def _check_parts(path: str, wanted: Json) -> None:
 
 
 def _check_value(path: str, wanted: str, values: Iterable[str]) -> None:
-    import difflib
-
     known = sorted(values)
     if wanted not in known:
-        near = difflib.get_close_matches(wanted[:200], known, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
-        raise invalid(f"no {path} is '{wanted}'; {hint}", "match")
+        raise invalid(f"no {path} is '{wanted}'; {suggestion(wanted, known, 3)}", "match")
 
 
 def nearest(rows: List[Json], match: Json) -> str:

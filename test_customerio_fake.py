@@ -1933,6 +1933,30 @@ class Seeding(SeededTest):
         self.assertEqual([p["id"] for p in self.records("customers")], ["ada", "bob"])
         self.assertEqual(self.ok("GET", "/v1/campaigns/1")["campaign"]["name"], "Welcome")
 
+    def test_a_field_that_would_be_lost_is_refused(self) -> None:
+        rows = [
+            (
+                {"customers": [{"id": "1", "attributs": {}}]},
+                "attributs",
+                "did you mean attributes?",
+            ),
+            (
+                {"customers": [{"customer": {"id": "1", "plan": "x"}}]},
+                "plan",
+                "there are id, email",
+            ),
+            ({"objects": [{"object_type_id": "1", "objectid": "2"}]}, "objectid", "object_id?"),
+            ({"segments": [{"name": "A", "members": ["1"]}]}, "members", "there are id"),
+            ({"messages": [{"campaign": 1}]}, "campaign", "did you mean campaign_id?"),
+            ({"customer": []}, "customer", "did you mean customers?"),
+        ]
+        for seed, field, hint in rows:
+            reply = self.call("POST", "/__parlel/seed", seed)
+            self.assertEqual(reply.status, 400, seed)
+            message = reply.json["meta"]["error"]
+            self.assertTrue(field in message and hint in message, message)
+        self.assertEqual(len(self.records("customers")), 2)
+
     def test_a_reset_frees_what_was_there_without_the_collector(self) -> None:
         # The command line lets it look for cycles so rarely that resets must not leave any.
         self.ok("PUT", "/api/v1/customers/ada/devices", {"device": {"id": "t", "platform": "ios"}})
@@ -4296,8 +4320,18 @@ class Workspaces(FakeTest):
             self.ok("DELETE", "/__parlel/workspaces/one")
             self.assertIsNone(world())
         self.assertEqual(self.call("DELETE", "/__parlel/workspaces/one").status, 404)
-        self.assertEqual(self.inside(one, "PUT", "/api/v1/customers/1", {}).status, 200)
-        self.assertEqual(len(self.records("customers")), 1)  # its keys are unknown again
+
+    def test_a_late_call_with_a_key_of_a_dropped_one_is_refused(self) -> None:
+        one = self.add(name="one")
+        self.ok("DELETE", "/__parlel/workspaces/one")
+        self.add(name="one")
+        paths = [("PUT", "/api/v1/customers/1"), ("POST", "/v1/identify"), ("GET", "/v1/segments")]
+        for method, path in paths:
+            reply = self.inside(one, method, path, {"userId": "1"})
+            self.assertEqual(reply.status, 401, path)
+            self.assertIn("dropped", reply.json["meta"]["error"])
+        for query in ("", "?workspace=one"):
+            self.assertEqual(self.ok("GET", f"/__parlel/customers{query}")["count"], 0)
 
     def test_a_request_for_one_that_was_dropped_meanwhile_is_not_for_the_default_one(self) -> None:
         self.add(name="w")
