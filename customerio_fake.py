@@ -4189,6 +4189,8 @@ class Workspace:
                 return self._unnamed(who)
             person = self._anybody(named)
             if person is None and not create:
+                wanted = functools.partial(difference, {}, dict([who]))
+                self.note("failed_attribute_change", None, wanted)
                 return NOT_CREATED
             if person is None:
                 person = self._create(who)
@@ -4246,6 +4248,8 @@ class Workspace:
             self._absorb(older, newer)
             return ""
         owner = "another person" if holder else f"{kind} {getattr(person, kind)!r}"
+        have, wanted = {kind: getattr(person, kind)}, {kind: value}
+        self.note("failed_attribute_change", person, functools.partial(difference, have, wanted))
         return f"failed_attribute_change: {kind} {value!r} not set, because of {owner}"
 
     def _one_person(self, person: Person, holder: Person) -> bool:
@@ -4270,8 +4274,11 @@ class Workspace:
             update = undotted(update, person.attributes)
         if when is not None:
             skipped = [name for name in update if person.timestamps.get(name, 0) > when]
-            update = without(update, skipped)
         old = person.attributes
+        if skipped:
+            have = {name: old[name] for name in skipped if name in old}
+            late = {name: update.pop(name) for name in skipped}
+            self.note("skipped_update", person, functools.partial(difference, have, late))
         new, stamps = changed(old, person.timestamps, update, now if when is None else when)
         if new is not old:
             self.note("attribute_change", person, functools.partial(difference, old, new))
@@ -4487,6 +4494,7 @@ class Workspace:
         now = self.clock.now()
         self.claims[anonymous_id] = (person, now)
         person.own().anonymous_ids.append(anonymous_id)
+        self.note("anon_merge", person, lambda: {"anonymous_id": anonymous_id})
         for event in self.anonymous.pop(anonymous_id, ()):
             if event.received_at >= now - EVENT_MEMORY:
                 event.customer_id = person.name
@@ -4589,9 +4597,11 @@ class Workspace:
             if ref[0] == "":
                 return NO_OBJECT
             thing = self._create_object(ref, now)
-        thing.attributes, thing.timestamps = changed(
-            thing.attributes, thing.timestamps, attributes, now
-        )
+        old = thing.attributes
+        thing.attributes, thing.timestamps = changed(old, thing.timestamps, attributes, now)
+        if thing.attributes is not old:
+            told = functools.partial(difference, old, thing.attributes)
+            self.note(f"_o:{thing.key[0]}:attribute_change", None, told)
         thing.updated_at = now
         return ""
 
@@ -4626,15 +4636,28 @@ class Workspace:
         person = self.claims[who[1]][0] if who[0] == "anonymous_id" else self.people.find(who)
         if person is None:
             return NO_PERSON
-        old = person.has.relationships.get(thing.key, {})
-        self._relate(person, thing.key, changed(old, {}, attributes, 0)[0])
+        self._relate(person, thing.key, attributes)
         return ""
 
     def _relate(self, person: Person, key: ObjectKey, attributes: Attributes) -> None:
-        person.own().relationships[key] = attributes
+        """Relate a person to an object, or update the attributes of their relationship."""
+        related = person.own().relationships
+        known, old = key in related, related.get(key, {})
+        related[key] = changed(old, {}, attributes, 0)[0]
         self.objects[key].people[person.serial] = person
+        if not known:
+            self._note_of_both("add_relationship", person, key)
+        elif related[key] is not old:
+            told = functools.partial(difference, old, related[key])
+            self.note("relationship_attribute_change", person, told)
+            self.note(f"_r:{key[0]}:attribute_change", None, told)
+
+    def _note_of_both(self, type: str, person: Person, key: ObjectKey) -> None:
+        """Write down what happened between a person and an object, in the log of each."""
         about = {"object_type_id": key[0], "object_id": key[1]}
-        self.note("add_relationship", person, lambda: about)
+        self.note(type, person, lambda: about)
+        other = {"object_id": key[1], "cio_id": person.cio_id}
+        self.note(f"_o:{key[0]}:{type}", None, lambda: other)
 
     def delete_relationship(self, who: Identifier, ref: ObjectKey) -> str:
         """Part a person from an object."""
@@ -4642,8 +4665,7 @@ class Workspace:
         if person is None or thing is None or thing.key not in person.has.relationships:
             return "unknown relationship: this person is not related to this object"
         del person.has.relationships[thing.key], thing.people[person.serial]
-        about = {"object_type_id": thing.key[0], "object_id": thing.key[1]}
-        self.note("delete_relationship", person, lambda: about)
+        self._note_of_both("delete_relationship", person, thing.key)
         return ""
 
 
@@ -5095,11 +5117,16 @@ def plain_text(html: str) -> str:
     return re.sub(r"\n\s*\n+", "\n\n", re.sub(r"[ \t]+", " ", text)).strip()
 
 
+def topic_name(topic: Json) -> str:
+    """What preferences call a topic."""
+    return str(topic.get("identifier") or f"topic_{topic['id']}")
+
+
 def subscribed_to(workspace: Workspace, person: Person, topic: Json) -> bool:
     """Whether a person wants a topic: by choice, else by the topic's default (reference)."""
     preferences = person.attributes.get(_PREFERENCES)
     chosen = preferences.get("topics") if isinstance(preferences, dict) else None
-    name = topic.get("identifier") or f"topic_{topic['id']}"
+    name = topic_name(topic)
     default = topic.get("subscribed_by_default", True)
     return bool(chosen.get(name, default) if isinstance(chosen, dict) else default)
 
@@ -8203,13 +8230,15 @@ def get_attributes(call: Call, customer_id: str) -> Json:
     """Read a person's attributes and devices."""
     with call.workspace.lock:
         person = person_of(call, customer_id)
-        return {"customer": person_document(person)}
+        return {"customer": person_document(call.workspace, person)}
 
 
-def person_document(person: Person) -> Json:
+def person_document(workspace: Workspace, person: Person) -> Json:
     """A person as the App API gives it: values are strings, keys in byte order (observed)."""
-    attributes = person.all_attributes()
+    computed = computed_attributes(workspace, person)
+    attributes = {**person.all_attributes(), **{k: value for k, (value, _) in computed.items()}}
     stamps = {"id": person.created_at, "cio_id": person.created_at, **person.timestamps}
+    stamps.update({k: when for k, (_, when) in computed.items()})
     names = sorted(attributes, key=str.encode)
     return {
         "id": person.id,
@@ -8219,6 +8248,20 @@ def person_document(person: Person) -> Json:
         "unsubscribed": person.unsubscribed(),
         "devices": [device_document(device) for device in person.has.devices.values()],
     }
+
+
+def computed_attributes(workspace: Workspace, person: Person) -> Dict[str, Tuple[Json, int]]:
+    """What nobody sets: values with their timestamps, which for preferences is 0 (reference)."""
+    computed: Dict[str, Tuple[Json, int]] = {}
+    topics = workspace.shelves["topics"].rows.values()
+    if topics:
+        wanted = {topic_name(topic): subscribed_to(workspace, person, topic) for topic in topics}
+        computed["_cio_subscription_preferences_computed"] = ({"topics": wanted}, 0)
+    emails = [d for d in person.has.deliveries if d.channel == "email" and "sent" in d.metrics]
+    if emails:
+        last = max(delivery.metrics["sent"] for delivery in emails)
+        computed["_last_emailed"] = (last, last)
+    return computed
 
 
 def device_document(device: Device) -> Json:
@@ -8450,7 +8493,7 @@ def get_many_attributes(call: Call) -> Json:
     kind = query_choice(call.request.query(), "id_type", person_kinds(call)) or "id"
     with call.workspace.lock:
         people = [call.workspace.people.find((kind, as_text(value))) for value in ids]
-        rows = [{"customer": person_document(person)} for person in people if person]
+        rows = [{"customer": person_document(call.workspace, p)} for p in people if p]
     return {"customers": rows}
 
 
@@ -8534,15 +8577,17 @@ def activity_page(call: Call, wanted: Callable[[Activity], bool]) -> Json:
 def activity_document(workspace: Workspace, activity: Activity) -> Json:
     """An activity as the App API gives it; one of a deleted person shows nobody (docs)."""
     person, delivery = activity.person, activity.delivery
-    known = person in workspace.people
+    known, data = person in workspace.people, activity.data()
     more = {"delivery_id": delivery.delivery_id} if delivery else {}
+    if activity.type == "page":  # which v1 names by its URL
+        more["url"] = as_text(data.get("url") or activity.name)
     return {
         "id": ulid(activity.when, activity.serial),
         "type": activity.type,
         "name": activity.name,
         "timestamp": int(activity.when),
         "customer_id": person.id or None if known and person else None,
-        "data": activity.data(),
+        "data": data,
         **more,
         **({"customer_identifiers": person.identifiers()} if known and person else {}),
     }

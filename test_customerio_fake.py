@@ -2076,6 +2076,81 @@ class AppPeople(SeededTest):
         types = [a["type"] for a in self.ok("GET", "/v1/activities?limit=100")["activities"]]
         self.assertNotIn("profile_delete", types)
 
+    def activities(self, type: str) -> Any:
+        """What the activities of this type say, newest first."""
+        rows = self.ok("GET", f"/v1/activities?limit=100&type={type}")["activities"]
+        return [(row["customer_id"], row["data"]) for row in rows]
+
+    def test_activities_tell_what_an_update_did_not_do(self) -> None:
+        self.identify("ada", email="bob@example.com")
+        self.identify("ada", plan="old", _timestamp=1000)
+        self.identify("nobody", _update=True)
+        failed: list[Any] = [
+            (None, {"id": {"from": "", "to": "nobody"}}),
+            ("ada", {"email": {"from": "ada@example.com", "to": "bob@example.com"}}),
+        ]
+        self.assertEqual(self.activities("failed_attribute_change"), failed)
+        skipped = [("ada", {"plan": {"from": "pro", "to": "old"}})]
+        self.assertEqual(self.activities("skipped_update"), skipped)
+        self.assertEqual(self.attributes("ada")["plan"], "pro")
+
+    def test_activities_tell_who_an_anonymous_visitor_turned_out_to_be(self) -> None:
+        self.identify("ada", anonymous_id="visitor")
+        self.identify("ada", anonymous_id="visitor")
+        self.assertEqual(self.activities("anon_merge"), [("ada", {"anonymous_id": "visitor"})])
+
+    def test_activities_tell_of_objects_and_relationships(self) -> None:
+        for role in ("owner", "owner", "guest"):
+            ref = {"identifiers": {"object_type_id": "1", "object_id": "acme"}}
+            row = {**ref, "relationship_attributes": {"role": role}}
+            body = {"action": "add_relationships", "relationships": [row]}
+            self.identify("ada", cio_relationships=body)
+        thing = {"type": "object", "action": "identify", **ref}
+        for size in (1, 1, 2):
+            self.ok("POST", "/api/v2/entity", {**thing, "attributes": {"size": size}})
+        who = {"cio_relationships": [{"identifiers": {"id": "ada"}}]}
+        self.ok("POST", "/api/v2/entity", {**thing, "action": "delete_relationships", **who})
+        role_change, ada = {"role": {"from": "owner", "to": "guest"}}, self.person("ada")["cio_id"]
+        both: dict[str, Any] = {"object_type_id": "1", "object_id": "acme"}
+        about = {"object_id": "acme", "cio_id": ada}
+        expected: dict[str, list[Any]] = {
+            "add_relationship": [("ada", both)],
+            "delete_relationship": [("ada", both)],
+            "relationship_attribute_change": [("ada", role_change)],
+            "_r:1:attribute_change": [(None, role_change)],
+            "_o:1:add_relationship": [(None, about)],
+            "_o:1:delete_relationship": [(None, about)],
+            "_o:1:attribute_change": [
+                (None, {"size": {"from": "1", "to": "2"}}),
+                (None, {"size": {"from": "", "to": "1"}}),
+            ],
+        }
+        self.assertEqual({type: self.activities(type) for type in expected}, expected)
+
+    def test_the_activity_of_a_page_view_has_its_url(self) -> None:
+        url = "http://example.com/a"
+        self.ok("POST", "/api/v1/customers/ada/events", {"type": "page", "name": url})
+        (row,) = self.ok("GET", "/v1/activities?type=page")["activities"]
+        self.assertEqual(row["url"], url)
+
+    def test_attributes_have_what_is_computed_for_a_person(self) -> None:
+        computed = "_cio_subscription_preferences_computed"
+        self.identify("ada", **{"cio_subscription_preferences.topics.topic_2": True})
+        read = self.ok("GET", "/v1/customers/ada/attributes")["customer"]
+        self.assertEqual(
+            json.loads(read["attributes"][computed]), {"topics": {"topic_1": True, "topic_2": True}}
+        )
+        self.assertEqual(read["timestamps"][computed], 0)
+        body = {"ids": ["bob"]}
+        (bob,) = self.ok("POST", "/v1/customers/attributes", body)["customers"]
+        self.assertNotIn("_last_emailed", bob["customer"]["attributes"])
+        self.fake.workspace.clock.freeze(1_800_000_000)
+        email = {"to": "bob@example.com", "from": "a@b.c", "subject": "Hi", "body": "Hi"}
+        self.ok("POST", "/v1/send/email", {**email, "identifiers": {"id": "bob"}})
+        read = self.ok("GET", "/v1/customers/bob/attributes")["customer"]
+        self.assertEqual(read["attributes"]["_last_emailed"], "1800000000")
+        self.assertEqual(read["timestamps"]["_last_emailed"], 1_800_000_000)
+
     def test_preferences_show_topics_and_choices(self) -> None:
         self.identify("ada", **{"cio_subscription_preferences.topics.topic_1": False})
         path = "/v1/customers/ada/subscription_preferences"
