@@ -49,6 +49,7 @@ import bisect
 import collections.abc
 import contextlib
 import csv
+import errno
 import functools
 import hashlib
 import heapq
@@ -479,14 +480,13 @@ class Settings:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of: {', '.join(choices)}")
-        if not 0 <= self.port <= 65535:
-            raise ValueError(f"port must be between 0 and 65535, not {self.port}")
         if bool(self.cert) != bool(self.key):
             raise ValueError("cert and key belong together: set both or neither")
 
 
 #: Larger numbers are mistakes: as seconds, 68 years.
 MAX_SETTING = 1 << 31
+MAX_PORT = 65535
 
 _CHOICES = {"identifiers": ("email_or_id", "id", "email"), "region": ("us", "eu")}
 
@@ -495,8 +495,9 @@ def _check_type(name: str, value: Json, kind: type) -> None:
     allowed = (int, float) if kind is float else (kind,)
     if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
         raise ValueError(f"{name} must be of type {kind.__name__}, not {value!r}")
-    if isinstance(value, (int, float)) and not 0 <= value <= MAX_SETTING:
-        raise ValueError(f"{name} must be between 0 and {MAX_SETTING}, not {value}")
+    most = MAX_PORT if name == "port" else MAX_SETTING
+    if isinstance(value, (int, float)) and not 0 <= value <= most:
+        raise ValueError(f"{name} must be between 0 and {most}, not {value}")
 
 
 # Made once: `json.dumps` with options makes an encoder for every call.
@@ -5452,7 +5453,7 @@ _SEND_TYPES: Dict[str, Tuple[type, ...]] = {
         ("queue_draft", "send_to_unsubscribed", "disable_message_retention", "tracked",
          "auto_create"), (bool,),
     ),
-    "transactional_message_id": (int, str),
+    **dict.fromkeys(("transactional_message_id", "from_id", "reply_to_id"), (int, str)),
 }  # fmt: skip
 
 
@@ -6532,15 +6533,19 @@ _URL_SAFE = str.maketrans("-_", "+/")
 
 def bearer_token(header: str) -> str:
     """The token of a Bearer header; raises ValueError with what is wrong."""
-    token = _after_scheme(header, "Bearer")
-    if not token.strip():
+    token = _after_scheme(header, "Bearer").strip()
+    if not token:
         raise ValueError("missing: nothing after Bearer")
-    return token.strip()
+    try:
+        return token.encode("latin-1").decode()  # curl sends UTF-8, headers are read as Latin-1
+    except UnicodeError:
+        return token
 
 
 def _verify(wanted: str, given: str, what: str) -> None:
     """Compare in constant time, so that a key can't be guessed by the clock."""
-    if wanted and not hmac.compare_digest(wanted.encode(), given.encode("utf-8", "replace")):
+    key = wanted.strip().encode("utf-8", "surrogateescape")
+    if wanted and not hmac.compare_digest(key, given.strip().encode("utf-8", "replace")):
         raise ValueError(f"unknown key: this is not the configured {what}")
 
 
@@ -6745,12 +6750,28 @@ def _candidates(
 
 
 def _unknown_path(method: str, path: str) -> str:
+    near = _ending_alike(method, path) or _spelt_alike(method, path)
+    hint = f"; did you mean {' or '.join(near)}?" if near else "; GET /__parlel/routes lists all"
+    return f"unknown path: {method} {path[:200]}{hint}"
+
+
+def _ending_alike(method: str, path: str) -> List[str]:
+    """The routes that a path with a wrong beginning, or a slash at its end, is meant for."""
+    words, found = path.strip("/").split("/"), []
+    for row in ROUTES:
+        wanted = row.path.strip("/").split("/")
+        pairs = list(zip(reversed(words), reversed(wanted)))
+        same = sum(word == name for word, name in pairs)
+        if row.method == method and same and all(w == n or n[:1] == "{" for w, n in pairs):
+            found.append((-same, abs(len(words) - len(wanted)), f"{row.method} {row.path}"))
+    return [label for *_, label in sorted(found)[:3]]
+
+
+def _spelt_alike(method: str, path: str) -> List[str]:
     import difflib
 
     known = {f"{row.method} {row.path}" for row in ROUTES}
-    near = difflib.get_close_matches(f"{method} {path}"[:200], known, n=3, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(near)}?" if near else "; GET /__parlel/routes lists all"
-    return f"unknown path: {method} {path[:200]}{hint}"
+    return difflib.get_close_matches(f"{method} {path}"[:200], known, n=3, cutoff=0.5)
 
 
 def decoded(segment: str) -> str:
@@ -13882,6 +13903,8 @@ LINGER = 2.0
 IDLE, MAX_SPENT = 0.01, 3
 #: A thread whose client has been silent for this long, in seconds, gives way when none are left.
 REST = 1.0
+#: How many connections the loop may have: on Windows there is only `select`, for 512 sockets.
+MAX_OPEN = 500 if os.name == "nt" else sys.maxsize
 
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _REQUEST_LINE = re.compile(rf"({_TOKEN}) ([^\x00-\x20\x7f]+) HTTP/1\.([01])\r\n".encode())
@@ -14290,6 +14313,8 @@ class Server(ThreadingHTTPServer):
                 return
             with contextlib.suppress(OSError):  # the client may have gone already
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if len(self._open) >= MAX_OPEN:
+                self._shed([*self._open.values()])
             self._adopt(Connection(sock, address[0], self.settings.max_body, self._now))
 
     def _resting(self) -> List[Connection]:
@@ -15018,6 +15043,12 @@ class View:
         return FakeClock(self.fake)
 
 
+#: Hosts that mean every address, and one to ask at.
+_ALL_ADDRESSES = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
+#: What a port that can't be had gives.
+_PORT_ERRORS = (errno.EADDRINUSE, errno.EACCES)
+
+
 class CustomerioServer(View):
     """A fake Customer.io on a port of its own.
 
@@ -15058,8 +15089,8 @@ class CustomerioServer(View):
             server = self._server = Server(self.settings, self.fake)
         except OSError as error:
             place = f"{self.settings.host}:{self.settings.port}"
-            text = f"can't listen on {place}: {error.strerror}; port=0 takes a free one"
-            raise OSError(error.errno, text) from None
+            hint = "; port=0 takes a free one" if error.errno in _PORT_ERRORS else ""
+            raise OSError(error.errno, f"can't listen on {place}: {error.strerror}{hint}") from None
         self.fake.open()
         thread = threading.Thread(target=server.serve_forever, name="customerio-fake", daemon=True)
         self._thread = thread
@@ -15100,9 +15131,7 @@ class CustomerioServer(View):
     @property
     def url(self) -> str:
         """The base URL of everything, for clients on this machine."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(
-            self.settings.host, self.settings.host
-        )
+        host = _ALL_ADDRESSES.get(self.settings.host, self.settings.host)
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     def workspace(self, name: str = "", seed: Json = None) -> FurtherWorkspace:
@@ -15262,8 +15291,9 @@ def _parser() -> Any:
     parser.add_argument("what", nargs="*", metavar="PORT", help="port, or 'healthcheck' [PORT]")
     parser.add_argument("--version", action="version", version=f"customerio_fake {__version__}")
     noise = parser.add_mutually_exclusive_group()
-    noise.add_argument("--quiet", action="store_true", help="say nothing but errors")
-    noise.add_argument("--verbose", action="store_true", help="one line for each request")
+    for name, text in _NOISE.items():
+        note = f"{text} [${_noise_variable(name)}, default False]"
+        noise.add_argument(f"--{name}", action="store_true", help=note)
     for setting in fields(Settings):
         name, default = setting.name, setting.default
         note = f"{setting.metadata['help']} [${environment_name(setting)}, default {default!r}]"
@@ -15272,8 +15302,26 @@ def _parser() -> Any:
     return parser
 
 
-def _converted(setting: Any, text: str, source: str) -> Json:
-    kind = type(setting.default)
+_NOISE = {
+    "quiet": "after the start, say nothing but errors",
+    "verbose": "one line for each request",
+}
+
+
+def _noise_variable(name: str) -> str:
+    return f"CUSTOMERIO_FAKE_{name.upper()}"
+
+
+def _level(arguments: Any, environment: Mapping[str, str]) -> int:
+    """What is worth a line: by the flags, else the environment. Raises ValueError."""
+    on = {name: getattr(arguments, name) for name in _NOISE}
+    if not any(on.values()):
+        texts = {name: environment.get(_noise_variable(name)) or "false" for name in _NOISE}
+        on = {n: _converted(bool, text, f"${_noise_variable(n)}") for n, text in texts.items()}
+    return logging.INFO if on["verbose"] else logging.ERROR if on["quiet"] else logging.WARNING
+
+
+def _converted(kind: type, text: str, source: str) -> Json:
     try:
         if kind is bool:
             return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[
@@ -15297,9 +15345,10 @@ def _settings(arguments: Any, environment: Mapping[str, str]) -> Settings:
         variable = environment_name(setting)
         if flag is not None:
             source = "PORT" if setting.name == "port" else f"--{setting.name.replace('_', '-')}"
-            values[setting.name] = _converted(setting, flag, source)
+            values[setting.name] = _converted(type(setting.default), flag, source)
         elif environment.get(variable):
-            values[setting.name] = _converted(setting, environment[variable], f"${variable}")
+            text, kind = environment[variable], type(setting.default)
+            values[setting.name] = _converted(kind, text, f"${variable}")
     return Settings(**values)
 
 
@@ -15307,16 +15356,16 @@ def healthcheck(settings: Settings) -> int:
     """0 if a server with these settings answers `GET /health`, else 1."""
     import http.client
 
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
-    connection = http.client.HTTPConnection(host, settings.port, timeout=2)
+    host = _ALL_ADDRESSES.get(settings.host, settings.host)
     try:
-        connection.request("GET", "/health")
-        return 0 if connection.getresponse().status == 200 else 1
-    except (OSError, http.client.HTTPException) as error:
+        with contextlib.closing(
+            http.client.HTTPConnection(host, settings.port, timeout=2)
+        ) as asked:
+            asked.request("GET", "/health")
+            return 0 if asked.getresponse().status == 200 else 1
+    except (OSError, ValueError, http.client.HTTPException) as error:  # Unicode in a host, too
         print(f"no healthy server at {host}:{settings.port}: {error}", file=sys.stderr)
         return 1
-    finally:
-        connection.close()
 
 
 _READY = """customerio_fake {version} listens on {url}
@@ -15350,6 +15399,8 @@ def _serve(server: CustomerioServer) -> int:
 
 
 def _serve_until(server: CustomerioServer, alarm: socket.socket) -> int:
+    import gc
+
     try:
         server.start()
     except OSError as error:
@@ -15360,22 +15411,21 @@ def _serve_until(server: CustomerioServer, alarm: socket.socket) -> int:
     print(_READY.format(version=__version__, url=server.url, **urls), flush=True)
     alarm.recv(1)
     server.stop()
+    # All of it is kept until the very end: freeing 100,000 people one by one takes a second.
+    gc.freeze()
     return 0
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """The command line; returns the exit code: 0, 1 for unhealthy, 2 for bad usage."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parser().parse_intermixed_args(argv)
     try:
-        settings = _settings(arguments, os.environ)
+        settings, level = _settings(arguments, os.environ), _level(arguments, os.environ)
     except ValueError as error:
         print(f"customerio_fake: {error}", file=sys.stderr)
         return 2
     if "healthcheck" in arguments.what:
         return healthcheck(settings)
-    quiet = arguments.quiet or os.environ.get("CUSTOMERIO_FAKE_QUIET")
-    verbose = arguments.verbose or os.environ.get("CUSTOMERIO_FAKE_VERBOSE")
-    level = logging.INFO if verbose else logging.ERROR if quiet else logging.WARNING
     logging.basicConfig(format="%(message)s", level=level)
     values = {setting.name: getattr(settings, setting.name) for setting in fields(Settings)}
     try:

@@ -65,6 +65,11 @@ from customerio_fake import (
     ulid,
 )
 
+# What the settings and `urllib` read belongs to whoever runs the tests.
+for name in list(os.environ):
+    if name in ("HOST", "PORT") or re.match(r"CUSTOMERIO_|.*_proxy$", name, re.I):
+        del os.environ[name]
+
 TRACK = "Basic " + base64.b64encode(b"site:key").decode()
 WRITE = "Basic " + base64.b64encode(b"write-key:").decode()
 APP = "Bearer app-key"
@@ -321,6 +326,15 @@ class ConfiguredCredentials(FakeTest):
                 self.assertEqual(reply.status, status)
                 self.assertEqual("unknown key" in reply.reason, status == 401)
 
+    def test_a_key_is_compared_as_it_was_meant(self) -> None:
+        self.fake = Fake(Settings(app_key=" schl\u00fcssel\n"))
+        for header in ("schl\u00fcssel", "schl\u00fcssel".encode().decode("latin-1")):
+            reply = self.call("GET", "/v1/exports", authorization=f"Bearer {header}")
+            self.assertEqual(reply.status, 200, reply.reason)
+        self.fake = Fake(Settings(app_key="\udcff"))  # a byte in the environment that isn't UTF-8
+        reply = self.call("GET", "/v1/exports", authorization="Bearer x")
+        self.assertIn("unknown key", reply.reason)
+
 
 class Routing(FakeTest):
     """Every path leads somewhere, also the wrong ones."""
@@ -329,6 +343,25 @@ class Routing(FakeTest):
         reply = self.call("POST", "/v1/send/emial", {})
         self.assertEqual(reply.status, 404)
         self.assertIn("POST /v1/send/email", reply.json["meta"]["error"])
+
+    def test_a_wrong_base_url_is_told_the_right_path(self) -> None:
+        identify, event = (
+            "PUT /api/v1/customers/{identifier}",
+            "POST /api/v1/customers/{identifier}",
+        )
+        rows = [
+            ("PUT", "/v1/customers/0b5f1c9e-1111-2222-3333-444455556666", identify),
+            ("PUT", "/customers/1", identify),
+            ("PUT", "/api/v1/customers/1/", identify),
+            ("POST", "/v1/customers/1/events", event + "/events"),
+            ("GET", "/api/v1/customers/1/attributes", "GET /v1/customers/{customer_id}/attributes"),
+            ("POST", "/api/v1/send/email", "POST /v1/send/email"),
+        ]
+        for method, path, meant in rows:
+            with self.subTest(path=path):
+                reply = self.call(method, path, {})
+                self.assertEqual(reply.status, 404)
+                self.assertIn(f"did you mean {meant}", reply.json["meta"]["error"])
 
     def test_a_wrong_method_is_told_the_right_ones(self) -> None:
         reply = self.call("PATCH", "/api/v1/customers/1")
@@ -1457,6 +1490,8 @@ class Sends(FakeTest):
             ("sms", {**self.GOOD, "to": None}, '"to"'),
             ("sms", {**self.GOOD, "to": "555"}, "E.164"),
             ("email", {**self.GOOD, "to": ["x"]}, '"to" must be a string'),
+            ("email", {**self.GOOD, "from_id": [1]}, '"from_id" must not be a list'),
+            ("email", {**self.GOOD, "reply_to_id": {}}, '"reply_to_id" must not be an object'),
             ("email", {**self.GOOD, "identifiers": {"id": "1", "email": "x"}}, "exactly one"),
             ("email", {**self.GOOD, "identifiers": "1"}, "identifiers"),
             ("email", {**self.GOOD, "to": ",".join(["a@b.cd"] * 16)}, "15 at most"),
@@ -6379,6 +6414,14 @@ class Connections(WireTestCase):
         for wire in wires:
             self.assertEqual(wire.send(HEALTH).reply().status, 200)
 
+    def test_where_sockets_are_scarce_the_longest_silent_gives_way(self) -> None:
+        with mock.patch.object(customerio_fake, "MAX_OPEN", 5):
+            wires = [self.dial() for _ in range(7)]
+            for wire in wires:
+                wire.send(b"" if wire in wires[:2] else HEALTH)
+            self.assertEqual([wire.ended() for wire in wires[:2]], [True, True])
+            self.assertEqual([wire.reply().status for wire in wires[2:]], [200] * 5)
+
     def test_a_burst_of_connections(self) -> None:
         wires = [self.dial() for _ in range(200)]
         for number, wire in enumerate(wires):
@@ -7005,6 +7048,8 @@ class CommandLine(WireTestCase):
             ("cert without key", ("0", "--cert", "x.pem"), {}, "key"),
             ("no such cert", ("0", "--cert", "x.pem", "--key", "x.key"), {}, "x.pem"),
             ("quiet and verbose", ("--quiet", "--verbose"), {}, "--verbose"),
+            ("neither yes nor no", (), {"CUSTOMERIO_FAKE_QUIET": "x"}, "CUSTOMERIO_FAKE_QUIET"),
+            ("no port at all", ("--port=-1",), {}, "between 0 and 65535"),
         ]
         for name, arguments, environment, named in rows:
             with self.subTest(name):
@@ -7012,6 +7057,26 @@ class CommandLine(WireTestCase):
                 self.assertEqual((code, out), (2, ""))
                 self.assertEqual(err.count("\n"), 1, err)
                 self.assertIn(named, err)
+
+    def test_a_port_is_offered_only_where_the_port_is_wrong(self) -> None:
+        rows = [((str(self.server.port),), True), (("0", "--cert", "x", "--key", "y"), False)]
+        for arguments, offered in rows:
+            self.assertEqual("port=0" in self.run_main(*arguments)[2], offered, arguments)
+
+    def test_how_much_is_said(self) -> None:
+        quiet, verbose = "CUSTOMERIO_FAKE_QUIET", "CUSTOMERIO_FAKE_VERBOSE"
+        rows: List[Tuple[Tuple[str, ...], Dict[str, str], int]] = [
+            ((), {}, logging.WARNING),
+            (("--quiet",), {}, logging.ERROR),
+            ((), {quiet: "1"}, logging.ERROR),
+            ((), {verbose: "false"}, logging.WARNING),
+            ((), {verbose: "true"}, logging.INFO),
+            (("--quiet",), {verbose: "1"}, logging.ERROR),
+        ]
+        for flags, environment, level in rows:
+            with self.subTest(flags=flags, **environment):
+                arguments = customerio_fake._parser().parse_args(flags)
+                self.assertEqual(customerio_fake._level(arguments, environment), level)
 
     def test_version_and_help(self) -> None:
         code, out, err = self.run_main("--version")
@@ -7023,7 +7088,11 @@ class CommandLine(WireTestCase):
             self.assertIn(flag, out)
 
     def test_healthcheck(self) -> None:
-        self.assertEqual(self.run_main("healthcheck", PORT=str(self.server.port))[0], 0)
+        port = str(self.server.port)
+        self.assertEqual(self.run_main("healthcheck", PORT=port)[0], 0)
+        self.assertEqual(self.run_main("healthcheck", "--quiet", port, HOST="")[0], 0)
+        for host in ("a..b", "a b", "x" * 80):
+            self.assertEqual(self.run_main("healthcheck", "--host", host, port)[:2], (1, ""))
         with CustomerioServer(port=0) as server:
             port = str(server.port)
         code, out, err = self.run_main("healthcheck", PORT=port)
