@@ -6801,6 +6801,12 @@ class Entry(NamedTuple):
     request: Request
     response: Response
 
+    def line(self) -> str:
+        """What was asked and answered, in a line."""
+        text = self.response.body.decode("utf-8", "replace")
+        told = dict(self.response.headers).get(REASON_HEADER) or " ".join(text.split())
+        return f"{self.request.method} {self.request.path} {self.response.status} {told[:200]}"
+
     def record(self) -> Json:
         """The entry as `/__parlel/requests` shows it; secrets are masked."""
         request, response, operation = self.request, self.response, self.request.operation
@@ -12921,7 +12927,7 @@ def expect(
     for match in (wanted.match, *wanted.in_order):
         check_match(wanted.list, match)
     problem, deadline = "", time.monotonic() + min(timeout, MAX_WAIT)
-    watching = wanted.least == 0 and not wanted.in_order
+    watching = watches(wanted)
     while True:
         workspace = fake.workspace
 
@@ -12937,7 +12943,25 @@ def expect(
             return f"expected {wanted.describe()}, but the watch ended with the server"
         decided = bool(problem) is watching and fake.workspace is workspace
         if decided or over or fake.ended or not asked():
-            return problem
+            return problem and problem + setbacks(fake.workspace, wanted)
+
+
+def setbacks(workspace: Workspace, wanted: Expectation) -> str:
+    """What was refused or dropped lately, where too little was found: often that is why."""
+    if watches(wanted) or wanted.list in ("requests", "dropped"):
+        return ""
+    with workspace.lock:
+        entries, dropped = list(workspace.journal.rows), workspace.dropped[-3:]
+    refused = [entry for entry in entries if entry.response.status >= 400][-3:]
+    lines = [f"\n  refused: {entry.line()}" for entry in refused]
+    for row in dropped:
+        lines.append(f"\n  dropped: {row['operation']} of {row['customer_id']}: {row['reason']}")
+    return "".join(lines)
+
+
+def watches(wanted: Expectation) -> bool:
+    """Whether it is about what must not come."""
+    return wanted.least == 0 and not wanted.in_order
 
 
 def _problem(workspace: Workspace, wanted: Expectation) -> str:

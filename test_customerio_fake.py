@@ -3911,6 +3911,21 @@ class Expectations(FakeTest):
             with self.subTest(text=text):
                 self.assert_errors(self.expect(**body), 422, text)
 
+    def test_a_failure_tells_what_was_refused_or_dropped(self) -> None:
+        event = {"name": "lost"}
+        self.call("POST", "/api/v1/customers/9/events", event, authorization="")
+        self.call("POST", "/customers/9/events", event)
+        self.ok("POST", "/api/v1/customers/9/suppress")
+        self.ok("POST", "/api/v1/customers/9/events", event)
+        lines = [
+            "refused: POST /api/v1/customers/9/events 401 missing: no Authorization header",
+            "refused: POST /customers/9/events 404 ",
+            "dropped: track of 9: suppressed",
+        ]
+        self.assert_errors(self.expect(match=event), 422, *lines)
+        reply = self.expect(match={"name": "signup"}, none=True)
+        self.assertNotIn("refused", reply.body.decode())
+
     def test_mistakes_come_with_an_example(self) -> None:
         rows: list[dict[str, Any]] = [
             {"list": "evnets"},
