@@ -480,6 +480,10 @@ class Settings:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of: {', '.join(choices)}")
+        if self.public_url and not re.match("https?://.", self.public_url):
+            raise ValueError(
+                f"public_url must be a URL like http://fake:4668, not {self.public_url!r}"
+            )
         if bool(self.cert) != bool(self.key):
             raise ValueError("cert and key belong together: set both or neither")
 
@@ -6552,6 +6556,8 @@ def _verify(wanted: str, given: str, what: str) -> None:
 def check_track(settings: Settings, request: Request) -> None:
     """Basic site_id:api_key."""
     site_id, api_key = basic_pair(request.headers.get("authorization", ""))
+    if not api_key:
+        raise ValueError("missing: the password, which is the API key, is empty")
     if settings.site_id or settings.api_key:
         _verify(settings.site_id, site_id, "site id")
         _verify(settings.api_key, api_key, "API key")
@@ -12625,6 +12631,7 @@ def _filtered(rows: List[Json], query: Dict[str, str], name: str) -> List[Json]:
         rows = [row for row in rows if event is None or event in row["events"]]
     COLLECTIONS[name].check(query)
     for path, wanted in query.items():
+        _check_value(name, path, wanted)
         rows = [row for row in rows if as_text(reach(row, path)) == wanted]
     return rows
 
@@ -12661,14 +12668,28 @@ def repeat_by_curl(call: Call, number: str) -> Response:
 
     for entry in list(call.workspace.journal.rows):
         if str(entry.number) == number:
-            words = _curl_words(entry.request, call.base_url, call.fake.settings.has_keys)
+            words = _curl_words(entry.request, call.base_url, _secret(call.fake, entry.request))
             text = " ".join(map(shell_quote, words)) + "\n"
             return Response(200, text.encode("utf-8", "replace"), _PLAIN)
     raise ApiError(404, f"there is no request {number}; the journal keeps the newest only")
 
 
-def _curl_words(request: Request, base_url: str, strict: bool) -> List[str]:
-    """The command; its keys are yours to fill in, unless any will do."""
+def _secret(fake: Fake, request: Request) -> str:
+    """What stands in a repeated request for what is masked: keys, where it is nobody's secret."""
+    settings, operation = fake.settings, request.operation
+    if not settings.has_keys:
+        return _ANY_KEY
+    if fake.root is fake or operation is None:
+        return "***"
+    if request.headers.get("authorization", "")[:7].lower() == "bearer ":
+        return settings.app_key if operation.api.name == "app" else settings.write_key
+    pair = (settings.site_id, settings.api_key)
+    user, password = pair if operation.api.name == "track" else (settings.write_key, "")
+    return base64.b64encode(f"{user}:{password}".encode()).decode()
+
+
+def _curl_words(request: Request, base_url: str, secret: str) -> List[str]:
+    """The command; its keys are yours to fill in, unless they are known."""
     if request.size > MAX_KEPT_BODY:
         raise ApiError(404, f"a body of {request.size} bytes is too long to be kept whole")
     query = f"?{request.query_text}" if request.query_text else ""
@@ -12677,8 +12698,7 @@ def _curl_words(request: Request, base_url: str, strict: bool) -> List[str]:
     words = ["curl", *method, "--globoff", "--path-as-is", base_url + request.path + query]
     for name, value in request.headers.items():
         if name not in _NOT_REPEATED:
-            shown = masked(name, value)
-            words += ["-H", f"{name}: {shown if strict else shown.replace('***', _ANY_KEY)}"]
+            words += ["-H", f"{name}: {masked(name, value).replace('***', secret)}"]
     body = request.plain().decode("utf-8", "replace")
     if body and "content-type" not in request.headers:
         words += ["-H", "content-type:"]  # or curl would call it a form
@@ -12757,7 +12777,8 @@ def differences(row: Json, match: Json) -> List[str]:
         if missing or not (_fits(have, wanted) or (alike and as_text(have) == as_text(wanted))):
             # Quotes only where they make the difference.
             show = compact_text if as_text(have) == as_text(wanted) else as_text
-            found.append(f"{name} is {show(have):.200}, not {show(wanted)}")
+            is_ = "missing" if have is None and wanted is not None else f"{show(have):.200}"
+            found.append(f"{name} is {is_}, not {show(wanted)}")
     return found
 
 
@@ -12826,8 +12847,8 @@ def check_match(name: str, match: Json) -> None:
     for path, wanted in match.items():
         if isinstance(wanted, dict) and set(wanted) != {"contains"}:
             _check_parts(path, wanted)
-        elif isinstance(wanted, str) and (name, path) in FIELD_VALUES:
-            _check_value(path, wanted, FIELD_VALUES[name, path]())
+        elif isinstance(wanted, str):
+            _check_value(name, path, wanted)
 
 
 def _check_parts(path: str, wanted: Json) -> None:
@@ -12843,8 +12864,8 @@ def _check_parts(path: str, wanted: Json) -> None:
             raise invalid(f'{as_text(part)} must be {{"contains": "text"}} and no more', "match")
 
 
-def _check_value(path: str, wanted: str, values: Iterable[str]) -> None:
-    known = sorted(values)
+def _check_value(name: str, path: str, wanted: str) -> None:
+    known = sorted(FIELD_VALUES[name, path]()) if (name, path) in FIELD_VALUES else [wanted]
     if wanted not in known:
         raise invalid(f"no {path} is '{wanted}'; {suggestion(wanted, known, 3)}", "match")
 
@@ -14602,6 +14623,12 @@ def refusal(connection: Connection, error: ApiError) -> bytes:
     return response_bytes(response, "GET", connection.framer.version, False)
 
 
+_DISTRUST = (
+    "%s does not trust the fake's certificate: give it the one at /__parlel/ca.pem, for example by "
+    "REQUESTS_CA_BUNDLE, NODE_EXTRA_CA_CERTS or SSL_CERT_FILE"
+)
+
+
 class WaitingHandler(BaseHTTPRequestHandler):
     """Serves, in a thread, a connection that has to wait: TLS, heavy work, slow readers.
 
@@ -14639,6 +14666,8 @@ class WaitingHandler(BaseHTTPRequestHandler):
                 self.handle_one_request()
         except OSError as error:  # a client that resets, stops reading, or fails the handshake
             log.info("%s went away: %s", connection.peer, error)
+            if re.search("CERTIFICATE_UNKNOWN|UNKNOWN_CA|BAD_CERTIFICATE", str(error)):
+                log.warning(_DISTRUST, connection.peer)
 
     def handle_one_request(self) -> None:
         """Answer one request; decide what becomes of the connection."""
@@ -14953,8 +14982,8 @@ class View:
         workspace = self.fake.workspace
         workspace.tick()
         with workspace.lock:
-            find = workspace.people.find
-            person = find(("id", identifier)) or find(("email", identifier))
+            find, name = workspace.people.find, as_text(identifier)
+            person = find(("id", name)) or find(("email", name))
             return None if person is None else person.record()
 
     def reset(self, only: str = "") -> None:
@@ -15004,8 +15033,10 @@ class View:
         return fault_records(self.fake.workspace)
 
     def mend(self, id: Optional[int] = None) -> None:
-        """Let one rule, or all, go wrong no more."""
-        self.fake.workspace.remove_faults(None if id is None else str(id))
+        """Let one rule, or all, go wrong no more. Raises ValueError if there is no such rule."""
+        gone = self.fake.workspace.remove_faults(None if id is None else str(id))
+        if id is not None and not gone:
+            raise ValueError(f"there is no fault {id}")
 
     @property
     def requests(self) -> List[Json]:
@@ -15020,17 +15051,22 @@ class View:
         *,
         exactly: Optional[int] = None,
         at_least: Optional[int] = None,
+        at_most: Optional[int] = None,
+        none: Optional[bool] = None,
+        in_order: Optional[Sequence[Json]] = None,
         timeout: float = 0,
         **match: Any,
     ) -> None:
         """Raise AssertionError, with the nearest records, unless such records are there.
 
-        `list` is one of the names under `/__parlel`; `match` are fields and what they must be;
-        `data={"plan": "pro"}` wants these parts of an object, `recipient={"contains": "x"}`
-        a part of a text. With a `timeout` (seconds) it returns as soon as it comes true.
+        `list` is one of the names under `/__parlel`, or of the properties here; `match` are fields
+        and what they must be; `data={"plan": "pro"}` wants these parts of an object,
+        `recipient={"contains": "x"}` a part of a text. With a `timeout` (seconds) it returns as
+        soon as it comes true; an upper limit alone is watched until then.
         """
-        amounts = {"exactly": exactly, "at_least": at_least}
+        amounts = dict(zip(_AMOUNTS, (exactly, at_least, at_most, none, in_order)))
         given = {name: value for name, value in amounts.items() if value is not None}
+        list = {"people": "customers"}.get(list, list.replace("_", "-"))
         # As over HTTP, so that enumerations, tuples and the like are what JSON makes of them.
         asked = as_json({"list": list, "match": match, **given})
         problem = expect(self.fake, expectation_of(asked)[0], timeout)
@@ -15308,6 +15344,7 @@ def _parser() -> Any:
 
     parser = Parser(
         prog="customerio_fake.py",
+        allow_abbrev=False,
         description="A local Customer.io for tests: Track, App and Pipelines API on one port.",
         epilog="'customerio_fake.py healthcheck' exits with 0 if a server with these settings "
         "answers, else with 1.",

@@ -41,7 +41,7 @@ import warnings
 import weakref
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Callable, ClassVar, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, ClassVar, Dict, Iterator, List, NamedTuple, Optional, Tuple, cast
 from unittest import mock
 from urllib.parse import quote, urlsplit
 
@@ -263,6 +263,7 @@ class Credentials(FakeTest):
             ("PUT", "/api/v1/customers/1", basic, "undecodable"),
             ("GET", "/v1/exports", "", "missing"),
             ("GET", "/v1/exports", TRACK, "wrong scheme"),
+            ("PUT", "/api/v1/customers/1", "Basic c2l0ZTo=", "the API key, is empty"),
             ("GET", "/v1/exports", "Bearer ", "missing"),
         ]
         for method, path, authorization, reason in rows:
@@ -3797,6 +3798,29 @@ class Journal(FakeTest):
             self.assertEqual([row["id"] for row in found], expected, query)
         self.assertEqual(self.call("GET", "/__parlel/requests?since=x").status, 400)
 
+    def test_a_filter_that_nothing_can_fit_is_refused(self) -> None:
+        rows = [
+            ("requests?operation=track", "no operation is 'track'"),
+            ("requests?api=tracks", "did you mean track?"),
+            ("deliveries?state=send", "did you mean sent"),
+        ]
+        for query, text in rows:
+            self.assert_errors(self.call("GET", f"/__parlel/{query}"), 400, text)
+
+    def test_a_curl_command_has_the_keys_of_a_further_workspace(self) -> None:
+        world = self.ok("POST", "/__parlel/workspaces", {"name": "w"})
+        pair = f"{world['site_id']}:{world['api_key']}".encode()
+        rows = [
+            ("PUT", "/api/v1/customers/1", TRACK, "Basic " + base64.b64encode(pair).decode()),
+            ("GET", "/v1/segments", APP, f"Bearer {world['app_key']}"),
+            ("POST", "/v1/identify", "Bearer x", f"Bearer {world['write_key']}"),
+        ]
+        for number, (method, path, given, shown) in enumerate(rows, 1):
+            self.ok(method, f"/@w{path}", {"userId": "1"}, authorization=given)
+            curl = self.call("GET", f"/@w/__parlel/requests/{number}/curl").body.decode()
+            self.assertIn(f"authorization: {shown}'", curl)
+            self.assertIn(f"/@w{path}", curl)
+
     def test_keys_of_a_curl_command_work_where_any_do(self) -> None:
         for key, shown in (("", "Basic c2l0ZTprZXk="), ("key", "Basic ***")):
             self.fake = Fake(Settings(api_key=key))
@@ -4020,6 +4044,16 @@ class Expectations(FakeTest):
         cio.expect("events", exactly=3, name=Name.SIGNUP)
         cio.assert_event(Name.SIGNUP, data={"tags": ("a",)})
         self.assertEqual(cio.wait_for_event(Name.SIGNUP, customer_id=5)["customer_id"], "5")
+        cio.expect("events", at_most=3, name="signup")
+        cio.expect("events", in_order=[{"customer_id": "1"}, {"customer_id": "5"}], name="signup")
+        cio.expect("pipeline_events", none=True)
+        with self.assertRaisesRegex(AssertionError, "expected none of events"):
+            cio.expect("events", none=True, name="signup")
+        self.identify("7")
+        cio.expect("people", id=7)
+        self.assertEqual((cio.person(cast(str, 7)) or {})["id"], "7")
+        with self.assertRaisesRegex(ValueError, "no fault 99"):
+            cio.mend(99)
         for wrong in ({"exactly": 1, "at_least": 2}, {"name": {1, 2}}):
             with self.assertRaises(customerio_fake.ApiError):
                 cio.expect("events", **wrong)
@@ -6579,6 +6613,13 @@ class Tls(WireTestCase):
         super().setUp()
         self.trust = ssl.create_default_context(cadata=customerio_fake.BUILT_IN_CA)
 
+    def test_a_client_without_trust_is_told_what_to_trust(self) -> None:
+        with self.assertLogs("customerio_fake", "WARNING") as logs:
+            with self.assertRaises(ssl.SSLCertVerificationError):
+                self.dial(ssl.create_default_context())
+            self.assertTrue(eventually(lambda: bool(logs.output)))
+        self.assertIn("/__parlel/ca.pem", logs.output[0])
+
     def test_https_answers_as_http_does(self) -> None:
         rows = [
             ("light", "GET", (HEALTH,)),
@@ -7065,6 +7106,8 @@ class CommandLine(WireTestCase):
             ("quiet and verbose", ("--quiet", "--verbose"), {}, "--verbose"),
             ("neither yes nor no", (), {"CUSTOMERIO_FAKE_QUIET": "x"}, "CUSTOMERIO_FAKE_QUIET"),
             ("no port at all", ("--port=-1",), {}, "between 0 and 65535"),
+            ("shortened flag", ("--verb",), {}, "--verb"),
+            ("no URL", ("--public-url", "fake:4668"), {}, "public_url"),
         ]
         for name, arguments, environment, named in rows:
             with self.subTest(name):
