@@ -5529,7 +5529,8 @@ WEBHOOK_EVENTS = (
 )  # fmt: skip
 
 
-#: How long an endpoint may take to answer, in seconds, and how long an event is tried (reference).
+#: How long an endpoint may take to answer, in seconds, and how long from the first attempt an
+#: event is tried (reference).
 WEBHOOK_TIMEOUT = 4.0
 WEBHOOK_LIFE = 7 * 86400.0
 #: The first retry waits an hour after these, and after a connection that fails (reference).
@@ -5700,11 +5701,12 @@ class Outbox:
             attempt = self._post(endpoint, report)
         status = attempt.get("status", 0)
         now = self.workspace.clock.now()
-        tries = sum(row.get("endpoint_id") == endpoint_id for row in report.attempts)
+        before = [row["at"] for row in report.attempts if row.get("endpoint_id") == endpoint_id]
         slow = status in _SLOW_STATUSES or not status
-        delay = min((_SLOW_RETRY if slow else _QUICK_RETRY) * 2**tries, _SLOWEST_RETRY)
+        delay = min((_SLOW_RETRY if slow else _QUICK_RETRY) * 2 ** len(before), _SLOWEST_RETRY)
         over = endpoint is None or 200 <= status < 300
-        over = over or now + delay > report.timestamp + WEBHOOK_LIFE
+        # Not from `report.timestamp`: what is reported may be long past (inferred).
+        over = over or now + delay > min([now, *before]) + WEBHOOK_LIFE
         if not 200 <= status < 300:
             log.warning(
                 "webhook %s failed: %s", report.event_id, attempt.get("error") or f"status {status}"

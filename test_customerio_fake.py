@@ -2868,6 +2868,21 @@ class Webhooks(FakeTest):
         report = self.records("webhooks", "?metric=sent")[0]
         self.assertEqual([a.get("status") for a in report["attempts"]], [500, 503, 200])
 
+    def test_the_seven_days_of_retries_run_from_the_first_attempt(self) -> None:
+        delivery_id = self.send()
+        self.register("email_opened")
+        self.endpoint.statuses = [500] * 99
+        now = int(self.ok("GET", "/__parlel/clock")["now"])
+        self.ok("PUT", "/__parlel/clock", {"now": now, "freeze": True})
+        report = {"delivery_id": delivery_id, "metric": "opened", "timestamp": now - 8 * 86400}
+        self.ok("POST", "/api/v1/metrics", report)
+        self.assertEqual(self.flush(), 1)
+        self.ok("PUT", "/__parlel/clock", {"advance": 8 * 86400})
+        attempts = self.records("webhooks", "?metric=opened")[0]["attempts"]
+        hours = [(attempt["at"] - now) / 3600 for attempt in attempts]
+        self.assertEqual(hours, [0, 1, 3, 7, 15, 31, 55, 79, 103, 127, 151])
+        self.assertEqual((attempts[-1]["retry_at"], self.flush()), (None, 0))
+
     def test_one_long_step_of_the_clock_sees_every_retry(self) -> None:
         for steps in (1, 24):
             self.fake = Fake(Settings())
