@@ -5533,7 +5533,7 @@ WEBHOOK_EVENTS = (
 #: event is tried (reference).
 WEBHOOK_TIMEOUT = 4.0
 WEBHOOK_LIFE = 7 * 86400.0
-#: The first retry waits an hour after these, and after a connection that fails (reference).
+#: The first retry waits an hour after these, and after what `is_slow_error` knows (reference).
 _SLOW_STATUSES = {400, 401, 402, 403, 404, 405, 410, 429, 500, 502, 521}
 _SLOW_RETRY, _QUICK_RETRY, _SLOWEST_RETRY = 3600.0, 10.0, 86400.0
 
@@ -5697,12 +5697,12 @@ class Outbox:
         """Send the head of a queue; on failure the queue rests until the retry (reference)."""
         endpoint = self.workspace.shelves["reporting_webhooks"].rows.get(endpoint_id)
         attempt: Json = {"error": "endpoint deleted"}
+        slow = False
         if endpoint is not None:
-            attempt = self._post(endpoint, report)
+            attempt, slow = self._post(endpoint, report)
         status = attempt.get("status", 0)
         now = self.workspace.clock.now()
         before = [row["at"] for row in report.attempts if row.get("endpoint_id") == endpoint_id]
-        slow = status in _SLOW_STATUSES or not status
         delay = min((_SLOW_RETRY if slow else _QUICK_RETRY) * 2 ** len(before), _SLOWEST_RETRY)
         over = endpoint is None or 200 <= status < 300
         # Not from `report.timestamp`: what is reported may be long past (inferred).
@@ -5733,8 +5733,8 @@ class Outbox:
         text = f"v0:{timestamp}:".encode() + body
         return hmac.new(self.signing_key.encode(), text, "sha256").hexdigest()
 
-    def _post(self, endpoint: Json, report: Report) -> Json:
-        """Make one attempt; gives request and response, or the error."""
+    def _post(self, endpoint: Json, report: Report) -> Tuple[Json, bool]:
+        """Make one attempt; gives request and response or error, and if a retry waits an hour."""
         data = {**report.data, **(report.content if endpoint["with_content"] else {})}
         body = compact({**report.head(), "data": data})
         timestamp = str(self.workspace.seconds())
@@ -5746,9 +5746,11 @@ class Outbox:
         }
         request = {"url": endpoint["endpoint"], "headers": headers, "body": body.decode()}
         try:
-            return {"request": request, **self._exchange(endpoint["endpoint"], headers, body)}
+            answer = self._exchange(endpoint["endpoint"], headers, body)
+            return {"request": request, **answer}, answer["status"] in _SLOW_STATUSES
         except (OSError, ValueError) as error:
-            return {"request": request, "error": str(error) or type(error).__name__}
+            text = str(error) or type(error).__name__
+            return {"request": request, "error": text}, is_slow_error(error)
 
     def _exchange(self, url: str, headers: Dict[str, str], body: bytes) -> Json:
         """POST and read the answer; follows no redirect. Raises OSError or ValueError."""
@@ -5771,6 +5773,8 @@ class Outbox:
             text = answer.read(65536).decode("utf-8", "replace")
             return {"status": answer.status, "response": text}
         except HTTPException as error:
+            if isinstance(error, OSError):  # hung up without a word
+                raise
             raise ValueError(repr(error)) from None
         finally:
             self._socket = None
@@ -5807,6 +5811,14 @@ class Outbox:
 def try_again(workspace: Workspace, endpoint_id: int) -> None:
     """Go on with an endpoint that has rested."""
     workspace.on_rested(endpoint_id)
+
+
+def is_slow_error(error: Exception) -> bool:
+    """Whether a retry waits an hour after it: EOF, refused, reset, DNS, certificate (reference)."""
+    import ssl
+
+    slow = (ConnectionError, socket.gaierror, ssl.SSLEOFError, ssl.SSLCertVerificationError)
+    return isinstance(error, slow)
 
 
 def hang_up(sock: socket.socket) -> None:

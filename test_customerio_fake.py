@@ -2727,7 +2727,7 @@ class BroadcastSends(SeededTest):
 
 
 class Endpoint(http.server.BaseHTTPRequestHandler):
-    """A webhook endpoint that answers with the statuses it is given, then with 200."""
+    """A webhook endpoint that answers with the statuses it is given, then with 200; 0 hangs up."""
 
     server: Listening
 
@@ -2735,6 +2735,8 @@ class Endpoint(http.server.BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.received.append((self.path, dict(self.headers), body))
         status = self.server.statuses.pop(0) if self.server.statuses else 200
+        if not status:
+            return
         self.send_response(status)
         self.send_header("Location", self.path)
         self.send_header("Content-Length", "2")
@@ -2867,6 +2869,40 @@ class Webhooks(FakeTest):
         self.assertEqual(self.metrics(), ["sent", "sent", "sent", "delivered"])
         report = self.records("webhooks", "?metric=sent")[0]
         self.assertEqual([a.get("status") for a in report["attempts"]], [500, 503, 200])
+
+    def rests(self) -> list[float]:
+        """How long each attempt to tell of a `sent` makes the next one wait."""
+        attempts = self.records("webhooks", "?metric=sent")[-1]["attempts"]
+        return [attempt["retry_at"] - attempt["at"] for attempt in attempts]
+
+    def test_an_hour_of_rest_is_for_what_is_listed(self) -> None:
+        self.register("email_sent")
+        rows: list[tuple[Exception, float]] = [
+            (TimeoutError(), 10),
+            (socket.timeout("timed out"), 10),
+            (OSError(errno.EHOSTUNREACH, "no route to host"), 10),
+            (ValueError("BadStatusLine"), 10),
+            (ConnectionRefusedError(), 3600),
+            (ConnectionResetError(), 3600),
+            (socket.gaierror(), 3600),
+            (ssl.SSLEOFError(), 3600),
+            (ssl.SSLCertVerificationError(), 3600),
+        ]
+        for error, rest in rows:
+            with self.subTest(error=error):
+                self.fake.workspace.unreported.clear()
+                self.fake.workspace.resting.clear()
+                with mock.patch.object(customerio_fake.Outbox, "_exchange", side_effect=error):
+                    self.send()
+                    self.flush()
+                self.assertEqual(self.rests(), [rest])
+
+    def test_who_hangs_up_without_an_answer_rests_for_an_hour(self) -> None:
+        self.endpoint.statuses = [0]
+        self.register("email_sent")
+        self.send()
+        self.flush()
+        self.assertEqual((len(self.endpoint.received), self.rests()), (1, [3600]))
 
     def test_the_seven_days_of_retries_run_from_the_first_attempt(self) -> None:
         delivery_id = self.send()
