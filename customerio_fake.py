@@ -109,6 +109,7 @@ from urllib.parse import parse_qsl, quote, quote_plus, unquote, unquote_plus, ur
 
 if TYPE_CHECKING:
     import ssl
+    from http.client import HTTPConnection, HTTPResponse
 
 __all__ = ["ApiError", "CustomerioServer", "CustomerioTests", "Settings", "main"]
 __version__ = "1.0.0"
@@ -5606,6 +5607,67 @@ def _reported_devices(person: Optional[Person], metric: str, reason: str) -> Lis
     return [{"device_id": d.token, "device_platform": d.platform, **more} for d in devices]
 
 
+class Deadline:
+    """Hangs up on a peer after so many seconds, as a socket's own time-out is for each step."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.passed = seconds, False
+        self._socket: Optional[socket.socket] = None
+        self._timer = threading.Timer(seconds, self._pass)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def watch(self, sock: socket.socket) -> None:
+        """From now on this socket is what to hang up. Raises TimeoutError if it is too late."""
+        self._socket = sock
+        self.check()
+
+    def check(self) -> None:
+        """Raises TimeoutError if time is up."""
+        if self.passed:
+            raise TimeoutError(f"no answer within {self.seconds:g} seconds")
+
+    def cancel(self) -> None:
+        """Let the socket live."""
+        self._timer.cancel()
+
+    def _pass(self) -> None:
+        self.passed = True
+        if self._socket is not None:
+            hang_up(self._socket)
+
+
+def dial(connection: HTTPConnection, deadline: Deadline) -> socket.socket:
+    """Connect, with TLS if it is for https. Raises OSError or ValueError."""
+    from http.client import HTTPSConnection
+
+    refuse_link_local(connection.host)
+    address = (connection.host, connection.port)
+    connection.sock = sock = socket.create_connection(address, deadline.seconds)
+    deadline.watch(sock)
+    if isinstance(connection, HTTPSConnection):
+        import ssl
+
+        context = ssl.create_default_context()
+        # The socket that TLS goes over is a new one, and has to be watched while hands are shaken.
+        connection.sock = sock = context.wrap_socket(
+            sock, server_hostname=connection.host, do_handshake_on_connect=False
+        )
+        deadline.watch(sock)
+        sock.do_handshake()
+    return sock
+
+
+def what_comes_of(answer: HTTPResponse) -> str:
+    """The beginning of an answer's body, as far as it comes."""
+    from http.client import HTTPException
+
+    try:
+        return answer.read(65536).decode("utf-8", "replace")
+    except (OSError, HTTPException):
+        return ""
+
+
 class Outbox:
     """Reports to endpoints: one queue for each, in order, from one background thread.
 
@@ -5753,31 +5815,34 @@ class Outbox:
             return {"request": request, "error": text}, is_slow_error(error)
 
     def _exchange(self, url: str, headers: Dict[str, str], body: bytes) -> Json:
-        """POST and read the answer; follows no redirect. Raises OSError or ValueError."""
+        """POST and read the answer; follows no redirect. Raises OSError or ValueError.
+
+        TimeoutError if the head of the answer is not there in time, however slowly it comes.
+        """
         from http.client import HTTPConnection, HTTPException, HTTPSConnection
 
         parts = urlsplit(url)
-        host = parts.hostname or ""
-        refuse_link_local(host)
         kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
-        connection = kind(host, parts.port, timeout=WEBHOOK_TIMEOUT)
+        connection = kind(parts.hostname or "", parts.port or kind.default_port)
         if parts.username:
             pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
             headers["Authorization"] = f"Basic {base64.b64encode(pair).decode()}"
         path = f"{parts.path or '/'}{'?' + parts.query if parts.query else ''}"
+        deadline = Deadline(WEBHOOK_TIMEOUT)
         try:
-            connection.connect()
-            self._socket = connection.sock
+            self._socket = dial(connection, deadline)
             connection.request("POST", path, body, headers)
             answer = connection.getresponse()
-            text = answer.read(65536).decode("utf-8", "replace")
-            return {"status": answer.status, "response": text}
-        except HTTPException as error:
-            if isinstance(error, OSError):  # hung up without a word
+            deadline.check()
+            return {"status": answer.status, "response": what_comes_of(answer)}
+        except (OSError, HTTPException) as error:
+            deadline.check()
+            if isinstance(error, OSError):  # also who hung up without a word
                 raise
             raise ValueError(repr(error)) from None
         finally:
             self._socket = None
+            deadline.cancel()
             connection.close()
 
     # ---- waiting and ending

@@ -24,9 +24,11 @@ import json
 import logging
 import os
 import re
+import select
 import shlex
 import signal
 import socket
+import socketserver
 import ssl
 import struct
 import subprocess
@@ -2752,6 +2754,23 @@ class Listening(http.server.HTTPServer):
     statuses: list[int]
 
 
+class Dripping(socketserver.BaseRequestHandler):
+    """Sends the drops of its server, the second one again and again, until it is hung up on."""
+
+    server: DrippingServer
+
+    def handle(self) -> None:
+        start, rest = self.server.drops
+        with contextlib.suppress(OSError):
+            self.request.sendall(start)
+            while not select.select([self.request], [], [], 0.01)[0] or self.request.recv(65536):
+                self.request.sendall(rest)
+
+
+class DrippingServer(socketserver.ThreadingTCPServer):
+    drops: tuple[bytes, bytes]
+
+
 class Mishaps(FakeTest):
     """What fails while nobody asks for it is told, and does no harm to the rest."""
 
@@ -2896,6 +2915,58 @@ class Webhooks(FakeTest):
                     self.send()
                     self.flush()
                 self.assertEqual(self.rests(), [rest])
+
+    def drip(self, seconds: float, scheme: str, start: bytes, rest: bytes) -> Any:
+        """The attempt to report, in `seconds`, to a server with these drops."""
+        with DrippingServer(("127.0.0.1", 0), Dripping) as server:
+            server.drops = start, rest
+            thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+            thread.start()
+            endpoint = f"{scheme}://127.0.0.1:{server.server_address[1]}"
+            body = {"name": "w", "endpoint": endpoint, "events": ["email_sent"]}
+            self.ok("POST", "/v1/reporting_webhooks", body)
+            with mock.patch.object(customerio_fake, "WEBHOOK_TIMEOUT", seconds):
+                self.send()
+                self.fake.outbox.flush(PATIENCE)
+            server.shutdown()
+            thread.join()
+        return self.records("webhooks", "?metric=sent")[0]["attempts"][-1]
+
+    def test_who_answers_bit_by_bit_is_given_up_in_time(self) -> None:
+        rows = [
+            ("http", b"HTTP/1.1 200", b" "),
+            ("http", b"HTTP/1.1 200 OK\r\n", b"A: b\r\n"),
+            ("https", b"\x16\x03\x03\x3f\xff", b"\2"),
+        ]
+        for scheme, start, rest in rows:
+            with self.subTest(start=start):
+                self.fake = Fake(Settings())
+                attempt = self.drip(0.3, scheme, start, rest)
+                self.assertEqual(attempt["error"], "no answer within 0.3 seconds")
+                self.assertEqual(attempt["retry_at"] - attempt["at"], 10)
+
+    def test_a_body_may_take_its_time(self) -> None:
+        for status, response in ((204, ""), (201, "xx")):
+            with self.subTest(status):
+                self.fake = Fake(Settings())
+                attempt = self.drip(1, "http", b"HTTP/1.1 %d OK\r\n\r\n" % status, b"x")
+                self.assertEqual(attempt["status"], status)
+                self.assertEqual(attempt["response"][:2], response)
+                self.assertIsNone(attempt["retry_at"])
+
+    def test_https_and_a_certificate_that_nobody_vouches_for(self) -> None:
+        trust = ssl.create_default_context(cadata=customerio_fake.BUILT_IN_CA)
+        with CustomerioServer(port=0) as server:
+            endpoint = f"https://localhost:{server.port}/health"
+            body = {"name": "w", "endpoint": endpoint, "events": ["email_sent"]}
+            self.ok("POST", "/v1/reporting_webhooks", body)
+            self.send()
+            self.flush()
+            with mock.patch.object(ssl, "create_default_context", lambda: trust):
+                self.ok("PUT", "/__parlel/clock", {"advance": 3600})
+        strange, known = self.records("webhooks", "?metric=sent")[0]["attempts"]
+        self.assertIn("CERTIFICATE_VERIFY_FAILED", strange["error"])
+        self.assertEqual((strange["retry_at"] - strange["at"], known["status"]), (3600, 405))
 
     def test_who_hangs_up_without_an_answer_rests_for_an_hour(self) -> None:
         self.endpoint.statuses = [0]
