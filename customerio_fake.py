@@ -5572,10 +5572,17 @@ REPORT_KEYS: Dict[str, Dict[str, str]] = {
 }
 
 
-def report_data(delivery: Delivery, metric: str, fact: Json) -> Json:
+def reported_person(workspace: Workspace, person: Optional[Person]) -> Json:
+    """Whom a report is about; an ID-only workspace knows people by id alone (reference)."""
+    named = person.identifiers() if person else {"id": None, "email": None, "cio_id": None}
+    if "email" not in workspace.people.kinds:
+        named = {"id": named["id"]}
+    return {"customer_id": person.id if person else "", "identifiers": named}
+
+
+def report_data(workspace: Workspace, delivery: Delivery, metric: str, fact: Json) -> Json:
     """The `data` of a report about a delivery (reference)."""
     person = delivery.person
-    nobody = {"id": None, "email": None, "cio_id": None}
     links = delivery.rendered.get("links") or [{"id": 1, "href": ""}]
     reason = fact.get("reason") or ""
     known = {
@@ -5593,8 +5600,7 @@ def report_data(delivery: Delivery, metric: str, fact: Json) -> Json:
     }
     names = REPORT_KEYS.get(delivery.channel, _TEXT_REPORT)
     return {
-        "customer_id": person.id if person else "",
-        "identifiers": person.identifiers() if person else nobody,
+        **reported_person(workspace, person),
         "delivery_id": delivery.delivery_id,
         **delivery.parents,
         **{name: known[name] for name in names.get(metric, names[""]).split()},
@@ -5690,7 +5696,7 @@ class Outbox:
         kind = OBJECT_TYPES.get(delivery.channel)
         if kind is None or metric == "created":
             return
-        data = report_data(delivery, metric, fact)
+        data = report_data(self.workspace, delivery, metric, fact)
         content = {"content": delivery.rendered.get("body", "")}
         if kind == "email":
             content["headers"] = delivery.rendered.get("headers", {})
@@ -5698,8 +5704,7 @@ class Outbox:
 
     def heard_of(self, person: Person, metric: str, content: str = "") -> None:
         """Take note that a person subscribed, unsubscribed or changed preferences."""
-        data: Json = {"customer_id": person.id, "identifiers": person.identifiers()}
-        data["email_address"] = person.email or None
+        data = {**reported_person(self.workspace, person), "email_address": person.email or None}
         if content:
             data["content"] = content
         self._report("customer", metric, self.workspace.seconds(), data, True, {})

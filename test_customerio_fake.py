@@ -980,6 +980,14 @@ class IdOnly(FakeTest):
         item = {"type": "person", "action": "identify", "identifiers": {"email": "a@b.cd"}}
         self.assert_errors(self.call("POST", "/api/v2/entity", item), 400, "identifiers")
 
+    def test_reports_name_people_by_id_alone(self) -> None:
+        self.identify("1", email="a@example.com", unsubscribed=True)
+        message = {"to": "a@example.com", "transactional_message_id": 1, "identifiers": {"id": "1"}}
+        self.ok("POST", "/v1/send/email", message)
+        metrics = {row["metric"]: row["data"]["identifiers"] for row in self.records("webhooks")}
+        self.assertEqual(metrics["unsubscribed"], {"id": "1"})
+        self.assertEqual(metrics["sent"], {"id": "1"})
+
 
 class EmailOnly(FakeTest):
     settings = {"identifiers": "email"}
