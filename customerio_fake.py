@@ -5580,6 +5580,12 @@ def reported_person(workspace: Workspace, person: Optional[Person]) -> Json:
     return {"customer_id": person.id if person else "", "identifiers": named}
 
 
+def reported_parents(delivery: Delivery) -> Json:
+    """What a delivery is part of; a transactional one names no content (reference)."""
+    transactional = TRANSACTIONAL.key in delivery.parents
+    return without(delivery.parents, ("content_id",)) if transactional else delivery.parents
+
+
 def report_data(workspace: Workspace, delivery: Delivery, metric: str, fact: Json) -> Json:
     """The `data` of a report about a delivery (reference)."""
     person = delivery.person
@@ -5602,7 +5608,7 @@ def report_data(workspace: Workspace, delivery: Delivery, metric: str, fact: Jso
     return {
         **reported_person(workspace, person),
         "delivery_id": delivery.delivery_id,
-        **delivery.parents,
+        **reported_parents(delivery),
         **{name: known[name] for name in names.get(metric, names[""]).split()},
     }
 

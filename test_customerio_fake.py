@@ -2572,6 +2572,14 @@ class Messages(SeededTest):
         self.ok("POST", "/v1/send/email", message)
         self.assertEqual(self.records("deliveries")[-1]["rendered"]["subject"], "Pedido")
 
+    def test_reports_name_the_content_of_newsletters_only(self) -> None:
+        sent = self.send(transactional_message_id="receipt")
+        self.assertEqual(sent["parents"], {"transactional_message_id": 3, "content_id": 31})
+        self.ok("POST", "/v1/newsletters/30/send", {})
+        own, news = (row["data"] for row in self.records("webhooks", "?metric=sent"))
+        self.assertEqual((own["transactional_message_id"], "content_id" in own), (3, False))
+        self.assertEqual((news["newsletter_id"], news["content_id"]), (30, 301))
+
     def test_a_missing_attribute_fails_the_message_and_only_the_message(self) -> None:
         with self.assertLogs("customerio_fake", "WARNING") as logs:
             delivery = self.send(body="Hi\n {{customer.first_name}}")
