@@ -4524,7 +4524,8 @@ class Workspace:
     def record_push(self, who: Identifier, event: Event) -> str:
         """Record what a device reported of a push, and book it on the delivery."""
         self._record(event)
-        return self.record_metric(who, event.name, event.timestamp)
+        more = {"device_id": event.data.get("device_id")}
+        return self.record_metric(who, event.name, event.timestamp, more=more)
 
     def record_metric(
         self,
@@ -5224,21 +5225,26 @@ def checked_attributes(value: Json, name: str) -> Attributes:
     return value
 
 
+def push_token(value: Json, name: str) -> str:
+    """A device's token as text. Raises ApiError 400."""
+    if value in (None, ""):
+        raise required(name, "the push token")
+    if isinstance(value, (dict, list, bool)):
+        raise invalid(f"{name} must be a string, not {kind_of(value)}", name)
+    return as_text(value)
+
+
 def device_of(device: Json, token_key: str) -> Tuple[str, str, Optional[int], Attributes]:
     """Token, platform, last_used and attributes of a `device` object. Raises ApiError 400."""
     if not isinstance(device, dict):
         raise required("device", f"an object with {token_key} and platform")
-    token = device.get(token_key) or device.get("id")
-    if token in (None, ""):
-        raise required(f"device.{token_key}", "the push token")
-    if isinstance(token, (dict, list, bool)):
-        raise invalid(f"device.{token_key} must be a string, not {kind_of(token)}", "device")
+    token = push_token(device.get(token_key) or device.get("id"), f"device.{token_key}")
     if device.get("platform") not in ("ios", "android"):
         raise invalid("device.platform must be 'ios' or 'android'", "device.platform")
     attributes = checked_attributes(device.get("attributes"), "device.attributes")
     text = {k: as_text(v) for k, v in attributes.items() if v is not None}
     last_used = whole_number(device.get("last_used"), "device.last_used")
-    return as_text(token), device["platform"], last_used, text
+    return token, device["platform"], last_used, text
 
 
 def add_device_of(workspace: Workspace, who: Identifier, device: Json, token_key: str) -> str:
@@ -5590,12 +5596,11 @@ def report_data(workspace: Workspace, delivery: Delivery, metric: str, fact: Jso
     """The `data` of a report about a delivery (reference)."""
     person = delivery.person
     links = delivery.rendered.get("links") or [{"id": 1, "href": ""}]
-    reason = fact.get("reason") or ""
     known = {
         "recipient": delivery.recipient,
         "subject": delivery.rendered.get("subject") or "",
-        "failure_message": reason,
-        "recipients": _reported_devices(person, metric, reason),
+        "failure_message": fact.get("reason") or "",
+        "recipients": _reported_devices(person, metric, fact),
         **dict.fromkeys(("proxied", "prefetched", "synthetic", "machine"), False),
         "href": links[0]["href"],
         "link_id": links[0]["id"],
@@ -5613,10 +5618,15 @@ def report_data(workspace: Workspace, delivery: Delivery, metric: str, fact: Jso
     }
 
 
-def _reported_devices(person: Optional[Person], metric: str, reason: str) -> List[Json]:
-    more = {"failure_message": reason} if metric in ("bounced", "dropped") else {}
-    devices = person.has.devices.values() if person else ()
-    return [{"device_id": d.token, "device_platform": d.platform, **more} for d in devices]
+def _reported_devices(person: Optional[Person], metric: str, fact: Json) -> List[Json]:
+    """The devices of a push: the one that a client tells of, or all that the person has."""
+    devices = person.has.devices if person else {}
+    rows = {token: {"device_platform": device.platform} for token, device in devices.items()}
+    told_of = as_text(fact.get("device_id") or fact.get("recipient") or "")
+    if told_of:
+        rows = {told_of: rows.get(told_of, {})}
+    more = {"failure_message": fact.get("reason") or ""} if metric in ("bounced", "dropped") else {}
+    return [{"device_id": token, **row, **more} for token, row in rows.items()]
 
 
 class Deadline:
@@ -8042,9 +8052,12 @@ def _delivery_event(call: Call, item: Json) -> Action:
     delivery_id = one_identifier(item.get("identifiers"), ("id",), "identifiers")[1]
     if item.get("name") not in PUSH_METRICS:
         raise invalid(f"name must be one of: {', '.join(PUSH_METRICS)}", "name")
+    attributes = item.get("attributes")
+    token = attributes.get("device_token") if isinstance(attributes, dict) else None
+    more = {"device_id": push_token(token, "attributes.device_token")}
     workspace, who = call.workspace, ("delivery_id", delivery_id)
     when = whole_number(item.get("timestamp"), "timestamp")
-    return lambda: workspace.ingest(workspace.record_metric, who, item["name"], when)
+    return lambda: workspace.ingest(workspace.record_metric, who, item["name"], when, "", more)
 
 
 #: What v2 can do: a type and an action of it, and how the item is read.

@@ -1241,6 +1241,15 @@ class TrackEntities(FakeTest):
                 "name",
             ),
         ]
+        tokens: list[tuple[Any, str]] = [
+            (None, "required"),
+            ("t", "required"),
+            ({}, "required"),
+            ({"device_token": ["t"]}, "invalid"),
+        ]
+        for attributes, reason in tokens:
+            item = {**rows[-1][0], "name": "opened", "attributes": attributes}
+            rows.append((item, reason, "attributes.device_token"))
         for item, reason, name in rows:
             with self.subTest(item=item):
                 reply = self.call("POST", "/api/v2/entity", item)
@@ -2909,6 +2918,44 @@ class Webhooks(FakeTest):
         """How long each attempt to tell of a `sent` makes the next one wait."""
         attempts = self.records("webhooks", "?metric=sent")[-1]["attempts"]
         return [attempt["retry_at"] - attempt["at"] for attempt in attempts]
+
+    def test_what_a_device_did_is_reported_of_that_device(self) -> None:
+        for token, platform in (("t1", "ios"), ("t2", "android")):
+            device = {"device": {"id": token, "platform": platform}}
+            self.ok("PUT", "/api/v1/customers/1/devices", device)
+        message = {"transactional_message_id": 1, "identifiers": {"id": "1"}}
+        id = self.ok("POST", "/v1/send/push", message)["delivery_id"]
+        entity = {"type": "delivery", "action": "event", "identifiers": {"id": id}}
+        old = {"delivery_id": id, "event": "opened"}
+        cdp = {"deliveryId": id, "metric": "opened", "recipient": "t2"}
+        t1 = {"device_id": "t1", "device_platform": "ios"}
+        t2 = {"device_id": "t2", "device_platform": "android"}
+        rows: list[tuple[str, dict[str, Any], list[dict[str, str]]]] = [
+            (
+                "/api/v2/entity",
+                {**entity, "name": "opened", "attributes": {"device_token": "t1"}},
+                [t1],
+            ),
+            ("/api/v1/push/events", {**old, "device_id": "t2"}, [t2]),
+            ("/api/v1/push/events", {**old, "device_id": "t3"}, [{"device_id": "t3"}]),
+            ("/api/v1/push/events", old, [t1, t2]),
+            ("/api/v1/metrics", {"delivery_id": id, "metric": "opened", "recipient": "t1"}, [t1]),
+            (
+                "/v1/track",
+                {"userId": "1", "event": "Report Delivery Event", "properties": cdp},
+                [t2],
+            ),
+            (
+                f"/__parlel/deliveries/{id}/bounced",
+                {"recipient": "t1", "reason": "gone"},
+                [{**t1, "failure_message": "gone"}],
+            ),
+        ]
+        for path, body, recipients in rows:
+            with self.subTest(path, body=body):
+                self.ok("POST", path, body)
+                report = self.records("webhooks")[-1]
+                self.assertEqual(report["data"]["recipients"], recipients)
 
     def test_an_hour_of_rest_is_for_what_is_listed(self) -> None:
         self.register("email_sent")
