@@ -5629,6 +5629,28 @@ def _reported_devices(person: Optional[Person], metric: str, fact: Json) -> List
     return [{"device_id": token, **row, **more} for token, row in rows.items()]
 
 
+def body_content(delivery: Delivery) -> Json:
+    """What joins the report of a sent message where "body content" is wanted (reference)."""
+    rendered = delivery.rendered
+    content = push_payload(delivery) if delivery.channel == "push" else rendered.get("body", "")
+    headers = rendered.get("headers")
+    return {"content": content, **({"headers": headers} if headers else {})}
+
+
+def push_payload(delivery: Delivery) -> str:
+    """The payload of a push as text; nobody documents what it looks like (inferred)."""
+    given, rendered = delivery.message, delivery.rendered
+    parts = {
+        "title": rendered.get("subject"),
+        "body": rendered.get("body"),
+        "link": given.get("link"),
+        "image": given.get("image_url"),
+        "custom_data": given.get("custom_data"),
+    }
+    own = given.get("custom_payload")
+    return as_text(own or {name: value for name, value in parts.items() if value})
+
+
 class Deadline:
     """Hangs up on a peer after so many seconds, as a socket's own time-out is for each step."""
 
@@ -5713,17 +5735,14 @@ class Outbox:
         if kind is None or metric == "created":
             return
         data = report_data(self.workspace, delivery, metric, fact)
-        content = {"content": delivery.rendered.get("body", "")}
-        if kind == "email":
-            content["headers"] = delivery.rendered.get("headers", {})
-        self._report(kind, metric, when, data, first, content if metric == "sent" else {})
+        content = body_content(delivery) if metric == "sent" else {}
+        self._report(kind, metric, when, data, first, content)
 
     def heard_of(self, person: Person, metric: str, content: str = "") -> None:
         """Take note that a person subscribed, unsubscribed or changed preferences."""
         data = {**reported_person(self.workspace, person), "email_address": person.email or None}
-        if content:
-            data["content"] = content
-        self._report("customer", metric, self.workspace.seconds(), data, True, {})
+        more = {"content": content} if content else {}
+        self._report("customer", metric, self.workspace.seconds(), data, True, more)
 
     def _report(
         self, kind: str, metric: str, when: int, data: Json, first: bool, content: Json

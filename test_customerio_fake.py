@@ -3133,12 +3133,41 @@ class Webhooks(FakeTest):
         rows = [(row["metric"], row["attempts"]) for row in self.records("webhooks")]
         self.assertEqual(rows, [("sent", []), ("delivered", [])])
 
-    def test_preferences_are_reported(self) -> None:
-        self.register("cio_subscription_preferences_changed")
-        self.identify("1", cio_subscription_preferences={"topics": {"topic_1": True}})
+    def data(self) -> list[Any]:
+        """What was received, report by report."""
         self.flush()
-        content = json.loads(self.endpoint.received[0][2])["data"]["content"]
-        self.assertEqual(json.loads(content), {"topics": {"topic_1": True}})
+        return [json.loads(body)["data"] for _, _, body in self.endpoint.received]
+
+    def test_preferences_are_reported_whole_where_content_is_wanted(self) -> None:
+        for with_content in (True, False):
+            self.register("cio_subscription_preferences_changed", with_content=with_content)
+        self.identify("1", cio_subscription_preferences={"topics": {"topic_1": True}})
+        full, brief = self.data()
+        self.assertEqual(json.loads(full.pop("content")), {"topics": {"topic_1": True}})
+        self.assertEqual((full, brief["customer_id"]), (brief, "1"))
+
+    def test_headers_are_reported_of_emails_that_have_some(self) -> None:
+        self.register("email_sent", with_content=True)
+        own = {"subject": "Hi", "body": "x", "from": "a@b.cd", "to": "a@example.com"}
+        for more in ({}, {"headers": '[{"name": "X-A", "value": "1"}]'}):
+            self.ok("POST", "/v1/send/email", {**own, **more, "identifiers": {"id": "1"}})
+        plain, rich = self.data()
+        self.assertNotIn("headers", plain)
+        self.assertEqual(rich["headers"], {"X-A": ["1"]})
+
+    def test_the_content_of_a_push_is_its_payload(self) -> None:
+        self.register("push_sent", with_content=True)
+        device = {"device": {"id": "t", "platform": "ios"}}
+        self.ok("PUT", "/api/v1/customers/1/devices", device)
+        texts = {"title": "Hi {{customer.id}}", "message": "m", "image_url": "https://x.example/i"}
+        more = {"link": "app://x", "custom_data": {"a": "b"}}
+        payload = {"ios": {"aps": {"alert": "raw"}}}
+        for own in ({**texts, **more}, {"title": "t"}, {**texts, "custom_payload": payload}):
+            message = {"transactional_message_id": 1, "identifiers": {"id": "1"}, **own}
+            self.ok("POST", "/v1/send/push", message)
+        image = {"image": "https://x.example/i"}
+        expected = [{"title": "Hi 1", "body": "m", **more, **image}, {"title": "t"}, payload]
+        self.assertEqual([json.loads(data["content"]) for data in self.data()], expected)
 
     def test_a_reset_stops_what_was_under_way(self) -> None:
         self.endpoint.statuses = [500]
