@@ -4255,11 +4255,17 @@ class Workspace:
         return kinds == {(True, False), (False, True)}
 
     def _update(
-        self, person: Person, attributes: Attributes, now: int, when: Optional[int] = None
+        self,
+        person: Person,
+        attributes: Attributes,
+        now: int,
+        when: Optional[int] = None,
+        cause: Optional[Delivery] = None,
     ) -> str:
         """Update attributes; gives what was skipped and why, or "".
 
         A value newer than `when` (Unix seconds) stays: `_timestamp` orders updates (reference).
+        `cause` is the message that the person answered so, if it was one.
         """
         update, plain = dict(attributes), ordinary(attributes)
         for name in self._not_attributes.intersection(attributes):
@@ -4283,26 +4289,31 @@ class Workspace:
             stamps = self.people.shared(stamps)
         person.attributes, person.timestamps, person.updated_at = new, stamps, now
         if self._email_follows or not plain:
-            self._follow_up(person, update, old)
+            self._follow_up(person, update, old, cause)
         return _left_out(skipped, surplus) if skipped or surplus else ""
 
-    def _follow_up(self, person: Person, update: Attributes, old: Attributes) -> None:
+    def _follow_up(
+        self, person: Person, update: Attributes, old: Attributes, cause: Optional[Delivery]
+    ) -> None:
         """Do what the change of an attribute brings about."""
         new = person.attributes
         if self._email_follows and "email" in update:
             self.people.set_email(person, as_text(new.get("email") or ""))
         if "unsubscribed" in update or _PREFERENCES in update:
-            self._tell_subscription(person, old, new)
+            self._tell_subscription(person, old, cause)
         if update.get("anonymous_id"):
             self._claim(person, as_text(update["anonymous_id"]))
 
-    def _tell_subscription(self, person: Person, old: Attributes, new: Attributes) -> None:
+    def _tell_subscription(
+        self, person: Person, old: Attributes, cause: Optional[Delivery]
+    ) -> None:
+        new = person.attributes
         was, now = is_unsubscribed(old), is_unsubscribed(new)
         if was != now:
-            self.on_subscription(person, "unsubscribed" if now else "subscribed")
+            self.on_subscription(person, "unsubscribed" if now else "subscribed", cause)
         if new.get(_PREFERENCES) != old.get(_PREFERENCES):
             text = as_text(new.get(_PREFERENCES) or {})
-            self.on_subscription(person, "cio_subscription_preferences_changed", text)
+            self.on_subscription(person, "cio_subscription_preferences_changed", cause, text)
 
     def delete(self, who: Identifier) -> str:
         """Remove a person with everything; what happened stays, but shows no person."""
@@ -4352,16 +4363,16 @@ class Workspace:
         self.report(delivery, "unsubscribed", now)
         if delivery.person is None:
             return NO_PERSON
-        self._update(delivery.person, {"unsubscribed": True}, now)
+        self._update(delivery.person, {"unsubscribed": True}, now, cause=delivery)
         return ""
 
     def resubscribe(self, who: Identifier, delivery_id: str) -> str:
         """Take an unsubscribe back (as the Node client describes `unsubscribe: false`)."""
-        person = self.deliveries[delivery_id].person
-        if person is None:
+        delivery = self.deliveries[delivery_id]
+        if delivery.person is None:
             return NO_PERSON
         now = self.seconds()
-        self._update(person, {"unsubscribed": False}, now)
+        self._update(delivery.person, {"unsubscribed": False}, now, cause=delivery)
         return ""
 
     def unsuppress(self, who: Identifier) -> str:
@@ -5735,31 +5746,37 @@ class Outbox:
         if kind is None or metric == "created":
             return
         data = report_data(self.workspace, delivery, metric, fact)
-        content = body_content(delivery) if metric == "sent" else {}
-        self._report(kind, metric, when, data, first, content)
+        report = self._report(kind, metric, when, data)
+        report.content = body_content(delivery) if metric == "sent" else {}
+        self._tell(report, kind, first)
 
-    def heard_of(self, person: Person, metric: str, content: str = "") -> None:
+    def heard_of(
+        self, person: Person, metric: str, cause: Optional[Delivery], content: str = ""
+    ) -> None:
         """Take note that a person subscribed, unsubscribed or changed preferences."""
         data = {**reported_person(self.workspace, person), "email_address": person.email or None}
-        more = {"content": content} if content else {}
-        self._report("customer", metric, self.workspace.seconds(), data, True, more)
+        # The channel of the message that led to it, if one did (reference).
+        kind = OBJECT_TYPES.get(cause.channel if cause else "", "customer")
+        report = self._report(kind, metric, self.workspace.seconds(), data)
+        report.content = {"content": content} if content else {}
+        self._tell(report, "customer", True)
 
-    def _report(
-        self, kind: str, metric: str, when: int, data: Json, first: bool, content: Json
-    ) -> None:
+    def _report(self, kind: str, metric: str, when: int, data: Json) -> Report:
         event_id = ulid(self.workspace.clock.now(), self.workspace.count("report"))
-        report = Report(event_id, kind, metric, when, data)
-        report.content = content
+        return Report(event_id, kind, metric, when, data)
+
+    def _tell(self, report: Report, group: str, first: bool) -> None:
+        """File a report and queue it for whoever asked for this metric in a group of events."""
         self.workspace.reports.append(report)
         for endpoint in self.workspace.shelves["reporting_webhooks"].rows.values():
-            if not endpoint["disabled"] and self._wanted(endpoint, kind, metric, first):
+            if not endpoint["disabled"] and self._wanted(endpoint, group, report.metric, first):
                 self._enqueue(endpoint["id"], report)
 
-    def _wanted(self, endpoint: Json, kind: str, metric: str, first: bool) -> bool:
+    def _wanted(self, endpoint: Json, group: str, metric: str, first: bool) -> bool:
         # Without full resolution only the first open and click of a delivery count (reference).
         if not first and metric in ("opened", "clicked") and not endpoint["full_resolution"]:
             return False
-        names = {f"{kind}_{metric}", metric, metric.replace("cio_", "customer_")}
+        names = {f"{group}_{metric}", metric, metric.replace("cio_", "customer_")}
         return bool(names.intersection(endpoint["events"]))
 
     # ---- sending

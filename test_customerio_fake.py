@@ -3133,6 +3133,23 @@ class Webhooks(FakeTest):
         rows = [(row["metric"], row["attempts"]) for row in self.records("webhooks")]
         self.assertEqual(rows, [("sent", []), ("delivered", [])])
 
+    def test_a_subscription_is_reported_with_the_channel_that_led_to_it(self) -> None:
+        self.register("customer_unsubscribed", "customer_subscribed")
+        delivery_id = self.send()
+        link, json_type = f"/unsubscribe/{delivery_id}", "application/json"
+        self.assertEqual(self.call("GET", link, authorization="").status, 200)
+        self.ok("POST", link, {"unsubscribe": False}, content_type=json_type)
+        self.identify("1", unsubscribed=True)
+        self.flush()
+        events = [json.loads(body) for _, _, body in self.endpoint.received]
+        self.assertEqual(
+            [(event["object_type"], event["metric"]) for event in events],
+            [("email", "unsubscribed"), ("email", "subscribed"), ("customer", "unsubscribed")],
+        )
+        for event in events:
+            names = {"customer_id", "identifiers", "email_address"}
+            self.assertEqual(event["data"].keys(), names)
+
     def data(self) -> list[Any]:
         """What was received, report by report."""
         self.flush()
