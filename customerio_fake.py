@@ -5692,18 +5692,15 @@ class Deadline:
             hang_up(self._socket)
 
 
-def dial(connection: HTTPConnection, deadline: Deadline) -> socket.socket:
-    """Connect, with TLS if it is for https. Raises OSError or ValueError."""
-    from http.client import HTTPSConnection
-
+def dial(
+    connection: HTTPConnection, context: Optional[ssl.SSLContext], deadline: Deadline
+) -> socket.socket:
+    """Connect, with TLS if there is a context for it. Raises OSError or ValueError."""
     refuse_link_local(connection.host)
     address = (connection.host, connection.port)
     connection.sock = sock = socket.create_connection(address, deadline.seconds)
     deadline.watch(sock)
-    if isinstance(connection, HTTPSConnection):
-        import ssl
-
-        context = ssl.create_default_context()
+    if context is not None:
         # The socket that TLS goes over is a new one, and has to be watched while hands are shaken.
         connection.sock = sock = context.wrap_socket(
             sock, server_hostname=connection.host, do_handshake_on_connect=False
@@ -5876,18 +5873,22 @@ class Outbox:
 
         TimeoutError if the head of the answer is not there in time, however slowly it comes.
         """
+        import ssl
         from http.client import HTTPConnection, HTTPException, HTTPSConnection
 
         parts = urlsplit(url)
-        kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
-        connection = kind(parts.hostname or "", parts.port or kind.default_port)
+        host, context = parts.hostname or "", None
+        connection = HTTPConnection(host, parts.port or 80)
+        if parts.scheme == "https":
+            context = ssl.create_default_context()
+            connection = HTTPSConnection(host, parts.port or 443, context=context)
         if parts.username:
             pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
             headers["Authorization"] = f"Basic {base64.b64encode(pair).decode()}"
         path = f"{parts.path or '/'}{'?' + parts.query if parts.query else ''}"
         deadline = Deadline(WEBHOOK_TIMEOUT)
         try:
-            self._socket = dial(connection, deadline)
+            self._socket = dial(connection, context, deadline)
             connection.request("POST", path, body, headers)
             answer = connection.getresponse()
             deadline.check()
