@@ -110,6 +110,7 @@ from urllib.parse import parse_qsl, quote, quote_plus, unquote, unquote_plus, ur
 
 if TYPE_CHECKING:
     import ssl
+    from http.client import HTTPConnection, HTTPResponse
 
 __all__ = ["ApiError", "CustomerioServer", "CustomerioTests", "Settings", "main"]
 __version__ = "1.0.0"
@@ -4263,11 +4264,17 @@ class Workspace:
         return kinds == {(True, False), (False, True)}
 
     def _update(
-        self, person: Person, attributes: Attributes, now: int, when: Optional[int] = None
+        self,
+        person: Person,
+        attributes: Attributes,
+        now: int,
+        when: Optional[int] = None,
+        cause: Optional[Delivery] = None,
     ) -> str:
         """Update attributes; gives what was skipped and why, or "".
 
         A value newer than `when` (Unix seconds) stays: `_timestamp` orders updates (reference).
+        `cause` is the message that the person answered so, if it was one.
         """
         update, plain = dict(attributes), ordinary(attributes)
         for name in self._not_attributes.intersection(attributes):
@@ -4294,26 +4301,31 @@ class Workspace:
             stamps = self.people.shared(stamps)
         person.attributes, person.timestamps, person.updated_at = new, stamps, now
         if self._email_follows or not plain:
-            self._follow_up(person, update, old)
+            self._follow_up(person, update, old, cause)
         return _left_out(skipped, surplus) if skipped or surplus else ""
 
-    def _follow_up(self, person: Person, update: Attributes, old: Attributes) -> None:
+    def _follow_up(
+        self, person: Person, update: Attributes, old: Attributes, cause: Optional[Delivery]
+    ) -> None:
         """Do what the change of an attribute brings about."""
         new = person.attributes
         if self._email_follows and "email" in update:
             self.people.set_email(person, as_text(new.get("email") or ""))
         if "unsubscribed" in update or _PREFERENCES in update:
-            self._tell_subscription(person, old, new)
+            self._tell_subscription(person, old, cause)
         if update.get("anonymous_id"):
             self._claim(person, as_text(update["anonymous_id"]))
 
-    def _tell_subscription(self, person: Person, old: Attributes, new: Attributes) -> None:
+    def _tell_subscription(
+        self, person: Person, old: Attributes, cause: Optional[Delivery]
+    ) -> None:
+        new = person.attributes
         was, now = is_unsubscribed(old), is_unsubscribed(new)
         if was != now:
-            self.on_subscription(person, "unsubscribed" if now else "subscribed")
+            self.on_subscription(person, "unsubscribed" if now else "subscribed", cause)
         if new.get(_PREFERENCES) != old.get(_PREFERENCES):
             text = as_text(new.get(_PREFERENCES) or {})
-            self.on_subscription(person, "cio_subscription_preferences_changed", text)
+            self.on_subscription(person, "cio_subscription_preferences_changed", cause, text)
 
     def delete(self, who: Identifier) -> str:
         """Remove a person with everything; what happened stays, but shows no person."""
@@ -4363,16 +4375,16 @@ class Workspace:
         self.report(delivery, "unsubscribed", now)
         if delivery.person is None:
             return NO_PERSON
-        self._update(delivery.person, {"unsubscribed": True}, now)
+        self._update(delivery.person, {"unsubscribed": True}, now, cause=delivery)
         return ""
 
     def resubscribe(self, who: Identifier, delivery_id: str) -> str:
         """Take an unsubscribe back (as the Node client describes `unsubscribe: false`)."""
-        person = self.deliveries[delivery_id].person
-        if person is None:
+        delivery = self.deliveries[delivery_id]
+        if delivery.person is None:
             return NO_PERSON
         now = self.seconds()
-        self._update(person, {"unsubscribed": False}, now)
+        self._update(delivery.person, {"unsubscribed": False}, now, cause=delivery)
         return ""
 
     def unsuppress(self, who: Identifier) -> str:
@@ -4536,7 +4548,8 @@ class Workspace:
     def record_push(self, who: Identifier, event: Event) -> str:
         """Record what a device reported of a push, and book it on the delivery."""
         self._record(event)
-        return self.record_metric(who, event.name, event.timestamp)
+        more = {"device_id": event.data.get("device_id")}
+        return self.record_metric(who, event.name, event.timestamp, more=more)
 
     def record_metric(
         self,
@@ -5255,21 +5268,26 @@ def checked_attributes(value: Json, name: str) -> Attributes:
     return value
 
 
+def push_token(value: Json, name: str) -> str:
+    """A device's token as text. Raises ApiError 400."""
+    if value in (None, ""):
+        raise required(name, "the push token")
+    if isinstance(value, (dict, list, bool)):
+        raise invalid(f"{name} must be a string, not {kind_of(value)}", name)
+    return as_text(value)
+
+
 def device_of(device: Json, token_key: str) -> Tuple[str, str, Optional[int], Attributes]:
     """Token, platform, last_used and attributes of a `device` object. Raises ApiError 400."""
     if not isinstance(device, dict):
         raise required("device", f"an object with {token_key} and platform")
-    token = device.get(token_key) or device.get("id")
-    if token in (None, ""):
-        raise required(f"device.{token_key}", "the push token")
-    if isinstance(token, (dict, list, bool)):
-        raise invalid(f"device.{token_key} must be a string, not {kind_of(token)}", "device")
+    token = push_token(device.get(token_key) or device.get("id"), f"device.{token_key}")
     if device.get("platform") not in ("ios", "android"):
         raise invalid("device.platform must be 'ios' or 'android'", "device.platform")
     attributes = checked_attributes(device.get("attributes"), "device.attributes")
     text = {k: as_text(v) for k, v in attributes.items() if v is not None}
     last_used = whole_number(device.get("last_used"), "device.last_used")
-    return as_text(token), device["platform"], last_used, text
+    return token, device["platform"], last_used, text
 
 
 def add_device_of(workspace: Workspace, who: Identifier, device: Json, token_key: str) -> str:
@@ -5561,10 +5579,11 @@ WEBHOOK_EVENTS = (
 )  # fmt: skip
 
 
-#: How long an endpoint may take to answer, in seconds, and how long an event is tried (reference).
+#: How long an endpoint may take to answer, in seconds, and how long from the first attempt an
+#: event is tried (reference).
 WEBHOOK_TIMEOUT = 4.0
 WEBHOOK_LIFE = 7 * 86400.0
-#: The first retry waits an hour after these, and after a connection that fails (reference).
+#: The first retry waits an hour after these, and after what `is_slow_error` knows (reference).
 _SLOW_STATUSES = {400, 401, 402, 403, 404, 405, 410, 429, 500, 502, 521}
 _SLOW_RETRY, _QUICK_RETRY, _SLOWEST_RETRY = 3600.0, 10.0, 86400.0
 
@@ -5602,17 +5621,29 @@ REPORT_KEYS: Dict[str, Dict[str, str]] = {
 }
 
 
-def report_data(delivery: Delivery, metric: str, fact: Json) -> Json:
+def reported_person(workspace: Workspace, person: Optional[Person]) -> Json:
+    """Whom a report is about; an ID-only workspace knows people by id alone (reference)."""
+    named = person.identifiers() if person else {"id": None, "email": None, "cio_id": None}
+    if "email" not in workspace.people.kinds:
+        named = {"id": named["id"]}
+    return {"customer_id": person.id if person else "", "identifiers": named}
+
+
+def reported_parents(delivery: Delivery) -> Json:
+    """What a delivery is part of; a transactional one names no content (reference)."""
+    transactional = TRANSACTIONAL.key in delivery.parents
+    return without(delivery.parents, ("content_id",)) if transactional else delivery.parents
+
+
+def report_data(workspace: Workspace, delivery: Delivery, metric: str, fact: Json) -> Json:
     """The `data` of a report about a delivery (reference)."""
     person = delivery.person
-    nobody = {"id": None, "email": None, "cio_id": None}
     links = delivery.rendered.get("links") or [{"id": 1, "href": ""}]
-    reason = fact.get("reason") or ""
     known = {
         "recipient": delivery.recipient,
         "subject": delivery.rendered.get("subject") or "",
-        "failure_message": reason,
-        "recipients": _reported_devices(person, metric, reason),
+        "failure_message": fact.get("reason") or "",
+        "recipients": _reported_devices(person, metric, fact),
         **dict.fromkeys(("proxied", "prefetched", "synthetic", "machine"), False),
         "href": links[0]["href"],
         "link_id": links[0]["id"],
@@ -5623,18 +5654,102 @@ def report_data(delivery: Delivery, metric: str, fact: Json) -> Json:
     }
     names = REPORT_KEYS.get(delivery.channel, _TEXT_REPORT)
     return {
-        "customer_id": person.id if person else "",
-        "identifiers": person.identifiers() if person else nobody,
+        **reported_person(workspace, person),
         "delivery_id": delivery.delivery_id,
-        **delivery.parents,
+        **reported_parents(delivery),
         **{name: known[name] for name in names.get(metric, names[""]).split()},
     }
 
 
-def _reported_devices(person: Optional[Person], metric: str, reason: str) -> List[Json]:
-    more = {"failure_message": reason} if metric in ("bounced", "dropped") else {}
-    devices = person.has.devices.values() if person else ()
-    return [{"device_id": d.token, "device_platform": d.platform, **more} for d in devices]
+def _reported_devices(person: Optional[Person], metric: str, fact: Json) -> List[Json]:
+    """The devices of a push: the one that a client tells of, or all that the person has."""
+    devices = person.has.devices if person else {}
+    rows = {token: {"device_platform": device.platform} for token, device in devices.items()}
+    told_of = as_text(fact.get("device_id") or fact.get("recipient") or "")
+    if told_of:
+        rows = {told_of: rows.get(told_of, {})}
+    more = {"failure_message": fact.get("reason") or ""} if metric in ("bounced", "dropped") else {}
+    return [{"device_id": token, **row, **more} for token, row in rows.items()]
+
+
+def body_content(delivery: Delivery) -> Json:
+    """What joins the report of a sent message where "body content" is wanted (reference)."""
+    rendered = delivery.rendered
+    content = push_payload(delivery) if delivery.channel == "push" else rendered.get("body", "")
+    headers = rendered.get("headers")
+    return {"content": content, **({"headers": headers} if headers else {})}
+
+
+def push_payload(delivery: Delivery) -> str:
+    """The payload of a push as text; nobody documents what it looks like (inferred)."""
+    given, rendered = delivery.message, delivery.rendered
+    parts = {
+        "title": rendered.get("subject"),
+        "body": rendered.get("body"),
+        "link": given.get("link"),
+        "image": given.get("image_url"),
+        "custom_data": given.get("custom_data"),
+    }
+    own = given.get("custom_payload")
+    return as_text(own or {name: value for name, value in parts.items() if value})
+
+
+class Deadline:
+    """Hangs up on a peer after so many seconds, as a socket's own time-out is for each step."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.passed = seconds, False
+        self._socket: Optional[socket.socket] = None
+        self._timer = threading.Timer(seconds, self._pass)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def watch(self, sock: socket.socket) -> None:
+        """From now on this socket is what to hang up. Raises TimeoutError if it is too late."""
+        self._socket = sock
+        self.check()
+
+    def check(self) -> None:
+        """Raises TimeoutError if time is up."""
+        if self.passed:
+            raise TimeoutError(f"no answer within {self.seconds:g} seconds")
+
+    def cancel(self) -> None:
+        """Let the socket live."""
+        self._timer.cancel()
+
+    def _pass(self) -> None:
+        self.passed = True
+        if self._socket is not None:
+            hang_up(self._socket)
+
+
+def dial(
+    connection: HTTPConnection, context: Optional[ssl.SSLContext], deadline: Deadline
+) -> socket.socket:
+    """Connect, with TLS if there is a context for it. Raises OSError or ValueError."""
+    refuse_link_local(connection.host)
+    address = (connection.host, connection.port)
+    connection.sock = sock = socket.create_connection(address, deadline.seconds)
+    deadline.watch(sock)
+    if context is not None:
+        # The socket that TLS goes over is a new one, and has to be watched while hands are shaken.
+        connection.sock = sock = context.wrap_socket(
+            sock, server_hostname=connection.host, do_handshake_on_connect=False
+        )
+        deadline.watch(sock)
+        sock.do_handshake()
+    return sock
+
+
+def what_comes_of(answer: HTTPResponse) -> str:
+    """The beginning of an answer's body, as far as it comes."""
+    from http.client import HTTPException
+
+    try:
+        return answer.read(65536).decode("utf-8", "replace")
+    except (OSError, HTTPException):
+        return ""
 
 
 class Outbox:
@@ -5659,36 +5774,38 @@ class Outbox:
         kind = OBJECT_TYPES.get(delivery.channel)
         if kind is None or metric == "created":
             return
-        data = report_data(delivery, metric, fact)
-        content = {"content": delivery.rendered.get("body", "")}
-        if kind == "email":
-            content["headers"] = delivery.rendered.get("headers", {})
-        self._report(kind, metric, when, data, first, content if metric == "sent" else {})
+        data = report_data(self.workspace, delivery, metric, fact)
+        report = self._report(kind, metric, when, data)
+        report.content = body_content(delivery) if metric == "sent" else {}
+        self._tell(report, kind, first)
 
-    def heard_of(self, person: Person, metric: str, content: str = "") -> None:
-        """Take note that a person subscribed, unsubscribed or changed preferences."""
-        data: Json = {"customer_id": person.id, "identifiers": person.identifiers()}
-        data["email_address"] = person.email or None
-        if content:
-            data["content"] = content
-        self._report("customer", metric, self.workspace.seconds(), data, True, {})
-
-    def _report(
-        self, kind: str, metric: str, when: int, data: Json, first: bool, content: Json
+    def heard_of(
+        self, person: Person, metric: str, cause: Optional[Delivery], content: str = ""
     ) -> None:
+        """Take note that a person subscribed, unsubscribed or changed preferences."""
+        data = {**reported_person(self.workspace, person), "email_address": person.email or None}
+        # The channel of the message that led to it, if one did (reference).
+        kind = OBJECT_TYPES.get(cause.channel if cause else "", "customer")
+        report = self._report(kind, metric, self.workspace.seconds(), data)
+        report.content = {"content": content} if content else {}
+        self._tell(report, "customer", True)
+
+    def _report(self, kind: str, metric: str, when: int, data: Json) -> Report:
         event_id = ulid(self.workspace.clock.now(), self.workspace.count("report"))
-        report = Report(event_id, kind, metric, when, data)
-        report.content = content
+        return Report(event_id, kind, metric, when, data)
+
+    def _tell(self, report: Report, group: str, first: bool) -> None:
+        """File a report and queue it for whoever asked for this metric in a group of events."""
         self.workspace.reports.append(report)
         for endpoint in self.workspace.shelves["reporting_webhooks"].rows.values():
-            if not endpoint["disabled"] and self._wanted(endpoint, kind, metric, first):
+            if not endpoint["disabled"] and self._wanted(endpoint, group, report.metric, first):
                 self._enqueue(endpoint["id"], report)
 
-    def _wanted(self, endpoint: Json, kind: str, metric: str, first: bool) -> bool:
+    def _wanted(self, endpoint: Json, group: str, metric: str, first: bool) -> bool:
         # Without full resolution only the first open and click of a delivery count (reference).
         if not first and metric in ("opened", "clicked") and not endpoint["full_resolution"]:
             return False
-        names = {f"{kind}_{metric}", metric, metric.replace("cio_", "customer_")}
+        names = {f"{group}_{metric}", metric, metric.replace("cio_", "customer_")}
         return bool(names.intersection(endpoint["events"]))
 
     # ---- sending
@@ -5728,15 +5845,16 @@ class Outbox:
         """Send the head of a queue; on failure the queue rests until the retry (reference)."""
         endpoint = self.workspace.shelves["reporting_webhooks"].rows.get(endpoint_id)
         attempt: Json = {"error": "endpoint deleted"}
+        slow = False
         if endpoint is not None:
-            attempt = self._post(endpoint, report)
+            attempt, slow = self._post(endpoint, report)
         status = attempt.get("status", 0)
         now = self.workspace.clock.now()
-        tries = sum(row.get("endpoint_id") == endpoint_id for row in report.attempts)
-        slow = status in _SLOW_STATUSES or not status
-        delay = min((_SLOW_RETRY if slow else _QUICK_RETRY) * 2**tries, _SLOWEST_RETRY)
+        before = [row["at"] for row in report.attempts if row.get("endpoint_id") == endpoint_id]
+        delay = min((_SLOW_RETRY if slow else _QUICK_RETRY) * 2 ** len(before), _SLOWEST_RETRY)
         over = endpoint is None or 200 <= status < 300
-        over = over or now + delay > report.timestamp + WEBHOOK_LIFE
+        # Not from `report.timestamp`: what is reported may be long past (inferred).
+        over = over or now + delay > min([now, *before]) + WEBHOOK_LIFE
         if not 200 <= status < 300:
             log.warning(
                 "webhook %s failed: %s", report.event_id, attempt.get("error") or f"status {status}"
@@ -5763,8 +5881,8 @@ class Outbox:
         text = f"v0:{timestamp}:".encode() + body
         return hmac.new(self.signing_key.encode(), text, "sha256").hexdigest()
 
-    def _post(self, endpoint: Json, report: Report) -> Json:
-        """Make one attempt; gives request and response, or the error."""
+    def _post(self, endpoint: Json, report: Report) -> Tuple[Json, bool]:
+        """Make one attempt; gives request and response or error, and if a retry waits an hour."""
         data = {**report.data, **(report.content if endpoint["with_content"] else {})}
         body = compact({**report.head(), "data": data})
         timestamp = str(self.workspace.seconds())
@@ -5776,34 +5894,45 @@ class Outbox:
         }
         request = {"url": endpoint["endpoint"], "headers": headers, "body": body.decode()}
         try:
-            return {"request": request, **self._exchange(endpoint["endpoint"], headers, body)}
+            answer = self._exchange(endpoint["endpoint"], headers, body)
+            return {"request": request, **answer}, answer["status"] in _SLOW_STATUSES
         except (OSError, ValueError) as error:
-            return {"request": request, "error": str(error) or type(error).__name__}
+            text = str(error) or type(error).__name__
+            return {"request": request, "error": text}, is_slow_error(error)
 
     def _exchange(self, url: str, headers: Dict[str, str], body: bytes) -> Json:
-        """POST and read the answer; follows no redirect. Raises OSError or ValueError."""
+        """POST and read the answer; follows no redirect. Raises OSError or ValueError.
+
+        TimeoutError if the head of the answer is not there in time, however slowly it comes.
+        """
+        import ssl
         from http.client import HTTPConnection, HTTPException, HTTPSConnection
 
         parts = urlsplit(url)
-        host = parts.hostname or ""
-        refuse_link_local(host)
-        kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
-        connection = kind(host, parts.port, timeout=WEBHOOK_TIMEOUT)
+        host, context = parts.hostname or "", None
+        connection = HTTPConnection(host, parts.port or 80)
+        if parts.scheme == "https":
+            context = ssl.create_default_context()
+            connection = HTTPSConnection(host, parts.port or 443, context=context)
         if parts.username:
             pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
             headers["Authorization"] = f"Basic {base64.b64encode(pair).decode()}"
         path = f"{parts.path or '/'}{'?' + parts.query if parts.query else ''}"
+        deadline = Deadline(WEBHOOK_TIMEOUT)
         try:
-            connection.connect()
-            self._socket = connection.sock
+            self._socket = dial(connection, context, deadline)
             connection.request("POST", path, body, headers)
             answer = connection.getresponse()
-            text = answer.read(65536).decode("utf-8", "replace")
-            return {"status": answer.status, "response": text}
-        except HTTPException as error:
+            deadline.check()
+            return {"status": answer.status, "response": what_comes_of(answer)}
+        except (OSError, HTTPException) as error:
+            deadline.check()
+            if isinstance(error, OSError):  # also who hung up without a word
+                raise
             raise ValueError(repr(error)) from None
         finally:
             self._socket = None
+            deadline.cancel()
             connection.close()
 
     # ---- waiting and ending
@@ -5837,6 +5966,14 @@ class Outbox:
 def try_again(workspace: Workspace, endpoint_id: int) -> None:
     """Go on with an endpoint that has rested."""
     workspace.on_rested(endpoint_id)
+
+
+def is_slow_error(error: Exception) -> bool:
+    """Whether a retry waits an hour after it: EOF, refused, reset, DNS, certificate (reference)."""
+    import ssl
+
+    slow = (ConnectionError, socket.gaierror, ssl.SSLEOFError, ssl.SSLCertVerificationError)
+    return isinstance(error, slow)
 
 
 def hang_up(sock: socket.socket) -> None:
@@ -8012,9 +8149,12 @@ def _delivery_event(call: Call, item: Json) -> Action:
     delivery_id = one_identifier(item.get("identifiers"), ("id",), "identifiers")[1]
     if item.get("name") not in PUSH_METRICS:
         raise invalid(f"name must be one of: {', '.join(PUSH_METRICS)}", "name")
+    attributes = item.get("attributes")
+    token = attributes.get("device_token") if isinstance(attributes, dict) else None
+    more = {"device_id": push_token(token, "attributes.device_token")}
     workspace, who = call.workspace, ("delivery_id", delivery_id)
     when = whole_number(item.get("timestamp"), "timestamp")
-    return lambda: workspace.ingest(workspace.record_metric, who, item["name"], when)
+    return lambda: workspace.ingest(workspace.record_metric, who, item["name"], when, "", more)
 
 
 #: What v2 can do: a type and an action of it, and how the item is read.

@@ -24,9 +24,11 @@ import json
 import logging
 import os
 import re
+import select
 import shlex
 import signal
 import socket
+import socketserver
 import ssl
 import struct
 import subprocess
@@ -1012,6 +1014,14 @@ class IdOnly(FakeTest):
         item = {"type": "person", "action": "identify", "identifiers": {"email": "a@b.cd"}}
         self.assert_errors(self.call("POST", "/api/v2/entity", item), 400, "identifiers")
 
+    def test_reports_name_people_by_id_alone(self) -> None:
+        self.identify("1", email="a@example.com", unsubscribed=True)
+        message = {"to": "a@example.com", "transactional_message_id": 1, "identifiers": {"id": "1"}}
+        self.ok("POST", "/v1/send/email", message)
+        metrics = {row["metric"]: row["data"]["identifiers"] for row in self.records("webhooks")}
+        self.assertEqual(metrics["unsubscribed"], {"id": "1"})
+        self.assertEqual(metrics["sent"], {"id": "1"})
+
 
 class EmailOnly(FakeTest):
     settings = {"identifiers": "email"}
@@ -1265,6 +1275,15 @@ class TrackEntities(FakeTest):
                 "name",
             ),
         ]
+        tokens: list[tuple[Any, str]] = [
+            (None, "required"),
+            ("t", "required"),
+            ({}, "required"),
+            ({"device_token": ["t"]}, "invalid"),
+        ]
+        for attributes, reason in tokens:
+            item = {**rows[-1][0], "name": "opened", "attributes": attributes}
+            rows.append((item, reason, "attributes.device_token"))
         for item, reason, name in rows:
             with self.subTest(item=item):
                 reply = self.call("POST", "/api/v2/entity", item)
@@ -2673,6 +2692,14 @@ class Messages(SeededTest):
         self.ok("POST", "/v1/send/email", message)
         self.assertEqual(self.records("deliveries")[-1]["rendered"]["subject"], "Pedido")
 
+    def test_reports_name_the_content_of_newsletters_only(self) -> None:
+        sent = self.send(transactional_message_id="receipt")
+        self.assertEqual(sent["parents"], {"transactional_message_id": 3, "content_id": 31})
+        self.ok("POST", "/v1/newsletters/30/send", {})
+        own, news = (row["data"] for row in self.records("webhooks", "?metric=sent"))
+        self.assertEqual((own["transactional_message_id"], "content_id" in own), (3, False))
+        self.assertEqual((news["newsletter_id"], news["content_id"]), (30, 301))
+
     def test_a_missing_attribute_fails_the_message_and_only_the_message(self) -> None:
         with self.assertLogs("customerio_fake", "WARNING") as logs:
             delivery = self.send(body="Hi\n {{customer.first_name}}")
@@ -2838,7 +2865,7 @@ class BroadcastSends(SeededTest):
 
 
 class Endpoint(http.server.BaseHTTPRequestHandler):
-    """A webhook endpoint that answers with the statuses it is given, then with 200."""
+    """A webhook endpoint that answers with the statuses it is given, then with 200; 0 hangs up."""
 
     server: Listening
 
@@ -2846,6 +2873,8 @@ class Endpoint(http.server.BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.received.append((self.path, dict(self.headers), body))
         status = self.server.statuses.pop(0) if self.server.statuses else 200
+        if not status:
+            return
         self.send_response(status)
         self.send_header("Location", self.path)
         self.send_header("Content-Length", "2")
@@ -2859,6 +2888,23 @@ class Endpoint(http.server.BaseHTTPRequestHandler):
 class Listening(http.server.HTTPServer):
     received: list[tuple[str, dict[str, str], bytes]]
     statuses: list[int]
+
+
+class Dripping(socketserver.BaseRequestHandler):
+    """Sends the drops of its server, the second one again and again, until it is hung up on."""
+
+    server: DrippingServer
+
+    def handle(self) -> None:
+        start, rest = self.server.drops
+        with contextlib.suppress(OSError):
+            self.request.sendall(start)
+            while not select.select([self.request], [], [], 0.01)[0] or self.request.recv(65536):
+                self.request.sendall(rest)
+
+
+class DrippingServer(socketserver.ThreadingTCPServer):
+    drops: tuple[bytes, bytes]
 
 
 class Mishaps(FakeTest):
@@ -2979,6 +3025,145 @@ class Webhooks(FakeTest):
         report = self.records("webhooks", "?metric=sent")[0]
         self.assertEqual([a.get("status") for a in report["attempts"]], [500, 503, 200])
 
+    def rests(self) -> list[float]:
+        """How long each attempt to tell of a `sent` makes the next one wait."""
+        attempts = self.records("webhooks", "?metric=sent")[-1]["attempts"]
+        return [attempt["retry_at"] - attempt["at"] for attempt in attempts]
+
+    def test_what_a_device_did_is_reported_of_that_device(self) -> None:
+        for token, platform in (("t1", "ios"), ("t2", "android")):
+            device = {"device": {"id": token, "platform": platform}}
+            self.ok("PUT", "/api/v1/customers/1/devices", device)
+        message = {"transactional_message_id": 1, "identifiers": {"id": "1"}}
+        id = self.ok("POST", "/v1/send/push", message)["delivery_id"]
+        entity = {"type": "delivery", "action": "event", "identifiers": {"id": id}}
+        old = {"delivery_id": id, "event": "opened"}
+        cdp = {"deliveryId": id, "metric": "opened", "recipient": "t2"}
+        t1 = {"device_id": "t1", "device_platform": "ios"}
+        t2 = {"device_id": "t2", "device_platform": "android"}
+        rows: list[tuple[str, dict[str, Any], list[dict[str, str]]]] = [
+            (
+                "/api/v2/entity",
+                {**entity, "name": "opened", "attributes": {"device_token": "t1"}},
+                [t1],
+            ),
+            ("/api/v1/push/events", {**old, "device_id": "t2"}, [t2]),
+            ("/api/v1/push/events", {**old, "device_id": "t3"}, [{"device_id": "t3"}]),
+            ("/api/v1/push/events", old, [t1, t2]),
+            ("/api/v1/metrics", {"delivery_id": id, "metric": "opened", "recipient": "t1"}, [t1]),
+            (
+                "/v1/track",
+                {"userId": "1", "event": "Report Delivery Event", "properties": cdp},
+                [t2],
+            ),
+            (
+                f"/__parlel/deliveries/{id}/bounced",
+                {"recipient": "t1", "reason": "gone"},
+                [{**t1, "failure_message": "gone"}],
+            ),
+        ]
+        for path, body, recipients in rows:
+            with self.subTest(path, body=body):
+                self.ok("POST", path, body)
+                report = self.records("webhooks")[-1]
+                self.assertEqual(report["data"]["recipients"], recipients)
+
+    def test_an_hour_of_rest_is_for_what_is_listed(self) -> None:
+        self.register("email_sent")
+        rows: list[tuple[Exception, float]] = [
+            (TimeoutError(), 10),
+            (socket.timeout("timed out"), 10),
+            (OSError(errno.EHOSTUNREACH, "no route to host"), 10),
+            (ValueError("BadStatusLine"), 10),
+            (ConnectionRefusedError(), 3600),
+            (ConnectionResetError(), 3600),
+            (socket.gaierror(), 3600),
+            (ssl.SSLEOFError(), 3600),
+            (ssl.SSLCertVerificationError(), 3600),
+        ]
+        for error, rest in rows:
+            with self.subTest(error=error):
+                self.fake.workspace.unreported.clear()
+                self.fake.workspace.resting.clear()
+                with mock.patch.object(customerio_fake.Outbox, "_exchange", side_effect=error):
+                    self.send()
+                    self.flush()
+                self.assertEqual(self.rests(), [rest])
+
+    def drip(self, seconds: float, scheme: str, start: bytes, rest: bytes) -> Any:
+        """The attempt to report, in `seconds`, to a server with these drops."""
+        with DrippingServer(("127.0.0.1", 0), Dripping) as server:
+            server.drops = start, rest
+            thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+            thread.start()
+            endpoint = f"{scheme}://127.0.0.1:{server.server_address[1]}"
+            body = {"name": "w", "endpoint": endpoint, "events": ["email_sent"]}
+            self.ok("POST", "/v1/reporting_webhooks", body)
+            with mock.patch.object(customerio_fake, "WEBHOOK_TIMEOUT", seconds):
+                self.send()
+                self.fake.outbox.flush(PATIENCE)
+            server.shutdown()
+            thread.join()
+        return self.records("webhooks", "?metric=sent")[0]["attempts"][-1]
+
+    def test_who_answers_bit_by_bit_is_given_up_in_time(self) -> None:
+        rows = [
+            ("http", b"HTTP/1.1 200", b" "),
+            ("http", b"HTTP/1.1 200 OK\r\n", b"A: b\r\n"),
+            ("https", b"\x16\x03\x03\x3f\xff", b"\2"),
+        ]
+        for scheme, start, rest in rows:
+            with self.subTest(start=start):
+                self.fake = Fake(Settings())
+                attempt = self.drip(0.3, scheme, start, rest)
+                self.assertEqual(attempt["error"], "no answer within 0.3 seconds")
+                self.assertEqual(attempt["retry_at"] - attempt["at"], 10)
+
+    def test_a_body_may_take_its_time(self) -> None:
+        for status, response in ((204, ""), (201, "xx")):
+            with self.subTest(status):
+                self.fake = Fake(Settings())
+                attempt = self.drip(1, "http", b"HTTP/1.1 %d OK\r\n\r\n" % status, b"x")
+                self.assertEqual(attempt["status"], status)
+                self.assertEqual(attempt["response"][:2], response)
+                self.assertIsNone(attempt["retry_at"])
+
+    def test_https_and_a_certificate_that_nobody_vouches_for(self) -> None:
+        trust = ssl.create_default_context(cadata=customerio_fake.BUILT_IN_CA)
+        with CustomerioServer(port=0) as server:
+            endpoint = f"https://localhost:{server.port}/health"
+            body = {"name": "w", "endpoint": endpoint, "events": ["email_sent"]}
+            self.ok("POST", "/v1/reporting_webhooks", body)
+            self.send()
+            self.flush()
+            with mock.patch.object(ssl, "create_default_context", lambda: trust):
+                self.ok("PUT", "/__parlel/clock", {"advance": 3600})
+        strange, known = self.records("webhooks", "?metric=sent")[0]["attempts"]
+        self.assertIn("CERTIFICATE_VERIFY_FAILED", strange["error"])
+        self.assertEqual((strange["retry_at"] - strange["at"], known["status"]), (3600, 405))
+
+    def test_who_hangs_up_without_an_answer_rests_for_an_hour(self) -> None:
+        self.endpoint.statuses = [0]
+        self.register("email_sent")
+        self.send()
+        self.flush()
+        self.assertEqual((len(self.endpoint.received), self.rests()), (1, [3600]))
+
+    def test_the_seven_days_of_retries_run_from_the_first_attempt(self) -> None:
+        delivery_id = self.send()
+        self.register("email_opened")
+        self.endpoint.statuses = [500] * 99
+        now = int(self.ok("GET", "/__parlel/clock")["now"])
+        self.ok("PUT", "/__parlel/clock", {"now": now, "freeze": True})
+        report = {"delivery_id": delivery_id, "metric": "opened", "timestamp": now - 8 * 86400}
+        self.ok("POST", "/api/v1/metrics", report)
+        self.assertEqual(self.flush(), 1)
+        self.ok("PUT", "/__parlel/clock", {"advance": 8 * 86400})
+        attempts = self.records("webhooks", "?metric=opened")[0]["attempts"]
+        hours = [(attempt["at"] - now) / 3600 for attempt in attempts]
+        self.assertEqual(hours, [0, 1, 3, 7, 15, 31, 55, 79, 103, 127, 151])
+        self.assertEqual((attempts[-1]["retry_at"], self.flush()), (None, 0))
+
     def test_one_long_step_of_the_clock_sees_every_retry(self) -> None:
         for steps in (1, 24):
             self.fake = Fake(Settings())
@@ -3059,12 +3244,58 @@ class Webhooks(FakeTest):
         rows = [(row["metric"], row["attempts"]) for row in self.records("webhooks")]
         self.assertEqual(rows, [("sent", []), ("delivered", [])])
 
-    def test_preferences_are_reported(self) -> None:
-        self.register("cio_subscription_preferences_changed")
-        self.identify("1", cio_subscription_preferences={"topics": {"topic_1": True}})
+    def test_a_subscription_is_reported_with_the_channel_that_led_to_it(self) -> None:
+        self.register("customer_unsubscribed", "customer_subscribed")
+        delivery_id = self.send()
+        link, json_type = f"/unsubscribe/{delivery_id}", "application/json"
+        self.assertEqual(self.call("GET", link, authorization="").status, 200)
+        self.ok("POST", link, {"unsubscribe": False}, content_type=json_type)
+        self.identify("1", unsubscribed=True)
         self.flush()
-        content = json.loads(self.endpoint.received[0][2])["data"]["content"]
-        self.assertEqual(json.loads(content), {"topics": {"topic_1": True}})
+        events = [json.loads(body) for _, _, body in self.endpoint.received]
+        self.assertEqual(
+            [(event["object_type"], event["metric"]) for event in events],
+            [("email", "unsubscribed"), ("email", "subscribed"), ("customer", "unsubscribed")],
+        )
+        for event in events:
+            names = {"customer_id", "identifiers", "email_address"}
+            self.assertEqual(event["data"].keys(), names)
+
+    def data(self) -> list[Any]:
+        """What was received, report by report."""
+        self.flush()
+        return [json.loads(body)["data"] for _, _, body in self.endpoint.received]
+
+    def test_preferences_are_reported_whole_where_content_is_wanted(self) -> None:
+        for with_content in (True, False):
+            self.register("cio_subscription_preferences_changed", with_content=with_content)
+        self.identify("1", cio_subscription_preferences={"topics": {"topic_1": True}})
+        full, brief = self.data()
+        self.assertEqual(json.loads(full.pop("content")), {"topics": {"topic_1": True}})
+        self.assertEqual((full, brief["customer_id"]), (brief, "1"))
+
+    def test_headers_are_reported_of_emails_that_have_some(self) -> None:
+        self.register("email_sent", with_content=True)
+        own = {"subject": "Hi", "body": "x", "from": "a@b.cd", "to": "a@example.com"}
+        for more in ({}, {"headers": '[{"name": "X-A", "value": "1"}]'}):
+            self.ok("POST", "/v1/send/email", {**own, **more, "identifiers": {"id": "1"}})
+        plain, rich = self.data()
+        self.assertNotIn("headers", plain)
+        self.assertEqual(rich["headers"], {"X-A": ["1"]})
+
+    def test_the_content_of_a_push_is_its_payload(self) -> None:
+        self.register("push_sent", with_content=True)
+        device = {"device": {"id": "t", "platform": "ios"}}
+        self.ok("PUT", "/api/v1/customers/1/devices", device)
+        texts = {"title": "Hi {{customer.id}}", "message": "m", "image_url": "https://x.example/i"}
+        more = {"link": "app://x", "custom_data": {"a": "b"}}
+        payload = {"ios": {"aps": {"alert": "raw"}}}
+        for own in ({**texts, **more}, {"title": "t"}, {**texts, "custom_payload": payload}):
+            message = {"transactional_message_id": 1, "identifiers": {"id": "1"}, **own}
+            self.ok("POST", "/v1/send/push", message)
+        image = {"image": "https://x.example/i"}
+        expected = [{"title": "Hi 1", "body": "m", **more, **image}, {"title": "t"}, payload]
+        self.assertEqual([json.loads(data["content"]) for data in self.data()], expected)
 
     def test_a_reset_stops_what_was_under_way(self) -> None:
         self.endpoint.statuses = [500]
