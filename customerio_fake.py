@@ -6476,6 +6476,20 @@ REASON_HEADER = "X-Parlel-Reason"
 Headers = Tuple[Tuple[str, str], ...]
 
 
+def _inflated_members(raw: bytes, window: int, limit: int) -> bytes:
+    """Undo a compression, which may have several parts (RFC 1952 2.2). Raises zlib.error."""
+    data = b""
+    while raw or not data:
+        stream = zlib.decompressobj(window)
+        data += stream.decompress(raw, limit + 1 - len(data))
+        if len(data) > limit:
+            raise ApiError(413, f"the body inflates to more than {limit} bytes: raise --max-body")
+        if not stream.eof:
+            raise zlib.error("it ends too early")
+        raw = stream.unused_data
+    return data
+
+
 def inflate(raw: bytes, encoding: str, limit: int) -> bytes:
     """Undo a Content-Encoding. Raises ApiError 400, 413 past `limit` bytes, or 415."""
     if encoding in ("", "identity"):
@@ -6484,15 +6498,8 @@ def inflate(raw: bytes, encoding: str, limit: int) -> bytes:
         raise ApiError(415, f"Content-Encoding '{encoding}' is not supported: use gzip or none")
     # 47: gzip or zlib, found by its header; some clients call a raw stream "deflate".
     for window in (47, -15):
-        stream = zlib.decompressobj(window)
-        try:
-            data = stream.decompress(raw, limit + 1)
-        except zlib.error:
-            continue
-        if len(data) > limit:
-            raise ApiError(413, f"the body inflates to more than {limit} bytes: raise --max-body")
-        if stream.eof:
-            return data
+        with contextlib.suppress(zlib.error):
+            return _inflated_members(raw, window, limit)
     raise invalid(f"the body is not valid {encoding}", reason="parse_error")
 
 
@@ -6541,8 +6548,8 @@ class Request:
     ) -> None:
         self.method, self.target, self.headers = method, target, headers
         self.body, self.scheme = body, scheme
-        if not target.startswith("/"):
-            target = "/" + target.partition("://")[2].partition("/")[2]
+        if target[:1] != "/":  # a whole URL, as for a proxy
+            target = "/" + re.sub(r"[^:]*://[^/?]*/?|\*", "", target, count=1)
         self.path, _, self.query_text = target.partition("?")
         self.prefix, self.operation, self.arguments = "", None, ()
         self.by_path, self.awaited = False, _always
@@ -6585,7 +6592,7 @@ class Request:
         body = body_as_read(plain) if self.read is None else self.read
         self.read = None
         self.named = person_named(self, body), sorted(events_named(self, body))
-        self.body = plain[:MAX_KEPT_BODY]
+        self.body, self.size = plain[:MAX_KEPT_BODY], max(self.size, len(plain))
         headers = self.headers.items()
         self.headers = {k: v for k, v in headers if k != "content-encoding"}
 
@@ -6861,18 +6868,21 @@ def find_operation(request: Request) -> Operation:
     found = _match(request, method, request.path)
     if found is not None:
         return found
-    path = _DOUBLE_SLASHES.sub(
-        lambda m: "/".join(["", *filter(None, m.groups()), ""]), request.path
-    )
+    path = plain_path(request.path)
     found = None if path == request.path else _match(request, method, path)
     if found is not None:
         return found
     allowed = [row.method for row in ROUTES if row.pattern.fullmatch(path)]
     if allowed:
         names = ", ".join(sorted({*allowed, "OPTIONS"} | ({"HEAD"} if "GET" in allowed else set())))
-        text = f"{request.method} is not allowed here, only {names}"
+        text = f"{request.method[:20]} is not allowed here, only {names}"
         raise ApiError(405, text, headers=[("Allow", names)])
     raise ApiError(404, _unknown_path(method, path))
+
+
+def plain_path(path: str) -> str:
+    """A path without what a base URL with a slash at its end has doubled."""
+    return _DOUBLE_SLASHES.sub(lambda m: "/".join(["", *filter(None, m.groups()), ""]), path)
 
 
 def _match(request: Request, method: str, path: str) -> Optional[Operation]:
@@ -6892,10 +6902,11 @@ def _candidates(
     return [(row.pattern.fullmatch, row) for row in _INDEX.get((method, slashes), ())]
 
 
+@functools.lru_cache(maxsize=256)
 def _unknown_path(method: str, path: str) -> str:
     near = _ending_alike(method, path) or _spelt_alike(method, path)
     hint = f"; did you mean {' or '.join(near)}?" if near else "; GET /__parlel/routes lists all"
-    return f"unknown path: {method} {path[:200]}{hint}"
+    return f"unknown path: {method[:20]} {path[:200]}{hint}"
 
 
 def _ending_alike(method: str, path: str) -> List[str]:
@@ -7206,7 +7217,8 @@ class Fake:
             workspace, response = self.workspace, failure(SHARED, error)
         operation = request.operation
         if operation is None or operation.api is not CONTROL:
-            if request.size > MAX_KEPT_BODY:
+            # What was refused before its body was read may be larger than it looks.
+            if request.size > MAX_KEPT_BODY or "content-encoding" in request.headers:
                 request.cut(self.settings.max_body)
             took, at = time.perf_counter() - began, workspace.clock.now()
             workspace.journal.add(at, took, request, response)
@@ -7693,7 +7705,8 @@ _PREFLIGHT = (
 
 def _preflight(request: Request) -> Response:
     """Answer OPTIONS: 204, with leave to call for browsers where the real API gives it."""
-    apis = [row.api for row in ROUTES if row.pattern.fullmatch(request.path)]
+    path = plain_path(request.path)
+    apis = [row.api for row in ROUTES if row.pattern.fullmatch(path)]
     origin = [h for api in apis[:1] for h in api.headers if h[0] == _ANY_ORIGIN[0]]
     return Response(204, b"", (("Allow", _METHODS), *origin, *(_PREFLIGHT if origin else ())))
 
@@ -13100,8 +13113,8 @@ def expect(
 
         workspace.wait_until(ready, max(0, deadline - time.monotonic()), asked)
         over = time.monotonic() >= deadline
-        if watching and not problem and fake.ended and not over:
-            return f"expected {wanted.describe()}, but the watch ended with the server"
+        if watching and not problem and not over and (fake.ended or not asked()):
+            return f"expected {wanted.describe()}, but the watch was cut short"
         decided = bool(problem) is watching and fake.workspace is workspace
         if decided or over or fake.ended or not asked():
             return problem and problem + setbacks(fake.workspace, wanted)
@@ -13258,7 +13271,8 @@ def follow_link(call: Call, delivery_id: str, link: str) -> Response:
     with workspace.lock:
         delivery = workspace.deliveries.get(delivery_id)
         links = delivery.rendered.get("links", []) if delivery else []
-        if delivery is None or not link.isdecimal() or not 0 < int(link[:9]) <= len(links):
+        known = len(link) < 10 and link.isdecimal() and 0 < int(link) <= len(links)
+        if delivery is None or not known:
             raise ApiError(404, "this link is in no message")
         href = links[int(link) - 1]["href"]
         workspace.report(delivery, "clicked", workspace.seconds(), href=href, link_id=int(link))
@@ -14086,6 +14100,8 @@ LINGER = 2.0
 #: When nothing has been asked for this long, in seconds, there is time to free memory; or once
 #: there is that much of it.
 IDLE, MAX_SPENT = 0.01, 3
+#: From here on in a turn of the loop, in seconds, each connection gets one answer at most.
+TURN = 0.005
 #: A thread whose client has been silent for this long, in seconds, gives way when none are left.
 REST = 1.0
 #: How many connections the loop may have: on Windows there is only `select`, for 512 sockets.
@@ -14094,6 +14110,7 @@ MAX_OPEN = 500 if os.name == "nt" else sys.maxsize
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _REQUEST_LINE = re.compile(rf"({_TOKEN}) ([^\x00-\x20\x7f]+) HTTP/1\.([01])\r\n".encode())
 _FIELD = re.compile(rf"({_TOKEN}):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)".encode())
+_URL = re.compile(r"https?://[^/?#]", re.IGNORECASE)
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?")
 
 
@@ -14108,7 +14125,7 @@ class Fields(Dict[str, str]):
 
     length: int
     chunked: bool
-    connection: str
+    connection: Set[str]
     expects: bool
 
 
@@ -14146,8 +14163,11 @@ def _framed(values: Fields) -> Fields:
     expect = values.get("expect", "")
     if expect and expect.lower() != "100-continue":
         raise _bad_request(f"Expect '{expect[:40]}' is not supported", 417)
+    if not re.fullmatch(r"[^\s/@?#]*", values.get("host", "")):
+        raise _bad_request(f"Host '{values['host'][:80]}' is not the name of a host")
     values.length, values.chunked = int(length), coding is not None
-    values.connection, values.expects = values.get("connection", "").lower(), bool(expect)
+    words = values.get("connection", "").lower().split(",")
+    values.connection, values.expects = {word.strip() for word in words}, bool(expect)
     return values
 
 
@@ -14209,9 +14229,14 @@ class Framer:
         body = self._take_chunked() if fields.chunked else self._take(fields.length)
         if body is None:
             return None
+        (method, target), self._line = self._line, ("", "")
         self._fields, self._continued = None, False
-        method, target = self._line
         return Request(method, target, fields, body, self.scheme)
+
+    @property
+    def method(self) -> str:
+        """The method of the request that has been begun; "" if there is none."""
+        return self._line[0]
 
     def _take_head(self) -> Optional[Fields]:
         buffer = self.buffer
@@ -14221,7 +14246,7 @@ class Framer:
         if end < 0:
             if len(buffer) > MAX_HEAD:
                 raise _bad_request("the request's head is too long", 431)
-            if b"\n\n" in buffer or b"\n" in buffer[:1]:
+            if b"\n\n" in buffer or b"\n\r\n" in buffer or b"\n" in buffer[:1]:
                 raise _bad_request("lines must end with CR LF")
             return None
         line_end = self._take_line(buffer, end)
@@ -14231,8 +14256,9 @@ class Framer:
             raise _bad_request(
                 f"the body is larger than {self.max_body} bytes: raise --max-body", 413
             )
-        keep = "keep-alive" if self.version == b"0" else "close"
-        self.keep_alive = (keep in fields.connection) == (self.version == b"0")
+        self.keep_alive = "close" not in fields.connection
+        if self.version == b"0":  # whose chunks nobody can be sure of (RFC 9112 6.1)
+            self.keep_alive &= "keep-alive" in fields.connection and not fields.chunked
         self._fields, self.buffer = fields, buffer[end + 4 :]
         return fields
 
@@ -14251,7 +14277,13 @@ class Framer:
             self._line = method.decode("ascii"), target.decode("utf-8")
         except UnicodeDecodeError:
             raise _bad_request("the request target is not UTF-8") from None
+        if target[:1] != b"/" and not self._may_ask_for(*self._line):
+            raise _bad_request("the request target must be a path, or a URL")
         return match.end() - 2
+
+    def _may_ask_for(self, method: str, target: str) -> bool:
+        """Whether a target that is no path is one all the same (RFC 9112 3.2)."""
+        return bool(_URL.match(target)) or (method, target) == ("OPTIONS", "*")
 
     def _take(self, count: int) -> Optional[bytes]:
         if len(self.buffer) < count:
@@ -14405,6 +14437,8 @@ class Server(ThreadingHTTPServer):
         self._returned: Deque[Connection] = deque()
         #: The connections with unsent answers, in their order.
         self._outgoing: Dict[Connection, None] = {}
+        #: Those with requests that have arrived and must wait for the next turn.
+        self._more: Dict[Connection, None] = {}
         #: What is to be freed: a workspace of 10,000 people takes 5 ms, longer than its reset.
         self._spent: List[Any] = []
         self._stopping = False
@@ -14451,26 +14485,29 @@ class Server(ThreadingHTTPServer):
 
     def _turn(self, timeout: Optional[float]) -> bool:
         """Wait for something to do, at most `timeout` seconds, and do it; whether there was any."""
-        ready = self._selector.select(timeout)
+        more, self._more = self._more, {}
+        ready = self._selector.select(0 if more else timeout)
         self._now = time.monotonic()
+        for connection in more:
+            self._try(connection.socket.fileno(), functools.partial(self._answer, connection))
         for key, _ in ready:
-            try:
-                key.data()
-            except Exception as error:
-                self._give_up(key.fd, error)
+            self._try(key.fd, key.data)
         # Waking a client that sleeps costs more than answering it, so all of them are answered
         # first and then woken together: a fifth more requests a second with 64 connections.
         outgoing, self._outgoing = self._outgoing, {}
         for connection in outgoing:
             self._send(connection)
-        return bool(ready)
+        return bool(ready or more)
 
-    def _give_up(self, number: int, error: Exception) -> None:
+    def _try(self, number: int, do: Callable[[], Any]) -> None:
         """Lose one connection (by its file number) rather than the loop, and all of them."""
-        log.error("lost a connection: %r", error)
-        connection = self._open.get(number)
-        if connection is not None:
-            self._close(connection)
+        try:
+            do()
+        except Exception as error:
+            log.error("lost a connection: %r", error)
+            connection = self._open.get(number)
+            if connection is not None:
+                self._close(connection)
 
     def shutdown(self) -> None:
         """Make `serve_forever` return; from any thread."""
@@ -14528,6 +14565,7 @@ class Server(ThreadingHTTPServer):
         self._selector.unregister(connection.socket)
         del self._open[connection.socket.fileno()]
         self._outgoing.pop(connection, None)
+        self._more.pop(connection, None)
 
     def _close(self, connection: Connection) -> None:
         # `_shed` may have closed it in this very turn, before its own event was looked at.
@@ -14543,7 +14581,10 @@ class Server(ThreadingHTTPServer):
             connection = self._returned.popleft()
             connection.kept, connection.since = False, self._now
             self._adopt(connection)
-            self._answer(connection)
+            if connection.ending:
+                self._finish(connection)
+            else:
+                self._answer(connection)
 
     def _sweep(self, now: float) -> None:
         """Close what has been idle for too long, or takes too long to send a request.
@@ -14564,6 +14605,8 @@ class Server(ThreadingHTTPServer):
                 self._refuse(connection, ApiError(408, "the request did not arrive in time"))
 
     def _read(self, connection: Connection) -> None:
+        if connection in self._more:  # it has sent more than its share
+            return
         try:
             if connection.fresh:
                 connection.fresh = False
@@ -14608,6 +14651,9 @@ class Server(ThreadingHTTPServer):
                 connection.ending = True
                 return
             if framer.idle or (len(connection.unsent) > LOOP_BODY and not self._send(connection)):
+                return
+            if time.monotonic() - self._now > TURN:
+                self._more[connection] = None
                 return
 
     def _must_wait(self, request: Request) -> bool:
@@ -14759,8 +14805,8 @@ class Server(ThreadingHTTPServer):
 
 def refusal(connection: Connection, error: ApiError) -> bytes:
     """The last answer on a connection."""
-    response = failure(SHARED, error)
-    return response_bytes(response, "GET", connection.framer.version, False)
+    response, method = failure(SHARED, error), connection.framer.method
+    return response_bytes(response, method, connection.framer.version, False)
 
 
 _DISTRUST = (
@@ -14800,8 +14846,8 @@ class WaitingHandler(BaseHTTPRequestHandler):
             if connection.unsent:
                 self.connection.sendall(connection.unsent)
                 connection.unsent = b""
-                connection.kept = connection.framer.keep_alive and connection.ready is None
-            self.close_connection = not connection.framer.keep_alive and connection.ready is None
+                connection.kept = connection.ready is None
+            self.close_connection = False
             while not self.close_connection and not connection.kept:
                 self.handle_one_request()
         except OSError as error:  # a client that resets, stops reading, or fails the handshake
@@ -14823,10 +14869,10 @@ class WaitingHandler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         request.awaited = self._awaited
-        self._deliver(self.server.respond(connection, request))
-        connection.ready = None
-        self.close_connection = not connection.framer.keep_alive
-        connection.kept = not self.close_connection and connection.framer.scheme == "http"
+        whole = self._deliver(self.server.respond(connection, request))
+        connection.ready, connection.ending = None, not connection.framer.keep_alive
+        connection.kept = whole and connection.framer.scheme == "http"
+        self.close_connection = connection.ending
 
     def _awaited(self) -> bool:
         """Whether the client has not gone away; TLS does not let us look."""
@@ -14842,8 +14888,8 @@ class WaitingHandler(BaseHTTPRequestHandler):
         finally:
             self.connection.settimeout(self.server.settings.read_timeout)
 
-    def _deliver(self, data: bytes) -> None:
-        """Send an answer, unless something is to go wrong with it."""
+    def _deliver(self, data: bytes) -> bool:
+        """Send an answer, unless something is to go wrong with it; whether it went whole."""
         connection = self.request
         fault, connection.fault = connection.fault, None
         if fault is None or fault.effect in ("status", "latency"):
@@ -14852,6 +14898,8 @@ class WaitingHandler(BaseHTTPRequestHandler):
             self._trickle(data, fault.rule["trickle"])
         else:
             self._break_off(fault, data)
+            return False
+        return True
 
     def _trickle(self, data: bytes, rate: float) -> None:
         """Send so many bytes a second, at most 20 times; what is left at once on `stop`."""
@@ -14919,7 +14967,11 @@ class WaitingHandler(BaseHTTPRequestHandler):
             pass
 
     def finish(self) -> None:
-        """There are no files to flush."""
+        """Say over TLS that no more will come (RFC 9112 9.8), without waiting for the like."""
+        if self.request.framer.scheme == "https":
+            with contextlib.suppress(OSError, ValueError):
+                self.connection.settimeout(0)
+                cast("ssl.SSLSocket", self.connection).unwrap()
 
 
 # ---- TLS

@@ -4107,8 +4107,9 @@ class Journal(FakeTest):
         self.call("POST", "/nowhere", b"x" * (most + 1))
         self.call("POST", "/nowhere", gzip.compress(b"y" * (most * 2)), content_encoding="gzip")
         kept = [entry.request.body for entry in self.fake.workspace.journal.rows]
-        self.assertEqual(kept, [b"x" * most, gzip.compress(b"y" * (most * 2))])
-        self.assertEqual(self.call("GET", "/__parlel/requests/1/curl").status, 404)
+        self.assertEqual(kept, [b"x" * most, b"y" * most])
+        for number in (1, 2):
+            self.assertEqual(self.call("GET", f"/__parlel/requests/{number}/curl").status, 404)
 
     def test_a_workspace_that_there_is_not_shows_in_the_default_one(self) -> None:
         self.call("PUT", "/@gone/api/v1/customers/1", {})
@@ -6327,6 +6328,7 @@ class Framing(WireTestCase):
         rows = [
             ("empty lines before", b"\r\n\r\n" + HEALTH),
             ("absolute target", message("GET", "http://localhost:1/health")),
+            ("absolute, with a query", message("GET", "http://localhost:1/health?x=http://y/z")),
             ("slash too many", message("GET", "//health")),
             ("no fields", b"GET /health HTTP/1.1\r\n\r\n"),
             ("space around a value", message("GET", "/health", None, "X:  \t y \t ")),
@@ -6339,6 +6341,78 @@ class Framing(WireTestCase):
                 wire = self.dial()
                 self.assertEqual(wire.send(request).reply().json, {"status": "ok"})
                 self.assertEqual(wire.send(request).reply().json, {"status": "ok"})
+
+    def test_what_is_said_of_the_connection(self) -> None:
+        rows = [
+            ("1.1", (), True),
+            ("1.1", ("Connection: upgrade, close",), False),
+            ("1.1", ("Connection: not-close",), True),
+            ("1.0", (), False),
+            ("1.0", ("Connection: keep-alive",), True),
+            ("1.0", ("Connection: keep-alive, close",), False),
+            ("1.0", ("Connection: keep-alive", CHUNKED), False),
+        ]
+        for version, given, stays in rows:
+            with self.subTest(version=version, given=given):
+                body = chunks(ADA) if CHUNKED in given else ADA
+                wire = self.dial().send(identify(body, *given, version=version))
+                self.assertEqual(wire.reply().status, 200)
+                if stays:
+                    self.assertEqual(wire.send(HEALTH).reply().status, 200)
+                else:
+                    self.assertTrue(wire.ended())
+
+    def test_a_refused_head_request_gets_no_body(self) -> None:
+        request = message("HEAD", "/health", None, "Expect: the unexpected")
+        wire = self.dial().send(HEALTH, request)
+        self.assertEqual(wire.reply().status, 200)
+        self.assertEqual(wire.reply("HEAD").status, 417)
+        self.assertTrue(wire.ended())
+
+    def test_who_sends_very_much_at_once_does_not_hold_up_others(self) -> None:
+        flood = HEALTH * 600  # half a megabyte of answers
+        with mock.patch.object(customerio_fake, "TURN", 0.0):
+            wires = [self.dial().send(flood) for _ in range(3)]
+            self.assertEqual(self.dial().send(HEALTH).reply().status, 200)
+            for wire in wires:
+                self.assertEqual({wire.reply().status for _ in range(600)}, {200})
+        self.assertEqual(wires[0].send(HEALTH).reply().status, 200)
+
+    def test_a_last_answer_arrives_whatever_still_comes_in(self) -> None:
+        for n in range(300):
+            self.server.fake.workspace.identify(("id", str(n)), {"text": "x" * 900})
+        last = message("GET", "/__parlel/customers?limit=300", None, "Connection: close")
+        wire = self.dial().send(last, b"\r\n" * 10)
+        self.assertTrue(eventually(lambda: not waiting_threads()))
+        with contextlib.suppress(OSError):
+            wire.send(b"\r\n")
+        self.assertEqual(len(wire.reply().json["customers"]), 300)
+
+    def test_a_watch_that_its_client_ends_is_no_success(self) -> None:
+        body = b'{"list": "events", "match": {"name": "x"}, "none": true, "timeout": 60}'
+        wire = self.dial().send(message("POST", "/__parlel/assert", body)).end()
+        reply = wire.reply()
+        self.assertEqual(reply.status, 422)
+        self.assertIn("cut short", reply.json["meta"]["error"])
+
+    def test_the_parts_of_a_packed_body_are_one(self) -> None:
+        parts = gzip.compress(b'{"plan": '), gzip.compress(b'"pro"}')
+        self.ask(identify(b"".join(parts), "Content-Encoding: gzip"))
+        self.assertEqual(self.server.people[0]["attributes"], {"plan": "pro"})
+        reply = self.ask(identify(parts[0] + parts[1] + b"junk", "Content-Encoding: gzip"))
+        self.assert_json_error(reply, 400)
+
+    def test_what_was_refused_is_no_larger_in_the_journal_than_anything_else(self) -> None:
+        bomb = gzip.compress(b"a" * 5_000_000)
+        wrong = ("Content-Encoding: gzip", "Authorization: Basic")
+        self.assert_json_error(self.ask(identify(bomb, *wrong)), 401)
+        (entry,) = self.server.requests
+        self.assertEqual(len(entry["body"]), customerio_fake.MAX_KEPT_BODY)
+
+    def test_a_browser_may_ask_where_slashes_are_doubled(self) -> None:
+        for path in ("/api/v1/events", "//api/v1/events", "/api/v1//events"):
+            reply = self.ask(message("OPTIONS", path))
+            self.assertEqual(reply.headers.get("access-control-allow-origin"), "*", path)
 
     def test_a_head_is_whole_and_sent_once(self) -> None:
         wire = self.dial().send(HEALTH)
@@ -6398,6 +6472,11 @@ class HostileInput(WireTestCase):
             ("empty name", swap("Host:", ":"), 400),
             ("folded line", swap("Host:", "A: b\r\n c\r\nHost:"), 400),
             ("two hosts", swap("Host:", "Host: a\r\nHost:"), 400),
+            ("no name of a host", swap("localhost", "local host/x@y"), 400),
+            ("no path", swap("/api", "api"), 400),
+            ("no host in a URL", swap("/api", "http:///api"), 400),
+            ("asterisk", swap("/api/v1/customers/ada", "*"), 400),
+            ("a bare line feed at last", b"GET / HTTP/1.1\r\nHost: x\n\r\n", 400),
             ("two credentials", swap("Host:", "Authorization: Basic eDp5\r\nHost:"), 400),
             ("two lengths", swap("Host:", "Content-Length: 15\r\nHost:"), 400),
             ("a list of lengths", swap("Length: 15", "Length: 15, 15"), 400),
@@ -6850,6 +6929,14 @@ class Tls(WireTestCase):
                 self.dial(ssl.create_default_context())
             self.assertTrue(eventually(lambda: bool(logs.output)))
         self.assertIn("/__parlel/ca.pem", logs.output[0])
+
+    def test_the_end_of_a_connection_is_said(self) -> None:
+        raw = socket.create_connection(("127.0.0.1", self.server.port), PATIENCE)
+        tls = self.trust.wrap_socket(raw, server_hostname="localhost", suppress_ragged_eofs=False)
+        with tls:
+            tls.sendall(message("GET", "/health", None, "Connection: close"))
+            while tls.recv(65536):  # SSLEOFError if nothing is said
+                pass
 
     def test_https_answers_as_http_does(self) -> None:
         rows = [
