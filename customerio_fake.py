@@ -7510,18 +7510,23 @@ MAX_BATCH = 500 * 1024
 
 
 def named_in_path(call: Call, value: str) -> Identifier:
-    """What `{identifier}` in a v1 path means: the value's shape decides (reference).
+    """What `{identifier}` in a v1 path means. Raises ApiError 400."""
+    return named_by_shape(call.workspace, value, "identifier")
+
+
+def named_by_shape(workspace: Workspace, value: str, name: str) -> Identifier:
+    """Whom a value means whose shape says what it is (reference). Raises ApiError 400.
 
     A `cio_` prefix makes a cio_id, an email's shape an email, anything else an id.
     """
     if value.startswith("cio_"):
         return checked_cio_id(value[4:])
-    mode = call.fake.settings.identifiers
-    if mode != "id" and "@" in value and _EMAIL_SHAPE.fullmatch(value):
-        return "email", identifier_text(value, "identifier")
-    if mode == "email":
-        raise invalid("identifier must be an email: this workspace knows people by nothing else")
-    return "id", identifier_text(value, "identifier")
+    kinds = workspace.people.kinds
+    if "email" in kinds and "@" in value and _EMAIL_SHAPE.fullmatch(value):
+        return "email", identifier_text(value, name)
+    if "id" not in kinds:
+        raise invalid(f"{name} must be an email: this workspace knows people by nothing else")
+    return "id", identifier_text(value, name)
 
 
 def misshapen_preferences(attributes: Attributes) -> List[Problem]:
@@ -12006,16 +12011,18 @@ def _part(item: Json, *names: str) -> Json:
     return item if isinstance(item, dict) else {}
 
 
-def _user(item: Json) -> Identifier:
+def _user(workspace: Workspace, item: Json) -> Identifier:
     """Whom a call is about: the userId, else the anonymousId. Raises ApiError 400."""
-    for name, kind in (("userId", "id"), ("anonymousId", "anonymous_id")):
-        if item.get(name) not in (None, ""):
-            return kind, identifier_text(item[name], name)
+    if item.get("userId") not in (None, ""):
+        return _known_user(workspace, item)
+    if item.get("anonymousId") not in (None, ""):
+        return "anonymous_id", identifier_text(item["anonymousId"], "anonymousId")
     raise required("userId or anonymousId")
 
 
-def _known_user(item: Json) -> Identifier:
-    return "id", identifier_text(item.get("userId") or "", "userId")
+def _known_user(workspace: Workspace, item: Json, name: str = "userId") -> Identifier:
+    # By its shape, as in a v1 path; Segment's destination does the same (reference).
+    return named_by_shape(workspace, identifier_text(item.get(name) or "", name), name)
 
 
 def _dated(values: Json) -> Attributes:
@@ -12044,7 +12051,7 @@ def _pipelines_identify(workspace: Workspace, item: Json) -> str:
         attributes["created_at"] = attributes.pop("createdAt")
     who = ("email", as_text(traits.get("email") or ""))
     if item.get("userId") not in (None, ""):
-        who = _known_user(item)
+        who = _known_user(workspace, item)
     if not who[1]:
         raise invalid("nobody to identify: there is neither userId nor traits.email", "userId")
     object_id = traits.get("objectId") or traits.get("object_id")
@@ -12060,7 +12067,7 @@ def _event_verb(kind: str) -> Callable[[Workspace, Json], str]:
     def verb(workspace: Workspace, item: Json) -> str:
         properties = _part(item, "properties")
         name = item.get("event") if kind == "event" else item.get("name") or properties.get("url")
-        who = _user(item)
+        who = _user(workspace, item)
         body = {"name": name, "type": kind, "data": properties, "id": item.get("messageId")}
         body["timestamp"] = unix_time(item.get("timestamp"))
         anonymous = who[0] == "anonymous_id"
@@ -12091,12 +12098,14 @@ def _pipelines_group(workspace: Workspace, item: Json) -> str:
     if not (item.get("userId") or item.get("anonymousId")):
         return reason
     extra = _dated(_part(traits, "relationshipAttributes"))
-    return joined(reason, workspace.ingest(workspace.add_relationship, _user(item), ref, extra))
+    return joined(
+        reason, workspace.ingest(workspace.add_relationship, _user(workspace, item), ref, extra)
+    )
 
 
 def _pipelines_alias(workspace: Workspace, item: Json) -> str:
-    previous = identifier_text(item["previousId"], "previousId")
-    return workspace.ingest(workspace.merge, _known_user(item), ("id", previous))
+    previous = _known_user(workspace, item, "previousId")
+    return workspace.ingest(workspace.merge, _known_user(workspace, item), previous)
 
 
 def _device_updated(workspace: Workspace, item: Json) -> str:
@@ -12104,12 +12113,12 @@ def _device_updated(workspace: Workspace, item: Json) -> str:
     attributes = {**_part(given, "attributes"), **_part(item, "properties")}
     device = {"token": given.get("token"), "platform": given.get("type"), "attributes": attributes}
     device["last_used"] = unix_time(item.get("timestamp"))
-    return add_device_of(workspace, _known_user(item), device, "token")
+    return add_device_of(workspace, _known_user(workspace, item), device, "token")
 
 
 def _device_deleted(workspace: Workspace, item: Json) -> str:
     token = as_text(_part(item, "context", "device").get("token") or "")
-    return workspace.ingest(workspace.delete_device, _known_user(item), token)
+    return workspace.ingest(workspace.delete_device, _known_user(workspace, item), token)
 
 
 def _application_opened(workspace: Workspace, item: Json) -> str:
@@ -12119,13 +12128,15 @@ def _application_opened(workspace: Workspace, item: Json) -> str:
 
 
 def _person_event_verb(name: str) -> Callable[[Workspace, Json], str]:
-    return lambda workspace, item: workspace.ingest(getattr(workspace, name), _known_user(item))
+    return lambda workspace, item: workspace.ingest(
+        getattr(workspace, name), _known_user(workspace, item)
+    )
 
 
 def _relationship_deleted(workspace: Workspace, item: Json) -> str:
     properties = _part(item, "properties")
     ref = _object_ref(properties, properties.get("objectId"))
-    return workspace.ingest(workspace.delete_relationship, _known_user(item), ref)
+    return workspace.ingest(workspace.delete_relationship, _known_user(workspace, item), ref)
 
 
 def _object_deleted(workspace: Workspace, item: Json) -> str:

@@ -968,6 +968,10 @@ class IdOnly(FakeTest):
         self.identify("a@example.com")
         self.assertEqual(self.person("a@example.com")["id"], "a@example.com")
 
+    def test_an_emails_shape_in_a_user_id_is_an_id(self) -> None:
+        self.ok("POST", "/v1/identify", {"userId": "a@example.com"})
+        self.assertEqual(self.person("a@example.com")["id"], "a@example.com")
+
     def test_a_different_id_in_the_body_is_refused(self) -> None:
         reply = self.identify("1", id="2")
         text = "id attribute and identifier are not the same value"
@@ -987,6 +991,12 @@ class EmailOnly(FakeTest):
         (person,) = self.records("customers")
         self.assertEqual((person["id"], person["identifiers"]["email"]), (None, "a@example.com"))
         self.assert_errors(self.identify("7"), 400, "email")
+
+    def test_a_user_id_is_an_email(self) -> None:
+        self.ok("POST", "/v1/identify", {"userId": "a@example.com"})
+        reply = self.call("POST", "/v1/identify", {"userId": "7"})
+        self.assertIn("userId must be an email", reply.reason)
+        self.assertEqual(len(self.records("customers")), 1)
 
 
 class PhoneOn(FakeTest):
@@ -1760,6 +1770,28 @@ class PipelinesMapping(FakeTest):
         reply = self.send("identify", anonymousId="a")
         self.assertIn("nobody to identify", reply.reason)
         self.assertEqual(len(self.records("customers")), 1)
+
+    def test_the_shape_of_a_user_id_says_what_it_is(self) -> None:
+        self.identify("1", email="a@example.com")
+        cio_id = self.person("1")["cio_id"]
+        self.send("identify", userId="A@example.com", traits={"plan": "pro"})
+        self.send("identify", userId=f"cio_{cio_id}", traits={"seats": 5})
+        self.track("bought", userId="a@example.com")
+        device = {"device": {"token": "t", "type": "ios"}}
+        self.track("Device Created or Updated", userId=f"cio_{cio_id}", context=device)
+        (person,) = self.records("customers")
+        attributes = {"email": "a@example.com", "plan": "pro", "seats": 5}
+        self.assertEqual((person["id"], person["attributes"]), ("1", attributes))
+        self.assertEqual(self.records("events")[0]["customer_id"], "1")
+        self.assertEqual(self.records("devices")[0]["customer_id"], "1")
+        self.identify("2")
+        self.send("alias", userId="2", previousId="a@example.com")
+        self.assertEqual([person["id"] for person in self.records("customers")], ["2"])
+
+    def test_a_user_id_of_another_workspace_is_refused(self) -> None:
+        reply = self.send("identify", userId="cio_a2f707098dcf01be8c12")
+        self.assertEqual((reply.status, reply.reason), (200, "invalid identifier"))
+        self.assertEqual(self.records("customers"), [])
 
     def test_identify_relates_to_an_object(self) -> None:
         traits = {"objectId": "acme", "relationshipAttributes": {"role": "x"}, "plan": "pro"}
