@@ -12026,7 +12026,11 @@ def _known_user(workspace: Workspace, item: Json, name: str = "userId") -> Ident
 
 
 def _dated(values: Json) -> Attributes:
-    return {name: unix_time(value) for name, value in values.items()}
+    """The values with their dates as Unix seconds; in objects, too, but not in lists (Segment)."""
+    return {
+        name: _dated(value) if isinstance(value, dict) else unix_time(value)
+        for name, value in values.items()
+    }
 
 
 def _object_ref(values: Json, object_id: Json) -> ObjectKey:
@@ -12059,7 +12063,7 @@ def _pipelines_identify(workspace: Workspace, item: Json) -> str:
     reason = workspace.ingest(workspace.identify, who, checked_attributes(attributes, "traits"))
     if not object_id:
         return reason
-    extra = _part(traits, "relationshipAttributes")
+    extra = _dated(_part(traits, "relationshipAttributes"))
     return joined(reason, workspace.ingest(workspace.add_relationship, who, ref, extra))
 
 
@@ -12068,8 +12072,9 @@ def _event_verb(kind: str) -> Callable[[Workspace, Json], str]:
         properties = _part(item, "properties")
         name = item.get("event") if kind == "event" else item.get("name") or properties.get("url")
         who = _user(workspace, item)
-        body = {"name": name, "type": kind, "data": properties, "id": item.get("messageId")}
-        body["timestamp"] = unix_time(item.get("timestamp"))
+        data, when = _dated(properties), unix_time(item.get("timestamp"))
+        body = {"name": name, "type": kind, "data": data, "timestamp": when}
+        body["id"] = item.get("messageId")
         anonymous = who[0] == "anonymous_id"
         event = event_of("anonymous" if anonymous else "", body)
         return workspace.ingest(

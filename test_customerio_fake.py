@@ -1764,6 +1764,24 @@ class PipelinesMapping(FakeTest):
         }
         self.assertEqual(self.person("1")["attributes"], expected)
 
+    def test_dates_become_seconds_in_nested_objects_but_not_in_lists(self) -> None:
+        day, seconds = "2021-07-02T00:00:00Z", 1625184000
+        given = {"at": day, "in": {"deep": {"at": day}}, "list": [day, {"at": day}]}
+        expected = {**given, "at": seconds, "in": {"deep": {"at": seconds}}}
+        role = {"relationshipAttributes": given}
+        self.send("identify", userId="1", traits={"x": given, "objectId": "a", **role})
+        self.send("group", userId="1", groupId="b", traits={"x": given, **role})
+        self.track("bought", properties=given)
+        self.send("page", userId="1", name="Home", properties=given)
+        self.assertEqual(self.person("1")["attributes"], {"x": expected})
+        self.assertEqual([event["data"] for event in self.records("events")], [expected] * 2)
+        first, second = self.records("objects")
+        self.assertEqual(second["attributes"], {"x": expected})
+        related = [thing["relationships"][0]["attributes"] for thing in (first, second)]
+        self.assertEqual(related, [expected] * 2)
+        kept = self.records("pipeline-events", "?event=bought")
+        self.assertEqual(kept[0]["properties"], given)
+
     def test_identify_falls_back_to_the_email(self) -> None:
         self.send("identify", userId="", traits={"email": "a@example.com"})
         self.assertEqual(self.person("a@example.com")["id"], None)
