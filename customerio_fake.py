@@ -3183,6 +3183,16 @@ class Delivery:
         return self.history[-1]["metric"] if self.history else "created"
 
     @property
+    def is_draft(self) -> bool:
+        """Whether it waits for somebody to send it in the web app."""
+        return "drafted" in self.metrics and "sent" not in self.metrics
+
+    @property
+    def template_id(self) -> int:
+        """The content that it was made of; 0 if there is none."""
+        return self.parents.get("content_id") or self.parents.get("action_id") or 0
+
+    @property
     def failure(self) -> str:
         """Why it did not reach anybody; "" if it did, or may still."""
         reasons = [row["reason"] for row in self.history if row.get("reason")]
@@ -4913,12 +4923,11 @@ def message_document(delivery: Delivery) -> Json:
         "transactional_message_id",
     )  # fmt: skip
     nobody = {"id": delivery.customer_id, "email": None, "cio_id": ""}
-    template = delivery.parents.get("content_id") or delivery.parents.get("action_id") or 0
     return {
         "id": delivery.delivery_id,
         "deduplicate_id": f"{delivery.delivery_id}:{max(delivery.metrics.values())}",
-        "msg_template_id": template,
-        "message_template_id": template,
+        "msg_template_id": delivery.template_id,
+        "message_template_id": delivery.template_id,
         "parent_action_id": None,
         "customer_id": delivery.customer_id,
         "customer_identifiers": person.identifiers() if person else nobody,
@@ -6031,6 +6040,14 @@ def export_people(workspace: Workspace, filters: Json) -> Export:
     return _finish_export(workspace, "customers", ["cio_id", "id", "email", *names], rows)
 
 
+#: What messages may be asked for by (reference).
+MESSAGE_METRICS = (
+    "attempted", "sent", "delivered", "opened", "clicked", "converted", "bounced", "spammed",
+    "unsubscribed", "dropped", "failed", "undeliverable",
+)  # fmt: skip
+_EXPORT_METRICS = ("created", *MESSAGE_METRICS)
+#: Messages are listed this far back, unless the call says otherwise: 6 months (reference).
+MESSAGE_WINDOW = 183 * 86400
 #: Which deliveries an export may be about, and what that is called in a send (reference).
 DELIVERY_PARENTS = ("newsletter_id", "campaign_id", "transactional_message_id", "action_id")
 
@@ -6040,8 +6057,7 @@ def export_deliveries(workspace: Workspace, order: Json) -> Export:
     parent = next((name for name in DELIVERY_PARENTS if order.get(name) is not None), None)
     if parent is None:
         raise required("newsletter_id", f"one of {', '.join(DELIVERY_PARENTS)}")
-    for name in ("start", "end"):
-        whole_number(order.get(name), name)
+    wanted = _export_filter(order, workspace.seconds())
     names = order.get("attributes") or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise invalid("attributes must be a list of names", "attributes")
@@ -6049,17 +6065,31 @@ def export_deliveries(workspace: Workspace, order: Json) -> Export:
     keys = ("campaign_id", "broadcast_id") if parent == "campaign_id" else (parent,)
     with workspace.lock:
         sent = [delivery for key in keys for delivery in workspace.sent.get((key, number), ())]
-    found = [delivery for delivery in sent if _ordered(delivery, order)]
+    found = [delivery for delivery in sent if wanted(delivery)]
     rows = [_delivery_row(delivery, names) for delivery in found]
     head = ["delivery_id", "customer_id", "type", "recipient", "subject", *DELIVERY_PARENTS]
     metrics = sorted({name for delivery in found for name in delivery.metrics})
     return _finish_export(workspace, "deliveries", [*head, *metrics, *names], rows)
 
 
-def _ordered(delivery: Delivery, order: Json) -> bool:
-    start, end = order.get("start") or 0, order.get("end") or math.inf
-    metric = order.get("metric")
-    return start <= delivery.created <= end and (not metric or metric in delivery.metrics)
+def _export_filter(order: Json, now: int) -> Callable[[Delivery], bool]:
+    """What an order asks of a delivery; drafts only if it says so. Raises ApiError 400."""
+    metric, drafts = order.get("metric") or None, order.get("drafts") or False
+    if metric not in (None, *_EXPORT_METRICS):
+        raise invalid(f"metric must be one of: {', '.join(_EXPORT_METRICS)}", "metric")
+    if not isinstance(drafts, bool):
+        raise invalid(f"drafts must be true or false, not {kind_of(drafts)}", "drafts")
+    template = whole_number(order.get("template_id"), "template_id")
+    start, end = (whole_number(order.get(name), name) or 0 for name in ("start", "end"))
+    # Without a range the last 6 months, else 12 at most (reference).
+    longest, latest = MESSAGE_WINDOW * (2 if start or end else 1), end or now
+    earliest = max(start, min(latest, now) - longest)
+    return lambda delivery: (
+        earliest <= delivery.created <= latest
+        and metric in (None, *delivery.metrics)
+        and template in (None, delivery.template_id)
+        and (drafts or not delivery.is_draft)
+    )
 
 
 def _delivery_row(delivery: Delivery, names: Sequence[str]) -> Json:
@@ -7249,7 +7279,7 @@ KNOWN_FIELDS = {
     "POST /v1/api/campaigns/{broadcast_id}/triggers": _TRIGGER_FIELDS,
     "POST /v1/exports/customers": "filters",
     "POST /v1/exports/deliveries": "newsletter_id campaign_id transactional_message_id action_id "
-    "start end attributes metric drafts",
+    "start end attributes metric drafts template_id",
     "POST /v1/customers": "filter",
     "POST /v1/customers/attributes": "ids",
     "POST /v1/objects": "object_type_id filter",
@@ -8746,16 +8776,10 @@ def message_page(call: Call, deliveries: Sequence[Delivery]) -> Json:
     return {"messages": found, "next": page_token(position) if position > 0 else ""}
 
 
-MESSAGE_METRICS = (
-    "attempted", "sent", "delivered", "opened", "clicked", "converted", "bounced", "spammed",
-    "unsubscribed", "dropped", "failed", "undeliverable",
-)  # fmt: skip
 MESSAGE_CHANNELS = (
     "email", "webhook", "twilio", "whatsapp", "slack", "push", "in_app", "inbox",
     "live_notification",
 )  # fmt: skip
-#: Messages are listed this far back, unless the query says otherwise: 6 months (reference).
-MESSAGE_WINDOW = 183 * 86400
 
 
 def message_filter(call: Call) -> Callable[[Delivery], bool]:
@@ -8764,7 +8788,8 @@ def message_filter(call: Call) -> Callable[[Delivery], bool]:
     metric = query_choice(query, "metric", MESSAGE_METRICS)
     state = query_choice(query, "state", ("failed", "sent", "drafted", "attempted"))
     type = query_choice(query, "type", MESSAGE_CHANNELS)
-    drafts = query_flag(query, "drafts")
+    # Either drafts or all the others (reference).
+    drafts = query_flag(query, "drafts") or state == "drafted"
     end = query_number(query, "end_ts", 1 << 40, 0, 1 << 40)
     start = query_number(query, "start_ts", 0, 0, 1 << 40)
     start = max(start, min(end, call.workspace.seconds()) - MESSAGE_WINDOW)
@@ -8778,7 +8803,7 @@ def message_filter(call: Call) -> Callable[[Delivery], bool]:
             and (not metric or metric in metrics)
             and (not state or state in metrics)
             and (not type or MESSAGE_TYPES.get(delivery.channel, delivery.channel) == type)
-            and ("drafted" not in metrics or "sent" in metrics or drafts or state == "drafted")
+            and delivery.is_draft == drafts
             and all(delivery.parents.get(n) == number for n, number in parents.items())
         )
 

@@ -1583,14 +1583,44 @@ class Exports(FakeTest):
         (row,) = self.download(export["id"])
         self.assertEqual((row["recipient"], row["plan"]), ("a@b.cd", "pro"))
 
+    def exported(self, **order: Any) -> list[str]:
+        number = self.ok("POST", "/v1/exports/deliveries", order)["export"]["id"]
+        return [row["recipient"] for row in self.download(number)]
+
+    def test_drafts_are_exported_on_request(self) -> None:
+        message = {"transactional_message_id": 3, "identifiers": {"id": "1"}}
+        self.ok("POST", "/v1/send/email", {**message, "to": "sent@b.cd"})
+        self.ok("POST", "/v1/send/email", {**message, "to": "draft@b.cd", "queue_draft": True})
+        order = {"transactional_message_id": 3}
+        self.assertEqual(self.exported(**order), ["sent@b.cd"])
+        self.assertEqual(self.exported(**order, drafts=False), ["sent@b.cd"])
+        self.assertEqual(self.exported(**order, drafts=True), ["sent@b.cd", "draft@b.cd"])
+
+    def test_deliveries_of_6_months_are_exported_and_12_at_most(self) -> None:
+        workspace, day = self.fake.workspace, 86400
+        message = {"transactional_message_id": 3, "identifiers": {"id": "1"}}
+        for name, days in (("old", 250), ("middle", 150), ("new", 0)):
+            self.ok("POST", "/v1/send/email", {**message, "to": f"{name}@b.cd"})
+            workspace.advance(days * day)
+        order: dict[str, Any] = {"transactional_message_id": 3}
+        now = workspace.seconds()
+        self.assertEqual(self.exported(**order), ["middle@b.cd", "new@b.cd"])
+        self.assertEqual(self.exported(**order, start=1), ["middle@b.cd", "new@b.cd"])
+        order = {**order, "start": str(now - 401 * day), "end": now - 40 * day}
+        self.assertEqual(self.exported(**order), ["old@b.cd", "middle@b.cd"])
+
     def test_bad_orders_are_refused(self) -> None:
-        rows = [
+        rows: list[tuple[str, Any, str]] = [
             ("customers", {}, "filters"),
             ("customers", {"filters": {"nor": []}}, "nor"),
             ("customers", {"filters": {"and": []}}, "filters.and"),
             ("deliveries", {}, "newsletter_id"),
             ("deliveries", {"newsletter_id": 1, "start": "x"}, "start"),
             ("deliveries", {"newsletter_id": 1, "attributes": "x"}, "attributes"),
+            ("deliveries", {"newsletter_id": 1, "metric": "loved"}, "undeliverable"),
+            ("deliveries", {"newsletter_id": 1, "metric": ["sent"]}, "metric"),
+            ("deliveries", {"newsletter_id": 1, "drafts": "true"}, "drafts"),
+            ("deliveries", {"newsletter_id": 1, "template_id": "x"}, "template_id"),
         ]
         for kind, body, word in rows:
             self.assert_errors(self.call("POST", f"/v1/exports/{kind}", body), 400, word)
@@ -2691,6 +2721,16 @@ class Messages(SeededTest):
         self.assert_errors(self.call("POST", f"{path}/loved"), 404, "opened")
         activity = self.ok("GET", "/v1/customers/ada/activities")["activities"][0]
         self.assertEqual(activity["type"], "bounced_email")
+
+    def test_messages_are_listed_with_drafts_or_without(self) -> None:
+        sent = self.send()["delivery_id"]
+        draft = self.send(queue_draft=True)["delivery_id"]
+        rows = [("", sent), ("?drafts=false", sent), ("?drafts=true", draft)]
+        for query, delivery_id in rows:
+            listed = self.ok("GET", f"/v1/messages{query}")["messages"]
+            self.assertEqual([row["id"] for row in listed][:1], [delivery_id], query)
+            self.assertEqual(draft in [row["id"] for row in listed], delivery_id == draft)
+        self.assertEqual(len(self.ok("GET", "/v1/messages?drafts=true")["messages"]), 1)
 
     def test_text_and_eml(self) -> None:
         content = base64.b64encode(b"file").decode()
@@ -4258,9 +4298,19 @@ class Preferences(SeededTest):
 
     def test_exports_find_deliveries_by_what_sent_them(self) -> None:
         self.ok("POST", "/v1/newsletters/30/send", {})
-        for order in ({"newsletter_id": 30}, {"campaign_id": 1}, {"action_id": 11}):
+        then = {"start": 1_700_000_000, "end": 1_700_000_000}
+        rows: list[tuple[dict[str, Any], int]] = [
+            ({"newsletter_id": 30}, 1),
+            ({"newsletter_id": 30, "template_id": 301, "metric": "created"}, 1),
+            ({"newsletter_id": 30, "template_id": 302}, 0),
+            ({"newsletter_id": 30, "metric": "spammed"}, 0),
+            ({"campaign_id": 1, **then}, 1),
+            ({"action_id": 11, "template_id": 11, **then}, 1),
+        ]
+        for order, count in rows:
             number = self.ok("POST", "/v1/exports/deliveries", order)["export"]["id"]
-            self.assertEqual(self.ok("GET", f"/v1/exports/{number}")["export"]["total"], 1)
+            total = self.ok("GET", f"/v1/exports/{number}")["export"]["total"]
+            self.assertEqual(total, count, order)
 
 
 class Workspaces(FakeTest):
