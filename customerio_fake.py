@@ -8215,8 +8215,8 @@ def path_number(workspace: Workspace, text: str) -> int:
 
 
 def person_kinds(call: Call) -> Sequence[str]:
-    """What `id_type` may be."""
-    return ("id", "email", "cio_id", *(("phone",) if call.fake.settings.phone else ()))
+    """What `id_type` may be: what the workspace knows people by (reference)."""
+    return (*call.workspace.people.kinds, "cio_id")
 
 
 def person_of(call: Call, value: str) -> Person:

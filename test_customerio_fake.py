@@ -978,6 +978,17 @@ class IdOnly(FakeTest):
         self.assertEqual(reply.json, {"meta": {"errors": [text]}})
         self.assertEqual(self.identify("1", id=1).status, 200)
 
+    def test_an_email_is_no_id_type(self) -> None:
+        self.identify("1", email="a@example.com")
+        rows = [("a@example.com", "email", 400), ("1", "id", 200), ("1", "phone", 400)]
+        for value, id_type, status in rows:
+            path = f"/v1/customers/{value}/attributes?id_type={id_type}"
+            self.assertEqual(self.call("GET", path).status, status, path)
+        reply = self.call("GET", "/v1/customers/1/messages?id_type=email")
+        self.assert_errors(reply, 400, "id_type must be one of: id, cio_id")
+        reply = self.call("POST", "/v1/customers/attributes?id_type=email", {"ids": ["1"]})
+        self.assert_errors(reply, 400, "id_type")
+
     def test_v2_refuses_email_as_identifier(self) -> None:
         item = {"type": "person", "action": "identify", "identifiers": {"email": "a@b.cd"}}
         self.assert_errors(self.call("POST", "/api/v2/entity", item), 400, "identifiers")
@@ -991,6 +1002,13 @@ class EmailOnly(FakeTest):
         (person,) = self.records("customers")
         self.assertEqual((person["id"], person["identifiers"]["email"]), (None, "a@example.com"))
         self.assert_errors(self.identify("7"), 400, "email")
+
+    def test_an_id_is_no_id_type(self) -> None:
+        self.identify("a@example.com")
+        path = "/v1/customers/a%40example.com/attributes?id_type="
+        self.assertEqual(self.call("GET", path + "email").status, 200)
+        self.assert_errors(self.call("GET", path + "id"), 400, "id_type")
+        self.assertEqual(self.call("GET", path).status, 404)
 
     def test_a_user_id_is_an_email(self) -> None:
         self.ok("POST", "/v1/identify", {"userId": "a@example.com"})
