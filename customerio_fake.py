@@ -7778,6 +7778,13 @@ def account_region(call: Call) -> Json:
     return {"url": REGION_URLS[region], "region": region, "environment_id": WORKSPACE_NUMBER}
 
 
+@route("GET", "/auth", SHARED)
+def auth_page(call: Call) -> Response:
+    """Answer 200 with a page, whatever the credentials: it tells nothing about them (observed)."""
+    page = b"<!DOCTYPE html>\n<html><head><title>Customer.io</title></head><body></body></html>\n"
+    return Response(200, page, _HTML_PAGE)
+
+
 @route("POST", "/api/v1/metrics", TRACK_OPEN)
 def report_metrics(call: Call) -> str:
     """Report what happened to a delivery."""

@@ -1296,6 +1296,13 @@ class TrackOthers(FakeTest):
         region = self.ok("GET", "/api/v1/accounts/region")
         self.assertEqual((region["region"], region["environment_id"]), ("us", 104668))
 
+    def test_the_page_at_auth_knows_no_credentials(self) -> None:
+        for header in ("", "Basic bm86", "nonsense"):
+            reply = self.call("GET", "/auth", authorization=header)
+            self.assertEqual(reply.status, 200)
+            self.assertEqual(reply.headers["content-type"], "text/html; charset=utf-8")
+            self.assertTrue(reply.body.startswith(b"<!DOCTYPE html>"))
+
     def test_metrics_are_booked_once_and_need_no_credentials(self) -> None:
         delivery_id = self.send()
         body = {"delivery_id": delivery_id, "metric": "clicked", "href": "http://x.example"}
