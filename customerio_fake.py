@@ -5320,19 +5320,32 @@ def transactional_of(workspace: Workspace, channel: str, message: Json) -> Json:
     """The transactional message that a send names by number or trigger name.
 
     Without one, message 1 gets the metrics (docs). Raises ApiError 400 for an unknown one, once
-    the workspace has seeded messages and `auto_create` does not ask for it.
+    the workspace has seeded messages and `auto_create` does not ask for it; and if it asks for
+    the name of another channel's message (reference).
     """
     shelf, given = workspace.shelves["transactional"], message.get("transactional_message_id")
     text = "1" if given in (None, "") else as_text(given)
     number = int(text) if text.isdecimal() and len(text) < 16 else None
     row = shelf.rows.get(number) if number else _by_trigger_name(shelf, text)
+    created = message.get("auto_create") is True and number is None and channel != "whatsapp"
     if row is not None:
+        owner = _channel_of(workspace, row)
+        if created and owner not in ("", channel):
+            raise invalid(
+                f"{text!r:.80} belongs to a message of {owner}", "transactional_message_id"
+            )
         return row
-    created = message.get("auto_create") is True and number is None
     if not shelf.open and not created and given not in (None, ""):
         raise invalid('"transactional_message_id" not found.', "transactional_message_id")
-    row = blank_row(workspace, "transactional", text)
+    row = {**blank_row(workspace, "transactional", text), "_channel": channel}
     return shelf.add(row if number else {**row, "trigger_name": text}, number)
+
+
+def _channel_of(workspace: Workspace, row: Json) -> str:
+    """What a transactional message is sent by; "" if nothing says so."""
+    contents = workspace.shelves["transactional_contents"].where(_parent=row["id"])
+    type = row.get("_channel") or (contents[0]["type"] if contents else "")
+    return _CHANNELS.get(type, type)
 
 
 def _by_trigger_name(shelf: Shelf, text: str) -> Optional[Json]:
@@ -5355,7 +5368,7 @@ def _check_send(channel: str, message: Json, now: float) -> Identifier:
                 raise required_field(name)
     _check_recipients(channel, message)
     _check_moment(message.get("send_at"), now)
-    _check_attachments(message.get("attachments"))
+    _check_attachments(message.get("attachments") or {})
     checked_headers(message.get("headers"))
     _check_send_types(message)
     return one_identifier(message["identifiers"], ("id", "email", "cio_id"), "identifiers")
@@ -5446,11 +5459,7 @@ def _check_send_types(message: Json) -> None:
             raise invalid(f'"{name}" must not be {kind_of(value)}', name)
 
 
-def _check_attachments(attachments: Json) -> None:
-    if attachments is None:
-        return
-    if not isinstance(attachments, dict):
-        raise invalid('"attachments" must map file names to base64 strings', "attachments")
+def _check_attachments(attachments: Dict[str, str]) -> None:
     total = 0
     for name, content in attachments.items():
         ending = name.rpartition(".")[2].lower()
@@ -5460,7 +5469,7 @@ def _check_attachments(attachments: Json) -> None:
             raise ApiError(403, f"Forbidden file type {ending} for attachment {name}.")
         try:
             total += len(base64.b64decode(content, validate=True))
-        except (TypeError, ValueError):
+        except ValueError:
             raise invalid(f'Attachment must be base64 encoded: "{name}"', "attachments") from None
     if total > MAX_ATTACHMENTS:
         raise ApiError(413, "Total attachment size exceeds the limit")
@@ -8291,22 +8300,36 @@ MAX_SEND = 1000 * 1000
 
 def send_body(call: Call) -> Json:
     """The body of a send. Raises ApiError 400 in the service's words for what isn't one."""
-    words = "Request entity must be JSON encoded and not exceed 2048 KB."
     try:
         body = call.body()
     except ApiError as error:
-        problems = [p._replace(message=f"{words} ({p.message})") for p in error.problems]
-        raise ApiError(error.status, *problems) from None
-    attachments = body.get("attachments")
-    files = attachments.values() if isinstance(attachments, dict) else ()
-    size = len(call.request.body) - sum(len(text) for text in files if isinstance(text, str))
+        raise _not_sendable(error.message, error.status) from None
+    files = {} if body.get("attachments") is None else body["attachments"]
+    if not isinstance(files, dict) or not all(isinstance(text, str) for text in files.values()):
+        raise _not_sendable("attachments must map file names to base64 strings")
+    size = len(call.request.body) - sum(map(len, files.values()))
     if size > MAX_SEND:
-        raise invalid(words)
+        raise _not_sendable(f"{size} bytes beside the attachments; {MAX_SEND} at most")
     return body
+
+
+def check_service_account(call: Call) -> None:
+    """A service account has several workspaces, so its calls name one. Raises ApiError 400."""
+    headers = call.request.headers
+    service = re.match(r"bearer +sa_live_", headers.get("authorization", ""), re.IGNORECASE)
+    if service and not headers.get("x-workspace-id"):
+        raise invalid("workspace_id is required")  # the command-line client's tests
+
+
+def _not_sendable(reason: str, status: int = 400) -> ApiError:
+    """The service's one sentence for bodies that it can't read (docs); the header says why."""
+    words = "Request entity must be JSON encoded and not exceed 2048 KB."
+    return ApiError(status, words, headers=[(REASON_HEADER, reason)])
 
 
 def _send(channel: str) -> Handler:
     def handler(call: Call) -> Json:
+        check_service_account(call)
         base_url = call.base_url
         delivery = send(call.workspace, channel, send_body(call), base_url)
         scheduled = {} if delivery.send_at is None else {"send_at": delivery.send_at}
