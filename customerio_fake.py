@@ -7647,10 +7647,16 @@ def object_key(identifiers: Json, name: str, create: bool = True) -> ObjectKey:
     for part in ("object_type_id", "object_id"):
         if identifiers.get(part) in (None, ""):
             raise required(f"{name}.{part}", "object_type_id and object_id, or cio_object_id")
-    type_id = as_text(identifiers["object_type_id"])
-    if not re.fullmatch(r"[1-9]\d{0,5}", type_id):
-        raise invalid(f"{name}.object_type_id must be a number from 1 up", f"{name}.object_type_id")
+    type_id = object_type(identifiers["object_type_id"], f"{name}.object_type_id")
     return type_id, identifier_text(identifiers["object_id"], f"{name}.object_id")
+
+
+def object_type(value: Json, name: str) -> str:
+    """The id of an object type, a number as text (reference). Raises ApiError 400."""
+    type_id = as_text(value)
+    if not re.fullmatch(r"[1-9]\d{0,5}", type_id):
+        raise invalid(f"{name} must be a number from 1 up", name)
+    return type_id
 
 
 def _relate(
@@ -10050,40 +10056,89 @@ _IMPORT_FIELDS: Dict[str, Check] = {
     "name": text_field(),
     "data_file_url": _check_url,
     "type": choice_field("people", "event", "object", "relationship"),
-    "identifier": choice_field("id", "email", "cio_id", "phone"),
-    "data_to_process": choice_field("all", "only_new", "only_existing"),
     "description": text_field(blank=True),
-    "object_type_id": typed_field(int, str),
 }
-_IMPORT_NEEDS = {"people": ["identifier"], "event": ["identifier"], "object": ["object_type_id"]}
+
+
+def _import_fields(scopes: Sequence[str], **more: Check) -> Dict[str, Check]:
+    # `people_to_process` is the older name (reference).
+    own = dict.fromkeys(("data_to_process", "people_to_process"), choice_field(*scopes))
+    return {**_IMPORT_FIELDS, **own, **more}
+
+
+_SCOPES = ("all", "only_new", "only_existing")
+_TYPE_ID = typed_field(int, str)
+#: What the imports of each type need beside the rest, and all that they take (reference).
+_IMPORTS: Dict[str, Tuple[str, Dict[str, Check]]] = {
+    "people": ("identifier", _import_fields(_SCOPES, identifier=choice_field("id", "email"))),
+    "event": (
+        "identifier",
+        _import_fields(("all", "only_existing"), identifier=choice_field("id", "email")),
+    ),
+    "object": ("object_type_id", _import_fields(_SCOPES, object_type_id=_TYPE_ID)),
+    "relationship": (
+        "identifier",
+        _import_fields(
+            _SCOPES, identifier=choice_field("id", "email", "cio_id"), object_type_id=_TYPE_ID
+        ),
+    ),
+}
+
+
+def checked_import(body: Json) -> Json:
+    """What an import's body orders. Raises ApiError 400."""
+    checked_fields(body, _IMPORT_FIELDS, ("name", "type", "data_file_url"))
+    needed, checks = _IMPORTS[body["type"]]
+    order = checked_fields(body, checks, [needed])
+    if body["type"] in ("object", "relationship"):
+        order["object_type_id"] = object_type(order.get("object_type_id", "1"), "object_type_id")
+    scope = order.pop("people_to_process", "all")
+    return {"data_to_process": scope, "description": "", **order}
 
 
 @route("POST", "/v1/imports", APP, heavy=True)
 def create_import(call: Call) -> Json:
     """Import people, events, objects or relationships from a CSV behind a URL."""
-    body = call.body().get("import")
+    body, workspace = call.body().get("import"), call.workspace
     if not isinstance(body, dict):
         raise required("import", "an object with name, type and data_file_url")
-    given = checked_fields(body, _IMPORT_FIELDS, ("name", "type", "data_file_url"))
-    checked_fields(body, _IMPORT_FIELDS, _IMPORT_NEEDS.get(given["type"], []))
-    given["object_type_id"] = as_text(body.get("object_type_id") or "1")
+    order = checked_import(body)
     try:
-        rows, failed = csv_rows(fetched(given["data_file_url"], "data_file_url")), ""
+        rows, failed = csv_rows(fetched(order["data_file_url"], "data_file_url")), ""
     except ApiError as error:
         rows, failed = [], error.message
-    with call.workspace.lock:
-        outcome = run_import(call, given, rows)
+    with workspace.lock:
+        failed = failed or _unknown_object_type(workspace, order)
         if failed:
             outcome = {"state": "failed", "error": failed, "rows_to_import": 0, "rows_imported": 0}
-        now = call.workspace.seconds()
-        blank = {"description": "", "data_to_process": "all", "created_at": now, "updated_at": now}
-        plain = {name: value for name, value in given.items() if name != "data_file_url"}
-        row = call.workspace.shelves["imports"].add({**blank, **plain, **outcome})
+        else:
+            outcome = run_import(call, order, rows)
+        times = dict.fromkeys(("created_at", "updated_at"), workspace.seconds())
+        row = workspace.shelves["imports"].add({**_import_facts(order), **times, **outcome})
     # The answer comes before the work, which is done when anybody asks again.
     accepted = {"state": "preprocessing", "rows_to_import": 0, "rows_imported": 0}
     hidden = ("error", "error_export_id", "error_download_url")
     shown_row = {name: value for name, value in row.items() if name not in hidden}
     return {"import": {**shown_row, **accepted}}
+
+
+def _import_facts(order: Json) -> Json:
+    """What an answer repeats of an order, by its type (reference)."""
+    type = order["type"]
+    hidden = ("data_file_url", *(() if type == "object" else ("object_type_id",)))
+    facts = {name: value for name, value in order.items() if name not in hidden}
+    if type in ("people", "event"):
+        facts["people_to_process"] = order["data_to_process"]
+    return facts
+
+
+def _unknown_object_type(workspace: Workspace, order: Json) -> str:
+    """Why objects can't be imported: once types are seeded, there are no others; else ""."""
+    seeded = workspace.shelves["object_types"].rows.values()
+    known = {*(as_text(row["id"]) for row in seeded), *(key[0] for key in workspace.objects)}
+    if order["type"] != "object" or not seeded or order["object_type_id"] in known:
+        return ""
+    return "The specified Object Type does not exist."  # reference
 
 
 def run_import(call: Call, order: Json, rows: List[Dict[str, str]]) -> Json:
@@ -10094,7 +10149,8 @@ def run_import(call: Call, order: Json, rows: List[Dict[str, str]]) -> Json:
     counts = {"rows_to_import": len(rows), "rows_imported": len(rows) - len(bad)}
     if not bad:
         return {"state": "imported", **counts}
-    export = _finish_export(workspace, "import errors", ["line", "error"], bad)
+    # Exports are of customers or deliveries, there is no third type (reference).
+    export = _finish_export(workspace, "customers", ["line", "error"], bad)
     link = download_link(call, export)
     export_ids = {"error_export_id": export.number, "error_download_url": link}
     return {"state": "imported", **counts, **export_ids}
@@ -10115,17 +10171,27 @@ def import_row(workspace: Workspace, order: Json, row: Dict[str, str]) -> str:
         return error.message
 
 
+def _not_wanted(order: Json, known: Any) -> bool:
+    """Whether an order wants nothing of a line, by what is known of its person or object."""
+    return bool(order["data_to_process"] == ("only_new" if known else "only_existing"))
+
+
+def _person_in(order: Json, row: Dict[str, str]) -> Identifier:
+    """Whom a line is about, by the order's identifier. Raises ApiError 400."""
+    column = order["identifier"]
+    return column, identifier_text(row.get(column, ""), column)
+
+
 def _import_people(workspace: Workspace, order: Json, row: Dict[str, str]) -> str:
-    who = (order["identifier"], identifier_text(row.get(order["identifier"], ""), "identifier"))
-    known, scope = workspace.people.find(who), order.get("data_to_process", "all")
-    if (scope == "only_new" and known) or (scope == "only_existing" and not known):
+    who = _person_in(order, row)
+    if _not_wanted(order, workspace.people.find(who)):
         return ""
     return workspace.ingest(workspace.identify, who, checked_attributes(dict(row), "row"))
 
 
 def _import_event(workspace: Workspace, order: Json, row: Dict[str, str]) -> str:
-    who = (order["identifier"], identifier_text(row.get(order["identifier"], ""), "identifier"))
-    if order.get("data_to_process") == "only_existing" and not workspace.people.find(who):
+    who = _person_in(order, row)
+    if _not_wanted(order, workspace.people.find(who)):
         return ""
     own = ("id", "email", "cio_id", "name", "timestamp")
     data = {name: value for name, value in row.items() if name not in own}
@@ -10134,17 +10200,21 @@ def _import_event(workspace: Workspace, order: Json, row: Dict[str, str]) -> str
 
 
 def _import_object(workspace: Workspace, order: Json, row: Dict[str, str]) -> str:
-    ref = _object_ref({"objectTypeId": order["object_type_id"]}, row.get("object_id"))
+    ref = (order["object_type_id"], identifier_text(row.get("object_id", ""), "object_id"))
+    if _not_wanted(order, workspace.find_object(ref)):
+        return ""
     own = {name: value for name, value in row.items() if name != "object_id"}
     who = ("object_id", ref[1])
     return workspace.ingest(workspace.identify_object, who, ref, checked_attributes(own, "row"))
 
 
 def _import_relationship(workspace: Workspace, order: Json, row: Dict[str, str]) -> str:
-    type_id = row.get("object_type_id") or order.get("object_type_id")
-    ref = _object_ref({"objectTypeId": type_id}, row.get("object_id"))
-    kind = next((kind for kind in ("id", "email", "cio_id") if row.get(kind)), "id")
-    who = (kind, identifier_text(row.get(kind, ""), kind))
+    who, name = _person_in(order, row), "object_type_id"
+    type_id = object_type(row.get(name) or order[name], name)
+    ref = (type_id, identifier_text(row.get("object_id", ""), "object_id"))
+    person = workspace.people.find(who)
+    if _not_wanted(order, person and ref in person.has.relationships):
+        return ""
     own = ("object_type_id", "object_id", "id", "email", "cio_id")
     extra = {name: value for name, value in row.items() if name not in own}
     return workspace.ingest(workspace.add_relationship, who, ref, extra)

@@ -2609,6 +2609,19 @@ class AppOthers(SeededTest):
         reply = self.call("GET", "/v1/info/ip_addresses", authorization="")
         self.assertEqual(reply.json, {"ip_addresses": ["127.0.0.1"]})
 
+    def imported(self, text: str, **order: Any) -> Any:
+        """Import a CSV; gives the import when it is done."""
+        body = {"name": "n", "data_file_url": "https://x.example/f.csv", **order}
+        with mock.patch.object(customerio_fake, "fetched", lambda url, name: text.encode()):
+            made = self.ok("POST", "/v1/imports", {"import": body})["import"]
+        self.assertEqual((made["state"], made["rows_imported"]), ("preprocessing", 0))
+        return self.ok("GET", f"/v1/imports/{made['id']}")["import"]
+
+    def errors_of(self, row: Any) -> str:
+        """The lines that an import could not take."""
+        link = row["error_download_url"].partition("4668")[2]
+        return self.call("GET", link, authorization="").body.decode()
+
     def test_imports_of_every_type(self) -> None:
         people = "id,plan\neve,pro\n,nobody\n"
         files = {
@@ -2618,14 +2631,7 @@ class AppOthers(SeededTest):
             "relationship": "object_type_id,object_id,id,role\n1,acme,eve,boss\n",
         }
         for type, text in files.items():
-            with mock.patch.object(
-                customerio_fake, "fetched", lambda url, name, t=text: t.encode()
-            ):
-                order = {"name": "n", "type": type, "identifier": "id", "object_type_id": 1}
-                order["data_file_url"] = "https://x.example/f.csv"
-                made = self.ok("POST", "/v1/imports", {"import": order})["import"]
-            self.assertEqual(made["state"], "preprocessing")
-            row = self.ok("GET", f"/v1/imports/{made['id']}")["import"]
+            row = self.imported(text, type=type, identifier="id", object_type_id=1)
             done = (row["state"], row["rows_to_import"], row["rows_imported"])
             self.assertEqual(done, ("imported", *((2, 1) if type == "people" else (1, 1))))
         self.assertEqual(self.person("eve")["attributes"], {"plan": "pro"})
@@ -2633,9 +2639,88 @@ class AppOthers(SeededTest):
         (thing,) = self.records("objects")
         expected = [{"customer_id": "eve", "attributes": {"role": "boss"}}]
         self.assertEqual((thing["attributes"], thing["relationships"]), ({"size": "3"}, expected))
-        errors = self.ok("GET", "/v1/imports/1")["import"]["error_download_url"]
-        reply = self.call("GET", errors.partition("4668")[2], authorization="")
-        self.assertIn("3,", reply.body.decode())
+        row = self.ok("GET", "/v1/imports/1")["import"]
+        self.assertIn("3,id is required", self.errors_of(row))
+        export = self.ok("GET", f"/v1/exports/{row['error_export_id']}")["export"]
+        self.assertEqual(export["type"], "customers")
+
+    def test_an_import_repeats_what_belongs_to_its_type(self) -> None:
+        rows = [
+            ("people", {"identifier", "people_to_process"}),
+            ("event", {"identifier", "people_to_process"}),
+            ("object", {"object_type_id"}),
+            ("relationship", {"identifier"}),
+        ]
+        given = {"identifier": "id", "object_type_id": 1, "data_to_process": "only_existing"}
+        for type, expected in rows:
+            row = self.imported("id,object_id,name\n", type=type, **given)
+            own = {"identifier", "object_type_id", "people_to_process"} & set(row)
+            self.assertEqual((own, row["data_to_process"]), (expected, "only_existing"))
+        self.assertEqual(self.ok("GET", "/v1/imports/3")["import"]["object_type_id"], "1")
+
+    def test_the_older_name_of_what_to_process_is_understood(self) -> None:
+        order = {"type": "people", "identifier": "id", "people_to_process": "only_new"}
+        row = self.imported("id,plan\nada,none\neve,none\n", **order)
+        self.assertEqual((row["data_to_process"], row["people_to_process"]), ("only_new",) * 2)
+        plans = {p["id"]: p["attributes"]["plan"] for p in self.records("customers")}
+        self.assertEqual(plans, {"ada": "pro", "bob": "free", "eve": "none"})
+
+    def test_objects_and_relationships_are_imported_as_far_as_wanted(self) -> None:
+        order: dict[str, Any] = {"type": "object", "object_type_id": "1"}
+        self.imported("object_id,size\nacme,1\n", **order)
+        self.imported("object_id,size\nacme,2\nnew,2\n", **order, data_to_process="only_new")
+        again = "object_id,size\nacme,3\nother,3\n"
+        self.imported(again, **order, data_to_process="only_existing")
+        sizes = {
+            thing["object_id"]: thing["attributes"]["size"] for thing in self.records("objects")
+        }
+        self.assertEqual(sizes, {"acme": "3", "new": "2"})
+        order = {"type": "relationship", "identifier": "email", "data_to_process": "only_existing"}
+        self.imported("object_id,email\nacme,ada@example.com\n", **order)
+        self.assertEqual(self.records("objects")[0]["relationships"], [])
+        order["data_to_process"] = "only_new"
+        self.imported("object_id,email\nacme,ada@example.com\n", **order)
+        related = self.records("objects")[0]["relationships"]
+        self.assertEqual([row["customer_id"] for row in related], ["ada"])
+
+    def test_lines_with_errors_speak_of_their_columns(self) -> None:
+        row = self.imported("object_id,size\n,3\n", type="object", object_type_id="1")
+        self.assertEqual(
+            self.errors_of(row).splitlines()[1], "2,object_id is required: send a value"
+        )
+        text = "object_id,object_type_id,email\na,x,ada@example.com\na,1,\n"
+        row = self.imported(text, type="relationship", identifier="email")
+        errors = self.errors_of(row).splitlines()[1:]
+        starts = ["2,object_type_id must be", "3,email is required"]
+        for error, start in zip(errors, starts):
+            self.assertTrue(error.startswith(start), error)
+        self.assertEqual(len(errors), 2)
+
+    def test_objects_of_an_unknown_type_fail_to_import_once_types_are_seeded(self) -> None:
+        text, order = "object_id\na\n", {"type": "object", "object_type_id": "2"}
+        self.assertEqual(self.imported(text, **order)["state"], "imported")
+        self.fake.seed({"object_types": [{"id": 1, "name": "Companies"}]})
+        self.assertEqual(self.imported(text, type="object", object_type_id=1)["state"], "imported")
+        row = self.imported(text, **order)
+        reason = "The specified Object Type does not exist."
+        self.assertEqual((row["state"], row["error"], row["rows_imported"]), ("failed", reason, 0))
+        self.assertEqual(len(self.records("objects")), 1)
+
+    def test_bad_imports_are_refused(self) -> None:
+        rows: list[tuple[dict[str, Any], str]] = [
+            ({"type": "people"}, "identifier"),
+            ({"type": "relationship"}, "identifier"),
+            ({"type": "object"}, "object_type_id"),
+            ({"type": "people", "identifier": "cio_id"}, "id, email"),
+            ({"type": "relationship", "identifier": "phone"}, "id, email, cio_id"),
+            ({"type": "object", "object_type_id": "x"}, "object_type_id must be a number"),
+            ({"type": "event", "identifier": "id", "data_to_process": "only_new"}, "only_existing"),
+            ({"type": "people", "identifier": "id", "people_to_process": "x"}, "people_to_process"),
+        ]
+        for order, word in rows:
+            body = {"name": "n", "data_file_url": "https://x.example/f.csv", **order}
+            self.assert_errors(self.call("POST", "/v1/imports", {"import": body}), 400, word)
+        self.assertEqual(self.call("GET", "/v1/imports/1").status, 404)
 
 
 class RateLimits(SeededTest):
