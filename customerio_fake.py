@@ -12037,6 +12037,11 @@ PIPELINES_FIELDS: Dict[str, Tuple[Sequence[Sequence[str]], Sequence[Sequence[str
     "group": ([("userId", "anonymousId")], [("groupId",)]),
     "alias": ([], [("userId",), ("previousId",)]),
 }
+#: What strict mode wants of semantic events that are nobody's (reference).
+_REPORT_FIELDS: Dict[str, Sequence[Sequence[str]]] = {
+    "Report Delivery Event": [("properties",)],
+    "Report Content Event": [("properties",)],
+}
 
 
 def _given(item: Json, name: str) -> bool:
@@ -12059,6 +12064,8 @@ def check_pipelines_call(kind: str, item: Json, strict: bool) -> None:
 
 def _check_names(kind: str, item: Json, strict: bool = False) -> None:
     in_strict_mode, always = PIPELINES_FIELDS[kind]
+    if kind == "track" and isinstance(item.get("event"), str):
+        in_strict_mode = _REPORT_FIELDS.get(item["event"], in_strict_mode)
     for names in [*always, *(in_strict_mode if strict else ())]:
         if not any(_given(item, name) for name in names):
             raise required(" or ".join(names))
@@ -12238,10 +12245,25 @@ def _pipelines_alias(workspace: Workspace, item: Json) -> str:
     return workspace.ingest(workspace.merge, _known_user(workspace, item), previous)
 
 
+def _platform(workspace: Workspace, item: Json) -> Json:
+    """The platform of a call's device, in lower case; its type need not be there (reference)."""
+    given = _part(item, "context", "device")
+    type, token = as_text(given.get("type") or "").lower(), as_text(given.get("token") or "")
+    system = as_text(_part(item, "context", "os").get("name") or "").lower()
+    known = workspace.devices.get(token)
+    if type or system in ("ios", "android"):
+        return type or system
+    if known is not None:
+        return known.platform
+    # Apple's tokens are 32 bytes or more in hex, Google's have other letters, too (inferred).
+    return "ios" if re.fullmatch("[0-9A-Fa-f]{64,}", token) else "android"
+
+
 def _device_updated(workspace: Workspace, item: Json) -> str:
     given = _part(item, "context", "device")
     attributes = {**_part(given, "attributes"), **_part(item, "properties")}
-    device = {"token": given.get("token"), "platform": given.get("type"), "attributes": attributes}
+    device = {"token": given.get("token"), "attributes": attributes}
+    device["platform"] = _platform(workspace, item)
     device["last_used"] = unix_time(item.get("timestamp"))
     return add_device_of(workspace, _known_user(workspace, item), device, "token")
 

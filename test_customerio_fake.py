@@ -1822,6 +1822,32 @@ class Pipelines(FakeTest):
                 reply = self.call("POST", f"/v1/{kind}", body, x_strict_mode="1")
                 self.assert_errors(reply, 400, text)
 
+    def test_reports_are_about_nobody_also_in_strict_mode(self) -> None:
+        message = {"to": "a@b.cd", "transactional_message_id": 1, "identifiers": {"id": "1"}}
+        sent = self.ok("POST", "/v1/send/email", message)["delivery_id"]
+        body = {"event": "Report Delivery Event"}
+        properties = {"deliveryId": sent, "metric": "opened"}
+        for path, item in (
+            ("track", {**body, "properties": properties}),
+            ("batch", {"batch": [{**body, "type": "track", "properties": properties}]}),
+            ("track", {"event": "Report Content Event", "properties": {}}),
+        ):
+            self.ok("POST", f"/v1/{path}", item, x_strict_mode="1")
+        self.assertIn("opened", self.records("deliveries")[0]["metrics"])
+        reply = self.call("POST", "/v1/track", body, x_strict_mode="1")
+        self.assert_errors(reply, 400, "properties")
+
+    def test_strict_mode_takes_a_device_without_a_type(self) -> None:
+        body = {"event": "Device Created or Updated", "userId": "1"}
+        context = {"device": {"token": "t"}}
+        self.ok("POST", "/v1/track", {**body, "context": context}, x_strict_mode="1")
+        reply = self.call("POST", "/v1/track", body, x_strict_mode="1")
+        self.assert_errors(reply, 400, "device.token")
+        context["device"]["type"] = "fridge"
+        reply = self.call("POST", "/v1/track", {**body, "context": context}, x_strict_mode="1")
+        self.assert_errors(reply, 400, "device.platform")
+        self.assertEqual([device["id"] for device in self.records("devices")], ["t"])
+
 
 class PipelinesMapping(FakeTest):
     """What Pipelines calls do to people, events, objects and devices."""
@@ -1960,6 +1986,24 @@ class PipelinesMapping(FakeTest):
         self.send("identify", userId="1")
         self.track("User Deleted")
         self.assertEqual((self.records("customers"), self.records("events")), ([], []))
+
+    def test_the_platform_of_a_device_is_found_without_its_type(self) -> None:
+        apple = "0a" * 32
+        rows: list[tuple[dict[str, Any], str]] = [
+            ({"device": {"token": "t", "type": "iOS"}}, "ios"),
+            ({"device": {"token": "t"}}, "ios"),
+            ({"device": {"token": "t", "type": "ANDROID"}}, "android"),
+            ({"device": {"token": "t"}, "os": {"name": "iOS"}}, "ios"),
+            ({"device": {"token": apple}, "os": {"name": "iPadOS"}}, "ios"),
+            ({"device": {"token": "f:APA91b"}}, "android"),
+        ]
+        for context, platform in rows:
+            reply = self.track("Device Created or Updated", context=context)
+            self.assertEqual((reply.status, reply.reason), (200, ""))
+            device = self.records("devices")[-1]
+            self.assertEqual(
+                (device["id"], device["platform"]), (context["device"]["token"], platform)
+            )
 
     def test_a_report_is_booked_on_its_delivery(self) -> None:
         message = {"to": "a@b.cd", "transactional_message_id": 1, "identifiers": {"id": "1"}}
