@@ -3189,6 +3189,16 @@ class Delivery:
         return self.history[-1]["metric"] if self.history else "created"
 
     @property
+    def is_draft(self) -> bool:
+        """Whether it waits for somebody to send it in the web app."""
+        return "drafted" in self.metrics and "sent" not in self.metrics
+
+    @property
+    def template_id(self) -> int:
+        """The content that it was made of; 0 if there is none."""
+        return self.parents.get("content_id") or self.parents.get("action_id") or 0
+
+    @property
     def failure(self) -> str:
         """Why it did not reach anybody; "" if it did, or may still."""
         reasons = [row["reason"] for row in self.history if row.get("reason")]
@@ -4953,12 +4963,11 @@ def message_document(delivery: Delivery) -> Json:
         "transactional_message_id",
     )  # fmt: skip
     nobody = {"id": delivery.customer_id, "email": None, "cio_id": ""}
-    template = delivery.parents.get("content_id") or delivery.parents.get("action_id") or 0
     return {
         "id": delivery.delivery_id,
         "deduplicate_id": f"{delivery.delivery_id}:{max(delivery.metrics.values())}",
-        "msg_template_id": template,
-        "message_template_id": template,
+        "msg_template_id": delivery.template_id,
+        "message_template_id": delivery.template_id,
         "parent_action_id": None,
         "customer_id": delivery.customer_id,
         "customer_identifiers": person.identifiers() if person else nobody,
@@ -5361,19 +5370,32 @@ def transactional_of(workspace: Workspace, channel: str, message: Json) -> Json:
     """The transactional message that a send names by number or trigger name.
 
     Without one, message 1 gets the metrics (docs). Raises ApiError 400 for an unknown one, once
-    the workspace has seeded messages and `auto_create` does not ask for it.
+    the workspace has seeded messages and `auto_create` does not ask for it; and if it asks for
+    the name of another channel's message (reference).
     """
     shelf, given = workspace.shelves["transactional"], message.get("transactional_message_id")
     text = "1" if given in (None, "") else as_text(given)
     number = int(text) if text.isdecimal() and len(text) < 16 else None
     row = shelf.rows.get(number) if number else _by_trigger_name(shelf, text)
+    created = message.get("auto_create") is True and number is None and channel != "whatsapp"
     if row is not None:
+        owner = _channel_of(workspace, row)
+        if created and owner not in ("", channel):
+            raise invalid(
+                f"{text!r:.80} belongs to a message of {owner}", "transactional_message_id"
+            )
         return row
-    created = message.get("auto_create") is True and number is None
     if not shelf.open and not created and given not in (None, ""):
         raise invalid('"transactional_message_id" not found.', "transactional_message_id")
-    row = blank_row(workspace, "transactional", text)
+    row = {**blank_row(workspace, "transactional", text), "_channel": channel}
     return shelf.add(row if number else {**row, "trigger_name": text}, number)
+
+
+def _channel_of(workspace: Workspace, row: Json) -> str:
+    """What a transactional message is sent by; "" if nothing says so."""
+    contents = workspace.shelves["transactional_contents"].where(_parent=row["id"])
+    type = row.get("_channel") or (contents[0]["type"] if contents else "")
+    return _CHANNELS.get(type, type)
 
 
 def _by_trigger_name(shelf: Shelf, text: str) -> Optional[Json]:
@@ -5396,7 +5418,7 @@ def _check_send(channel: str, message: Json, now: float) -> Identifier:
                 raise required_field(name)
     _check_recipients(channel, message)
     _check_moment(message.get("send_at"), now)
-    _check_attachments(message.get("attachments"))
+    _check_attachments(message.get("attachments") or {})
     checked_headers(message.get("headers"))
     _check_send_types(message)
     return one_identifier(message["identifiers"], ("id", "email", "cio_id"), "identifiers")
@@ -5487,11 +5509,7 @@ def _check_send_types(message: Json) -> None:
             raise invalid(f'"{name}" must not be {kind_of(value)}', name)
 
 
-def _check_attachments(attachments: Json) -> None:
-    if attachments is None:
-        return
-    if not isinstance(attachments, dict):
-        raise invalid('"attachments" must map file names to base64 strings', "attachments")
+def _check_attachments(attachments: Dict[str, str]) -> None:
     total = 0
     for name, content in attachments.items():
         ending = name.rpartition(".")[2].lower()
@@ -5501,7 +5519,7 @@ def _check_attachments(attachments: Json) -> None:
             raise ApiError(403, f"Forbidden file type {ending} for attachment {name}.")
         try:
             total += len(base64.b64decode(content, validate=True))
-        except (TypeError, ValueError):
+        except ValueError:
             raise invalid(f'Attachment must be base64 encoded: "{name}"', "attachments") from None
     if total > MAX_ATTACHMENTS:
         raise ApiError(413, "Total attachment size exceeds the limit")
@@ -6200,6 +6218,14 @@ def export_people(workspace: Workspace, filters: Json) -> Export:
     return _finish_export(workspace, "customers", ["cio_id", "id", "email", *names], rows)
 
 
+#: What messages may be asked for by (reference).
+MESSAGE_METRICS = (
+    "attempted", "sent", "delivered", "opened", "clicked", "converted", "bounced", "spammed",
+    "unsubscribed", "dropped", "failed", "undeliverable",
+)  # fmt: skip
+_EXPORT_METRICS = ("created", *MESSAGE_METRICS)
+#: Messages are listed this far back, unless the call says otherwise: 6 months (reference).
+MESSAGE_WINDOW = 183 * 86400
 #: Which deliveries an export may be about, and what that is called in a send (reference).
 DELIVERY_PARENTS = ("newsletter_id", "campaign_id", "transactional_message_id", "action_id")
 
@@ -6209,8 +6235,7 @@ def export_deliveries(workspace: Workspace, order: Json) -> Export:
     parent = next((name for name in DELIVERY_PARENTS if order.get(name) is not None), None)
     if parent is None:
         raise required("newsletter_id", f"one of {', '.join(DELIVERY_PARENTS)}")
-    for name in ("start", "end"):
-        whole_number(order.get(name), name)
+    wanted = _export_filter(order, workspace.seconds())
     names = order.get("attributes") or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise invalid("attributes must be a list of names", "attributes")
@@ -6218,17 +6243,31 @@ def export_deliveries(workspace: Workspace, order: Json) -> Export:
     keys = ("campaign_id", "broadcast_id") if parent == "campaign_id" else (parent,)
     with workspace.lock:
         sent = [delivery for key in keys for delivery in workspace.sent.get((key, number), ())]
-    found = [delivery for delivery in sent if _ordered(delivery, order)]
+    found = [delivery for delivery in sent if wanted(delivery)]
     rows = [_delivery_row(delivery, names) for delivery in found]
     head = ["delivery_id", "customer_id", "type", "recipient", "subject", *DELIVERY_PARENTS]
     metrics = sorted({name for delivery in found for name in delivery.metrics})
     return _finish_export(workspace, "deliveries", [*head, *metrics, *names], rows)
 
 
-def _ordered(delivery: Delivery, order: Json) -> bool:
-    start, end = order.get("start") or 0, order.get("end") or math.inf
-    metric = order.get("metric")
-    return start <= delivery.created <= end and (not metric or metric in delivery.metrics)
+def _export_filter(order: Json, now: int) -> Callable[[Delivery], bool]:
+    """What an order asks of a delivery; drafts only if it says so. Raises ApiError 400."""
+    metric, drafts = order.get("metric") or None, order.get("drafts") or False
+    if metric not in (None, *_EXPORT_METRICS):
+        raise invalid(f"metric must be one of: {', '.join(_EXPORT_METRICS)}", "metric")
+    if not isinstance(drafts, bool):
+        raise invalid(f"drafts must be true or false, not {kind_of(drafts)}", "drafts")
+    template = whole_number(order.get("template_id"), "template_id")
+    start, end = (whole_number(order.get(name), name) or 0 for name in ("start", "end"))
+    # Without a range the last 6 months, else 12 at most (reference).
+    longest, latest = MESSAGE_WINDOW * (2 if start or end else 1), end or now
+    earliest = max(start, min(latest, now) - longest)
+    return lambda delivery: (
+        earliest <= delivery.created <= latest
+        and metric in (None, *delivery.metrics)
+        and template in (None, delivery.template_id)
+        and (drafts or not delivery.is_draft)
+    )
 
 
 def _delivery_row(delivery: Delivery, names: Sequence[str]) -> Json:
@@ -7458,7 +7497,7 @@ KNOWN_FIELDS = {
     "POST /v1/api/campaigns/{broadcast_id}/triggers": _TRIGGER_FIELDS,
     "POST /v1/exports/customers": "filters",
     "POST /v1/exports/deliveries": "newsletter_id campaign_id transactional_message_id action_id "
-    "start end attributes metric drafts",
+    "start end attributes metric drafts template_id",
     "POST /v1/customers": "filter",
     "POST /v1/customers/attributes": "ids",
     "POST /v1/objects": "object_type_id filter",
@@ -7720,18 +7759,23 @@ MAX_BATCH = 500 * 1024
 
 
 def named_in_path(call: Call, value: str) -> Identifier:
-    """What `{identifier}` in a v1 path means: the value's shape decides (reference).
+    """What `{identifier}` in a v1 path means. Raises ApiError 400."""
+    return named_by_shape(call.workspace, value, "identifier")
+
+
+def named_by_shape(workspace: Workspace, value: str, name: str) -> Identifier:
+    """Whom a value means whose shape says what it is (reference). Raises ApiError 400.
 
     A `cio_` prefix makes a cio_id, an email's shape an email, anything else an id.
     """
     if value.startswith("cio_"):
         return checked_cio_id(value[4:])
-    mode = call.fake.settings.identifiers
-    if mode != "id" and "@" in value and _EMAIL_SHAPE.fullmatch(value):
-        return "email", identifier_text(value, "identifier")
-    if mode == "email":
-        raise invalid("identifier must be an email: this workspace knows people by nothing else")
-    return "id", identifier_text(value, "identifier")
+    kinds = workspace.people.kinds
+    if "email" in kinds and "@" in value and _EMAIL_SHAPE.fullmatch(value):
+        return "email", identifier_text(value, name)
+    if "id" not in kinds:
+        raise invalid(f"{name} must be an email: this workspace knows people by nothing else")
+    return "id", identifier_text(value, name)
 
 
 def misshapen_preferences(attributes: Attributes) -> List[Problem]:
@@ -7813,10 +7857,16 @@ def object_key(identifiers: Json, name: str, create: bool = True) -> ObjectKey:
     for part in ("object_type_id", "object_id"):
         if identifiers.get(part) in (None, ""):
             raise required(f"{name}.{part}", "object_type_id and object_id, or cio_object_id")
-    type_id = as_text(identifiers["object_type_id"])
-    if not re.fullmatch(r"[1-9]\d{0,5}", type_id):
-        raise invalid(f"{name}.object_type_id must be a number from 1 up", f"{name}.object_type_id")
+    type_id = object_type(identifiers["object_type_id"], f"{name}.object_type_id")
     return type_id, identifier_text(identifiers["object_id"], f"{name}.object_id")
+
+
+def object_type(value: Json, name: str) -> str:
+    """The id of an object type, a number as text (reference). Raises ApiError 400."""
+    type_id = as_text(value)
+    if not re.fullmatch(r"[1-9]\d{0,5}", type_id):
+        raise invalid(f"{name} must be a number from 1 up", name)
+    return type_id
 
 
 def _relate(
@@ -7951,6 +8001,13 @@ def account_region(call: Call) -> Json:
     """Tell the region and the workspace that the credentials belong to."""
     region = call.fake.settings.region
     return {"url": REGION_URLS[region], "region": region, "environment_id": WORKSPACE_NUMBER}
+
+
+@route("GET", "/auth", SHARED)
+def auth_page(call: Call) -> Response:
+    """Answer 200 with a page, whatever the credentials: it tells nothing about them (observed)."""
+    page = b"<!DOCTYPE html>\n<html><head><title>Customer.io</title></head><body></body></html>\n"
+    return Response(200, page, _HTML_PAGE)
 
 
 @route("POST", "/api/v1/metrics", TRACK_OPEN)
@@ -8393,8 +8450,8 @@ def path_number(workspace: Workspace, text: str) -> int:
 
 
 def person_kinds(call: Call) -> Sequence[str]:
-    """What `id_type` may be."""
-    return ("id", "email", "cio_id", *(("phone",) if call.fake.settings.phone else ()))
+    """What `id_type` may be: what the workspace knows people by (reference)."""
+    return (*call.workspace.people.kinds, "cio_id")
 
 
 def person_of(call: Call, value: str) -> Person:
@@ -8478,22 +8535,36 @@ MAX_SEND = 1000 * 1000
 
 def send_body(call: Call) -> Json:
     """The body of a send. Raises ApiError 400 in the service's words for what isn't one."""
-    words = "Request entity must be JSON encoded and not exceed 2048 KB."
     try:
         body = call.body()
     except ApiError as error:
-        problems = [p._replace(message=f"{words} ({p.message})") for p in error.problems]
-        raise ApiError(error.status, *problems) from None
-    attachments = body.get("attachments")
-    files = attachments.values() if isinstance(attachments, dict) else ()
-    size = len(call.request.body) - sum(len(text) for text in files if isinstance(text, str))
+        raise _not_sendable(error.message, error.status) from None
+    files = {} if body.get("attachments") is None else body["attachments"]
+    if not isinstance(files, dict) or not all(isinstance(text, str) for text in files.values()):
+        raise _not_sendable("attachments must map file names to base64 strings")
+    size = len(call.request.body) - sum(map(len, files.values()))
     if size > MAX_SEND:
-        raise invalid(words)
+        raise _not_sendable(f"{size} bytes beside the attachments; {MAX_SEND} at most")
     return body
+
+
+def check_service_account(call: Call) -> None:
+    """A service account has several workspaces, so its calls name one. Raises ApiError 400."""
+    headers = call.request.headers
+    service = re.match(r"bearer +sa_live_", headers.get("authorization", ""), re.IGNORECASE)
+    if service and not headers.get("x-workspace-id"):
+        raise invalid("workspace_id is required")  # the command-line client's tests
+
+
+def _not_sendable(reason: str, status: int = 400) -> ApiError:
+    """The service's one sentence for bodies that it can't read (docs); the header says why."""
+    words = "Request entity must be JSON encoded and not exceed 2048 KB."
+    return ApiError(status, words, headers=[(REASON_HEADER, reason)])
 
 
 def _send(channel: str) -> Handler:
     def handler(call: Call) -> Json:
+        check_service_account(call)
         base_url = call.base_url
         delivery = send(call.workspace, channel, send_body(call), base_url)
         scheduled = {} if delivery.send_at is None else {"send_at": delivery.send_at}
@@ -8972,16 +9043,10 @@ def message_page(call: Call, deliveries: Sequence[Delivery]) -> Json:
     return {"messages": found, "next": page_token(position) if position > 0 else ""}
 
 
-MESSAGE_METRICS = (
-    "attempted", "sent", "delivered", "opened", "clicked", "converted", "bounced", "spammed",
-    "unsubscribed", "dropped", "failed", "undeliverable",
-)  # fmt: skip
 MESSAGE_CHANNELS = (
     "email", "webhook", "twilio", "whatsapp", "slack", "push", "in_app", "inbox",
     "live_notification",
 )  # fmt: skip
-#: Messages are listed this far back, unless the query says otherwise: 6 months (reference).
-MESSAGE_WINDOW = 183 * 86400
 
 
 def message_filter(call: Call) -> Callable[[Delivery], bool]:
@@ -8990,7 +9055,8 @@ def message_filter(call: Call) -> Callable[[Delivery], bool]:
     metric = query_choice(query, "metric", MESSAGE_METRICS)
     state = query_choice(query, "state", ("failed", "sent", "drafted", "attempted"))
     type = query_choice(query, "type", MESSAGE_CHANNELS)
-    drafts = query_flag(query, "drafts")
+    # Either drafts or all the others (reference).
+    drafts = query_flag(query, "drafts") or state == "drafted"
     end = query_number(query, "end_ts", 1 << 40, 0, 1 << 40)
     start = query_number(query, "start_ts", 0, 0, 1 << 40)
     start = max(start, min(end, call.workspace.seconds()) - MESSAGE_WINDOW)
@@ -9004,7 +9070,7 @@ def message_filter(call: Call) -> Callable[[Delivery], bool]:
             and (not metric or metric in metrics)
             and (not state or state in metrics)
             and (not type or MESSAGE_TYPES.get(delivery.channel, delivery.channel) == type)
-            and ("drafted" not in metrics or "sent" in metrics or drafts or state == "drafted")
+            and delivery.is_draft == drafts
             and all(delivery.parents.get(n) == number for n, number in parents.items())
         )
 
@@ -10221,40 +10287,89 @@ _IMPORT_FIELDS: Dict[str, Check] = {
     "name": text_field(),
     "data_file_url": _check_url,
     "type": choice_field("people", "event", "object", "relationship"),
-    "identifier": choice_field("id", "email", "cio_id", "phone"),
-    "data_to_process": choice_field("all", "only_new", "only_existing"),
     "description": text_field(blank=True),
-    "object_type_id": typed_field(int, str),
 }
-_IMPORT_NEEDS = {"people": ["identifier"], "event": ["identifier"], "object": ["object_type_id"]}
+
+
+def _import_fields(scopes: Sequence[str], **more: Check) -> Dict[str, Check]:
+    # `people_to_process` is the older name (reference).
+    own = dict.fromkeys(("data_to_process", "people_to_process"), choice_field(*scopes))
+    return {**_IMPORT_FIELDS, **own, **more}
+
+
+_SCOPES = ("all", "only_new", "only_existing")
+_TYPE_ID = typed_field(int, str)
+#: What the imports of each type need beside the rest, and all that they take (reference).
+_IMPORTS: Dict[str, Tuple[str, Dict[str, Check]]] = {
+    "people": ("identifier", _import_fields(_SCOPES, identifier=choice_field("id", "email"))),
+    "event": (
+        "identifier",
+        _import_fields(("all", "only_existing"), identifier=choice_field("id", "email")),
+    ),
+    "object": ("object_type_id", _import_fields(_SCOPES, object_type_id=_TYPE_ID)),
+    "relationship": (
+        "identifier",
+        _import_fields(
+            _SCOPES, identifier=choice_field("id", "email", "cio_id"), object_type_id=_TYPE_ID
+        ),
+    ),
+}
+
+
+def checked_import(body: Json) -> Json:
+    """What an import's body orders. Raises ApiError 400."""
+    checked_fields(body, _IMPORT_FIELDS, ("name", "type", "data_file_url"))
+    needed, checks = _IMPORTS[body["type"]]
+    order = checked_fields(body, checks, [needed])
+    if body["type"] in ("object", "relationship"):
+        order["object_type_id"] = object_type(order.get("object_type_id", "1"), "object_type_id")
+    scope = order.pop("people_to_process", "all")
+    return {"data_to_process": scope, "description": "", **order}
 
 
 @route("POST", "/v1/imports", APP, heavy=True)
 def create_import(call: Call) -> Json:
     """Import people, events, objects or relationships from a CSV behind a URL."""
-    body = call.body().get("import")
+    body, workspace = call.body().get("import"), call.workspace
     if not isinstance(body, dict):
         raise required("import", "an object with name, type and data_file_url")
-    given = checked_fields(body, _IMPORT_FIELDS, ("name", "type", "data_file_url"))
-    checked_fields(body, _IMPORT_FIELDS, _IMPORT_NEEDS.get(given["type"], []))
-    given["object_type_id"] = as_text(body.get("object_type_id") or "1")
+    order = checked_import(body)
     try:
-        rows, failed = csv_rows(fetched(given["data_file_url"], "data_file_url")), ""
+        rows, failed = csv_rows(fetched(order["data_file_url"], "data_file_url")), ""
     except ApiError as error:
         rows, failed = [], error.message
-    with call.workspace.lock:
-        outcome = run_import(call, given, rows)
+    with workspace.lock:
+        failed = failed or _unknown_object_type(workspace, order)
         if failed:
             outcome = {"state": "failed", "error": failed, "rows_to_import": 0, "rows_imported": 0}
-        now = call.workspace.seconds()
-        blank = {"description": "", "data_to_process": "all", "created_at": now, "updated_at": now}
-        plain = {name: value for name, value in given.items() if name != "data_file_url"}
-        row = call.workspace.shelves["imports"].add({**blank, **plain, **outcome})
+        else:
+            outcome = run_import(call, order, rows)
+        times = dict.fromkeys(("created_at", "updated_at"), workspace.seconds())
+        row = workspace.shelves["imports"].add({**_import_facts(order), **times, **outcome})
     # The answer comes before the work, which is done when anybody asks again.
     accepted = {"state": "preprocessing", "rows_to_import": 0, "rows_imported": 0}
     hidden = ("error", "error_export_id", "error_download_url")
     shown_row = {name: value for name, value in row.items() if name not in hidden}
     return {"import": {**shown_row, **accepted}}
+
+
+def _import_facts(order: Json) -> Json:
+    """What an answer repeats of an order, by its type (reference)."""
+    type = order["type"]
+    hidden = ("data_file_url", *(() if type == "object" else ("object_type_id",)))
+    facts = {name: value for name, value in order.items() if name not in hidden}
+    if type in ("people", "event"):
+        facts["people_to_process"] = order["data_to_process"]
+    return facts
+
+
+def _unknown_object_type(workspace: Workspace, order: Json) -> str:
+    """Why objects can't be imported: once types are seeded, there are no others; else ""."""
+    seeded = workspace.shelves["object_types"].rows.values()
+    known = {*(as_text(row["id"]) for row in seeded), *(key[0] for key in workspace.objects)}
+    if order["type"] != "object" or not seeded or order["object_type_id"] in known:
+        return ""
+    return "The specified Object Type does not exist."  # reference
 
 
 def run_import(call: Call, order: Json, rows: List[Dict[str, str]]) -> Json:
@@ -10265,7 +10380,8 @@ def run_import(call: Call, order: Json, rows: List[Dict[str, str]]) -> Json:
     counts = {"rows_to_import": len(rows), "rows_imported": len(rows) - len(bad)}
     if not bad:
         return {"state": "imported", **counts}
-    export = _finish_export(workspace, "import errors", ["line", "error"], bad)
+    # Exports are of customers or deliveries, there is no third type (reference).
+    export = _finish_export(workspace, "customers", ["line", "error"], bad)
     link = download_link(call, export)
     export_ids = {"error_export_id": export.number, "error_download_url": link}
     return {"state": "imported", **counts, **export_ids}
@@ -10286,17 +10402,27 @@ def import_row(workspace: Workspace, order: Json, row: Dict[str, str]) -> str:
         return error.message
 
 
+def _not_wanted(order: Json, known: Any) -> bool:
+    """Whether an order wants nothing of a line, by what is known of its person or object."""
+    return bool(order["data_to_process"] == ("only_new" if known else "only_existing"))
+
+
+def _person_in(order: Json, row: Dict[str, str]) -> Identifier:
+    """Whom a line is about, by the order's identifier. Raises ApiError 400."""
+    column = order["identifier"]
+    return column, identifier_text(row.get(column, ""), column)
+
+
 def _import_people(workspace: Workspace, order: Json, row: Dict[str, str]) -> str:
-    who = (order["identifier"], identifier_text(row.get(order["identifier"], ""), "identifier"))
-    known, scope = workspace.people.find(who), order.get("data_to_process", "all")
-    if (scope == "only_new" and known) or (scope == "only_existing" and not known):
+    who = _person_in(order, row)
+    if _not_wanted(order, workspace.people.find(who)):
         return ""
     return workspace.ingest(workspace.identify, who, checked_attributes(dict(row), "row"))
 
 
 def _import_event(workspace: Workspace, order: Json, row: Dict[str, str]) -> str:
-    who = (order["identifier"], identifier_text(row.get(order["identifier"], ""), "identifier"))
-    if order.get("data_to_process") == "only_existing" and not workspace.people.find(who):
+    who = _person_in(order, row)
+    if _not_wanted(order, workspace.people.find(who)):
         return ""
     own = ("id", "email", "cio_id", "name", "timestamp")
     data = {name: value for name, value in row.items() if name not in own}
@@ -10305,17 +10431,21 @@ def _import_event(workspace: Workspace, order: Json, row: Dict[str, str]) -> str
 
 
 def _import_object(workspace: Workspace, order: Json, row: Dict[str, str]) -> str:
-    ref = _object_ref({"objectTypeId": order["object_type_id"]}, row.get("object_id"))
+    ref = (order["object_type_id"], identifier_text(row.get("object_id", ""), "object_id"))
+    if _not_wanted(order, workspace.find_object(ref)):
+        return ""
     own = {name: value for name, value in row.items() if name != "object_id"}
     who = ("object_id", ref[1])
     return workspace.ingest(workspace.identify_object, who, ref, checked_attributes(own, "row"))
 
 
 def _import_relationship(workspace: Workspace, order: Json, row: Dict[str, str]) -> str:
-    type_id = row.get("object_type_id") or order.get("object_type_id")
-    ref = _object_ref({"objectTypeId": type_id}, row.get("object_id"))
-    kind = next((kind for kind in ("id", "email", "cio_id") if row.get(kind)), "id")
-    who = (kind, identifier_text(row.get(kind, ""), kind))
+    who, name = _person_in(order, row), "object_type_id"
+    type_id = object_type(row.get(name) or order[name], name)
+    ref = (type_id, identifier_text(row.get("object_id", ""), "object_id"))
+    person = workspace.people.find(who)
+    if _not_wanted(order, person and ref in person.has.relationships):
+        return ""
     own = ("object_type_id", "object_id", "id", "email", "cio_id")
     extra = {name: value for name, value in row.items() if name not in own}
     return workspace.ingest(workspace.add_relationship, who, ref, extra)
@@ -12138,6 +12268,11 @@ PIPELINES_FIELDS: Dict[str, Tuple[Sequence[Sequence[str]], Sequence[Sequence[str
     "group": ([("userId", "anonymousId")], [("groupId",)]),
     "alias": ([], [("userId",), ("previousId",)]),
 }
+#: What strict mode wants of semantic events that are nobody's (reference).
+_REPORT_FIELDS: Dict[str, Sequence[Sequence[str]]] = {
+    "Report Delivery Event": [("properties",)],
+    "Report Content Event": [("properties",)],
+}
 
 
 def _given(item: Json, name: str) -> bool:
@@ -12160,6 +12295,8 @@ def check_pipelines_call(kind: str, item: Json, strict: bool) -> None:
 
 def _check_names(kind: str, item: Json, strict: bool = False) -> None:
     in_strict_mode, always = PIPELINES_FIELDS[kind]
+    if kind == "track" and isinstance(item.get("event"), str):
+        in_strict_mode = _REPORT_FIELDS.get(item["event"], in_strict_mode)
     for names in [*always, *(in_strict_mode if strict else ())]:
         if not any(_given(item, name) for name in names):
             raise required(" or ".join(names))
@@ -12237,20 +12374,26 @@ def _part(item: Json, *names: str) -> Json:
     return item if isinstance(item, dict) else {}
 
 
-def _user(item: Json) -> Identifier:
+def _user(workspace: Workspace, item: Json) -> Identifier:
     """Whom a call is about: the userId, else the anonymousId. Raises ApiError 400."""
-    for name, kind in (("userId", "id"), ("anonymousId", "anonymous_id")):
-        if item.get(name) not in (None, ""):
-            return kind, identifier_text(item[name], name)
+    if item.get("userId") not in (None, ""):
+        return _known_user(workspace, item)
+    if item.get("anonymousId") not in (None, ""):
+        return "anonymous_id", identifier_text(item["anonymousId"], "anonymousId")
     raise required("userId or anonymousId")
 
 
-def _known_user(item: Json) -> Identifier:
-    return "id", identifier_text(item.get("userId") or "", "userId")
+def _known_user(workspace: Workspace, item: Json, name: str = "userId") -> Identifier:
+    # By its shape, as in a v1 path; Segment's destination does the same (reference).
+    return named_by_shape(workspace, identifier_text(item.get(name) or "", name), name)
 
 
 def _dated(values: Json) -> Attributes:
-    return {name: unix_time(value) for name, value in values.items()}
+    """The values with their dates as Unix seconds; in objects, too, but not in lists (Segment)."""
+    return {
+        name: _dated(value) if isinstance(value, dict) else unix_time(value)
+        for name, value in values.items()
+    }
 
 
 def _object_ref(values: Json, object_id: Json) -> ObjectKey:
@@ -12275,7 +12418,7 @@ def _pipelines_identify(workspace: Workspace, item: Json) -> str:
         attributes["created_at"] = attributes.pop("createdAt")
     who = ("email", as_text(traits.get("email") or ""))
     if item.get("userId") not in (None, ""):
-        who = _known_user(item)
+        who = _known_user(workspace, item)
     if not who[1]:
         raise invalid("nobody to identify: there is neither userId nor traits.email", "userId")
     object_id = traits.get("objectId") or traits.get("object_id")
@@ -12283,7 +12426,7 @@ def _pipelines_identify(workspace: Workspace, item: Json) -> str:
     reason = workspace.ingest(workspace.identify, who, checked_attributes(attributes, "traits"))
     if not object_id:
         return reason
-    extra = _part(traits, "relationshipAttributes")
+    extra = _dated(_part(traits, "relationshipAttributes"))
     return joined(reason, workspace.ingest(workspace.add_relationship, who, ref, extra))
 
 
@@ -12291,9 +12434,10 @@ def _event_verb(kind: str) -> Callable[[Workspace, Json], str]:
     def verb(workspace: Workspace, item: Json) -> str:
         properties = _part(item, "properties")
         name = item.get("event") if kind == "event" else item.get("name") or properties.get("url")
-        who = _user(item)
-        body = {"name": name, "type": kind, "data": properties, "id": item.get("messageId")}
-        body["timestamp"] = unix_time(item.get("timestamp"))
+        who = _user(workspace, item)
+        data, when = _dated(properties), unix_time(item.get("timestamp"))
+        body = {"name": name, "type": kind, "data": data, "timestamp": when}
+        body["id"] = item.get("messageId")
         anonymous = who[0] == "anonymous_id"
         event = event_of("anonymous" if anonymous else "", body)
         return workspace.ingest(
@@ -12322,25 +12466,42 @@ def _pipelines_group(workspace: Workspace, item: Json) -> str:
     if not (item.get("userId") or item.get("anonymousId")):
         return reason
     extra = _dated(_part(traits, "relationshipAttributes"))
-    return joined(reason, workspace.ingest(workspace.add_relationship, _user(item), ref, extra))
+    return joined(
+        reason, workspace.ingest(workspace.add_relationship, _user(workspace, item), ref, extra)
+    )
 
 
 def _pipelines_alias(workspace: Workspace, item: Json) -> str:
-    previous = identifier_text(item["previousId"], "previousId")
-    return workspace.ingest(workspace.merge, _known_user(item), ("id", previous))
+    previous = _known_user(workspace, item, "previousId")
+    return workspace.ingest(workspace.merge, _known_user(workspace, item), previous)
+
+
+def _platform(workspace: Workspace, item: Json) -> Json:
+    """The platform of a call's device, in lower case; its type need not be there (reference)."""
+    given = _part(item, "context", "device")
+    type, token = as_text(given.get("type") or "").lower(), as_text(given.get("token") or "")
+    system = as_text(_part(item, "context", "os").get("name") or "").lower()
+    known = workspace.devices.get(token)
+    if type or system in ("ios", "android"):
+        return type or system
+    if known is not None:
+        return known.platform
+    # Apple's tokens are 32 bytes or more in hex, Google's have other letters, too (inferred).
+    return "ios" if re.fullmatch("[0-9A-Fa-f]{64,}", token) else "android"
 
 
 def _device_updated(workspace: Workspace, item: Json) -> str:
     given = _part(item, "context", "device")
     attributes = {**_part(given, "attributes"), **_part(item, "properties")}
-    device = {"token": given.get("token"), "platform": given.get("type"), "attributes": attributes}
+    device = {"token": given.get("token"), "attributes": attributes}
+    device["platform"] = _platform(workspace, item)
     device["last_used"] = unix_time(item.get("timestamp"))
-    return add_device_of(workspace, _known_user(item), device, "token")
+    return add_device_of(workspace, _known_user(workspace, item), device, "token")
 
 
 def _device_deleted(workspace: Workspace, item: Json) -> str:
     token = as_text(_part(item, "context", "device").get("token") or "")
-    return workspace.ingest(workspace.delete_device, _known_user(item), token)
+    return workspace.ingest(workspace.delete_device, _known_user(workspace, item), token)
 
 
 def _application_opened(workspace: Workspace, item: Json) -> str:
@@ -12350,13 +12511,15 @@ def _application_opened(workspace: Workspace, item: Json) -> str:
 
 
 def _person_event_verb(name: str) -> Callable[[Workspace, Json], str]:
-    return lambda workspace, item: workspace.ingest(getattr(workspace, name), _known_user(item))
+    return lambda workspace, item: workspace.ingest(
+        getattr(workspace, name), _known_user(workspace, item)
+    )
 
 
 def _relationship_deleted(workspace: Workspace, item: Json) -> str:
     properties = _part(item, "properties")
     ref = _object_ref(properties, properties.get("objectId"))
-    return workspace.ingest(workspace.delete_relationship, _known_user(item), ref)
+    return workspace.ingest(workspace.delete_relationship, _known_user(workspace, item), ref)
 
 
 def _object_deleted(workspace: Workspace, item: Json) -> str:

@@ -449,7 +449,8 @@ class Bodies(FakeTest):
         for body, word in rows:
             with self.subTest(body=body[:20]):
                 self.assert_errors(self.call("PUT", "/api/v1/customers/1", body), 400, word)
-                self.assert_errors(self.call("POST", "/v1/send/email", body), 400, word)
+                reply = self.call("POST", "/v1/send/email", body)
+                self.assertEqual((reply.status, word in reply.reason), (400, True))
                 self.assert_errors(self.call("POST", "/v1/identify", body), 400, word)
         self.assertEqual(self.records("customers"), [])
 
@@ -465,7 +466,8 @@ class Bodies(FakeTest):
             self.assertIn("not a number", reply.reason)
         self.assertEqual(self.records("customers"), [])
         self.assertEqual(len(self.records("dropped")), 4)
-        self.assert_errors(self.call("POST", "/v1/send/email", b'{"a":NaN}'), 400, "NaN")
+        reply = self.call("POST", "/v1/send/email", b'{"a":NaN}')
+        self.assertEqual((reply.status, "NaN" in reply.reason), (400, True))
 
     def test_lone_surrogates_become_replacement_characters(self) -> None:
         self.ok("PUT", "/api/v1/customers/1", rb'{"a":"x\ud800y","b":"\ud83d\ude00","\udc00":1}')
@@ -1004,11 +1006,26 @@ class IdOnly(FakeTest):
         self.identify("a@example.com")
         self.assertEqual(self.person("a@example.com")["id"], "a@example.com")
 
+    def test_an_emails_shape_in_a_user_id_is_an_id(self) -> None:
+        self.ok("POST", "/v1/identify", {"userId": "a@example.com"})
+        self.assertEqual(self.person("a@example.com")["id"], "a@example.com")
+
     def test_a_different_id_in_the_body_is_refused(self) -> None:
         reply = self.identify("1", id="2")
         text = "id attribute and identifier are not the same value"
         self.assertEqual(reply.json, {"meta": {"errors": [text]}})
         self.assertEqual(self.identify("1", id=1).status, 200)
+
+    def test_an_email_is_no_id_type(self) -> None:
+        self.identify("1", email="a@example.com")
+        rows = [("a@example.com", "email", 400), ("1", "id", 200), ("1", "phone", 400)]
+        for value, id_type, status in rows:
+            path = f"/v1/customers/{value}/attributes?id_type={id_type}"
+            self.assertEqual(self.call("GET", path).status, status, path)
+        reply = self.call("GET", "/v1/customers/1/messages?id_type=email")
+        self.assert_errors(reply, 400, "id_type must be one of: id, cio_id")
+        reply = self.call("POST", "/v1/customers/attributes?id_type=email", {"ids": ["1"]})
+        self.assert_errors(reply, 400, "id_type")
 
     def test_v2_refuses_email_as_identifier(self) -> None:
         item = {"type": "person", "action": "identify", "identifiers": {"email": "a@b.cd"}}
@@ -1031,6 +1048,19 @@ class EmailOnly(FakeTest):
         (person,) = self.records("customers")
         self.assertEqual((person["id"], person["identifiers"]["email"]), (None, "a@example.com"))
         self.assert_errors(self.identify("7"), 400, "email")
+
+    def test_an_id_is_no_id_type(self) -> None:
+        self.identify("a@example.com")
+        path = "/v1/customers/a%40example.com/attributes?id_type="
+        self.assertEqual(self.call("GET", path + "email").status, 200)
+        self.assert_errors(self.call("GET", path + "id"), 400, "id_type")
+        self.assertEqual(self.call("GET", path).status, 404)
+
+    def test_a_user_id_is_an_email(self) -> None:
+        self.ok("POST", "/v1/identify", {"userId": "a@example.com"})
+        reply = self.call("POST", "/v1/identify", {"userId": "7"})
+        self.assertIn("userId must be an email", reply.reason)
+        self.assertEqual(len(self.records("customers")), 1)
 
 
 class PhoneOn(FakeTest):
@@ -1321,6 +1351,13 @@ class TrackOthers(FakeTest):
         region = self.ok("GET", "/api/v1/accounts/region")
         self.assertEqual((region["region"], region["environment_id"]), ("us", 104668))
 
+    def test_the_page_at_auth_knows_no_credentials(self) -> None:
+        for header in ("", "Basic bm86", "nonsense"):
+            reply = self.call("GET", "/auth", authorization=header)
+            self.assertEqual(reply.status, 200)
+            self.assertEqual(reply.headers["content-type"], "text/html; charset=utf-8")
+            self.assertTrue(reply.body.startswith(b"<!DOCTYPE html>"))
+
     def test_metrics_are_booked_once_and_need_no_credentials(self) -> None:
         delivery_id = self.send()
         body = {"delivery_id": delivery_id, "metric": "clicked", "href": "http://x.example"}
@@ -1516,7 +1553,6 @@ class Sends(FakeTest):
             ("email", {**self.GOOD, "identifiers": "1"}, "identifiers"),
             ("email", {**self.GOOD, "to": ",".join(["a@b.cd"] * 16)}, "15 at most"),
             ("email", {**self.GOOD, "attachments": {"f.pdf": "?"}}, 'base64 encoded: "f.pdf"'),
-            ("email", {**self.GOOD, "attachments": []}, "attachments"),
             ("email", {**self.GOOD, "send_at": "x"}, "send_at"),
             ("email", {**self.GOOD, "send_at": 9_999_999_999}, "90 days"),
         ]
@@ -1527,6 +1563,39 @@ class Sends(FakeTest):
                 self.assertEqual(list(reply.json), ["meta"])
                 self.assertIn(text, reply.json["meta"]["error"])
         self.assertEqual((self.records("deliveries"), self.records("customers")), ([], []))
+
+    def test_unreadable_bodies_get_one_sentence_and_the_reason_in_a_header(self) -> None:
+        rows: list[tuple[Any, str]] = [
+            (b"{", "invalid JSON: "),
+            ([], "a JSON object"),
+            ({**self.GOOD, "attachments": ["eA=="]}, "attachments must map"),
+            ({**self.GOOD, "attachments": {"a": 1}}, "attachments must map"),
+            ({**self.GOOD, "attachments": []}, "attachments must map"),
+            ({**self.GOOD, "message_data": {"a": "x" * 1_000_000}}, "1000000 at most"),
+        ]
+        text = "Request entity must be JSON encoded and not exceed 2048 KB."
+        for body, reason in rows:
+            reply = self.call("POST", "/v1/send/email", body)
+            self.assertEqual((reply.status, reply.json), (400, {"meta": {"error": text}}))
+            self.assertIn(reason, reply.reason)
+
+    def test_a_service_account_names_its_workspace(self) -> None:
+        token = {"authorization": "Bearer sa_live_abc"}
+        reply = self.call("POST", "/v1/send/push", self.GOOD, **token)
+        text = "workspace_id is required"
+        self.assertEqual((reply.status, reply.json), (400, {"meta": {"error": text}}))
+        self.ok("POST", "/v1/send/push", self.GOOD, **token, x_workspace_id="1")
+        self.assertEqual(len(self.records("deliveries")), 1)
+
+    def test_auto_create_does_not_take_the_name_of_another_channel(self) -> None:
+        body = {**self.GOOD, "transactional_message_id": "Code", "auto_create": True}
+        self.ok("POST", "/v1/send/email", body)
+        self.ok("POST", "/v1/send/email", body)
+        reply = self.call("POST", "/v1/send/push", {**body, "transactional_message_id": "code"})
+        self.assertEqual((reply.status, list(reply.json)), (400, ["meta"]))
+        self.assertIn("email", reply.json["meta"]["error"])
+        self.ok("POST", "/v1/send/push", {**body, "transactional_message_id": 1})
+        self.assertEqual(len(self.records("deliveries")), 3)
 
     def test_too_large_attachments_are_refused(self) -> None:
         content = base64.b64encode(b"x" * 2_000_001).decode()
@@ -1628,14 +1697,44 @@ class Exports(FakeTest):
         (row,) = self.download(export["id"])
         self.assertEqual((row["recipient"], row["plan"]), ("a@b.cd", "pro"))
 
+    def exported(self, **order: Any) -> list[str]:
+        number = self.ok("POST", "/v1/exports/deliveries", order)["export"]["id"]
+        return [row["recipient"] for row in self.download(number)]
+
+    def test_drafts_are_exported_on_request(self) -> None:
+        message = {"transactional_message_id": 3, "identifiers": {"id": "1"}}
+        self.ok("POST", "/v1/send/email", {**message, "to": "sent@b.cd"})
+        self.ok("POST", "/v1/send/email", {**message, "to": "draft@b.cd", "queue_draft": True})
+        order = {"transactional_message_id": 3}
+        self.assertEqual(self.exported(**order), ["sent@b.cd"])
+        self.assertEqual(self.exported(**order, drafts=False), ["sent@b.cd"])
+        self.assertEqual(self.exported(**order, drafts=True), ["sent@b.cd", "draft@b.cd"])
+
+    def test_deliveries_of_6_months_are_exported_and_12_at_most(self) -> None:
+        workspace, day = self.fake.workspace, 86400
+        message = {"transactional_message_id": 3, "identifiers": {"id": "1"}}
+        for name, days in (("old", 250), ("middle", 150), ("new", 0)):
+            self.ok("POST", "/v1/send/email", {**message, "to": f"{name}@b.cd"})
+            workspace.advance(days * day)
+        order: dict[str, Any] = {"transactional_message_id": 3}
+        now = workspace.seconds()
+        self.assertEqual(self.exported(**order), ["middle@b.cd", "new@b.cd"])
+        self.assertEqual(self.exported(**order, start=1), ["middle@b.cd", "new@b.cd"])
+        order = {**order, "start": str(now - 401 * day), "end": now - 40 * day}
+        self.assertEqual(self.exported(**order), ["old@b.cd", "middle@b.cd"])
+
     def test_bad_orders_are_refused(self) -> None:
-        rows = [
+        rows: list[tuple[str, Any, str]] = [
             ("customers", {}, "filters"),
             ("customers", {"filters": {"nor": []}}, "nor"),
             ("customers", {"filters": {"and": []}}, "filters.and"),
             ("deliveries", {}, "newsletter_id"),
             ("deliveries", {"newsletter_id": 1, "start": "x"}, "start"),
             ("deliveries", {"newsletter_id": 1, "attributes": "x"}, "attributes"),
+            ("deliveries", {"newsletter_id": 1, "metric": "loved"}, "undeliverable"),
+            ("deliveries", {"newsletter_id": 1, "metric": ["sent"]}, "metric"),
+            ("deliveries", {"newsletter_id": 1, "drafts": "true"}, "drafts"),
+            ("deliveries", {"newsletter_id": 1, "template_id": "x"}, "template_id"),
         ]
         for kind, body, word in rows:
             self.assert_errors(self.call("POST", f"/v1/exports/{kind}", body), 400, word)
@@ -1778,6 +1877,32 @@ class Pipelines(FakeTest):
                 reply = self.call("POST", f"/v1/{kind}", body, x_strict_mode="1")
                 self.assert_errors(reply, 400, text)
 
+    def test_reports_are_about_nobody_also_in_strict_mode(self) -> None:
+        message = {"to": "a@b.cd", "transactional_message_id": 1, "identifiers": {"id": "1"}}
+        sent = self.ok("POST", "/v1/send/email", message)["delivery_id"]
+        body = {"event": "Report Delivery Event"}
+        properties = {"deliveryId": sent, "metric": "opened"}
+        for path, item in (
+            ("track", {**body, "properties": properties}),
+            ("batch", {"batch": [{**body, "type": "track", "properties": properties}]}),
+            ("track", {"event": "Report Content Event", "properties": {}}),
+        ):
+            self.ok("POST", f"/v1/{path}", item, x_strict_mode="1")
+        self.assertIn("opened", self.records("deliveries")[0]["metrics"])
+        reply = self.call("POST", "/v1/track", body, x_strict_mode="1")
+        self.assert_errors(reply, 400, "properties")
+
+    def test_strict_mode_takes_a_device_without_a_type(self) -> None:
+        body = {"event": "Device Created or Updated", "userId": "1"}
+        context = {"device": {"token": "t"}}
+        self.ok("POST", "/v1/track", {**body, "context": context}, x_strict_mode="1")
+        reply = self.call("POST", "/v1/track", body, x_strict_mode="1")
+        self.assert_errors(reply, 400, "device.token")
+        context["device"]["type"] = "fridge"
+        reply = self.call("POST", "/v1/track", {**body, "context": context}, x_strict_mode="1")
+        self.assert_errors(reply, 400, "device.platform")
+        self.assertEqual([device["id"] for device in self.records("devices")], ["t"])
+
 
 class PipelinesMapping(FakeTest):
     """What Pipelines calls do to people, events, objects and devices."""
@@ -1809,12 +1934,52 @@ class PipelinesMapping(FakeTest):
         }
         self.assertEqual(self.person("1")["attributes"], expected)
 
+    def test_dates_become_seconds_in_nested_objects_but_not_in_lists(self) -> None:
+        day, seconds = "2021-07-02T00:00:00Z", 1625184000
+        given = {"at": day, "in": {"deep": {"at": day}}, "list": [day, {"at": day}]}
+        expected = {**given, "at": seconds, "in": {"deep": {"at": seconds}}}
+        role = {"relationshipAttributes": given}
+        self.send("identify", userId="1", traits={"x": given, "objectId": "a", **role})
+        self.send("group", userId="1", groupId="b", traits={"x": given, **role})
+        self.track("bought", properties=given)
+        self.send("page", userId="1", name="Home", properties=given)
+        self.assertEqual(self.person("1")["attributes"], {"x": expected})
+        self.assertEqual([event["data"] for event in self.records("events")], [expected] * 2)
+        first, second = self.records("objects")
+        self.assertEqual(second["attributes"], {"x": expected})
+        related = [thing["relationships"][0]["attributes"] for thing in (first, second)]
+        self.assertEqual(related, [expected] * 2)
+        kept = self.records("pipeline-events", "?event=bought")
+        self.assertEqual(kept[0]["properties"], given)
+
     def test_identify_falls_back_to_the_email(self) -> None:
         self.send("identify", userId="", traits={"email": "a@example.com"})
         self.assertEqual(self.person("a@example.com")["id"], None)
         reply = self.send("identify", anonymousId="a")
         self.assertIn("nobody to identify", reply.reason)
         self.assertEqual(len(self.records("customers")), 1)
+
+    def test_the_shape_of_a_user_id_says_what_it_is(self) -> None:
+        self.identify("1", email="a@example.com")
+        cio_id = self.person("1")["cio_id"]
+        self.send("identify", userId="A@example.com", traits={"plan": "pro"})
+        self.send("identify", userId=f"cio_{cio_id}", traits={"seats": 5})
+        self.track("bought", userId="a@example.com")
+        device = {"device": {"token": "t", "type": "ios"}}
+        self.track("Device Created or Updated", userId=f"cio_{cio_id}", context=device)
+        (person,) = self.records("customers")
+        attributes = {"email": "a@example.com", "plan": "pro", "seats": 5}
+        self.assertEqual((person["id"], person["attributes"]), ("1", attributes))
+        self.assertEqual(self.records("events")[0]["customer_id"], "1")
+        self.assertEqual(self.records("devices")[0]["customer_id"], "1")
+        self.identify("2")
+        self.send("alias", userId="2", previousId="a@example.com")
+        self.assertEqual([person["id"] for person in self.records("customers")], ["2"])
+
+    def test_a_user_id_of_another_workspace_is_refused(self) -> None:
+        reply = self.send("identify", userId="cio_a2f707098dcf01be8c12")
+        self.assertEqual((reply.status, reply.reason), (200, "invalid identifier"))
+        self.assertEqual(self.records("customers"), [])
 
     def test_identify_relates_to_an_object(self) -> None:
         traits = {"objectId": "acme", "relationshipAttributes": {"role": "x"}, "plan": "pro"}
@@ -1876,6 +2041,24 @@ class PipelinesMapping(FakeTest):
         self.send("identify", userId="1")
         self.track("User Deleted")
         self.assertEqual((self.records("customers"), self.records("events")), ([], []))
+
+    def test_the_platform_of_a_device_is_found_without_its_type(self) -> None:
+        apple = "0a" * 32
+        rows: list[tuple[dict[str, Any], str]] = [
+            ({"device": {"token": "t", "type": "iOS"}}, "ios"),
+            ({"device": {"token": "t"}}, "ios"),
+            ({"device": {"token": "t", "type": "ANDROID"}}, "android"),
+            ({"device": {"token": "t"}, "os": {"name": "iOS"}}, "ios"),
+            ({"device": {"token": apple}, "os": {"name": "iPadOS"}}, "ios"),
+            ({"device": {"token": "f:APA91b"}}, "android"),
+        ]
+        for context, platform in rows:
+            reply = self.track("Device Created or Updated", context=context)
+            self.assertEqual((reply.status, reply.reason), (200, ""))
+            device = self.records("devices")[-1]
+            self.assertEqual(
+                (device["id"], device["platform"]), (context["device"]["token"], platform)
+            )
 
     def test_a_report_is_booked_on_its_delivery(self) -> None:
         message = {"to": "a@b.cd", "transactional_message_id": 1, "identifiers": {"id": "1"}}
@@ -2079,6 +2262,10 @@ class Seeding(SeededTest):
         self.ok("POST", "/v1/send/email", message)
         names = [row["name"] for row in self.ok("GET", "/v1/transactional")["messages"]]
         self.assertEqual(names, ["Receipt", "new"])
+        message = {**message, "to": "+15551234567"}
+        for channel, name in (("sms", "receipt"), ("whatsapp", "other")):
+            message = {**message, "transactional_message_id": name}
+            self.assertEqual(self.status("POST", f"/v1/send/{channel}", message), 400)
 
 
 class AppPeople(SeededTest):
@@ -2596,6 +2783,19 @@ class AppOthers(SeededTest):
         reply = self.call("GET", "/v1/info/ip_addresses", authorization="")
         self.assertEqual(reply.json, {"ip_addresses": ["127.0.0.1"]})
 
+    def imported(self, text: str, **order: Any) -> Any:
+        """Import a CSV; gives the import when it is done."""
+        body = {"name": "n", "data_file_url": "https://x.example/f.csv", **order}
+        with mock.patch.object(customerio_fake, "fetched", lambda url, name: text.encode()):
+            made = self.ok("POST", "/v1/imports", {"import": body})["import"]
+        self.assertEqual((made["state"], made["rows_imported"]), ("preprocessing", 0))
+        return self.ok("GET", f"/v1/imports/{made['id']}")["import"]
+
+    def errors_of(self, row: Any) -> str:
+        """The lines that an import could not take."""
+        link = row["error_download_url"].partition("4668")[2]
+        return self.call("GET", link, authorization="").body.decode()
+
     def test_imports_of_every_type(self) -> None:
         people = "id,plan\neve,pro\n,nobody\n"
         files = {
@@ -2605,14 +2805,7 @@ class AppOthers(SeededTest):
             "relationship": "object_type_id,object_id,id,role\n1,acme,eve,boss\n",
         }
         for type, text in files.items():
-            with mock.patch.object(
-                customerio_fake, "fetched", lambda url, name, t=text: t.encode()
-            ):
-                order = {"name": "n", "type": type, "identifier": "id", "object_type_id": 1}
-                order["data_file_url"] = "https://x.example/f.csv"
-                made = self.ok("POST", "/v1/imports", {"import": order})["import"]
-            self.assertEqual(made["state"], "preprocessing")
-            row = self.ok("GET", f"/v1/imports/{made['id']}")["import"]
+            row = self.imported(text, type=type, identifier="id", object_type_id=1)
             done = (row["state"], row["rows_to_import"], row["rows_imported"])
             self.assertEqual(done, ("imported", *((2, 1) if type == "people" else (1, 1))))
         self.assertEqual(self.person("eve")["attributes"], {"plan": "pro"})
@@ -2620,9 +2813,88 @@ class AppOthers(SeededTest):
         (thing,) = self.records("objects")
         expected = [{"customer_id": "eve", "attributes": {"role": "boss"}}]
         self.assertEqual((thing["attributes"], thing["relationships"]), ({"size": "3"}, expected))
-        errors = self.ok("GET", "/v1/imports/1")["import"]["error_download_url"]
-        reply = self.call("GET", errors.partition("4668")[2], authorization="")
-        self.assertIn("3,", reply.body.decode())
+        row = self.ok("GET", "/v1/imports/1")["import"]
+        self.assertIn("3,id is required", self.errors_of(row))
+        export = self.ok("GET", f"/v1/exports/{row['error_export_id']}")["export"]
+        self.assertEqual(export["type"], "customers")
+
+    def test_an_import_repeats_what_belongs_to_its_type(self) -> None:
+        rows = [
+            ("people", {"identifier", "people_to_process"}),
+            ("event", {"identifier", "people_to_process"}),
+            ("object", {"object_type_id"}),
+            ("relationship", {"identifier"}),
+        ]
+        given = {"identifier": "id", "object_type_id": 1, "data_to_process": "only_existing"}
+        for type, expected in rows:
+            row = self.imported("id,object_id,name\n", type=type, **given)
+            own = {"identifier", "object_type_id", "people_to_process"} & set(row)
+            self.assertEqual((own, row["data_to_process"]), (expected, "only_existing"))
+        self.assertEqual(self.ok("GET", "/v1/imports/3")["import"]["object_type_id"], "1")
+
+    def test_the_older_name_of_what_to_process_is_understood(self) -> None:
+        order = {"type": "people", "identifier": "id", "people_to_process": "only_new"}
+        row = self.imported("id,plan\nada,none\neve,none\n", **order)
+        self.assertEqual((row["data_to_process"], row["people_to_process"]), ("only_new",) * 2)
+        plans = {p["id"]: p["attributes"]["plan"] for p in self.records("customers")}
+        self.assertEqual(plans, {"ada": "pro", "bob": "free", "eve": "none"})
+
+    def test_objects_and_relationships_are_imported_as_far_as_wanted(self) -> None:
+        order: dict[str, Any] = {"type": "object", "object_type_id": "1"}
+        self.imported("object_id,size\nacme,1\n", **order)
+        self.imported("object_id,size\nacme,2\nnew,2\n", **order, data_to_process="only_new")
+        again = "object_id,size\nacme,3\nother,3\n"
+        self.imported(again, **order, data_to_process="only_existing")
+        sizes = {
+            thing["object_id"]: thing["attributes"]["size"] for thing in self.records("objects")
+        }
+        self.assertEqual(sizes, {"acme": "3", "new": "2"})
+        order = {"type": "relationship", "identifier": "email", "data_to_process": "only_existing"}
+        self.imported("object_id,email\nacme,ada@example.com\n", **order)
+        self.assertEqual(self.records("objects")[0]["relationships"], [])
+        order["data_to_process"] = "only_new"
+        self.imported("object_id,email\nacme,ada@example.com\n", **order)
+        related = self.records("objects")[0]["relationships"]
+        self.assertEqual([row["customer_id"] for row in related], ["ada"])
+
+    def test_lines_with_errors_speak_of_their_columns(self) -> None:
+        row = self.imported("object_id,size\n,3\n", type="object", object_type_id="1")
+        self.assertEqual(
+            self.errors_of(row).splitlines()[1], "2,object_id is required: send a value"
+        )
+        text = "object_id,object_type_id,email\na,x,ada@example.com\na,1,\n"
+        row = self.imported(text, type="relationship", identifier="email")
+        errors = self.errors_of(row).splitlines()[1:]
+        starts = ["2,object_type_id must be", "3,email is required"]
+        for error, start in zip(errors, starts):
+            self.assertTrue(error.startswith(start), error)
+        self.assertEqual(len(errors), 2)
+
+    def test_objects_of_an_unknown_type_fail_to_import_once_types_are_seeded(self) -> None:
+        text, order = "object_id\na\n", {"type": "object", "object_type_id": "2"}
+        self.assertEqual(self.imported(text, **order)["state"], "imported")
+        self.fake.seed({"object_types": [{"id": 1, "name": "Companies"}]})
+        self.assertEqual(self.imported(text, type="object", object_type_id=1)["state"], "imported")
+        row = self.imported(text, **order)
+        reason = "The specified Object Type does not exist."
+        self.assertEqual((row["state"], row["error"], row["rows_imported"]), ("failed", reason, 0))
+        self.assertEqual(len(self.records("objects")), 1)
+
+    def test_bad_imports_are_refused(self) -> None:
+        rows: list[tuple[dict[str, Any], str]] = [
+            ({"type": "people"}, "identifier"),
+            ({"type": "relationship"}, "identifier"),
+            ({"type": "object"}, "object_type_id"),
+            ({"type": "people", "identifier": "cio_id"}, "id, email"),
+            ({"type": "relationship", "identifier": "phone"}, "id, email, cio_id"),
+            ({"type": "object", "object_type_id": "x"}, "object_type_id must be a number"),
+            ({"type": "event", "identifier": "id", "data_to_process": "only_new"}, "only_existing"),
+            ({"type": "people", "identifier": "id", "people_to_process": "x"}, "people_to_process"),
+        ]
+        for order, word in rows:
+            body = {"name": "n", "data_file_url": "https://x.example/f.csv", **order}
+            self.assert_errors(self.call("POST", "/v1/imports", {"import": body}), 400, word)
+        self.assertEqual(self.call("GET", "/v1/imports/1").status, 404)
 
 
 class RateLimits(SeededTest):
@@ -2779,6 +3051,16 @@ class Messages(SeededTest):
         self.assert_errors(self.call("POST", f"{path}/loved"), 404, "opened")
         activity = self.ok("GET", "/v1/customers/ada/activities")["activities"][0]
         self.assertEqual(activity["type"], "bounced_email")
+
+    def test_messages_are_listed_with_drafts_or_without(self) -> None:
+        sent = self.send()["delivery_id"]
+        draft = self.send(queue_draft=True)["delivery_id"]
+        rows = [("", sent), ("?drafts=false", sent), ("?drafts=true", draft)]
+        for query, delivery_id in rows:
+            listed = self.ok("GET", f"/v1/messages{query}")["messages"]
+            self.assertEqual([row["id"] for row in listed][:1], [delivery_id], query)
+            self.assertEqual(draft in [row["id"] for row in listed], delivery_id == draft)
+        self.assertEqual(len(self.ok("GET", "/v1/messages?drafts=true")["messages"]), 1)
 
     def test_text_and_eml(self) -> None:
         content = base64.b64encode(b"file").decode()
@@ -4599,9 +4881,19 @@ class Preferences(SeededTest):
 
     def test_exports_find_deliveries_by_what_sent_them(self) -> None:
         self.ok("POST", "/v1/newsletters/30/send", {})
-        for order in ({"newsletter_id": 30}, {"campaign_id": 1}, {"action_id": 11}):
+        then = {"start": 1_700_000_000, "end": 1_700_000_000}
+        rows: list[tuple[dict[str, Any], int]] = [
+            ({"newsletter_id": 30}, 1),
+            ({"newsletter_id": 30, "template_id": 301, "metric": "created"}, 1),
+            ({"newsletter_id": 30, "template_id": 302}, 0),
+            ({"newsletter_id": 30, "metric": "spammed"}, 0),
+            ({"campaign_id": 1, **then}, 1),
+            ({"action_id": 11, "template_id": 11, **then}, 1),
+        ]
+        for order, count in rows:
             number = self.ok("POST", "/v1/exports/deliveries", order)["export"]["id"]
-            self.assertEqual(self.ok("GET", f"/v1/exports/{number}")["export"]["total"], 1)
+            total = self.ok("GET", f"/v1/exports/{number}")["export"]["total"]
+            self.assertEqual(total, count, order)
 
 
 class Workspaces(FakeTest):
