@@ -3148,7 +3148,7 @@ class Delivery:
     __slots__ = (
         "delivery_id", "channel", "message", "person", "customer_id", "recipient",
         "created", "send_at", "metrics", "history", "parents", "rendered", "data",
-        "base_url",
+        "devices", "base_url",
     )  # fmt: skip
 
     delivery_id: str
@@ -3167,15 +3167,19 @@ class Delivery:
     rendered: Attributes
     #: The `trigger` of its templates.
     data: Attributes
+    #: Where a push went: platforms by token; empty until it is sent.
+    devices: Dict[str, str]
     #: Where the links inside it lead.
     base_url: str
 
     def __init__(self, delivery_id: str, channel: str, message: Json, created: int) -> None:
         self.delivery_id, self.channel, self.message = delivery_id, channel, message
         self.person = self.customer_id = self.send_at = None
-        self.recipient, self.base_url = as_text(message.get("to") or ""), ""
+        # The `to` of a push says which devices, not who.
+        to = "" if channel == "push" else message.get("to") or ""
+        self.recipient, self.base_url = as_text(to), ""
         self.created, self.metrics, self.history = created, {"created": created}, []
-        self.parents, self.rendered, self.data = {}, {}, {}
+        self.parents, self.rendered, self.data, self.devices = {}, {}, {}, {}
 
     @property
     def state(self) -> str:
@@ -3187,6 +3191,17 @@ class Delivery:
         """Why it did not reach anybody; "" if it did, or may still."""
         reasons = [row["reason"] for row in self.history if row.get("reason")]
         return str(reasons[0]) if reasons else ""
+
+    def addressed(self) -> Dict[str, str]:
+        """The devices of a push, platforms by token: where it went, or else would go now."""
+        if self.channel != "push" or self.person is None or "sent" in self.metrics:
+            return self.devices
+        to, devices = self.rendered.get("to"), list(self.person.has.devices.values())
+        if to == "last_used":
+            devices = sorted(devices, key=operator.attrgetter("last_used"))[-1:]
+        elif self.message.get("to") and to != "all":
+            devices = [device for device in devices if device.token == to]
+        return {device.token: device.platform for device in devices}
 
     def report(self, metric: str, when: int, reason: str = "", **more: Json) -> None:
         """Note that something happened at `when`, Unix seconds; the first time counts."""
@@ -3209,6 +3224,7 @@ class Delivery:
             "parents": self.parents,
             "metrics": self.metrics,
             "history": self.history,
+            "devices": list(self.devices),
             "send_at": self.send_at,
             "received_at": self.created,
         }
@@ -4068,6 +4084,8 @@ class Workspace:
     def report(self, delivery: Delivery, metric: str, when: int, **more: Json) -> None:
         """Note that something happened to a delivery at `when`, Unix seconds."""
         first = metric not in delivery.metrics
+        if metric == "sent":
+            delivery.devices = delivery.addressed()
         delivery.report(metric, when, **more)
         if metric in ("opened", "clicked"):  # nothing here opens mail but people
             delivery.metrics = {f"human_{metric}": when, **delivery.metrics}
@@ -4736,6 +4754,8 @@ def add_content(workspace: Workspace, family: Family, parent: int, content: Json
     blank = {**BLANKS["content"], "created": now, "updated": now, "_parent": parent}
     if family.content == "action":
         blank.update(sending_state="automatic", parent_action_id=0)
+    if content.get("type") == "push":
+        blank["recipient"] = "all"
     number = content.get("id")
     return workspace.shelves[family.shelf].add({**blank, **content, "_parent": parent}, number)
 
@@ -5136,10 +5156,16 @@ def obstacle(workspace: Workspace, delivery: Delivery, mail: Mail) -> Tuple[str,
         return "failed", "subject is blank"
     if channel in ("email", "sms", "whatsapp") and not delivery.recipient.strip():
         return "undeliverable", "the message has no recipient"
-    if channel == "push" and person is not None and not person.has.devices:
-        return "undeliverable", "the person has no device"
+    if channel == "push" and not delivery.addressed():
+        return "undeliverable", _lacking_device(delivery)
     suppressed = suppressing_list(workspace, delivery) if channel == "email" else ""
     return ("dropped", suppressed) if suppressed else ("", "")
+
+
+def _lacking_device(delivery: Delivery) -> str:
+    """Why a push reaches no device; that such a one isn't sent is inferred."""
+    has = delivery.person is not None and delivery.person.has.devices
+    return f"the person has no device{' with the token in to' if has else ''}"
 
 
 def suppressing_list(workspace: Workspace, delivery: Delivery) -> str:
@@ -5171,7 +5197,9 @@ def dispatch(workspace: Workspace, delivery: Delivery, mail: Mail) -> None:
         rendered["headers"] = {name: [text] for name, text in headers}
     with workspace.lock:
         delivery.rendered = rendered
-        delivery.recipient = rendered.get("to") or delivery.recipient
+        # A push goes to device tokens (reference); how several are listed is inferred.
+        to = ", ".join(delivery.addressed()) if delivery.channel == "push" else rendered.get("to")
+        delivery.recipient = to or delivery.recipient
         metric, reason = obstacle(workspace, delivery, mail)
         now = workspace.seconds()
         if metric:
@@ -5580,7 +5608,7 @@ def report_data(delivery: Delivery, metric: str, fact: Json) -> Json:
         "recipient": delivery.recipient,
         "subject": delivery.rendered.get("subject") or "",
         "failure_message": reason,
-        "recipients": _reported_devices(person, metric, reason),
+        "recipients": _reported_devices(delivery, metric, reason),
         **dict.fromkeys(("proxied", "prefetched", "synthetic", "machine"), False),
         "href": links[0]["href"],
         "link_id": links[0]["id"],
@@ -5599,10 +5627,10 @@ def report_data(delivery: Delivery, metric: str, fact: Json) -> Json:
     }
 
 
-def _reported_devices(person: Optional[Person], metric: str, reason: str) -> List[Json]:
+def _reported_devices(delivery: Delivery, metric: str, reason: str) -> List[Json]:
     more = {"failure_message": reason} if metric in ("bounced", "dropped") else {}
-    devices = person.has.devices.values() if person else ()
-    return [{"device_id": d.token, "device_platform": d.platform, **more} for d in devices]
+    devices = delivery.addressed().items()
+    return [{"device_id": token, "device_platform": on, **more} for token, on in devices]
 
 
 class Outbox:
@@ -12407,7 +12435,8 @@ COLLECTIONS = {
         "deliveries",
         _values("deliveries"),
         ("delivery_id", "channel", "message", "customer_id", "cio_id", "recipient", "state",
-         "failure_message", "rendered", "parents", "metrics", "history", "send_at", "received_at"),
+         "failure_message", "rendered", "parents", "metrics", "history", "devices", "send_at",
+         "received_at"),
     ),
     "devices": Collection(
         "devices",

@@ -2611,6 +2611,55 @@ class Messages(SeededTest):
         delivery = self.records("deliveries")[-1]
         self.assertEqual((delivery["state"], delivery["rendered"]["subject"]), ("delivered", "T"))
 
+    def add_devices(self, *tokens: str) -> None:
+        """Give Ada devices; each has been used a second after the one before it."""
+        for last_used, token in enumerate(tokens, 1):
+            device = {"id": token, "platform": "ios", "last_used": last_used}
+            self.ok("PUT", "/api/v1/customers/ada/devices", {"device": device})
+
+    def push(self, **message: Any) -> Any:
+        """Send a push to Ada; gives the delivery."""
+        own = {"transactional_message_id": 3, "identifiers": {"id": "ada"}, "title": "T"}
+        sent = self.ok("POST", "/v1/send/push", {**own, **message})
+        return self.ok("GET", f"/__parlel/deliveries/{sent['delivery_id']}")
+
+    def test_a_push_goes_to_the_devices_that_it_names(self) -> None:
+        self.add_devices("old", "new")
+        device = {"id": "oldest", "platform": "android", "last_used": 0}
+        self.ok("PUT", "/api/v1/customers/ada/devices", {"device": device})
+        rows: list[tuple[dict[str, Any], list[str]]] = [
+            ({}, ["old", "new", "oldest"]),
+            ({"to": "all"}, ["old", "new", "oldest"]),
+            ({"to": "last_used"}, ["new"]),
+            ({"to": "oldest"}, ["oldest"]),
+            ({"to": "{{trigger.token}}", "message_data": {"token": "old"}}, ["old"]),
+        ]
+        for message, tokens in rows:
+            with self.subTest(message=message):
+                delivery = self.push(**message)
+                self.assertEqual((delivery["devices"], delivery["state"]), (tokens, "delivered"))
+                self.assertEqual(delivery["recipient"], ", ".join(tokens))
+                sent = self.records("webhooks", "?metric=sent")[-1]["data"]["recipients"]
+                self.assertEqual([row["device_id"] for row in sent], tokens)
+
+    def test_a_push_to_a_token_of_somebody_else_reaches_nobody(self) -> None:
+        self.add_devices("mine")
+        device = {"id": "theirs", "platform": "ios"}
+        self.ok("PUT", "/api/v1/customers/bob/devices", {"device": device})
+        delivery = self.push(to="theirs")
+        self.assertEqual((delivery["state"], delivery["devices"]), ("undeliverable", []))
+        self.assertIn("no device with the token", delivery["failure_message"])
+        self.assertEqual(delivery["recipient"], "ada@example.com")
+
+    def test_later_devices_do_not_join_a_push_that_was_sent(self) -> None:
+        self.add_devices("first")
+        delivery_id = self.push()["delivery_id"]
+        self.add_devices("second")
+        delivery = self.ok("POST", f"/__parlel/deliveries/{delivery_id}/opened")
+        opened = self.records("webhooks", "?metric=opened")[0]["data"]["recipients"]
+        self.assertEqual(delivery["devices"], ["first"])
+        self.assertEqual(opened, [{"device_id": "first", "device_platform": "ios"}])
+
     def test_links_pixel_and_unsubscribe_work_when_fetched(self) -> None:
         body = (
             '<a href="https://x.example/?a=1&amp;b=2">x</a> <a href="{% unsubscribe_url %}">no</a>'
