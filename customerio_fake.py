@@ -5177,9 +5177,20 @@ def suppressing_list(workspace: Workspace, delivery: Delivery) -> str:
     return ""
 
 
+def _add_custom_device(workspace: Workspace, delivery: Delivery) -> None:
+    """Add or update the device that comes with a push, at the time of the send (reference)."""
+    person, device = delivery.person, delivery.message.get("custom_device")
+    if delivery.channel != "push" or not device or person not in workspace.people:
+        return
+    who = ("cio_id", cast(Person, person).cio_id)
+    workspace.add_device(who, *device_of(device, "token", workspace.seconds()))
+
+
 @chore
 def dispatch(workspace: Workspace, delivery: Delivery, mail: Mail) -> None:
     """Render a message and send it, as far as it gets: to delivered, drafted, or failed."""
+    with workspace.lock:
+        _add_custom_device(workspace, delivery)
     try:
         rendered = render_mail(workspace, delivery, mail)
         headers = checked_headers(mail.content.get("headers"))
@@ -5251,8 +5262,11 @@ def checked_attributes(value: Json, name: str) -> Attributes:
     return value
 
 
-def device_of(device: Json, token_key: str) -> Tuple[str, str, Optional[int], Attributes]:
-    """Token, platform, last_used and attributes of a `device` object. Raises ApiError 400."""
+def device_of(device: Json, token_key: str, now: int) -> Tuple[str, str, int, Attributes]:
+    """Token, platform, last_used and attributes of a `device` object. Raises ApiError 400.
+
+    `last_used` is `now`, Unix seconds, unless it is given (reference).
+    """
     if not isinstance(device, dict):
         raise required("device", f"an object with {token_key} and platform")
     token = device.get(token_key) or device.get("id")
@@ -5265,14 +5279,14 @@ def device_of(device: Json, token_key: str) -> Tuple[str, str, Optional[int], At
     attributes = checked_attributes(device.get("attributes"), "device.attributes")
     text = {k: as_text(v) for k, v in attributes.items() if v is not None}
     last_used = whole_number(device.get("last_used"), "device.last_used")
-    return as_text(token), device["platform"], last_used, text
+    return as_text(token), device["platform"], now if last_used is None else last_used, text
 
 
 def add_device_of(workspace: Workspace, who: Identifier, device: Json, token_key: str) -> str:
-    """Add or update a device; `last_used` is now unless it is given (reference)."""
-    token, platform, last_used, attributes = device_of(device, token_key)
-    when = workspace.seconds() if last_used is None else last_used
-    return workspace.ingest(workspace.add_device, who, token, platform, when, attributes)
+    """Add or update a device of a person."""
+    return workspace.ingest(
+        workspace.add_device, who, *device_of(device, token_key, workspace.seconds())
+    )
 
 
 # ---- transactional sends
@@ -5297,8 +5311,6 @@ def send(workspace: Workspace, channel: str, message: Json, base_url: str = "") 
         send_at = whole_number(message.get("send_at"), "send_at")
         delivery.send_at = send_at if send_at and send_at > now else None
         reason = _address(workspace, delivery, who)
-        if channel == "push" and isinstance(message.get("custom_device"), dict):
-            add_device_of(workspace, who, message["custom_device"], "token")
         workspace.post(delivery)
     content = transactional_content(workspace, delivery)
     if content:
@@ -5377,6 +5389,8 @@ def _check_send(channel: str, message: Json, now: float) -> Identifier:
     _check_attachments(message.get("attachments"))
     checked_headers(message.get("headers"))
     _check_send_types(message)
+    if channel == "push" and message.get("custom_device"):
+        device_of(message["custom_device"], "token", int(now))
     return one_identifier(message["identifiers"], ("id", "email", "cio_id"), "identifiers")
 
 
@@ -5447,7 +5461,7 @@ def checked_headers(value: Json) -> List[Tuple[str, str]]:
 
 
 _SEND_TYPES: Dict[str, Tuple[type, ...]] = {
-    "message_data": (dict,),
+    **dict.fromkeys(("message_data", "custom_device"), (dict,)),
     **dict.fromkeys(("subject", "body", "body_plain", "from", "reply_to", "language"), (str,)),
     **dict.fromkeys(
         ("queue_draft", "send_to_unsubscribed", "disable_message_retention", "tracked",
@@ -7920,8 +7934,9 @@ def _person_relationships(call: Call, item: Json) -> Action:
 
 def _person_add_device(call: Call, item: Json) -> Action:
     who = named_in_body(call, item)
-    device_of(item.get("device"), "token")
-    return lambda: add_device_of(call.workspace, who, item["device"], "token")
+    workspace = call.workspace
+    device = device_of(item.get("device"), "token", workspace.seconds())
+    return lambda: workspace.ingest(workspace.add_device, who, *device)
 
 
 def _person_delete_device(call: Call, item: Json) -> Action:

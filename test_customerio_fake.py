@@ -2660,6 +2660,37 @@ class Messages(SeededTest):
         self.assertEqual(delivery["devices"], ["first"])
         self.assertEqual(opened, [{"device_id": "first", "device_platform": "ios"}])
 
+    def test_a_device_that_comes_with_a_push_is_there_when_that_is_sent(self) -> None:
+        when = self.fake.workspace.seconds() + 60
+        device = {"token": "t", "platform": "ios"}
+        delivery_id = self.push(send_at=when, custom_device=device)["delivery_id"]
+        self.assertEqual(self.records("devices"), [])
+        self.ok("PUT", "/__parlel/clock", {"freeze": True, "advance": 60})
+        self.assertEqual([row["last_used"] for row in self.records("devices")], [when])
+        delivery = self.ok("GET", f"/__parlel/deliveries/{delivery_id}")
+        self.assertEqual((delivery["state"], delivery["devices"]), ("delivered", ["t"]))
+
+    def test_a_push_does_not_wait_for_its_own_device_to_be_ingested(self) -> None:
+        self.fake = Fake(Settings(ingest_delay=2))
+        self.identify("ada")
+        self.ok("PUT", "/__parlel/clock", {"advance": 2})
+        device = {"token": "t", "platform": "ios"}
+        self.assertEqual(self.push(custom_device=device)["devices"], ["t"])
+
+    def test_a_bad_custom_device_is_refused_at_once(self) -> None:
+        push = {"transactional_message_id": 3, "identifiers": {"id": "ada"}}
+        rows: list[tuple[Any, str]] = [
+            ("t", "custom_device"),
+            ({"token": "t"}, "platform"),
+            ({"platform": "ios"}, "token"),
+        ]
+        for device, word in rows:
+            reply = self.call("POST", "/v1/send/push", {**push, "custom_device": device})
+            self.assert_errors(reply, 400, word)
+        self.assertEqual(
+            [row for row in self.records("deliveries") if row["channel"] == "push"], []
+        )
+
     def test_links_pixel_and_unsubscribe_work_when_fetched(self) -> None:
         body = (
             '<a href="https://x.example/?a=1&amp;b=2">x</a> <a href="{% unsubscribe_url %}">no</a>'
