@@ -3013,6 +3013,11 @@ class Belongings:
 
 _NOTHING = Belongings()
 
+#: The attribute of a device that says what became of the last push to it, by the metrics that
+#: change it; only the service sets it (reference).
+LAST_STATUS = "_last_status"
+_DEVICE_STATUS = {"sent": "sent", "bounced": "bounced", "dropped": "suppressed"}
+
 
 class Device:
     """A push token of a person. `last_used` is in Unix seconds."""
@@ -3191,6 +3196,11 @@ class Delivery:
         """Why it did not reach anybody; "" if it did, or may still."""
         reasons = [row["reason"] for row in self.history if row.get("reason")]
         return str(reasons[0]) if reasons else ""
+
+    def reached(self, named: Json) -> Dict[str, str]:
+        """The devices that a report is about: the one it has `named`, else all addressed."""
+        devices, token = self.addressed(), as_text(named or "")
+        return {token: devices[token]} if token in devices else devices
 
     def addressed(self) -> Dict[str, str]:
         """The devices of a push, platforms by token: where it went, or else would go now."""
@@ -4089,11 +4099,25 @@ class Workspace:
         delivery.report(metric, when, **more)
         if metric in ("opened", "clicked"):  # nothing here opens mail but people
             delivery.metrics = {f"human_{metric}": when, **delivery.metrics}
-        self.on_report(delivery, metric, when, first, delivery.history[-1])
+        fact = delivery.history[-1]
+        self.on_report(delivery, metric, when, first, fact)
+        if metric in _DEVICE_STATUS:
+            for token in delivery.reached(fact.get("recipient")):
+                self._mark_device(token, metric, fact.get("reason"))
         type = f"{metric}_{MESSAGE_TYPES.get(delivery.channel, delivery.channel)}"
         self.note(
             type, delivery.person, lambda: {"delivery_id": delivery.delivery_id}, "", delivery
         )
+
+    def _mark_device(self, token: str, metric: str, reason: Json) -> None:
+        """Keep what happened to the last push on a device; who is unregistered goes (docs)."""
+        device = self.devices.get(token)
+        if device is None:
+            return
+        if metric == "bounced" and "unregistered" in as_text(reason or "").lower():
+            del self.devices[token], device.person.has.devices[token]
+        else:
+            device.attributes = {**device.attributes, LAST_STATUS: _DEVICE_STATUS[metric]}
 
     def link_number(self, href: str) -> int:
         """The number of a tracked link."""
@@ -5277,7 +5301,7 @@ def device_of(device: Json, token_key: str, now: int) -> Tuple[str, str, int, At
     if device.get("platform") not in ("ios", "android"):
         raise invalid("device.platform must be 'ios' or 'android'", "device.platform")
     attributes = checked_attributes(device.get("attributes"), "device.attributes")
-    text = {k: as_text(v) for k, v in attributes.items() if v is not None}
+    text = {k: as_text(v) for k, v in attributes.items() if v is not None and k != LAST_STATUS}
     last_used = whole_number(device.get("last_used"), "device.last_used")
     return as_text(token), device["platform"], now if last_used is None else last_used, text
 
@@ -5622,7 +5646,7 @@ def report_data(delivery: Delivery, metric: str, fact: Json) -> Json:
         "recipient": delivery.recipient,
         "subject": delivery.rendered.get("subject") or "",
         "failure_message": reason,
-        "recipients": _reported_devices(delivery, metric, reason),
+        "recipients": _reported_devices(delivery, metric, reason, fact.get("recipient")),
         **dict.fromkeys(("proxied", "prefetched", "synthetic", "machine"), False),
         "href": links[0]["href"],
         "link_id": links[0]["id"],
@@ -5641,9 +5665,9 @@ def report_data(delivery: Delivery, metric: str, fact: Json) -> Json:
     }
 
 
-def _reported_devices(delivery: Delivery, metric: str, reason: str) -> List[Json]:
+def _reported_devices(delivery: Delivery, metric: str, reason: str, named: Json) -> List[Json]:
     more = {"failure_message": reason} if metric in ("bounced", "dropped") else {}
-    devices = delivery.addressed().items()
+    devices = delivery.reached(named).items()
     return [{"device_id": token, "device_platform": on, **more} for token, on in devices]
 
 
@@ -8265,12 +8289,12 @@ def person_document(person: Person) -> Json:
 
 
 def device_document(device: Device) -> Json:
-    """A device as the App API gives it."""
+    """A device as the App API gives it: with a blank status before its first push (reference)."""
     return {
         "id": device.token,
         "platform": device.platform,
         "last_used": device.last_used,
-        "attributes": device.attributes,
+        "attributes": {LAST_STATUS: "", **device.attributes},
     }
 
 

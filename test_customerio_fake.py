@@ -2691,6 +2691,44 @@ class Messages(SeededTest):
             [row for row in self.records("deliveries") if row["channel"] == "push"], []
         )
 
+    def statuses(self) -> dict[str, str]:
+        """What the App API tells of the last push to each of Ada's devices."""
+        devices = self.ok("GET", "/v1/customers/ada/attributes")["customer"]["devices"]
+        return {device["id"]: device["attributes"]["_last_status"] for device in devices}
+
+    def test_a_device_knows_what_became_of_the_last_push(self) -> None:
+        self.add_devices("a", "b")
+        self.assertEqual(self.statuses(), {"a": "", "b": ""})
+        path = f"/__parlel/deliveries/{self.push(to='last_used')['delivery_id']}"
+        self.assertEqual(self.statuses(), {"a": "", "b": "sent"})
+        self.ok("POST", f"{path}/bounced", {"reason": "BadDeviceToken"})
+        self.assertEqual(self.statuses(), {"a": "", "b": "bounced"})
+        self.push()
+        self.assertEqual(self.statuses(), {"a": "sent", "b": "sent"})
+        self.ok("POST", f"{path}/dropped")
+        self.assertEqual(self.statuses(), {"a": "sent", "b": "suppressed"})
+        self.assertEqual(self.records("devices")[1]["attributes"], {"_last_status": "suppressed"})
+
+    def test_only_the_service_sets_the_status_of_a_device(self) -> None:
+        self.add_devices("a")
+        self.push()
+        device = {"id": "a", "platform": "ios", "attributes": {"_last_status": "bounced", "x": 1}}
+        self.ok("PUT", "/api/v1/customers/ada/devices", {"device": device})
+        kept = self.records("devices")[0]["attributes"]
+        self.assertEqual(kept, {"_last_status": "sent", "x": "1"})
+
+    def test_a_token_that_bounces_as_unregistered_goes(self) -> None:
+        self.add_devices("a", "b")
+        path = f"/__parlel/deliveries/{self.push()['delivery_id']}/bounced"
+        self.ok("POST", path, {"reason": "Unregistered", "recipient": "a"})
+        self.assertEqual(self.statuses(), {"b": "sent"})
+        recipients = self.records("webhooks", "?metric=bounced")[0]["data"]["recipients"]
+        failed = {"device_platform": "ios", "failure_message": "Unregistered"}
+        self.assertEqual(recipients, [{"device_id": "a", **failed}])
+        self.ok("POST", path, {"reason": "unregistered"})
+        self.assertEqual(self.statuses(), {})
+        self.assertEqual(self.push()["state"], "undeliverable")
+
     def test_links_pixel_and_unsubscribe_work_when_fetched(self) -> None:
         body = (
             '<a href="https://x.example/?a=1&amp;b=2">x</a> <a href="{% unsubscribe_url %}">no</a>'
