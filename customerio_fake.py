@@ -4099,6 +4099,8 @@ class Workspace:
         delivery.report(metric, when, **more)
         if metric in ("opened", "clicked"):  # nothing here opens mail but people
             delivery.metrics = {f"human_{metric}": when, **delivery.metrics}
+        if metric == "clicked" and more.get("link_id"):  # (observed)
+            delivery.metrics = {f"link:{more['link_id']}": when, **delivery.metrics}
         fact = delivery.history[-1]
         self.on_report(delivery, metric, when, first, fact)
         if metric in _DEVICE_STATUS:
@@ -4108,6 +4110,19 @@ class Workspace:
         self.note(
             type, delivery.person, lambda: {"delivery_id": delivery.delivery_id}, "", delivery
         )
+
+    def book(self, delivery: Delivery, metric: str, when: int, **more: Json) -> None:
+        """Note what somebody reports of a delivery, with what is known of a link."""
+        known = self._clicked_link(delivery, more) if metric == "clicked" else {}
+        self.report(delivery, metric, when, **{**more, **known})
+
+    def _clicked_link(self, delivery: Delivery, fact: Json) -> Json:
+        """The `href` and `link_id` of a click; the first link of the message if it names none."""
+        href, number = as_text(fact.get("href") or ""), fact.get("link_id")
+        known = [row for row in delivery.rendered.get("links", ()) if number in (None, row["id"])]
+        if not href and known:
+            href = known[0]["href"]
+        return {"href": href, "link_id": number or self.link_number(href)} if href else {}
 
     def _mark_device(self, token: str, metric: str, reason: Json) -> None:
         """Keep what happened to the last push on a device; who is unregistered goes (docs)."""
@@ -4582,7 +4597,7 @@ class Workspace:
         if metric not in CHANNEL_METRICS.get(delivery.channel, METRICS):
             return f"impossible metric: nothing sent by {delivery.channel} can be {metric}"
         when = self.seconds() if when is None else when
-        self.report(delivery, metric, when, reason=reason, **(more or {}))
+        self.book(delivery, metric, when, reason=reason, **(more or {}))
         return ""
 
     # ---- devices
@@ -5107,7 +5122,17 @@ def sender_address(workspace: Workspace, number: Json) -> str:
     return row.get("address") or named
 
 
-def track_links(delivery: Delivery, rendered: Json, tracked: bool) -> Json:
+def link_through(
+    workspace: Workspace, delivery: Delivery, links: List[Json], href: str, tracked: bool
+) -> str:
+    """Note a link of a message; gives where it leads: through this server if it is tracked."""
+    with workspace.lock:
+        number = workspace.link_number(href)
+    links.append({"id": number, "href": href, "tracked": tracked})
+    return f"{delivery.base_url}/e/c/{delivery.delivery_id}/{number}" if tracked else href
+
+
+def track_links(workspace: Workspace, delivery: Delivery, rendered: Json, tracked: bool) -> Json:
     """Note the links of an email and lead them, and an open pixel, through this server."""
     links: List[Json] = []
     own = (f"{delivery.base_url}/unsubscribe/", f"{delivery.base_url}/e/")
@@ -5116,8 +5141,7 @@ def track_links(delivery: Delivery, rendered: Json, tracked: bool) -> Json:
         href = match[3].replace("&amp;", "&")
         if href.startswith(own):
             return match[0]
-        links.append({"id": len(links) + 1, "href": href, "tracked": tracked})
-        url = f"{delivery.base_url}/e/c/{delivery.delivery_id}/{len(links)}"
+        url = link_through(workspace, delivery, links, href, tracked)
         return f"{match[1]}{match[2]}{url if tracked else match[3]}{match[2]}"
 
     body = _HREF.sub(lead, rendered["body"])
@@ -5227,7 +5251,7 @@ def dispatch(workspace: Workspace, delivery: Delivery, mail: Mail) -> None:
         return
     tracked = mail.content.get("tracked", mail.parent.get("link_tracking", True)) is True
     if delivery.channel == "email" and rendered.get("body"):
-        rendered = track_links(delivery, rendered, tracked)
+        rendered = track_links(workspace, delivery, rendered, tracked)
         rendered.setdefault("body_plain", plain_text(rendered["body"]))
         rendered["headers"] = {name: [text] for name, text in headers}
     with workspace.lock:
@@ -13001,9 +13025,11 @@ def let_happen(call: Call, delivery_id: str, metric: str) -> Json:
             when = whole_number(body.get("timestamp"), "timestamp")
             names = ("href", "link_id", "recipient", "tracked_response", "to", "inbound_event_id")
             more = {name: body[name] for name in names if name in body}
+            if "link_id" in more:
+                more["link_id"] = whole_number(more["link_id"], "link_id")
             reason = as_text(body.get("reason") or "")
             now = workspace.seconds() if when is None else when
-            workspace.report(delivery, metric, now, reason=reason, **more)
+            workspace.book(delivery, metric, now, reason=reason, **more)
         return delivery.record()
 
 
@@ -13075,10 +13101,11 @@ def follow_link(call: Call, delivery_id: str, link: str) -> Response:
     with workspace.lock:
         delivery = workspace.deliveries.get(delivery_id)
         links = delivery.rendered.get("links", []) if delivery else []
-        if delivery is None or not link.isdecimal() or not 0 < int(link[:9]) <= len(links):
+        hrefs = {str(row["id"]): row["href"] for row in links}
+        if delivery is None or link not in hrefs:
             raise ApiError(404, "this link is in no message")
-        href = links[int(link) - 1]["href"]
-        workspace.report(delivery, "clicked", workspace.seconds(), href=href, link_id=int(link))
+        href = hrefs[link]
+        workspace.book(delivery, "clicked", workspace.seconds(), href=href, link_id=int(link))
     return Response(302, b"", (("Location", quote(href, safe=_URL_SIGNS)),))
 
 

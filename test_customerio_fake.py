@@ -2751,6 +2751,36 @@ class Messages(SeededTest):
         self.assertTrue(self.person("ada")["unsubscribed"])
         self.assertEqual(self.read(link.replace("/1", "/2")).status, 404)
 
+    def test_a_link_has_the_same_number_everywhere(self) -> None:
+        one, two = "https://one.example/", "https://two.example/"
+        self.send(body=f"<a href='{one}'>1</a>", transactional_message_id=3)
+        body = f"<a href='{two}'>2</a><a href='{one}'>1</a>"
+        delivery = self.send(body=body, transactional_message_id=3)
+        self.assertEqual([row["id"] for row in delivery["rendered"]["links"]], [2, 1])
+        (link,) = re.findall(r"'(http[^']+/2)'", delivery["rendered"]["body"])
+        self.assertEqual(self.read(link).headers["location"], two)
+        clicked = self.records("webhooks", "?metric=clicked")[0]["data"]
+        self.assertEqual((clicked["link_id"], clicked["href"]), (2, two))
+        message = self.ok("GET", f"/v1/messages/{delivery['delivery_id']}")["message"]
+        self.assertEqual([n for n in message["metrics"] if n.startswith("link:")], ["link:2"])
+        (row,) = self.ok("GET", "/v1/transactional/3/metrics/links")["links"]
+        self.assertEqual(row["link"], {"id": 2, "href": two})
+
+    def test_a_reported_click_names_its_own_link(self) -> None:
+        delivery_id = self.send(body="<a href='https://in.example/'>1</a>")["delivery_id"]
+        rows: list[tuple[dict[str, Any], int, str]] = [
+            ({"href": "https://app.example/"}, 2, "https://app.example/"),
+            ({}, 1, "https://in.example/"),
+            ({"href": 7}, 3, "7"),
+        ]
+        for fact, number, href in rows:
+            body = {"delivery_id": delivery_id, "metric": "clicked", **fact}
+            self.ok("POST", "/api/v1/metrics", body)
+            clicked = self.records("webhooks", "?metric=clicked")[-1]["data"]
+            self.assertEqual((clicked["link_id"], clicked["href"]), (number, href))
+        path = f"/__parlel/deliveries/{delivery_id}/clicked"
+        self.assert_errors(self.call("POST", path, {"link_id": "x"}), 400, "link_id")
+
     def test_a_test_moves_a_delivery_on(self) -> None:
         path = f"/__parlel/deliveries/{self.send()['delivery_id']}"
         self.ok("POST", f"{path}/bounced", {"reason": "550"})
