@@ -4112,9 +4112,13 @@ class Workspace:
         )
 
     def book(self, delivery: Delivery, metric: str, when: int, **more: Json) -> None:
-        """Note what somebody reports of a delivery, with what is known of a link."""
-        known = self._clicked_link(delivery, more) if metric == "clicked" else {}
-        self.report(delivery, metric, when, **{**more, **known})
+        """Note what somebody reports of a delivery, and what follows from it."""
+        if metric == "clicked":
+            more = {**more, **self._clicked_link(delivery, more)}
+            # Who clicks in an email has it open (reference).
+            if delivery.channel == "email" and "opened" not in delivery.metrics:
+                self.report(delivery, "opened", when, synthetic=True)
+        self.report(delivery, metric, when, **more)
 
     def _clicked_link(self, delivery: Delivery, fact: Json) -> Json:
         """The `href` and `link_id` of a click; the first link of the message if it names none."""

@@ -2766,6 +2766,31 @@ class Messages(SeededTest):
         (row,) = self.ok("GET", "/v1/transactional/3/metrics/links")["links"]
         self.assertEqual(row["link"], {"id": 2, "href": two})
 
+    def test_a_click_before_any_open_stands_for_one(self) -> None:
+        delivery = self.send(body="<a href='https://x.example/'>x</a>")
+        (link,) = re.findall(r"'(http[^']+/1)'", delivery["rendered"]["body"])
+        self.read(link)
+        self.read(link)
+        path = f"/__parlel/deliveries/{delivery['delivery_id']}"
+        history = [row["metric"] for row in self.ok("GET", path)["history"]]
+        self.assertEqual(history, ["sent", "delivered", "opened", "clicked", "clicked"])
+        (opened,) = self.records("webhooks", "?metric=opened")
+        self.assertTrue(opened["data"]["synthetic"])
+        body = {"delivery_id": self.send()["delivery_id"], "metric": "clicked", "timestamp": 5}
+        self.ok("POST", "/api/v1/metrics", body)
+        metrics = self.records("deliveries")[-1]["metrics"]
+        self.assertEqual((metrics["opened"], metrics["clicked"]), (5, 5))
+
+    def test_only_a_click_in_an_email_that_was_not_opened_stands_for_an_open(self) -> None:
+        path = f"/__parlel/deliveries/{self.send()['delivery_id']}"
+        self.ok("POST", f"{path}/opened")
+        self.ok("POST", f"{path}/clicked")
+        (opened,) = self.records("webhooks", "?metric=opened")
+        self.assertFalse(opened["data"]["synthetic"])
+        self.add_devices("t")
+        path = f"/__parlel/deliveries/{self.push()['delivery_id']}"
+        self.assertNotIn("opened", self.ok("POST", f"{path}/clicked")["metrics"])
+
     def test_a_reported_click_names_its_own_link(self) -> None:
         delivery_id = self.send(body="<a href='https://in.example/'>1</a>")["delivery_id"]
         rows: list[tuple[dict[str, Any], int, str]] = [
