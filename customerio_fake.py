@@ -5050,6 +5050,8 @@ _RENDERED_PARTS = (
 STRICT_NAMESPACES = frozenset({"customer", "event", "trigger", "journey"})
 #: Channels that an unsubscribed person gets all the same (reference).
 _UNASKED_CHANNELS = ("in_app", "inbox_message", "webhook", "slack")
+_CLASS = re.compile(r"""\sclass\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s>]+))""", re.I)
+_REST_OF_TAG = re.compile(r"[^<>]*")
 _HREF = re.compile(r"""(<a\b[^>]*?\bhref\s*=\s*)(["'])(https?://.*?)\2""", re.I | re.S)
 
 
@@ -5136,6 +5138,11 @@ def link_through(
     return f"{delivery.base_url}/e/c/{delivery.delivery_id}/{number}" if tracked else href
 
 
+def is_trackable(href: str, classes: str = "") -> bool:
+    """Whether a link can be tracked: to the web, and not of the class "untracked" (docs)."""
+    return href[:4].lower() == "http" and "untracked" not in classes.split()
+
+
 def track_links(workspace: Workspace, delivery: Delivery, rendered: Json, tracked: bool) -> Json:
     """Note the links of an email and lead them, and an open pixel, through this server."""
     links: List[Json] = []
@@ -5145,8 +5152,11 @@ def track_links(workspace: Workspace, delivery: Delivery, rendered: Json, tracke
         href = match[3].replace("&amp;", "&")
         if href.startswith(own):
             return match[0]
-        url = link_through(workspace, delivery, links, href, tracked)
-        return f"{match[1]}{match[2]}{url if tracked else match[3]}{match[2]}"
+        rest = cast(Match[str], _REST_OF_TAG.match(match.string, match.end()))
+        classes = " ".join("".join(groups) for groups in _CLASS.findall(match[1] + rest[0]))
+        wanted = tracked and is_trackable(href, classes)
+        url = link_through(workspace, delivery, links, href, wanted)
+        return f"{match[1]}{match[2]}{url if wanted else match[3]}{match[2]}"
 
     body = _HREF.sub(lead, rendered["body"])
     if tracked:
@@ -11288,7 +11298,7 @@ class PageReader(HTMLParser):
             self.without_alt.append(given.get("src") or "")
         if tag == "a":
             url = (given.get("href") or "").strip()
-            tracked = url[:4].lower() == "http" and "untracked" not in (given.get("class") or "")
+            tracked = is_trackable(url, given.get("class") or "")
             errors = [] if url else ["link has no URL"]
             self._open = {"url": url, "text": "", "tracked": tracked, "errors": errors}
             self.links.append(self._open)

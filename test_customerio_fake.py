@@ -2751,6 +2751,22 @@ class Messages(SeededTest):
         self.assertTrue(self.person("ada")["unsubscribed"])
         self.assertEqual(self.read(link.replace("/1", "/2")).status, 404)
 
+    def test_a_link_of_the_class_untracked_stays_as_it_is(self) -> None:
+        url = "https://x.example/?class=a"
+        rows = [
+            (f"<a class='untracked' href='{url}'>", False),
+            (f"<a href='{url}' class=\"big untracked\">", False),
+            (f"<a\nCLASS=untracked href='{url}'>", False),
+            (f"<a href='{url}' class='untracked-not'>", True),
+            (f"<a href='{url}'><b class='untracked'>", True),
+            (f"<a data-class='untracked' href='{url}'", True),
+        ]
+        for body, tracked in rows:
+            with self.subTest(body=body):
+                rendered = self.send(body=body)["rendered"]
+                self.assertEqual([link["tracked"] for link in rendered["links"]], [tracked])
+                self.assertEqual(url in rendered["body"], not tracked)
+
     def test_a_link_has_the_same_number_everywhere(self) -> None:
         one, two = "https://one.example/", "https://two.example/"
         self.send(body=f"<a href='{one}'>1</a>", transactional_message_id=3)
