@@ -5052,7 +5052,7 @@ STRICT_NAMESPACES = frozenset({"customer", "event", "trigger", "journey"})
 _UNASKED_CHANNELS = ("in_app", "inbox_message", "webhook", "slack")
 _CLASS = re.compile(r"""\sclass\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s>]+))""", re.I)
 _REST_OF_TAG = re.compile(r"[^<>]*")
-_HREF = re.compile(r"""(<a\b[^>]*?\bhref\s*=\s*)(["'])(https?://.*?)\2""", re.I | re.S)
+_HREF = re.compile(r"""(<a\b[^<>]*?\bhref\s*=\s*)(["'])(https?://.*?)\2""", re.I | re.S)
 
 
 def customer_data(person: Person) -> Json:

@@ -2767,6 +2767,12 @@ class Messages(SeededTest):
                 self.assertEqual([link["tracked"] for link in rendered["links"]], [tracked])
                 self.assertEqual(url in rendered["body"], not tracked)
 
+    def test_links_that_do_not_end_take_no_longer_than_others(self) -> None:
+        for body in ("<a " * 30_000, "<a href='https://x.example/'" * 20_000):
+            start = time.perf_counter()
+            self.send(body=body)
+            self.assertLess(time.perf_counter() - start, 3)
+
     def test_a_link_has_the_same_number_everywhere(self) -> None:
         one, two = "https://one.example/", "https://two.example/"
         self.send(body=f"<a href='{one}'>1</a>", transactional_message_id=3)
