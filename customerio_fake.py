@@ -5084,14 +5084,49 @@ def template_data(workspace: Workspace, delivery: Delivery, mail: Mail) -> Json:
     }
 
 
-def template_host(workspace: Workspace, delivery: Delivery, mail: Mail) -> Json:
-    """What Customer.io's own tags print; their links work on this server."""
+def link_through(
+    workspace: Workspace, delivery: Delivery, links: List[Json], href: str, tracked: bool
+) -> str:
+    """Note a link of a message; gives where it leads: through this server if it is tracked."""
+    with workspace.lock:
+        number = workspace.link_number(href)
+    links.append({"id": number, "href": href, "tracked": tracked})
+    return f"{delivery.base_url}/e/c/{delivery.delivery_id}/{number}" if tracked else href
+
+
+def is_trackable(href: str, classes: str = "") -> bool:
+    """Whether a link can be tracked: to the web, and not of the class "untracked" (docs)."""
+    return href[:4].lower() == "http" and "untracked" not in classes.split()
+
+
+def is_tracking(mail: Mail) -> bool:
+    """Whether the links of a message are tracked."""
+    return mail.content.get("tracked", mail.parent.get("link_tracking", True)) is True
+
+
+def link_tag(
+    workspace: Workspace,
+    delivery: Delivery,
+    mail: Mail,
+    links: List[Json],
+    arguments: Mapping[str, str],
+) -> str:
+    """What `cio_link` prints: a link to track; those of an email are tracked where they stand."""
+    href, wanted = arguments.get("url", ""), arguments.get("track", "").lower() != "false"
+    if delivery.channel == "email" or not is_trackable(href):
+        return href
+    return link_through(workspace, delivery, links, href, wanted and is_tracking(mail))
+
+
+def template_host(workspace: Workspace, delivery: Delivery, mail: Mail, links: List[Json]) -> Json:
+    """What Customer.io's own tags print; their links work on this server, and join `links`."""
     base, id = delivery.base_url, delivery.delivery_id
     url = f"{base}/unsubscribe/{id}"
     view = f"{base}/e/v/{id}"
     center = f"{base}{subscription_path(workspace, delivery.person)}" if delivery.person else ""
     topic = workspace.shelves["topics"].rows.get(mail.parent.get("subscription_topic_id")) or {}
     return {
+        "cio_link": functools.partial(link_tag, workspace, delivery, mail, links),
         "unsubscribe_url": url,
         "unsubscribe": f'<a href="{url}">Unsubscribe</a>',
         "view_in_browser_url": view,
@@ -5107,7 +5142,8 @@ def render_mail(workspace: Workspace, delivery: Delivery, mail: Mail) -> Json:
     """Render all parts of a message. Raises LiquidError."""
     with workspace.lock:
         data = template_data(workspace, delivery, mail)
-    host, now = template_host(workspace, delivery, mail), workspace.clock.now()
+    links: List[Json] = []
+    host, now = template_host(workspace, delivery, mail, links), workspace.clock.now()
     rendered: Json = {}
     for part, names in _RENDERED_PARTS:
         source = next((mail.content[name] for name in names if mail.content.get(name)), None)
@@ -5118,7 +5154,7 @@ def render_mail(workspace: Workspace, delivery: Delivery, mail: Mail) -> Json:
         address = sender_address(workspace, mail.content.get(field_name))
         if rendered and not rendered.get(part) and address:
             rendered[part] = address
-    return rendered
+    return {**rendered, "links": links} if links else rendered
 
 
 def sender_address(workspace: Workspace, number: Json) -> str:
@@ -5126,21 +5162,6 @@ def sender_address(workspace: Workspace, number: Json) -> str:
     row = workspace.shelves["sender_identities"].rows.get(number) or {}
     named = f"{row.get('name') or ''} <{row.get('email') or ''}>" if row.get("email") else ""
     return row.get("address") or named
-
-
-def link_through(
-    workspace: Workspace, delivery: Delivery, links: List[Json], href: str, tracked: bool
-) -> str:
-    """Note a link of a message; gives where it leads: through this server if it is tracked."""
-    with workspace.lock:
-        number = workspace.link_number(href)
-    links.append({"id": number, "href": href, "tracked": tracked})
-    return f"{delivery.base_url}/e/c/{delivery.delivery_id}/{number}" if tracked else href
-
-
-def is_trackable(href: str, classes: str = "") -> bool:
-    """Whether a link can be tracked: to the web, and not of the class "untracked" (docs)."""
-    return href[:4].lower() == "http" and "untracked" not in classes.split()
 
 
 def track_links(workspace: Workspace, delivery: Delivery, rendered: Json, tracked: bool) -> Json:
@@ -5263,9 +5284,8 @@ def dispatch(workspace: Workspace, delivery: Delivery, mail: Mail) -> None:
         with workspace.lock:
             workspace.report(delivery, "failed", workspace.seconds(), reason=str(error), **place)
         return
-    tracked = mail.content.get("tracked", mail.parent.get("link_tracking", True)) is True
     if delivery.channel == "email" and rendered.get("body"):
-        rendered = track_links(workspace, delivery, rendered, tracked)
+        rendered = track_links(workspace, delivery, rendered, is_tracking(mail))
         rendered.setdefault("body_plain", plain_text(rendered["body"]))
         rendered["headers"] = {name: [text] for name, text in headers}
     with workspace.lock:

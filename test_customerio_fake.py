@@ -2767,6 +2767,35 @@ class Messages(SeededTest):
                 self.assertEqual([link["tracked"] for link in rendered["links"]], [tracked])
                 self.assertEqual(url in rendered["body"], not tracked)
 
+    def test_the_link_tag_prints_a_link_that_counts_clicks(self) -> None:
+        self.add_devices("t")
+        url = "https://x.example/?a=1"
+        text = f"{{% cio_link url:{url} %}} {{% cio_link url:{url} track:false %}}"
+        sms = {"transactional_message_id": 3, "to": "+15551234567", "body": text}
+        sent = self.ok("POST", "/v1/send/sms", {**sms, "identifiers": {"id": "ada"}})
+        rows = [self.ok("GET", f"/__parlel/deliveries/{sent['delivery_id']}")]
+        for delivery in [*rows, self.push(message=text)]:
+            tracked, plain = delivery["rendered"]["body"].split()
+            self.assertEqual(plain, url)
+            self.assertEqual(self.read(tracked).headers["location"], url)
+            now = self.ok("GET", f"/__parlel/deliveries/{delivery['delivery_id']}")
+            self.assertEqual((now["state"], "link:1" in now["metrics"]), ("clicked", True))
+            clicked = self.records("webhooks", "?metric=clicked")[-1]["data"]
+            self.assertEqual((clicked["href"], clicked["link_id"]), (url, 1))
+
+    def test_the_link_tag_prints_the_link_itself_where_nothing_tracks_it(self) -> None:
+        self.add_devices("t")
+        web, app = "{% cio_link url:https://x.example/ %}", "{% cio_link url:app://x %}"
+        rows: list[tuple[dict[str, Any], str]] = [
+            ({"message": web, "tracked": False}, "https://x.example/"),
+            ({"message": app}, "app://x"),
+        ]
+        for message, text in rows:
+            self.assertEqual(self.push(**message)["rendered"]["body"], text)
+        mail = self.send(body=f"<a href='{web}'>x</a>")["rendered"]
+        self.assertEqual([link["href"] for link in mail["links"]], ["https://x.example/"])
+        self.assertEqual(mail["body"].count("/e/c/"), 1)
+
     def test_links_that_do_not_end_take_no_longer_than_others(self) -> None:
         for body in ("<a " * 30_000, "<a href='https://x.example/'" * 20_000):
             start = time.perf_counter()
