@@ -4797,8 +4797,6 @@ def add_content(workspace: Workspace, family: Family, parent: int, content: Json
     blank = {**BLANKS["content"], "created": now, "updated": now, "_parent": parent}
     if family.content == "action":
         blank.update(sending_state="automatic", parent_action_id=0)
-    if content.get("type") == "push":
-        blank["recipient"] = "all"
     number = content.get("id")
     return workspace.shelves[family.shelf].add({**blank, **content, "_parent": parent}, number)
 
@@ -5048,6 +5046,8 @@ _RENDERED_PARTS = (
 )
 #: In these namespaces a missing attribute makes a message fail (docs).
 STRICT_NAMESPACES = frozenset({"customer", "event", "trigger", "journey"})
+#: Channels that need an address; what goes through others still has a recipient (observed).
+_ADDRESSED_CHANNELS = ("email", "sms", "whatsapp")
 #: Channels that an unsubscribed person gets all the same (reference).
 _UNASKED_CHANNELS = ("in_app", "inbox_message", "webhook", "slack")
 _CLASS = re.compile(r"""\sclass\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s>]+))""", re.I)
@@ -5094,6 +5094,11 @@ def link_through(
     return f"{delivery.base_url}/e/c/{delivery.delivery_id}/{number}" if tracked else href
 
 
+def recipient_of(person: Person, channel: str) -> str:
+    """Whom a message is to that names nobody: the email, else the id where any name will do."""
+    return person.email if channel in _ADDRESSED_CHANNELS else person.email or person.name
+
+
 def is_trackable(href: str, classes: str = "") -> bool:
     """Whether a link can be tracked: to the web, and not of the class "untracked" (docs)."""
     return href[:4].lower() == "http" and "untracked" not in classes.split()
@@ -5138,15 +5143,22 @@ def template_host(workspace: Workspace, delivery: Delivery, mail: Mail, links: L
     }
 
 
+def _sources(delivery: Delivery, mail: Mail) -> Attributes:
+    """The content to be rendered, without the email for a recipient where that isn't needed."""
+    content, email = mail.content, BLANKS["content"]["recipient"]
+    needless = delivery.channel not in _ADDRESSED_CHANNELS and content.get("recipient") == email
+    return {**content, "recipient": ""} if needless else content
+
+
 def render_mail(workspace: Workspace, delivery: Delivery, mail: Mail) -> Json:
     """Render all parts of a message. Raises LiquidError."""
     with workspace.lock:
         data = template_data(workspace, delivery, mail)
     links: List[Json] = []
     host, now = template_host(workspace, delivery, mail, links), workspace.clock.now()
-    rendered: Json = {}
+    content, rendered = _sources(delivery, mail), cast(Json, {})
     for part, names in _RENDERED_PARTS:
-        source = next((mail.content[name] for name in names if mail.content.get(name)), None)
+        source = next((content[name] for name in names if content.get(name)), None)
         if isinstance(source, str):
             template = parse_liquid(source)
             rendered[part] = template.render(data, STRICT_NAMESPACES, now=now, host=host)
@@ -5237,7 +5249,7 @@ def obstacle(workspace: Workspace, delivery: Delivery, mail: Mail) -> Tuple[str,
             return "undeliverable", unwanted
     if channel == "email" and not delivery.rendered.get("subject", "").strip():
         return "failed", "subject is blank"
-    if channel in ("email", "sms", "whatsapp") and not delivery.recipient.strip():
+    if channel in _ADDRESSED_CHANNELS and not delivery.recipient.strip():
         return "undeliverable", "the message has no recipient"
     if channel == "push" and not delivery.addressed():
         return "undeliverable", _lacking_device(delivery)
@@ -5317,7 +5329,7 @@ def deliver(
         channel = _CHANNELS.get(type, type)
         delivery = Delivery(delivery_id, channel, shown(mail.content), int(now))
         delivery.person, delivery.customer_id = person, person.name
-        delivery.recipient, delivery.parents = person.email, parents
+        delivery.recipient, delivery.parents = recipient_of(person, channel), parents
         delivery.data, delivery.base_url = data, base_url
         workspace.post(delivery)
     dispatch(workspace, delivery, mail)
@@ -5425,7 +5437,7 @@ def _address(workspace: Workspace, delivery: Delivery, who: Identifier) -> str:
     person = workspace.people.find(who)
     if person is not None:
         delivery.person, delivery.customer_id = person, person.name
-        delivery.recipient = delivery.recipient or person.email
+        delivery.recipient = delivery.recipient or recipient_of(person, delivery.channel)
     return reason
 
 

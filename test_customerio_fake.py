@@ -2318,6 +2318,21 @@ class AppNewsletters(SeededTest):
         self.assertEqual((message["customer_id"], message["subject"]), ("ada", "s"))
         self.assertEqual(self.status("POST", f"/v1/newsletters/{number}/send", {}), 400)
 
+    def test_one_for_an_app_or_a_url_needs_no_email(self) -> None:
+        self.identify("plain")
+        number = self.ok("POST", "/v1/segments", {"segment": {"name": "m"}})["segment"]["id"]
+        self.ok("POST", f"/api/v1/segments/{number}/add_customers", {"ids": ["plain"]})
+        audience = {"and": [{"or": [{"segment": {"id": number}}]}]}
+        url = {"request_method": "post", "url": "https://x.example"}
+        rows = [("in_app", {"body_json": "{}"}), ("webhook", {**url, "body": "{}"})]
+        for type, content in rows:
+            body = {**self.GOOD, "type": type, "recipients": audience, **content}
+            made = self.ok("POST", "/v1/newsletters", body)["newsletter"]["id"]
+            self.ok("POST", f"/v1/newsletters/{made}/send", {})
+            (message,) = self.ok("GET", f"/v1/newsletters/{made}/messages")["messages"]
+            found = (message["recipient"], message["failure_message"], "sent" in message["metrics"])
+            self.assertEqual(found, ("plain", None, True))
+
     def test_a_schedule_is_kept_and_can_be_dropped(self) -> None:
         soon = self.fake.workspace.seconds() + 100
         path = "/v1/newsletters/30"
@@ -2766,6 +2781,16 @@ class Messages(SeededTest):
                 rendered = self.send(body=body)["rendered"]
                 self.assertEqual([link["tracked"] for link in rendered["links"]], [tracked])
                 self.assertEqual(url in rendered["body"], not tracked)
+
+    def test_who_has_no_email_is_named_as_the_recipient(self) -> None:
+        self.identify("plain")
+        phone = "+15551234567"
+        for channel, recipient in (("in_app", "plain"), ("inbox_message", "plain"), ("sms", phone)):
+            to = {"to": phone} if channel == "sms" else {}
+            body = {**to, "transactional_message_id": 3, "identifiers": {"id": "plain"}}
+            sent = self.ok("POST", f"/v1/send/{channel}", body)
+            row = self.ok("GET", f"/v1/messages/{sent['delivery_id']}")["message"]
+            self.assertEqual((row["recipient"], row["failure_message"]), (recipient, None))
 
     def test_the_link_tag_prints_a_link_that_counts_clicks(self) -> None:
         self.add_devices("t")
