@@ -3856,6 +3856,13 @@ class Fault:
         return {"id": self.id, **self.rule, **counts}
 
 
+def response_named_by(fact: Json) -> Json:
+    """The `tracked_response` of a click: the name of the action in its metadata (reference)."""
+    metadata = fact.get("metadata")
+    name = metadata.get("action_name") if isinstance(metadata, dict) else None
+    return {"tracked_response": as_text(name)} if name else {}
+
+
 def kept(make: Callable[[], Any]) -> Any:
     """A field of the Workspace: begins with what `make` gives, and is part of a snapshot."""
     return field(init=False, default_factory=make)
@@ -4114,7 +4121,7 @@ class Workspace:
     def book(self, delivery: Delivery, metric: str, when: int, **more: Json) -> None:
         """Note what somebody reports of a delivery, and what follows from it."""
         if metric == "clicked":
-            more = {**more, **self._clicked_link(delivery, more)}
+            more = {**response_named_by(more), **more, **self._clicked_link(delivery, more)}
             # Who clicks in an email has it open (reference).
             if delivery.channel == "email" and "opened" not in delivery.metrics:
                 self.report(delivery, "opened", when, synthetic=True)
@@ -4966,8 +4973,20 @@ def link_series(
     ]
 
 
-def message_document(delivery: Delivery) -> Json:
-    """A delivery as the App API's messages show it; parents that don't apply are null."""
+def tracked_responses(delivery: Delivery) -> Json:
+    """When each response of an in-app message was first chosen; the numbers are inferred."""
+    chosen: Dict[str, int] = {}
+    for row in delivery.history if delivery.channel == "in_app" else ():
+        if row["metric"] == "clicked" and row.get("tracked_response"):
+            chosen.setdefault(as_text(row["tracked_response"]), row["timestamp"])
+    return {name: {"id": id, "ts": ts} for id, (name, ts) in enumerate(chosen.items(), 1)}
+
+
+def message_document(delivery: Delivery, responses: bool = False) -> Json:
+    """A delivery as the App API's messages show it; parents that don't apply are null.
+
+    `responses` asks for the tracked responses, too.
+    """
     person, message = delivery.person, delivery.message
     names = (
         "newsletter_id", "content_id", "campaign_id", "broadcast_id", "action_id",
@@ -4992,6 +5011,7 @@ def message_document(delivery: Delivery) -> Json:
         "trigger_event_id": None,
         "type": MESSAGE_TYPES.get(delivery.channel, delivery.channel),
         "forgotten": message.get("disable_message_retention") is True,
+        **({"tracked_responses": tracked_responses(delivery)} if responses else {}),
     }
 
 
@@ -8868,13 +8888,15 @@ def users_of(workspace: Workspace, uses: Callable[[Json], bool]) -> Json:
 
 def message_page(call: Call, deliveries: Sequence[Delivery]) -> Json:
     """One page of messages, newest first, by the query's filters (reference)."""
-    wanted, limit = message_filter(call), query_number(call.request.query(), "limit", 50, 1, 1000)
+    query = call.request.query()
+    wanted, limit = message_filter(call), query_number(query, "limit", 50, 1, 1000)
+    responses = query_flag(query, "get_tracked_responses")
     position = min(page_start(call, len(deliveries)), len(deliveries))
     found: List[Json] = []
     while position > 0 and len(found) < limit:
         position -= 1
         if wanted(deliveries[position]):
-            found.append(message_document(deliveries[position]))
+            found.append(message_document(deliveries[position], responses))
     return {"messages": found, "next": page_token(position) if position > 0 else ""}
 
 
@@ -8935,8 +8957,9 @@ def delivery_of(call: Call, delivery_id: str) -> Delivery:
 @route("GET", "/v1/messages/{message_id}", APP)
 def get_message(call: Call, message_id: str) -> Json:
     """Read a message."""
+    responses = query_flag(call.request.query(), "get_tracked_responses")
     with call.workspace.lock:
-        return {"message": message_document(delivery_of(call, message_id))}
+        return {"message": message_document(delivery_of(call, message_id), responses)}
 
 
 @route("GET", "/v1/messages/{message_id}/archived_message", APP)

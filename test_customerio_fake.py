@@ -2842,6 +2842,31 @@ class Messages(SeededTest):
         (row,) = self.ok("GET", "/v1/transactional/3/metrics/links")["links"]
         self.assertEqual(row["link"], {"id": 2, "href": two})
 
+    def test_tracked_responses_are_listed_when_asked_for(self) -> None:
+        body = {"transactional_message_id": 3, "identifiers": {"id": "ada"}}
+        sent = self.ok("POST", "/v1/send/in_app", body)["delivery_id"]
+        for when, name in ((5, "yes"), (6, "no"), (7, "yes"), (8, "")):
+            fact = {"delivery_id": sent, "metric": "clicked", "timestamp": when}
+            self.ok("POST", "/api/v1/metrics", {**fact, "metadata": {"action_name": name}})
+        path = f"/__parlel/deliveries/{sent}/clicked"
+        self.ok("POST", path, {"timestamp": 9, "tracked_response": "later"})
+        expected = {name: {"id": i, "ts": ts} for name, i, ts in
+                    (("yes", 1, 5), ("no", 2, 6), ("later", 3, 9))}  # fmt: skip
+        asked = "?get_tracked_responses=true"
+        one = self.ok("GET", f"/v1/messages/{sent}{asked}")["message"]
+        self.assertEqual(one["tracked_responses"], expected)
+        for path in ("/v1/messages", "/v1/transactional/3/messages"):
+            newest = self.ok("GET", f"{path}{asked}")["messages"][0]
+            self.assertEqual(newest["tracked_responses"], expected)
+            self.assertNotIn("tracked_responses", self.ok("GET", path)["messages"][0])
+        names = [r["data"]["tracked_response"] for r in self.records("webhooks", "?metric=clicked")]
+        self.assertEqual(names, ["yes", "no", "yes", "", "later"])
+        self.send()
+        newest = self.ok("GET", f"/v1/messages{asked}")["messages"][0]
+        self.assertEqual((newest["type"], newest["tracked_responses"]), ("email", {}))
+        reply = self.call("GET", "/v1/messages?get_tracked_responses=x")
+        self.assert_errors(reply, 400, "get_tracked_responses")
+
     def test_a_click_before_any_open_stands_for_one(self) -> None:
         delivery = self.send(body="<a href='https://x.example/'>x</a>")
         (link,) = re.findall(r"'(http[^']+/1)'", delivery["rendered"]["body"])
