@@ -2669,6 +2669,7 @@ class Messages(SeededTest):
     def test_later_devices_do_not_join_a_push_that_was_sent(self) -> None:
         self.add_devices("first")
         delivery_id = self.push()["delivery_id"]
+        self.ok("PUT", "/__parlel/state", self.ok("GET", "/__parlel/state"))
         self.add_devices("second")
         delivery = self.ok("POST", f"/__parlel/deliveries/{delivery_id}/opened")
         opened = self.records("webhooks", "?metric=opened")[0]["data"]["recipients"]
