@@ -3019,6 +3019,11 @@ class Belongings:
 
 _NOTHING = Belongings()
 
+#: The attribute of a device that says what became of the last push to it, by the metrics that
+#: change it; only the service sets it (reference).
+LAST_STATUS = "_last_status"
+_DEVICE_STATUS = {"sent": "sent", "bounced": "bounced", "dropped": "suppressed"}
+
 
 class Device:
     """A push token of a person. `last_used` is in Unix seconds."""
@@ -3154,7 +3159,7 @@ class Delivery:
     __slots__ = (
         "delivery_id", "channel", "message", "person", "customer_id", "recipient",
         "created", "send_at", "metrics", "history", "parents", "rendered", "data",
-        "base_url",
+        "devices", "base_url",
     )  # fmt: skip
 
     delivery_id: str
@@ -3173,15 +3178,19 @@ class Delivery:
     rendered: Attributes
     #: The `trigger` of its templates.
     data: Attributes
+    #: Where a push went: platforms by token; empty until it is sent.
+    devices: Dict[str, str]
     #: Where the links inside it lead.
     base_url: str
 
     def __init__(self, delivery_id: str, channel: str, message: Json, created: int) -> None:
         self.delivery_id, self.channel, self.message = delivery_id, channel, message
         self.person = self.customer_id = self.send_at = None
-        self.recipient, self.base_url = as_text(message.get("to") or ""), ""
+        # The `to` of a push says which devices, not who.
+        to = "" if channel == "push" else message.get("to") or ""
+        self.recipient, self.base_url = as_text(to), ""
         self.created, self.metrics, self.history = created, {"created": created}, []
-        self.parents, self.rendered, self.data = {}, {}, {}
+        self.parents, self.rendered, self.data, self.devices = {}, {}, {}, {}
 
     @property
     def state(self) -> str:
@@ -3204,6 +3213,22 @@ class Delivery:
         reasons = [row["reason"] for row in self.history if row.get("reason")]
         return str(reasons[0]) if reasons else ""
 
+    def reached(self, token: str) -> Dict[str, str]:
+        """The devices that a report is about: the one with this token, else all addressed."""
+        devices = self.addressed()
+        return {token: devices[token]} if token in devices else devices
+
+    def addressed(self) -> Dict[str, str]:
+        """The devices of a push, platforms by token: where it went, or else would go now."""
+        if self.channel != "push" or self.person is None or "sent" in self.metrics:
+            return self.devices
+        to, devices = self.rendered.get("to"), list(self.person.has.devices.values())
+        if to == "last_used":
+            devices = sorted(devices, key=operator.attrgetter("last_used"))[-1:]
+        elif self.message.get("to") and to != "all":
+            devices = [device for device in devices if device.token == to]
+        return {device.token: device.platform for device in devices}
+
     def report(self, metric: str, when: int, reason: str = "", **more: Json) -> None:
         """Note that something happened at `when`, Unix seconds; the first time counts."""
         self.metrics = {metric: when, **self.metrics}
@@ -3225,6 +3250,7 @@ class Delivery:
             "parents": self.parents,
             "metrics": self.metrics,
             "history": self.history,
+            "devices": list(self.devices),
             "send_at": self.send_at,
             "received_at": self.created,
         }
@@ -3263,6 +3289,11 @@ class Report:
     def record(self) -> Json:
         """The report as `/__parlel/webhooks` shows it."""
         return {**self.head(), "data": self.data, "attempts": self.attempts}
+
+
+def device_named_by(fact: Json) -> str:
+    """The token of the device that a row of a push's history is about; "" if it names none."""
+    return as_text(fact.get("device_id") or fact.get("recipient") or "")
 
 
 @dataclass
@@ -3846,6 +3877,13 @@ class Fault:
         return {"id": self.id, **self.rule, **counts}
 
 
+def response_named_by(fact: Json) -> Json:
+    """The `tracked_response` of a click: the name of the action in its metadata (reference)."""
+    metadata = fact.get("metadata")
+    name = metadata.get("action_name") if isinstance(metadata, dict) else None
+    return {"tracked_response": as_text(name)} if name else {}
+
+
 def kept(make: Callable[[], Any]) -> Any:
     """A field of the Workspace: begins with what `make` gives, and is part of a snapshot."""
     return field(init=False, default_factory=make)
@@ -4084,14 +4122,49 @@ class Workspace:
     def report(self, delivery: Delivery, metric: str, when: int, **more: Json) -> None:
         """Note that something happened to a delivery at `when`, Unix seconds."""
         first = metric not in delivery.metrics
+        if metric == "sent":
+            delivery.devices = delivery.addressed()
         delivery.report(metric, when, **more)
         if metric in ("opened", "clicked"):  # nothing here opens mail but people
             delivery.metrics = {f"human_{metric}": when, **delivery.metrics}
-        self.on_report(delivery, metric, when, first, delivery.history[-1])
+        if metric == "clicked" and more.get("link_id"):  # (observed)
+            delivery.metrics = {f"link:{more['link_id']}": when, **delivery.metrics}
+        fact = delivery.history[-1]
+        self.on_report(delivery, metric, when, first, fact)
+        if metric in _DEVICE_STATUS:
+            for token in delivery.reached(device_named_by(fact)):
+                self._mark_device(token, metric, fact.get("reason"))
         type = f"{metric}_{MESSAGE_TYPES.get(delivery.channel, delivery.channel)}"
         self.note(
             type, delivery.person, lambda: {"delivery_id": delivery.delivery_id}, "", delivery
         )
+
+    def book(self, delivery: Delivery, metric: str, when: int, **more: Json) -> None:
+        """Note what somebody reports of a delivery, and what follows from it."""
+        if metric == "clicked":
+            more = {**response_named_by(more), **more, **self._clicked_link(delivery, more)}
+            # Who clicks in an email has it open (reference).
+            if delivery.channel == "email" and "opened" not in delivery.metrics:
+                self.report(delivery, "opened", when, synthetic=True)
+        self.report(delivery, metric, when, **more)
+
+    def _clicked_link(self, delivery: Delivery, fact: Json) -> Json:
+        """The `href` and `link_id` of a click; the first link of the message if it names none."""
+        href, number = as_text(fact.get("href") or ""), fact.get("link_id")
+        known = [row for row in delivery.rendered.get("links", ()) if number in (None, row["id"])]
+        if not href and known:
+            href = known[0]["href"]
+        return {"href": href, "link_id": number or self.link_number(href)} if href else {}
+
+    def _mark_device(self, token: str, metric: str, reason: Json) -> None:
+        """Keep what happened to the last push on a device; who is unregistered goes (docs)."""
+        device = self.devices.get(token)
+        if device is None:
+            return
+        if metric == "bounced" and "unregistered" in as_text(reason or "").lower():
+            del self.devices[token], device.person.has.devices[token]
+        else:
+            device.attributes = {**device.attributes, LAST_STATUS: _DEVICE_STATUS[metric]}
 
     def link_number(self, href: str) -> int:
         """The number of a tracked link."""
@@ -4576,7 +4649,7 @@ class Workspace:
         if metric not in CHANNEL_METRICS.get(delivery.channel, METRICS):
             return f"impossible metric: nothing sent by {delivery.channel} can be {metric}"
         when = self.seconds() if when is None else when
-        self.report(delivery, metric, when, reason=reason, **(more or {}))
+        self.book(delivery, metric, when, reason=reason, **(more or {}))
         return ""
 
     # ---- devices
@@ -4955,8 +5028,20 @@ def link_series(
     ]
 
 
-def message_document(delivery: Delivery) -> Json:
-    """A delivery as the App API's messages show it; parents that don't apply are null."""
+def tracked_responses(delivery: Delivery) -> Json:
+    """When each response of an in-app message was first chosen; the numbers are inferred."""
+    chosen: Dict[str, int] = {}
+    for row in delivery.history if delivery.channel == "in_app" else ():
+        if row["metric"] == "clicked" and row.get("tracked_response"):
+            chosen.setdefault(as_text(row["tracked_response"]), row["timestamp"])
+    return {name: {"id": id, "ts": ts} for id, (name, ts) in enumerate(chosen.items(), 1)}
+
+
+def message_document(delivery: Delivery, responses: bool = False) -> Json:
+    """A delivery as the App API's messages show it; parents that don't apply are null.
+
+    `responses` asks for the tracked responses, too.
+    """
     person, message = delivery.person, delivery.message
     names = (
         "newsletter_id", "content_id", "campaign_id", "broadcast_id", "action_id",
@@ -4980,6 +5065,7 @@ def message_document(delivery: Delivery) -> Json:
         "trigger_event_id": None,
         "type": MESSAGE_TYPES.get(delivery.channel, delivery.channel),
         "forgotten": message.get("disable_message_retention") is True,
+        **({"tracked_responses": tracked_responses(delivery)} if responses else {}),
     }
 
 
@@ -5034,9 +5120,13 @@ _RENDERED_PARTS = (
 )
 #: In these namespaces a missing attribute makes a message fail (docs).
 STRICT_NAMESPACES = frozenset({"customer", "event", "trigger", "journey"})
+#: Channels that need an address; what goes through others still has a recipient (observed).
+_ADDRESSED_CHANNELS = ("email", "sms", "whatsapp")
 #: Channels that an unsubscribed person gets all the same (reference).
 _UNASKED_CHANNELS = ("in_app", "inbox_message", "webhook", "slack")
-_HREF = re.compile(r"""(<a\b[^>]*?\bhref\s*=\s*)(["'])(https?://.*?)\2""", re.I | re.S)
+_CLASS = re.compile(r"""\sclass\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s>]+))""", re.I)
+_REST_OF_TAG = re.compile(r"[^<>]*")
+_HREF = re.compile(r"""(<a\b[^<>]*?\bhref\s*=\s*)(["'])(https?://.*?)\2""", re.I | re.S)
 
 
 def customer_data(person: Person) -> Json:
@@ -5068,14 +5158,54 @@ def template_data(workspace: Workspace, delivery: Delivery, mail: Mail) -> Json:
     }
 
 
-def template_host(workspace: Workspace, delivery: Delivery, mail: Mail) -> Json:
-    """What Customer.io's own tags print; their links work on this server."""
+def link_through(
+    workspace: Workspace, delivery: Delivery, links: List[Json], href: str, tracked: bool
+) -> str:
+    """Note a link of a message; gives where it leads: through this server if it is tracked."""
+    with workspace.lock:
+        number = workspace.link_number(href)
+    links.append({"id": number, "href": href, "tracked": tracked})
+    return f"{delivery.base_url}/e/c/{delivery.delivery_id}/{number}" if tracked else href
+
+
+def recipient_of(person: Person, channel: str) -> str:
+    """Whom a message is to that names nobody: the email, else the id where any name will do."""
+    return person.email if channel in _ADDRESSED_CHANNELS else person.email or person.name
+
+
+def is_trackable(href: str, classes: str = "") -> bool:
+    """Whether a link can be tracked: to the web, and not of the class "untracked" (docs)."""
+    return href[:4].lower() == "http" and "untracked" not in classes.split()
+
+
+def is_tracking(mail: Mail) -> bool:
+    """Whether the links of a message are tracked."""
+    return mail.content.get("tracked", mail.parent.get("link_tracking", True)) is True
+
+
+def link_tag(
+    workspace: Workspace,
+    delivery: Delivery,
+    mail: Mail,
+    links: List[Json],
+    arguments: Mapping[str, str],
+) -> str:
+    """What `cio_link` prints: a link to track; those of an email are tracked where they stand."""
+    href, wanted = arguments.get("url", ""), arguments.get("track", "").lower() != "false"
+    if delivery.channel == "email" or not is_trackable(href):
+        return href
+    return link_through(workspace, delivery, links, href, wanted and is_tracking(mail))
+
+
+def template_host(workspace: Workspace, delivery: Delivery, mail: Mail, links: List[Json]) -> Json:
+    """What Customer.io's own tags print; their links work on this server, and join `links`."""
     base, id = delivery.base_url, delivery.delivery_id
     url = f"{base}/unsubscribe/{id}"
     view = f"{base}/e/v/{id}"
     center = f"{base}{subscription_path(workspace, delivery.person)}" if delivery.person else ""
     topic = workspace.shelves["topics"].rows.get(mail.parent.get("subscription_topic_id")) or {}
     return {
+        "cio_link": functools.partial(link_tag, workspace, delivery, mail, links),
         "unsubscribe_url": url,
         "unsubscribe": f'<a href="{url}">Unsubscribe</a>',
         "view_in_browser_url": view,
@@ -5087,14 +5217,22 @@ def template_host(workspace: Workspace, delivery: Delivery, mail: Mail) -> Json:
     }
 
 
+def _sources(delivery: Delivery, mail: Mail) -> Attributes:
+    """The content to be rendered, without the email for a recipient where that isn't needed."""
+    content, email = mail.content, BLANKS["content"]["recipient"]
+    needless = delivery.channel not in _ADDRESSED_CHANNELS and content.get("recipient") == email
+    return {**content, "recipient": ""} if needless else content
+
+
 def render_mail(workspace: Workspace, delivery: Delivery, mail: Mail) -> Json:
     """Render all parts of a message. Raises LiquidError."""
     with workspace.lock:
         data = template_data(workspace, delivery, mail)
-    host, now = template_host(workspace, delivery, mail), workspace.clock.now()
-    rendered: Json = {}
+    links: List[Json] = []
+    host, now = template_host(workspace, delivery, mail, links), workspace.clock.now()
+    content, rendered = _sources(delivery, mail), cast(Json, {})
     for part, names in _RENDERED_PARTS:
-        source = next((mail.content[name] for name in names if mail.content.get(name)), None)
+        source = next((content[name] for name in names if content.get(name)), None)
         if isinstance(source, str):
             template = parse_liquid(source)
             rendered[part] = template.render(data, STRICT_NAMESPACES, now=now, host=host)
@@ -5102,7 +5240,7 @@ def render_mail(workspace: Workspace, delivery: Delivery, mail: Mail) -> Json:
         address = sender_address(workspace, mail.content.get(field_name))
         if rendered and not rendered.get(part) and address:
             rendered[part] = address
-    return rendered
+    return {**rendered, "links": links} if links else rendered
 
 
 def sender_address(workspace: Workspace, number: Json) -> str:
@@ -5112,7 +5250,7 @@ def sender_address(workspace: Workspace, number: Json) -> str:
     return row.get("address") or named
 
 
-def track_links(delivery: Delivery, rendered: Json, tracked: bool) -> Json:
+def track_links(workspace: Workspace, delivery: Delivery, rendered: Json, tracked: bool) -> Json:
     """Note the links of an email and lead them, and an open pixel, through this server."""
     links: List[Json] = []
     own = (f"{delivery.base_url}/unsubscribe/", f"{delivery.base_url}/e/")
@@ -5121,9 +5259,11 @@ def track_links(delivery: Delivery, rendered: Json, tracked: bool) -> Json:
         href = match[3].replace("&amp;", "&")
         if href.startswith(own):
             return match[0]
-        links.append({"id": len(links) + 1, "href": href, "tracked": tracked})
-        url = f"{delivery.base_url}/e/c/{delivery.delivery_id}/{len(links)}"
-        return f"{match[1]}{match[2]}{url if tracked else match[3]}{match[2]}"
+        rest = cast(Match[str], _REST_OF_TAG.match(match.string, match.end()))
+        classes = " ".join("".join(groups) for groups in _CLASS.findall(match[1] + rest[0]))
+        wanted = tracked and is_trackable(href, classes)
+        url = link_through(workspace, delivery, links, href, wanted)
+        return f"{match[1]}{match[2]}{url if wanted else match[3]}{match[2]}"
 
     body = _HREF.sub(lead, rendered["body"])
     if tracked:
@@ -5188,12 +5328,18 @@ def obstacle(workspace: Workspace, delivery: Delivery, mail: Mail) -> Tuple[str,
             return "undeliverable", unwanted
     if channel == "email" and not delivery.rendered.get("subject", "").strip():
         return "failed", "subject is blank"
-    if channel in ("email", "sms", "whatsapp") and not delivery.recipient.strip():
+    if channel in _ADDRESSED_CHANNELS and not delivery.recipient.strip():
         return "undeliverable", "the message has no recipient"
-    if channel == "push" and person is not None and not person.has.devices:
-        return "undeliverable", "the person has no device"
+    if channel == "push" and not delivery.addressed():
+        return "undeliverable", _lacking_device(delivery)
     suppressed = suppressing_list(workspace, delivery) if channel == "email" else ""
     return ("dropped", suppressed) if suppressed else ("", "")
+
+
+def _lacking_device(delivery: Delivery) -> str:
+    """Why a push reaches no device; that such a one isn't sent is inferred."""
+    has = delivery.person is not None and delivery.person.has.devices
+    return f"the person has no device{' with the token in to' if has else ''}"
 
 
 def suppressing_list(workspace: Workspace, delivery: Delivery) -> str:
@@ -5205,9 +5351,20 @@ def suppressing_list(workspace: Workspace, delivery: Delivery) -> str:
     return ""
 
 
+def _add_custom_device(workspace: Workspace, delivery: Delivery) -> None:
+    """Add or update the device that comes with a push, at the time of the send (reference)."""
+    person, device = delivery.person, delivery.message.get("custom_device")
+    if delivery.channel != "push" or not device or person not in workspace.people:
+        return
+    who = ("cio_id", cast(Person, person).cio_id)
+    workspace.add_device(who, *device_of(device, "token", workspace.seconds()))
+
+
 @chore
 def dispatch(workspace: Workspace, delivery: Delivery, mail: Mail) -> None:
     """Render a message and send it, as far as it gets: to delivered, drafted, or failed."""
+    with workspace.lock:
+        _add_custom_device(workspace, delivery)
     try:
         rendered = render_mail(workspace, delivery, mail)
         headers = checked_headers(mail.content.get("headers"))
@@ -5218,14 +5375,15 @@ def dispatch(workspace: Workspace, delivery: Delivery, mail: Mail) -> None:
         with workspace.lock:
             workspace.report(delivery, "failed", workspace.seconds(), reason=str(error), **place)
         return
-    tracked = mail.content.get("tracked", mail.parent.get("link_tracking", True)) is True
     if delivery.channel == "email" and rendered.get("body"):
-        rendered = track_links(delivery, rendered, tracked)
+        rendered = track_links(workspace, delivery, rendered, is_tracking(mail))
         rendered.setdefault("body_plain", plain_text(rendered["body"]))
         rendered["headers"] = {name: [text] for name, text in headers}
     with workspace.lock:
         delivery.rendered = rendered
-        delivery.recipient = rendered.get("to") or delivery.recipient
+        # A push goes to device tokens (reference); how several are listed is inferred.
+        to = ", ".join(delivery.addressed()) if delivery.channel == "push" else rendered.get("to")
+        delivery.recipient = to or delivery.recipient
         metric, reason = obstacle(workspace, delivery, mail)
         now = workspace.seconds()
         if metric:
@@ -5250,7 +5408,7 @@ def deliver(
         channel = _CHANNELS.get(type, type)
         delivery = Delivery(delivery_id, channel, shown(mail.content), int(now))
         delivery.person, delivery.customer_id = person, person.name
-        delivery.recipient, delivery.parents = person.email, parents
+        delivery.recipient, delivery.parents = recipient_of(person, channel), parents
         delivery.data, delivery.base_url = data, base_url
         workspace.post(delivery)
     dispatch(workspace, delivery, mail)
@@ -5286,24 +5444,27 @@ def push_token(value: Json, name: str) -> str:
     return as_text(value)
 
 
-def device_of(device: Json, token_key: str) -> Tuple[str, str, Optional[int], Attributes]:
-    """Token, platform, last_used and attributes of a `device` object. Raises ApiError 400."""
+def device_of(device: Json, token_key: str, now: int) -> Tuple[str, str, int, Attributes]:
+    """Token, platform, last_used and attributes of a `device` object. Raises ApiError 400.
+
+    `last_used` is `now`, Unix seconds, unless it is given (reference).
+    """
     if not isinstance(device, dict):
         raise required("device", f"an object with {token_key} and platform")
     token = push_token(device.get(token_key) or device.get("id"), f"device.{token_key}")
     if device.get("platform") not in ("ios", "android"):
         raise invalid("device.platform must be 'ios' or 'android'", "device.platform")
     attributes = checked_attributes(device.get("attributes"), "device.attributes")
-    text = {k: as_text(v) for k, v in attributes.items() if v is not None}
+    text = {k: as_text(v) for k, v in attributes.items() if v is not None and k != LAST_STATUS}
     last_used = whole_number(device.get("last_used"), "device.last_used")
-    return token, device["platform"], last_used, text
+    return token, device["platform"], now if last_used is None else last_used, text
 
 
 def add_device_of(workspace: Workspace, who: Identifier, device: Json, token_key: str) -> str:
-    """Add or update a device; `last_used` is now unless it is given (reference)."""
-    token, platform, last_used, attributes = device_of(device, token_key)
-    when = workspace.seconds() if last_used is None else last_used
-    return workspace.ingest(workspace.add_device, who, token, platform, when, attributes)
+    """Add or update a device of a person."""
+    return workspace.ingest(
+        workspace.add_device, who, *device_of(device, token_key, workspace.seconds())
+    )
 
 
 # ---- transactional sends
@@ -5328,8 +5489,6 @@ def send(workspace: Workspace, channel: str, message: Json, base_url: str = "") 
         send_at = whole_number(message.get("send_at"), "send_at")
         delivery.send_at = send_at if send_at and send_at > now else None
         reason = _address(workspace, delivery, who)
-        if channel == "push" and isinstance(message.get("custom_device"), dict):
-            add_device_of(workspace, who, message["custom_device"], "token")
         workspace.post(delivery)
     content = transactional_content(workspace, delivery)
     if content:
@@ -5362,7 +5521,7 @@ def _address(workspace: Workspace, delivery: Delivery, who: Identifier) -> str:
     person = workspace.people.find(who)
     if person is not None:
         delivery.person, delivery.customer_id = person, person.name
-        delivery.recipient = delivery.recipient or person.email
+        delivery.recipient = delivery.recipient or recipient_of(person, delivery.channel)
     return reason
 
 
@@ -5421,6 +5580,8 @@ def _check_send(channel: str, message: Json, now: float) -> Identifier:
     _check_attachments(message.get("attachments") or {})
     checked_headers(message.get("headers"))
     _check_send_types(message)
+    if channel == "push" and message.get("custom_device"):
+        device_of(message["custom_device"], "token", int(now))
     return one_identifier(message["identifiers"], ("id", "email", "cio_id"), "identifiers")
 
 
@@ -5491,7 +5652,7 @@ def checked_headers(value: Json) -> List[Tuple[str, str]]:
 
 
 _SEND_TYPES: Dict[str, Tuple[type, ...]] = {
-    "message_data": (dict,),
+    **dict.fromkeys(("message_data", "custom_device"), (dict,)),
     **dict.fromkeys(("subject", "body", "body_plain", "from", "reply_to", "language"), (str,)),
     **dict.fromkeys(
         ("queue_draft", "send_to_unsubscribed", "disable_message_retention", "tracked",
@@ -5661,7 +5822,7 @@ def report_data(workspace: Workspace, delivery: Delivery, metric: str, fact: Jso
         "recipient": delivery.recipient,
         "subject": delivery.rendered.get("subject") or "",
         "failure_message": fact.get("reason") or "",
-        "recipients": _reported_devices(person, metric, fact),
+        "recipients": _reported_devices(delivery, metric, fact),
         **dict.fromkeys(("proxied", "prefetched", "synthetic", "machine"), False),
         "href": links[0]["href"],
         "link_id": links[0]["id"],
@@ -5679,14 +5840,12 @@ def report_data(workspace: Workspace, delivery: Delivery, metric: str, fact: Jso
     }
 
 
-def _reported_devices(person: Optional[Person], metric: str, fact: Json) -> List[Json]:
-    """The devices of a push: the one that a client tells of, or all that the person has."""
-    devices = person.has.devices if person else {}
-    rows = {token: {"device_platform": device.platform} for token, device in devices.items()}
-    told_of = as_text(fact.get("device_id") or fact.get("recipient") or "")
-    if told_of:
-        rows = {told_of: rows.get(told_of, {})}
+def _reported_devices(delivery: Delivery, metric: str, fact: Json) -> List[Json]:
+    """The devices of a push: the one that a client tells of, or all that it was sent to."""
+    named = device_named_by(fact)
     more = {"failure_message": fact.get("reason") or ""} if metric in ("bounced", "dropped") else {}
+    reached = {t: {"device_platform": on} for t, on in delivery.reached(named).items()}
+    rows = {named: {}} if named and named not in reached else reached
     return [{"device_id": token, **row, **more} for token, row in rows.items()]
 
 
@@ -8159,8 +8318,9 @@ def _person_relationships(call: Call, item: Json) -> Action:
 
 def _person_add_device(call: Call, item: Json) -> Action:
     who = named_in_body(call, item)
-    device_of(item.get("device"), "token")
-    return lambda: add_device_of(call.workspace, who, item["device"], "token")
+    workspace = call.workspace
+    device = device_of(item.get("device"), "token", workspace.seconds())
+    return lambda: workspace.ingest(workspace.add_device, who, *device)
 
 
 def _person_delete_device(call: Call, item: Json) -> Action:
@@ -8508,12 +8668,12 @@ def computed_attributes(workspace: Workspace, person: Person) -> Dict[str, Tuple
 
 
 def device_document(device: Device) -> Json:
-    """A device as the App API gives it."""
+    """A device as the App API gives it: with a blank status before its first push (reference)."""
     return {
         "id": device.token,
         "platform": device.platform,
         "last_used": device.last_used,
-        "attributes": device.attributes,
+        "attributes": {LAST_STATUS: "", **device.attributes},
     }
 
 
@@ -9033,13 +9193,15 @@ def users_of(workspace: Workspace, uses: Callable[[Json], bool]) -> Json:
 
 def message_page(call: Call, deliveries: Sequence[Delivery]) -> Json:
     """One page of messages, newest first, by the query's filters (reference)."""
-    wanted, limit = message_filter(call), query_number(call.request.query(), "limit", 50, 1, 1000)
+    query = call.request.query()
+    wanted, limit = message_filter(call), query_number(query, "limit", 50, 1, 1000)
+    responses = query_flag(query, "get_tracked_responses")
     position = min(page_start(call, len(deliveries)), len(deliveries))
     found: List[Json] = []
     while position > 0 and len(found) < limit:
         position -= 1
         if wanted(deliveries[position]):
-            found.append(message_document(deliveries[position]))
+            found.append(message_document(deliveries[position], responses))
     return {"messages": found, "next": page_token(position) if position > 0 else ""}
 
 
@@ -9095,8 +9257,9 @@ def delivery_of(call: Call, delivery_id: str) -> Delivery:
 @route("GET", "/v1/messages/{message_id}", APP)
 def get_message(call: Call, message_id: str) -> Json:
     """Read a message."""
+    responses = query_flag(call.request.query(), "get_tracked_responses")
     with call.workspace.lock:
-        return {"message": message_document(delivery_of(call, message_id))}
+        return {"message": message_document(delivery_of(call, message_id), responses)}
 
 
 @route("GET", "/v1/messages/{message_id}/archived_message", APP)
@@ -11554,7 +11717,7 @@ class PageReader(HTMLParser):
             self.without_alt.append(given.get("src") or "")
         if tag == "a":
             url = (given.get("href") or "").strip()
-            tracked = url[:4].lower() == "http" and "untracked" not in (given.get("class") or "")
+            tracked = is_trackable(url, given.get("class") or "")
             errors = [] if url else ["link has no URL"]
             self._open = {"url": url, "text": "", "tracked": tracked, "errors": errors}
             self.links.append(self._open)
@@ -12801,7 +12964,8 @@ COLLECTIONS = {
         "deliveries",
         _values("deliveries"),
         ("delivery_id", "channel", "message", "customer_id", "cio_id", "recipient", "state",
-         "failure_message", "rendered", "parents", "metrics", "history", "send_at", "received_at"),
+         "failure_message", "rendered", "parents", "metrics", "history", "devices", "send_at",
+         "received_at"),
     ),
     "devices": Collection(
         "devices",
@@ -13360,9 +13524,11 @@ def let_happen(call: Call, delivery_id: str, metric: str) -> Json:
             when = whole_number(body.get("timestamp"), "timestamp")
             names = ("href", "link_id", "recipient", "tracked_response", "to", "inbound_event_id")
             more = {name: body[name] for name in names if name in body}
+            if "link_id" in more:
+                more["link_id"] = whole_number(more["link_id"], "link_id")
             reason = as_text(body.get("reason") or "")
             now = workspace.seconds() if when is None else when
-            workspace.report(delivery, metric, now, reason=reason, **more)
+            workspace.book(delivery, metric, now, reason=reason, **more)
         return delivery.record()
 
 
@@ -13434,11 +13600,11 @@ def follow_link(call: Call, delivery_id: str, link: str) -> Response:
     with workspace.lock:
         delivery = workspace.deliveries.get(delivery_id)
         links = delivery.rendered.get("links", []) if delivery else []
-        known = len(link) < 10 and link.isdecimal() and 0 < int(link) <= len(links)
-        if delivery is None or not known:
+        hrefs = {str(row["id"]): row["href"] for row in links}
+        if delivery is None or link not in hrefs:
             raise ApiError(404, "this link is in no message")
-        href = links[int(link) - 1]["href"]
-        workspace.report(delivery, "clicked", workspace.seconds(), href=href, link_id=int(link))
+        href = hrefs[link]
+        workspace.book(delivery, "clicked", workspace.seconds(), href=href, link_id=int(link))
     return Response(302, b"", (("Location", quote(href, safe=_URL_SIGNS)),))
 
 

@@ -2635,6 +2635,21 @@ class AppNewsletters(SeededTest):
         self.assertEqual((message["customer_id"], message["subject"]), ("ada", "s"))
         self.assertEqual(self.status("POST", f"/v1/newsletters/{number}/send", {}), 400)
 
+    def test_one_for_an_app_or_a_url_needs_no_email(self) -> None:
+        self.identify("plain")
+        number = self.ok("POST", "/v1/segments", {"segment": {"name": "m"}})["segment"]["id"]
+        self.ok("POST", f"/api/v1/segments/{number}/add_customers", {"ids": ["plain"]})
+        audience = {"and": [{"or": [{"segment": {"id": number}}]}]}
+        url = {"request_method": "post", "url": "https://x.example"}
+        rows = [("in_app", {"body_json": "{}"}), ("webhook", {**url, "body": "{}"})]
+        for type, content in rows:
+            body = {**self.GOOD, "type": type, "recipients": audience, **content}
+            made = self.ok("POST", "/v1/newsletters", body)["newsletter"]["id"]
+            self.ok("POST", f"/v1/newsletters/{made}/send", {})
+            (message,) = self.ok("GET", f"/v1/newsletters/{made}/messages")["messages"]
+            found = (message["recipient"], message["failure_message"], "sent" in message["metrics"])
+            self.assertEqual(found, ("plain", None, True))
+
     def test_a_schedule_is_kept_and_can_be_dropped(self) -> None:
         soon = self.fake.workspace.seconds() + 100
         path = "/v1/newsletters/30"
@@ -3021,6 +3036,125 @@ class Messages(SeededTest):
         delivery = self.records("deliveries")[-1]
         self.assertEqual((delivery["state"], delivery["rendered"]["subject"]), ("delivered", "T"))
 
+    def add_devices(self, *tokens: str) -> None:
+        """Give Ada devices; each has been used a second after the one before it."""
+        for last_used, token in enumerate(tokens, 1):
+            device = {"id": token, "platform": "ios", "last_used": last_used}
+            self.ok("PUT", "/api/v1/customers/ada/devices", {"device": device})
+
+    def push(self, **message: Any) -> Any:
+        """Send a push to Ada; gives the delivery."""
+        own = {"transactional_message_id": 3, "identifiers": {"id": "ada"}, "title": "T"}
+        sent = self.ok("POST", "/v1/send/push", {**own, **message})
+        return self.ok("GET", f"/__parlel/deliveries/{sent['delivery_id']}")
+
+    def test_a_push_goes_to_the_devices_that_it_names(self) -> None:
+        self.add_devices("old", "new")
+        device = {"id": "oldest", "platform": "android", "last_used": 0}
+        self.ok("PUT", "/api/v1/customers/ada/devices", {"device": device})
+        rows: list[tuple[dict[str, Any], list[str]]] = [
+            ({}, ["old", "new", "oldest"]),
+            ({"to": "all"}, ["old", "new", "oldest"]),
+            ({"to": "last_used"}, ["new"]),
+            ({"to": "oldest"}, ["oldest"]),
+            ({"to": "{{trigger.token}}", "message_data": {"token": "old"}}, ["old"]),
+        ]
+        for message, tokens in rows:
+            with self.subTest(message=message):
+                delivery = self.push(**message)
+                self.assertEqual((delivery["devices"], delivery["state"]), (tokens, "delivered"))
+                self.assertEqual(delivery["recipient"], ", ".join(tokens))
+                sent = self.records("webhooks", "?metric=sent")[-1]["data"]["recipients"]
+                self.assertEqual([row["device_id"] for row in sent], tokens)
+
+    def test_a_push_to_a_token_of_somebody_else_reaches_nobody(self) -> None:
+        self.add_devices("mine")
+        device = {"id": "theirs", "platform": "ios"}
+        self.ok("PUT", "/api/v1/customers/bob/devices", {"device": device})
+        delivery = self.push(to="theirs")
+        self.assertEqual((delivery["state"], delivery["devices"]), ("undeliverable", []))
+        self.assertIn("no device with the token", delivery["failure_message"])
+        self.assertEqual(delivery["recipient"], "ada@example.com")
+
+    def test_later_devices_do_not_join_a_push_that_was_sent(self) -> None:
+        self.add_devices("first")
+        delivery_id = self.push()["delivery_id"]
+        self.ok("PUT", "/__parlel/state", self.ok("GET", "/__parlel/state"))
+        self.add_devices("second")
+        delivery = self.ok("POST", f"/__parlel/deliveries/{delivery_id}/opened")
+        opened = self.records("webhooks", "?metric=opened")[0]["data"]["recipients"]
+        self.assertEqual(delivery["devices"], ["first"])
+        self.assertEqual(opened, [{"device_id": "first", "device_platform": "ios"}])
+
+    def test_a_device_that_comes_with_a_push_is_there_when_that_is_sent(self) -> None:
+        when = self.fake.workspace.seconds() + 60
+        device = {"token": "t", "platform": "ios"}
+        delivery_id = self.push(send_at=when, custom_device=device)["delivery_id"]
+        self.assertEqual(self.records("devices"), [])
+        self.ok("PUT", "/__parlel/clock", {"freeze": True, "advance": 60})
+        self.assertEqual([row["last_used"] for row in self.records("devices")], [when])
+        delivery = self.ok("GET", f"/__parlel/deliveries/{delivery_id}")
+        self.assertEqual((delivery["state"], delivery["devices"]), ("delivered", ["t"]))
+
+    def test_a_push_does_not_wait_for_its_own_device_to_be_ingested(self) -> None:
+        self.fake = Fake(Settings(ingest_delay=2))
+        self.identify("ada")
+        self.ok("PUT", "/__parlel/clock", {"advance": 2})
+        device = {"token": "t", "platform": "ios"}
+        self.assertEqual(self.push(custom_device=device)["devices"], ["t"])
+
+    def test_a_bad_custom_device_is_refused_at_once(self) -> None:
+        push = {"transactional_message_id": 3, "identifiers": {"id": "ada"}}
+        rows: list[tuple[Any, str]] = [
+            ("t", "custom_device"),
+            ({"token": "t"}, "platform"),
+            ({"platform": "ios"}, "token"),
+        ]
+        for device, word in rows:
+            reply = self.call("POST", "/v1/send/push", {**push, "custom_device": device})
+            self.assert_errors(reply, 400, word)
+        self.assertEqual(
+            [row for row in self.records("deliveries") if row["channel"] == "push"], []
+        )
+
+    def statuses(self) -> dict[str, str]:
+        """What the App API tells of the last push to each of Ada's devices."""
+        devices = self.ok("GET", "/v1/customers/ada/attributes")["customer"]["devices"]
+        return {device["id"]: device["attributes"]["_last_status"] for device in devices}
+
+    def test_a_device_knows_what_became_of_the_last_push(self) -> None:
+        self.add_devices("a", "b")
+        self.assertEqual(self.statuses(), {"a": "", "b": ""})
+        path = f"/__parlel/deliveries/{self.push(to='last_used')['delivery_id']}"
+        self.assertEqual(self.statuses(), {"a": "", "b": "sent"})
+        self.ok("POST", f"{path}/bounced", {"reason": "BadDeviceToken"})
+        self.assertEqual(self.statuses(), {"a": "", "b": "bounced"})
+        self.push()
+        self.assertEqual(self.statuses(), {"a": "sent", "b": "sent"})
+        self.ok("POST", f"{path}/dropped")
+        self.assertEqual(self.statuses(), {"a": "sent", "b": "suppressed"})
+        self.assertEqual(self.records("devices")[1]["attributes"], {"_last_status": "suppressed"})
+
+    def test_only_the_service_sets_the_status_of_a_device(self) -> None:
+        self.add_devices("a")
+        self.push()
+        device = {"id": "a", "platform": "ios", "attributes": {"_last_status": "bounced", "x": 1}}
+        self.ok("PUT", "/api/v1/customers/ada/devices", {"device": device})
+        kept = self.records("devices")[0]["attributes"]
+        self.assertEqual(kept, {"_last_status": "sent", "x": "1"})
+
+    def test_a_token_that_bounces_as_unregistered_goes(self) -> None:
+        self.add_devices("a", "b")
+        path = f"/__parlel/deliveries/{self.push()['delivery_id']}/bounced"
+        self.ok("POST", path, {"reason": "Unregistered", "recipient": "a"})
+        self.assertEqual(self.statuses(), {"b": "sent"})
+        recipients = self.records("webhooks", "?metric=bounced")[0]["data"]["recipients"]
+        failed = {"device_platform": "ios", "failure_message": "Unregistered"}
+        self.assertEqual(recipients, [{"device_id": "a", **failed}])
+        self.ok("POST", path, {"reason": "unregistered"})
+        self.assertEqual(self.statuses(), {})
+        self.assertEqual(self.push()["state"], "undeliverable")
+
     def test_links_pixel_and_unsubscribe_work_when_fetched(self) -> None:
         body = (
             '<a href="https://x.example/?a=1&amp;b=2">x</a> <a href="{% unsubscribe_url %}">no</a>'
@@ -3042,6 +3176,147 @@ class Messages(SeededTest):
         self.assertLessEqual({"clicked", "opened", "unsubscribed"}, set(metrics))
         self.assertTrue(self.person("ada")["unsubscribed"])
         self.assertEqual(self.read(link.replace("/1", "/2")).status, 404)
+
+    def test_a_link_of_the_class_untracked_stays_as_it_is(self) -> None:
+        url = "https://x.example/?class=a"
+        rows = [
+            (f"<a class='untracked' href='{url}'>", False),
+            (f"<a href='{url}' class=\"big untracked\">", False),
+            (f"<a\nCLASS=untracked href='{url}'>", False),
+            (f"<a href='{url}' class='untracked-not'>", True),
+            (f"<a href='{url}'><b class='untracked'>", True),
+            (f"<a data-class='untracked' href='{url}'", True),
+        ]
+        for body, tracked in rows:
+            with self.subTest(body=body):
+                rendered = self.send(body=body)["rendered"]
+                self.assertEqual([link["tracked"] for link in rendered["links"]], [tracked])
+                self.assertEqual(url in rendered["body"], not tracked)
+
+    def test_who_has_no_email_is_named_as_the_recipient(self) -> None:
+        self.identify("plain")
+        phone = "+15551234567"
+        for channel, recipient in (("in_app", "plain"), ("inbox_message", "plain"), ("sms", phone)):
+            to = {"to": phone} if channel == "sms" else {}
+            body = {**to, "transactional_message_id": 3, "identifiers": {"id": "plain"}}
+            sent = self.ok("POST", f"/v1/send/{channel}", body)
+            row = self.ok("GET", f"/v1/messages/{sent['delivery_id']}")["message"]
+            self.assertEqual((row["recipient"], row["failure_message"]), (recipient, None))
+
+    def test_the_link_tag_prints_a_link_that_counts_clicks(self) -> None:
+        self.add_devices("t")
+        url = "https://x.example/?a=1"
+        text = f"{{% cio_link url:{url} %}} {{% cio_link url:{url} track:false %}}"
+        sms = {"transactional_message_id": 3, "to": "+15551234567", "body": text}
+        sent = self.ok("POST", "/v1/send/sms", {**sms, "identifiers": {"id": "ada"}})
+        rows = [self.ok("GET", f"/__parlel/deliveries/{sent['delivery_id']}")]
+        for delivery in [*rows, self.push(message=text)]:
+            tracked, plain = delivery["rendered"]["body"].split()
+            self.assertEqual(plain, url)
+            self.assertEqual(self.read(tracked).headers["location"], url)
+            now = self.ok("GET", f"/__parlel/deliveries/{delivery['delivery_id']}")
+            self.assertEqual((now["state"], "link:1" in now["metrics"]), ("clicked", True))
+            clicked = self.records("webhooks", "?metric=clicked")[-1]["data"]
+            self.assertEqual((clicked["href"], clicked["link_id"]), (url, 1))
+
+    def test_the_link_tag_prints_the_link_itself_where_nothing_tracks_it(self) -> None:
+        self.add_devices("t")
+        web, app = "{% cio_link url:https://x.example/ %}", "{% cio_link url:app://x %}"
+        rows: list[tuple[dict[str, Any], str]] = [
+            ({"message": web, "tracked": False}, "https://x.example/"),
+            ({"message": app}, "app://x"),
+        ]
+        for message, text in rows:
+            self.assertEqual(self.push(**message)["rendered"]["body"], text)
+        mail = self.send(body=f"<a href='{web}'>x</a>")["rendered"]
+        self.assertEqual([link["href"] for link in mail["links"]], ["https://x.example/"])
+        self.assertEqual(mail["body"].count("/e/c/"), 1)
+
+    def test_links_that_do_not_end_take_no_longer_than_others(self) -> None:
+        for body in ("<a " * 30_000, "<a href='https://x.example/'" * 20_000):
+            start = time.perf_counter()
+            self.send(body=body)
+            self.assertLess(time.perf_counter() - start, 3)
+
+    def test_a_link_has_the_same_number_everywhere(self) -> None:
+        one, two = "https://one.example/", "https://two.example/"
+        self.send(body=f"<a href='{one}'>1</a>", transactional_message_id=3)
+        body = f"<a href='{two}'>2</a><a href='{one}'>1</a>"
+        delivery = self.send(body=body, transactional_message_id=3)
+        self.assertEqual([row["id"] for row in delivery["rendered"]["links"]], [2, 1])
+        (link,) = re.findall(r"'(http[^']+/2)'", delivery["rendered"]["body"])
+        self.assertEqual(self.read(link).headers["location"], two)
+        clicked = self.records("webhooks", "?metric=clicked")[0]["data"]
+        self.assertEqual((clicked["link_id"], clicked["href"]), (2, two))
+        message = self.ok("GET", f"/v1/messages/{delivery['delivery_id']}")["message"]
+        self.assertEqual([n for n in message["metrics"] if n.startswith("link:")], ["link:2"])
+        (row,) = self.ok("GET", "/v1/transactional/3/metrics/links")["links"]
+        self.assertEqual(row["link"], {"id": 2, "href": two})
+
+    def test_tracked_responses_are_listed_when_asked_for(self) -> None:
+        body = {"transactional_message_id": 3, "identifiers": {"id": "ada"}}
+        sent = self.ok("POST", "/v1/send/in_app", body)["delivery_id"]
+        for when, name in ((5, "yes"), (6, "no"), (7, "yes"), (8, "")):
+            fact = {"delivery_id": sent, "metric": "clicked", "timestamp": when}
+            self.ok("POST", "/api/v1/metrics", {**fact, "metadata": {"action_name": name}})
+        path = f"/__parlel/deliveries/{sent}/clicked"
+        self.ok("POST", path, {"timestamp": 9, "tracked_response": "later"})
+        expected = {name: {"id": i, "ts": ts} for name, i, ts in
+                    (("yes", 1, 5), ("no", 2, 6), ("later", 3, 9))}  # fmt: skip
+        asked = "?get_tracked_responses=true"
+        one = self.ok("GET", f"/v1/messages/{sent}{asked}")["message"]
+        self.assertEqual(one["tracked_responses"], expected)
+        for path in ("/v1/messages", "/v1/transactional/3/messages"):
+            newest = self.ok("GET", f"{path}{asked}")["messages"][0]
+            self.assertEqual(newest["tracked_responses"], expected)
+            self.assertNotIn("tracked_responses", self.ok("GET", path)["messages"][0])
+        names = [r["data"]["tracked_response"] for r in self.records("webhooks", "?metric=clicked")]
+        self.assertEqual(names, ["yes", "no", "yes", "", "later"])
+        self.send()
+        newest = self.ok("GET", f"/v1/messages{asked}")["messages"][0]
+        self.assertEqual((newest["type"], newest["tracked_responses"]), ("email", {}))
+        reply = self.call("GET", "/v1/messages?get_tracked_responses=x")
+        self.assert_errors(reply, 400, "get_tracked_responses")
+
+    def test_a_click_before_any_open_stands_for_one(self) -> None:
+        delivery = self.send(body="<a href='https://x.example/'>x</a>")
+        (link,) = re.findall(r"'(http[^']+/1)'", delivery["rendered"]["body"])
+        self.read(link)
+        self.read(link)
+        path = f"/__parlel/deliveries/{delivery['delivery_id']}"
+        history = [row["metric"] for row in self.ok("GET", path)["history"]]
+        self.assertEqual(history, ["sent", "delivered", "opened", "clicked", "clicked"])
+        (opened,) = self.records("webhooks", "?metric=opened")
+        self.assertTrue(opened["data"]["synthetic"])
+        body = {"delivery_id": self.send()["delivery_id"], "metric": "clicked", "timestamp": 5}
+        self.ok("POST", "/api/v1/metrics", body)
+        metrics = self.records("deliveries")[-1]["metrics"]
+        self.assertEqual((metrics["opened"], metrics["clicked"]), (5, 5))
+
+    def test_only_a_click_in_an_email_that_was_not_opened_stands_for_an_open(self) -> None:
+        path = f"/__parlel/deliveries/{self.send()['delivery_id']}"
+        self.ok("POST", f"{path}/opened")
+        self.ok("POST", f"{path}/clicked")
+        (opened,) = self.records("webhooks", "?metric=opened")
+        self.assertFalse(opened["data"]["synthetic"])
+        self.add_devices("t")
+        path = f"/__parlel/deliveries/{self.push()['delivery_id']}"
+        self.assertNotIn("opened", self.ok("POST", f"{path}/clicked")["metrics"])
+
+    def test_a_reported_click_names_its_own_link(self) -> None:
+        delivery_id = self.send(body="<a href='https://in.example/'>1</a>")["delivery_id"]
+        rows: list[tuple[dict[str, Any], int, str]] = [
+            ({"href": "https://app.example/"}, 2, "https://app.example/"),
+            ({}, 1, "https://in.example/"),
+            ({"href": 7}, 3, "7"),
+        ]
+        for fact, number, href in rows:
+            body = {"delivery_id": delivery_id, "metric": "clicked", **fact}
+            self.ok("POST", "/api/v1/metrics", body)
+            clicked = self.records("webhooks", "?metric=clicked")[-1]["data"]
+            self.assertEqual((clicked["link_id"], clicked["href"]), (number, href))
+        path = f"/__parlel/deliveries/{delivery_id}/clicked"
+        self.assert_errors(self.call("POST", path, {"link_id": "x"}), 400, "link_id")
 
     def test_a_test_moves_a_delivery_on(self) -> None:
         path = f"/__parlel/deliveries/{self.send()['delivery_id']}"
