@@ -6570,8 +6570,9 @@ def _seed_segment(workspace: Workspace, row: Json, where: str) -> None:
         segment.predicate = workspace.compile(row["conditions"], f"{where}.conditions")
     workspace.segments[number] = segment
     named = [(kind, as_text(v)) for kind in ("id", "email") for v in row.get(f"{kind}s") or ()]
-    if named:
-        workspace.add_to_segment(("segment", str(number)), number, named)
+    passed_over = workspace.add_to_segment(("segment", str(number)), number, named)
+    if passed_over:
+        raise invalid(f"{where}: {passed_over}; seed them as customers", where)
 
 
 def _seed_person(workspace: Workspace, row: Json, where: str) -> None:
@@ -12900,7 +12901,10 @@ def delete_workspace(call: Call, name: str) -> Json:
 @route("POST", "/__parlel/seed", CONTROL, heavy=True)
 def seed(call: Call) -> Json:
     """Start afresh with what a seed document describes; later resets return to it."""
-    call.fake.seed(own_body(call, {"customers": [{"id": "1", "attributes": {"plan": "pro"}}]}))
+    example = {"customers": [{"id": "1", "attributes": {"plan": "pro"}}]}
+    if not call.request.body:  # as of `curl -d @file` with a misspelt name: it would wipe all
+        raise _with_example(invalid("send a seed document; {} is an empty one"), example)
+    call.fake.seed(own_body(call, example))
     return {"status": "ok"}
 
 
@@ -15589,6 +15593,7 @@ class View:
         given = {name: value for name, value in amounts.items() if value is not None}
         list = {"people": "customers"}.get(list, list.replace("_", "-"))
         # As over HTTP, so that enumerations, tuples and the like are what JSON makes of them.
+        __tracebackhide__ = True  # so that pytest shows the test, not this
         asked = as_json({"list": list, "match": match, **given})
         problem = expect(self.fake, expectation_of(asked)[0], timeout)
         if problem:
@@ -15596,26 +15601,31 @@ class View:
 
     def assert_event(self, name: str, **match: Any) -> None:
         """Raise AssertionError unless there is an event of this name, with these fields."""
+        __tracebackhide__ = True
         self.expect("events", name=name, **match)
 
     def wait_for_event(self, name: str, timeout: float = 5, **match: Any) -> Json:
         """Wait for an event of this name, with these fields, and return the first one."""
+        __tracebackhide__ = True
         self.expect("events", timeout=timeout, name=name, **match)
         wanted = as_json({"name": name, **match})
         return next(row for row in self.events if not differences(row, wanted))
 
     def assert_delivery(self, **match: Any) -> None:
         """Raise AssertionError unless there is a delivery with these fields."""
+        __tracebackhide__ = True
         self.expect("deliveries", **match)
 
     def wait_for_delivery(self, timeout: float = 5, **match: Any) -> Json:
         """Wait for a delivery with these fields and return the first one."""
+        __tracebackhide__ = True
         self.expect("deliveries", timeout=timeout, **match)
         wanted = as_json(match)
         return next(row for row in self.deliveries if not differences(row, wanted))
 
     def assert_no_deliveries(self, timeout: float = 0, **match: Any) -> None:
         """Raise AssertionError if there is, or within `timeout` seconds comes, such a delivery."""
+        __tracebackhide__ = True
         self.expect("deliveries", exactly=0, timeout=timeout, **match)
 
     @property
@@ -15944,10 +15954,12 @@ def healthcheck(settings: Settings) -> int:
             http.client.HTTPConnection(host, settings.port, timeout=2)
         ) as asked:
             asked.request("GET", "/health")
-            return 0 if asked.getresponse().status == 200 else 1
+            if compact({"status": "ok"}) in asked.getresponse().read(1000):
+                return 0
+        print(f"what answers at {host}:{settings.port} is not the fake", file=sys.stderr)
     except (OSError, ValueError, http.client.HTTPException) as error:  # Unicode in a host, too
         print(f"no healthy server at {host}:{settings.port}: {error}", file=sys.stderr)
-        return 1
+    return 1
 
 
 _READY = """customerio_fake {version} listens on {url}

@@ -2187,6 +2187,8 @@ class Seeding(SeededTest):
             ({"segments": [{"name": "A", "members": ["1"]}]}, "members", "there are id"),
             ({"messages": [{"campaign": 1}]}, "campaign", "did you mean campaign_id?"),
             ({"customer": []}, "customer", "did you mean customers?"),
+            ({"segments": [{"name": "A", "ids": ["9"]}]}, "segments[0]", "name nobody here"),
+            (None, "a seed document", "an example"),
         ]
         for seed, field, hint in rows:
             reply = self.call("POST", "/__parlel/seed", seed)
@@ -8034,6 +8036,13 @@ class CommandLine(WireTestCase):
         port = str(self.server.port)
         self.assertEqual(self.run_main("healthcheck", PORT=port)[0], 0)
         self.assertEqual(self.run_main("healthcheck", "--quiet", port, HOST="")[0], 0)
+        other = http.server.ThreadingHTTPServer(
+            ("127.0.0.1", 0), http.server.BaseHTTPRequestHandler
+        )
+        threading.Thread(target=other.handle_request, daemon=True).start()
+        with other, mock.patch("http.server.BaseHTTPRequestHandler.log_message"):
+            code, _, err = self.run_main("healthcheck", str(other.server_port))
+        self.assertEqual((code, "is not the fake" in err), (1, True))
         for host in ("a..b", "a b", "x" * 80):
             self.assertEqual(self.run_main("healthcheck", "--host", host, port)[:2], (1, ""))
         with CustomerioServer(port=0) as server:
