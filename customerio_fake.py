@@ -13816,13 +13816,21 @@ def read_clock(call: Call) -> Json:
 @route("PUT", "/__parlel/clock", CONTROL, heavy=True)
 def set_clock(call: Call) -> Json:
     """Freeze the clock, let it go, set it or advance it; what becomes due is done first."""
-    seconds, example = _amount(0, MAX_SETTING * 4, int, float), {"freeze": True, "advance": 60}
-    checks = {"freeze": typed_field(bool), "now": seconds, "advance": seconds}
-    given = own_fields(own_body(call, example), checks, example)
-    if not given:
-        raise _with_example(invalid("send freeze, now or advance", "freeze"), example)
-    set_clock_to(call.fake, **given)
+    set_clock_to(call.fake, **clock_fields(own_body(call, _CLOCK_EXAMPLE)))
     return clock_document(call)
+
+
+_CLOCK_EXAMPLE = {"freeze": True, "advance": 60}
+
+
+def clock_fields(body: Json) -> Json:
+    """What is to be done to the clock. Raises ApiError 400 with an example."""
+    seconds = _amount(0, MAX_SETTING * 4, int, float)
+    checks = {"freeze": typed_field(bool), "now": seconds, "advance": seconds}
+    given = own_fields(body, checks, _CLOCK_EXAMPLE)
+    if not given:
+        raise _with_example(invalid("send freeze, now or advance", "freeze"), _CLOCK_EXAMPLE)
+    return given
 
 
 def set_clock_to(
@@ -14364,11 +14372,13 @@ def as_json(value: Json) -> Json:
 
 def read_json(path: str) -> Json:
     """The JSON document in a file. Raises ValueError or OSError."""
-    with open(path, "rb") as file:
-        try:
+    try:
+        with open(path, "rb") as file:
             return decode_json(file.read(), SNAPSHOT_DEPTH)
-        except ApiError as error:
-            raise ValueError(f"{path}: {error.message}") from None
+    except OSError as error:
+        raise OSError(error.errno, f"can't read {path}: {error.strerror}") from None
+    except ApiError as error:
+        raise ValueError(f"{path}: {error.message}") from None
 
 
 def load(fake: Fake, path: str) -> None:
@@ -15663,7 +15673,11 @@ class CustomerioServer(View):
         path = seed if isinstance(seed, str) else ""
         self.settings = Settings(port=port, host=host, seed=path, **settings)
         self._seed = read_json(path) if path else as_json(seed)
-        self.fake = Fake(self.settings, self._seed)
+        try:
+            self.fake = Fake(self.settings, self._seed)
+        except ApiError as error:
+            place = f"seed {path}".strip()
+            raise invalid(f"{place}: {error.message}", "seed") from None
         if self.settings.state:
             load(self.fake, self.settings.state)
         self._server: Optional[Server] = None
@@ -15777,7 +15791,7 @@ class FurtherWorkspace(View):
 
 
 class FakeClock:
-    """The clock of a fake. Times are Unix seconds."""
+    """The clock of a fake. Times are Unix seconds; what is none raises ApiError."""
 
     def __init__(self, fake: Fake) -> None:
         self._fake = fake
@@ -15789,7 +15803,8 @@ class FakeClock:
 
     def freeze(self, at: Optional[float] = None) -> None:
         """Stop it, now or at a time."""
-        set_clock_to(self._fake, now=at, freeze=True)
+        given = {"freeze": True} if at is None else {"freeze": True, "now": at}
+        set_clock_to(self._fake, **clock_fields(given))
 
     def resume(self) -> None:
         """Let it go on from where it stands."""
@@ -15797,7 +15812,7 @@ class FakeClock:
 
     def advance(self, seconds: float) -> None:
         """Move it forward; returns when what became due has been done, in order."""
-        set_clock_to(self._fake, advance=seconds)
+        set_clock_to(self._fake, **clock_fields({"advance": seconds}))
 
 
 class CustomerioTests:
@@ -16025,7 +16040,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     try:
         return _serve(CustomerioServer(**{**values, "seed": settings.seed or None}))
     except (ApiError, ValueError, OSError) as error:
-        print(f"customerio_fake: {error}", file=sys.stderr)
+        text = getattr(error, "strerror", None) or error  # without the number of the error
+        print(f"customerio_fake: {text}", file=sys.stderr)
         return 2
 
 

@@ -4845,6 +4845,12 @@ class Expectations(FakeTest):
         self.assertEqual((cio.person(cast(str, 7)) or {})["id"], "7")
         with self.assertRaisesRegex(ValueError, "no fault 99"):
             cio.mend(99)
+        for wrong_time in (-5, "1h", True):
+            with self.assertRaisesRegex(ApiError, "advance must be"):
+                cio.clock.advance(cast(float, wrong_time))
+            with self.assertRaisesRegex(ApiError, "now must be"):
+                cio.clock.freeze(cast(float, wrong_time))
+        self.assertFalse(self.fake.workspace.clock.frozen)
         for wrong in ({"exactly": 1, "at_least": 2}, {"name": {1, 2}}):
             with self.assertRaises(customerio_fake.ApiError):
                 cio.expect("events", **wrong)
@@ -7995,6 +8001,8 @@ class CommandLine(WireTestCase):
             ("no port at all", ("--port=-1",), {}, "between 0 and 65535"),
             ("shortened flag", ("--verb",), {}, "--verb"),
             ("no URL", ("--public-url", "fake:4668"), {}, "public_url"),
+            ("no such seed", ("--seed", "nowhere.json"), {}, ": can't read nowhere.json: "),
+            ("no seed", ("--seed", __file__), {}, f"{__file__}: invalid JSON"),
         ]
         for name, arguments, environment, named in rows:
             with self.subTest(name):
