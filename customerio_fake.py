@@ -3468,6 +3468,13 @@ def ordinary(attributes: Attributes) -> bool:
     return len(names) == len(attributes)
 
 
+def completed(attributes: Attributes, current: Attributes) -> Attributes:
+    """Attributes with what follows from them: the computed time zone, preferences as a whole."""
+    if "timezone" in attributes:
+        attributes = {**attributes, "cio_timezone": _known_zone(attributes["timezone"])}
+    return undotted(attributes, current)
+
+
 def undotted(attributes: Attributes, current: Attributes) -> Attributes:
     """Fold `cio_subscription_preferences.topics.topic_1: true` into the whole (reference)."""
     if not any(name.startswith(_DOTTED_PREFERENCES) for name in attributes):
@@ -4359,21 +4366,13 @@ class Workspace:
         A value newer than `when` (Unix seconds) stays: `_timestamp` orders updates (reference).
         `cause` is the message that the person answered so, if it was one.
         """
-        update, plain = dict(attributes), ordinary(attributes)
+        update, plain, surplus = dict(attributes), ordinary(attributes), []
         for name in self._not_attributes.intersection(attributes):
             del update[name]
-        skipped, surplus = [], []
-        if "timezone" in update:
-            update["cio_timezone"] = _known_zone(update["timezone"])
-        if not plain:
-            update = undotted(update, person.attributes)
-        if when is not None:
-            skipped = [name for name in update if person.timestamps.get(name, 0) > when]
         old = person.attributes
-        if skipped:
-            have = {name: old[name] for name in skipped if name in old}
-            late = {name: update.pop(name) for name in skipped}
-            self.note("skipped_update", person, functools.partial(difference, have, late))
+        if not plain:
+            update = completed(update, old)
+        skipped = [] if when is None else self._keep_newer(person, update, when)
         new, stamps = changed(old, person.timestamps, update, now if when is None else when)
         if new is not old:
             self.note("attribute_change", person, functools.partial(difference, old, new))
@@ -4386,6 +4385,15 @@ class Workspace:
         if self._email_follows or not plain:
             self._follow_up(person, update, old, cause)
         return _left_out(skipped, surplus) if skipped or surplus else ""
+
+    def _keep_newer(self, person: Person, update: Attributes, when: int) -> List[str]:
+        """Take out of an update what was changed after it, and tell; gives the names."""
+        names = [name for name in update if person.timestamps.get(name, 0) > when]
+        if names:
+            have = {name: person.attributes[name] for name in names if name in person.attributes}
+            late = {name: update.pop(name) for name in names}
+            self.note("skipped_update", person, functools.partial(difference, have, late))
+        return names
 
     def _follow_up(
         self, person: Person, update: Attributes, old: Attributes, cause: Optional[Delivery]
