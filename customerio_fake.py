@@ -2996,7 +2996,11 @@ class Person:
 
 def is_unsubscribed(attributes: Attributes) -> bool:
     """Whether attributes say so: any case of true, 1 or "1" (reference)."""
-    value = attributes.get("unsubscribed")
+    return is_yes(attributes.get("unsubscribed"))
+
+
+def is_yes(value: Json) -> bool:
+    """Whether a value says yes; from a CSV it comes as text."""
     return value is not None and as_text(value).lower() in ("true", "1")
 
 
@@ -3213,10 +3217,9 @@ class Delivery:
         reasons = [row["reason"] for row in self.history if row.get("reason")]
         return str(reasons[0]) if reasons else ""
 
-    def reached(self, token: str) -> Dict[str, str]:
-        """The devices that a report is about: the one with this token, else all addressed."""
-        devices = self.addressed()
-        return {token: devices[token]} if token in devices else devices
+    def tracked_links(self) -> List[Json]:
+        """The links inside that lead through this server."""
+        return [row for row in self.rendered.get("links", ()) if row["tracked"]]
 
     def addressed(self) -> Dict[str, str]:
         """The devices of a push, platforms by token: where it went, or else would go now."""
@@ -3885,9 +3888,9 @@ class Fault:
 
 
 def response_named_by(fact: Json) -> Json:
-    """The `tracked_response` of a click: the name of the action in its metadata (reference)."""
+    """The `tracked_response` of a click: the name of the action that was chosen (reference)."""
     metadata = fact.get("metadata")
-    name = metadata.get("action_name") if isinstance(metadata, dict) else None
+    name = metadata.get("action_name") if isinstance(metadata, dict) else fact.get("actionName")
     return {"tracked_response": as_text(name)} if name else {}
 
 
@@ -4131,6 +4134,7 @@ class Workspace:
         first = metric not in delivery.metrics
         if metric == "sent":
             delivery.devices = delivery.addressed()
+            delivery.recipient = ", ".join(delivery.devices) or delivery.recipient
         delivery.report(metric, when, **more)
         if metric in ("opened", "clicked"):  # nothing here opens mail but people
             delivery.metrics = {f"human_{metric}": when, **delivery.metrics}
@@ -4139,7 +4143,8 @@ class Workspace:
         fact = delivery.history[-1]
         self.on_report(delivery, metric, when, first, fact)
         if metric in _DEVICE_STATUS:
-            for token in delivery.reached(device_named_by(fact)):
+            named = device_named_by(fact)
+            for token in [named] if named else delivery.addressed():
                 self._mark_device(token, metric, fact.get("reason"))
         type = f"{metric}_{MESSAGE_TYPES.get(delivery.channel, delivery.channel)}"
         self.note(
@@ -4158,7 +4163,7 @@ class Workspace:
     def _clicked_link(self, delivery: Delivery, fact: Json) -> Json:
         """The `href` and `link_id` of a click; the first link of the message if it names none."""
         href, number = as_text(fact.get("href") or ""), fact.get("link_id")
-        known = [row for row in delivery.rendered.get("links", ()) if number in (None, row["id"])]
+        known = [row for row in delivery.tracked_links() if number in (None, row["id"])]
         if not href and known:
             href = known[0]["href"]
         return {"href": href, "link_id": number or self.link_number(href)} if href else {}
@@ -4728,6 +4733,8 @@ class Workspace:
             return NO_OBJECT
         for person in thing.people.values():
             del person.has.relationships[thing.key]
+        for relationships in self.anonymous_relationships.values():
+            relationships.pop(thing.key, None)
         del self.objects[thing.key], self.object_ids[thing.cio_object_id]
         self.note(f"_o:{thing.key[0]}:delete", None, lambda: {"object_id": thing.key[1]})
         return ""
@@ -4740,7 +4747,8 @@ class Workspace:
         if thing is None:
             thing = self._create_object(ref, self.seconds())
         if who[0] == "anonymous_id" and who[1] not in self.claims:
-            self.anonymous_relationships.setdefault(who[1], {})[thing.key] = attributes
+            known = self.anonymous_relationships.setdefault(who[1], {})
+            known[thing.key] = {**known.get(thing.key, {}), **attributes}
             return ""
         person = self.claims[who[1]][0] if who[0] == "anonymous_id" else self.people.find(who)
         if person is None:
@@ -4765,8 +4773,7 @@ class Workspace:
         """Write down what happened between a person and an object, in the log of each."""
         about = {"object_type_id": key[0], "object_id": key[1]}
         self.note(type, person, lambda: about)
-        other = {"object_id": key[1], "cio_id": person.cio_id}
-        self.note(f"_o:{key[0]}:{type}", None, lambda: other)
+        self.note(f"_o:{key[0]}:{type}", None, lambda: {"object_id": key[1]})
 
     def delete_relationship(self, who: Identifier, ref: ObjectKey) -> str:
         """Part a person from an object."""
@@ -5303,7 +5310,7 @@ def subscribed_to(workspace: Workspace, person: Person, topic: Json) -> bool:
     chosen = preferences.get("topics") if isinstance(preferences, dict) else None
     name = topic_name(topic)
     default = topic.get("subscribed_by_default", True)
-    return bool(chosen.get(name, default) if isinstance(chosen, dict) else default)
+    return is_yes(chosen.get(name, default) if isinstance(chosen, dict) else default)
 
 
 def refusal_of(workspace: Workspace, delivery: Delivery, mail: Mail) -> str:
@@ -5313,7 +5320,7 @@ def refusal_of(workspace: Workspace, delivery: Delivery, mail: Mail) -> str:
         return "the person is unsubscribed"
     preferences = person.attributes.get(_PREFERENCES)
     channels = preferences.get("channels") if isinstance(preferences, dict) else None
-    if isinstance(channels, dict) and channels.get(channel, True) is False:
+    if isinstance(channels, dict) and not is_yes(channels.get(channel, True)):
         return f"the person is unsubscribed from the channel {channel}"
     topic = workspace.shelves["topics"].rows.get(mail.parent.get("subscription_topic_id"))
     if topic is not None and not subscribed_to(workspace, person, topic):
@@ -5328,6 +5335,8 @@ def obstacle(workspace: Workspace, delivery: Delivery, mail: Mail) -> Tuple[str,
     person, channel, content = delivery.person, delivery.channel, mail.content
     if person not in workspace.people:
         return "undeliverable", "the person has been deleted"
+    if channel == "push" and not delivery.addressed():
+        return "undeliverable", _lacking_device(delivery)
     if not delivery.rendered.keys() & {"subject", "body"}:
         return "", ""  # nothing is known of the template, so nothing can be wrong with it
     if channel not in _UNASKED_CHANNELS and not content.get("send_to_unsubscribed", True):
@@ -5338,8 +5347,6 @@ def obstacle(workspace: Workspace, delivery: Delivery, mail: Mail) -> Tuple[str,
         return "failed", "subject is blank"
     if channel in _ADDRESSED_CHANNELS and not delivery.recipient.strip():
         return "undeliverable", "the message has no recipient"
-    if channel == "push" and not delivery.addressed():
-        return "undeliverable", _lacking_device(delivery)
     suppressed = suppressing_list(workspace, delivery) if channel == "email" else ""
     return ("dropped", suppressed) if suppressed else ("", "")
 
@@ -5504,7 +5511,8 @@ def send(workspace: Workspace, channel: str, message: Json, base_url: str = "") 
     mail = Mail(TRANSACTIONAL, template, {**content, **message})
     if delivery.person is None:
         metric = "dropped" if reason == SUPPRESSED else "failed"
-        workspace.report(delivery, metric, delivery.created, reason=reason or NO_PERSON)
+        with workspace.lock:
+            workspace.report(delivery, metric, delivery.created, reason=reason or NO_PERSON)
     elif delivery.send_at is None:
         dispatch(workspace, delivery, mail)
     else:
@@ -5825,15 +5833,15 @@ def reported_parents(delivery: Delivery) -> Json:
 def report_data(workspace: Workspace, delivery: Delivery, metric: str, fact: Json) -> Json:
     """The `data` of a report about a delivery (reference)."""
     person = delivery.person
-    links = delivery.rendered.get("links") or [{"id": 1, "href": ""}]
+    link = next(iter(delivery.tracked_links()), {"id": 0, "href": ""})
     known = {
         "recipient": delivery.recipient,
         "subject": delivery.rendered.get("subject") or "",
         "failure_message": fact.get("reason") or "",
         "recipients": _reported_devices(delivery, metric, fact),
         **dict.fromkeys(("proxied", "prefetched", "synthetic", "machine"), False),
-        "href": links[0]["href"],
-        "link_id": links[0]["id"],
+        "href": link["href"],
+        "link_id": link["id"],
         "tracked_response": "",
         "to": "",
         "inbound_event_id": "",
@@ -5850,10 +5858,11 @@ def report_data(workspace: Workspace, delivery: Delivery, metric: str, fact: Jso
 
 def _reported_devices(delivery: Delivery, metric: str, fact: Json) -> List[Json]:
     """The devices of a push: the one that a client tells of, or all that it was sent to."""
-    named = device_named_by(fact)
+    named, addressed = device_named_by(fact), delivery.addressed()
     more = {"failure_message": fact.get("reason") or ""} if metric in ("bounced", "dropped") else {}
-    reached = {t: {"device_platform": on} for t, on in delivery.reached(named).items()}
-    rows = {named: {}} if named and named not in reached else reached
+    rows = {token: {"device_platform": platform} for token, platform in addressed.items()}
+    if named:
+        rows = {named: rows.get(named, {})}
     return [{"device_id": token, **row, **more} for token, row in rows.items()]
 
 
@@ -7942,7 +7951,7 @@ def named_by_shape(workspace: Workspace, value: str, name: str) -> Identifier:
     if "email" in kinds and "@" in value and _EMAIL_SHAPE.fullmatch(value):
         return "email", identifier_text(value, name)
     if "id" not in kinds:
-        raise invalid(f"{name} must be an email: this workspace knows people by nothing else")
+        raise invalid(f"{name} must be an email: this workspace knows people by nothing else", name)
     return "id", identifier_text(value, name)
 
 
@@ -8732,14 +8741,15 @@ def _not_sendable(reason: str, status: int = 400) -> ApiError:
 
 
 def _send(channel: str) -> Handler:
-    def handler(call: Call) -> Json:
+    def handler(call: Call) -> Response:
         check_service_account(call)
         base_url = call.base_url
         delivery = send(call.workspace, channel, send_body(call), base_url)
         scheduled = {} if delivery.send_at is None else {"send_at": delivery.send_at}
         # `queued` is the reference fake's; the real answer ends after send_at (reference).
         moments = {"queued_at": delivery.created, **scheduled, "queued": True}
-        return {"delivery_id": delivery.delivery_id, **moments}
+        told = answer(APP_SEND, {"delivery_id": delivery.delivery_id, **moments})
+        return with_reason(told, delivery.failure if delivery.person is None else "")
 
     handler.__name__ = f"send_{channel}"
     handler.__doc__ = f"Send a transactional message ({channel})."
@@ -13520,6 +13530,22 @@ def show_delivery(call: Call, delivery_id: str) -> Json:
     raise ApiError(404, f"there is no delivery '{delivery_id}'")
 
 
+#: What may be said of something that happens to a delivery, beside when and why.
+_TOLD_OF = (
+    "href", "link_id", "recipient", "device_id", "tracked_response", "metadata", "to",
+    "inbound_event_id",
+)  # fmt: skip
+
+
+def _known_link(delivery: Delivery, body: Json) -> Optional[int]:
+    """The number of a link that a message has, or that comes with its `href`."""
+    number = whole_number(body["link_id"], "link_id")
+    known = [row["id"] for row in delivery.rendered.get("links", ())]
+    if number not in known and not body.get("href"):
+        raise invalid(f"link_id {number} is in no link of this message: {known}", "link_id")
+    return number
+
+
 @route("POST", "/__parlel/deliveries/{delivery_id}/{metric}", CONTROL)
 def let_happen(call: Call, delivery_id: str, metric: str) -> Json:
     """Let something happen to a delivery: opened, clicked, bounced, unsubscribed, and so on."""
@@ -13534,10 +13560,9 @@ def let_happen(call: Call, delivery_id: str, metric: str) -> Json:
             workspace.unsubscribe(("delivery_id", delivery_id), delivery_id)
         else:
             when = whole_number(body.get("timestamp"), "timestamp")
-            names = ("href", "link_id", "recipient", "tracked_response", "to", "inbound_event_id")
-            more = {name: body[name] for name in names if name in body}
+            more = {name: body[name] for name in _TOLD_OF if name in body}
             if "link_id" in more:
-                more["link_id"] = whole_number(more["link_id"], "link_id")
+                more["link_id"] = _known_link(delivery, body)
             reason = as_text(body.get("reason") or "")
             now = workspace.seconds() if when is None else when
             workspace.book(delivery, metric, now, reason=reason, **more)
@@ -13611,7 +13636,7 @@ def follow_link(call: Call, delivery_id: str, link: str) -> Response:
     workspace = call.workspace
     with workspace.lock:
         delivery = workspace.deliveries.get(delivery_id)
-        links = delivery.rendered.get("links", []) if delivery else []
+        links = delivery.tracked_links() if delivery else ()
         hrefs = {str(row["id"]): row["href"] for row in links}
         if delivery is None or link not in hrefs:
             raise ApiError(404, "this link is in no message")
@@ -13878,7 +13903,7 @@ def ca_pem(call: Call) -> Response:
 # ======================================================================================
 
 #: The layout of a snapshot; a later one gets another number.
-SNAPSHOT_FORMAT = 1
+SNAPSHOT_FORMAT = 2
 #: What is stored may be nested as deep as a request, and lies a few levels inside.
 SNAPSHOT_DEPTH = MAX_DEPTH + 20
 #: Settings without which a snapshot would mean something else.

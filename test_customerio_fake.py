@@ -1236,6 +1236,23 @@ class TrackEntities(FakeTest):
         expected = [{"customer_id": "1", "attributes": {"r": 1}}]
         self.assertEqual(self.records("objects")[0]["relationships"], expected)
 
+    def test_anonymous_relationships_grow_and_go_with_their_object(self) -> None:
+        ref = {"object_type_id": "1", "object_id": "acme"}
+
+        def relate(anonymous_id: str, **attributes: Any) -> None:
+            row = {"identifiers": {"anonymous_id": anonymous_id}}
+            people = [{**row, "relationship_attributes": attributes}]
+            self.entity("object", "identify_anonymous", identifiers=ref, cio_relationships=people)
+
+        relate("a", r=1)
+        self.entity("object", "delete", identifiers=ref)
+        relate("b", r=1)
+        relate("b", s=2)
+        for name in ("a", "b"):
+            self.identify(name, anonymous_id=name)
+        expected = [{"customer_id": "b", "attributes": {"r": 1, "s": 2}}]
+        self.assertEqual(self.records("objects")[0]["relationships"], expected)
+
     def test_delivery_events_are_booked_on_the_delivery(self) -> None:
         message = {"transactional_message_id": 1, "identifiers": {"id": "1"}}
         sent = self.ok("POST", "/v1/send/push", message)["delivery_id"]
@@ -2354,9 +2371,9 @@ class AppPeople(SeededTest):
             self.ok("POST", "/api/v2/entity", {**thing, "attributes": {"size": size}})
         who = {"cio_relationships": [{"identifiers": {"id": "ada"}}]}
         self.ok("POST", "/api/v2/entity", {**thing, "action": "delete_relationships", **who})
-        role_change, ada = {"role": {"from": "owner", "to": "guest"}}, self.person("ada")["cio_id"]
+        role_change = {"role": {"from": "owner", "to": "guest"}}
         both: dict[str, Any] = {"object_type_id": "1", "object_id": "acme"}
-        about = {"object_id": "acme", "cio_id": ada}
+        about = {"object_id": "acme"}
         expected: dict[str, list[Any]] = {
             "add_relationship": [("ada", both)],
             "delete_relationship": [("ada", both)],
@@ -3153,7 +3170,9 @@ class Messages(SeededTest):
         recipients = self.records("webhooks", "?metric=bounced")[0]["data"]["recipients"]
         failed = {"device_platform": "ios", "failure_message": "Unregistered"}
         self.assertEqual(recipients, [{"device_id": "a", **failed}])
-        self.ok("POST", path, {"reason": "unregistered"})
+        self.ok("POST", path, {"reason": "unregistered", "recipient": "elsewhere"})
+        self.assertEqual(self.statuses(), {"b": "sent"})
+        self.ok("POST", path, {"reason": "unregistered", "device_id": "b"})
         self.assertEqual(self.statuses(), {})
         self.assertEqual(self.push()["state"], "undeliverable")
 
@@ -3274,6 +3293,11 @@ class Messages(SeededTest):
             self.assertNotIn("tracked_responses", self.ok("GET", path)["messages"][0])
         names = [r["data"]["tracked_response"] for r in self.records("webhooks", "?metric=clicked")]
         self.assertEqual(names, ["yes", "no", "yes", "", "later"])
+        told = {"deliveryId": sent, "metric": "clicked", "actionName": "maybe"}
+        report = {"event": "Report Delivery Event", "properties": told}
+        self.ok("POST", "/v1/track", {"userId": "ada", **report})
+        one = self.ok("GET", f"/v1/messages/{sent}{asked}")["message"]
+        self.assertEqual(one["tracked_responses"]["maybe"]["id"], 4)
         self.send()
         newest = self.ok("GET", f"/v1/messages{asked}")["messages"][0]
         self.assertEqual((newest["type"], newest["tracked_responses"]), ("email", {}))
@@ -3318,7 +3342,61 @@ class Messages(SeededTest):
             clicked = self.records("webhooks", "?metric=clicked")[-1]["data"]
             self.assertEqual((clicked["link_id"], clicked["href"]), (number, href))
         path = f"/__parlel/deliveries/{delivery_id}/clicked"
-        self.assert_errors(self.call("POST", path, {"link_id": "x"}), 400, "link_id")
+        for wrong in ("x", 77, -5):
+            self.assert_errors(self.call("POST", path, {"link_id": wrong}), 400, "link_id")
+
+    def test_a_click_that_names_no_link_is_of_the_first_that_is_tracked(self) -> None:
+        body = (
+            "<a class='untracked' href='https://u.example/'>u</a><a href='https://x.example/'>x</a>"
+        )
+        delivery = self.send(body=body)
+        path = f"/__parlel/deliveries/{delivery['delivery_id']}"
+        self.ok("POST", f"{path}/clicked")
+        clicked = self.records("webhooks", "?metric=clicked")[-1]["data"]
+        self.assertEqual((clicked["link_id"], clicked["href"]), (2, "https://x.example/"))
+        untracked = f"/e/c/{delivery['delivery_id']}/1"
+        self.assertEqual(self.call("GET", untracked).status, 404)
+        bare = {"transactional_message_id": 3, "identifiers": {"id": "ada"}}
+        sent = self.ok("POST", "/v1/send/in_app", bare)["delivery_id"]
+        self.ok("POST", f"/__parlel/deliveries/{sent}/clicked")
+        clicked = self.records("webhooks", "?metric=clicked")[-1]["data"]
+        self.assertEqual((clicked["link_id"], clicked["href"]), (0, ""))
+
+    def test_a_push_reaches_a_device_or_nobody_whatever_is_in_it(self) -> None:
+        self.fake = Fake(Settings())  # where nothing is known of any template
+        bare = {"transactional_message_id": 1, "identifiers": {"id": "ada"}}
+        self.ok("POST", "/v1/send/push", bare)
+        self.add_devices("a")
+        self.ok("POST", "/v1/send/push", {**bare, "to": "elsewhere"})
+        self.ok("POST", "/v1/send/push", bare)
+        states = [(d["state"], d["devices"]) for d in self.records("deliveries", "?channel=push")]
+        self.assertEqual(
+            states, [("undeliverable", []), ("undeliverable", []), ("delivered", ["a"])]
+        )
+
+    def test_a_draft_goes_where_it_can_when_it_is_sent(self) -> None:
+        self.add_devices("a")
+        path = f"/__parlel/deliveries/{self.push(queue_draft=True)['delivery_id']}"
+        self.ok("DELETE", "/api/v1/customers/ada/devices/a")
+        self.add_devices("b")
+        delivery = self.ok("POST", f"{path}/sent")
+        self.assertEqual((delivery["recipient"], delivery["devices"]), ("b", ["b"]))
+
+    def test_a_send_that_can_reach_nobody_says_so(self) -> None:
+        self.ok("POST", "/api/v1/customers/eve/suppress")
+        body = {
+            "transactional_message_id": 3,
+            "to": "eve@example.com",
+            "identifiers": {"id": "eve"},
+        }
+        reply = self.call("POST", "/v1/send/email", body)
+        self.assertEqual(reply.status, 200)
+        self.assertIn("suppressed", reply.reason)
+
+    def test_a_preference_may_come_as_text(self) -> None:
+        self.identify("ada", **{"cio_subscription_preferences.topics.topic_1": "false"})
+        computed = self.attributes("ada")["_cio_subscription_preferences_computed"]
+        self.assertFalse(json.loads(computed)["topics"]["topic_1"])
 
     def test_a_test_moves_a_delivery_on(self) -> None:
         path = f"/__parlel/deliveries/{self.send()['delivery_id']}"
@@ -5529,7 +5607,7 @@ class Snapshots(SeededTest):
         rows = [
             ([], "state must be an object"),
             ({}, "state.clock is missing"),
-            (with_change("customerio_fake", "format", 2), "has format 2"),
+            (with_change("customerio_fake", "format", 1), "has format 1"),
             (with_change("customerio_fake", "identifiers", "email"), "identifiers 'email'"),
             (with_change("people", 0, "attributes", []), "people[0].attributes must be an object"),
             (with_change("people", 0, "zodiac", "x"), "people[0].zodiac is unknown"),
