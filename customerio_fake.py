@@ -3465,10 +3465,10 @@ def ordinary(attributes: Attributes) -> bool:
         return True
     if len(_ORDINARY) > _MOST_ORDINARY:
         _ORDINARY.clear()
-    short = [name for name in attributes if len(name) <= _SHORT_NAME]
-    names = [name for name in short if name not in _TELLING and name[:4] != "cio_"]
+    unknown = [name for name in attributes if name not in _ORDINARY and name not in _TELLING]
+    names = [name for name in unknown if len(name) <= _SHORT_NAME and name[:4] != "cio_"]
     _ORDINARY.update(map(sys.intern, names))
-    return len(names) == len(attributes)
+    return _ORDINARY.issuperset(attributes)
 
 
 def completed(attributes: Attributes, current: Attributes) -> Attributes:
@@ -3500,6 +3500,11 @@ def undotted(attributes: Attributes, current: Attributes) -> Attributes:
 # A character takes four bytes at most, so up to here nothing need be encoded.
 _SHORT_NAME, _SHORT_VALUE = MAX_ATTRIBUTE_NAME // 4, MAX_ATTRIBUTE_VALUE // 4
 _SMALL = frozenset({bool, float, type(None)})
+
+
+def all_short(attributes: Attributes) -> bool:
+    """Whether no name is so long that its bytes need be counted."""
+    return len(max(attributes, key=len, default="")) <= _SHORT_NAME
 
 
 def all_small(attributes: Attributes) -> bool:
@@ -5443,10 +5448,13 @@ def checked_attributes(value: Json, name: str) -> Attributes:
     for kind in ("id", "email", "phone"):
         if kind in value and value[kind] not in (None, ""):
             identifier_text(value[kind], kind)
-    if not (ordinary(value) and all_small(value)):
-        problems = [*oversized(value), *misshapen_preferences(value)]
-        if problems:
-            raise ApiError(400, *problems)
+    plain, problems = ordinary(value), []
+    if not all_small(value) or not (plain or all_short(value)):
+        problems += oversized(value)
+    if not plain:
+        problems += misshapen_preferences(value)
+    if problems:
+        raise ApiError(400, *problems)
     return value
 
 
@@ -6694,16 +6702,18 @@ Headers = Tuple[Tuple[str, str], ...]
 
 def _inflated_members(raw: bytes, window: int, limit: int) -> bytes:
     """Undo a compression, which may have several parts (RFC 1952 2.2). Raises zlib.error."""
-    data = b""
-    while raw or not data:
-        stream = zlib.decompressobj(window)
-        data += stream.decompress(raw, limit + 1 - len(data))
+    data, at, stream = bytearray(), 0, zlib.decompressobj(window)
+    while at < len(raw):
+        stream = zlib.decompressobj(window) if stream.eof else stream
+        # In pieces, because what a part leaves over is copied.
+        piece = raw[at : at + 4096]
+        data += stream.decompress(piece, limit + 1 - len(data))
         if len(data) > limit:
             raise ApiError(413, f"the body inflates to more than {limit} bytes: raise --max-body")
-        if not stream.eof:
-            raise zlib.error("it ends too early")
-        raw = stream.unused_data
-    return data
+        at += len(piece) - len(stream.unused_data)
+    if not stream.eof:
+        raise zlib.error("it ends too early")
+    return bytes(data)
 
 
 def inflate(raw: bytes, encoding: str, limit: int) -> bytes:
@@ -6801,6 +6811,10 @@ class Request:
             return inflate(self.body, encoding, limit)
         except ApiError:
             return self.body
+
+    def inflates_beyond(self, most: int) -> bool:
+        """Whether the body is longer without its Content-Encoding, in bytes."""
+        return "content-encoding" in self.headers and len(self.plain()) > most
 
     def cut(self, limit: int) -> None:
         """Keep the beginning of a long body only: the request has been answered."""
@@ -7434,7 +7448,7 @@ class Fake:
         operation = request.operation
         if operation is None or operation.api is not CONTROL:
             # What was refused before its body was read may be larger than it looks.
-            if request.size > MAX_KEPT_BODY or "content-encoding" in request.headers:
+            if request.size > MAX_KEPT_BODY or request.inflates_beyond(MAX_KEPT_BODY):
                 request.cut(self.settings.max_body)
             took, at = time.perf_counter() - began, workspace.clock.now()
             workspace.journal.add(at, took, request, response)
@@ -14478,6 +14492,8 @@ LINGER = 2.0
 IDLE, MAX_SPENT = 0.01, 3
 #: From here on in a turn of the loop, in seconds, each connection gets one answer at most.
 TURN = 0.005
+#: How long the loop goes on at the end with what has arrived, in seconds.
+LAST_TURNS = 0.1
 #: A thread whose client has been silent for this long, in seconds, gives way when none are left.
 REST = 1.0
 #: How many connections the loop may have: on Windows there is only `select`, for 512 sockets.
@@ -14647,6 +14663,7 @@ class Framer:
                 raise _bad_request("only HTTP/1.0 and HTTP/1.1 are spoken here", 505)
             raise _bad_request(f"malformed request line {line[:80]!r}")
         method, target, self.version = match.groups()
+        self._line = method.decode("ascii"), ""
         if len(target) > MAX_LINE:
             raise _bad_request("the request target is too long", 414)
         try:
@@ -14851,7 +14868,10 @@ class Server(ThreadingHTTPServer):
             if self._now - swept >= poll_interval:
                 swept = self._now
                 self._sweep(swept)
-        self._turn(0)  # what has arrived by now is answered
+        self._turn(0)  # what has arrived by now is answered, within reason
+        end = time.monotonic() + LAST_TURNS
+        while self._more and time.monotonic() < end:
+            self._turn(0)
         self.fake.hurried, self.fake.discard = None, _nobody_listens
         self._spent.clear()
 
@@ -14864,10 +14884,13 @@ class Server(ThreadingHTTPServer):
         more, self._more = self._more, {}
         ready = self._selector.select(0 if more else timeout)
         self._now = time.monotonic()
+        # Whose turn it was is not read as well: a thread, or nobody, may have it by then.
+        held = {connection.socket.fileno() for connection in more}
         for connection in more:
             self._try(connection.socket.fileno(), functools.partial(self._answer, connection))
         for key, _ in ready:
-            self._try(key.fd, key.data)
+            if key.fd not in held:
+                self._try(key.fd, key.data)
         # Waking a client that sleeps costs more than answering it, so all of them are answered
         # first and then woken together: a fifth more requests a second with 64 connections.
         outgoing, self._outgoing = self._outgoing, {}
@@ -14911,8 +14934,6 @@ class Server(ThreadingHTTPServer):
                 return
             with contextlib.suppress(OSError):  # the client may have gone already
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if len(self._open) >= MAX_OPEN:
-                self._shed([*self._open.values()])
             self._adopt(Connection(sock, address[0], self.settings.max_body, self._now))
 
     def _resting(self) -> List[Connection]:
@@ -14932,6 +14953,8 @@ class Server(ThreadingHTTPServer):
         return True
 
     def _adopt(self, connection: Connection) -> None:
+        if len(self._open) >= MAX_OPEN:
+            self._shed([*self._open.values()])
         connection.socket.setblocking(False)
         read = functools.partial(self._read, connection)
         self._selector.register(connection.socket, selectors.EVENT_READ, read)
@@ -14981,8 +15004,6 @@ class Server(ThreadingHTTPServer):
                 self._refuse(connection, ApiError(408, "the request did not arrive in time"))
 
     def _read(self, connection: Connection) -> None:
-        if connection in self._more:  # it has sent more than its share
-            return
         try:
             if connection.fresh:
                 connection.fresh = False
@@ -15181,8 +15202,8 @@ class Server(ThreadingHTTPServer):
 
 def refusal(connection: Connection, error: ApiError) -> bytes:
     """The last answer on a connection."""
-    response, method = failure(SHARED, error), connection.framer.method
-    return response_bytes(response, method, connection.framer.version, False)
+    method = connection.ready.method if connection.ready else connection.framer.method
+    return response_bytes(failure(SHARED, error), method, connection.framer.version, False)
 
 
 _DISTRUST = (
@@ -15200,6 +15221,8 @@ class WaitingHandler(BaseHTTPRequestHandler):
 
     request: Connection
     server: Server
+    #: Whether the connection was broken off on purpose.
+    broken = False
 
     def setup(self) -> None:
         """Take over the socket."""
@@ -15287,7 +15310,7 @@ class WaitingHandler(BaseHTTPRequestHandler):
 
     def _break_off(self, fault: Fault, data: bytes) -> None:
         """End the connection without a whole answer."""
-        framer = self.request.framer
+        self.broken, framer = True, self.request.framer
         framer.keep_alive, framer.buffer = False, b""
         self.request.ready = None  # so that `stop` need not wait for it
         if fault.effect == "reset":
@@ -15344,7 +15367,7 @@ class WaitingHandler(BaseHTTPRequestHandler):
 
     def finish(self) -> None:
         """Say over TLS that no more will come (RFC 9112 9.8), without waiting for the like."""
-        if self.request.framer.scheme == "https":
+        if self.request.framer.scheme == "https" and not self.broken:
             with contextlib.suppress(OSError, ValueError):
                 self.connection.settimeout(0)
                 cast("ssl.SSLSocket", self.connection).unwrap()

@@ -4726,6 +4726,7 @@ class Journal(FakeTest):
         first, second = self.records("requests")
         self.assertEqual((first["body"], first["events"]), ({"name": "signup"}, ["signup"]))
         self.assertEqual(first["headers"]["authorization"], "Basic ***")
+        self.assertEqual(first["headers"]["content-encoding"], "gzip")
         self.assertEqual(second["headers"]["authorization"], "***")
         curl = self.call("GET", "/__parlel/requests/1/curl").body.decode()
         self.assertIn("""--data-raw '{"name": "signup"}'""", curl)
@@ -7017,19 +7018,81 @@ class Framing(WireTestCase):
 
     def test_a_refused_head_request_gets_no_body(self) -> None:
         request = message("HEAD", "/health", None, "Expect: the unexpected")
-        wire = self.dial().send(HEALTH, request)
-        self.assertEqual(wire.reply().status, 200)
-        self.assertEqual(wire.reply("HEAD").status, 417)
-        self.assertTrue(wire.ended())
+        long = message("HEAD", "/" + "y" * 20_000)
+        for refused, status in ((request, 417), (long, 414)):
+            wire = self.dial().send(HEALTH, refused)
+            self.assertEqual(wire.reply().status, 200)
+            self.assertEqual(wire.reply("HEAD").status, status)
+            self.assertTrue(wire.ended())
+
+    @contextlib.contextmanager
+    def held_up(self, server: CustomerioServer) -> Iterator[List[str]]:
+        """The loop is busy with a request until this ends; gives the paths asked for, in order."""
+        asked: List[str] = []
+        busy, go_on, handle = threading.Event(), threading.Event(), server.fake.handle
+
+        def slowly(request: Request) -> Any:
+            asked.append(request.path)
+            busy.set()
+            self.assertTrue(go_on.wait(PATIENCE))
+            return handle(request)
+
+        turn = mock.patch.object(customerio_fake, "TURN", 0.0)
+        with turn, mock.patch.object(server.fake, "handle", slowly):
+            self.dial(port=server.port).send(message("GET", "/busy"))
+            self.assertTrue(busy.wait(PATIENCE))
+            yield asked
+            go_on.set()
+            self.assertTrue(eventually(lambda: "/last" in asked))
 
     def test_who_sends_very_much_at_once_does_not_hold_up_others(self) -> None:
-        flood = HEALTH * 600  # half a megabyte of answers
-        with mock.patch.object(customerio_fake, "TURN", 0.0):
-            wires = [self.dial().send(flood) for _ in range(3)]
-            self.assertEqual(self.dial().send(HEALTH).reply().status, 200)
-            for wire in wires:
-                self.assertEqual({wire.reply().status for _ in range(600)}, {200})
-        self.assertEqual(wires[0].send(HEALTH).reply().status, 200)
+        many = message("GET", "/many") * 50 + message("GET", "/last")
+        with self.held_up(self.server) as asked:
+            flood = self.dial().send(many)
+            short = self.dial().send(message("GET", "/short"))
+        self.assertLess(asked.index("/short"), 4)
+        self.assertEqual([flood.reply().status for _ in range(51)], [404] * 51)
+        self.assertEqual(short.reply().status, 404)
+
+    def test_what_has_arrived_is_answered_before_the_end(self) -> None:
+        with CustomerioServer(port=0) as server, ThreadPoolExecutor(1) as pool:
+            wire = self.dial(port=server.port)
+            self.assertEqual(wire.send(HEALTH).reply().status, 200)
+            with self.held_up(server):
+                wire.send(HEALTH * 50 + message("GET", "/last"))
+                stopped = pool.submit(server.stop)
+                self.assertTrue(eventually(lambda: server.fake.ending.is_set()))
+            stopped.result(PATIENCE)
+            self.assertEqual([wire.reply().status for _ in range(51)], [200] * 50 + [404])
+
+    def stream(self, *requests: bytes) -> Wire:
+        """A connection over which requests come as fast as they can, in very small turns."""
+        turn = mock.patch.object(customerio_fake, "TURN", 0.0)
+        turn.start()
+        self.addCleanup(turn.stop)
+        wire = self.dial()
+        sending = threading.Thread(target=self.send_all, args=(wire, b"".join(requests)))
+        sending.start()
+        self.addCleanup(sending.join)
+        return wire
+
+    def send_all(self, wire: Wire, data: bytes) -> None:
+        with contextlib.suppress(OSError):  # the server may have had enough
+            wire.send(data)
+
+    def test_a_long_stream_is_answered_in_order_by_loop_and_threads(self) -> None:
+        kinds = [PEOPLE if n % 50 == 49 else HEALTH for n in range(2000)]
+        wire = self.stream(*kinds)
+        for n, kind in enumerate(kinds):
+            self.assertEqual("count" in wire.reply().json, kind is PEOPLE, n)
+
+    def test_nothing_is_done_after_the_last_request(self) -> None:
+        requests = [identify(who=str(n)) for n in range(800)]
+        requests[250] = identify(ADA, "Connection: close", who="last")
+        wire = self.stream(*requests)
+        self.assertEqual([wire.reply().status for _ in range(251)], [200] * 251)
+        self.assertTrue(wire.ended())
+        self.assertEqual(len(self.server.people), 251)
 
     def test_a_last_answer_arrives_whatever_still_comes_in(self) -> None:
         for n in range(300):
@@ -7054,6 +7117,9 @@ class Framing(WireTestCase):
         self.assertEqual(self.server.people[0]["attributes"], {"plan": "pro"})
         reply = self.ask(identify(parts[0] + parts[1] + b"junk", "Content-Encoding: gzip"))
         self.assert_json_error(reply, 400)
+        self.assertEqual(
+            self.ask(identify(gzip.compress(b""), "Content-Encoding: gzip")).status, 200
+        )
 
     def test_what_was_refused_is_no_larger_in_the_journal_than_anything_else(self) -> None:
         bomb = gzip.compress(b"a" * 5_000_000)
