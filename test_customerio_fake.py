@@ -2188,6 +2188,18 @@ class Seeding(SeededTest):
         self.assertEqual([p["id"] for p in self.records("customers")], ["ada", "bob"])
         self.assertEqual(self.ok("GET", "/v1/campaigns/1")["campaign"]["name"], "Welcome")
 
+    def test_a_segment_that_asks_for_itself_is_the_same_wherever_it_is_asked_for(self) -> None:
+        pro = {"attribute": {"field": "plan", "operator": "eq", "value": "pro"}}
+        for conditions, count in (
+            ({"or": [{"segment": {"id": 9}}, pro]}, 1),
+            ({"not": {"segment": {"id": 9}}}, 2),
+        ):
+            loop = [{"id": 9, "name": "Loop", "conditions": conditions}]
+            self.ok("POST", "/__parlel/seed", {**self.SEED, "segments": loop})
+            self.assertEqual(self.ok("GET", "/v1/segments/9/customer_count")["count"], count)
+            members = self.ok("GET", "/v1/segments/9/membership")["identifiers"]
+            self.assertEqual(len(members), count)
+
     def test_a_field_that_would_be_lost_is_refused(self) -> None:
         rows = [
             (
