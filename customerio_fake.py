@@ -179,12 +179,16 @@ def required(name: str, expected: str = "a value") -> ApiError:
     return invalid(f"{name} is required: send {expected}", name, "required")
 
 
-def suggestion(wrong: str, known: Iterable[str], most: int = 1) -> str:
-    """A word of help for what is not among the known: the nearest of those, else all."""
+def spelt_alike(wrong: str, known: Iterable[str], most: int) -> List[str]:
+    """Those of the known words that come nearest to a wrong one, the nearest first."""
     import difflib
 
-    known = list(known)
-    near = difflib.get_close_matches(wrong[:200], known, n=most, cutoff=0.5)
+    return difflib.get_close_matches(wrong[:200], list(known), n=most, cutoff=0.5)
+
+
+def suggestion(wrong: str, known: Sequence[str], most: int = 1) -> str:
+    """A word of help for what is not among the known: the nearest of those, else all."""
+    near = spelt_alike(wrong, known, most)
     return f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
 
 
@@ -6522,7 +6526,7 @@ def seed_workspace(workspace: Workspace, document: Json) -> None:
         raise invalid(f"seed must be an object, not {kind_of(document)}", "seed")
     for kind in document:
         if kind not in SEEDERS:
-            raise invalid(f"{kind} can't be seeded; {suggestion(kind, SEEDERS)}", kind)
+            raise invalid(f"{kind} can't be seeded; {suggestion(kind, list(SEEDERS))}", kind)
     for kind, plant in SEEDERS.items():  # in this order, because later kinds name earlier ones
         rows = document.get(kind, [])
         if not isinstance(rows, list):
@@ -7161,7 +7165,8 @@ def _candidates(
 
 @functools.lru_cache(maxsize=256)
 def _unknown_path(method: str, path: str) -> str:
-    near = _ending_alike(method, path) or _spelt_alike(method, path)
+    known = {f"{row.method} {row.path}" for row in ROUTES}
+    near = _ending_alike(method, path) or spelt_alike(f"{method} {path}", known, 3)
     hint = f"; did you mean {' or '.join(near)}?" if near else "; GET /__parlel/routes lists all"
     return f"unknown path: {method[:20]} {path[:200]}{hint}"
 
@@ -7176,13 +7181,6 @@ def _ending_alike(method: str, path: str) -> List[str]:
         if row.method == method and same and all(w == n or n[:1] == "{" for w, n in pairs):
             found.append((-same, abs(len(words) - len(wanted)), f"{row.method} {row.path}"))
     return [label for *_, label in sorted(found)[:3]]
-
-
-def _spelt_alike(method: str, path: str) -> List[str]:
-    import difflib
-
-    known = {f"{row.method} {row.path}" for row in ROUTES}
-    return difflib.get_close_matches(f"{method} {path}"[:200], known, n=3, cutoff=0.5)
 
 
 def decoded(segment: str) -> str:
@@ -13802,7 +13800,6 @@ def _check_fault(rule: Json) -> None:
 
 def _operations_of(match: Json) -> FrozenSet[str]:
     """The operations that a rule is about: one, those that begin so, or that fit a pattern."""
-    import difflib
     from fnmatch import fnmatchcase
 
     wanted, method = match.get("operation", ""), match.get("method", "").upper()
@@ -13812,7 +13809,7 @@ def _operations_of(match: Json) -> FrozenSet[str]:
     found = found or [label for label in labels if label.startswith(wanted)]
     found = found or [label for label in labels if fnmatchcase(label, wanted)]
     if not found:
-        near = difflib.get_close_matches(wanted[:200], labels, n=3, cutoff=0.5)
+        near = spelt_alike(wanted, labels, 3)
         hint = f" (did you mean {' or '.join(near)}?)" if near else ""
         field = "match.operation" if labels else "match.method"
         raise _bad_fault(field, f"fits none of the operations{hint}")
@@ -14684,12 +14681,13 @@ class Framer:
             if re.search(rb" HTTP/(?!1\.[01]$)\d(\.\d)?$", line):
                 raise _bad_request("only HTTP/1.0 and HTTP/1.1 are spoken here", 505)
             raise _bad_request(f"malformed request line {line[:80]!r}")
-        method, target, self.version = match.groups()
-        self._line = method.decode("ascii"), ""
+        word, target, self.version = match.groups()
+        method = word.decode("ascii")
+        self._line = method, ""  # a refusal asks for the method
         if len(target) > MAX_LINE:
             raise _bad_request("the request target is too long", 414)
         try:
-            self._line = method.decode("ascii"), target.decode("utf-8")
+            self._line = method, target.decode("utf-8")
         except UnicodeDecodeError:
             raise _bad_request("the request target is not UTF-8") from None
         if target[:1] != b"/" and not self._may_ask_for(*self._line):
