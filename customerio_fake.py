@@ -21,21 +21,27 @@ The file is read from top to bottom; each section uses only the sections above i
      1  Errors                  what can go wrong, and the envelopes that say so
      2  Clock and identifiers   time, due work, and ids in Customer.io's own formats
      3  Settings                everything that can be set
-     4  Liquid                  the template language: text in, text out
-     5  Audience filters        the and / or / not / segment / attribute grammar
-     6  Workspace               people, events, objects, devices, and the verbs that change them
-     7  Messages                what is sent, how it is rendered, what becomes of it
-     8  Webhooks                reporting webhooks: signed, in order, tried again
-     9  Journeys                broadcasts, exports, seeding
-    10  Routes                  requests, answers, credentials and the route table
-    11  Track API               /api/v1 and /api/v2
-    12  App API                 /v1, Bearer
-    13  Design Studio, assets and live notifications  the newest part of the App API
-    14  Pipelines API           /v1/identify, track, page, screen, group, alias, batch
-    15  Control                 /__parlel/*, for the test that drives us
-    16  Snapshots               a workspace as one JSON document, and back
-    17  Server                  HTTP on the wire
-    18  Public face             CustomerioServer and the command line
+     4  Values                  JSON, numbers, and what a field has to be
+     5  Liquid                  the template language: text in, text out
+     6  Conditions              the and / or / not / segment / attribute grammar
+     7  Records                 what is kept: people, events, objects, deliveries, segments
+     8  People                  identifiers, attributes and devices; who is who
+     9  Events, objects and segments   what happens, and what people belong to
+    10  Workspace               the verbs that change all that, and who wants to know
+    11  Rendering               a message as its recipient sees it
+    12  Sending                 transactional messages, broadcasts, newsletters
+    13  Webhooks                reporting webhooks: signed, in order, tried again
+    14  Exports and imports     a workspace out of and into files
+    15  Seeding                 what people make in the web app, as one JSON document
+    16  Requests                requests, answers, credentials, faults, the route table
+    17  Track API               /api/v1 and /api/v2
+    18  App API                 /v1, Bearer
+    19  Design Studio, assets and live notifications  the newest part of the App API
+    20  Pipelines API           /v1/identify, track, page, screen, group, alias, batch
+    21  Control                 /__parlel/*, for the test that drives us
+    22  Snapshots               a workspace as one JSON document, and back
+    23  Server                  HTTP on the wire
+    24  Public face             CustomerioServer and the command line
 
 Rules are taken from, in this order: what was observed of the live service ("observed"),
 the official API description ("reference"), the documentation ("docs"), and where all are
@@ -509,6 +515,64 @@ def _check_type(name: str, value: Json, kind: type) -> None:
         raise ValueError(f"{name} must be between 0 and {most}, not {value}")
 
 
+#: A body up to this size is answered by the loop; parsing a larger one would hold up others.
+LOOP_BODY = 128 * 1024
+
+
+# ---- the certificate that https is served with
+
+# A certificate for local names and its key, so that https works without any set-up. It is safe
+# to publish: the authority that signed it is good for these names alone, and its own key was
+# destroyed, so whoever trusts it trusts nothing but local servers.
+_BUILT_IN = {
+    "ca": (
+        "MIICKDCCAc2gAwIBAgIBATAKBggqhkjOPQQDAjA1MTMwMQYDVQQDDCpjdXN0b21lcmlvX2Zha2UgQ0Eg"
+        "KGl0cyBrZXkgd2FzIGRlc3Ryb3llZCkwHhcNMjAwMTAxMDAwMDAwWhcNNDkxMjMxMDAwMDAwWjA1MTMw"
+        "MQYDVQQDDCpjdXN0b21lcmlvX2Zha2UgQ0EgKGl0cyBrZXkgd2FzIGRlc3Ryb3llZCkwWTATBgcqhkjO"
+        "PQIBBggqhkjOPQMBBwNCAARYkZvdkS4HZnSQERoq3iZQUE8IAG39ZgGp6ManIJDg2xPbeOm+q7FXcMKQ"
+        "a8FEE+X069SOUAOA5n+Rcgo+G1Cro4HNMIHKMBIGA1UdEwEB/wQIMAYBAf8CAQAwDgYDVR0PAQH/BAQD"
+        "AgEGMB0GA1UdDgQWBBS3lcPLELs6ISqjtUn34mfFrFYbQDCBhAYDVR0eAQH/BHoweKB2MAuCCWxvY2Fs"
+        "aG9zdDAMggpjdXN0b21lcmlvMBGCD2N1c3RvbWVyaW8tZmFrZTAWghRob3N0LmRvY2tlci5pbnRlcm5h"
+        "bDAKhwh/AAAA/wAAADAihyAAAAAAAAAAAAAAAAAAAAAB/////////////////////zAKBggqhkjOPQQD"
+        "AgNJADBGAiEA7I/00m20qOueoGD/0aImut6wiE5wa/w6fj7TqFjPlAMCIQCIDA0Ukj8P71eSp9VDSSn4"
+        "UCiuuBnzlWKcVNqBeMGiqQ=="
+    ),
+    "certificate": (
+        "MIICEDCCAbagAwIBAgIBAjAKBggqhkjOPQQDAjA1MTMwMQYDVQQDDCpjdXN0b21lcmlvX2Zha2UgQ0Eg"
+        "KGl0cyBrZXkgd2FzIGRlc3Ryb3llZCkwHhcNMjAwMTAxMDAwMDAwWhcNNDkxMjMxMDAwMDAwWjAUMRIw"
+        "EAYDVQQDDAlsb2NhbGhvc3QwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAAR+ycpiXduKwhjlT+CJ9DWo"
+        "0XFSAMqmcQN7r1FH6mrXjLKXfH5d/TJJ8DZmV69Sg/mXIAx+puvTUle2LfG7sMtIo4HXMIHUMAwGA1Ud"
+        "EwEB/wQCMAAwDgYDVR0PAQH/BAQDAgeAMBMGA1UdJQQMMAoGCCsGAQUFBwMBMB0GA1UdDgQWBBQr6Wyl"
+        "o8KSnGWOjwOy4ov1qHdz8jAfBgNVHSMEGDAWgBS3lcPLELs6ISqjtUn34mfFrFYbQDBfBgNVHREEWDBW"
+        "gglsb2NhbGhvc3SCCmN1c3RvbWVyaW+CD2N1c3RvbWVyaW8tZmFrZYIUaG9zdC5kb2NrZXIuaW50ZXJu"
+        "YWyHBH8AAAGHEAAAAAAAAAAAAAAAAAAAAAEwCgYIKoZIzj0EAwIDSAAwRQIgV4hL4TbyU6Rwsts5JPoG"
+        "sG+MsfrAS+3U19bRmqIzPlcCIQDPHox2MSotpQzE4kFeDrBUVFkhVwQnPp65E0sbyWOefA=="
+    ),
+    "key": (
+        "MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQguvaFIliJE9JBiw9X7vhHP02jmhhIvwsG"
+        "4Jupd8GsRn+hRANCAAR+ycpiXduKwhjlT+CJ9DWo0XFSAMqmcQN7r1FH6mrXjLKXfH5d/TJJ8DZmV69S"
+        "g/mXIAx+puvTUle2LfG7sMtI"
+    ),
+}
+
+
+def _pem(label: str, name: str) -> str:
+    text = _BUILT_IN[name]
+    lines = [text[i : i + 64] for i in range(0, len(text), 64)]
+    return "\n".join([f"-----BEGIN {label}-----", *lines, f"-----END {label}-----", ""])
+
+
+#: What a client has to trust for https without a certificate of your own.
+BUILT_IN_CA = _pem("CERTIFICATE", "ca")
+
+
+# ======================================================================================
+# ==== §4 Values
+# ======================================================================================
+
+
+# ---- JSON
+
 # Made once: `json.dumps` with options makes an encoder for every call.
 compact_text = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
@@ -528,16 +592,245 @@ def as_text(value: Json) -> str:
     return compact_text(value)
 
 
+#: JSON nested deeper than this is refused; deeper would exhaust the interpreter's stack.
+MAX_DEPTH = 200
+
+
+class NotANumber(ApiError):
+    """Raised for NaN and infinite numbers, which JSON does not have."""
+
+
+def decode_json(raw: bytes, depth: int = MAX_DEPTH) -> Json:
+    """Parse a JSON text in UTF-8, nested up to `depth`; empty gives None.
+
+    Raises ApiError 400 with the place.
+    """
+    try:
+        text = raw.decode().strip(" \t\r\n")
+        if not text:
+            return None
+        value, end = _DECODER.raw_decode(text)
+        if end != len(text):
+            raise json.JSONDecodeError("Extra data", text, end)
+    except UnicodeDecodeError as error:
+        raise _not_json(f"byte {error.start} is not UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise _not_json(f"{error.msg} at line {error.lineno}, column {error.colno}") from None
+    except RecursionError:
+        raise _not_json(f"nested deeper than {depth}") from None
+    except ValueError:  # an integer beyond the interpreter's limit of digits
+        raise _not_json("a number has too many digits") from None
+    if len(raw) > 2 * depth and raw.count(b"[") + raw.count(b"{") > depth:
+        _check_depth(value, depth)
+    return _well_formed(value) if b"\\u" in raw else value
+
+
+def _not_json(what: str) -> ApiError:
+    return invalid(f"invalid JSON: {what}", reason="parse_error")
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise NotANumber(400, Problem(f"invalid JSON: {name} is not a number", "", "parse_error"))
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _refuse_constant(text[:20])
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
+
+
+def _check_depth(value: Json, most: int) -> None:
+    level, depth = [value], 0
+    while level:
+        depth += 1
+        if depth > most:
+            raise _not_json(f"nested deeper than {most}")
+        parts = [v.values() if isinstance(v, dict) else v for v in level if v]
+        level = [v for part in parts for v in part if isinstance(v, (dict, list))]
+
+
+def _well_formed(value: Json) -> Json:
+    """Replace lone surrogates by U+FFFD, as the real service's JSON reader does (inferred)."""
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, dict):
+        return {_well_formed(key): _well_formed(part) for key, part in value.items()}
+    return [_well_formed(part) for part in value] if isinstance(value, list) else value
+
+
+# ---- numbers, sizes, kinds
+
+#: The largest whole number: 64 bits hold it, as in the real service (inferred).
+MAX_NUMBER = (1 << 63) - 1
+
+#: From here on a timestamp is taken for milliseconds: as seconds it lies beyond the year 5000.
+MILLISECONDS = 100_000_000_000
+
+#: The types of values that hold no others.
+_FLAT = frozenset({str, int, float, bool, type(None)})
+
+
+def without(mapping: Dict[str, Any], names: Sequence[str]) -> Dict[str, Any]:
+    """A mapping but for some names; the same one if there are none."""
+    return {k: v for k, v in mapping.items() if k not in names} if names else mapping
+
+
+def merged(old: Json, new: Json) -> Json:
+    """`new` over `old`, also inside of objects that both have."""
+    both = {n for n, v in new.items() if isinstance(v, dict) and isinstance(old.get(n), dict)}
+    return {**old, **new, **{name: merged(old[name], new[name]) for name in both}}
+
+
+def _longer(text: str, limit: int) -> bool:
+    # A character takes four bytes at most, so short texts need not be encoded.
+    return len(text) * 4 > limit and len(text.encode("utf-8", "replace")) > limit
+
+
+def kind_of(value: Json) -> str:
+    """The JSON name of a value's type, for messages."""
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
+    return "null" if value is None else names.get(type(value), "a number")
+
+
+def is_yes(value: Json) -> bool:
+    """Whether a value says yes; from a CSV it comes as text."""
+    return value is not None and as_text(value).lower() in ("true", "1")
+
+
+def whole_number(value: Json, name: str) -> Optional[int]:
+    """A whole number, or None where there is none; "12" and 12.0 count. Raises ApiError 400."""
+    if value is None or (type(value) is int and abs(value) <= MAX_NUMBER):
+        return value
+    try:
+        number = float(value) if isinstance(value, (str, float)) else math.nan
+    except ValueError:
+        number = math.nan
+    if not number.is_integer() or abs(number) > MAX_NUMBER:
+        raise invalid(f"{name} must be a whole number, not {value!r:.60}", name)
+    return int(number)
+
+
+def zone_named(name: str) -> tzinfo:
+    """A time zone by its IANA name. Raises ApiError 400."""
+    from zoneinfo import ZoneInfo
+
+    try:
+        return timezone.utc if name == "UTC" else ZoneInfo(name)
+    except (ValueError, OSError, KeyError):
+        raise invalid(f"tz '{name}' is not the name of a time zone", "tz") from None
+
+
+# ---- what a field has to be
+
+#: A check of one field: takes the value, gives what is wrong with it or "".
+Check = Callable[[Json], str]
+
+
+def text_field(longest: int = 1 << 20, blank: bool = False) -> Check:
+    """A string of at most `longest` characters, not blank unless allowed."""
+
+    def check(value: Json) -> str:
+        if not isinstance(value, str):
+            return f"must be a string, not {kind_of(value)}"
+        if len(value) > longest:
+            return f"is too long ({longest} characters at most)"
+        return "" if blank or value.strip() else "can't be blank"
+
+    return check
+
+
+def typed_field(*kinds: type) -> Check:
+    """A value of one of these JSON types; NoneType for null."""
+
+    def check(value: Json) -> str:
+        fits = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
+        return "" if fits else f"must not be {kind_of(value)}"
+
+    return check
+
+
+def choice_field(*choices: Json) -> Check:
+    """One of some values."""
+    listed = ", ".join(map(str, choices))
+    return lambda value: "" if value in choices else f"must be one of: {listed}"
+
+
+def pattern_field(pattern: str, wanted: str) -> Check:
+    """A string of some form, which `wanted` tells."""
+    return lambda value: (
+        "" if isinstance(value, str) and re.fullmatch(pattern, value) else f"must be {wanted}"
+    )
+
+
+def shaped(spec: Any) -> Check:
+    """A check by example: {name: spec} is an object, [spec] a list, a type or check itself."""
+    if isinstance(spec, dict):
+        return _object_check({name: shaped(part) for name, part in spec.items()})
+    if isinstance(spec, list):
+        return _list_check(shaped(spec[0]))
+    return typed_field(spec) if isinstance(spec, type) else cast(Check, spec)
+
+
+def _object_check(checks: Mapping[str, Check]) -> Check:
+    def check(value: Json) -> str:
+        if not isinstance(value, dict):
+            return f"must be an object, not {kind_of(value)}"
+        for name, part in value.items():
+            wrong = checks[name](part) if name in checks else "is unknown"
+            if wrong:
+                return f"has a bad field: {name} {wrong}"
+        return ""
+
+    return check
+
+
+def _list_check(check: Check) -> Check:
+    def check_all(value: Json) -> str:
+        if not isinstance(value, list):
+            return f"must be a list, not {kind_of(value)}"
+        wrong = [f"has a bad item: [{i}] {w}" for i, w in enumerate(map(check, value)) if w]
+        return wrong[0] if wrong else ""
+
+    return check_all
+
+
+def checked_fields(
+    body: Json, checks: Mapping[str, Check], needed: Sequence[str] = (), status: int = 400
+) -> Json:
+    """The fields of a body that `checks` knows. Raises ApiError with `status` for a bad one."""
+    given = {name: body[name] for name in checks if name in body}
+    problems = [Problem(f"{name} is required", name) for name in needed if name not in given]
+    for name, value in given.items():
+        wrong = checks[name](value)
+        if wrong:
+            problems.append(Problem(f"{name} {wrong}", name))
+    if problems:
+        raise ApiError(status, *problems)
+    return given
+
+
+def _check_url(value: Json) -> str:
+    fits = isinstance(value, str) and re.match(r"https?://[^\s/]+", value)
+    return "" if fits else "must be an http or https URL"
+
+
+_ANY_TEXT = text_field(blank=True)
+
+_SHORT_TEXT = text_field(1000)
+
+
 # ======================================================================================
-# ==== §4 Liquid
+# ==== §5 Liquid
 # ======================================================================================
+
+
 #
 # Source text → tokens → nodes → text. A node is a closure that takes the rendering under way
 # (`_Render`); an expression is one that returns a value. Values are what JSON has: no attribute
 # of a Python object can be reached. Rules follow Shopify's Liquid, and where the two differ and
 # it is known, Customer.io's "latest" engine (LiquidJS, docs).
-
-
 class LiquidError(Exception):
     """A template that cannot be parsed or rendered: what is wrong, and where.
 
@@ -2675,76 +2968,8 @@ LIQUID_FILTERS.update(
 )
 
 
-#: JSON nested deeper than this is refused; deeper would exhaust the interpreter's stack.
-MAX_DEPTH = 200
-
-
-class NotANumber(ApiError):
-    """Raised for NaN and infinite numbers, which JSON does not have."""
-
-
-def decode_json(raw: bytes, depth: int = MAX_DEPTH) -> Json:
-    """Parse a JSON text in UTF-8, nested up to `depth`; empty gives None.
-
-    Raises ApiError 400 with the place.
-    """
-    try:
-        text = raw.decode().strip(" \t\r\n")
-        if not text:
-            return None
-        value, end = _DECODER.raw_decode(text)
-        if end != len(text):
-            raise json.JSONDecodeError("Extra data", text, end)
-    except UnicodeDecodeError as error:
-        raise _not_json(f"byte {error.start} is not UTF-8") from None
-    except json.JSONDecodeError as error:
-        raise _not_json(f"{error.msg} at line {error.lineno}, column {error.colno}") from None
-    except RecursionError:
-        raise _not_json(f"nested deeper than {depth}") from None
-    except ValueError:  # an integer beyond the interpreter's limit of digits
-        raise _not_json("a number has too many digits") from None
-    if len(raw) > 2 * depth and raw.count(b"[") + raw.count(b"{") > depth:
-        _check_depth(value, depth)
-    return _well_formed(value) if b"\\u" in raw else value
-
-
-def _not_json(what: str) -> ApiError:
-    return invalid(f"invalid JSON: {what}", reason="parse_error")
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise NotANumber(400, Problem(f"invalid JSON: {name} is not a number", "", "parse_error"))
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    return number if math.isfinite(number) else _refuse_constant(text[:20])
-
-
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
-
-
-def _check_depth(value: Json, most: int) -> None:
-    level, depth = [value], 0
-    while level:
-        depth += 1
-        if depth > most:
-            raise _not_json(f"nested deeper than {most}")
-        parts = [v.values() if isinstance(v, dict) else v for v in level if v]
-        level = [v for part in parts for v in part if isinstance(v, (dict, list))]
-
-
-def _well_formed(value: Json) -> Json:
-    """Replace lone surrogates by U+FFFD, as the real service's JSON reader does (inferred)."""
-    if isinstance(value, str):
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if isinstance(value, dict):
-        return {_well_formed(key): _well_formed(part) for key, part in value.items()}
-    return [_well_formed(part) for part in value] if isinstance(value, list) else value
-
-
 # ======================================================================================
-# ==== §5 Audience filters
+# ==== §6 Conditions
 # ======================================================================================
 
 
@@ -2861,62 +3086,11 @@ _FILTERS: Dict[str, Callable[[Json, str, Member], Predicate]] = {
 
 
 # ======================================================================================
-# ==== §6 Workspace
+# ==== §7 Records
 # ======================================================================================
 
-#: Limits of the Track API (reference). Sizes in bytes of UTF-8.
-MAX_IDENTIFIER = 150
-MAX_ATTRIBUTE_NAME = 150
-MAX_ATTRIBUTE_VALUE = 1000
-MAX_ATTRIBUTES = 300
-MAX_EVENT_NAME = 100
-MAX_EVENT_DATA = 100_000
-MAX_OBJECT_ATTRIBUTES = 100_000
-MAX_SEGMENT_IDS = 1000
-#: The largest whole number: 64 bits hold it, as in the real service (inferred).
-MAX_NUMBER = (1 << 63) - 1
-#: How many activities are kept; older ones are forgotten.
-MAX_ACTIVITIES = 50_000
-#: How many reporting webhooks are kept; older ones are forgotten.
-MAX_REPORTS = 10_000
-#: Up to this many messages are sent before the call that asked for them is answered.
-FOREGROUND = 200
-#: How long an anonymous event can still be claimed, and a merge carries events over: 30 days.
-EVENT_MEMORY = 30 * 86400.0
-#: Anonymous events this many seconds after the identify are still picked up (docs).
-ANONYMOUS_GRACE = 300.0
-#: From here on a timestamp is taken for milliseconds: as seconds it lies beyond the year 5000.
-MILLISECONDS = 100_000_000_000
 
-#: What the App API calls a channel, where that isn't its name in a send (reference).
-MESSAGE_TYPES = {"sms": "twilio", "inbox_message": "inbox"}
-#: What a client may report about a delivery, and by which channel (reference).
-METRICS = (
-    "opened", "clicked", "converted", "delivered", "bounced", "deferred", "dropped", "spammed",
-)  # fmt: skip
-PUSH_METRICS = ("opened", "converted", "delivered")
-CHANNEL_METRICS = {
-    "in_app": ("clicked", "converted", "opened"),
-    "push": ("clicked", *PUSH_METRICS),
-    "sms": ("bounced", "clicked", "delivered", "opened"),
-}
-
-#: Why a write that was answered with 200 changed nothing, or less than it seems to.
-SUPPRESSED = "suppressed: this person is suppressed, so the call was ignored; unsuppress first"
-UNKNOWN_CIO_ID = "unknown cio_id: no person has it (any more), so the call was ignored"
-NO_PERSON = "unknown person: nobody has this identifier, so there was nothing to do"
-NOT_CREATED = "failed_attribute_change: _update is true and nobody has this identifier"
-DUPLICATE = "duplicate event id: an event with this id is already there"
-NO_DEVICE = "unknown device: this person has no device with this token"
-NO_OBJECT = "unknown object: there is none with this identifier"
-NOT_SUPPRESSED = "not suppressed: this identifier was not suppressed"
-
-# What an identify call carries beside attributes (reference).
-_CONTROL_KEYS = {"id", "cio_id", "_update", "_timestamp", "cio_relationships"}
-# Structured attributes with their own rules; the 1000-byte limit is for plain values.
-_PREFERENCES = "cio_subscription_preferences"
-_DOTTED_PREFERENCES = _PREFERENCES + "."
-_EMAIL_SHAPE = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
+# ---- people, and what happens to them
 
 
 class Person:
@@ -3001,11 +3175,6 @@ class Person:
 def is_unsubscribed(attributes: Attributes) -> bool:
     """Whether attributes say so: any case of true, 1 or "1" (reference)."""
     return is_yes(attributes.get("unsubscribed"))
-
-
-def is_yes(value: Json) -> bool:
-    """Whether a value says yes; from a CSV it comes as text."""
-    return value is not None and as_text(value).lower() in ("true", "1")
 
 
 class Belongings:
@@ -3158,6 +3327,22 @@ class Thing:
         }
 
 
+# ---- messages
+
+#: What the App API calls a channel, where that isn't its name in a send (reference).
+MESSAGE_TYPES = {"sms": "twilio", "inbox_message": "inbox"}
+#: What a client may report about a delivery, and by which channel (reference).
+METRICS = (
+    "opened", "clicked", "converted", "delivered", "bounced", "deferred", "dropped", "spammed",
+)  # fmt: skip
+PUSH_METRICS = ("opened", "converted", "delivered")
+CHANNEL_METRICS = {
+    "in_app": ("clicked", "converted", "opened"),
+    "push": ("clicked", *PUSH_METRICS),
+    "sms": ("bounced", "clicked", "delivered", "opened"),
+}
+
+
 class Delivery:
     """One message to one person. Times are Unix seconds.
 
@@ -3303,6 +3488,13 @@ def device_named_by(fact: Json) -> str:
     return as_text(fact.get("device_id") or fact.get("recipient") or "")
 
 
+def response_named_by(fact: Json) -> Json:
+    """The `tracked_response` of a click: the name of the action that was chosen (reference)."""
+    metadata = fact.get("metadata")
+    name = metadata.get("action_name") if isinstance(metadata, dict) else fact.get("actionName")
+    return {"tracked_response": as_text(name)} if name else {}
+
+
 @dataclass
 class Export:
     """A finished export: its rows as CSV, and what the App API tells about it."""
@@ -3330,6 +3522,9 @@ class Export:
             "created_at": self.created_at,
             "updated_at": self.created_at,
         }
+
+
+# ---- segments, activities, calls
 
 
 class Segment:
@@ -3399,6 +3594,159 @@ class Activity(NamedTuple):
     delivery: Optional[Delivery] = None
 
 
+class Merge(NamedTuple):
+    """A merge call and whether it did anything."""
+
+    primary: Identifier
+    secondary: Identifier
+    applied: bool
+    received_at: int
+
+    def record(self) -> Json:
+        """The merge as `/__parlel/merges` shows it: each side as the client names it."""
+        primary, secondary = dict([self.primary]), dict([self.secondary])
+        applied = {"applied": self.applied, "received_at": self.received_at}
+        return {"primary": primary, "secondary": secondary, **applied}
+
+
+class Batch(NamedTuple):
+    """A batch call. What it asked for is kept as JSON: a fifth of the memory."""
+
+    number: int
+    source: str
+    operations: bytes
+    received_at: int
+
+    def record(self) -> Json:
+        """The batch as `/__parlel/batches` shows it."""
+        return {
+            "id": self.number,
+            "source": self.source,
+            "operations": decode_json(self.operations),
+            "received_at": self.received_at,
+        }
+
+
+# ---- what is made in the web app
+
+
+class Shelf:
+    """Records of one kind that people make in the web app or through the App API.
+
+    `rows` are what the API shows, by id, in order of creation; a change replaces a row. While
+    an `open` shelf is empty of seeded rows, an unknown number is taken for something made where
+    we can't see it, and gets a blank row.
+    """
+
+    kind: str
+    open: bool
+    rows: Dict[Any, Attributes]
+    last: int
+
+    def __init__(self, kind: str, open: bool = False) -> None:
+        self.kind, self.open = kind, open
+        self.rows, self.last = {}, 0
+
+    def next_id(self) -> int:
+        """A number that no row has."""
+        self.last += 1
+        while self.last in self.rows:
+            self.last += 1
+        return self.last
+
+    def add(self, row: Json, id: Any = None) -> Json:
+        """Put a row up under an id, the next number unless it is given; gives the row."""
+        key = self.next_id() if id is None else id
+        self.rows[key] = row = {"id": key, **row}
+        return row
+
+    def change(self, id: Any, update: Json) -> Json:
+        """Replace some fields of a row; gives the new row."""
+        self.rows[id] = {**self.rows[id], **update}
+        return self.rows[id]
+
+    def where(self, **wanted: Any) -> List[Json]:
+        """The rows that have all these values."""
+        rows = self.rows.values()
+        return [row for row in rows if all(row.get(k) == v for k, v in wanted.items())]
+
+
+#: The shelves of a workspace; the open ones hold what only the web app can make.
+OPEN_SHELVES = ("campaigns", "broadcasts", "transactional", "newsletters")
+SHELVES = (
+    *OPEN_SHELVES, "campaign_actions", "broadcast_actions", "newsletter_contents",
+    "transactional_contents", "test_groups", "sender_identities", "topics", "channels",
+    "object_types", "collections", "snippets", "reporting_webhooks", "imports", "workspaces",
+    "assets", "asset_folders", "live_notifications", "ds_emails", "ds_translations",
+    "ds_components", "ds_folders", "ds_versions", "ds_publishes", "ds_previews",
+    "inbox_preview_clients", "inbox_preview_credits",
+)  # fmt: skip
+
+
+# ======================================================================================
+# ==== §8 People
+# ======================================================================================
+
+#: Limits of the Track API (reference). Sizes in bytes of UTF-8.
+MAX_IDENTIFIER = 150
+
+_EMAIL_SHAPE = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
+
+MAX_ATTRIBUTE_NAME = 150
+MAX_ATTRIBUTE_VALUE = 1000
+MAX_ATTRIBUTES = 300
+
+#: Why a write that was answered with 200 changed nothing, or less than it seems to.
+SUPPRESSED = "suppressed: this person is suppressed, so the call was ignored; unsuppress first"
+UNKNOWN_CIO_ID = "unknown cio_id: no person has it (any more), so the call was ignored"
+NO_PERSON = "unknown person: nobody has this identifier, so there was nothing to do"
+NOT_CREATED = "failed_attribute_change: _update is true and nobody has this identifier"
+DUPLICATE = "duplicate event id: an event with this id is already there"
+NO_DEVICE = "unknown device: this person has no device with this token"
+NO_OBJECT = "unknown object: there is none with this identifier"
+NOT_SUPPRESSED = "not suppressed: this identifier was not suppressed"
+
+# What an identify call carries beside attributes (reference).
+_CONTROL_KEYS = {"id", "cio_id", "_update", "_timestamp", "cio_relationships"}
+# Structured attributes with their own rules; the 1000-byte limit is for plain values.
+_PREFERENCES = "cio_subscription_preferences"
+_DOTTED_PREFERENCES = _PREFERENCES + "."
+
+
+# ---- identifiers
+
+
+def identifier_text(value: Json, name: str) -> str:
+    """An identifier's value as text; numbers are welcome. Raises ApiError 400."""
+    if type(value) is str and 0 < len(value) <= MAX_IDENTIFIER // 4:
+        return value
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise invalid(f"{name} must be a string, not {kind_of(value)}", name)
+    text = as_text(value)
+    if not text:
+        raise required(name)
+    if _longer(text, MAX_IDENTIFIER):
+        raise invalid(f"{name} cannot be longer than {MAX_IDENTIFIER} bytes", name)
+    return text
+
+
+def one_identifier(
+    identifiers: Json, kinds: Sequence[str], name: str, settings: Optional[Settings] = None
+) -> Identifier:
+    """Exactly one identifier out of an `identifiers` object. Raises ApiError 400."""
+    wanted = f"an object with exactly one of: {', '.join(kinds)}"
+    if not isinstance(identifiers, dict):
+        raise required(name, wanted)
+    given = {kind: value for kind, value in identifiers.items() if value not in (None, "")}
+    if len(given) != 1 or not set(given) <= set(kinds):
+        raise invalid(f"{name} must be {wanted}", name, "invalid" if given else "required")
+    ((kind, value),) = given.items()
+    return kind, identifier_text(value, f"{name}.{kind}")
+
+
+# ---- attributes
+
+
 def changed(
     attributes: Attributes, timestamps: Dict[str, int], update: Attributes, when: int
 ) -> Tuple[Attributes, Dict[str, int]]:
@@ -3431,20 +3779,11 @@ def changed(
     return new, stamps
 
 
-#: The types of values that hold no others.
-_FLAT = frozenset({str, int, float, bool, type(None)})
-
-
 def difference(old: Attributes, new: Attributes) -> Json:
     """What changed, as an activity tells it: `{name: {from, to}}`, as text (reference)."""
     names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     texts = [{name: as_text(side[name]) for name in names if name in side} for side in (old, new)]
     return {name: {"from": texts[0].get(name, ""), "to": texts[1].get(name, "")} for name in names}
-
-
-def without(mapping: Dict[str, Any], names: Sequence[str]) -> Dict[str, Any]:
-    """A mapping but for some names; the same one if there are none."""
-    return {k: v for k, v in mapping.items() if k not in names} if names else mapping
 
 
 def _left_out(skipped: Sequence[str], surplus: Sequence[str]) -> str:
@@ -3473,6 +3812,16 @@ def ordinary(attributes: Attributes) -> bool:
     names = [name for name in unknown if len(name) <= _SHORT_NAME and name[:4] != "cio_"]
     _ORDINARY.update(map(sys.intern, names))
     return _ORDINARY.issuperset(attributes)
+
+
+def _known_zone(name: Json) -> Optional[str]:
+    """`cio_timezone` is computed from a `timezone` that exists, and goes with one that doesn't."""
+    from zoneinfo import ZoneInfo
+
+    try:
+        return ZoneInfo(name).key
+    except (TypeError, ValueError, OSError, KeyError):
+        return None
 
 
 def completed(attributes: Attributes, current: Attributes) -> Attributes:
@@ -3554,9 +3903,68 @@ def _too_long_value(name: str, value: Json) -> bool:
     return not name.startswith("cio_") and _longer(as_text(value), MAX_ATTRIBUTE_VALUE)
 
 
-def _longer(text: str, limit: int) -> bool:
-    # A character takes four bytes at most, so short texts need not be encoded.
-    return len(text) * 4 > limit and len(text.encode("utf-8", "replace")) > limit
+def checked_attributes(value: Json, name: str) -> Attributes:
+    """Attributes within the limits. Raises ApiError 400 with one sentence for each breach."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise invalid(f"{name} must be an object, not {kind_of(value)}", name)
+    for kind in ("id", "email", "phone"):
+        if kind in value and value[kind] not in (None, ""):
+            identifier_text(value[kind], kind)
+    plain, problems = ordinary(value), []
+    if not all_small(value) or not (plain or all_short(value)):
+        problems += oversized(value)
+    if not plain:
+        problems += misshapen_preferences(value)
+    if problems:
+        raise ApiError(400, *problems)
+    return value
+
+
+def misshapen_preferences(attributes: Attributes) -> List[Problem]:
+    """What is wrong with subscription preferences: objects of yes and no, whole or dotted."""
+    whole, wrong = attributes.get(_PREFERENCES), []
+    parts = whole.values() if isinstance(whole, dict) else () if whole in (None, "") else (whole,)
+    if not all(isinstance(part, dict) for part in parts):
+        text = f"{_PREFERENCES} must be an object of objects, as in {{topics: {{topic_1: true}}}}"
+        wrong.append(Problem(text, _PREFERENCES))
+    for name in attributes:
+        if name.startswith(_PREFERENCES + ".") and name.count(".") != 2:
+            text = f"{name} must be named like {_PREFERENCES}.topics.topic_1"
+            wrong.append(Problem(text, name))
+    return wrong
+
+
+# ---- devices
+
+
+def push_token(value: Json, name: str) -> str:
+    """A device's token as text. Raises ApiError 400."""
+    if value in (None, ""):
+        raise required(name, "the push token")
+    if isinstance(value, (dict, list, bool)):
+        raise invalid(f"{name} must be a string, not {kind_of(value)}", name)
+    return as_text(value)
+
+
+def device_of(device: Json, token_key: str, now: int) -> Tuple[str, str, int, Attributes]:
+    """Token, platform, last_used and attributes of a `device` object. Raises ApiError 400.
+
+    `last_used` is `now`, Unix seconds, unless it is given (reference).
+    """
+    if not isinstance(device, dict):
+        raise required("device", f"an object with {token_key} and platform")
+    token = push_token(device.get(token_key) or device.get("id"), f"device.{token_key}")
+    if device.get("platform") not in ("ios", "android"):
+        raise invalid("device.platform must be 'ios' or 'android'", "device.platform")
+    attributes = checked_attributes(device.get("attributes"), "device.attributes")
+    text = {k: as_text(v) for k, v in attributes.items() if v is not None and k != LAST_STATUS}
+    last_used = whole_number(device.get("last_used"), "device.last_used")
+    return token, device["platform"], now if last_used is None else last_used, text
+
+
+# ---- everybody
 
 
 def _folded(who: Identifier) -> Identifier:
@@ -3700,100 +4108,99 @@ class People:
         return kind == "email" and (self.settings.update_email_by_id and by == "id")
 
 
-class Merge(NamedTuple):
-    """A merge call and whether it did anything."""
+# ======================================================================================
+# ==== §9 Events, objects and segments
+# ======================================================================================
 
-    primary: Identifier
-    secondary: Identifier
-    applied: bool
-    received_at: int
+MAX_EVENT_NAME = 100
+MAX_EVENT_DATA = 100_000
+MAX_OBJECT_ATTRIBUTES = 100_000
+MAX_SEGMENT_IDS = 1000
 
-    def record(self) -> Json:
-        """The merge as `/__parlel/merges` shows it: each side as the client names it."""
-        primary, secondary = dict([self.primary]), dict([self.secondary])
-        applied = {"applied": self.applied, "received_at": self.received_at}
-        return {"primary": primary, "secondary": secondary, **applied}
-
-
-class Batch(NamedTuple):
-    """A batch call. What it asked for is kept as JSON: a fifth of the memory."""
-
-    number: int
-    source: str
-    operations: bytes
-    received_at: int
-
-    def record(self) -> Json:
-        """The batch as `/__parlel/batches` shows it."""
-        return {
-            "id": self.number,
-            "source": self.source,
-            "operations": decode_json(self.operations),
-            "received_at": self.received_at,
-        }
+#: How long an anonymous event can still be claimed, and a merge carries events over: 30 days.
+EVENT_MEMORY = 30 * 86400.0
+#: Anonymous events this many seconds after the identify are still picked up (docs).
+ANONYMOUS_GRACE = 300.0
 
 
-class Shelf:
-    """Records of one kind that people make in the web app or through the App API.
-
-    `rows` are what the API shows, by id, in order of creation; a change replaces a row. While
-    an `open` shelf is empty of seeded rows, an unknown number is taken for something made where
-    we can't see it, and gets a blank row.
-    """
-
-    kind: str
-    open: bool
-    rows: Dict[Any, Attributes]
-    last: int
-
-    def __init__(self, kind: str, open: bool = False) -> None:
-        self.kind, self.open = kind, open
-        self.rows, self.last = {}, 0
-
-    def next_id(self) -> int:
-        """A number that no row has."""
-        self.last += 1
-        while self.last in self.rows:
-            self.last += 1
-        return self.last
-
-    def add(self, row: Json, id: Any = None) -> Json:
-        """Put a row up under an id, the next number unless it is given; gives the row."""
-        key = self.next_id() if id is None else id
-        self.rows[key] = row = {"id": key, **row}
-        return row
-
-    def change(self, id: Any, update: Json) -> Json:
-        """Replace some fields of a row; gives the new row."""
-        self.rows[id] = {**self.rows[id], **update}
-        return self.rows[id]
-
-    def where(self, **wanted: Any) -> List[Json]:
-        """The rows that have all these values."""
-        rows = self.rows.values()
-        return [row for row in rows if all(row.get(k) == v for k, v in wanted.items())]
+def event_of(kind: str, body: Json, data_key: str = "data", size: float = math.inf) -> Event:
+    """The event that a body of `size` bytes describes. Raises ApiError 400 naming the field."""
+    name = body.get("name")
+    if not isinstance(name, str) or not name.strip():
+        raise required("name", "the event's name as a string")
+    name = name.strip()
+    if _longer(name, MAX_EVENT_NAME):
+        raise invalid(f"name cannot be longer than {MAX_EVENT_NAME} bytes", "name")
+    data = body.get(data_key)
+    if data is None:
+        data = {}
+    if not isinstance(data, dict):
+        raise invalid(f"{data_key} must be an object, not {kind_of(data)}", data_key)
+    # Written anew, JSON grows less than fivefold (1e15), so a small body need not be written.
+    if size * 5 > MAX_EVENT_DATA and _longer(as_text(data), MAX_EVENT_DATA):
+        raise invalid(f"{data_key} cannot be larger than {MAX_EVENT_DATA} bytes", data_key)
+    type = body.get("type") if body.get("type") in ("page", "screen") else "event"
+    given = body.get("id")
+    given_id = "" if given in (None, "") else identifier_text(given, "id")
+    timestamp = whole_number(body.get("timestamp"), "timestamp")
+    kind = kind or cast(str, type)
+    return Event(kind, name, data, cast(str, type), timestamp, given_id)
 
 
-#: The shelves of a workspace; the open ones hold what only the web app can make.
-OPEN_SHELVES = ("campaigns", "broadcasts", "transactional", "newsletters")
-SHELVES = (
-    *OPEN_SHELVES, "campaign_actions", "broadcast_actions", "newsletter_contents",
-    "transactional_contents", "test_groups", "sender_identities", "topics", "channels",
-    "object_types", "collections", "snippets", "reporting_webhooks", "imports", "workspaces",
-    "assets", "asset_folders", "live_notifications", "ds_emails", "ds_translations",
-    "ds_components", "ds_folders", "ds_versions", "ds_publishes", "ds_previews",
-    "inbox_preview_clients", "inbox_preview_credits",
-)  # fmt: skip
+def doubt(event: Event) -> str:
+    """What is accepted, yet probably a mistake; "" if nothing is."""
+    if event.timestamp is not None and event.timestamp >= MILLISECONDS:
+        return f"timestamp {event.timestamp} looks like milliseconds; Customer.io takes seconds"
+    return ""
 
 
-def _known_zone(name: Json) -> Optional[str]:
-    """`cio_timezone` is computed from a `timezone` that exists, and goes with one that doesn't."""
-    from zoneinfo import ZoneInfo
+def object_list(value: Json) -> List[Tuple[ObjectKey, Attributes]]:
+    """`cio_relationships` of a person: the objects and the attributes of each relationship."""
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise invalid("cio_relationships must be a list", "cio_relationships")
+    rows = []
+    for i, row in enumerate(value):
+        name = f"cio_relationships[{i}]"
+        if not isinstance(row, dict):
+            raise invalid(f"{name} must be an object, not {kind_of(row)}", name)
+        ref = object_key(row.get("identifiers"), f"{name}.identifiers")
+        rows.append((ref, checked_attributes(row.get("relationship_attributes"), name)))
+    return rows
 
-    try:
-        return ZoneInfo(name).key
-    except (TypeError, ValueError, OSError, KeyError):
-        return None
+
+def object_key(identifiers: Json, name: str, create: bool = True) -> ObjectKey:
+    """`{object_type_id, object_id}`, or `{cio_object_id}` as ("", id). Raises ApiError 400."""
+    if not isinstance(identifiers, dict):
+        raise required(name, "object_type_id and object_id, or cio_object_id")
+    if identifiers.get("cio_object_id"):
+        return "", identifier_text(identifiers["cio_object_id"], f"{name}.cio_object_id")
+    for part in ("object_type_id", "object_id"):
+        if identifiers.get(part) in (None, ""):
+            raise required(f"{name}.{part}", "object_type_id and object_id, or cio_object_id")
+    type_id = object_type(identifiers["object_type_id"], f"{name}.object_type_id")
+    return type_id, identifier_text(identifiers["object_id"], f"{name}.object_id")
+
+
+def object_type(value: Json, name: str) -> str:
+    """The id of an object type, a number as text (reference). Raises ApiError 400."""
+    type_id = as_text(value)
+    if not re.fullmatch(r"[1-9]\d{0,5}", type_id):
+        raise invalid(f"{name} must be a number from 1 up", name)
+    return type_id
+
+
+# ======================================================================================
+# ==== §10 Workspace
+# ======================================================================================
+
+#: How many activities are kept; older ones are forgotten.
+MAX_ACTIVITIES = 50_000
+#: How many reporting webhooks are kept; older ones are forgotten.
+MAX_REPORTS = 10_000
+#: Up to this many messages are sent before the call that asked for them is answered.
+FOREGROUND = 200
 
 
 def _nobody_listens(*facts: Any) -> None:
@@ -3819,106 +4226,6 @@ def chore(function: SomeChore) -> SomeChore:
 def apply_late(workspace: Workspace, verb: str, who: Identifier, args: Sequence[Any]) -> None:
     """Apply a Track write that the workspace has lagged behind with."""
     workspace.apply(getattr(workspace, verb), who, args)
-
-
-class Journal:
-    """The newest requests, oldest first, and how many there were; control calls are not kept."""
-
-    rows: Deque[Entry]
-    count: int
-
-    def __init__(self, most: int) -> None:
-        self.rows, self.count = deque(maxlen=most), 0
-        self._lock = threading.Lock()
-
-    def add(self, at: float, took: float, request: Request, response: Response) -> None:
-        """Write a request down; from any thread."""
-        if len(response.body) > MAX_KEPT_BODY:
-            cut = Response(response.status, response.body[:MAX_KEPT_BODY], response.headers)
-            cut.fault, response = response.fault, cut
-        with self._lock:
-            self.count += 1
-            self.rows.append(Entry(self.count, at, took, request, response))
-
-    @property
-    def dropped(self) -> int:
-        """How many are not kept any more."""
-        return self.count - len(self.rows)
-
-    def forget(self) -> None:
-        """Drop all; the next one's number is 1."""
-        with self._lock:
-            self.rows.clear()
-            self.count = 0
-
-
-#: What a fault does, one of them; `latency` goes with any, or stands alone.
-EFFECTS = ("status", "reset", "empty", "truncate", "hang", "trickle")
-
-
-class Fault:
-    """A rule of what goes wrong on purpose, and how often it did.
-
-    `rule` is as it was asked for, `operations` names those that it is about, as in
-    "PUT /api/v1/customers/{identifier}".
-    """
-
-    __slots__ = ("fired", "id", "matched", "operations", "rule")
-
-    id: int
-    rule: Attributes
-    operations: FrozenSet[str]
-    matched: int
-    fired: int
-
-    def __init__(self, id: int, rule: Json, operations: FrozenSet[str]) -> None:
-        self.id, self.rule, self.operations = id, rule, operations
-        self.matched = self.fired = 0
-
-    @property
-    def effect(self) -> str:
-        """Which of the EFFECTS it has, or "latency"."""
-        return next((name for name in EFFECTS if name in self.rule), "latency")
-
-    @property
-    def spent(self) -> bool:
-        """Whether it has fired as often as it may."""
-        return bool(self.fired >= self.rule.get("times", math.inf))
-
-    def fires(self) -> bool:
-        """Count a request that matches; whether it is one that goes wrong. Under the lock."""
-        if self.spent:
-            return False
-        self.matched += 1
-        turn = self.matched - self.rule.get("after", 0)
-        if turn <= 0 or turn % self.rule.get("every", 1):
-            return False
-        fires = bool(self._chance("fires") < self.rule.get("probability", 1))
-        self.fired += fires
-        return fires
-
-    def _chance(self, what: str) -> float:
-        """From 0 to 1, by seed and count: the same each time, whoever else throws dice."""
-        from random import Random
-
-        return Random(f"{self.rule.get('seed', 0)} {what} {self.matched}").random()
-
-    def delay(self) -> float:
-        """For how long to wait this time, in seconds."""
-        latency, jitter = self.rule.get("latency", 0), self.rule.get("jitter", 0)
-        return float(max(0, latency + jitter * (2 * self._chance("delay") - 1)))
-
-    def record(self) -> Json:
-        """The rule as `/__parlel/faults` shows it."""
-        counts = {"matched": self.matched, "fired": self.fired, "active": not self.spent}
-        return {"id": self.id, **self.rule, **counts}
-
-
-def response_named_by(fact: Json) -> Json:
-    """The `tracked_response` of a click: the name of the action that was chosen (reference)."""
-    metadata = fact.get("metadata")
-    name = metadata.get("action_name") if isinstance(metadata, dict) else fact.get("actionName")
-    return {"tracked_response": as_text(name)} if name else {}
 
 
 def kept(make: Callable[[], Any]) -> Any:
@@ -4822,24 +5129,11 @@ class Workspace:
 
 
 # ======================================================================================
-# ==== §7 Messages
+# ==== §11 Rendering
 # ======================================================================================
 
-#: What each kind of transactional send must have (reference).
-SEND_FIELDS = {
-    "email": ("to", "identifiers"),
-    "push": ("transactional_message_id", "identifiers"),
-    "sms": ("transactional_message_id", "to", "identifiers"),
-    "whatsapp": ("transactional_message_id", "to", "identifiers"),
-    "inbox_message": ("transactional_message_id", "identifiers"),
-    "in_app": ("transactional_message_id", "identifiers"),
-}
-#: An email without a template needs all of these.
-_OWN_CONTENT = ("body", "subject", "from")
-_E164 = re.compile(r"\+[1-9]\d{1,14}")
-MAX_SEND_AHEAD = 90 * 86400
-MAX_RECIPIENTS = 15
-MAX_ATTACHMENTS = 2 * 1000 * 1000
+
+# ---- campaigns and their like
 
 
 class Family(NamedTuple):
@@ -4919,207 +5213,6 @@ def shown(row: Json) -> Json:
     return {name: value for name, value in row.items() if not name.startswith("_")}
 
 
-_EMAIL_CONTENT = (
-    "body", "body_amp", "language", "from", "from_id", "reply_to", "reply_to_id", "preprocessor",
-    "recipient", "subject", "bcc", "cc", "fake_bcc", "preheader_text", "headers",
-)  # fmt: skip
-#: What the App API shows of an action, by its type; others look like an email (reference).
-_ACTION_CONTENT: Dict[str, Sequence[str]] = {
-    "twilio": ("layout", "language", "image_url", "recipient"),
-    "webhook": ("layout", "url", "headers", "method"),
-    "whatsapp": (
-        "body_json", "language", "recipient", "sender_identity_id", "send_to_unsubscribed",
-        "tracked",
-    ),
-}  # fmt: skip
-_ACTION_BLANKS: Json = {
-    "image_url": "", "url": "", "method": "post", "body_json": "", "sender_identity_id": 0,
-    "send_to_unsubscribed": False, "tracked": True,
-}  # fmt: skip
-
-
-def content_document(family: Family, row: Json) -> Json:
-    """A content (or action) as the App API gives it."""
-    times, named = ("created", "updated"), {"deduplicate_id": f"{row['id']}:{row['updated']}"}
-    if family is TRANSACTIONAL:
-        return {name: row[name] for name in ("id", "name", "type", *times, *_EMAIL_CONTENT)}
-    named[family.key] = row["_parent"]
-    if family is NEWSLETTERS:
-        return {**{n: row[n] for n in ("id", "name", "type", "layout", *_EMAIL_CONTENT)}, **named}
-    own = _ACTION_CONTENT.get(row["type"], ("layout", *_EMAIL_CONTENT))
-    names = ("id", "name", "type", *times, "sending_state", "body", "parent_action_id", *own)
-    full = {**_ACTION_BLANKS, **row}
-    return {**{name: full[name] for name in names}, **named}
-
-
-_NEWSLETTER_SHOWN = (
-    "id", "name", "type", "sent_at", "created", "updated", "tags", "recipient_segment_ids",
-    "subscription_topic_id",
-)  # fmt: skip
-_TEMPLATE_TYPES = {"twilio": "sms", "email": "email", "push": "push", "slack": "slack"}
-
-
-def family_document(workspace: Workspace, family: Family, row: Json) -> Json:
-    """A campaign, broadcast, newsletter or transactional message as the App API gives it."""
-    if family is TRANSACTIONAL:
-        return {name: value for name, value in shown(row).items() if name != "trigger_name"}
-    contents = workspace.shelves[family.shelf].where(_parent=row["id"])
-    more: Json = {"deduplicate_id": f"{row['id']}:{row['updated']}"}
-    if family is NEWSLETTERS:
-        plain = {name: row[name] for name in _NEWSLETTER_SHOWN if name in row}
-        return {**plain, **more, "content_ids": [content["id"] for content in contents]}
-    actions = [(c["id"], c["type"]) for c in contents if not c["parent_action_id"]]
-    short = [{"id": n, "type": _TEMPLATE_TYPES[t]} for n, t in actions if t in _TEMPLATE_TYPES]
-    more["first_started"] = row.get("first_started", row["created"])
-    if family is BROADCASTS:
-        named = [{"id": n, "type": _TEMPLATE_TYPES.get(t, t)} for n, t in actions]
-        return {**shown(row), **more, "actions": named, "msg_template_ids": named}
-    if row["type"] != "webhook":
-        more["filter_segment_ids"] = row.get("filter_segment_ids") or []
-    if row["type"] == "segment":
-        more["trigger_segment_ids"] = row.get("trigger_segment_ids") or []
-    named = [{"id": n, "type": t} for n, t in actions]
-    return {**shown(row), **more, "actions": named, "msg_templates": short}
-
-
-# ---- metrics: counts over recorded deliveries
-
-#: What a metric series counts (reference of 2026).
-METRIC_SERIES = (
-    "attempted", "bounced", "clicked", "converted", "created", "deferred", "delivered", "drafted",
-    "failed", "human_clicked", "human_opened", "link_untracked", "machine_clicked",
-    "open_untracked", "opened", "prefetch_opened", "replied", "sent", "spammed", "suppressed",
-    "topic_unsubscribed", "tracking_consent_denied", "tracking_consent_granted", "undeliverable",
-    "unsubscribed", "untracked",
-)  # fmt: skip
-#: The periods of version 1 and the most steps of each (reference).
-PERIODS = {"hours": 24, "days": 45, "weeks": 12, "months": 121}
-RESOLUTIONS = {
-    **{name: name for name in PERIODS},
-    "hourly": "hours", "daily": "days", "weekly": "weeks", "monthly": "months",
-}  # fmt: skip
-#: Version 1 begins its days at 00:00 EST (reference).
-EASTERN = timezone(timedelta(hours=-5))
-MAX_BUCKETS = 100_000
-
-
-def _begin_of(moment: datetime, period: str) -> datetime:
-    """The begin of the hour, day, week (Sunday) or month that a moment is in."""
-    if period == "hours":
-        return moment.replace(minute=0, second=0, microsecond=0)
-    day = moment.replace(hour=0, minute=0, second=0, microsecond=0)
-    if period == "weeks":
-        return day - timedelta(days=(day.weekday() + 1) % 7)
-    return day.replace(day=1) if period == "months" else day
-
-
-def _later(moment: datetime, period: str, steps: int) -> datetime:
-    if period == "months":
-        months = moment.year * 12 + moment.month - 1 + steps
-        return moment.replace(year=months // 12, month=months % 12 + 1)
-    return moment + timedelta(**{period: steps})
-
-
-def period_edges(now: float, period: str, steps: int) -> List[float]:
-    """Begins of the last `steps` periods, oldest first, and the end of the current one."""
-    current = _begin_of(datetime.fromtimestamp(now, EASTERN), period)
-    return [_later(current, period, i).timestamp() for i in range(1 - steps, 2)]
-
-
-def range_edges(start: int, end: int, period: str, zone: tzinfo) -> List[float]:
-    """Begins of the periods from `start` to `end` (Unix seconds), and the end of the last."""
-    first, edges = _begin_of(datetime.fromtimestamp(start, zone), period), []
-    for i in range(MAX_BUCKETS):
-        edges.append(_later(first, period, i).timestamp())
-        if edges[-1] > end:
-            return edges
-    raise invalid(f"start and end are more than {MAX_BUCKETS} {period} apart", "start")
-
-
-def count_series(
-    facts: Iterable[Tuple[str, float]], names: Sequence[str], edges: List[float]
-) -> Json:
-    """For each name how many facts (name and time) fall between each two edges."""
-    series = {name: [0] * (len(edges) - 1) for name in names}
-    for name, when in facts:
-        index = bisect.bisect_right(edges, when) - 1
-        if name in series and 0 <= index < len(edges) - 1:
-            series[name][index] += 1
-    return series
-
-
-def delivery_series(deliveries: Iterable[Delivery], edges: List[float]) -> Json:
-    """The metric series of some deliveries; the real API calls `dropped` suppressed here."""
-    renamed = {"dropped": "suppressed"}
-    facts = ((renamed.get(m, m), t) for d in deliveries for m, t in d.metrics.items())
-    return count_series(facts, METRIC_SERIES, edges)
-
-
-def link_series(
-    workspace: Workspace, deliveries: Iterable[Delivery], edges: List[float], unique: bool
-) -> Json:
-    """Clicks by link; `unique` counts each person once for a link."""
-    clicks: Dict[str, List[Tuple[str, float]]] = {}
-    seen: Set[Tuple[str, Optional[str]]] = set()
-    for delivery in deliveries:
-        for row in delivery.history:
-            href, who = row.get("href"), delivery.customer_id
-            if not href or (unique and (href, who) in seen):
-                continue
-            seen.add((href, who))
-            facts = [(name, row["timestamp"]) for name in (row["metric"], f"human_{row['metric']}")]
-            clicks.setdefault(href, []).extend(facts)
-    names = ("clicked", "human_clicked", "machine_clicked")
-    return [
-        {
-            "link": {"id": workspace.link_number(href), "href": href},
-            "metric": {"series": count_series(facts, names, edges)},
-        }
-        for href, facts in clicks.items()
-    ]
-
-
-def tracked_responses(delivery: Delivery) -> Json:
-    """When each response of an in-app message was first chosen; the numbers are inferred."""
-    chosen: Dict[str, int] = {}
-    for row in delivery.history if delivery.channel == "in_app" else ():
-        if row["metric"] == "clicked" and row.get("tracked_response"):
-            chosen.setdefault(as_text(row["tracked_response"]), row["timestamp"])
-    return {name: {"id": id, "ts": ts} for id, (name, ts) in enumerate(chosen.items(), 1)}
-
-
-def message_document(delivery: Delivery, responses: bool = False) -> Json:
-    """A delivery as the App API's messages show it; parents that don't apply are null.
-
-    `responses` asks for the tracked responses, too.
-    """
-    person, message = delivery.person, delivery.message
-    names = (
-        "newsletter_id", "content_id", "campaign_id", "broadcast_id", "action_id",
-        "transactional_message_id",
-    )  # fmt: skip
-    nobody = {"id": delivery.customer_id, "email": None, "cio_id": ""}
-    return {
-        "id": delivery.delivery_id,
-        "deduplicate_id": f"{delivery.delivery_id}:{max(delivery.metrics.values())}",
-        "msg_template_id": delivery.template_id,
-        "message_template_id": delivery.template_id,
-        "parent_action_id": None,
-        "customer_id": delivery.customer_id,
-        "customer_identifiers": person.identifiers() if person else nobody,
-        "recipient": delivery.recipient,
-        "subject": delivery.rendered.get("subject") or as_text(message.get("subject") or ""),
-        "metrics": delivery.metrics,
-        "created": delivery.created,
-        "failure_message": delivery.failure or None,
-        **{name: delivery.parents.get(name) for name in names},
-        "trigger_event_id": None,
-        "type": MESSAGE_TYPES.get(delivery.channel, delivery.channel),
-        "forgotten": message.get("disable_message_retention") is True,
-        **({"tracked_responses": tracked_responses(delivery)} if responses else {}),
-    }
-
-
 # ---- signed links
 
 
@@ -5144,7 +5237,7 @@ def subscription_path(workspace: Workspace, person: Person) -> str:
     return f"/u/i/{subscription_token(workspace, person)}/"
 
 
-# ---- rendering: what the recipient sees
+# ---- what the recipient sees
 
 
 class Mail(NamedTuple):
@@ -5171,13 +5264,46 @@ _RENDERED_PARTS = (
 )
 #: In these namespaces a missing attribute makes a message fail (docs).
 STRICT_NAMESPACES = frozenset({"customer", "event", "trigger", "journey"})
+
+_CLASS = re.compile(r"""\sclass\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s>]+))""", re.I)
+_REST_OF_TAG = re.compile(r"[^<>]*")
+_HREF = re.compile(r"""(<a\b[^<>]*?\bhref\s*=\s*)(["'])(https?://.*?)\2""", re.I | re.S)
+
+#: Headers that a message has by itself and that can't be replaced.
+RESERVED_HEADERS = frozenset(
+    (
+        "from", "to", "cc", "bcc", "subject", "date", "message-id", "reply-to", "sender",
+        "return-path", "mime-version", "content-type", "content-transfer-encoding", "received",
+        "dkim-signature", "cio-delivery-id",
+    )
+)  # fmt: skip
+
+
+def checked_headers(value: Json) -> List[Tuple[str, str]]:
+    """Headers out of a JSON text of `[{name, value}]`, or the older object. Raises ApiError 400."""
+    if value in (None, ""):
+        return []
+    try:
+        rows = decode_json(value.encode()) if isinstance(value, str) else value
+        if isinstance(rows, dict):
+            rows = [{"name": name, "value": text} for name, text in rows.items()]
+        pairs = [(row["name"], row["value"]) for row in rows]
+    except (ApiError, TypeError, KeyError):
+        raise invalid('"headers" must be a JSON list of {"name", "value"}', "headers") from None
+    for name, text in pairs:
+        if not isinstance(name, str) or not isinstance(text, str):
+            raise invalid('"headers" must have names and values as strings', "headers")
+        if not re.fullmatch(r"[!-9;-~]+", name) or not re.fullmatch(r"[ -~]*", text):
+            raise invalid(f'"headers": {name!r:.80} and its value must be plain ASCII', "headers")
+        if name.lower() in RESERVED_HEADERS:
+            raise invalid(f'"headers": {name} is reserved', "headers")
+    return pairs
+
+
 #: Channels that need an address; what goes through others still has a recipient (observed).
 _ADDRESSED_CHANNELS = ("email", "sms", "whatsapp")
 #: Channels that an unsubscribed person gets all the same (reference).
 _UNASKED_CHANNELS = ("in_app", "inbox_message", "webhook", "slack")
-_CLASS = re.compile(r"""\sclass\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s>]+))""", re.I)
-_REST_OF_TAG = re.compile(r"[^<>]*")
-_HREF = re.compile(r"""(<a\b[^<>]*?\bhref\s*=\s*)(["'])(https?://.*?)\2""", re.I | re.S)
 
 
 def customer_data(person: Person) -> Json:
@@ -5335,6 +5461,14 @@ def plain_text(html: str) -> str:
     return re.sub(r"\n\s*\n+", "\n\n", re.sub(r"[ \t]+", " ", text)).strip()
 
 
+# ======================================================================================
+# ==== §12 Sending
+# ======================================================================================
+
+
+# ---- one message
+
+
 def topic_name(topic: Json) -> str:
     """What preferences call a topic."""
     return str(topic.get("identifier") or f"topic_{topic['id']}")
@@ -5470,58 +5604,23 @@ def deliver(
 _CHANNELS = {type: channel for channel, type in MESSAGE_TYPES.items()}
 
 
-def checked_attributes(value: Json, name: str) -> Attributes:
-    """Attributes within the limits. Raises ApiError 400 with one sentence for each breach."""
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise invalid(f"{name} must be an object, not {kind_of(value)}", name)
-    for kind in ("id", "email", "phone"):
-        if kind in value and value[kind] not in (None, ""):
-            identifier_text(value[kind], kind)
-    plain, problems = ordinary(value), []
-    if not all_small(value) or not (plain or all_short(value)):
-        problems += oversized(value)
-    if not plain:
-        problems += misshapen_preferences(value)
-    if problems:
-        raise ApiError(400, *problems)
-    return value
-
-
-def push_token(value: Json, name: str) -> str:
-    """A device's token as text. Raises ApiError 400."""
-    if value in (None, ""):
-        raise required(name, "the push token")
-    if isinstance(value, (dict, list, bool)):
-        raise invalid(f"{name} must be a string, not {kind_of(value)}", name)
-    return as_text(value)
-
-
-def device_of(device: Json, token_key: str, now: int) -> Tuple[str, str, int, Attributes]:
-    """Token, platform, last_used and attributes of a `device` object. Raises ApiError 400.
-
-    `last_used` is `now`, Unix seconds, unless it is given (reference).
-    """
-    if not isinstance(device, dict):
-        raise required("device", f"an object with {token_key} and platform")
-    token = push_token(device.get(token_key) or device.get("id"), f"device.{token_key}")
-    if device.get("platform") not in ("ios", "android"):
-        raise invalid("device.platform must be 'ios' or 'android'", "device.platform")
-    attributes = checked_attributes(device.get("attributes"), "device.attributes")
-    text = {k: as_text(v) for k, v in attributes.items() if v is not None and k != LAST_STATUS}
-    last_used = whole_number(device.get("last_used"), "device.last_used")
-    return token, device["platform"], now if last_used is None else last_used, text
-
-
-def add_device_of(workspace: Workspace, who: Identifier, device: Json, token_key: str) -> str:
-    """Add or update a device of a person."""
-    return workspace.ingest(
-        workspace.add_device, who, *device_of(device, token_key, workspace.seconds())
-    )
-
-
 # ---- transactional sends
+
+#: What each kind of transactional send must have (reference).
+SEND_FIELDS = {
+    "email": ("to", "identifiers"),
+    "push": ("transactional_message_id", "identifiers"),
+    "sms": ("transactional_message_id", "to", "identifiers"),
+    "whatsapp": ("transactional_message_id", "to", "identifiers"),
+    "inbox_message": ("transactional_message_id", "identifiers"),
+    "in_app": ("transactional_message_id", "identifiers"),
+}
+#: An email without a template needs all of these.
+_OWN_CONTENT = ("body", "subject", "from")
+_E164 = re.compile(r"\+[1-9]\d{1,14}")
+MAX_SEND_AHEAD = 90 * 86400
+MAX_RECIPIENTS = 15
+MAX_ATTACHMENTS = 2 * 1000 * 1000
 
 
 def send(workspace: Workspace, channel: str, message: Json, base_url: str = "") -> Delivery:
@@ -5622,6 +5721,11 @@ def _by_trigger_name(shelf: Shelf, text: str) -> Optional[Json]:
     return rows[0] if rows else None
 
 
+def required_field(name: str) -> ApiError:
+    """The 400 of a send that lacks a field, in the service's words (observed by its clients)."""
+    return invalid(f'Missing required field: "{name}"', name, "required")
+
+
 def _check_send(channel: str, message: Json, now: float) -> Identifier:
     for name in SEND_FIELDS[channel]:
         if message.get(name) in (None, "", {}):
@@ -5638,11 +5742,6 @@ def _check_send(channel: str, message: Json, now: float) -> Identifier:
     if channel == "push" and message.get("custom_device"):
         device_of(message["custom_device"], "token", int(now))
     return one_identifier(message["identifiers"], ("id", "email", "cio_id"), "identifiers")
-
-
-def required_field(name: str) -> ApiError:
-    """The 400 of a send that lacks a field, in the service's words (observed by its clients)."""
-    return invalid(f'Missing required field: "{name}"', name, "required")
 
 
 def _check_recipients(channel: str, message: Json) -> None:
@@ -5673,38 +5772,6 @@ FORBIDDEN_FILES = frozenset(
         "wsc", "wsf", "wsh",
     )
 )  # fmt: skip
-
-
-#: Headers that a message has by itself and that can't be replaced.
-RESERVED_HEADERS = frozenset(
-    (
-        "from", "to", "cc", "bcc", "subject", "date", "message-id", "reply-to", "sender",
-        "return-path", "mime-version", "content-type", "content-transfer-encoding", "received",
-        "dkim-signature", "cio-delivery-id",
-    )
-)  # fmt: skip
-
-
-def checked_headers(value: Json) -> List[Tuple[str, str]]:
-    """Headers out of a JSON text of `[{name, value}]`, or the older object. Raises ApiError 400."""
-    if value in (None, ""):
-        return []
-    try:
-        rows = decode_json(value.encode()) if isinstance(value, str) else value
-        if isinstance(rows, dict):
-            rows = [{"name": name, "value": text} for name, text in rows.items()]
-        pairs = [(row["name"], row["value"]) for row in rows]
-    except (ApiError, TypeError, KeyError):
-        raise invalid('"headers" must be a JSON list of {"name", "value"}', "headers") from None
-    for name, text in pairs:
-        if not isinstance(name, str) or not isinstance(text, str):
-            raise invalid('"headers" must have names and values as strings', "headers")
-        if not re.fullmatch(r"[!-9;-~]+", name) or not re.fullmatch(r"[ -~]*", text):
-            raise invalid(f'"headers": {name!r:.80} and its value must be plain ASCII', "headers")
-        if name.lower() in RESERVED_HEADERS:
-            raise invalid(f'"headers": {name} is reserved', "headers")
-    return pairs
-
 
 _SEND_TYPES: Dict[str, Tuple[type, ...]] = {
     **dict.fromkeys(("message_data", "custom_device"), (dict,)),
@@ -5741,55 +5808,399 @@ def _check_attachments(attachments: Dict[str, str]) -> None:
         raise ApiError(413, "Total attachment size exceeds the limit")
 
 
-def one_identifier(
-    identifiers: Json, kinds: Sequence[str], name: str, settings: Optional[Settings] = None
-) -> Identifier:
-    """Exactly one identifier out of an `identifiers` object. Raises ApiError 400."""
-    wanted = f"an object with exactly one of: {', '.join(kinds)}"
-    if not isinstance(identifiers, dict):
-        raise required(name, wanted)
-    given = {kind: value for kind, value in identifiers.items() if value not in (None, "")}
-    if len(given) != 1 or not set(given) <= set(kinds):
-        raise invalid(f"{name} must be {wanted}", name, "invalid" if given else "required")
-    ((kind, value),) = given.items()
-    return kind, identifier_text(value, f"{name}.{kind}")
+# ---- files behind a URL
+
+MAX_FILE = 100 * 1000 * 1000
 
 
-def identifier_text(value: Json, name: str) -> str:
-    """An identifier's value as text; numbers are welcome. Raises ApiError 400."""
-    if type(value) is str and 0 < len(value) <= MAX_IDENTIFIER // 4:
-        return value
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise invalid(f"{name} must be a string, not {kind_of(value)}", name)
-    text = as_text(value)
-    if not text:
-        raise required(name)
-    if _longer(text, MAX_IDENTIFIER):
-        raise invalid(f"{name} cannot be longer than {MAX_IDENTIFIER} bytes", name)
+def fetched(url: Json, name: str) -> bytes:
+    """What is behind a URL, 100 MB at most, gzip or not. Raises ApiError 400."""
+    from urllib.request import Request as Get
+    from urllib.request import urlopen
+
+    if not isinstance(url, str) or not re.match(r"https?://", url):
+        raise invalid(f"{name} must be an http or https URL", name)
+    try:
+        with urlopen(Get(url, headers={"User-Agent": "customerio_fake"}), timeout=10) as answer:
+            data = cast(bytes, answer.read(MAX_FILE))
+        return inflated(data, 47, MAX_FILE) if data[:2] == b"\x1f\x8b" else data
+    except (OSError, ValueError, zlib.error) as error:
+        raise invalid(f"{name} can't be fetched: {error}", name) from None
+
+
+def inflated(data: bytes, window: int, limit: int) -> bytes:
+    """Decompress, but no more than a limit. Raises ValueError."""
+    stream = zlib.decompressobj(window)
+    text = stream.decompress(data, limit + 1)
+    if len(text) > limit or not stream.eof:
+        raise ValueError(f"the file is broken, or larger than {limit} bytes")
     return text
 
 
-def whole_number(value: Json, name: str) -> Optional[int]:
-    """A whole number, or None where there is none; "12" and 12.0 count. Raises ApiError 400."""
-    if value is None or (type(value) is int and abs(value) <= MAX_NUMBER):
-        return value
+# ---- broadcasts
+
+
+def _unprocessable(message: str, name: str) -> ApiError:
+    return ApiError(422, Problem(message, name))
+
+
+#: The ways to name a broadcast's audience; a call may use one of them (reference).
+AUDIENCES = ("recipients", "ids", "emails", "per_user_data", "data_file_url")
+#: Which flags go with which audience; the server refuses others (the Go client's notes).
+AUDIENCE_FLAGS: Dict[str, Sequence[str]] = {
+    "ids": ("id_ignore_missing",),
+    "emails": ("email_ignore_missing", "email_add_duplicates"),
+    "per_user_data": ("id_ignore_missing", "email_ignore_missing", "email_add_duplicates"),
+    "data_file_url": ("id_ignore_missing", "email_ignore_missing", "email_add_duplicates"),
+}
+MAX_AUDIENCE = 10_000
+MAX_TRIGGER_DATA = 50_000
+
+
+def trigger_broadcast(workspace: Workspace, broadcast_id: int, payload: Json) -> Trigger:
+    """Record the trigger of a broadcast and find its audience. Raises ApiError 422."""
+    _check_audience(payload)
+    errors: List[str] = []
+    # Before the lock: fetching takes time, and may be from ourselves.
+    listed = _listed_rows(payload, errors)
+    with workspace.lock:
+        number, now = workspace.count("trigger"), workspace.seconds()
+        audience = audience_of(workspace, broadcast_id, payload, listed, errors)
+        row = {"id": number, "campaign_id": broadcast_id, "payload": payload, "errors": errors}
+        done = {"processed_at": None if audience and not errors else now, "received_at": now}
+        workspace.broadcasts.append({**row, **done})
+    if errors:
+        # The number is used up although the call failed (reference).
+        text = (
+            "Errors were found while processing per user data (ids, emails or json data). More "
+            f"detail available from the errors endpoint for trigger {number}"
+        )
+        raise _unprocessable(text, "per_user_data")
+    return Trigger(number, audience)
+
+
+class Trigger(NamedTuple):
+    """An accepted trigger: its number, and who gets the broadcast with which data."""
+
+    number: int
+    audience: List[Tuple[Person, Json]]
+
+
+def audience_of(
+    workspace: Workspace,
+    broadcast_id: int,
+    payload: Json,
+    listed: Optional[List[Json]],
+    errors: List[str],
+) -> List[Tuple[Person, Json]]:
+    """Who gets a broadcast, and the `trigger` data of each; errors are added line by line."""
+    data = payload.get("data") or {}
+    if listed is not None:
+        return _listed_people(workspace, payload, listed, data, errors)
+    broadcast = workspace.shelves["broadcasts"].rows.get(broadcast_id) or {}
+    spec = payload.get("recipients") or broadcast.get("recipients")
+    if not spec:
+        return []  # the audience is set in the web app, and nobody has told us
+    wanted = compile_filter(spec, "recipients", workspace.is_member)
+    return [(person, data) for person in workspace.people if wanted(person)]
+
+
+def _listed_rows(payload: Json, errors: List[str]) -> Optional[List[Json]]:
+    """The recipients that a call lists, one way or another; None if it doesn't."""
+    for name, kind in (("ids", "id"), ("emails", "email")):
+        if name in payload:
+            return [{kind: value} for value in payload[name]]
+    if "data_file_url" in payload:
+        return _file_rows(payload["data_file_url"], errors)
+    return cast(Optional[List[Json]], payload.get("per_user_data"))
+
+
+def _file_rows(url: str, errors: List[str]) -> List[Json]:
+    """The rows of a JSON Lines file, gzip or not; a bad line becomes an error and an empty row."""
+    rows: List[Json] = []
+    for number, line in enumerate(fetched(url, "data_file_url").splitlines(), 1):
+        try:
+            row = decode_json(line)
+            if not isinstance(row, dict) or not isinstance(row.get("data", {}), dict):
+                raise invalid("expected an object with id or email, and data as an object")
+            rows.append(row)
+        except ApiError as error:
+            errors.append(f"line {number}: {error.message}")
+            rows.append({})
+    return rows
+
+
+def _listed_people(
+    workspace: Workspace, payload: Json, rows: List[Json], data: Json, errors: List[str]
+) -> List[Tuple[Person, Json]]:
+    found: List[Tuple[Person, Json]] = []
+    for number, row in enumerate(rows, 1):
+        if not row:
+            continue
+        kind = "id" if "id" in row else "email"
+        value = as_text(row.get(kind))
+        same = workspace.people.with_email(value) if kind == "email" else ()
+        person = workspace.people.find((kind, value))
+        people = list(same) or ([person] if person else [])
+        if not people and payload.get(f"{kind}_ignore_missing") is not True:
+            errors.append(f"line {number}: no person has the {kind} {value!r}")
+        if len(people) > 1 and payload.get("email_add_duplicates") is not True:
+            errors.append(f"line {number}: several people have the email {value!r}")
+        found += [(one, {**data, **(row.get("data") or {})}) for one in people]
+    return found
+
+
+def _check_audience(payload: Json) -> None:
+    given = [name for name in AUDIENCES if name in payload]
+    if len(given) > 1:
+        raise _unprocessable(f"use only one of {', '.join(given)}", given[1])
+    for name in given:
+        _AUDIENCE_CHECKS.get(name, _check_people_list)(payload[name], name)
+    _check_flags(payload, given[0] if given else "")
+    data = payload.get("data")
+    if data is not None and not isinstance(data, dict):
+        raise _unprocessable(f"data must be an object, not {kind_of(data)}", "data")
+    if data and _longer(as_text(data), MAX_TRIGGER_DATA):
+        raise _unprocessable(f"data cannot be larger than {MAX_TRIGGER_DATA} bytes", "data")
+
+
+def _check_people_list(value: Json, name: str) -> None:
+    if not isinstance(value, list):
+        raise _unprocessable(f"{name} must be a list, not {kind_of(value)}", name)
+    if len(value) > MAX_AUDIENCE:
+        raise _unprocessable(f"{name} has more than {MAX_AUDIENCE} entries", name)
+    for i, row in enumerate(value if name == "per_user_data" else ()):
+        if not isinstance(row, dict) or not ("id" in row or "email" in row):
+            raise _unprocessable(f"{name}[{i}] must be an object with an id or an email", name)
+        if not isinstance(row.get("data") or {}, dict):
+            raise _unprocessable(f"{name}[{i}].data must be an object", name)
+
+
+def _check_recipients_filter(value: Json, name: str) -> None:
+    if value == {}:
+        raise _unprocessable("empty recipients filter is not valid", name)
     try:
-        number = float(value) if isinstance(value, (str, float)) else math.nan
-    except ValueError:
-        number = math.nan
-    if not number.is_integer() or abs(number) > MAX_NUMBER:
-        raise invalid(f"{name} must be a whole number, not {value!r:.60}", name)
-    return int(number)
+        compile_filter(value, name, lambda person, number: False)
+    except ApiError as error:
+        raise ApiError(422, *error.problems) from None
 
 
-def kind_of(value: Json) -> str:
-    """The JSON name of a value's type, for messages."""
-    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
-    return "null" if value is None else names.get(type(value), "a number")
+def _check_data_file(value: Json, name: str) -> None:
+    if not isinstance(value, str) or "://" not in value:
+        raise _unprocessable(f"{name} must be a URL", name)
+
+
+_AUDIENCE_CHECKS: Dict[str, Callable[[Json, str], None]] = {
+    "recipients": _check_recipients_filter,
+    "data_file_url": _check_data_file,
+}
+
+
+def _check_flags(payload: Json, audience: str) -> None:
+    allowed = AUDIENCE_FLAGS.get(audience, ())
+    for flag in AUDIENCE_FLAGS["per_user_data"]:
+        if payload.get(flag) and flag not in allowed:
+            raise _unprocessable(f"{flag} does not go with {audience or 'this audience'}", flag)
+
+
+def send_broadcast(
+    workspace: Workspace, broadcast_id: int, started: Trigger, base_url: str
+) -> None:
+    """Send a broadcast's messages to its audience; large ones in the background."""
+    with workspace.lock:
+        row = workspace.shelves["broadcasts"].rows.get(broadcast_id) or {"id": broadcast_id}
+        actions = workspace.shelves["broadcast_actions"].where(_parent=broadcast_id)
+    actions = [action for action in actions if action["sending_state"] != "off"]
+
+    def mail_to(position: int, entry: Tuple[Person, Json]) -> None:
+        person, data = entry
+        for action in actions:
+            if not action["parent_action_id"]:
+                content = translated(actions, action, person)
+                draft = {"queue_draft": action["sending_state"] == "draft"}
+                mail = Mail(BROADCASTS, row, {"send_to_unsubscribed": False, **content, **draft})
+                parents = {"broadcast_id": broadcast_id, "action_id": action["id"]}
+                parents["trigger_id"] = started.number
+                deliver(workspace, person, mail, parents, data, base_url)
+
+    def finish() -> None:
+        with workspace.lock:
+            rows = workspace.broadcasts
+            index = next(i for i, row in enumerate(rows) if row["id"] == started.number)
+            rows[index] = {**rows[index], "processed_at": workspace.seconds()}
+
+    workspace.run_for_all(started.audience, mail_to, finish)
+
+
+def translated(actions: List[Json], action: Json, person: Person) -> Json:
+    """An action in a person's language, if there is a translation."""
+    language = person.text("language")
+    for other in actions:
+        if language and (other["parent_action_id"], other["language"]) == (action["id"], language):
+            return other
+    return action
+
+
+# ---- newsletters
+
+#: What a newsletter of each type must have of its own (reference).
+NEWSLETTER_TYPES: Dict[str, Sequence[str]] = {
+    "email": ("subject", "body"),
+    "twilio": ("body",),
+    "push": (),
+    "in_app": ("body_json",),
+    "webhook": ("body", "request_method", "url"),
+    "inbox": ("body_json",),
+}
+_RATE_FIELDS: Dict[str, Check] = {
+    "rate_limit_email_rate": typed_field(int),
+    "rate_limit_time_period": choice_field(60, 3600, 86400),
+    "rate_limit_spread": typed_field(bool),
+}
+
+#: What can be changed of a content; the rest of a row is read-only and passed over (reference).
+CONTENT_FIELDS: Dict[str, Check] = {
+    **dict.fromkeys(
+        ("name", "from", "body", "body_amp", "body_plain", "body_json", "subject", "preheader_text",
+         "recipient", "bcc", "url", "request_method"), _ANY_TEXT,
+    ),
+    "from_id": typed_field(int, type(None)),
+    "reply_to_id": typed_field(int, type(None)),
+    "sender_identity_id": typed_field(int, type(None)),
+    "fake_bcc": typed_field(bool),
+    "tracked": typed_field(bool),
+    "sending_state": choice_field("automatic", "draft", "off"),
+    "headers": typed_field(str, list, dict),
+}  # fmt: skip
+
+_NEWSLETTER_FIELDS: Dict[str, Check] = {
+    "name": text_field(190),
+    "type": choice_field(*NEWSLETTER_TYPES),
+    "recipients": typed_field(dict),
+    "subscription_topic_id": typed_field(int),
+    "send_now": typed_field(bool),
+    "scheduled_at": typed_field(int),
+    **_RATE_FIELDS,
+}
+
+
+def checked_rate(body: Json) -> Json:
+    """The rate limit of a newsletter: rate and period belong together. Raises ApiError 422."""
+    given = checked_fields(body, _RATE_FIELDS, status=422)
+    if ("rate_limit_email_rate" in given) != ("rate_limit_time_period" in given):
+        text = "rate_limit_email_rate and rate_limit_time_period belong together"
+        raise ApiError(422, text)
+    return given
+
+
+def _check_newsletter_recipients(spec: Json, member: Member) -> None:
+    """`and` outside; inside it `attribute`, or segments in an `or`, or `not` of one (reference)."""
+    compile_filter(spec, "recipients", member)
+    for part in spec.get("and") or [{}]:
+        inner = part.get("not", part)
+        segments = inner.get("or")
+        fits = segments and all(set(segment) == {"segment"} for segment in segments)
+        if not fits and "attribute" not in part:
+            text = (
+                "Invalid filter spec: recipients.and takes attributes, and segments in an `or`, "
+                'as in {"and": [{"or": [{"segment": {"id": 1}}]}]}'
+            )
+            raise ApiError(422, Problem(text, "recipients"))
+
+
+def segments_of(spec: Json) -> List[int]:
+    """The segments that a recipients filter names."""
+    if isinstance(spec, list):
+        return [number for part in spec for number in segments_of(part)]
+    if not isinstance(spec, dict):
+        return []
+    own = [spec["segment"]["id"]] if isinstance(spec.get("segment"), dict) else []
+    return own + [number for part in spec.values() for number in segments_of(part)]
+
+
+def send_newsletter(workspace: Workspace, row: Json, base_url: str) -> Json:
+    """Send a newsletter to its recipients now: each gets the content of one test group."""
+    contents = workspace.shelves["newsletter_contents"].where(_parent=row["id"])
+    if not contents:
+        raise invalid("this newsletter has no content")
+    groups = [contents]
+    for group in workspace.shelves["test_groups"].where(_parent=row["id"]):
+        groups.append([c for c in contents if c["id"] in group["content_ids"]])
+    people = newsletter_recipients(workspace, row)
+
+    def mail_to(position: int, person: Person) -> None:
+        mine = groups[1:] or groups
+        options = mine[position % len(mine)] or contents
+        language = person.text("language") or ""
+        content = next((c for c in options if c["language"] == language), options[0])
+        parents = {"newsletter_id": row["id"], "content_id": content["id"]}
+        # A newsletter passes the unsubscribed over (reference).
+        mail = Mail(NEWSLETTERS, row, {"send_to_unsubscribed": False, **content})
+        deliver(workspace, person, mail, parents, {}, base_url)
+
+    row = workspace.shelves["newsletters"].change(row["id"], {"sent_at": workspace.seconds()})
+    workspace.run_for_all(people, mail_to)
+    return row
+
+
+def newsletter_recipients(workspace: Workspace, row: Json) -> List[Person]:
+    """Who gets a newsletter: its recipients filter, or its segments."""
+    segments = [{"segment": {"id": number}} for number in row.get("recipient_segment_ids") or ()]
+    spec = (
+        row.get("_recipients") or row.get("recipients") or ({"or": segments} if segments else None)
+    )
+    if spec is None:
+        raise invalid("this newsletter has no recipients")
+    wanted = compile_filter(spec, "recipients", workspace.is_member)
+    people = workspace.people
+    return [person for person in people if wanted(person)]
+
+
+def send_later(workspace: Workspace, row: Json, when: int, base_url: str) -> None:
+    """Send a newsletter at a time in Unix seconds, unless that changes until then."""
+    workspace.later(when, send_if_due, row["id"], when, base_url)
+
+
+def _check_future(when: Optional[int], workspace: Workspace) -> None:
+    if when and when <= workspace.seconds():
+        raise ApiError(422, Problem("scheduled_at must be in the future", "scheduled_at"))
+
+
+def _check_sender(workspace: Workspace, body: Json) -> None:
+    number = body.get("from_id")
+    if number is not None and body.get("from"):
+        raise ApiError(422, Problem("from and from_id exclude each other", "from_id"))
+    if number is not None and number not in workspace.shelves["sender_identities"].rows:
+        raise ApiError(422, Problem("from_id names no sender identity", "from_id"))
+
+
+def _check_zone(name: Json) -> None:
+    if not isinstance(name, str) or not name:
+        raise ApiError(422, Problem("timezone is required", "timezone"))
+    try:
+        zone_named(name)
+    except ApiError as error:
+        raise ApiError(422, *error.problems) from None
+
+
+@chore
+def send_if_due(workspace: Workspace, number: int, when: int, base_url: str) -> None:
+    """Send a newsletter that was scheduled for `when`, unless that has changed."""
+    row = workspace.shelves["newsletters"].rows.get(number)
+    if row and row.get("scheduled_at") == when and not row.get("sent_at"):
+        with contextlib.suppress(ApiError):
+            send_newsletter(workspace, row, base_url)
+
+
+def _add_test_group(workspace: Workspace, newsletter: int, content_ids: List[int]) -> None:
+    shelf = workspace.shelves["test_groups"]
+    letter = chr(ord("A") + len(shelf.where(_parent=newsletter)) % 26)
+    group = {"name": letter, "label": "", "winner": False, "content_ids": content_ids}
+    shelf.add({**group, "_parent": newsletter})
 
 
 # ======================================================================================
-# ==== §8 Webhooks
+# ==== §13 Webhooks
 # ======================================================================================
 
 _CHANNEL_EVENTS = {
@@ -5811,7 +6222,6 @@ WEBHOOK_EVENTS = (
     "cio_subscription_preferences_changed",
     *(f"{channel}_{event}" for channel, text in _CHANNEL_EVENTS.items() for event in text.split()),
 )  # fmt: skip
-
 
 #: How long an endpoint may take to answer, in seconds, and how long from the first attempt an
 #: event is tried (reference).
@@ -6230,197 +6640,21 @@ def refuse_link_local(host: str) -> None:
 
 
 # ======================================================================================
-# ==== §9 Journeys
+# ==== §14 Exports and imports
 # ======================================================================================
 
-#: The ways to name a broadcast's audience; a call may use one of them (reference).
-AUDIENCES = ("recipients", "ids", "emails", "per_user_data", "data_file_url")
-#: Which flags go with which audience; the server refuses others (the Go client's notes).
-AUDIENCE_FLAGS: Dict[str, Sequence[str]] = {
-    "ids": ("id_ignore_missing",),
-    "emails": ("email_ignore_missing", "email_add_duplicates"),
-    "per_user_data": ("id_ignore_missing", "email_ignore_missing", "email_add_duplicates"),
-    "data_file_url": ("id_ignore_missing", "email_ignore_missing", "email_add_duplicates"),
-}
-MAX_AUDIENCE = 10_000
-MAX_TRIGGER_DATA = 50_000
-MAX_FILE = 100 * 1000 * 1000
+
+# ---- exports
+
 #: How long a download link works: 15 minutes (reference).
 LINK_LIFE = 900
 
 
-def trigger_broadcast(workspace: Workspace, broadcast_id: int, payload: Json) -> Trigger:
-    """Record the trigger of a broadcast and find its audience. Raises ApiError 422."""
-    _check_audience(payload)
-    errors: List[str] = []
-    # Before the lock: fetching takes time, and may be from ourselves.
-    listed = _listed_rows(payload, errors)
-    with workspace.lock:
-        number, now = workspace.count("trigger"), workspace.seconds()
-        audience = audience_of(workspace, broadcast_id, payload, listed, errors)
-        row = {"id": number, "campaign_id": broadcast_id, "payload": payload, "errors": errors}
-        done = {"processed_at": None if audience and not errors else now, "received_at": now}
-        workspace.broadcasts.append({**row, **done})
-    if errors:
-        # The number is used up although the call failed (reference).
-        text = (
-            "Errors were found while processing per user data (ids, emails or json data). More "
-            f"detail available from the errors endpoint for trigger {number}"
-        )
-        raise _unprocessable(text, "per_user_data")
-    return Trigger(number, audience)
-
-
-class Trigger(NamedTuple):
-    """An accepted trigger: its number, and who gets the broadcast with which data."""
-
-    number: int
-    audience: List[Tuple[Person, Json]]
-
-
-def audience_of(
-    workspace: Workspace,
-    broadcast_id: int,
-    payload: Json,
-    listed: Optional[List[Json]],
-    errors: List[str],
-) -> List[Tuple[Person, Json]]:
-    """Who gets a broadcast, and the `trigger` data of each; errors are added line by line."""
-    data = payload.get("data") or {}
-    if listed is not None:
-        return _listed_people(workspace, payload, listed, data, errors)
-    broadcast = workspace.shelves["broadcasts"].rows.get(broadcast_id) or {}
-    spec = payload.get("recipients") or broadcast.get("recipients")
-    if not spec:
-        return []  # the audience is set in the web app, and nobody has told us
-    wanted = compile_filter(spec, "recipients", workspace.is_member)
-    return [(person, data) for person in workspace.people if wanted(person)]
-
-
-def fetched(url: Json, name: str) -> bytes:
-    """What is behind a URL, 100 MB at most, gzip or not. Raises ApiError 400."""
-    from urllib.request import Request as Get
-    from urllib.request import urlopen
-
-    if not isinstance(url, str) or not re.match(r"https?://", url):
-        raise invalid(f"{name} must be an http or https URL", name)
-    try:
-        with urlopen(Get(url, headers={"User-Agent": "customerio_fake"}), timeout=10) as answer:
-            data = cast(bytes, answer.read(MAX_FILE))
-        return inflated(data, 47, MAX_FILE) if data[:2] == b"\x1f\x8b" else data
-    except (OSError, ValueError, zlib.error) as error:
-        raise invalid(f"{name} can't be fetched: {error}", name) from None
-
-
-def inflated(data: bytes, window: int, limit: int) -> bytes:
-    """Decompress, but no more than a limit. Raises ValueError."""
-    stream = zlib.decompressobj(window)
-    text = stream.decompress(data, limit + 1)
-    if len(text) > limit or not stream.eof:
-        raise ValueError(f"the file is broken, or larger than {limit} bytes")
-    return text
-
-
-def _listed_rows(payload: Json, errors: List[str]) -> Optional[List[Json]]:
-    """The recipients that a call lists, one way or another; None if it doesn't."""
-    for name, kind in (("ids", "id"), ("emails", "email")):
-        if name in payload:
-            return [{kind: value} for value in payload[name]]
-    if "data_file_url" in payload:
-        return _file_rows(payload["data_file_url"], errors)
-    return cast(Optional[List[Json]], payload.get("per_user_data"))
-
-
-def _file_rows(url: str, errors: List[str]) -> List[Json]:
-    """The rows of a JSON Lines file, gzip or not; a bad line becomes an error and an empty row."""
-    rows: List[Json] = []
-    for number, line in enumerate(fetched(url, "data_file_url").splitlines(), 1):
-        try:
-            row = decode_json(line)
-            if not isinstance(row, dict) or not isinstance(row.get("data", {}), dict):
-                raise invalid("expected an object with id or email, and data as an object")
-            rows.append(row)
-        except ApiError as error:
-            errors.append(f"line {number}: {error.message}")
-            rows.append({})
-    return rows
-
-
-def _listed_people(
-    workspace: Workspace, payload: Json, rows: List[Json], data: Json, errors: List[str]
-) -> List[Tuple[Person, Json]]:
-    found: List[Tuple[Person, Json]] = []
-    for number, row in enumerate(rows, 1):
-        if not row:
-            continue
-        kind = "id" if "id" in row else "email"
-        value = as_text(row.get(kind))
-        same = workspace.people.with_email(value) if kind == "email" else ()
-        person = workspace.people.find((kind, value))
-        people = list(same) or ([person] if person else [])
-        if not people and payload.get(f"{kind}_ignore_missing") is not True:
-            errors.append(f"line {number}: no person has the {kind} {value!r}")
-        if len(people) > 1 and payload.get("email_add_duplicates") is not True:
-            errors.append(f"line {number}: several people have the email {value!r}")
-        found += [(one, {**data, **(row.get("data") or {})}) for one in people]
-    return found
-
-
-def _check_audience(payload: Json) -> None:
-    given = [name for name in AUDIENCES if name in payload]
-    if len(given) > 1:
-        raise _unprocessable(f"use only one of {', '.join(given)}", given[1])
-    for name in given:
-        _AUDIENCE_CHECKS.get(name, _check_people_list)(payload[name], name)
-    _check_flags(payload, given[0] if given else "")
-    data = payload.get("data")
-    if data is not None and not isinstance(data, dict):
-        raise _unprocessable(f"data must be an object, not {kind_of(data)}", "data")
-    if data and _longer(as_text(data), MAX_TRIGGER_DATA):
-        raise _unprocessable(f"data cannot be larger than {MAX_TRIGGER_DATA} bytes", "data")
-
-
-def _check_people_list(value: Json, name: str) -> None:
-    if not isinstance(value, list):
-        raise _unprocessable(f"{name} must be a list, not {kind_of(value)}", name)
-    if len(value) > MAX_AUDIENCE:
-        raise _unprocessable(f"{name} has more than {MAX_AUDIENCE} entries", name)
-    for i, row in enumerate(value if name == "per_user_data" else ()):
-        if not isinstance(row, dict) or not ("id" in row or "email" in row):
-            raise _unprocessable(f"{name}[{i}] must be an object with an id or an email", name)
-        if not isinstance(row.get("data") or {}, dict):
-            raise _unprocessable(f"{name}[{i}].data must be an object", name)
-
-
-def _check_recipients_filter(value: Json, name: str) -> None:
-    if value == {}:
-        raise _unprocessable("empty recipients filter is not valid", name)
-    try:
-        compile_filter(value, name, lambda person, number: False)
-    except ApiError as error:
-        raise ApiError(422, *error.problems) from None
-
-
-def _check_data_file(value: Json, name: str) -> None:
-    if not isinstance(value, str) or "://" not in value:
-        raise _unprocessable(f"{name} must be a URL", name)
-
-
-_AUDIENCE_CHECKS: Dict[str, Callable[[Json, str], None]] = {
-    "recipients": _check_recipients_filter,
-    "data_file_url": _check_data_file,
-}
-
-
-def _check_flags(payload: Json, audience: str) -> None:
-    allowed = AUDIENCE_FLAGS.get(audience, ())
-    for flag in AUDIENCE_FLAGS["per_user_data"]:
-        if payload.get(flag) and flag not in allowed:
-            raise _unprocessable(f"{flag} does not go with {audience or 'this audience'}", flag)
-
-
-def _unprocessable(message: str, name: str) -> ApiError:
-    return ApiError(422, Problem(message, name))
+def download_link(workspace: Workspace, export: Export, base_url: str) -> str:
+    """A link to an export's file, on the host that the client knows us by."""
+    expires = workspace.seconds() + LINK_LIFE
+    signature = link_signature(workspace, export.number, expires)
+    return f"{base_url}/v1/exports/{export.number}/file?expires={expires}&signature={signature}"
 
 
 def export_people(workspace: Workspace, filters: Json) -> Export:
@@ -6513,7 +6747,162 @@ def _finish_export(workspace: Workspace, type: str, names: List[str], rows: List
     return export
 
 
-# ---- seeding: what people make in the web app, as one JSON document
+# ---- imports
+
+
+def csv_rows(text: bytes) -> List[Dict[str, str]]:
+    """The rows of a CSV with a head line."""
+    reader = csv.DictReader(io.StringIO(text.decode("utf-8-sig", "replace"), newline=""))
+    return [{k: v or "" for k, v in row.items() if k} for row in reader]
+
+
+_IMPORT_FIELDS: Dict[str, Check] = {
+    "name": text_field(),
+    "data_file_url": _check_url,
+    "type": choice_field("people", "event", "object", "relationship"),
+    "description": text_field(blank=True),
+}
+
+
+def _import_fields(scopes: Sequence[str], **more: Check) -> Dict[str, Check]:
+    # `people_to_process` is the older name (reference).
+    own = dict.fromkeys(("data_to_process", "people_to_process"), choice_field(*scopes))
+    return {**_IMPORT_FIELDS, **own, **more}
+
+
+_SCOPES = ("all", "only_new", "only_existing")
+_TYPE_ID = typed_field(int, str)
+#: What the imports of each type need beside the rest, and all that they take (reference).
+_IMPORTS: Dict[str, Tuple[str, Dict[str, Check]]] = {
+    "people": ("identifier", _import_fields(_SCOPES, identifier=choice_field("id", "email"))),
+    "event": (
+        "identifier",
+        _import_fields(("all", "only_existing"), identifier=choice_field("id", "email")),
+    ),
+    "object": ("object_type_id", _import_fields(_SCOPES, object_type_id=_TYPE_ID)),
+    "relationship": (
+        "identifier",
+        _import_fields(
+            _SCOPES, identifier=choice_field("id", "email", "cio_id"), object_type_id=_TYPE_ID
+        ),
+    ),
+}
+
+
+def checked_import(body: Json) -> Json:
+    """What an import's body orders. Raises ApiError 400."""
+    checked_fields(body, _IMPORT_FIELDS, ("name", "type", "data_file_url"))
+    needed, checks = _IMPORTS[body["type"]]
+    order = checked_fields(body, checks, [needed])
+    if body["type"] in ("object", "relationship"):
+        order["object_type_id"] = object_type(order.get("object_type_id", "1"), "object_type_id")
+    scope = order.pop("people_to_process", "all")
+    return {"data_to_process": scope, "description": "", **order}
+
+
+def _import_facts(order: Json) -> Json:
+    """What an answer repeats of an order, by its type (reference)."""
+    type = order["type"]
+    hidden = ("data_file_url", *(() if type == "object" else ("object_type_id",)))
+    facts = {name: value for name, value in order.items() if name not in hidden}
+    if type in ("people", "event"):
+        facts["people_to_process"] = order["data_to_process"]
+    return facts
+
+
+def _unknown_object_type(workspace: Workspace, order: Json) -> str:
+    """Why objects can't be imported: once types are seeded, there are no others; else ""."""
+    seeded = workspace.shelves["object_types"].rows.values()
+    known = {*(as_text(row["id"]) for row in seeded), *(key[0] for key in workspace.objects)}
+    if order["type"] != "object" or not seeded or order["object_type_id"] in known:
+        return ""
+    return "The specified Object Type does not exist."  # reference
+
+
+def run_import(
+    workspace: Workspace, order: Json, rows: List[Dict[str, str]], base_url: str
+) -> Json:
+    """Import rows and say what came of it; lines with errors go into an export."""
+    errors = [import_row(workspace, order, row) for row in rows]
+    bad = [{"line": i + 2, "error": error} for i, error in enumerate(errors) if error]
+    counts = {"rows_to_import": len(rows), "rows_imported": len(rows) - len(bad)}
+    if not bad:
+        return {"state": "imported", **counts}
+    # Exports are of customers or deliveries, there is no third type (reference).
+    export = _finish_export(workspace, "customers", ["line", "error"], bad)
+    link = download_link(workspace, export, base_url)
+    export_ids = {"error_export_id": export.number, "error_download_url": link}
+    return {"state": "imported", **counts, **export_ids}
+
+
+def import_row(workspace: Workspace, order: Json, row: Dict[str, str]) -> str:
+    """Import one line; gives what was wrong with it, or ""."""
+    try:
+        return _IMPORTERS[order["type"]](workspace, order, row)
+    except ApiError as error:
+        return error.message
+
+
+def _not_wanted(order: Json, known: Any) -> bool:
+    """Whether an order wants nothing of a line, by what is known of its person or object."""
+    return bool(order["data_to_process"] == ("only_new" if known else "only_existing"))
+
+
+def _person_in(order: Json, row: Dict[str, str]) -> Identifier:
+    """Whom a line is about, by the order's identifier. Raises ApiError 400."""
+    column = order["identifier"]
+    return column, identifier_text(row.get(column, ""), column)
+
+
+def _import_people(workspace: Workspace, order: Json, row: Dict[str, str]) -> str:
+    who = _person_in(order, row)
+    if _not_wanted(order, workspace.people.find(who)):
+        return ""
+    return workspace.ingest(workspace.identify, who, checked_attributes(dict(row), "row"))
+
+
+def _import_event(workspace: Workspace, order: Json, row: Dict[str, str]) -> str:
+    who = _person_in(order, row)
+    if _not_wanted(order, workspace.people.find(who)):
+        return ""
+    own = ("id", "email", "cio_id", "name", "timestamp")
+    data = {name: value for name, value in row.items() if name not in own}
+    body = {"name": row.get("name"), "timestamp": row.get("timestamp") or None, "data": data}
+    return workspace.ingest(workspace.track, who, event_of("", body))
+
+
+def _import_object(workspace: Workspace, order: Json, row: Dict[str, str]) -> str:
+    ref = (order["object_type_id"], identifier_text(row.get("object_id", ""), "object_id"))
+    if _not_wanted(order, workspace.find_object(ref)):
+        return ""
+    own = {name: value for name, value in row.items() if name != "object_id"}
+    who = ("object_id", ref[1])
+    return workspace.ingest(workspace.identify_object, who, ref, checked_attributes(own, "row"))
+
+
+def _import_relationship(workspace: Workspace, order: Json, row: Dict[str, str]) -> str:
+    who, name = _person_in(order, row), "object_type_id"
+    type_id = object_type(row.get(name) or order[name], name)
+    ref = (type_id, identifier_text(row.get("object_id", ""), "object_id"))
+    person = workspace.people.find(who)
+    if _not_wanted(order, person and ref in person.has.relationships):
+        return ""
+    own = ("object_type_id", "object_id", "id", "email", "cio_id")
+    extra = {name: value for name, value in row.items() if name not in own}
+    return workspace.ingest(workspace.add_relationship, who, ref, extra)
+
+
+_IMPORTERS: Dict[str, Callable[[Workspace, Json, Dict[str, str]], str]] = {
+    "people": _import_people,
+    "event": _import_event,
+    "object": _import_object,
+    "relationship": _import_relationship,
+}
+
+
+# ======================================================================================
+# ==== §15 Seeding
+# ======================================================================================
 
 
 def seed_workspace(workspace: Workspace, document: Json) -> None:
@@ -6722,7 +7111,7 @@ SEEDERS: Dict[str, Seeder] = {
 
 
 # ======================================================================================
-# ==== §10 Routes
+# ==== §16 Requests
 # ======================================================================================
 
 #: Where we say what the real service keeps to itself: why a call was refused or had no effect.
@@ -6762,6 +7151,10 @@ def inflate(raw: bytes, encoding: str, limit: int) -> bytes:
 
 def _always() -> bool:
     return True
+
+
+#: Longer bodies are cut in the journal, in bytes.
+MAX_KEPT_BODY = 64 * 1024
 
 
 class Request:
@@ -7196,8 +7589,8 @@ def decoded(segment: str) -> str:
     return text
 
 
-#: Longer bodies are cut in the journal, in bytes.
-MAX_KEPT_BODY = 64 * 1024
+# ---- the journal
+
 _SECRET_HEADERS = ("authorization", "proxy-authorization", "cookie")
 
 
@@ -7294,6 +7687,103 @@ def _items_of(body: Json) -> List[Json]:
     items = [body, *(batch if isinstance(batch, list) else ())]
     return [item for item in items if isinstance(item, dict)]
 
+
+class Journal:
+    """The newest requests, oldest first, and how many there were; control calls are not kept."""
+
+    rows: Deque[Entry]
+    count: int
+
+    def __init__(self, most: int) -> None:
+        self.rows, self.count = deque(maxlen=most), 0
+        self._lock = threading.Lock()
+
+    def add(self, at: float, took: float, request: Request, response: Response) -> None:
+        """Write a request down; from any thread."""
+        if len(response.body) > MAX_KEPT_BODY:
+            cut = Response(response.status, response.body[:MAX_KEPT_BODY], response.headers)
+            cut.fault, response = response.fault, cut
+        with self._lock:
+            self.count += 1
+            self.rows.append(Entry(self.count, at, took, request, response))
+
+    @property
+    def dropped(self) -> int:
+        """How many are not kept any more."""
+        return self.count - len(self.rows)
+
+    def forget(self) -> None:
+        """Drop all; the next one's number is 1."""
+        with self._lock:
+            self.rows.clear()
+            self.count = 0
+
+
+# ---- a rule of what goes wrong on purpose
+
+#: What a fault does, one of them; `latency` goes with any, or stands alone.
+EFFECTS = ("status", "reset", "empty", "truncate", "hang", "trickle")
+
+
+class Fault:
+    """A rule of what goes wrong on purpose, and how often it did.
+
+    `rule` is as it was asked for, `operations` names those that it is about, as in
+    "PUT /api/v1/customers/{identifier}".
+    """
+
+    __slots__ = ("fired", "id", "matched", "operations", "rule")
+
+    id: int
+    rule: Attributes
+    operations: FrozenSet[str]
+    matched: int
+    fired: int
+
+    def __init__(self, id: int, rule: Json, operations: FrozenSet[str]) -> None:
+        self.id, self.rule, self.operations = id, rule, operations
+        self.matched = self.fired = 0
+
+    @property
+    def effect(self) -> str:
+        """Which of the EFFECTS it has, or "latency"."""
+        return next((name for name in EFFECTS if name in self.rule), "latency")
+
+    @property
+    def spent(self) -> bool:
+        """Whether it has fired as often as it may."""
+        return bool(self.fired >= self.rule.get("times", math.inf))
+
+    def fires(self) -> bool:
+        """Count a request that matches; whether it is one that goes wrong. Under the lock."""
+        if self.spent:
+            return False
+        self.matched += 1
+        turn = self.matched - self.rule.get("after", 0)
+        if turn <= 0 or turn % self.rule.get("every", 1):
+            return False
+        fires = bool(self._chance("fires") < self.rule.get("probability", 1))
+        self.fired += fires
+        return fires
+
+    def _chance(self, what: str) -> float:
+        """From 0 to 1, by seed and count: the same each time, whoever else throws dice."""
+        from random import Random
+
+        return Random(f"{self.rule.get('seed', 0)} {what} {self.matched}").random()
+
+    def delay(self) -> float:
+        """For how long to wait this time, in seconds."""
+        latency, jitter = self.rule.get("latency", 0), self.rule.get("jitter", 0)
+        return float(max(0, latency + jitter * (2 * self._chance("delay") - 1)))
+
+    def record(self) -> Json:
+        """The rule as `/__parlel/faults` shows it."""
+        counts = {"matched": self.matched, "fired": self.fired, "active": not self.spent}
+        return {"id": self.id, **self.rule, **counts}
+
+
+# ---- the whole service without a socket
 
 #: So many keys of dropped workspaces are known, so that late calls with them are refused.
 MAX_FORMER_KEYS = 3000
@@ -7967,7 +8457,7 @@ def _preflight(request: Request) -> Response:
 
 
 # ======================================================================================
-# ==== §11 Track API
+# ==== §17 Track API
 # ======================================================================================
 
 MAX_ENTITY = 32 * 1024
@@ -7992,20 +8482,6 @@ def named_by_shape(workspace: Workspace, value: str, name: str) -> Identifier:
     if "id" not in kinds:
         raise invalid(f"{name} must be an email: this workspace knows people by nothing else", name)
     return "id", identifier_text(value, name)
-
-
-def misshapen_preferences(attributes: Attributes) -> List[Problem]:
-    """What is wrong with subscription preferences: objects of yes and no, whole or dotted."""
-    whole, wrong = attributes.get(_PREFERENCES), []
-    parts = whole.values() if isinstance(whole, dict) else () if whole in (None, "") else (whole,)
-    if not all(isinstance(part, dict) for part in parts):
-        text = f"{_PREFERENCES} must be an object of objects, as in {{topics: {{topic_1: true}}}}"
-        wrong.append(Problem(text, _PREFERENCES))
-    for name in attributes:
-        if name.startswith(_PREFERENCES + ".") and name.count(".") != 2:
-            text = f"{name} must be named like {_PREFERENCES}.topics.topic_1"
-            wrong.append(Problem(text, name))
-    return wrong
 
 
 def checked_cio_id(value: str) -> Identifier:
@@ -8048,43 +8524,6 @@ def _v1_relationships(value: Json) -> Tuple[str, List[Tuple[ObjectKey, Attribute
 _RELATIONSHIP_ACTIONS = {"add_relationships": "add", "delete_relationships": "delete"}
 
 
-def object_list(value: Json) -> List[Tuple[ObjectKey, Attributes]]:
-    """`cio_relationships` of a person: the objects and the attributes of each relationship."""
-    if value is None:
-        return []
-    if not isinstance(value, list):
-        raise invalid("cio_relationships must be a list", "cio_relationships")
-    rows = []
-    for i, row in enumerate(value):
-        name = f"cio_relationships[{i}]"
-        if not isinstance(row, dict):
-            raise invalid(f"{name} must be an object, not {kind_of(row)}", name)
-        ref = object_key(row.get("identifiers"), f"{name}.identifiers")
-        rows.append((ref, checked_attributes(row.get("relationship_attributes"), name)))
-    return rows
-
-
-def object_key(identifiers: Json, name: str, create: bool = True) -> ObjectKey:
-    """`{object_type_id, object_id}`, or `{cio_object_id}` as ("", id). Raises ApiError 400."""
-    if not isinstance(identifiers, dict):
-        raise required(name, "object_type_id and object_id, or cio_object_id")
-    if identifiers.get("cio_object_id"):
-        return "", identifier_text(identifiers["cio_object_id"], f"{name}.cio_object_id")
-    for part in ("object_type_id", "object_id"):
-        if identifiers.get(part) in (None, ""):
-            raise required(f"{name}.{part}", "object_type_id and object_id, or cio_object_id")
-    type_id = object_type(identifiers["object_type_id"], f"{name}.object_type_id")
-    return type_id, identifier_text(identifiers["object_id"], f"{name}.object_id")
-
-
-def object_type(value: Json, name: str) -> str:
-    """The id of an object type, a number as text (reference). Raises ApiError 400."""
-    type_id = as_text(value)
-    if not re.fullmatch(r"[1-9]\d{0,5}", type_id):
-        raise invalid(f"{name} must be a number from 1 up", name)
-    return type_id
-
-
 def _relate(
     workspace: Workspace, verb: str, who: Identifier, ref: ObjectKey, attributes: Attributes
 ) -> str:
@@ -8109,37 +8548,6 @@ def suppress(call: Call, identifier: str) -> str:
 def unsuppress(call: Call, identifier: str) -> str:
     """Free the identifiers of a suppressed person."""
     return call.workspace.ingest(call.workspace.unsuppress, named_in_path(call, identifier))
-
-
-def event_of(kind: str, body: Json, data_key: str = "data", size: float = math.inf) -> Event:
-    """The event that a body of `size` bytes describes. Raises ApiError 400 naming the field."""
-    name = body.get("name")
-    if not isinstance(name, str) or not name.strip():
-        raise required("name", "the event's name as a string")
-    name = name.strip()
-    if _longer(name, MAX_EVENT_NAME):
-        raise invalid(f"name cannot be longer than {MAX_EVENT_NAME} bytes", "name")
-    data = body.get(data_key)
-    if data is None:
-        data = {}
-    if not isinstance(data, dict):
-        raise invalid(f"{data_key} must be an object, not {kind_of(data)}", data_key)
-    # Written anew, JSON grows less than fivefold (1e15), so a small body need not be written.
-    if size * 5 > MAX_EVENT_DATA and _longer(as_text(data), MAX_EVENT_DATA):
-        raise invalid(f"{data_key} cannot be larger than {MAX_EVENT_DATA} bytes", data_key)
-    type = body.get("type") if body.get("type") in ("page", "screen") else "event"
-    given = body.get("id")
-    given_id = "" if given in (None, "") else identifier_text(given, "id")
-    timestamp = whole_number(body.get("timestamp"), "timestamp")
-    kind = kind or cast(str, type)
-    return Event(kind, name, data, cast(str, type), timestamp, given_id)
-
-
-def doubt(event: Event) -> str:
-    """What is accepted, yet probably a mistake; "" if nothing is."""
-    if event.timestamp is not None and event.timestamp >= MILLISECONDS:
-        return f"timestamp {event.timestamp} looks like milliseconds; Customer.io takes seconds"
-    return ""
 
 
 @route("POST", "/api/v1/customers/{identifier}/events", TRACK)
@@ -8191,6 +8599,13 @@ def merge_of(workspace: Workspace, body: Json) -> str:
     primary = one_identifier(body.get("primary"), kinds, "primary")
     secondary = one_identifier(body.get("secondary"), kinds, "secondary")
     return workspace.ingest(workspace.merge, primary, secondary)
+
+
+def add_device_of(workspace: Workspace, who: Identifier, device: Json, token_key: str) -> str:
+    """Add or update a device of a person."""
+    return workspace.ingest(
+        workspace.add_device, who, *device_of(device, token_key, workspace.seconds())
+    )
 
 
 @route("POST", "/api/v1/push/events", TRACK)
@@ -8531,7 +8946,7 @@ def _batch_item(call: Call, index: int, item: Json) -> Union[str, Problem]:
 
 
 # ======================================================================================
-# ==== §12 App API
+# ==== §18 App API
 # ======================================================================================
 
 
@@ -8608,54 +9023,6 @@ def query_choice(query: Dict[str, str], name: str, choices: Union[Json, Sequence
     if word not in choices:
         raise invalid(f"{name} must be one of: {', '.join(choices)}", name)
     return choices[word] if isinstance(choices, dict) else word
-
-
-#: A check of one field: takes the value, gives what is wrong with it or "".
-Check = Callable[[Json], str]
-
-
-def text_field(longest: int = 1 << 20, blank: bool = False) -> Check:
-    """A string of at most `longest` characters, not blank unless allowed."""
-
-    def check(value: Json) -> str:
-        if not isinstance(value, str):
-            return f"must be a string, not {kind_of(value)}"
-        if len(value) > longest:
-            return f"is too long ({longest} characters at most)"
-        return "" if blank or value.strip() else "can't be blank"
-
-    return check
-
-
-def typed_field(*kinds: type) -> Check:
-    """A value of one of these JSON types; NoneType for null."""
-
-    def check(value: Json) -> str:
-        fits = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
-        return "" if fits else f"must not be {kind_of(value)}"
-
-    return check
-
-
-def choice_field(*choices: Json) -> Check:
-    """One of some values."""
-    listed = ", ".join(map(str, choices))
-    return lambda value: "" if value in choices else f"must be one of: {listed}"
-
-
-def checked_fields(
-    body: Json, checks: Mapping[str, Check], needed: Sequence[str] = (), status: int = 400
-) -> Json:
-    """The fields of a body that `checks` knows. Raises ApiError with `status` for a bad one."""
-    given = {name: body[name] for name in checks if name in body}
-    problems = [Problem(f"{name} is required", name) for name in needed if name not in given]
-    for name, value in given.items():
-        wrong = checks[name](value)
-        if wrong:
-            problems.append(Problem(f"{name} {wrong}", name))
-    if problems:
-        raise ApiError(status, *problems)
-    return given
 
 
 def path_number(workspace: Workspace, text: str) -> int:
@@ -8807,46 +9174,8 @@ def trigger(call: Call, broadcast_id: str) -> Json:
         raise ApiError(404, f"broadcast with id {number} does not exist")  # Go client's tests
     body = call.body()
     started = trigger_broadcast(call.workspace, number, body)
-    send_broadcast(call, number, started)
+    send_broadcast(call.workspace, number, started, call.base_url)
     return {"id": started.number}
-
-
-def send_broadcast(call: Call, broadcast_id: int, started: Trigger) -> None:
-    """Send a broadcast's messages to its audience; large ones in the background."""
-    workspace = call.workspace
-    base_url = call.base_url
-    with workspace.lock:
-        row = workspace.shelves["broadcasts"].rows.get(broadcast_id) or {"id": broadcast_id}
-        actions = workspace.shelves["broadcast_actions"].where(_parent=broadcast_id)
-    actions = [action for action in actions if action["sending_state"] != "off"]
-
-    def mail_to(position: int, entry: Tuple[Person, Json]) -> None:
-        person, data = entry
-        for action in actions:
-            if not action["parent_action_id"]:
-                content = translated(actions, action, person)
-                draft = {"queue_draft": action["sending_state"] == "draft"}
-                mail = Mail(BROADCASTS, row, {"send_to_unsubscribed": False, **content, **draft})
-                parents = {"broadcast_id": broadcast_id, "action_id": action["id"]}
-                parents["trigger_id"] = started.number
-                deliver(workspace, person, mail, parents, data, base_url)
-
-    def finish() -> None:
-        with workspace.lock:
-            rows = workspace.broadcasts
-            index = next(i for i, row in enumerate(rows) if row["id"] == started.number)
-            rows[index] = {**rows[index], "processed_at": workspace.seconds()}
-
-    workspace.run_for_all(started.audience, mail_to, finish)
-
-
-def translated(actions: List[Json], action: Json, person: Person) -> Json:
-    """An action in a person's language, if there is a translation."""
-    language = person.text("language")
-    for other in actions:
-        if language and (other["parent_action_id"], other["language"]) == (action["id"], language):
-            return other
-    return action
 
 
 @route("GET", "/v1/exports", APP)
@@ -8888,17 +9217,9 @@ def create_deliveries_export(call: Call) -> Json:
 @route("GET", "/v1/exports/{export_id}/download", APP)
 def download_export(call: Call, export_id: str) -> Json:
     """Get a signed link to an export's file; it works for 15 minutes."""
-    link = download_link(call, export_of(call, export_id))
+    link = download_link(call.workspace, export_of(call, export_id), call.base_url)
     # The Node client documents `link` in 5.0.1 and `url` in 5.2.0.
     return {"url": link, "link": link}
-
-
-def download_link(call: Call, export: Export) -> str:
-    """A link to an export's file, on the host that the client knows us by."""
-    expires = call.workspace.seconds() + LINK_LIFE
-    signature = link_signature(call.workspace, export.number, expires)
-    path = f"/v1/exports/{export.number}/file?expires={expires}&signature={signature}"
-    return call.base_url + path
 
 
 @route("GET", "/v1/exports/{export_id}/file", APP_OPEN, heavy=True)
@@ -9248,6 +9569,47 @@ def users_of(workspace: Workspace, uses: Callable[[Json], bool]) -> Json:
 # ---- messages
 
 
+def tracked_responses(delivery: Delivery) -> Json:
+    """When each response of an in-app message was first chosen; the numbers are inferred."""
+    chosen: Dict[str, int] = {}
+    for row in delivery.history if delivery.channel == "in_app" else ():
+        if row["metric"] == "clicked" and row.get("tracked_response"):
+            chosen.setdefault(as_text(row["tracked_response"]), row["timestamp"])
+    return {name: {"id": id, "ts": ts} for id, (name, ts) in enumerate(chosen.items(), 1)}
+
+
+def message_document(delivery: Delivery, responses: bool = False) -> Json:
+    """A delivery as the App API's messages show it; parents that don't apply are null.
+
+    `responses` asks for the tracked responses, too.
+    """
+    person, message = delivery.person, delivery.message
+    names = (
+        "newsletter_id", "content_id", "campaign_id", "broadcast_id", "action_id",
+        "transactional_message_id",
+    )  # fmt: skip
+    nobody = {"id": delivery.customer_id, "email": None, "cio_id": ""}
+    return {
+        "id": delivery.delivery_id,
+        "deduplicate_id": f"{delivery.delivery_id}:{max(delivery.metrics.values())}",
+        "msg_template_id": delivery.template_id,
+        "message_template_id": delivery.template_id,
+        "parent_action_id": None,
+        "customer_id": delivery.customer_id,
+        "customer_identifiers": person.identifiers() if person else nobody,
+        "recipient": delivery.recipient,
+        "subject": delivery.rendered.get("subject") or as_text(message.get("subject") or ""),
+        "metrics": delivery.metrics,
+        "created": delivery.created,
+        "failure_message": delivery.failure or None,
+        **{name: delivery.parents.get(name) for name in names},
+        "trigger_event_id": None,
+        "type": MESSAGE_TYPES.get(delivery.channel, delivery.channel),
+        "forgotten": message.get("disable_message_retention") is True,
+        **({"tracked_responses": tracked_responses(delivery)} if responses else {}),
+    }
+
+
 def message_page(call: Call, deliveries: Sequence[Delivery]) -> Json:
     """One page of messages, newest first, by the query's filters (reference)."""
     query = call.request.query()
@@ -9337,6 +9699,168 @@ def get_archived_message(call: Call, message_id: str) -> Json:
 # ---- campaigns, broadcasts, newsletters, transactional messages
 
 
+# ---- what is shown of them
+
+_EMAIL_CONTENT = (
+    "body", "body_amp", "language", "from", "from_id", "reply_to", "reply_to_id", "preprocessor",
+    "recipient", "subject", "bcc", "cc", "fake_bcc", "preheader_text", "headers",
+)  # fmt: skip
+#: What the App API shows of an action, by its type; others look like an email (reference).
+_ACTION_CONTENT: Dict[str, Sequence[str]] = {
+    "twilio": ("layout", "language", "image_url", "recipient"),
+    "webhook": ("layout", "url", "headers", "method"),
+    "whatsapp": (
+        "body_json", "language", "recipient", "sender_identity_id", "send_to_unsubscribed",
+        "tracked",
+    ),
+}  # fmt: skip
+_ACTION_BLANKS: Json = {
+    "image_url": "", "url": "", "method": "post", "body_json": "", "sender_identity_id": 0,
+    "send_to_unsubscribed": False, "tracked": True,
+}  # fmt: skip
+
+
+def content_document(family: Family, row: Json) -> Json:
+    """A content (or action) as the App API gives it."""
+    times, named = ("created", "updated"), {"deduplicate_id": f"{row['id']}:{row['updated']}"}
+    if family is TRANSACTIONAL:
+        return {name: row[name] for name in ("id", "name", "type", *times, *_EMAIL_CONTENT)}
+    named[family.key] = row["_parent"]
+    if family is NEWSLETTERS:
+        return {**{n: row[n] for n in ("id", "name", "type", "layout", *_EMAIL_CONTENT)}, **named}
+    own = _ACTION_CONTENT.get(row["type"], ("layout", *_EMAIL_CONTENT))
+    names = ("id", "name", "type", *times, "sending_state", "body", "parent_action_id", *own)
+    full = {**_ACTION_BLANKS, **row}
+    return {**{name: full[name] for name in names}, **named}
+
+
+_NEWSLETTER_SHOWN = (
+    "id", "name", "type", "sent_at", "created", "updated", "tags", "recipient_segment_ids",
+    "subscription_topic_id",
+)  # fmt: skip
+_TEMPLATE_TYPES = {"twilio": "sms", "email": "email", "push": "push", "slack": "slack"}
+
+
+def family_document(workspace: Workspace, family: Family, row: Json) -> Json:
+    """A campaign, broadcast, newsletter or transactional message as the App API gives it."""
+    if family is TRANSACTIONAL:
+        return {name: value for name, value in shown(row).items() if name != "trigger_name"}
+    contents = workspace.shelves[family.shelf].where(_parent=row["id"])
+    more: Json = {"deduplicate_id": f"{row['id']}:{row['updated']}"}
+    if family is NEWSLETTERS:
+        plain = {name: row[name] for name in _NEWSLETTER_SHOWN if name in row}
+        return {**plain, **more, "content_ids": [content["id"] for content in contents]}
+    actions = [(c["id"], c["type"]) for c in contents if not c["parent_action_id"]]
+    short = [{"id": n, "type": _TEMPLATE_TYPES[t]} for n, t in actions if t in _TEMPLATE_TYPES]
+    more["first_started"] = row.get("first_started", row["created"])
+    if family is BROADCASTS:
+        named = [{"id": n, "type": _TEMPLATE_TYPES.get(t, t)} for n, t in actions]
+        return {**shown(row), **more, "actions": named, "msg_template_ids": named}
+    if row["type"] != "webhook":
+        more["filter_segment_ids"] = row.get("filter_segment_ids") or []
+    if row["type"] == "segment":
+        more["trigger_segment_ids"] = row.get("trigger_segment_ids") or []
+    named = [{"id": n, "type": t} for n, t in actions]
+    return {**shown(row), **more, "actions": named, "msg_templates": short}
+
+
+# ---- metrics: counts over recorded deliveries
+
+#: What a metric series counts (reference of 2026).
+METRIC_SERIES = (
+    "attempted", "bounced", "clicked", "converted", "created", "deferred", "delivered", "drafted",
+    "failed", "human_clicked", "human_opened", "link_untracked", "machine_clicked",
+    "open_untracked", "opened", "prefetch_opened", "replied", "sent", "spammed", "suppressed",
+    "topic_unsubscribed", "tracking_consent_denied", "tracking_consent_granted", "undeliverable",
+    "unsubscribed", "untracked",
+)  # fmt: skip
+#: The periods of version 1 and the most steps of each (reference).
+PERIODS = {"hours": 24, "days": 45, "weeks": 12, "months": 121}
+RESOLUTIONS = {
+    **{name: name for name in PERIODS},
+    "hourly": "hours", "daily": "days", "weekly": "weeks", "monthly": "months",
+}  # fmt: skip
+#: Version 1 begins its days at 00:00 EST (reference).
+EASTERN = timezone(timedelta(hours=-5))
+MAX_BUCKETS = 100_000
+
+
+def _begin_of(moment: datetime, period: str) -> datetime:
+    """The begin of the hour, day, week (Sunday) or month that a moment is in."""
+    if period == "hours":
+        return moment.replace(minute=0, second=0, microsecond=0)
+    day = moment.replace(hour=0, minute=0, second=0, microsecond=0)
+    if period == "weeks":
+        return day - timedelta(days=(day.weekday() + 1) % 7)
+    return day.replace(day=1) if period == "months" else day
+
+
+def _later(moment: datetime, period: str, steps: int) -> datetime:
+    if period == "months":
+        months = moment.year * 12 + moment.month - 1 + steps
+        return moment.replace(year=months // 12, month=months % 12 + 1)
+    return moment + timedelta(**{period: steps})
+
+
+def period_edges(now: float, period: str, steps: int) -> List[float]:
+    """Begins of the last `steps` periods, oldest first, and the end of the current one."""
+    current = _begin_of(datetime.fromtimestamp(now, EASTERN), period)
+    return [_later(current, period, i).timestamp() for i in range(1 - steps, 2)]
+
+
+def range_edges(start: int, end: int, period: str, zone: tzinfo) -> List[float]:
+    """Begins of the periods from `start` to `end` (Unix seconds), and the end of the last."""
+    first, edges = _begin_of(datetime.fromtimestamp(start, zone), period), []
+    for i in range(MAX_BUCKETS):
+        edges.append(_later(first, period, i).timestamp())
+        if edges[-1] > end:
+            return edges
+    raise invalid(f"start and end are more than {MAX_BUCKETS} {period} apart", "start")
+
+
+def count_series(
+    facts: Iterable[Tuple[str, float]], names: Sequence[str], edges: List[float]
+) -> Json:
+    """For each name how many facts (name and time) fall between each two edges."""
+    series = {name: [0] * (len(edges) - 1) for name in names}
+    for name, when in facts:
+        index = bisect.bisect_right(edges, when) - 1
+        if name in series and 0 <= index < len(edges) - 1:
+            series[name][index] += 1
+    return series
+
+
+def delivery_series(deliveries: Iterable[Delivery], edges: List[float]) -> Json:
+    """The metric series of some deliveries; the real API calls `dropped` suppressed here."""
+    renamed = {"dropped": "suppressed"}
+    facts = ((renamed.get(m, m), t) for d in deliveries for m, t in d.metrics.items())
+    return count_series(facts, METRIC_SERIES, edges)
+
+
+def link_series(
+    workspace: Workspace, deliveries: Iterable[Delivery], edges: List[float], unique: bool
+) -> Json:
+    """Clicks by link; `unique` counts each person once for a link."""
+    clicks: Dict[str, List[Tuple[str, float]]] = {}
+    seen: Set[Tuple[str, Optional[str]]] = set()
+    for delivery in deliveries:
+        for row in delivery.history:
+            href, who = row.get("href"), delivery.customer_id
+            if not href or (unique and (href, who) in seen):
+                continue
+            seen.add((href, who))
+            facts = [(name, row["timestamp"]) for name in (row["metric"], f"human_{row['metric']}")]
+            clicks.setdefault(href, []).extend(facts)
+    names = ("clicked", "human_clicked", "machine_clicked")
+    return [
+        {
+            "link": {"id": workspace.link_number(href), "href": href},
+            "metric": {"series": count_series(facts, names, edges)},
+        }
+        for href, facts in clicks.items()
+    ]
+
+
 def family_row(call: Call, family: Family, text: str) -> Json:
     """The campaign, … in a path. Raises ApiError 404 once the kind has been seeded."""
     workspace, number = call.workspace, path_number(call.workspace, text)
@@ -9370,23 +9894,6 @@ def content_row(
             call.workspace, family, parent["id"], {**more, "language": language or ""}
         )
     raise not_found(call.workspace)
-
-
-_ANY_TEXT = text_field(blank=True)
-#: What can be changed of a content; the rest of a row is read-only and passed over (reference).
-CONTENT_FIELDS: Dict[str, Check] = {
-    **dict.fromkeys(
-        ("name", "from", "body", "body_amp", "body_plain", "body_json", "subject", "preheader_text",
-         "recipient", "bcc", "url", "request_method"), _ANY_TEXT,
-    ),
-    "from_id": typed_field(int, type(None)),
-    "reply_to_id": typed_field(int, type(None)),
-    "sender_identity_id": typed_field(int, type(None)),
-    "fake_bcc": typed_field(bool),
-    "tracked": typed_field(bool),
-    "sending_state": choice_field("automatic", "draft", "off"),
-    "headers": typed_field(str, list, dict),
-}  # fmt: skip
 
 
 def change_content(call: Call, family: Family, row: Json) -> Json:
@@ -9437,16 +9944,6 @@ def query_range(call: Call) -> Tuple[List[float], str]:
     if end < start:
         raise invalid("end must not be before start", "end")
     return range_edges(start, end, period, zone_named(query.get("tz") or "UTC")), period
-
-
-def zone_named(name: str) -> tzinfo:
-    """A time zone by its IANA name. Raises ApiError 400."""
-    from zoneinfo import ZoneInfo
-
-    try:
-        return timezone.utc if name == "UTC" else ZoneInfo(name)
-    except (ValueError, OSError, KeyError):
-        raise invalid(f"tz '{name}' is not the name of a time zone", "tz") from None
 
 
 def metrics_answer(call: Call, family: Family, id: str, content_id: str = "") -> Json:
@@ -9666,65 +10163,6 @@ def list_trigger_errors(call: Call, broadcast_id: str, trigger_id: str) -> Json:
 # ---- newsletters: create, schedule, send, variants
 
 
-#: What a newsletter of each type must have of its own (reference).
-NEWSLETTER_TYPES: Dict[str, Sequence[str]] = {
-    "email": ("subject", "body"),
-    "twilio": ("body",),
-    "push": (),
-    "in_app": ("body_json",),
-    "webhook": ("body", "request_method", "url"),
-    "inbox": ("body_json",),
-}
-_RATE_FIELDS: Dict[str, Check] = {
-    "rate_limit_email_rate": typed_field(int),
-    "rate_limit_time_period": choice_field(60, 3600, 86400),
-    "rate_limit_spread": typed_field(bool),
-}
-_NEWSLETTER_FIELDS: Dict[str, Check] = {
-    "name": text_field(190),
-    "type": choice_field(*NEWSLETTER_TYPES),
-    "recipients": typed_field(dict),
-    "subscription_topic_id": typed_field(int),
-    "send_now": typed_field(bool),
-    "scheduled_at": typed_field(int),
-    **_RATE_FIELDS,
-}
-
-
-def checked_rate(body: Json) -> Json:
-    """The rate limit of a newsletter: rate and period belong together. Raises ApiError 422."""
-    given = checked_fields(body, _RATE_FIELDS, status=422)
-    if ("rate_limit_email_rate" in given) != ("rate_limit_time_period" in given):
-        text = "rate_limit_email_rate and rate_limit_time_period belong together"
-        raise ApiError(422, text)
-    return given
-
-
-def _check_newsletter_recipients(spec: Json, member: Member) -> None:
-    """`and` outside; inside it `attribute`, or segments in an `or`, or `not` of one (reference)."""
-    compile_filter(spec, "recipients", member)
-    for part in spec.get("and") or [{}]:
-        inner = part.get("not", part)
-        segments = inner.get("or")
-        fits = segments and all(set(segment) == {"segment"} for segment in segments)
-        if not fits and "attribute" not in part:
-            text = (
-                "Invalid filter spec: recipients.and takes attributes, and segments in an `or`, "
-                'as in {"and": [{"or": [{"segment": {"id": 1}}]}]}'
-            )
-            raise ApiError(422, Problem(text, "recipients"))
-
-
-def segments_of(spec: Json) -> List[int]:
-    """The segments that a recipients filter names."""
-    if isinstance(spec, list):
-        return [number for part in spec for number in segments_of(part)]
-    if not isinstance(spec, dict):
-        return []
-    own = [spec["segment"]["id"]] if isinstance(spec.get("segment"), dict) else []
-    return own + [number for part in spec.values() for number in segments_of(part)]
-
-
 @route("POST", "/v1/newsletters", APP)
 def create_newsletter(call: Call) -> Json:
     """Create a newsletter; send or schedule it, if the body says so."""
@@ -9749,7 +10187,7 @@ def create_newsletter(call: Call) -> Json:
         row = shelf.add({**blank_row(workspace, "newsletters"), **given, **own})
         add_content(workspace, NEWSLETTERS, row["id"], {**content, "type": row["type"]})
         if given.get("scheduled_at"):
-            send_later(call, row, given["scheduled_at"])
+            send_later(workspace, row, given["scheduled_at"], call.base_url)
         return newsletter_answer(
             call, send_newsletter(call.workspace, row, call.base_url) if now_or_later else row
         )
@@ -9766,44 +10204,6 @@ def unsent_newsletter(call: Call, newsletter_id: str) -> Json:
     if row.get("sent_at"):
         raise invalid("this newsletter has been sent")
     return row
-
-
-def send_newsletter(workspace: Workspace, row: Json, base_url: str) -> Json:
-    """Send a newsletter to its recipients now: each gets the content of one test group."""
-    contents = workspace.shelves["newsletter_contents"].where(_parent=row["id"])
-    if not contents:
-        raise invalid("this newsletter has no content")
-    groups = [contents]
-    for group in workspace.shelves["test_groups"].where(_parent=row["id"]):
-        groups.append([c for c in contents if c["id"] in group["content_ids"]])
-    people = newsletter_recipients(workspace, row)
-
-    def mail_to(position: int, person: Person) -> None:
-        mine = groups[1:] or groups
-        options = mine[position % len(mine)] or contents
-        language = person.text("language") or ""
-        content = next((c for c in options if c["language"] == language), options[0])
-        parents = {"newsletter_id": row["id"], "content_id": content["id"]}
-        # A newsletter passes the unsubscribed over (reference).
-        mail = Mail(NEWSLETTERS, row, {"send_to_unsubscribed": False, **content})
-        deliver(workspace, person, mail, parents, {}, base_url)
-
-    row = workspace.shelves["newsletters"].change(row["id"], {"sent_at": workspace.seconds()})
-    workspace.run_for_all(people, mail_to)
-    return row
-
-
-def newsletter_recipients(workspace: Workspace, row: Json) -> List[Person]:
-    """Who gets a newsletter: its recipients filter, or its segments."""
-    segments = [{"segment": {"id": number}} for number in row.get("recipient_segment_ids") or ()]
-    spec = (
-        row.get("_recipients") or row.get("recipients") or ({"or": segments} if segments else None)
-    )
-    if spec is None:
-        raise invalid("this newsletter has no recipients")
-    wanted = compile_filter(spec, "recipients", workspace.is_member)
-    people = workspace.people
-    return [person for person in people if wanted(person)]
 
 
 @route("POST", "/v1/newsletters/{newsletter_id}/send", APP, heavy=True)
@@ -9835,44 +10235,8 @@ def schedule_newsletter(call: Call, newsletter_id: str) -> Json:
             raise invalid("this newsletter is not scheduled", "scheduled_at")
         row = workspace.shelves["newsletters"].change(row["id"], {**given, "scheduled_at": when})
         if when:
-            send_later(call, row, when)
+            send_later(workspace, row, when, call.base_url)
         return newsletter_answer(call, row)
-
-
-def send_later(call: Call, row: Json, when: int) -> None:
-    """Send a newsletter at a time in Unix seconds, unless that changes until then."""
-    call.workspace.later(when, send_if_due, row["id"], when, call.base_url)
-
-
-def _check_future(when: Optional[int], workspace: Workspace) -> None:
-    if when and when <= workspace.seconds():
-        raise ApiError(422, Problem("scheduled_at must be in the future", "scheduled_at"))
-
-
-def _check_sender(workspace: Workspace, body: Json) -> None:
-    number = body.get("from_id")
-    if number is not None and body.get("from"):
-        raise ApiError(422, Problem("from and from_id exclude each other", "from_id"))
-    if number is not None and number not in workspace.shelves["sender_identities"].rows:
-        raise ApiError(422, Problem("from_id names no sender identity", "from_id"))
-
-
-def _check_zone(name: Json) -> None:
-    if not isinstance(name, str) or not name:
-        raise ApiError(422, Problem("timezone is required", "timezone"))
-    try:
-        zone_named(name)
-    except ApiError as error:
-        raise ApiError(422, *error.problems) from None
-
-
-@chore
-def send_if_due(workspace: Workspace, number: int, when: int, base_url: str) -> None:
-    """Send a newsletter that was scheduled for `when`, unless that has changed."""
-    row = workspace.shelves["newsletters"].rows.get(number)
-    if row and row.get("scheduled_at") == when and not row.get("sent_at"):
-        with contextlib.suppress(ApiError):
-            send_newsletter(workspace, row, base_url)
 
 
 @route("DELETE", "/v1/newsletters/{newsletter_id}", APP)
@@ -9923,13 +10287,6 @@ def create_test_group(call: Call, newsletter_id: str) -> Json:
         copy = add_content(workspace, NEWSLETTERS, row["id"], first)
         _add_test_group(workspace, row["id"], [copy["id"]])
         return newsletter_answer(call, row)
-
-
-def _add_test_group(workspace: Workspace, newsletter: int, content_ids: List[int]) -> None:
-    shelf = workspace.shelves["test_groups"]
-    letter = chr(ord("A") + len(shelf.where(_parent=newsletter)) % 26)
-    group = {"name": letter, "label": "", "winner": False, "content_ids": content_ids}
-    shelf.add({**group, "_parent": newsletter})
 
 
 def variant_of(call: Call, newsletter_id: str, group_id: str, language: str) -> Tuple[Json, Json]:
@@ -10076,12 +10433,6 @@ def collection_rows(body: Json) -> Json:
     return checked_collection(csv_rows(text), "url")
 
 
-def csv_rows(text: bytes) -> List[Dict[str, str]]:
-    """The rows of a CSV with a head line."""
-    reader = csv.DictReader(io.StringIO(text.decode("utf-8-sig", "replace"), newline=""))
-    return [{k: v or "" for k, v in row.items() if k} for row in reader]
-
-
 @route("POST", "/v1/collections", APP, heavy=True)
 def create_collection(call: Call) -> Json:
     """Create a collection from rows, or from a file behind a URL."""
@@ -10171,11 +10522,6 @@ def _check_events(value: Json) -> str:
         return "must be a list of at least one event"
     unknown = [as_text(event) for event in value if event not in WEBHOOK_EVENTS]
     return f"has unknown events: {', '.join(unknown)[:200]}" if unknown else ""
-
-
-def _check_url(value: Json) -> str:
-    fits = isinstance(value, str) and re.match(r"https?://[^\s/]+", value)
-    return "" if fits else "must be an http or https URL"
 
 
 _WEBHOOK_FIELDS: Dict[str, Check] = {
@@ -10503,49 +10849,6 @@ def search_suppressions(call: Call) -> Json:
 
 # ---- imports
 
-_IMPORT_FIELDS: Dict[str, Check] = {
-    "name": text_field(),
-    "data_file_url": _check_url,
-    "type": choice_field("people", "event", "object", "relationship"),
-    "description": text_field(blank=True),
-}
-
-
-def _import_fields(scopes: Sequence[str], **more: Check) -> Dict[str, Check]:
-    # `people_to_process` is the older name (reference).
-    own = dict.fromkeys(("data_to_process", "people_to_process"), choice_field(*scopes))
-    return {**_IMPORT_FIELDS, **own, **more}
-
-
-_SCOPES = ("all", "only_new", "only_existing")
-_TYPE_ID = typed_field(int, str)
-#: What the imports of each type need beside the rest, and all that they take (reference).
-_IMPORTS: Dict[str, Tuple[str, Dict[str, Check]]] = {
-    "people": ("identifier", _import_fields(_SCOPES, identifier=choice_field("id", "email"))),
-    "event": (
-        "identifier",
-        _import_fields(("all", "only_existing"), identifier=choice_field("id", "email")),
-    ),
-    "object": ("object_type_id", _import_fields(_SCOPES, object_type_id=_TYPE_ID)),
-    "relationship": (
-        "identifier",
-        _import_fields(
-            _SCOPES, identifier=choice_field("id", "email", "cio_id"), object_type_id=_TYPE_ID
-        ),
-    ),
-}
-
-
-def checked_import(body: Json) -> Json:
-    """What an import's body orders. Raises ApiError 400."""
-    checked_fields(body, _IMPORT_FIELDS, ("name", "type", "data_file_url"))
-    needed, checks = _IMPORTS[body["type"]]
-    order = checked_fields(body, checks, [needed])
-    if body["type"] in ("object", "relationship"):
-        order["object_type_id"] = object_type(order.get("object_type_id", "1"), "object_type_id")
-    scope = order.pop("people_to_process", "all")
-    return {"data_to_process": scope, "description": "", **order}
-
 
 @route("POST", "/v1/imports", APP, heavy=True)
 def create_import(call: Call) -> Json:
@@ -10563,7 +10866,7 @@ def create_import(call: Call) -> Json:
         if failed:
             outcome = {"state": "failed", "error": failed, "rows_to_import": 0, "rows_imported": 0}
         else:
-            outcome = run_import(call, order, rows)
+            outcome = run_import(workspace, order, rows, call.base_url)
         times = dict.fromkeys(("created_at", "updated_at"), workspace.seconds())
         row = workspace.shelves["imports"].add({**_import_facts(order), **times, **outcome})
     # The answer comes before the work, which is done when anybody asks again.
@@ -10573,110 +10876,11 @@ def create_import(call: Call) -> Json:
     return {"import": {**shown_row, **accepted}}
 
 
-def _import_facts(order: Json) -> Json:
-    """What an answer repeats of an order, by its type (reference)."""
-    type = order["type"]
-    hidden = ("data_file_url", *(() if type == "object" else ("object_type_id",)))
-    facts = {name: value for name, value in order.items() if name not in hidden}
-    if type in ("people", "event"):
-        facts["people_to_process"] = order["data_to_process"]
-    return facts
-
-
-def _unknown_object_type(workspace: Workspace, order: Json) -> str:
-    """Why objects can't be imported: once types are seeded, there are no others; else ""."""
-    seeded = workspace.shelves["object_types"].rows.values()
-    known = {*(as_text(row["id"]) for row in seeded), *(key[0] for key in workspace.objects)}
-    if order["type"] != "object" or not seeded or order["object_type_id"] in known:
-        return ""
-    return "The specified Object Type does not exist."  # reference
-
-
-def run_import(call: Call, order: Json, rows: List[Dict[str, str]]) -> Json:
-    """Import rows and say what came of it; lines with errors go into an export."""
-    workspace = call.workspace
-    errors = [import_row(workspace, order, row) for row in rows]
-    bad = [{"line": i + 2, "error": error} for i, error in enumerate(errors) if error]
-    counts = {"rows_to_import": len(rows), "rows_imported": len(rows) - len(bad)}
-    if not bad:
-        return {"state": "imported", **counts}
-    # Exports are of customers or deliveries, there is no third type (reference).
-    export = _finish_export(workspace, "customers", ["line", "error"], bad)
-    link = download_link(call, export)
-    export_ids = {"error_export_id": export.number, "error_download_url": link}
-    return {"state": "imported", **counts, **export_ids}
-
-
 @route("GET", "/v1/imports/{import_id}", APP)
 def get_import(call: Call, import_id: str) -> Json:
     """Read how far an import is."""
     row = shelved(call, "imports", path_number(call.workspace, import_id))
     return {"import": shown(row)}
-
-
-def import_row(workspace: Workspace, order: Json, row: Dict[str, str]) -> str:
-    """Import one line; gives what was wrong with it, or ""."""
-    try:
-        return _IMPORTERS[order["type"]](workspace, order, row)
-    except ApiError as error:
-        return error.message
-
-
-def _not_wanted(order: Json, known: Any) -> bool:
-    """Whether an order wants nothing of a line, by what is known of its person or object."""
-    return bool(order["data_to_process"] == ("only_new" if known else "only_existing"))
-
-
-def _person_in(order: Json, row: Dict[str, str]) -> Identifier:
-    """Whom a line is about, by the order's identifier. Raises ApiError 400."""
-    column = order["identifier"]
-    return column, identifier_text(row.get(column, ""), column)
-
-
-def _import_people(workspace: Workspace, order: Json, row: Dict[str, str]) -> str:
-    who = _person_in(order, row)
-    if _not_wanted(order, workspace.people.find(who)):
-        return ""
-    return workspace.ingest(workspace.identify, who, checked_attributes(dict(row), "row"))
-
-
-def _import_event(workspace: Workspace, order: Json, row: Dict[str, str]) -> str:
-    who = _person_in(order, row)
-    if _not_wanted(order, workspace.people.find(who)):
-        return ""
-    own = ("id", "email", "cio_id", "name", "timestamp")
-    data = {name: value for name, value in row.items() if name not in own}
-    body = {"name": row.get("name"), "timestamp": row.get("timestamp") or None, "data": data}
-    return workspace.ingest(workspace.track, who, event_of("", body))
-
-
-def _import_object(workspace: Workspace, order: Json, row: Dict[str, str]) -> str:
-    ref = (order["object_type_id"], identifier_text(row.get("object_id", ""), "object_id"))
-    if _not_wanted(order, workspace.find_object(ref)):
-        return ""
-    own = {name: value for name, value in row.items() if name != "object_id"}
-    who = ("object_id", ref[1])
-    return workspace.ingest(workspace.identify_object, who, ref, checked_attributes(own, "row"))
-
-
-def _import_relationship(workspace: Workspace, order: Json, row: Dict[str, str]) -> str:
-    who, name = _person_in(order, row), "object_type_id"
-    type_id = object_type(row.get(name) or order[name], name)
-    ref = (type_id, identifier_text(row.get("object_id", ""), "object_id"))
-    person = workspace.people.find(who)
-    if _not_wanted(order, person and ref in person.has.relationships):
-        return ""
-    own = ("object_type_id", "object_id", "id", "email", "cio_id")
-    extra = {name: value for name, value in row.items() if name not in own}
-    return workspace.ingest(workspace.add_relationship, who, ref, extra)
-
-
-_IMPORTERS: Dict[str, Callable[[Workspace, Json, Dict[str, str]], str]] = {
-    "people": _import_people,
-    "event": _import_event,
-    "object": _import_object,
-    "relationship": _import_relationship,
-}
 
 
 # ---- data index, workspaces, addresses
@@ -10762,7 +10966,7 @@ def list_ip_addresses(call: Call) -> Json:
 
 
 # ======================================================================================
-# ==== §13 Design Studio, assets and live notifications
+# ==== §19 Design Studio, assets and live notifications
 # ======================================================================================
 #
 # Rules without another source are from the 2026 reference. What it leaves open is inferred: what is
@@ -10802,45 +11006,6 @@ def constraint_error(why: str) -> ApiError:
 # ---- fields
 
 
-def shaped(spec: Any) -> Check:
-    """A check by example: {name: spec} is an object, [spec] a list, a type or check itself."""
-    if isinstance(spec, dict):
-        return _object_check({name: shaped(part) for name, part in spec.items()})
-    if isinstance(spec, list):
-        return _list_check(shaped(spec[0]))
-    return typed_field(spec) if isinstance(spec, type) else cast(Check, spec)
-
-
-def _object_check(checks: Mapping[str, Check]) -> Check:
-    def check(value: Json) -> str:
-        if not isinstance(value, dict):
-            return f"must be an object, not {kind_of(value)}"
-        for name, part in value.items():
-            wrong = checks[name](part) if name in checks else "is unknown"
-            if wrong:
-                return f"has a bad field: {name} {wrong}"
-        return ""
-
-    return check
-
-
-def _list_check(check: Check) -> Check:
-    def check_all(value: Json) -> str:
-        if not isinstance(value, list):
-            return f"must be a list, not {kind_of(value)}"
-        wrong = [f"has a bad item: [{i}] {w}" for i, w in enumerate(map(check, value)) if w]
-        return wrong[0] if wrong else ""
-
-    return check_all
-
-
-def pattern_field(pattern: str, wanted: str) -> Check:
-    """A string of some form, which `wanted` tells."""
-    return lambda value: (
-        "" if isinstance(value, str) and re.fullmatch(pattern, value) else f"must be {wanted}"
-    )
-
-
 def fields_of(
     call: Call, checks: Mapping[str, Check], needed: Sequence[str] = (), update: bool = False
 ) -> Json:
@@ -10854,13 +11019,6 @@ def fields_of(
     return checked_fields(body, checks, needed)
 
 
-def merged(old: Json, new: Json) -> Json:
-    """`new` over `old`, also inside of objects that both have."""
-    both = {n for n, v in new.items() if isinstance(v, dict) and isinstance(old.get(n), dict)}
-    return {**old, **new, **{name: merged(old[name], new[name]) for name in both}}
-
-
-_SHORT_TEXT = text_field(1000)
 _UUID_SHAPE = r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
 _uuid_field = pattern_field(_UUID_SHAPE, "a UUID or null")
 
@@ -11741,7 +11899,6 @@ def restore_version(call: Call, id: str, version_id: str) -> Json:
 
 # ---- render, preview and review
 
-
 MAX_LINK_TEXT = 200
 
 
@@ -12472,7 +12629,7 @@ def get_live_notification(call: Call, instance_id: str) -> Json:
 
 
 # ======================================================================================
-# ==== §14 Pipelines API
+# ==== §20 Pipelines API
 # ======================================================================================
 
 MAX_PIPELINES_CALL = 32 * 1024
@@ -12849,7 +13006,7 @@ def _take_item(workspace: Workspace, item: Json, shared: Json) -> str:
 
 
 # ======================================================================================
-# ==== §15 Control
+# ==== §21 Control
 # ======================================================================================
 
 
@@ -13248,7 +13405,6 @@ _NOT_REPEATED = (
     "host", "content-length", "connection", "transfer-encoding", "content-encoding", "expect",
 )  # fmt: skip
 
-
 _PLAIN = (("Content-Type", "text/plain; charset=utf-8"),)
 
 
@@ -13425,7 +13581,6 @@ _EXPECTATION_EXAMPLE = {
     "exactly": 1,
     "timeout": 5,
 }
-
 
 _AMOUNTS = ("exactly", "at_least", "at_most", "none", "in_order")
 
@@ -13932,7 +14087,7 @@ def ca_pem(call: Call) -> Response:
 
 
 # ======================================================================================
-# ==== §16 Snapshots
+# ==== §22 Snapshots
 # ======================================================================================
 
 #: The layout of a snapshot; a later one gets another number.
@@ -14216,7 +14371,6 @@ def codec_of(hint: Any) -> Codec:
 
 # ---- work that waits
 
-
 # Thousands of writes may wait, and finding out about a function takes longer than writing one.
 _signature_of = functools.cache(inspect.signature)
 
@@ -14494,15 +14648,14 @@ def put_state(call: Call) -> Json:
 
 
 # ======================================================================================
-# ==== §17 Server
+# ==== §23 Server
 # ======================================================================================
 
 #: Limits of one request's head.
 MAX_HEAD = 64 * 1024
 MAX_LINE = 16 * 1024
 MAX_FIELDS = 100
-#: A body up to this size is answered by the loop; parsing a larger one would hold up others.
-LOOP_BODY = 128 * 1024
+
 #: How long the rest of a refused request is read and thrown away, in seconds, so that the
 #: client gets to see the answer instead of a reset.
 LINGER = 2.0
@@ -15395,50 +15548,6 @@ class WaitingHandler(BaseHTTPRequestHandler):
 
 # ---- TLS
 
-# A certificate for local names and its key, so that https works without any set-up. It is safe
-# to publish: the authority that signed it is good for these names alone, and its own key was
-# destroyed, so whoever trusts it trusts nothing but local servers.
-_BUILT_IN = {
-    "ca": (
-        "MIICKDCCAc2gAwIBAgIBATAKBggqhkjOPQQDAjA1MTMwMQYDVQQDDCpjdXN0b21lcmlvX2Zha2UgQ0Eg"
-        "KGl0cyBrZXkgd2FzIGRlc3Ryb3llZCkwHhcNMjAwMTAxMDAwMDAwWhcNNDkxMjMxMDAwMDAwWjA1MTMw"
-        "MQYDVQQDDCpjdXN0b21lcmlvX2Zha2UgQ0EgKGl0cyBrZXkgd2FzIGRlc3Ryb3llZCkwWTATBgcqhkjO"
-        "PQIBBggqhkjOPQMBBwNCAARYkZvdkS4HZnSQERoq3iZQUE8IAG39ZgGp6ManIJDg2xPbeOm+q7FXcMKQ"
-        "a8FEE+X069SOUAOA5n+Rcgo+G1Cro4HNMIHKMBIGA1UdEwEB/wQIMAYBAf8CAQAwDgYDVR0PAQH/BAQD"
-        "AgEGMB0GA1UdDgQWBBS3lcPLELs6ISqjtUn34mfFrFYbQDCBhAYDVR0eAQH/BHoweKB2MAuCCWxvY2Fs"
-        "aG9zdDAMggpjdXN0b21lcmlvMBGCD2N1c3RvbWVyaW8tZmFrZTAWghRob3N0LmRvY2tlci5pbnRlcm5h"
-        "bDAKhwh/AAAA/wAAADAihyAAAAAAAAAAAAAAAAAAAAAB/////////////////////zAKBggqhkjOPQQD"
-        "AgNJADBGAiEA7I/00m20qOueoGD/0aImut6wiE5wa/w6fj7TqFjPlAMCIQCIDA0Ukj8P71eSp9VDSSn4"
-        "UCiuuBnzlWKcVNqBeMGiqQ=="
-    ),
-    "certificate": (
-        "MIICEDCCAbagAwIBAgIBAjAKBggqhkjOPQQDAjA1MTMwMQYDVQQDDCpjdXN0b21lcmlvX2Zha2UgQ0Eg"
-        "KGl0cyBrZXkgd2FzIGRlc3Ryb3llZCkwHhcNMjAwMTAxMDAwMDAwWhcNNDkxMjMxMDAwMDAwWjAUMRIw"
-        "EAYDVQQDDAlsb2NhbGhvc3QwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAAR+ycpiXduKwhjlT+CJ9DWo"
-        "0XFSAMqmcQN7r1FH6mrXjLKXfH5d/TJJ8DZmV69Sg/mXIAx+puvTUle2LfG7sMtIo4HXMIHUMAwGA1Ud"
-        "EwEB/wQCMAAwDgYDVR0PAQH/BAQDAgeAMBMGA1UdJQQMMAoGCCsGAQUFBwMBMB0GA1UdDgQWBBQr6Wyl"
-        "o8KSnGWOjwOy4ov1qHdz8jAfBgNVHSMEGDAWgBS3lcPLELs6ISqjtUn34mfFrFYbQDBfBgNVHREEWDBW"
-        "gglsb2NhbGhvc3SCCmN1c3RvbWVyaW+CD2N1c3RvbWVyaW8tZmFrZYIUaG9zdC5kb2NrZXIuaW50ZXJu"
-        "YWyHBH8AAAGHEAAAAAAAAAAAAAAAAAAAAAEwCgYIKoZIzj0EAwIDSAAwRQIgV4hL4TbyU6Rwsts5JPoG"
-        "sG+MsfrAS+3U19bRmqIzPlcCIQDPHox2MSotpQzE4kFeDrBUVFkhVwQnPp65E0sbyWOefA=="
-    ),
-    "key": (
-        "MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQguvaFIliJE9JBiw9X7vhHP02jmhhIvwsG"
-        "4Jupd8GsRn+hRANCAAR+ycpiXduKwhjlT+CJ9DWo0XFSAMqmcQN7r1FH6mrXjLKXfH5d/TJJ8DZmV69S"
-        "g/mXIAx+puvTUle2LfG7sMtI"
-    ),
-}
-
-
-def _pem(label: str, name: str) -> str:
-    text = _BUILT_IN[name]
-    lines = [text[i : i + 64] for i in range(0, len(text), 64)]
-    return "\n".join([f"-----BEGIN {label}-----", *lines, f"-----END {label}-----", ""])
-
-
-#: What a client has to trust for https without a certificate of your own.
-BUILT_IN_CA = _pem("CERTIFICATE", "ca")
-
 
 def make_tls_context(settings: Settings) -> ssl.SSLContext:
     """A server context with the configured certificate, or the built-in one. Raises OSError."""
@@ -15476,7 +15585,7 @@ def _load_built_in(context: ssl.SSLContext) -> None:
 
 
 # ======================================================================================
-# ==== §18 Public face
+# ==== §24 Public face
 # ======================================================================================
 
 
