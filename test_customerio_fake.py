@@ -10,6 +10,7 @@ import ast
 import base64
 import contextlib
 import csv
+import datetime
 import email
 import enum
 import errno
@@ -243,6 +244,10 @@ class Identifiers(unittest.TestCase):
         raw = base64.urlsafe_b64decode(delivery_id_of(1625242481.046, 1, "transactional"))
         self.assertEqual((len(raw), raw[:2], raw[8]), (26, b"\x76\x03", 5))
         self.assertEqual(int.from_bytes(raw[10:16], "big"), 1625242481046)
+
+    def test_a_delivery_id_tells_what_sent_it(self) -> None:
+        for kind, byte in (("campaign", 1), ("newsletter", 3), ("broadcast", 3)):
+            self.assertEqual(base64.urlsafe_b64decode(delivery_id_of(1.0, 1, kind))[8], byte, kind)
 
     def test_a_ulid_begins_with_its_moment_and_is_never_repeated(self) -> None:
         ids = {ulid(1625242481.046, serial) for serial in range(10_000)}
@@ -938,6 +943,11 @@ class Attributes(FakeTest):
         self.identify("1", a="old", b="first", _timestamp=1000)
         self.assertEqual(self.person("1")["attributes"], {"a": "new", "b": "first"})
 
+    def test_of_two_updates_with_the_same_timestamp_the_later_call_counts(self) -> None:
+        for value in ("one", "two"):
+            self.identify("1", a=value, _timestamp=1000)
+            self.assertEqual(self.person("1")["attributes"], {"a": value})
+
     def test_unsubscribed_in_all_its_spellings(self) -> None:
         rows = [(True, True), ("TRUE", True), ("tRuE", True), (1, True), ("1", True)]
         rows += [(False, False), ("yes", False), (2, False), ("", False), (None, False)]
@@ -1001,6 +1011,17 @@ class IdOnly(FakeTest):
         self.identify("1", email="other@example.com")
         found = self.ok("GET", "/v1/customers?email=same@example.com")["results"]
         self.assertEqual([row["id"] for row in found], ["2"])
+
+    def test_a_broadcast_goes_to_all_who_share_an_email_only_if_it_is_told_to(self) -> None:
+        action = {"subject": "Hi", "body": "x", "from": "shop@example.com"}
+        twins = [{"id": n, "attributes": {"email": "same@example.com"}} for n in ("1", "2")]
+        seed = {"customers": twins, "broadcasts": [{"id": 1, "name": "B", "actions": [action]}]}
+        self.ok("POST", "/__parlel/seed", seed)
+        payload: Dict[str, Any] = {"emails": ["same@example.com"]}
+        for flag, status, sent in ((None, 422, 0), (False, 422, 0), (True, 200, 2)):
+            more = {} if flag is None else {"email_add_duplicates": flag}
+            reply = self.call("POST", "/v1/campaigns/1/triggers", {**payload, **more})
+            self.assertEqual((reply.status, len(self.records("deliveries"))), (status, sent), flag)
 
     def test_an_emails_shape_in_a_path_is_an_id(self) -> None:
         self.identify("a@example.com")
@@ -1415,7 +1436,8 @@ class TrackOthers(FakeTest):
         self.assertEqual(reply.status, 400)
 
     def test_a_form_makes_a_person(self) -> None:
-        data = {"email": "a@example.com", "first_name": "Ada", "form_url": "x"}
+        facts = ("form_id", "form_name", "form_type", "form_url", "form_url_param")
+        data = {"email": "a@example.com", "first_name": "Ada", **dict.fromkeys(facts, "x")}
         reply = self.call("POST", "/api/v1/forms/f1/submit", {"data": data})
         self.assertEqual((reply.status, reply.body), (204, b""))
         expected = {"email": "a@example.com", "first_name": "Ada"}
@@ -1758,13 +1780,14 @@ class Exports(FakeTest):
         self.assertEqual(self.ok("GET", "/v1/exports"), {"exports": None})
 
     def test_a_link_dies_after_15_minutes_and_cannot_be_forged(self) -> None:
+        self.ok("PUT", "/__parlel/clock", {"freeze": True})
         self.ok("POST", "/v1/exports/customers", self.EVERYBODY)
         link = self.ok("GET", "/v1/exports/1/download")["url"].partition("4668")[2]
         forged = re.sub(r"expires=\d+", "expires=9999999999", link)
         self.assertEqual(self.call("GET", forged).status, 403)
         self.fake.workspace.advance(899)
         self.assertEqual(self.call("GET", link).status, 200)
-        self.fake.workspace.advance(2)
+        self.fake.workspace.advance(1)
         self.assert_errors(self.call("GET", link), 403, "expired")
 
     def test_unknown_exports_are_not_found(self) -> None:
@@ -1802,6 +1825,16 @@ class Filters(unittest.TestCase):
             body = {"field": name, "operator": operator, "value": value}
             with self.subTest(name=name, operator=operator):
                 self.assertEqual(self.matches({"attribute": body}), expected)
+
+    def test_inverse_turns_an_operator_round(self) -> None:
+        for value, inverse, expected in (
+            ("pro", True, False),
+            ("basic", True, True),
+            ("pro", False, True),
+            ("pro", "true", True),  # only true itself does (inferred)
+        ):
+            body = {"field": "plan", "operator": "eq", "value": value, "inverse": inverse}
+            self.assertEqual(self.matches({"attribute": body}), expected, (value, inverse))
 
     def test_and_or_not_and_segment(self) -> None:
         yes, no = {"segment": {"id": 7}}, {"segment": {"id": 8}}
@@ -2432,12 +2465,15 @@ class AppPeople(SeededTest):
         self.assertEqual(chosen, [("1", "News", False), ("2", "Ads", False)])
 
     def test_a_subscription_link_works_for_a_day(self) -> None:
+        self.ok("PUT", "/__parlel/clock", {"freeze": True})
         url = self.ok("GET", "/v1/subscription_center/ada/token")["url"]
         path = url.partition("4668")[2]
         self.assertEqual(self.ok("GET", path, authorization="")["customer"]["id"], "ada")
         forged = path.replace("/u/i/0.", "/u/i/1.")
         self.assertEqual(self.status("GET", forged), 400)
-        self.fake.workspace.advance(86401)
+        self.fake.workspace.advance(86399)
+        self.assertEqual(self.status("GET", path), 200)
+        self.fake.workspace.advance(1)
         self.assertEqual(self.status("GET", path), 400)
         self.assertEqual(self.status("GET", "/v1/subscription_center/nobody/token"), 400)
 
@@ -2555,6 +2591,16 @@ class AppFamilies(SeededTest):
         changed = self.ok("PUT", "/v1/transactional/3/content", {"subject": "Three"})["content"]
         self.assertEqual(changed[0]["id"], 31)
 
+    def test_a_changed_content_tells_when(self) -> None:
+        path = "/v1/campaigns/1/actions/11"
+        before = self.ok("GET", path)["action"]
+        self.fake.workspace.advance(60)
+        changed = self.ok("PUT", path, {"subject": "Hello"})["action"]
+        for action in (changed, self.ok("GET", path)["action"]):
+            self.assertEqual(action["created"], before["created"])
+            self.assertAlmostEqual(action["updated"], before["updated"] + 60, delta=2)
+            self.assertEqual(action["deduplicate_id"], f"11:{action['updated']}")
+
     def test_metrics_count_recorded_deliveries(self) -> None:
         path = "/v1/campaigns/1/metrics?version=2&res=hourly&start=1700000000&end=1700003600"
         metric = self.ok("GET", path)
@@ -2579,6 +2625,14 @@ class AppFamilies(SeededTest):
             self.assertEqual({len(values) for values in series.values()}, {length}, query)
         for query in ("period=years", "steps=x", "type=fax", "version=2", "version=3"):
             self.assertEqual(self.status("GET", f"/v1/campaigns/1/metrics?{query}"), 400, query)
+
+    def test_a_week_begins_on_sunday(self) -> None:
+        # Saturday to Monday, 1 to 3 July 2023, in New York and for the metrics' version 1.
+        zone = datetime.timezone(datetime.timedelta(hours=-5))
+        days = [datetime.datetime(2023, 7, day, 12, tzinfo=zone).timestamp() for day in (1, 2, 3)]
+        weeks = [customerio_fake.period_edges(day, "weeks", 1)[0] for day in days]
+        sundays = [datetime.datetime(2023, *day, tzinfo=zone) for day in ((6, 25), (7, 2), (7, 2))]
+        self.assertEqual(weeks, [sunday.timestamp() for sunday in sundays])
 
     def test_the_newest_send_is_in_the_last_step(self) -> None:
         message = {
@@ -3447,6 +3501,27 @@ class Messages(SeededTest):
         self.assertEqual((clock["frozen"], clock["due"]), (True, 0))
         (delivery,) = [row for row in self.records("deliveries") if row["send_at"]]
         self.assertEqual((delivery["state"], delivery["metrics"]["sent"]), ("delivered", when))
+
+    def test_a_clock_that_is_set_back_does_nothing_and_forgets_nothing(self) -> None:
+        self.ok("PUT", "/__parlel/clock", {"now": 2_000_000_000, "freeze": True})
+        self.send(send_at=2_000_000_060)
+        for now, due in ((1_900_000_000, 1), (2_000_000_059, 1), (2_000_000_060, 0)):
+            clock = self.ok("PUT", "/__parlel/clock", {"now": now})
+            self.assertEqual(clock, {"now": now, "frozen": True, "due": due})
+            delivered = [row["metrics"].get("sent") for row in self.records("deliveries")]
+            self.assertEqual(2_000_000_060 in delivered, not due)
+
+    def test_what_is_late_is_done_without_turning_the_clock_back(self) -> None:
+        workspace, seen = self.fake.workspace, []
+        workspace.clock.freeze(1000.0)
+        with mock.patch.dict(customerio_fake.CHORES, look=lambda w: seen.append(w.clock.now())):
+            for when in (900.0, 1005.0):
+                workspace.clock.at(when, customerio_fake.Chore("look", ()))
+            workspace.advance(10)
+            self.assertEqual((seen, workspace.clock.now()), ([1000.0, 1005.0], 1010.0))
+            workspace.clock.at(1009.0, customerio_fake.Chore("look", ()))
+            customerio_fake.set_clock_to(self.fake, now=950.0)
+        self.assertEqual((seen[2:], workspace.clock.now()), ([1010.0], 950.0))
 
     def test_the_clock_can_be_set(self) -> None:
         self.ok("PUT", "/__parlel/clock", {"now": 1000, "freeze": True})
@@ -4594,9 +4669,11 @@ class LiveNotifications(StudioTest):
         self.assertEqual(channels, ["live_notification"] * 3)
 
     def test_it_expires(self) -> None:
+        self.ok("PUT", "/__parlel/clock", {"freeze": True})
         id = self.begin(expiration=self.fake.workspace.seconds() + 60)
-        self.advance(61)
-        self.assertEqual(self.show(id)["state"], "expired")
+        for seconds, state in ((59, "active"), (1, "expired")):
+            self.advance(seconds)
+            self.assertEqual(self.show(id)["state"], state)
 
     def test_without_a_device_it_is_undeliverable(self) -> None:
         push = {"alert": {"title": "t", "body": "b"}}
@@ -5632,6 +5709,7 @@ class Snapshots(SeededTest):
             (with_change("workspace", "merges", [1]), "workspace.merges[0] must be an object"),
             (with_change("workspace", "secret", 1), "workspace.secret must be a string"),
             (with_change("workspace", "shelves", "topics", None), "shelves.topics is missing"),
+            (with_change("deliveries", 0, "metrics", {"sent": 1}), "has no metric 'created'"),
             (with_change("clock", "due", [{"at": 1, "do": "sing", "with": {}}]), "something to do"),
             (with_change("clock", "due", [{"at": 1, "do": "track", "with": {}}]), "does not fit"),
         ]
@@ -6256,6 +6334,8 @@ class Liquid(LiquidTest):
                 ("{% for i in (1..3) %}{% cycle 'g': i, 9 %}{% endfor %}", "193"),
                 ("{% for i in a %}{% assign i = 1 %}{{ i }}{% endfor %}{{ i }}", "xyz1"),
                 ("{% tablerow i in a cols:2 %}{{ i }}{% endtablerow %}", TABLE),
+                ("{% tablerow i in (1..2) cols:2 %}{% endtablerow %}", FULL_TABLE),
+                ("{% tablerow i in a %}{{ tablerowloop.col_last }} {% endtablerow %}", LAST_COLUMN),
                 ("a{% break %}b", "a"),
             ],
             data,
@@ -6301,6 +6381,12 @@ class Liquid(LiquidTest):
                     "{{ 1 | pluralize: 'item', 'items' }} {{ 3 | pluralize: 'item' }}",
                     "1 item 3 items",
                 ),
+                (
+                    "{{ 0 | pluralize: 'box', 'boxes' }} {{ 2 | pluralize: 'ox', 'oxen' }}",
+                    "0 boxes 2 oxen",
+                ),
+                ("{{ 1 | pluralize: 'day' }} {{ '1' | pluralize: 'day' }}", "1 day 1 day"),
+                ("{{ 1.5 | pluralize: 'day' }} {{ 0 | pluralize: 'day' }}", "1.5 days 0 days"),
                 ("{{ 'a,b,c' | split: ',' | array_to_sentence_string: 'or' }}", "a, b, or c"),
                 ("{{ nothing | upcase }}{{ 5 | upcase }}", "5"),
             ]
@@ -6404,6 +6490,9 @@ class Liquid(LiquidTest):
             ],
             now=NOON,
         )
+        ends = {"th": (4, 10, 11, 12, 13, 20, 30), "st": (1, 21, 31), "nd": (2, 22), "rd": (3, 23)}
+        days = [(day, end) for end, days in ends.items() for day in days]
+        self.becomes([(f"{{{{ '2024-01-{day:02}' | date: '%q' }}}}", end) for day, end in days])
         for zone in ("Nowhere/Land", "../../etc/passwd", "America"):
             with self.subTest(zone=zone):
                 self.failing(f"{{{{ 0 | date: '%Y', '{zone}' }}}}")
@@ -6421,6 +6510,11 @@ class Liquid(LiquidTest):
 TABLE = (
     '<tr class="row1">\n<td class="col1">x</td><td class="col2">y</td></tr>\n'
     '<tr class="row2"><td class="col1">z</td></tr>\n'
+)
+FULL_TABLE = '<tr class="row1">\n<td class="col1"></td><td class="col2"></td></tr>\n'
+LAST_COLUMN = (
+    '<tr class="row1">\n<td class="col1">false </td><td class="col2">false </td>'
+    '<td class="col3">true </td></tr>\n'
 )
 DATES = "01 Jan 2017, 2017-01-01T12:00:00+00:00"
 
@@ -8189,6 +8283,22 @@ class CommandLine(WireTestCase):
             with self.subTest(flags=flags, **environment):
                 arguments = customerio_fake._parser().parse_args(flags)
                 self.assertEqual(customerio_fake._level(arguments, environment), level)
+
+    def test_a_flag_beats_the_environment_which_beats_the_default(self) -> None:
+        names = ("host", "port", "region", "phone")
+        environment = {"HOST": "127.0.0.2", "PORT": "5001", "CUSTOMERIO_FAKE_REGION": "eu"}
+        environment["CUSTOMERIO_FAKE_PHONE"] = "no"
+        rows: List[Tuple[Tuple[str, ...], Dict[str, str], Tuple[Any, ...]]] = [
+            ((), {}, ("127.0.0.1", 4668, "us", False)),
+            ((), environment, ("127.0.0.2", 5001, "eu", False)),
+            (("--region", "us", "--phone"), environment, ("127.0.0.2", 5001, "us", True)),
+            (("--host=::1", "--port=0"), environment, ("::1", 0, "eu", False)),
+            (("5002",), environment, ("127.0.0.2", 5002, "eu", False)),
+        ]
+        for flags, variables, wanted in rows:
+            arguments = customerio_fake._parser().parse_args(flags)
+            settings = customerio_fake._settings(arguments, variables)
+            self.assertEqual(tuple(getattr(settings, name) for name in names), wanted, flags)
 
     def test_version_and_help(self) -> None:
         code, out, err = self.run_main("--version")
