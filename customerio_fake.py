@@ -14673,7 +14673,10 @@ MAX_OPEN = 500 if os.name == "nt" else sys.maxsize
 
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _REQUEST_LINE = re.compile(rf"({_TOKEN}) ([^\x00-\x20\x7f]+) HTTP/1\.([01])\r\n".encode())
+#: What the first bytes of a request line can be; nobody waits for more of what is none.
+_LINE_BEGUN = re.compile(rf"\r|{_TOKEN}(?: [^\x00-\x20\x7f]*(?: [HTP]*/?[\d.]*\r?)?)?".encode())
 _FIELD = re.compile(rf"({_TOKEN}):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)".encode())
+_LONE_LF = re.compile(rb"(?<!\r)\n")
 _URL = re.compile(r"https?://[^/?#]", re.IGNORECASE)
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?")
 
@@ -14694,7 +14697,12 @@ class Fields(Dict[str, str]):
 
 
 def parse_fields(block: bytes) -> Fields:
-    """Read header lines. Raises ApiError 400, 417 or 431."""
+    """Read header lines and what they say about framing. Raises ApiError 400, 417, 431 or 501."""
+    return _framed(read_fields(block))
+
+
+def read_fields(block: bytes) -> Fields:
+    """Read the lines of a head or of trailers. Raises ApiError 400 or 431."""
     lines = block.split(b"\r\n") if block else []
     if len(lines) > MAX_FIELDS or len(max(lines, key=len, default=b"")) > MAX_LINE:
         raise _bad_request("too many or too long header fields", 431)
@@ -14709,7 +14717,7 @@ def parse_fields(block: bytes) -> Fields:
                 raise _bad_request(f"header field {name} is given more than once")
             value = f"{values[name]}, {value}"
         values[name] = value
-    return _framed(values)
+    return values
 
 
 _ONCE = {"content-length", "transfer-encoding", "host", "authorization", "content-type"}
@@ -14761,14 +14769,15 @@ class Framer:
         self._chunks = bytearray()
         self._continued = False
 
-    def feed(self, data: bytes) -> None:
-        """Take in what was received."""
+    def feed(self, data: bytes) -> bool:
+        """Take in what was received; whether a request begins with it."""
         if not self.buffer:
             self.buffer = data
-        elif isinstance(self.buffer, bytearray):
-            self.buffer += data
-        else:
-            self.buffer = bytearray(self.buffer) + data
+            return self._fields is None
+        if isinstance(self.buffer, bytes):
+            self.buffer = bytearray(self.buffer)
+        self.buffer += data
+        return False
 
     @property
     def idle(self) -> bool:
@@ -14790,9 +14799,15 @@ class Framer:
         fields = self._take_head() if self._fields is None else self._fields
         if fields is None:
             return None
-        body = self._take_chunked() if fields.chunked else self._take(fields.length)
-        if body is None:
-            return None
+        if fields.chunked:
+            body = self._take_chunked()
+            if body is None:
+                return None
+        else:
+            buffer, length = self.buffer, fields.length
+            if len(buffer) < length:
+                return None
+            body, self.buffer = bytes(buffer[:length]), buffer[length:]
         (method, target), self._line = self._line, ("", "")
         self._fields, self._continued = None, False
         return Request(method, target, fields, body, self.scheme)
@@ -14808,23 +14823,37 @@ class Framer:
             buffer = self.buffer = buffer.lstrip(b"\r\n")
         end = buffer.find(b"\r\n\r\n")
         if end < 0:
-            if len(buffer) > MAX_HEAD:
-                raise _bad_request("the request's head is too long", 431)
-            if b"\n\n" in buffer or b"\n\r\n" in buffer or b"\n" in buffer[:1]:
-                raise _bad_request("lines must end with CR LF")
+            if buffer:
+                self._check_begun(buffer)
             return None
         line_end = self._take_line(buffer, end)
         block = bytes(buffer[line_end + 2 : end])
         fields = _parse_fields_cached(block) if len(block) < 2048 else parse_fields(block)
         if fields.length > self.max_body:
-            raise _bad_request(
-                f"the body is larger than {self.max_body} bytes: raise --max-body", 413
-            )
+            raise self._too_large()
         self.keep_alive = "close" not in fields.connection
         if self.version == b"0":  # whose chunks nobody can be sure of (RFC 9112 6.1)
             self.keep_alive &= "keep-alive" in fields.connection and not fields.chunked
+        elif not fields.get("host"):
+            raise _bad_request("a request in HTTP/1.1 must name its Host")
         self._fields, self.buffer = fields, buffer[end + 4 :]
         return fields
+
+    def _check_begun(self, buffer: Union[bytes, bytearray]) -> None:
+        """Refuse the beginning of a head as soon as nothing can make it a good one."""
+        if len(buffer) > MAX_HEAD:
+            raise _bad_request("the request's head is too long", 431)
+        line, found, _ = buffer.partition(b"\n")
+        if _LONE_LF.search(buffer):
+            raise _bad_request("lines must end with CR LF")
+        if found:
+            self._take_line(buffer, len(line) - 1)
+        elif not _LINE_BEGUN.fullmatch(line):
+            raise _bad_request(f"malformed request line {bytes(line[:80])!r}")
+
+    def _too_large(self) -> ApiError:
+        text = f"the body is larger than {self.max_body} bytes: raise --max-body"
+        return _bad_request(text, 413)
 
     def _take_line(self, buffer: Union[bytes, bytearray], end: int) -> int:
         """Read the request line at the start of a head; returns where it ends."""
@@ -14851,44 +14880,44 @@ class Framer:
         """Whether a target that is no path is one all the same (RFC 9112 3.2)."""
         return bool(_URL.match(target)) or (method, target) == ("OPTIONS", "*")
 
-    def _take(self, count: int) -> Optional[bytes]:
-        if len(self.buffer) < count:
-            return None
-        data = bytes(self.buffer[:count])
-        self.buffer = self.buffer[count:]
-        return data
-
     def _take_chunked(self) -> Optional[bytes]:
         """The body once its last chunk and the trailers are there; chunks are kept meanwhile."""
+        buffer, at, size = self.buffer, 0, 1
         while True:
-            buffer = self.buffer
-            end = buffer.find(b"\r\n")
-            if end < 0 and len(buffer) <= MAX_LINE:
-                return None
-            match = _CHUNK_SIZE.fullmatch(buffer[:end]) if end >= 0 else None
+            end = buffer.find(b"\r\n", at, at + MAX_LINE)
+            if end < 0:
+                if len(buffer) - at >= MAX_LINE or buffer.find(b"\n", at) >= 0:
+                    raise _bad_request("malformed chunk size")
+                break
+            match = _CHUNK_SIZE.fullmatch(buffer, at, end)
             if match is None:
                 raise _bad_request("malformed chunk size")
             size = int(match[1], 16)
-            if size == 0:
-                return self._take_trailers(end)
+            last = end + 2 + size
             if len(self._chunks) + size > self.max_body:
-                raise _bad_request(
-                    f"the body is larger than {self.max_body} bytes: raise --max-body", 413
-                )
-            if len(buffer) < end + 4 + size:
-                return None
-            if buffer[end + 2 + size : end + 4 + size] != b"\r\n":
+                raise self._too_large()
+            if size == 0 or len(buffer) < last + 2:
+                break
+            if buffer[last : last + 2] != b"\r\n":
                 raise _bad_request("a chunk is longer than its size says")
-            self._chunks += buffer[end + 2 : end + 2 + size]
-            self.buffer = buffer[end + 4 + size :]
+            self._chunks += buffer[end + 2 : last]
+            at = last + 2
+        if at:  # once for all of them: many chunks of one byte each must not copy the rest each
+            self.buffer = buffer[at:]
+        return self._take_trailers(end - at) if size == 0 else None
 
     def _take_trailers(self, end: int) -> Optional[bytes]:
-        finish = self.buffer.find(b"\r\n\r\n", end)
+        """The body, if the lines after its last chunk are there, too; they say nothing to us."""
+        buffer = self.buffer
+        finish = buffer.find(b"\r\n\r\n", end)
         if finish < 0:
-            if len(self.buffer) > MAX_LINE:
+            if len(buffer) > MAX_LINE:
                 raise _bad_request("the trailers are too long", 431)
+            if _LONE_LF.search(buffer):
+                raise _bad_request("lines must end with CR LF")
             return None
-        self.buffer = self.buffer[finish + 4 :]
+        read_fields(bytes(buffer[end + 2 : finish]))
+        self.buffer = buffer[finish + 4 :]
         body, self._chunks = bytes(self._chunks), bytearray()
         return body
 
@@ -15058,12 +15087,16 @@ class Server(ThreadingHTTPServer):
         ready = self._selector.select(0 if more else timeout)
         self._now = time.monotonic()
         # Whose turn it was is not read as well: a thread, or nobody, may have it by then.
-        held = {connection.socket.fileno() for connection in more}
+        work: Dict[int, Callable[[], Any]] = {}
         for connection in more:
-            self._try(connection.socket.fileno(), functools.partial(self._answer, connection))
+            work[connection.socket.fileno()] = functools.partial(self._answer, connection)
         for key, _ in ready:
-            if key.fd not in held:
-                self._try(key.fd, key.data)
+            work.setdefault(key.fd, key.data)
+        for number, do in work.items():
+            try:
+                do()
+            except Exception as error:
+                self._lose(number, error)
         # Waking a client that sleeps costs more than answering it, so all of them are answered
         # first and then woken together: a fifth more requests a second with 64 connections.
         outgoing, self._outgoing = self._outgoing, {}
@@ -15071,15 +15104,12 @@ class Server(ThreadingHTTPServer):
             self._send(connection)
         return bool(ready or more)
 
-    def _try(self, number: int, do: Callable[[], Any]) -> None:
+    def _lose(self, number: int, error: Exception) -> None:
         """Lose one connection (by its file number) rather than the loop, and all of them."""
-        try:
-            do()
-        except Exception as error:
-            log.error("lost a connection: %r", error)
-            connection = self._open.get(number)
-            if connection is not None:
-                self._close(connection)
+        log.error("lost a connection: %r", error)
+        connection = self._open.get(number)
+        if connection is not None:
+            self._close(connection)
 
     def shutdown(self) -> None:
         """Make `serve_forever` return; from any thread."""
@@ -15192,9 +15222,8 @@ class Server(ThreadingHTTPServer):
         if not data:
             self._close(connection)
         elif not connection.draining:
-            if connection.framer.idle:
+            if connection.framer.feed(data):
                 connection.since = self._now
-            connection.framer.feed(data)
             self._answer(connection)
 
     def _answer(self, connection: Connection) -> None:
@@ -15210,26 +15239,25 @@ class Server(ThreadingHTTPServer):
                 if framer.wants_continue():
                     self._queue(connection, _CONTINUE)
                 return
-            if self._must_wait(request):
+            packed = "content-encoding" in request.headers  # and who knows how large
+            if packed or len(request.body) > LOOP_BODY or self.fake.is_heavy(request):
                 connection.ready = request
                 if self._send(connection):
                     self._hand_over(connection)
                 return
-            self._queue(connection, self.respond(connection, request))
+            connection.unsent += self.respond(connection, request)
+            self._outgoing[connection] = None
             connection.since = self._now
             if not framer.keep_alive:
                 connection.ending = True
                 return
-            if framer.idle or (len(connection.unsent) > LOOP_BODY and not self._send(connection)):
+            if not framer.buffer or (
+                len(connection.unsent) > LOOP_BODY and not self._send(connection)
+            ):
                 return
             if time.monotonic() - self._now > TURN:
                 self._more[connection] = None
                 return
-
-    def _must_wait(self, request: Request) -> bool:
-        if len(request.body) > LOOP_BODY or "content-encoding" in request.headers:
-            return True
-        return self.fake.is_heavy(request)
 
     def respond(self, connection: Connection, request: Request) -> bytes:
         """Answer one request and write it to the access log; gives the bytes to send."""
@@ -15512,9 +15540,8 @@ class WaitingHandler(BaseHTTPRequestHandler):
             data = self._receive()
             if not data:
                 return None
-            if connection.framer.idle:
+            if connection.framer.feed(data):
                 connection.since = time.monotonic()
-            connection.framer.feed(data)
 
     def _receive(self) -> bytes:
         """What comes in; nothing at the end or after a long silence. Raises ApiError 408."""

@@ -7090,7 +7090,6 @@ class Framing(WireTestCase):
             ("absolute target", message("GET", "http://localhost:1/health")),
             ("absolute, with a query", message("GET", "http://localhost:1/health?x=http://y/z")),
             ("slash too many", message("GET", "//health")),
-            ("no fields", b"GET /health HTTP/1.1\r\n\r\n"),
             ("space around a value", message("GET", "/health", None, "X:  \t y \t ")),
             ("an empty value", message("GET", "/health", None, "X:")),
             ("bytes beyond ASCII", message("GET", "/health", None, "X: é")),
@@ -7299,6 +7298,10 @@ class HostileInput(WireTestCase):
             ("space before the colon", swap("Host:", "Host :"), 400),
             ("empty name", swap("Host:", ":"), 400),
             ("folded line", swap("Host:", "A: b\r\n c\r\nHost:"), 400),
+            ("no host", swap("Host: localhost\r\n", ""), 400),
+            ("an empty host", swap("localhost", " "), 400),
+            ("no host beside a URL", swap("Host: localhost\r\n", "").replace(
+                b" /", b" http://localhost/", 1), 400),
             ("two hosts", swap("Host:", "Host: a\r\nHost:"), 400),
             ("no name of a host", swap("localhost", "local host/x@y"), 400),
             ("no path", swap("/api", "api"), 400),
@@ -7326,7 +7329,7 @@ class HostileInput(WireTestCase):
             ("many fields", swap("Host:", "X: y\r\n" * 120 + "Host:"), 431),
             ("endless head", b"PUT / HTTP/1.1\r\n" + b"X: y\r\n" * 12_000, 431),
             ("endless line", b"PUT /" + b"y" * 70_000, 431),
-        ]
+        ]  # fmt: skip
         before = self.state()
         for name, request, status in rows:
             with self.subTest(name):
@@ -7336,6 +7339,45 @@ class HostileInput(WireTestCase):
                 self.assertEqual(reply.headers["connection"], "close")
                 self.assertTrue(wire.ended())
         self.assert_unharmed(before)
+
+    def test_what_can_be_no_request_is_refused_at_once(self) -> None:
+        rows = [
+            ("another protocol", b"EHLO example.com\r\n", 400),
+            ("its lines", b"EHLO example.com\n", 400),
+            ("a banner", b"SSH-2.0-OpenSSH_9.2\r\n", 400),
+            ("no text", b"\x05\x01\x00", 400),
+            ("no method", b" /health", 400),
+            ("a line in a line", b"GET /health\rx", 400),
+            ("too many words", b"GET /health x", 400),
+            ("another version", b"GET / HTTP/2.0\r\n", 505),
+            ("a bare line feed", b"GET / HTTP/1.1\r\nHost: x\n", 400),
+            ("a chunk's bare line feed", identify(b"f\n", CHUNKED), 400),
+        ]
+        for name, request, status in rows:
+            with self.subTest(name):
+                wire = self.dial().send(request)
+                self.assert_json_error(wire.reply(), status)
+                self.assertTrue(wire.ended())
+
+    def test_a_head_may_come_in_any_pieces(self) -> None:
+        request = b"\r\n" + message("GET", "http://localhost:4668/health?x=%20HTTP/1")
+        for end in range(1, len(request)):
+            framer = customerio_fake.Framer(100)
+            framer.feed(request[:end])
+            self.assertIsNone(framer.next(), request[:end])
+            framer.feed(request[end:])
+            self.assertEqual(cast(Request, framer.next()).path, "/health")
+
+    def test_http_1_0_needs_no_host(self) -> None:
+        self.assertEqual(self.ask(b"GET /health HTTP/1.0\r\n\r\n").status, 200)
+
+    def test_chunks_of_a_byte_cost_no_more_than_their_bytes(self) -> None:
+        """Each of them once copied everything behind it."""
+        framer = customerio_fake.Framer(1 << 24)
+        framer.feed(identify(chunks(b" " * 400_000, 1), CHUNKED))
+        began = time.perf_counter()
+        self.assertEqual(len(cast(Request, framer.next()).body), 400_000)
+        self.assertLess(time.perf_counter() - began, 4)  # it was 60; now 0.4
 
     def test_broken_chunks(self) -> None:
         body = b'{"plan":"evil"}'
@@ -7352,6 +7394,13 @@ class HostileInput(WireTestCase):
             ("too much in sum", (b"ffff\r\n" + b" " * 0xFFFF + b"\r\n") * 5, 413),
             ("endless extension", b"f;" + b"x" * 20_000, 400),
             ("endless trailers", b"0\r\n" + b"X: y\r\n" * 4000, 431),
+            ("many trailers", b"0\r\n" + b"X: y\r\n" * 120 + b"\r\n", 431),
+            ("a line feed for trailers", b"0\r\n\n", 400),
+            ("a line feed in trailers", b"0\r\nX: y\n\r\n", 400),
+            ("a bare CR in trailers", b"0\r\nX: \ry\r\n\r\n", 400),
+            ("NUL in trailers", b"0\r\nX: \0\r\n\r\n", 400),
+            ("a trailer without colon", b"0\r\nevil\r\n\r\n", 400),
+            ("a folded trailer", b"0\r\nX: y\r\n z\r\n\r\n", 400),
         ]
         before = self.state()
         for name, stream, status in rows:
