@@ -33,6 +33,7 @@ import socketserver
 import ssl
 import struct
 import subprocess
+import symtable
 import sys
 import tempfile
 import threading
@@ -44,7 +45,18 @@ import warnings
 import weakref
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Callable, ClassVar, Dict, Iterator, List, NamedTuple, Optional, Tuple, cast
+from typing import (
+    Any,
+    Callable,
+    ClassVar,
+    Dict,
+    Iterator,
+    List,
+    NamedTuple,
+    Optional,
+    Tuple,
+    cast,
+)
 from unittest import mock
 from urllib.parse import quote, urlsplit
 
@@ -192,15 +204,117 @@ class Smoke(unittest.TestCase):
             return json.load(response)
 
 
+def used_by(statement: ast.stmt) -> set[str]:
+    """The names of the module that a statement at its top uses, anywhere in it."""
+    tables, names = [symtable.symtable(ast.unparse(statement), "module", "exec")], quoted(statement)
+    while tables:
+        table = tables.pop()
+        tables += table.get_children()
+        symbols = [symbol for symbol in table.get_symbols() if symbol.is_referenced()]
+        names |= {s.get_name() for s in symbols if s.is_global() or table.get_type() == "module"}
+    return names
+
+
+def quoted(statement: ast.stmt) -> set[str]:
+    """The names in annotations that are strings."""
+    notes: list[Optional[ast.AST]] = []
+    for part in ast.walk(statement):
+        if isinstance(part, ast.FunctionDef):
+            notes.append(part.returns)
+        elif isinstance(part, (ast.arg, ast.AnnAssign)):
+            notes.append(part.annotation)
+        elif isinstance(part, ast.Call) and getattr(part.func, "id", "") == "cast":
+            notes.append(part.args[0])
+    parts = [part for note in notes if note for part in ast.walk(note)]
+    texts = [part.value for part in parts if isinstance(part, ast.Constant)]
+    trees = [ast.parse(text) for text in texts if isinstance(text, str)]
+    return {p.id for tree in trees for p in ast.walk(tree) if isinstance(p, ast.Name)}
+
+
+class Section(NamedTuple):
+    """What stands below one banner."""
+
+    name: str
+    statements: list[ast.stmt]
+
+    @property
+    def defined(self) -> set[str]:
+        """The names that the module has from here."""
+        return {name for statement in self.statements for name in names_of(statement)}
+
+
+def names_of(statement: ast.stmt) -> list[str]:
+    """What a statement at the top of a module names."""
+    if isinstance(statement, (ast.FunctionDef, ast.ClassDef)):
+        return [statement.name]
+    targets = statement.targets if isinstance(statement, ast.Assign) else []
+    targets = [statement.target] if isinstance(statement, (ast.AnnAssign, ast.For)) else targets
+    parts = [part for target in targets for part in ast.walk(target)]
+    stored = [part for part in parts if isinstance(part, ast.Name)]
+    return [part.id for part in stored if isinstance(part.ctx, ast.Store)]
+
+
+@functools.lru_cache(None)
+def sections(path: str) -> list[Section]:
+    """The sections of a file, in order."""
+    with open(path, encoding="utf-8") as file:
+        source = file.read()
+    lines = source.split("\n")
+    found = [Section("", [])]
+    banners = [(n, line[7:]) for n, line in enumerate(lines, 1) if line.startswith("# ==== ")]
+    for statement in ast.parse(source).body:
+        while banners and banners[0][0] < statement.lineno:
+            found.append(Section(banners.pop(0)[1], []))
+        found[-1].statements.append(statement)
+    return found
+
+
 class House(unittest.TestCase):
     """The module keeps the promises that its docstring makes."""
 
+    #: What still uses a later section, and what it uses there. To be emptied, never added to.
+    EARLY = {("Workspace", "Fault"), ("Workspace", "Journal")}
+    #: To be cut into parts.
+    LARGE = {"Workspace"}
+    #: What tests drive: the one place that has a name for everything.
+    FACADE = {"View", "CustomerioServer"}
+
     def test_the_index_names_the_sections_in_order(self) -> None:
-        with open(customerio_fake.__file__, encoding="utf-8") as file:
-            source = file.read()
-        banners = re.findall(r"^# ==== §(\d+) (.+)$", source, re.M)
-        index = re.findall(r"^ {4,5}(\d+) {2}(\S.*?) {2,}", customerio_fake.__doc__ or "", re.M)
-        self.assertEqual(index, banners)
+        banners = [section.name for section in sections(customerio_fake.__file__)[1:]]
+        index = re.findall(r"^ {4,5}(\d+ {2}\S.*?) {2,}", customerio_fake.__doc__ or "", re.M)
+        self.assertEqual([f"§{line}".replace("  ", " ") for line in index], banners)
+
+    @unittest.skip("until the tests are cut as the module is")
+    def test_the_tests_stand_in_the_order_of_what_they_test(self) -> None:
+        banners = [section.name for section in sections(customerio_fake.__file__)[1:]]
+        mine = [section.name for section in sections(__file__)[1:]]
+        self.assertEqual(mine, banners)
+
+    def test_a_section_uses_only_the_sections_above_it(self) -> None:
+        later: dict[str, int] = {}
+        rooms = sections(customerio_fake.__file__)
+        for number, section in enumerate(rooms):
+            for name in section.defined:
+                later.setdefault(name, number)
+        early = {
+            (by, name)
+            for number, section in enumerate(rooms)
+            for statement in section.statements
+            for name in used_by(statement)
+            if later.get(name, 0) > number
+            for by in names_of(statement) or [section.name]
+        }
+        self.assertEqual(early, self.EARLY)
+
+    def test_no_class_is_a_city(self) -> None:
+        rows = [s for room in sections(customerio_fake.__file__) for s in room.statements]
+        for row in rows:
+            if isinstance(row, ast.ClassDef) and row.name not in self.LARGE:
+                self.assertLessEqual((row.end_lineno or 0) - row.lineno, 450, row.name)
+                methods = {part.name for part in row.body if isinstance(part, ast.FunctionDef)}
+                public = [name for name in methods if not name.startswith("_")]
+                if row.name not in self.FACADE:
+                    self.assertLessEqual(len(public), 30, row.name)
 
     def test_all_names_are_there_and_sorted(self) -> None:
         names = customerio_fake.__all__
