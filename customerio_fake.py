@@ -195,7 +195,9 @@ def spelt_alike(wrong: str, known: Iterable[str], most: int) -> List[str]:
 def suggestion(wrong: str, known: Sequence[str], most: int = 1) -> str:
     """A word of help for what is not among the known: the nearest of those, else all."""
     near = spelt_alike(wrong, known, most)
-    return f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
+    return (
+        f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known) or 'none'}"
+    )
 
 
 def joined(*sentences: str) -> str:
@@ -724,101 +726,231 @@ def zone_named(name: str) -> tzinfo:
 
 # ---- what a field has to be
 
-#: A check of one field: takes the value, gives what is wrong with it or "".
-Check = Callable[[Json], str]
+
+class Check(NamedTuple):
+    """What a value has to be: `type` says it in words, `wrong` what is wrong with one, or "".
+
+    What is wrong reads on after the name: "must be a string", ".id is required" of a part of it.
+    """
+
+    type: str
+    wrong: Callable[[Json], str]
+    #: The fields of an object, or of each in a list; None if they may be any.
+    inner: Callable[[Json], Optional[FieldList]] = lambda value: None
+
+
+def _said(check: Check, name: str, value: Json) -> Tuple[str, str]:
+    """The full name of what is wrong with a value, and how; the latter is "" if nothing is."""
+    wrong = check.wrong(value)
+    if wrong[:1] not in (".", "["):
+        return name, wrong
+    place, _, wrong = wrong.partition(" ")
+    return name + place, wrong
+
+
+class FieldList(NamedTuple):
+    """The fields of a body, or of an object in it, and what breaking their rules answers."""
+
+    checks: Mapping[str, Check]
+    #: Those that must be there.
+    needed: Sequence[str] = ()
+    #: The status of a refusal.
+    status: int = 400
+    #: Whether other fields are refused, whatever the settings say.
+    closed: bool = False
+    #: Whether there must be any field at all.
+    some: bool = False
+    #: Whether null and "" are the same as nothing.
+    blank: bool = False
+    #: How a refusal says that a field is missing (with what to send), or wrong (with how).
+    missing: str = "{} is required: send {}"
+    wrong: str = "{} {}"
+    #: A right body to show when one is refused, or what makes it for the field that was wrong.
+    example: Json = None
+    #: Why there may be other fields, too; "" if there may not.
+    free: str = ""
+
+    def read(self, body: Json, where: str = "") -> Json:
+        """The declared fields of an object. Raises ApiError with all that is wrong with it.
+
+        `where` is what comes before the names in the messages, as in "customers[0].".
+        """
+        problems = list(self.problems(body, where))
+        if problems:
+            raise ApiError(self.status, *problems)
+        return self.given(body)
+
+    def given(self, body: Json) -> Json:
+        """The declared fields that an object has, without looking at them."""
+        return {n: body[n] for n in self.checks if n in body and not self._left_out(body[n])}
+
+    def _left_out(self, value: Json) -> bool:
+        return self.blank and (value is None or value == "")
+
+    def problems(self, body: Json, where: str = "") -> Iterator[Problem]:
+        """What is wrong with an object: first what is missing, then the others."""
+        given = self.given(body)
+        for name in self.needed:
+            if name not in given:
+                text = self.missing.format(where + name, self.checks[name].type)
+                yield Problem(text, where + name, "required")
+        for name, value in given.items():
+            place, wrong = _said(self.checks[name], where + name, value)
+            if wrong:
+                yield Problem(self.wrong.format(place, wrong), place)
+        if self.closed:
+            yield from self.strange(body, "is unknown", where)
+        if self.some and not body:
+            yield Problem(f"send at least one of {', '.join(self.checks)}", next(iter(self.checks)))
+
+    def strange(self, body: Json, what: str, where: str = "") -> Iterator[Problem]:
+        """The fields of an object, and of those inside, that are not declared."""
+        for name, value in {} if self.free else body.items():
+            if name not in self.checks:
+                near = suggestion(name, list(self.checks))
+                yield Problem(f"{where}{name} {what}; {near}", where + name)
+                continue
+            for place, part in enumerate(value) if isinstance(value, list) else [("", value)]:
+                inner = self.checks[name].inner(part) if isinstance(part, dict) else None
+                at = f"[{place}]." if isinstance(value, list) else "."
+                yield from inner.strange(part, what, where + name + at) if inner else ()
+
+    def document(self) -> Json:
+        """The fields as `/__parlel/routes` shows them."""
+        return {name: self._field_document(name, check) for name, check in self.checks.items()}
+
+    def _field_document(self, name: str, check: Check) -> Json:
+        inner = check.inner({})
+        more = {"fields": inner.document()} if inner else {}
+        return {"type": check.type, "required": name in self.needed, **more}
+
+
+_TYPE_NAMES = {
+    dict: "an object", list: "a list", str: "a string", bool: "true or false",
+    int: "a whole number", float: "a number", type(None): "null",
+}  # fmt: skip
 
 
 def text_field(longest: int = 1 << 20, blank: bool = False) -> Check:
     """A string of at most `longest` characters, not blank unless allowed."""
 
-    def check(value: Json) -> str:
+    def wrong(value: Json) -> str:
         if not isinstance(value, str):
             return f"must be a string, not {kind_of(value)}"
         if len(value) > longest:
             return f"is too long ({longest} characters at most)"
         return "" if blank or value.strip() else "can't be blank"
 
-    return check
+    return Check("a string", wrong)
 
 
 def typed_field(*kinds: type) -> Check:
     """A value of one of these JSON types; NoneType for null."""
+    names = " or ".join(_TYPE_NAMES[kind] for kind in kinds)
 
-    def check(value: Json) -> str:
+    def wrong(value: Json) -> str:
         fits = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
-        return "" if fits else f"must not be {kind_of(value)}"
+        return "" if fits else f"must not be {kind_of(value)}: send {names}"
 
-    return check
+    return Check(names, wrong)
+
+
+def number_field(least: float, most: float, *kinds: type) -> Check:
+    """A number within bounds."""
+    typed = typed_field(*kinds)
+    type = f"{typed.type} from {least} to {most}"
+    return Check(
+        type,
+        lambda value: (
+            "" if not typed.wrong(value) and least <= value <= most else f"must be {type}"
+        ),
+    )
 
 
 def choice_field(*choices: Json) -> Check:
     """One of some values."""
-    listed = ", ".join(map(str, choices))
-    return lambda value: "" if value in choices else f"must be one of: {listed}"
+    type = f"one of: {', '.join(map(str, choices))}"
+    return Check(type, lambda value: "" if value in choices else f"must be {type}")
 
 
 def pattern_field(pattern: str, wanted: str) -> Check:
     """A string of some form, which `wanted` tells."""
-    return lambda value: (
-        "" if isinstance(value, str) and re.fullmatch(pattern, value) else f"must be {wanted}"
-    )
+
+    def wrong(value: Json) -> str:
+        fits = isinstance(value, str) and re.fullmatch(pattern, value)
+        return "" if fits else f"must be {wanted}"
+
+    return Check(wanted, wrong)
+
+
+def read_field(type: str, read: Callable[[Json, str], Any]) -> Check:
+    """What a function can read that takes value and name, and raises ApiError."""
+
+    def wrong(value: Json) -> str:
+        try:
+            read(value, "")
+        except ApiError as error:
+            return error.message.lstrip()
+        return ""
+
+    return Check(type, wrong)
+
+
+def object_field(fields: FieldList) -> Check:
+    """An object with fields of its own."""
+
+    def wrong(value: Json) -> str:
+        if not isinstance(value, dict):
+            return f"must be an object, not {kind_of(value)}"
+        problem = next(fields.problems(value, "."), None)
+        return problem.message if problem else ""
+
+    return Check("an object", wrong, lambda value: fields)
+
+
+def list_field(check: Check, least: int = 0, most: int = 1 << 30, of: str = "entry") -> Check:
+    """A list of `least` to `most` values that are all alike."""
+    type = f"a list of at least one {of}" if least else "a list"
+
+    def wrong(value: Json) -> str:
+        if not isinstance(value, list) or len(value) < least:
+            return f"must be {type}" + (
+                "" if isinstance(value, list) else f", not {kind_of(value)}"
+            )
+        if len(value) > most:
+            return f"has {len(value)} entries; {most} at most"
+        places = (_said(check, f"[{i}]", row) for i, row in enumerate(value))
+        return next((f"{place} {wrong}" for place, wrong in places if wrong), "")
+
+    return Check(type, wrong, check.inner)
 
 
 def shaped(spec: Any) -> Check:
     """A check by example: {name: spec} is an object, [spec] a list, a type or check itself."""
-    if isinstance(spec, dict):
-        return _object_check({name: shaped(part) for name, part in spec.items()})
     if isinstance(spec, list):
-        return _list_check(shaped(spec[0]))
+        return list_field(shaped(spec[0]))
+    if isinstance(spec, dict):
+        checks = {name: shaped(part) for name, part in spec.items()}
+        return object_field(FieldList(checks, closed=True))
     return typed_field(spec) if isinstance(spec, type) else cast(Check, spec)
 
 
-def _object_check(checks: Mapping[str, Check]) -> Check:
-    def check(value: Json) -> str:
-        if not isinstance(value, dict):
-            return f"must be an object, not {kind_of(value)}"
-        for name, part in value.items():
-            wrong = checks[name](part) if name in checks else "is unknown"
-            if wrong:
-                return f"has a bad field: {name} {wrong}"
-        return ""
-
-    return check
-
-
-def _list_check(check: Check) -> Check:
-    def check_all(value: Json) -> str:
-        if not isinstance(value, list):
-            return f"must be a list, not {kind_of(value)}"
-        wrong = [f"has a bad item: [{i}] {w}" for i, w in enumerate(map(check, value)) if w]
-        return wrong[0] if wrong else ""
-
-    return check_all
+TEXT, ANY_TEXT, SHORT_TEXT = text_field(), text_field(blank=True), text_field(1000)
+FLAG, WHOLE, OBJECT = typed_field(bool), typed_field(int), typed_field(dict)
+WHOLE_OR_NULL = typed_field(int, type(None))
+#: A whole number, also as a text or as 12.0.
+NUMBER = read_field("a whole number", whole_number)
+ANYTHING = Check("anything", lambda value: "")
+URL = pattern_field(r"(?s)https?://[^\s/]+.*", "an http or https URL")
+#: For operations without a body.
+NO_FIELDS = FieldList({})
 
 
 def checked_fields(
     body: Json, checks: Mapping[str, Check], needed: Sequence[str] = (), status: int = 400
 ) -> Json:
     """The fields of a body that `checks` knows. Raises ApiError with `status` for a bad one."""
-    given = {name: body[name] for name in checks if name in body}
-    problems = [Problem(f"{name} is required", name) for name in needed if name not in given]
-    for name, value in given.items():
-        wrong = checks[name](value)
-        if wrong:
-            problems.append(Problem(f"{name} {wrong}", name))
-    if problems:
-        raise ApiError(status, *problems)
-    return given
-
-
-def _check_url(value: Json) -> str:
-    fits = isinstance(value, str) and re.match(r"https?://[^\s/]+", value)
-    return "" if fits else "must be an http or https URL"
-
-
-_ANY_TEXT = text_field(blank=True)
-
-_SHORT_TEXT = text_field(1000)
+    return FieldList(checks, needed, status).read(body)
 
 
 # ======================================================================================
@@ -6053,22 +6185,22 @@ NEWSLETTER_TYPES: Dict[str, Sequence[str]] = {
     "inbox": ("body_json",),
 }
 _RATE_FIELDS: Dict[str, Check] = {
-    "rate_limit_email_rate": typed_field(int),
+    "rate_limit_email_rate": WHOLE,
     "rate_limit_time_period": choice_field(60, 3600, 86400),
-    "rate_limit_spread": typed_field(bool),
+    "rate_limit_spread": FLAG,
 }
 
 #: What can be changed of a content; the rest of a row is read-only and passed over (reference).
 CONTENT_FIELDS: Dict[str, Check] = {
     **dict.fromkeys(
         ("name", "from", "body", "body_amp", "body_plain", "body_json", "subject", "preheader_text",
-         "recipient", "bcc", "url", "request_method"), _ANY_TEXT,
+         "recipient", "bcc", "url", "request_method"), ANY_TEXT,
     ),
-    "from_id": typed_field(int, type(None)),
-    "reply_to_id": typed_field(int, type(None)),
-    "sender_identity_id": typed_field(int, type(None)),
-    "fake_bcc": typed_field(bool),
-    "tracked": typed_field(bool),
+    "from_id": WHOLE_OR_NULL,
+    "reply_to_id": WHOLE_OR_NULL,
+    "sender_identity_id": WHOLE_OR_NULL,
+    "fake_bcc": FLAG,
+    "tracked": FLAG,
     "sending_state": choice_field("automatic", "draft", "off"),
     "headers": typed_field(str, list, dict),
 }  # fmt: skip
@@ -6076,10 +6208,10 @@ CONTENT_FIELDS: Dict[str, Check] = {
 _NEWSLETTER_FIELDS: Dict[str, Check] = {
     "name": text_field(190),
     "type": choice_field(*NEWSLETTER_TYPES),
-    "recipients": typed_field(dict),
-    "subscription_topic_id": typed_field(int),
-    "send_now": typed_field(bool),
-    "scheduled_at": typed_field(int),
+    "recipients": OBJECT,
+    "subscription_topic_id": WHOLE,
+    "send_now": FLAG,
+    "scheduled_at": WHOLE,
     **_RATE_FIELDS,
 }
 
@@ -6757,10 +6889,10 @@ def csv_rows(text: bytes) -> List[Dict[str, str]]:
 
 
 _IMPORT_FIELDS: Dict[str, Check] = {
-    "name": text_field(),
-    "data_file_url": _check_url,
+    "name": TEXT,
+    "data_file_url": URL,
     "type": choice_field("people", "event", "object", "relationship"),
-    "description": text_field(blank=True),
+    "description": ANY_TEXT,
 }
 
 
@@ -9489,7 +9621,7 @@ def create_segment(call: Call) -> Json:
     name, workspace = given.get("name"), call.workspace
     if not isinstance(name, str) or not name.strip():
         raise ApiError(422, Problem("Name can't be blank", "name"))  # observed
-    checked_fields(given, {"description": text_field(blank=True)})
+    checked_fields(given, {"description": ANY_TEXT})
     with workspace.lock:
         number = workspace.count("segment")
         while number in workspace.segments:
@@ -10222,7 +10354,7 @@ def schedule_newsletter(call: Call, newsletter_id: str) -> Json:
     body, workspace = call.body(), call.workspace
     with workspace.lock:
         row = unsent_newsletter(call, newsletter_id)
-        checks = {"scheduled_at": typed_field(int), "tz_match_enabled": typed_field(bool)}
+        checks = {"scheduled_at": WHOLE, "tz_match_enabled": FLAG}
         given = {**checked_fields(body, checks, ["scheduled_at"], 422), **checked_rate(body)}
         when = given["scheduled_at"]
         _check_future(when, workspace)
@@ -10324,7 +10456,7 @@ def create_variant(call: Call, newsletter_id: str, group_id: str = "") -> Json:
             raise invalid("this newsletter has several test groups: name one of them")
         group = test_group_of(call, row, group_id, 400) if group_id else None
         needed = [n for n in NEWSLETTER_TYPES[row["type"]] if n in ("subject", "body", "body_json")]
-        checks = {**CONTENT_FIELDS, "language": text_field()}
+        checks = {**CONTENT_FIELDS, "language": TEXT}
         given = checked_fields(body, checks, ["language", *needed], 422)
         mine = workspace.shelves["newsletter_contents"].where(_parent=row["id"])
         mine = [c for c in mine if group is None or c["id"] in group["content_ids"]]
@@ -10369,7 +10501,7 @@ for _group in ("test_group", "test_groups"):
 
 # ---- snippets, collections, senders, reporting webhooks
 
-_SNIPPET_FIELDS: Dict[str, Check] = {"name": text_field(), "value": text_field(16_000, blank=True)}
+_SNIPPET_FIELDS: Dict[str, Check] = {"name": TEXT, "value": text_field(16_000, blank=True)}
 
 
 def save_snippet(call: Call, may_exist: bool) -> Json:
@@ -10437,7 +10569,7 @@ def collection_rows(body: Json) -> Json:
 def create_collection(call: Call) -> Json:
     """Create a collection from rows, or from a file behind a URL."""
     body, now = call.body(), call.workspace.seconds()
-    given = checked_fields(body, {"name": text_field()}, ["name"])
+    given = checked_fields(body, {"name": TEXT}, ["name"])
     row = {**given, "created_at": now, "updated_at": now, "_content": collection_rows(body)}
     with call.workspace.lock:
         return {"collection": collection_document(call.workspace.shelves["collections"].add(row))}
@@ -10457,7 +10589,7 @@ def change_collection(call: Call, collection_id: str, update: Json) -> Json:
 def update_collection(call: Call, collection_id: str) -> Json:
     """Rename a collection, or replace its content."""
     body = call.body()
-    update = checked_fields(body, {"name": text_field()})
+    update = checked_fields(body, {"name": TEXT})
     if "data" in body or "url" in body:
         update["_content"] = collection_rows(body)
     return change_collection(call, collection_id, update)
@@ -10517,20 +10649,13 @@ def sender_used_by(call: Call, sender_id: str) -> Json:
         return users_of(workspace, lambda row: (kinds["sent_at" in row], row["id"]) in parents)
 
 
-def _check_events(value: Json) -> str:
-    if not isinstance(value, list) or not value:
-        return "must be a list of at least one event"
-    unknown = [as_text(event) for event in value if event not in WEBHOOK_EVENTS]
-    return f"has unknown events: {', '.join(unknown)[:200]}" if unknown else ""
-
-
 _WEBHOOK_FIELDS: Dict[str, Check] = {
-    "name": text_field(),
-    "endpoint": _check_url,
-    "events": _check_events,
-    "disabled": typed_field(bool),
-    "full_resolution": typed_field(bool),
-    "with_content": typed_field(bool),
+    "name": TEXT,
+    "endpoint": URL,
+    "events": list_field(choice_field(*WEBHOOK_EVENTS), 1, of="event"),
+    "disabled": FLAG,
+    "full_resolution": FLAG,
+    "with_content": FLAG,
 }
 
 
@@ -10700,8 +10825,8 @@ def update_person_optouts(call: Call, customer_id: str) -> Response:
     if not isinstance(rows, list) or not rows:
         raise required("optouts", "a list of at least one opt-out")
     checks: Dict[str, Check] = {
-        "from": text_field(),
-        "optout": typed_field(bool),
+        "from": TEXT,
+        "optout": FLAG,
         "channel": choice_field("sms", "whatsapp"),
     }
     given = [
@@ -10897,8 +11022,8 @@ def change_index(call: Call, kind: str) -> Response:
         text = f"Empty {kind} array" if not rows else f"Too many {kind}"
         raise ApiError(422, Problem(text, kind))
     checks: Dict[str, Check] = {
-        "name": text_field(),
-        "description": text_field(blank=True),
+        "name": TEXT,
+        "description": ANY_TEXT,
         "privacy_level": choice_field(0, 1),
     }
     given = [checked_fields(row, checks, ["name"]) for row in rows]
@@ -11020,22 +11145,25 @@ def fields_of(
 
 
 _UUID_SHAPE = r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
-_uuid_field = pattern_field(_UUID_SHAPE, "a UUID or null")
+_UUID = pattern_field(_UUID_SHAPE, "a UUID or null")
 
 
-def _folder_name(value: Json) -> str:
-    wrong = _SHORT_TEXT(value)
+def _wrong_folder_name(value: Json) -> str:
+    wrong = SHORT_TEXT.wrong(value)
     bad = "" if wrong else "".join(sorted(set('<>:"/\\|?*.') & set(value)))
     return f"can't contain {' '.join(bad)}" if bad else wrong
 
 
-def _parent_uuid(value: Json) -> str:
-    return "" if value is None else _uuid_field(value)
+_FOLDER_NAME = Check("a string", _wrong_folder_name)
+_PARENT_UUID = Check("a UUID or null", lambda value: "" if value is None else _UUID.wrong(value))
 
 
-def _parent_number(value: Json) -> str:
+def _wrong_parent(value: Json) -> str:
     fits = value is None or (type(value) is int and value >= 0)
     return "" if fits else "must be the number of a folder, or null"
+
+
+_PARENT_NUMBER = Check("a whole number or null", _wrong_parent)
 
 
 def _flag_shapes(names: str, **others: Any) -> Json:
@@ -11043,11 +11171,11 @@ def _flag_shapes(names: str, **others: Any) -> Json:
 
 
 #: The parts of an email (reference).
-CONTENT = dict.fromkeys(("subject", "preheader_text", "html", "text", "amp"), _ANY_TEXT)
+CONTENT = dict.fromkeys(("subject", "preheader_text", "html", "text", "amp"), ANY_TEXT)
 ENVELOPE = {
-    "from_id": typed_field(int, type(None)),
-    "reply_to_id": typed_field(int, type(None)),
-    **dict.fromkeys(("recipient", "bcc", "cc"), _ANY_TEXT),
+    "from_id": WHOLE_OR_NULL,
+    "reply_to_id": WHOLE_OR_NULL,
+    **dict.fromkeys(("recipient", "bcc", "cc"), ANY_TEXT),
     "fake_bcc": bool,
     "headers": [{"name": str, "value": str}],
 }
@@ -11343,7 +11471,7 @@ def _without_content(call: Call, row: Json) -> Json:
 
 ASSET_FOLDERS = StudioKind(
     "asset folder", "/v1/assets/folders", "/v1/assets/folders", "folder", "folders",
-    "asset_folders", "asset_folders", {"name": _SHORT_TEXT, "parent_folder_id": _parent_number},
+    "asset_folders", "asset_folders", {"name": SHORT_TEXT, "parent_folder_id": _PARENT_NUMBER},
     {"name": "", "parent_folder_id": None}, unique=("name", "parent_folder_id"),
     query=_ASSET_QUERY, clear=_empty_folder,
 )  # fmt: skip
@@ -11355,17 +11483,17 @@ ASSETS = ASSET_FOLDERS._replace(
 FOLDERS = StudioKind(
     "Design Studio folder", "/v1/design_studio/folders", "/v1/design_studio/folders",
     "folder", "folders", "ds_folders", "ds_folders",
-    {"name": _folder_name, "parent_folder_id": _parent_uuid},
+    {"name": _FOLDER_NAME, "parent_folder_id": _PARENT_UUID},
     {"name": "", "parent_folder_id": None}, clear=_keep_full_folder,
 )  # fmt: skip
 COMPONENTS = StudioKind(
     "Design Studio component", "/v1/design_studio/components", "/v1/design_studio/components",
     "component", "components", "ds_components", "ds_folders",
     {
-        "name": _SHORT_TEXT,
+        "name": SHORT_TEXT,
         "tag": pattern_field(r"[A-Za-z][\w.-]{0,99}", "a tag name like my-button"),
-        "content": _ANY_TEXT,
-        "parent_folder_id": _parent_uuid,
+        "content": ANY_TEXT,
+        "parent_folder_id": _PARENT_UUID,
     },
     {"name": "", "tag": "", "content": "", "parent_folder_id": None},
     needed=("name", "tag", "content"), unique=("tag",), brief=_without_content,
@@ -11432,7 +11560,7 @@ EMAILS = StudioKind(
     "Design Studio email", "/v1/design_studio/emails", "/v1/design_studio/emails",
     "email", "emails", "ds_emails", "ds_folders",
     {
-        "name": _SHORT_TEXT, "is_template": typed_field(bool), "parent_folder_id": _parent_uuid,
+        "name": SHORT_TEXT, "is_template": FLAG, "parent_folder_id": _PARENT_UUID,
         **_PARTS,
     },
     {
@@ -11659,7 +11787,7 @@ def _linked_content(call: Call, kind: str, number: int) -> Tuple[Family, Json]:
 @route("POST", _EMAIL_PATH + "/link", STUDIO)
 def link_email(call: Call, id: str) -> Json:
     """Tie an email to the message whose content it is going to be."""
-    checks = {"target": shaped(_LINK_TARGET), "force": typed_field(bool)}
+    checks = {"target": shaped(_LINK_TARGET), "force": FLAG}
     fields, workspace = fields_of(call, checks, ("target",)), call.workspace
     target = fields["target"]
     key = LINK_TARGETS[target["type"]][1] if "type" in target else "type"
@@ -11820,7 +11948,7 @@ def add_version(
 @route("POST", _EMAIL_PATH + "/versions", STUDIO)
 def save_version(call: Call, id: str) -> Json:
     """Keep a version of an email, unless nothing has changed since the latest."""
-    fields = fields_of(call, {"name": _SHORT_TEXT, "description": _ANY_TEXT}, ("name",))
+    fields = fields_of(call, {"name": SHORT_TEXT, "description": ANY_TEXT}, ("name",))
     draft, workspace = draft_of(call, id), call.workspace
     with workspace.lock:
         old = workspace.shelves["ds_versions"].where(node_id=draft.node["id"])[-1:]
@@ -12017,7 +12145,7 @@ _DATA_CHECKS = {name: typed_field(dict, type(None)) for name in PREVIEW_DATA}
 @route("POST", _EMAIL_PATH + "/preview", STUDIO, heavy=True)
 def preview_email(call: Call, id: str) -> Json:
     """Render an email with sample data."""
-    body = fields_of(call, {**_DATA_CHECKS, "lax": typed_field(bool)})
+    body = fields_of(call, {**_DATA_CHECKS, "lax": FLAG})
     draft = draft_of(call, id)
     proof = proof_of(call, draft, body, () if body.get("lax") else PREVIEW_DATA)
     fields, page = proof.fields, PageReader(proof.fields["html"])
@@ -12128,9 +12256,9 @@ _PREVIEWS_PATH = "/v1/design_studio/inbox_previews"
 MAX_SAMPLE_DATA = 128 * 1024
 _RUN_CHECKS = {
     "client_ids": shaped([str]),
-    "name": _ANY_TEXT,
-    "sample_data": typed_field(dict),
-    "lax_mode": typed_field(bool),
+    "name": ANY_TEXT,
+    "sample_data": OBJECT,
+    "lax_mode": FLAG,
 }
 #: The captures of a client: width and lines of each.
 CAPTURES = {"screenshot": (600, 40), "thumbnail": (150, 8), "full_thumbnail": (150, 40)}
@@ -12448,52 +12576,42 @@ _LIVE_TYPE = "io.customer.livenotifications."
 #: What the built-in types need in `attributes` and `content_state` (reference).
 LIVE_TYPES: Dict[str, Tuple[Mapping[str, Check], Mapping[str, Check], Sequence[str]]] = {
     _LIVE_TYPE + "segments": (
-        {"header": _SHORT_TEXT},
+        {"header": SHORT_TEXT},
         {
-            "status": _SHORT_TEXT,
-            "segmentsTotal": lambda value: (
-                "" if type(value) is int and 1 <= value <= 20 else "must be from 1 to 20"
-            ),
-            "segmentsComplete": typed_field(int),
-            "substatus": _ANY_TEXT,
-            "trailingText": _ANY_TEXT,
+            "status": SHORT_TEXT,
+            "segmentsTotal": number_field(1, 20, int),
+            "segmentsComplete": WHOLE,
+            "substatus": ANY_TEXT,
+            "trailingText": ANY_TEXT,
         },
         ("status", "segmentsTotal", "segmentsComplete"),
     ),
     _LIVE_TYPE + "countdowntimer": (
-        {"header": _SHORT_TEXT},
-        {"title": _SHORT_TEXT, "statusMessage": _ANY_TEXT, "endTime": typed_field(int)},
+        {"header": SHORT_TEXT},
+        {"title": SHORT_TEXT, "statusMessage": ANY_TEXT, "endTime": WHOLE},
         ("title",),
     ),
 }
 
 
-def _filled_object(value: Json) -> str:
-    return "" if isinstance(value, dict) and value else "must be an object with a property"
-
-
-def _payload_check(value: Json) -> str:
-    if not isinstance(value, dict):
-        return f"must be an object, not {kind_of(value)}"
-    alert = value.get("alert", {"title": "-", "body": "-"})
-    whole = isinstance(alert, dict) and all(alert.get(name) for name in ("title", "body"))
-    return _ALERT(alert) if whole else "must have an alert with title and body"
-
-
-_ALERT = shaped(dict.fromkeys(("title", "body", "sound"), _ANY_TEXT))
+_FILLED = Check(
+    "an object with a property",
+    lambda value: "" if isinstance(value, dict) and value else "must be an object with a property",
+)
+_ALERT = FieldList({"title": TEXT, "body": TEXT, "sound": ANY_TEXT}, ("title", "body"), closed=True)
 _LIVE_CHECKS: Dict[str, Check] = {
-    "content_state": _filled_object,
-    "attributes": _filled_object,
-    "push_payload": _payload_check,
-    "deep_link": _ANY_TEXT,
+    "content_state": _FILLED,
+    "attributes": _FILLED,
+    "push_payload": object_field(FieldList({"alert": object_field(_ALERT)}, free="FCM and APNs")),
+    "deep_link": ANY_TEXT,
 }
 _START_CHECKS: Dict[str, Check] = {
     **_LIVE_CHECKS,
     "notification_type": pattern_field(r"[\w-]+(\.[\w-]+)+", "a reverse-DNS name"),
     "platform": choice_field("ios", "android"),
-    "device_id": _SHORT_TEXT,
-    "app_identifier": _SHORT_TEXT,
-    "expiration": typed_field(int),
+    "device_id": SHORT_TEXT,
+    "app_identifier": SHORT_TEXT,
+    "expiration": WHOLE,
 }
 
 
@@ -13073,9 +13191,9 @@ def workspace_record(fake: Fake) -> Json:
     return {"name": fake.name, **keys, "path": f"/@{fake.name}", **counts}
 
 
-def _wrong_workspace_name(value: Json) -> str:
-    fits = isinstance(value, str) and re.fullmatch(r"[\w.-]{1,60}", value, re.ASCII)
-    return "" if fits else 'must be 1 to 60 letters, digits, dots, - or _, as in "worker-1"'
+_WORKSPACE_NAME = pattern_field(
+    r"[A-Za-z0-9_.-]{1,60}", '1 to 60 letters, digits, dots, - or _, as in "worker-1"'
+)
 
 
 @route("GET", "/__parlel/workspaces", CONTROL)
@@ -13088,7 +13206,7 @@ def list_further_workspaces(call: Call) -> Json:
 @route("POST", "/__parlel/workspaces", CONTROL, heavy=True)
 def create_workspace(call: Call) -> Json:
     """Make a workspace that only calls with its keys can see, optionally with a seed."""
-    checks = {"name": _wrong_workspace_name, "seed": typed_field(dict)}
+    checks = {"name": _WORKSPACE_NAME, "seed": OBJECT}
     example = {"name": "worker-1", "seed": {"customers": [{"id": "1"}]}}
     given = own_fields(own_body(call, example), checks, example)
     return workspace_record(call.fake.root.add(given.get("name", ""), given.get("seed")))
@@ -13587,25 +13705,20 @@ _AMOUNTS = ("exactly", "at_least", "at_most", "none", "in_order")
 
 def expectation_of(body: Json) -> Tuple[Expectation, float]:
     """An expectation and its time-out, seconds. Raises ApiError 400 with an example."""
-    count = _amount(0, 10**9, int)
+    count = number_field(0, 10**9, int)
     checks: Dict[str, Check] = {
         "list": choice_field(*COLLECTIONS),
-        "match": typed_field(dict),
-        "in_order": _wrong_order,
+        "match": OBJECT,
+        "in_order": list_field(OBJECT, 1, of="object"),
         **dict.fromkeys(("exactly", "at_least", "at_most"), count),
-        "none": typed_field(bool),
-        "timeout": _amount(0, MAX_WAIT, int, float),
+        "none": FLAG,
+        "timeout": number_field(0, MAX_WAIT, int, float),
     }
     given = own_fields(body, checks, _EXPECTATION_EXAMPLE, ["list"])
     try:
         return _expectation(given), given.get("timeout", 0)
     except ApiError as error:
         raise _with_example(error, _EXPECTATION_EXAMPLE) from None
-
-
-def _wrong_order(value: Json) -> str:
-    fits = isinstance(value, list) and value and all(isinstance(part, dict) for part in value)
-    return "" if fits else "must be a list of at least one object"
 
 
 def _expectation(given: Json) -> Expectation:
@@ -13871,40 +13984,34 @@ def unsubscribe_by_link(call: Call, delivery_id: str) -> Response:
 # ---- faults
 
 
-def _amount(least: float, most: float, *kinds: type) -> Check:
-    typed, what = typed_field(*kinds), "a number" if float in kinds else "a whole number"
-    text = f"must be {what} from {least} to {most}"
-    return lambda value: text if typed(value) or not least <= value <= most else ""
-
-
-_COUNT = _amount(1, 10**9, int)
-_SECONDS = _amount(0, 3600, int, float)
-_SWITCH: Check = lambda value: "" if value is True else "must be true"  # noqa: E731
+_COUNT = number_field(1, 10**9, int)
+_SECONDS = number_field(0, 3600, int, float)
+_SWITCH = Check("true", lambda value: "" if value is True else "must be true")
 #: What a rule may have: how it is checked, and an example. What it must match comes first.
 FAULT_FIELDS: Dict[str, Tuple[Check, Json]] = {
-    "match.operation": (text_field(1000), "POST /v1/send/email"),
-    "match.method": (text_field(1000), "POST"),
-    "match.path": (text_field(1000), "/api/v1/customers/*"),
-    "match.person": (text_field(1000), "ada@example.com"),
-    "match.event": (text_field(1000), "signup"),
-    "match.workspace": (text_field(1000), "worker-1"),
-    "match": (typed_field(dict), {"operation": "POST /v1/send/email"}),
+    "match.operation": (SHORT_TEXT, "POST /v1/send/email"),
+    "match.method": (SHORT_TEXT, "POST"),
+    "match.path": (SHORT_TEXT, "/api/v1/customers/*"),
+    "match.person": (SHORT_TEXT, "ada@example.com"),
+    "match.event": (SHORT_TEXT, "signup"),
+    "match.workspace": (SHORT_TEXT, "worker-1"),
+    "match": (OBJECT, {"operation": "POST /v1/send/email"}),
     "times": (_COUNT, 2),
     "every": (_COUNT, 3),
-    "after": (_amount(0, 10**9, int), 1),
-    "probability": (_amount(0, 1, int, float), 0.5),
-    "seed": (_amount(0, 10**15, int), 7),
+    "after": (number_field(0, 10**9, int), 1),
+    "probability": (number_field(0, 1, int, float), 0.5),
+    "seed": (number_field(0, 10**15, int), 7),
     "when": (choice_field("before", "after"), "after"),
-    "status": (_amount(200, 599, int), 503),
-    "body": (lambda value: "", {"meta": {"error": "down for maintenance"}}),
+    "status": (number_field(200, 599, int), 503),
+    "body": (ANYTHING, {"meta": {"error": "down for maintenance"}}),
     "retry_after": (typed_field(int, float, str), 1),
     "latency": (_SECONDS, 0.5),
     "jitter": (_SECONDS, 0.1),
     "reset": (_SWITCH, True),
     "empty": (_SWITCH, True),
-    "truncate": (_amount(0, 10**9, int), 10),
+    "truncate": (number_field(0, 10**9, int), 10),
     "hang": (_SWITCH, True),
-    "trickle": (_amount(1, 10**9, int, float), 100),
+    "trickle": (number_field(1, 10**9, int, float), 100),
 }
 _FAULT_NEEDS = {"body": "status", "retry_after": "status", "jitter": "latency"}
 
@@ -13939,7 +14046,7 @@ def _check_fault(rule: Json) -> None:
     for name, value in [*rule.items(), *((f"match.{k}", v) for k, v in match.items())]:
         if name not in FAULT_FIELDS or ("." in name and name in rule):
             raise _bad_fault(name, f"is no field of a rule; there are {', '.join(FAULT_FIELDS)}")
-        wrong = FAULT_FIELDS[name][0](value)
+        wrong = FAULT_FIELDS[name][0].wrong(value)
         if wrong:
             raise _bad_fault(name, wrong)
     effects = [name for name in EFFECTS if name in rule]
@@ -14046,8 +14153,8 @@ _CLOCK_EXAMPLE = {"freeze": True, "advance": 60}
 
 def clock_fields(body: Json) -> Json:
     """What is to be done to the clock. Raises ApiError 400 with an example."""
-    seconds = _amount(0, MAX_SETTING * 4, int, float)
-    checks = {"freeze": typed_field(bool), "now": seconds, "advance": seconds}
+    seconds = number_field(0, MAX_SETTING * 4, int, float)
+    checks = {"freeze": FLAG, "now": seconds, "advance": seconds}
     given = own_fields(body, checks, _CLOCK_EXAMPLE)
     if not given:
         raise _with_example(invalid("send freeze, now or advance", "freeze"), _CLOCK_EXAMPLE)
@@ -15956,7 +16063,7 @@ class CustomerioServer(View):
 
         Raises ApiError 409 if there is one of this name, 400 for a bad name or seed.
         """
-        wrong = _wrong_workspace_name(name) if name else ""
+        wrong = _WORKSPACE_NAME.wrong(name) if name else ""
         if wrong:
             raise invalid(f"name {wrong}", "name")
         return FurtherWorkspace(self, self.fake.add(name, as_json(seed)))
