@@ -114,6 +114,9 @@ from typing import (
 )
 from urllib.parse import parse_qsl, quote, quote_plus, unquote, unquote_plus, urlencode, urlsplit
 
+if sys.version_info < (3, 9):  # noqa: UP036 - else it would fail later, and in riddles
+    _ending = SystemExit if __name__ == "__main__" else ImportError
+    raise _ending(f"customerio_fake needs Python 3.9 or newer; this is {sys.version.split()[0]}")
 if TYPE_CHECKING:
     import ssl
     from http.client import HTTPConnection, HTTPResponse
@@ -14709,36 +14712,58 @@ def read_json(path: str) -> Json:
 
 
 def load(fake: Fake, path: str) -> None:
-    """Go on from the snapshot in a file, if there is one. Raises ValueError or OSError.
+    """Go on from the snapshot in a file, if there is one. Raises ValueError.
 
     Also if it could not be saved there later, so that nobody learns that at the end.
     """
-    if os.path.exists(path):
-        try:
-            fake.put_in(restored(read_json(path), fake.settings))
-        except ApiError as error:
-            raise ValueError(f"{path}: {error.message}") from None
-    folder = os.path.dirname(path) or "."
+    folder, name = os.path.split(os.path.realpath(path))
     if not os.access(folder, os.W_OK):
         problem = "no leave to write into" if os.path.isdir(folder) else "there is no folder"
         raise ValueError(f"state can't be saved to {path}: {problem} {folder}")
+    _clear_up(folder, name)
+    if os.path.exists(path):
+        try:
+            fake.put_in(restored(read_json(path), fake.settings))
+        except (ApiError, ValueError, OSError) as error:
+            reason = getattr(error, "strerror", None) or error
+            text = f"can't go on from the state in {path}: {reason}"
+            raise ValueError(f"{text}; mend the file, or move it away to start afresh") from None
 
 
 def save(workspace: Workspace, path: str) -> None:
     """Write a snapshot into a file, whole or not at all, for its owner alone. Raises OSError."""
     import tempfile
 
-    path = os.path.realpath(path)
-    folder, name = os.path.split(path)
-    # A name of its own, because another server may save there, too.
-    number, fresh = tempfile.mkstemp(dir=folder, prefix=f"{name}.")
+    document = snapshot(workspace)
+    folder, name = os.path.split(os.path.realpath(path))
     try:
-        with open(number, "wb") as file:
-            file.write(snapshot(workspace))
-        os.replace(fresh, path)
-    except BaseException:
-        os.unlink(fresh)
-        raise
+        _clear_up(folder, name)
+        # A name of its own, because another server may save there, too.
+        number, fresh = tempfile.mkstemp(_UNSAVED, f"{name}.", folder)
+        try:
+            with open(number, "wb") as file:
+                file.write(document)
+            os.replace(fresh, os.path.join(folder, name))
+        except BaseException:
+            os.unlink(fresh)
+            raise
+    except OSError as error:
+        text = f"can't save the state to {path}: {error.strerror}; what was there before still is"
+        raise OSError(error.errno, text) from None
+
+
+#: How the file ends into which a snapshot is written before it gets its name, and for how many
+#: seconds nothing is written to it once whoever did has been killed.
+_UNSAVED, _ABANDONED = ".unsaved", 60
+
+
+def _clear_up(folder: str, name: str) -> None:
+    """Remove what saves that were killed have left."""
+    with contextlib.suppress(OSError):  # another server clears up, too
+        for entry in os.scandir(folder):
+            unsaved = entry.name.startswith(f"{name}.") and entry.name.endswith(_UNSAVED)
+            if unsaved and time.time() - entry.stat().st_mtime > _ABANDONED:
+                os.unlink(entry.path)
 
 
 @route("GET", "/__parlel/state", CONTROL, heavy=True)
@@ -15151,12 +15176,15 @@ class Server(ThreadingHTTPServer):
         self._tls_lock = threading.Lock()
         self._waker, self._alarm = socket.socketpair()
         self._selector = selectors.DefaultSelector()
+        #: This is the copy in a forked process, and not ours to steer.
+        self.foreign = False
         # If it can't listen, this calls `server_close`, which needs all of the above.
         super().__init__((settings.host, settings.port), WaitingHandler)
         self.socket.setblocking(False)
         self._alarm.setblocking(False)
         self._selector.register(self.socket, selectors.EVENT_READ, self._accept)
         self._selector.register(self._alarm, selectors.EVENT_READ, self._take_back)
+        _SERVERS.add(self)
 
     def server_bind(self) -> None:
         """Bind without the reverse look-up of HTTPServer, which can take 35 s (pip #13742)."""
@@ -15508,6 +15536,24 @@ class Server(ThreadingHTTPServer):
             thread.join(max(0.0, deadline - time.monotonic()))
 
 
+_SERVERS: weakref.WeakSet[Server] = weakref.WeakSet()
+
+
+def _leave_to_parent() -> None:
+    """A fork copies sockets, not threads: let go, so that no port or client hangs on the child."""
+    for server in list(_SERVERS):
+        server.foreign = True
+        server._selector.close()  # first: what it is told of, the parent's would hear, too
+        for connection in (*server._open.values(), *server._waiting.values(), *server._returned):
+            connection.close()
+        for own in (server.socket, server._waker, server._alarm):
+            own.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_parent)
+
+
 def refusal(connection: Connection, error: ApiError) -> bytes:
     """The last answer on a connection."""
     method = connection.ready.method if connection.ready else connection.framer.method
@@ -15705,12 +15751,11 @@ def _load_built_in(context: ssl.SSLContext) -> None:
     import tempfile
 
     pem = (_pem("CERTIFICATE", "certificate") + _pem("PRIVATE KEY", "key")).encode()
-    if hasattr(os, "memfd_create"):
-        with open(os.memfd_create("customerio_fake"), "wb") as memory:
-            memory.write(pem)
-            memory.flush()
-            context.load_cert_chain(f"/proc/self/fd/{memory.fileno()}")
-            return
+    missing = contextlib.suppress(OSError, AttributeError)  # no such call, or no /proc
+    with missing, open(os.memfd_create("customerio_fake"), "wb", 0) as memory:
+        memory.write(pem)
+        context.load_cert_chain(f"/proc/self/fd/{memory.fileno()}")
+        return
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "built-in.pem")
         with open(path, "wb") as file:
@@ -16027,7 +16072,7 @@ class CustomerioServer(View):
         Raises OSError if there is a file for the state and it can't be written.
         """
         server, thread = self._server, self._thread
-        if server is None or thread is None:
+        if server is None or thread is None or server.foreign:
             return
         server.shutdown()
         thread.join()
@@ -16305,53 +16350,71 @@ _READY = """customerio_fake {version} listens on {url}
 See what arrives: curl {url}/__parlel/events   Stop: Ctrl-C"""
 
 
-def _serve(server: CustomerioServer) -> int:
-    """Run until SIGTERM or Ctrl-C."""
+def _serve(server: CustomerioServer) -> Callable[[], int]:
+    """Start; gives what waits for SIGTERM or Ctrl-C, stops, and tells the exit code."""
     import gc
     import signal
 
     # What is recorded stays, so looking through all of it for garbage again and again would only
     # make requests wait: 40 ms with 100,000 events. A reset frees by counting references.
-    gc.freeze()
-    gc.set_threshold(5_000, 500, 1000)
+    if hasattr(gc, "freeze"):  # not on PyPy
+        gc.freeze()
+        gc.set_threshold(5_000, 500, 1000)
 
     # The interpreter's own handler writes a byte here. A Python handler could not wake us if the
     # signal came just before we wait: it would run only once the wait is over.
     alarm, waker = socket.socketpair()
     waker.setblocking(False)
     signal.set_wakeup_fd(waker.fileno())
-    for name in ("SIGTERM", "SIGINT"):
-        signal.signal(getattr(signal, name), lambda *_: None)
-    with alarm, waker:
-        return _serve_until(server, alarm)
-
-
-def _serve_until(server: CustomerioServer, alarm: socket.socket) -> int:
-    import gc
-
+    for name in ("SIGTERM", "SIGINT", "SIGBREAK"):  # the last is what Windows has for the first
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda *_: None)
     try:
         server.start()
-    except OSError as error:
-        print(f"customerio_fake: {error.strerror}", file=sys.stderr)
-        return 2
+    except OSError:
+        alarm.close()
+        waker.close()
+        raise
     urls = {"track": server.track_url, "app": server.app_url, "pipelines": server.pipelines_url}
     urls["key"] = server.settings.signing_key
     print(_READY.format(version=__version__, url=server.url, **urls), flush=True)
-    alarm.recv(1)
-    server.stop()
+    return functools.partial(_end, server, alarm, waker)
+
+
+def _end(server: CustomerioServer, alarm: socket.socket, waker: socket.socket) -> int:
+    import gc
+
+    with alarm, waker:
+        alarm.recv(1)
+        try:
+            server.stop()
+        except OSError as error:
+            return _failed(error)
     # All of it is kept until the very end: freeing 100,000 people one by one takes a second.
-    gc.freeze()
+    if hasattr(gc, "freeze"):
+        gc.freeze()
     return 0
+
+
+def _failed(error: Exception) -> int:
+    text = getattr(error, "strerror", None) or error  # without the number of the error
+    print(f"customerio_fake: {text}", file=sys.stderr)
+    return 2
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """The command line; returns the exit code: 0, 1 for unhealthy, 2 for bad usage."""
+    begun = _begin(argv)
+    return begun if isinstance(begun, int) else begun()
+
+
+def _begin(argv: Optional[Sequence[str]]) -> Union[int, Callable[[], int]]:
+    """Do what the command line says; gives the exit code, or what waits for it."""
     arguments = _parser().parse_intermixed_args(argv)
     try:
         settings, level = _settings(arguments, os.environ), _level(arguments, os.environ)
     except ValueError as error:
-        print(f"customerio_fake: {error}", file=sys.stderr)
-        return 2
+        return _failed(error)
     if "healthcheck" in arguments.what:
         return healthcheck(settings)
     logging.basicConfig(format="%(message)s", level=level)
@@ -16359,10 +16422,34 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     try:
         return _serve(CustomerioServer(**{**values, "seed": settings.seed or None}))
     except (ApiError, ValueError, OSError) as error:
-        text = getattr(error, "strerror", None) or error  # without the number of the error
-        print(f"customerio_fake: {text}", file=sys.stderr)
-        return 2
+        return _failed(error)
+
+
+def _outlive(end: Callable[[], int]) -> None:
+    """Go on when the script's code has ended: CPython keeps its syntax tree, 30 MiB, until then."""
+    import traceback
+
+    threading.main_thread().join()
+    with contextlib.suppress(Exception):  # no ctypes, or not glibc, which keeps what was freed
+        import ctypes
+
+        ctypes.CDLL(None).malloc_trim(0)
+    try:
+        code = end()
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    if code:  # the interpreter would end with the script's own, 0
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _run_script() -> None:
+    begun = _begin(None)
+    if isinstance(begun, int) or sys.implementation.name != "cpython":
+        sys.exit(begun if isinstance(begun, int) else begun())
+    threading.Thread(target=_outlive, args=(begun,), name="customerio-fake-end").start()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    _run_script()

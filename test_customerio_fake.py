@@ -33,7 +33,6 @@ import socketserver
 import ssl
 import struct
 import subprocess
-import symtable
 import sys
 import tempfile
 import threading
@@ -206,6 +205,8 @@ class Smoke(unittest.TestCase):
 
 def used_by(statement: ast.stmt) -> set[str]:
     """The names of the module that a statement at its top uses, anywhere in it."""
+    import symtable  # here, because PyPy has none
+
     tables, names = [symtable.symtable(ast.unparse(statement), "module", "exec")], quoted(statement)
     while tables:
         table = tables.pop()
@@ -290,6 +291,7 @@ class House(unittest.TestCase):
         mine = [section.name for section in sections(__file__)[1:]]
         self.assertEqual(mine, banners)
 
+    @unittest.skipUnless(sys.implementation.name == "cpython", "PyPy has no symtable")
     def test_a_section_uses_only_the_sections_above_it(self) -> None:
         later: dict[str, int] = {}
         rooms = sections(customerio_fake.__file__)
@@ -2373,6 +2375,7 @@ class Seeding(SeededTest):
             self.assertTrue(field in message and hint in message, message)
         self.assertEqual(len(self.records("customers")), 2)
 
+    @unittest.skipUnless(sys.implementation.name == "cpython", "nobody counts references")
     def test_a_reset_frees_what_was_there_without_the_collector(self) -> None:
         # The command line lets it look for cycles so rarely that resets must not leave any.
         self.ok("PUT", "/api/v1/customers/ada/devices", {"device": {"id": "t", "platform": "ios"}})
@@ -5560,6 +5563,7 @@ class Workspaces(FakeTest):
             self.add(name=f"other-{others}")
         self.assertEqual(len(self.records("customers")), 1)
 
+    @unittest.skipUnless(sys.implementation.name == "cpython", "nobody counts references")
     def test_dropping_one_frees_it(self) -> None:
         one = self.add(name="one")
         world = weakref.ref(self.fake.others["one"].workspace)
@@ -5866,10 +5870,36 @@ class Snapshots(SeededTest):
             self.assertEqual(len(CustomerioServer(port=0, state=path).people), 2)
             with open(path, "w", encoding="utf-8") as file:
                 file.write("{}")
-            with self.assertRaisesRegex(ValueError, "state.json: state.clock is missing"):
+            wrong = "in .*state.json: state.clock is missing.*; mend the file, or move it away"
+            with self.assertRaisesRegex(ValueError, wrong):
                 CustomerioServer(port=0, state=path)
             with self.assertRaisesRegex(ValueError, "there is no folder"):
                 CustomerioServer(port=0, state=os.path.join(folder, "none", "state.json"))
+
+    def test_what_a_killed_save_left_goes_with_the_next_start_or_save(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            path, workspace = os.path.join(folder, "state.json"), Fake(Settings()).workspace
+            steps: List[Callable[[], Any]] = [
+                lambda: CustomerioServer(port=0, state=path),
+                lambda: customerio_fake.save(workspace, path),
+            ]
+            for step in steps:
+                names = ("state.json.x1.unsaved", "state.json.x2.unsaved", "other.json.x.unsaved")
+                for name in names:
+                    open(os.path.join(folder, name), "w", encoding="utf-8").close()
+                os.utime(os.path.join(folder, names[0]), (0, 0))
+                os.utime(os.path.join(folder, names[2]), (0, 0))
+                step()
+                self.assertEqual({*os.listdir(folder)} - {"state.json"}, {*names[1:]})
+
+    def test_a_save_that_fails_names_the_file(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "state.json")
+            server = CustomerioServer(port=0, state=path).start()
+            os.mkdir(path)
+            with self.assertRaisesRegex(OSError, "can't save the state to .*state.json: "):
+                server.stop()
+            self.assertEqual(os.listdir(folder), ["state.json"])
 
 
 class Realism(FakeTest):
@@ -7921,6 +7951,16 @@ class Tls(WireTestCase):
             self.assertTrue(eventually(lambda: bool(logs.output)))
         self.assertIn("/__parlel/ca.pem", logs.output[0])
 
+    def test_it_needs_no_files_in_memory(self) -> None:
+        rows: List[Tuple[str, Callable[[str], int]]] = [
+            ("no such call", mock.Mock(side_effect=AttributeError)),
+            ("not allowed", mock.Mock(side_effect=PermissionError)),
+            ("no /proc: nobody finds it there", lambda _: os.open(os.devnull, os.O_WRONLY)),
+        ]
+        for name, call in rows:
+            with self.subTest(name), mock.patch.object(os, "memfd_create", call, create=True):
+                customerio_fake.make_tls_context(Settings())
+
     def test_the_end_of_a_connection_is_said(self) -> None:
         raw = socket.create_connection(("127.0.0.1", self.server.port), PATIENCE)
         tls = self.trust.wrap_socket(raw, server_hostname="localhost", suppress_ragged_eofs=False)
@@ -8344,6 +8384,36 @@ class Lifecycle(WireTestCase):
             Wire(server.port).send(PEOPLE * 3).reset()
             server.stop()
 
+    @unittest.skipUnless(hasattr(os, "register_at_fork"), "nobody forks here")
+    def test_a_forked_child_leaves_everything_to_its_parent(self) -> None:
+        server = CustomerioServer(port=0).start()
+        self.addCleanup(server.stop)
+        idle, trust = self.dial(None, server.port), ssl.create_default_context()
+        trust.load_verify_locations(cadata=customerio_fake.BUILT_IN_CA)
+        secure = self.dial(trust, server.port)
+        for wire in (idle, secure):
+            self.assertEqual(wire.send(HEALTH).reply().status, 200)
+        ours, its = socket.socketpair()
+        with ours, its, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # 3.12 warns of forks beside threads
+            child = os.fork()
+            if not child:
+                url = server.url
+                server.stop()
+                its.send(b"1" if server.url == url else b"0")
+                its.recv(1)
+                os._exit(0)
+            self.assertEqual(ours.recv(1), b"1")
+            for wire in (idle, secure, self.dial(None, server.port)):
+                self.assertEqual(wire.send(HEALTH).reply().status, 200)
+            server.stop()
+            for wire in (idle, secure):
+                self.assertTrue(wire.ended())
+            with self.assertRaises(ConnectionRefusedError):
+                Wire(server.port)
+            ours.send(b"1")
+            os.waitpid(child, 0)
+
     @contextlib.contextmanager
     def assertNoWarnings(self) -> Any:  # noqa: N802
         with warnings.catch_warnings(record=True) as caught:
@@ -8505,6 +8575,48 @@ class CommandLine(WireTestCase):
                 self.assertTrue(idle.ended())
                 self.assertEqual(err.splitlines()[0], "GET /health 200")
                 self.assertNotIn("Traceback", err)
+
+    @unittest.skipIf(os.name == "nt", "there are no such signals")
+    def test_the_state_is_saved_at_the_end_or_the_exit_code_tells(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "state.json")
+            for code, said in ((0, ""), (2, f"customerio_fake: can't save the state to {path}: ")):
+                with running("--state", path) as (process, port):
+                    self.assertEqual(self.dial(None, port).send(identify()).reply().status, 200)
+                    if code:
+                        os.replace(path, f"{path}.old")
+                        os.mkdir(path)
+                    process.terminate()
+                    _, err = process.communicate(timeout=PATIENCE)
+                    self.assertEqual((process.returncode, err[: len(said)]), (code, said))
+                    self.assertLessEqual(err.count("\n"), code)
+
+    @unittest.skipIf(os.name == "nt", "there are no such signals")
+    def test_main_waits_where_it_is_called(self) -> None:
+        text = "import customerio_fake; print(customerio_fake.main(['0']))"
+        command = [sys.executable, "-c", text]
+        folder = os.path.dirname(customerio_fake.__file__)
+        with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=folder) as process:
+            assert process.stdout is not None
+            while b"Ctrl-C" not in process.stdout.readline():
+                pass
+            process.terminate()
+            self.assertEqual(process.stdout.read(), b"0\n")
+
+    def test_an_old_python_is_told_what_is_needed(self) -> None:
+        old = "import sys; sys.version_info = (3, 8); sys.argv = ['x']; "
+        rows = [
+            ("import customerio_fake", "ImportError: customerio_fake needs Python 3.9 or newer"),
+            (f"exec(compile(open({customerio_fake.__file__!r}, encoding='utf-8').read(), 'x', "
+             "'exec'))", "customerio_fake needs Python 3.9 or newer"),
+        ]  # fmt: skip
+        for text, said in rows:
+            folder = os.path.dirname(customerio_fake.__file__)
+            command = [sys.executable, "-c", old + text]
+            ended = subprocess.run(command, stderr=subprocess.PIPE, cwd=folder, check=False)
+            self.assertEqual(ended.returncode, 1)
+            last = ended.stderr.decode().splitlines()[-1]
+            self.assertEqual(last[: len(said)], said)
 
     def test_quiet_says_nothing(self) -> None:
         with running("--quiet") as (process, port):
