@@ -392,9 +392,12 @@ def serial_of(cio_id: str) -> Optional[int]:
 
 
 def is_foreign(cio_id: str) -> bool:
-    """Whether this is a cio_id of another workspace; the real edge refuses those (observed)."""
+    """Whether this is another workspace's cio_id (observed), or none at all (field report).
+
+    The real edge refuses both.
+    """
     numbers = _cio_id_numbers(cio_id)
-    return numbers is not None and numbers[0] != WORKSPACE_NUMBER
+    return numbers is None or numbers[0] != WORKSPACE_NUMBER
 
 
 def _cio_id_numbers(cio_id: str) -> Optional[List[int]]:
@@ -4091,12 +4094,13 @@ def device_of(device: Json, token_key: str, now: int) -> Tuple[str, str, int, At
     if not isinstance(device, dict):
         raise required("device", f"an object with {token_key} and platform")
     token = push_token(device.get(token_key) or device.get("id"), f"device.{token_key}")
-    if device.get("platform") not in ("ios", "android"):
+    platform = as_text(device.get("platform") or "").lower()  # the iOS SDK writes "iOS"
+    if platform not in ("ios", "android"):
         raise invalid("device.platform must be 'ios' or 'android'", "device.platform")
     attributes = checked_attributes(device.get("attributes"), "device.attributes")
     text = {k: as_text(v) for k, v in attributes.items() if v is not None and k != LAST_STATUS}
     last_used = whole_number(device.get("last_used"), "device.last_used")
-    return token, device["platform"], now if last_used is None else last_used, text
+    return token, platform, now if last_used is None else last_used, text
 
 
 # ---- everybody
@@ -4252,6 +4256,8 @@ MAX_EVENT_DATA = 100_000
 MAX_OBJECT_ATTRIBUTES = 100_000
 MAX_SEGMENT_IDS = 1000
 
+#: What can happen beside an "event".
+EVENT_TYPES = ("page", "screen", "viewed_content", "clicked_content")
 #: How long an anonymous event can still be claimed, and a merge carries events over: 30 days.
 EVENT_MEMORY = 30 * 86400.0
 #: Anonymous events this many seconds after the identify are still picked up (docs).
@@ -4274,7 +4280,7 @@ def event_of(kind: str, body: Json, data_key: str = "data", size: float = math.i
     # Written anew, JSON grows less than fivefold (1e15), so a small body need not be written.
     if size * 5 > MAX_EVENT_DATA and _longer(as_text(data), MAX_EVENT_DATA):
         raise invalid(f"{data_key} cannot be larger than {MAX_EVENT_DATA} bytes", data_key)
-    type = body.get("type") if body.get("type") in ("page", "screen") else "event"
+    type = body.get("type") if body.get("type") in EVENT_TYPES else "event"
     given = body.get("id")
     given_id = "" if given in (None, "") else identifier_text(given, "id")
     timestamp = whole_number(body.get("timestamp"), "timestamp")
@@ -7510,6 +7516,27 @@ def check_pipelines(settings: Settings, request: Request) -> None:
     _verify(settings.write_key, key, "write key")
 
 
+def check_written_key(settings: Settings, request: Request) -> None:
+    """The write key where the browser and mobile SDKs have it, or in a header as elsewhere."""
+    if request.headers.get("authorization"):
+        return check_pipelines(settings, request)
+    key = written_key(request, settings.max_body)
+    if not key:
+        raise ValueError("missing: no Authorization header, and no writeKey in the body")
+    return _verify(settings.write_key, key, "write key")
+
+
+def written_key(request: Request, limit: int) -> str:
+    """The write key in the path of an SDK's settings, or in a body of at most `limit` bytes.
+
+    "" if there is none. Raises ApiError 400 for a body that is not JSON.
+    """
+    if request.path.endswith("/settings"):
+        return unquote(request.path.split("/")[-2])
+    body = request.json(limit)
+    return as_text(body.get("writeKey") or "") if isinstance(body, dict) else ""
+
+
 def check_region(settings: Settings, request: Request) -> None:
     """A key of one region is unknown to the hosts of the other (observed); ours have none."""
     host = request.headers.get("host", "").partition(":")[0].lower()
@@ -7594,6 +7621,7 @@ APP = Api("app", check_app, detail_list, compact, _APP_HEADERS)
 APP_SEND = APP._replace(envelope=meta_error)
 APP_OPEN = APP._replace(check=check_nothing)
 PIPELINES = Api("pipelines", check_pipelines, pipelines_errors, compact, _TRACK_HEADERS, _REALM)
+PIPELINES_SDK = PIPELINES._replace(check=check_written_key)
 SHARED = Api("shared", check_nothing, meta_error, compact, _OWN_HEADERS)
 CONTROL = Api("control", check_local, meta_error, compact_line, _OWN_HEADERS)
 
@@ -8241,12 +8269,16 @@ def key_of(request: Request) -> str:
     """The key that says whose a request is: site id, write key or app key; "" if there is none."""
     header = request.headers.get("authorization", "")
     try:
-        if not header and request.path.endswith("/b"):  # a mobile SDK has it in the body
-            return str(request.json(LOOP_BODY)["writeKey"])
+        if not header and _OF_AN_SDK.search(request.path):
+            return written_key(request, LOOP_BODY)
         bearer = header[:7].lower() == "bearer "
         return bearer_token(header) if bearer else basic_pair(header)[0]
-    except (ValueError, TypeError, KeyError, ApiError):
+    except (ValueError, ApiError):
         return ""
+
+
+# The operations of the browser and mobile SDKs, which send no header with a key.
+_OF_AN_SDK = re.compile(r"/v1/+([abgipst]|projects/[^/]+/settings)$")
 
 
 class Rate(NamedTuple):
@@ -8620,7 +8652,7 @@ def named_by_shape(workspace: Workspace, value: str, name: str) -> Identifier:
 
 
 def checked_cio_id(value: str) -> Identifier:
-    """Raises ApiError 400 for a cio_id of another workspace."""
+    """Raises ApiError 400 for what is no cio_id of this workspace."""
     if is_foreign(value):
         raise ApiError(400, "invalid identifier")
     return "cio_id", value
@@ -8699,13 +8731,13 @@ def track_anonymous(call: Call) -> str:
     body = call.body()
     event = event_of("anonymous", body)
     anonymous_id = body.get("anonymous_id")
-    who = ("anonymous_id", "")
+    who, hint = ("anonymous_id", ""), ""
     if anonymous_id not in (None, ""):
         who = ("anonymous_id", identifier_text(anonymous_id, "anonymous_id"))
     elif not event.data.get("recipient"):
-        raise required("anonymous_id", "an id, or data.recipient for an invite event")
+        hint = "nobody's event: without an anonymous_id, or a data.recipient to invite, it stays so"
     workspace = call.workspace
-    return joined(workspace.ingest(workspace.track_anonymous, who, event), doubt(event))
+    return joined(workspace.ingest(workspace.track_anonymous, who, event), doubt(event), hint)
 
 
 @route("PUT", "/api/v1/customers/{identifier}/devices", TRACK)
@@ -8725,15 +8757,17 @@ def delete_device(call: Call, identifier: str, device_id: str) -> str:
 @route("POST", "/api/v1/merge_customers", TRACK_MERGE)
 def merge_customers(call: Call) -> str:
     """Merge two people; the secondary one is deleted."""
-    return merge_of(call.workspace, call.body())
+    return call.workspace.ingest(call.workspace.merge, *sides_of_merge(call, call.body()))
 
 
-def merge_of(workspace: Workspace, body: Json) -> str:
-    """Merge as a `{primary, secondary}` body says. Raises ApiError 400."""
-    kinds = (*workspace.people.kinds, "cio_id")
-    primary = one_identifier(body.get("primary"), kinds, "primary")
-    secondary = one_identifier(body.get("secondary"), kinds, "secondary")
-    return workspace.ingest(workspace.merge, primary, secondary)
+def sides_of_merge(call: Call, body: Json) -> List[Identifier]:
+    """Who a `{primary, secondary}` body is about. Raises ApiError 400."""
+    kinds = (*call.workspace.people.kinds, "cio_id")
+    sides = [one_identifier(body.get(side), kinds, side) for side in ("primary", "secondary")]
+    for kind, value in sides:
+        if kind == "cio_id":
+            checked_cio_id(value)
+    return sides
 
 
 def add_device_of(workspace: Workspace, who: Identifier, device: Json, token_key: str) -> str:
@@ -8745,18 +8779,39 @@ def add_device_of(workspace: Workspace, who: Identifier, device: Json, token_key
 
 @route("POST", "/api/v1/push/events", TRACK)
 @route("POST", "/push/events", TRACK_OPEN)
-@route("POST", "/api/v1/cio_deliveries/events", TRACK)
 def track_push(call: Call) -> str:
     """Report what a device did with a push notification."""
     body, workspace = call.body(), call.workspace
-    metric = body.get("event")
-    if metric not in PUSH_METRICS:
-        raise invalid(f"event must be one of: {', '.join(PUSH_METRICS)}", "event")
-    delivery_id = body.get("delivery_id")
+    _choice(body, "event", dict.fromkeys(PUSH_METRICS))
+    who = _delivery_named(body)
     timestamp = whole_number(body.get("timestamp"), "timestamp")
-    event = Event("push", metric, body, "push", timestamp, "")
-    who = ("delivery_id", as_text(delivery_id or ""))
+    event = Event("push", body["event"], body, "push", timestamp, "")
     return joined(workspace.ingest(workspace.record_push, who, event), doubt(event))
+
+
+def _delivery_named(body: Json) -> Identifier:
+    """The delivery of a report. Raises ApiError 400 for what can be no id (mobile SDKs' tests)."""
+    delivery_id = as_text(body.get("delivery_id") or "")
+    if not re.fullmatch(r"[\w-]{1,150}={0,2}", delivery_id, re.ASCII):
+        raise invalid(f"malformed delivery id: {delivery_id[:MAX_IDENTIFIER]}.", "delivery_id")
+    return "delivery_id", delivery_id
+
+
+@route("POST", "/api/v1/cio_deliveries/events", TRACK)
+def track_delivery(call: Call) -> str:
+    """Report what a device did with an in-app message, as the mobile SDKs wrap it, or a push."""
+    body, workspace = call.body(), call.workspace
+    if "payload" not in body:
+        return track_push(call)
+    _choice(body, "type", {"in_app": None})
+    payload = body["payload"]
+    if not isinstance(payload, dict):
+        raise invalid(f"payload must be an object, not {kind_of(payload)}", "payload")
+    _choice(payload, "event", dict.fromkeys(CHANNEL_METRICS["in_app"]))
+    who, metadata = _delivery_named(payload), payload.get("metadata")
+    when = whole_number(payload.get("timestamp"), "payload.timestamp")
+    more = {"metadata": metadata}
+    return workspace.ingest(workspace.record_metric, who, payload["event"], when, "", more)
 
 
 REGION_URLS = {"us": "https://track.customer.io", "eu": "https://track-eu.customer.io"}
@@ -8902,6 +8957,15 @@ def _person_event(call: Call, item: Json) -> Action:
     return lambda: joined(workspace.ingest(workspace.track, who, event), doubt(event))
 
 
+def _person_content(call: Call, item: Json) -> Action:
+    """Somebody saw, or clicked in, content that was no delivery to them (Segment's destination)."""
+    attributes = item.get("attributes")
+    content = attributes.get("contentId") if isinstance(attributes, dict) else None
+    if content in (None, ""):
+        raise required("attributes.contentId", "the number of the content")
+    return _person_event(call, {**item, "name": item["action"]})
+
+
 def _person_verb(call: Call, item: Json) -> Action:
     who = named_in_body(call, item)
     verb = getattr(call.workspace, item["action"])
@@ -8909,10 +8973,9 @@ def _person_verb(call: Call, item: Json) -> Action:
 
 
 def _person_merge(call: Call, item: Json) -> Action:
-    kinds = (*call.workspace.people.kinds, "cio_id")
-    for side in ("primary", "secondary"):
-        one_identifier(item.get(side), kinds, side)
-    return lambda: merge_of(call.workspace, item)
+    return functools.partial(
+        call.workspace.ingest, call.workspace.merge, *sides_of_merge(call, item)
+    )
 
 
 def _person_relationships(call: Call, item: Json) -> Action:
@@ -9002,6 +9065,8 @@ ENTITY_ACTIONS: Dict[str, Dict[str, Callable[[Call, Json], Action]]] = {
         "event": _person_event,
         "page": _person_event,
         "screen": _person_event,
+        "viewed_content": _person_content,
+        "clicked_content": _person_content,
         "add_relationships": _person_relationships,
         "delete_relationships": _person_relationships,
         "add_device": _person_add_device,
@@ -12762,7 +12827,7 @@ PIPELINES_FIELDS: Dict[str, Tuple[Sequence[Sequence[str]], Sequence[Sequence[str
     "identify": ([("userId", "anonymousId", "traits.email")], []),
     "track": ([("userId", "anonymousId", "groupId")], [("event",)]),
     "page": ([("userId", "anonymousId")], []),
-    "screen": ([("userId", "anonymousId"), ("name",)], []),
+    "screen": ([("userId", "anonymousId")], []),
     "group": ([("userId", "anonymousId")], [("groupId",)]),
     "alias": ([], [("userId",), ("previousId",)]),
 }
@@ -12813,14 +12878,21 @@ def _strict(call: Call) -> bool:
     return call.request.headers.get("x-strict-mode", "").strip() == "1"
 
 
-def _check_batch(items: List[Json]) -> None:
+def _check_strictly(workspace: Workspace, kind: str, item: Json) -> None:
+    """Raises ApiError 400 for a call that could not be carried out."""
+    check_pipelines_call(kind, item, True)
+    with contextlib.suppress(Moot):
+        _PIPELINES_VERBS[kind](workspace, item)
+
+
+def _check_batch(workspace: Workspace, items: List[Json], shared: Json) -> None:
     problems = []
     for i, item in enumerate(items):
         try:
             if not isinstance(item, dict):
                 raise invalid(f"each call must be an object, not {kind_of(item)}")
             _choice(item, "type", PIPELINES_FIELDS)
-            check_pipelines_call(item["type"], item, True)
+            _check_strictly(workspace, item["type"], {**shared, **item})
         except ApiError as error:
             problems.append(error.problems[0]._replace(batch_index=i))
     if problems:
@@ -12845,24 +12917,36 @@ def unix_time(value: Json) -> Json:
     return value
 
 
-def take_pipelines_call(workspace: Workspace, kind: str, item: Json, strict: bool = False) -> str:
+class Moot(ApiError):
+    """A call that is in order, and has nobody or nothing to do anything to."""
+
+
+def take_pipelines_call(workspace: Workspace, kind: str, item: Json) -> str:
     """Keep a call word for word and do what it says; gives the reason why that was nothing.
 
-    Outside strict mode a call that can't be carried out is answered with 200 all the same
-    (reference), so its mistakes are reasons here, not errors. Raises ApiError 400 if `strict`.
+    A call that can't be carried out is answered with 200 all the same (reference), so its
+    mistakes are reasons here, not errors.
     """
     with workspace.lock:
         row = {"received_at": workspace.seconds(), **item, "type": kind}
         workspace.pipeline_events.append(row)
         try:
             check_pipelines_call(kind, item, strict=False)
-            return _PIPELINES_VERBS[kind](workspace, item)
+            if item.get("integrations") and _is_kept_out(_part(item, "integrations")):
+                raise Moot(400, "integrations: the call says that it is not for Customer.io")
+            return _PIPELINES_VERBS[kind](workspace, item)()
         except ApiError as error:
-            if strict:
-                workspace.pipeline_events.pop()
-                raise
             workspace.drop(f"pipelines {kind}", ("type", kind), error.message)
             return error.message
+
+
+def _is_kept_out(integrations: Json) -> bool:
+    """Whether a call is for others only: `All` is false (reference), or our name is (inferred)."""
+    named = [value for name, value in integrations.items() if name in _OUR_NAMES]
+    return not any(named) if named else integrations.get("All") is False
+
+
+_OUR_NAMES = ("Customer.io", "Customer.io Journeys", "Customer.io Data Pipelines")
 
 
 def _part(item: Json, *names: str) -> Json:
@@ -12878,7 +12962,7 @@ def _user(workspace: Workspace, item: Json) -> Identifier:
         return _known_user(workspace, item)
     if item.get("anonymousId") not in (None, ""):
         return "anonymous_id", identifier_text(item["anonymousId"], "anonymousId")
-    raise required("userId or anonymousId")
+    raise Moot(400, "nobody's: there is neither userId nor anonymousId")
 
 
 def _known_user(workspace: Workspace, item: Json, name: str = "userId") -> Identifier:
@@ -12906,41 +12990,53 @@ _OBJECT_TRAITS = {
 }  # fmt: skip
 
 
-def _pipelines_identify(workspace: Workspace, item: Json) -> str:
-    traits = _part(item, "traits")
+def _own_traits(traits: Json) -> Attributes:
+    """What traits say of whom or what they belong to, as attributes of Journeys."""
     given = {name: traits[name] for name in traits if name not in _OBJECT_TRAITS}
     attributes = _dated(given)
-    if item.get("anonymousId"):
-        attributes["anonymous_id"] = item["anonymousId"]
     if "createdAt" in attributes:
         attributes["created_at"] = attributes.pop("createdAt")
+    return attributes
+
+
+def _pipelines_identify(workspace: Workspace, item: Json) -> Action:
+    traits = _part(item, "traits")
+    attributes = _own_traits(traits)
+    if item.get("anonymousId"):
+        attributes["anonymous_id"] = item["anonymousId"]
     who = ("email", as_text(traits.get("email") or ""))
     if item.get("userId") not in (None, ""):
         who = _known_user(workspace, item)
     if not who[1]:
-        raise invalid("nobody to identify: there is neither userId nor traits.email", "userId")
+        raise Moot(400, "nobody to identify yet: there is neither userId nor traits.email")
     object_id = traits.get("objectId") or traits.get("object_id")
     ref = _object_ref(traits, object_id) if object_id else ("", "")
-    reason = workspace.ingest(workspace.identify, who, checked_attributes(attributes, "traits"))
-    if not object_id:
-        return reason
+    checked = checked_attributes(attributes, "traits")
     extra = _dated(_part(traits, "relationshipAttributes"))
-    return joined(reason, workspace.ingest(workspace.add_relationship, who, ref, extra))
+
+    def act() -> str:
+        reason = workspace.ingest(workspace.identify, who, checked)
+        if not object_id:
+            return reason
+        return joined(reason, workspace.ingest(workspace.add_relationship, who, ref, extra))
+
+    return act
 
 
-def _event_verb(kind: str) -> Callable[[Workspace, Json], str]:
-    def verb(workspace: Workspace, item: Json) -> str:
+def _event_verb(kind: str) -> Callable[[Workspace, Json], Action]:
+    def verb(workspace: Workspace, item: Json) -> Action:
         properties = _part(item, "properties")
         name = item.get("event") if kind == "event" else item.get("name") or properties.get("url")
+        if name is None and kind != "event":
+            raise Moot(400, f"a {kind} view of nothing: there is no name")
         who = _user(workspace, item)
         data, when = _dated(properties), unix_time(item.get("timestamp"))
         body = {"name": name, "type": kind, "data": data, "timestamp": when}
         body["id"] = item.get("messageId")
         anonymous = who[0] == "anonymous_id"
         event = event_of("anonymous" if anonymous else "", body)
-        return workspace.ingest(
-            workspace.track_anonymous if anonymous else workspace.track, who, event
-        )
+        take = workspace.track_anonymous if anonymous else workspace.track
+        return functools.partial(workspace.ingest, take, who, event)
 
     return verb
 
@@ -12948,30 +13044,34 @@ def _event_verb(kind: str) -> Callable[[Workspace, Json], str]:
 _pipelines_event = _event_verb("event")
 
 
-def _pipelines_track(workspace: Workspace, item: Json) -> str:
+def _pipelines_track(workspace: Workspace, item: Json) -> Action:
     event = item.get("event")
     verb = _SEMANTIC_EVENTS.get(event) if isinstance(event, str) else None
     return (verb or _pipelines_event)(workspace, item)
 
 
-def _pipelines_group(workspace: Workspace, item: Json) -> str:
+def _pipelines_group(workspace: Workspace, item: Json) -> Action:
     traits = _part(item, "traits")
     ref = _object_ref({**item, **traits}, item.get("groupId"))
-    own = {name: value for name, value in traits.items() if name not in _OBJECT_TRAITS}
-    attributes = checked_attributes(_dated(own or _part(traits, "objectAttributes")), "traits")
-    named = ("object_id", ref[1])
-    reason = workspace.ingest(workspace.identify_object, named, ref, attributes)
-    if not (item.get("userId") or item.get("anonymousId")):
-        return reason
+    own = {**_own_traits(traits), **_own_traits(_part(traits, "objectAttributes"))}
+    attributes = checked_attributes(own, "traits")
     extra = _dated(_part(traits, "relationshipAttributes"))
-    return joined(
-        reason, workspace.ingest(workspace.add_relationship, _user(workspace, item), ref, extra)
-    )
+    who = _user(workspace, item) if item.get("userId") or item.get("anonymousId") else ("", "")
+
+    def act() -> str:
+        named = ("object_id", ref[1])
+        reason = workspace.ingest(workspace.identify_object, named, ref, attributes)
+        if not who[0]:
+            return reason
+        return joined(reason, workspace.ingest(workspace.add_relationship, who, ref, extra))
+
+    return act
 
 
-def _pipelines_alias(workspace: Workspace, item: Json) -> str:
+def _pipelines_alias(workspace: Workspace, item: Json) -> Action:
     previous = _known_user(workspace, item, "previousId")
-    return workspace.ingest(workspace.merge, _known_user(workspace, item), previous)
+    who = _known_user(workspace, item)
+    return functools.partial(workspace.ingest, workspace.merge, who, previous)
 
 
 def _platform(workspace: Workspace, item: Json) -> Json:
@@ -12988,45 +13088,50 @@ def _platform(workspace: Workspace, item: Json) -> Json:
     return "ios" if re.fullmatch("[0-9A-Fa-f]{64,}", token) else "android"
 
 
-def _device_updated(workspace: Workspace, item: Json) -> str:
-    given = _part(item, "context", "device")
+def _device_updated(workspace: Workspace, item: Json) -> Action:
+    given, who = _part(item, "context", "device"), _known_user(workspace, item)
     attributes = {**_part(given, "attributes"), **_part(item, "properties")}
     device = {"token": given.get("token"), "attributes": attributes}
     device["platform"] = _platform(workspace, item)
     device["last_used"] = unix_time(item.get("timestamp"))
-    return add_device_of(workspace, _known_user(workspace, item), device, "token")
+    checked = device_of(device, "token", workspace.seconds())
+    return functools.partial(workspace.ingest, workspace.add_device, who, *checked)
 
 
-def _device_deleted(workspace: Workspace, item: Json) -> str:
+def _device_deleted(workspace: Workspace, item: Json) -> Action:
     token = as_text(_part(item, "context", "device").get("token") or "")
-    return workspace.ingest(workspace.delete_device, _known_user(workspace, item), token)
+    who = _known_user(workspace, item)
+    return functools.partial(workspace.ingest, workspace.delete_device, who, token)
 
 
-def _application_opened(workspace: Workspace, item: Json) -> str:
-    has_token = _part(item, "context", "device").get("token")
-    reason = _pipelines_event(workspace, item)
-    return joined(reason, _device_updated(workspace, item) if has_token else "")
+def _application_opened(workspace: Workspace, item: Json) -> Action:
+    event = _pipelines_event(workspace, item)
+    if not _part(item, "context", "device").get("token"):
+        return event
+    device = _device_updated(workspace, item)
+    return lambda: joined(event(), device())
 
 
-def _person_event_verb(name: str) -> Callable[[Workspace, Json], str]:
-    return lambda workspace, item: workspace.ingest(
-        getattr(workspace, name), _known_user(workspace, item)
+def _person_event_verb(name: str) -> Callable[[Workspace, Json], Action]:
+    return lambda workspace, item: functools.partial(
+        workspace.ingest, getattr(workspace, name), _known_user(workspace, item)
     )
 
 
-def _relationship_deleted(workspace: Workspace, item: Json) -> str:
+def _relationship_deleted(workspace: Workspace, item: Json) -> Action:
+    properties, who = _part(item, "properties"), _known_user(workspace, item)
+    ref = _object_ref(properties, properties.get("objectId"))
+    return functools.partial(workspace.ingest, workspace.delete_relationship, who, ref)
+
+
+def _object_deleted(workspace: Workspace, item: Json) -> Action:
     properties = _part(item, "properties")
     ref = _object_ref(properties, properties.get("objectId"))
-    return workspace.ingest(workspace.delete_relationship, _known_user(workspace, item), ref)
+    named = ("object_id", ref[1])
+    return functools.partial(workspace.ingest, workspace.delete_object, named, ref)
 
 
-def _object_deleted(workspace: Workspace, item: Json) -> str:
-    properties = _part(item, "properties")
-    ref = _object_ref(properties, properties.get("objectId"))
-    return workspace.ingest(workspace.delete_object, ("object_id", ref[1]), ref)
-
-
-def _delivery_reported(workspace: Workspace, item: Json) -> str:
+def _delivery_reported(workspace: Workspace, item: Json) -> Action:
     properties = _part(item, "properties")
     who = ("delivery_id", as_text(properties.get("deliveryId") or ""))
     _choice(properties, "metric", dict.fromkeys(METRICS))
@@ -13034,11 +13139,26 @@ def _delivery_reported(workspace: Workspace, item: Json) -> str:
     reason = as_text(properties.get("reason") or "")
     names = ("recipient", "href", "actionName", "actionValue")
     more = {name: properties.get(name) for name in names}
-    metric = properties["metric"]
-    return workspace.ingest(workspace.record_metric, who, metric, when, reason, more)
+    report = (properties["metric"], when, reason, more)
+    return functools.partial(workspace.ingest, workspace.record_metric, who, *report)
 
 
-_PIPELINES_VERBS: Dict[str, Callable[[Workspace, Json], str]] = {
+_CONTENT_VERBS = {kind: _event_verb(kind) for kind in ("viewed_content", "clicked_content")}
+
+
+def _content_reported(workspace: Workspace, item: Json) -> Action:
+    properties = _part(item, "properties")
+    kind = as_text(properties.get("actionType") or "")
+    # Anything else is accepted, and dropped later on (the browser SDK's source).
+    whole = [type(properties.get(name)) is int for name in ("contentId", "templateId")]
+    if kind not in _CONTENT_VERBS or not all(whole):
+        text = f"actionType {' or '.join(_CONTENT_VERBS)}, and contentId and templateId as numbers"
+        raise Moot(400, f"no report of content: it takes {text}")
+    return _CONTENT_VERBS[kind](workspace, {**item, "name": kind})
+
+
+#: What each kind of call does; they raise ApiError 400 before anything has happened.
+_PIPELINES_VERBS: Dict[str, Callable[[Workspace, Json], Action]] = {
     "identify": _pipelines_identify,
     "track": _pipelines_track,
     "page": _event_verb("page"),
@@ -13048,7 +13168,7 @@ _PIPELINES_VERBS: Dict[str, Callable[[Workspace, Json], str]] = {
 }
 
 #: Track events that are instructions rather than events (reference: semantic events).
-_SEMANTIC_EVENTS: Dict[str, Callable[[Workspace, Json], str]] = {
+_SEMANTIC_EVENTS: Dict[str, Callable[[Workspace, Json], Action]] = {
     "Device Created or Updated": _device_updated,
     "Device Deleted": _device_deleted,
     "Application Installed": _application_opened,
@@ -13060,7 +13180,7 @@ _SEMANTIC_EVENTS: Dict[str, Callable[[Workspace, Json], str]] = {
     "Relationship Deleted": _relationship_deleted,
     "Object Deleted": _object_deleted,
     "Report Delivery Event": _delivery_reported,
-    "Report Content Event": lambda workspace, item: "",
+    "Report Content Event": _content_reported,
 }
 
 
@@ -13069,11 +13189,11 @@ _SEMANTIC_EVENTS: Dict[str, Callable[[Workspace, Json], str]] = {
 
 def _pipelines(kind: str) -> Handler:
     def handler(call: Call) -> Response:
-        body, strict = call.body(), _strict(call)
+        body = call.body()
         _check_names(kind, body)
-        if strict:
-            check_pipelines_call(kind, body, strict)
-        return _taken(take_pipelines_call(call.workspace, kind, body, strict))
+        if _strict(call):
+            _check_strictly(call.workspace, kind, body)
+        return _taken(take_pipelines_call(call.workspace, kind, body))
 
     handler.__name__ = f"pipelines_{kind}"
     handler.__doc__ = f"Take a Pipelines {kind} call."
@@ -13085,9 +13205,11 @@ def _taken(reason: str) -> Response:
 
 
 for _kind in PIPELINES_FIELDS:
-    route("POST", f"/v1/{_kind}", PIPELINES)(_pipelines(_kind))
+    _handler = route("POST", f"/v1/{_kind}", PIPELINES)(_pipelines(_kind))
+    route("POST", f"/v1/{_kind[0]}", PIPELINES_SDK)(_handler)
 
 
+@route("POST", "/v1/b", PIPELINES_SDK)
 @route("POST", "/v1/batch", PIPELINES)
 def pipelines_batch(call: Call) -> Response:
     """Take several Pipelines calls at once; `context` and `integrations` count for all."""
@@ -13095,26 +13217,28 @@ def pipelines_batch(call: Call) -> Response:
     items = body.get("batch")
     if not isinstance(items, list) or not items:
         raise required("batch", "a list of at least one call")
-    if _strict(call):
-        _check_batch(items)
-        if call.request.size > MAX_PIPELINES_BATCH:
-            raise invalid(f"a batch cannot be larger than {MAX_PIPELINES_BATCH} bytes", "batch")
     shared = {name: body[name] for name in ("context", "integrations") if name in body}
+    if call.request.size > MAX_PIPELINES_BATCH:
+        text = f"a batch cannot be larger than {MAX_PIPELINES_BATCH} bytes"
+        if _strict(call):
+            raise invalid(text, "batch")
+        workspace.drop("pipelines batch", ("type", "batch"), text)
+        return _taken(text)
+    if _strict(call):
+        _check_batch(workspace, items, shared)
     with workspace.lock:
         workspace.keep_batch("pipelines", items)
         reasons = [_take_item(workspace, item, shared) for item in items]
     return _taken(joined(*reasons))
 
 
-@route("POST", "/v1/b", PIPELINES._replace(check=check_nothing))
-def pipelines_mobile(call: Call) -> Response:
-    """Take a batch of a mobile SDK, which has its write key in the body."""
-    key = as_text(call.body().get("writeKey") or "")
-    token = base64.b64encode(f"{key}:".encode()).decode()
-    if not call.request.headers.get("authorization"):
-        call.request.headers = {**call.request.headers, "authorization": f"Basic {token}"}
-    call.fake.admit(PIPELINES, call.request)
-    return pipelines_batch(call)
+@route("GET", "/v1/projects/{write_key}/settings", PIPELINES_SDK)
+def pipelines_settings(call: Call, write_key: str) -> Json:
+    """Tell the browser SDK where to send its calls: here."""
+    protocol, _, host = call.base_url.partition("://")
+    ours = {"apiKey": write_key, "apiHost": f"{host}/v1", "protocol": protocol}
+    # Without the second one its own metrics would go to the real service.
+    return {"integrations": {"Customer.io Data Pipelines": ours}, "metrics": {"sampleRate": 0}}
 
 
 def _take_item(workspace: Workspace, item: Json, shared: Json) -> str:
@@ -13637,7 +13761,7 @@ OBJECT_FIELDS: Dict[str, Sequence[str]] = {
 }  # fmt: skip
 #: What a field of a list can be, where that is known.
 FIELD_VALUES: Dict[Tuple[str, str], Callable[[], Iterable[str]]] = {
-    ("events", "kind"): lambda: ("event", "page", "screen", "anonymous", "push"),
+    ("events", "kind"): lambda: ("event", *EVENT_TYPES, "anonymous", "push"),
     ("deliveries", "state"): lambda: ("created", *DELIVERY_METRICS),
     ("deliveries", "channel"): lambda: _CHANNEL_NAMES,
     ("devices", "platform"): lambda: ("ios", "android"),

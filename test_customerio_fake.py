@@ -740,9 +740,21 @@ class TrackPeople(FakeTest):
         self.identify("1")
         gone = self.person("1")["cio_id"]
         self.ok("DELETE", "/api/v1/customers/1")
-        for cio_id in (gone, "nonsense"):
-            self.assertIn("unknown cio_id", self.identify(f"cio_{cio_id}", a=1).reason)
+        self.assertIn("unknown cio_id", self.identify(f"cio_{gone}", a=1).reason)
         self.assertEqual(self.records("customers"), [])
+
+    def test_what_can_be_no_cio_id_is_refused(self) -> None:
+        for wrong in ("nonsense", "abc", "", gone_half := "bcb106"):
+            self.assert_errors(self.identify(f"cio_{wrong}", a=1), 400, "invalid identifier")
+        person = {"type": "person", "action": "identify", "identifiers": {"cio_id": gone_half}}
+        merge = {"primary": {"cio_id": "nonsense"}, "secondary": {"id": "1"}}
+        self.assert_errors(self.call("POST", "/api/v2/entity", person), 400, "invalid identifier")
+        for path, more in (
+            ("v1/merge_customers", {}),
+            ("v2/entity", {**person, "action": "merge"}),
+        ):
+            reply = self.call("POST", f"/api/{path}", {**more, **merge})
+            self.assert_errors(reply, 400, "invalid identifier")
 
     def test_a_cio_id_of_another_workspace_is_refused(self) -> None:
         reply = self.identify("cio_d9c106000001")
@@ -867,10 +879,13 @@ class TrackEvents(FakeTest):
         self.track("events", name="late", anonymous_id="a1")
         self.assertEqual(self.records("events")[1]["customer_id"], "1")
 
-    def test_an_invite_needs_a_recipient_instead_of_an_anonymous_id(self) -> None:
-        self.ok("POST", "/api/v1/events", {"name": "i", "data": {"recipient": "a@example.com"}})
-        self.assert_errors(self.track("events", name="i", anonymous_id=""), 400, "anonymous_id")
-        self.assertEqual(len(self.records("events")), 1)
+    def test_an_anonymous_event_needs_a_name_alone(self) -> None:
+        reply = self.call("POST", "/api/v1/events", {"name": "i", "data": {"recipient": "a@b.cd"}})
+        self.assertEqual((reply.status, reply.reason), (200, ""))
+        for nobody in ({}, {"anonymous_id": ""}):
+            reply = self.call("POST", "/api/v1/events", {"name": "i", **nobody})
+            self.assertEqual((reply.status, "anonymous_id" in reply.reason), (200, True))
+        self.assertEqual([e["anonymous_id"] for e in self.records("events")], ["", "", ""])
 
     def test_push_reports_are_events_of_kind_push(self) -> None:
         report = {"delivery_id": "d", "event": "opened", "device_id": "t", "timestamp": 1}
@@ -878,6 +893,35 @@ class TrackEvents(FakeTest):
         (event,) = self.records("events")
         self.assertEqual((event["kind"], event["name"], event["data"]), ("push", "opened", report))
         self.assert_errors(self.call("POST", "/api/v1/push/events", {"event": "x"}), 400, "event")
+
+    def test_what_can_be_no_delivery_id_is_malformed(self) -> None:
+        for wrong in ("", None, "a b", "d/../e", {"d": 1}, "x" * 200):
+            reply = self.call("POST", "/push/events", {"delivery_id": wrong, "event": "opened"})
+            self.assertEqual(reply.status, 400, wrong)
+            self.assertIn("malformed delivery id: ", reply.json["meta"]["errors"][0])
+        reply = self.call("POST", "/push/events", {"delivery_id": "", "event": "opened"})
+        self.assertEqual(reply.json, {"meta": {"errors": ["malformed delivery id: ."]}})
+        self.assertEqual(self.records("events"), [])
+
+    def test_mobile_sdks_wrap_what_they_report_of_an_in_app_message(self) -> None:
+        send = {"to": "a@b.cd", "identifiers": {"id": "1"}, "transactional_message_id": 3}
+        sent = self.ok("POST", "/v1/send/in_app", send)["delivery_id"]
+        path, metadata = "/api/v1/cio_deliveries/events", {"action_name": "Buy"}
+        for n, event in enumerate(("opened", "clicked", "converted")):
+            payload = {"delivery_id": sent, "event": event, "timestamp": n, "metadata": metadata}
+            self.ok("POST", path, {"type": "in_app", "payload": payload})
+        (delivery,) = self.records("deliveries")
+        self.assertEqual({**delivery["metrics"], "opened": 0, "clicked": 1, "converted": 2},
+                         delivery["metrics"])  # fmt: skip
+        rows: list[tuple[Any, str]] = [
+            ({"type": "email", "payload": {}}, "type"),
+            ({"type": "in_app", "payload": []}, "payload"),
+            ({"type": "in_app", "payload": {"delivery_id": sent, "event": "seen"}}, "event"),
+            ({"type": "in_app", "payload": {"event": "opened"}}, "malformed delivery id"),
+        ]
+        for body, text in rows:
+            self.assert_errors(self.call("POST", path, body), 400, text)
+        self.ok("POST", path, {"delivery_id": "d", "event": "opened"})  # the form for a push
 
 
 class TrackDevices(FakeTest):
@@ -897,6 +941,15 @@ class TrackDevices(FakeTest):
         self.assertEqual(self.records("devices"), [expected])
         customer = self.ok("GET", "/v1/customers/1/attributes")["customer"]
         self.assertEqual([device["id"] for device in customer["devices"]], ["t1"])
+
+    def test_the_ios_sdk_writes_its_platform_in_its_own_way(self) -> None:
+        self.add(id="t1", platform="iOS")
+        device = {"token": "t2", "platform": "Android"}
+        item = {"type": "person", "action": "add_device", "identifiers": {"id": "1"}}
+        self.ok("POST", "/api/v2/entity", {**item, "device": device})
+        self.assertEqual([d["platform"] for d in self.records("devices")], ["ios", "android"])
+        for wrong in ("iPad", ["ios"], None, 1):
+            self.assert_errors(self.add(id="t3", platform=wrong), 400, "device.platform")
 
     def test_last_used_may_be_text_and_is_now_if_missing(self) -> None:
         self.add(id="t1", platform="android", last_used="7")
@@ -1337,6 +1390,20 @@ class TrackEntities(FakeTest):
         self.identify("2", a=1)
         self.entity("person", "merge", primary={"id": "1"}, secondary={"id": "2"})
         self.assertEqual(self.person("1")["attributes"], {"a": 1})
+
+    def test_content_that_was_seen_or_clicked(self) -> None:
+        seen = {"contentId": 7}
+        self.entity("person", "viewed_content", identifiers={"anonymous_id": "a"}, attributes=seen)
+        self.identify("1", anonymous_id="a")
+        self.person_does("clicked_content", attributes=seen, timestamp=5)
+        kinds = [(e["kind"], e["name"], e["data"]) for e in self.records("events")]
+        expected = [("anonymous", "viewed_content", seen), ("clicked_content",) * 2 + (seen,)]
+        self.assertEqual(kinds, expected)
+        for action in ("viewed_content", "clicked_content"):
+            path = f"/v1/customers/1/activities?type={action}"
+            (activity,) = self.ok("GET", path)["activities"]
+            self.assertEqual((activity["type"], activity["data"]), (action, seen))
+        self.assert_errors(self.person_does("viewed_content"), 400, "attributes.contentId")
 
     def test_anonymous_events(self) -> None:
         self.entity("person", "event", identifiers={"anonymous_id": "a"}, name="visit")
@@ -2032,7 +2099,6 @@ class Pipelines(FakeTest):
             ("identify", {}, "userId or anonymousId"),
             ("track", {"event": "x"}, "userId or anonymousId"),
             ("page", {"name": "x"}, "userId or anonymousId"),
-            ("screen", {"userId": "1"}, "name"),
             ("identify", {"userId": "1", "traits": []}, "traits"),
             ("identify", {"userId": ["1"]}, "userId"),
             ("batch", {"batch": [{"type": "nope"}, 3]}, "type"),
@@ -2250,6 +2316,85 @@ class PipelinesMapping(FakeTest):
         self.assertEqual(len(self.records("dropped")), len(rows))
         self.assertEqual(len(self.records("pipeline-events")), len(rows))
         self.assertEqual((self.records("customers"), self.records("events")), ([], []))
+
+    def test_a_group_describes_its_object_in_two_ways(self) -> None:
+        when = "2021-07-02T16:14:41Z"
+        traits: dict[str, Any] = {"name": "Acme", "plan": "a", "createdAt": when}
+        traits["objectAttributes"] = {"plan": "b", "renewed": when}
+        self.send("group", groupId="acme", traits=traits)
+        expected = {"name": "Acme", "plan": "b", "created_at": 1625242481, "renewed": 1625242481}
+        self.assertEqual(self.records("objects")[0]["attributes"], expected)
+
+    def test_calls_for_other_integrations_do_not_reach_the_workspace(self) -> None:
+        rows: list[tuple[Any, bool]] = [
+            ({"All": False}, False),
+            ({"All": False, "Salesforce": True}, False),
+            ({"Customer.io": False}, False),
+            ({"All": False, "Customer.io": True}, True),
+            ({"All": True, "Salesforce": False}, True),
+            ([], True),
+        ]
+        for n, (integrations, arrives) in enumerate(rows):
+            reply = self.track(f"e{n}", integrations=integrations)
+            self.assertEqual((reply.status, not reply.reason), (200, arrives), integrations)
+        batch = [{"type": "track", "userId": "1", "event": "e"}]
+        self.ok("POST", "/v1/batch", {"batch": batch, "integrations": {"All": False}})
+        self.assertEqual([e["name"] for e in self.records("events")], ["e3", "e4", "e5"])
+        self.assertEqual(len(self.records("pipeline-events")), len(rows) + 1)
+
+    def test_reports_of_content_are_events(self) -> None:
+        content = {"actionType": "viewed_content", "contentId": 7, "templateId": 2}
+        reply = self.track("Report Content Event", properties=content, userId="", anonymousId="a")
+        self.assertEqual(reply.reason, "")
+        (event,) = self.records("events")
+        self.assertEqual((event["name"], event["data"]["contentId"]), ("viewed_content", 7))
+        for wrong in ({"actionType": "seen"}, {"contentId": "7"}, {"templateId": None}):
+            reply = self.track("Report Content Event", properties={**content, **wrong})
+            self.assertIn("actionType", reply.reason)
+        self.assertEqual(len(self.records("events")), 1)
+
+    def test_calls_that_lead_nowhere_are_fine_also_in_strict_mode(self) -> None:
+        rows: list[tuple[str, dict[str, Any]]] = [
+            ("identify", {"anonymousId": "a"}),
+            ("track", {"event": "e", "groupId": "g"}),
+            ("page", {"userId": "1"}),
+            ("screen", {"anonymousId": "a"}),
+        ]
+        for kind, body in rows:
+            for path, sent in ((kind, body), ("batch", {"batch": [{**body, "type": kind}]})):
+                reply = self.call("POST", f"/v1/{path}", sent, x_strict_mode="1")
+                self.assertEqual((reply.status, bool(reply.reason)), (200, True), (kind, path))
+        self.assertEqual((self.records("customers"), self.records("events")), ([], []))
+
+    def test_too_large_a_batch_is_dropped_whole(self) -> None:
+        calls = [{"type": "identify", "userId": str(n), "x": "x" * 30_000} for n in range(18)]
+        reply = self.call("POST", "/v1/batch", {"batch": calls})
+        self.assertEqual((reply.status, "512000 bytes" in reply.reason), (200, True))
+        self.assertEqual((self.records("customers"), self.records("batches")), ([], []))
+        self.assertEqual(len(self.records("dropped")), 1)
+
+    def test_the_browser_sdk_is_told_to_send_its_calls_here(self) -> None:
+        headers = {"authorization": "", "origin": "http://localhost:3000"}
+        reply = self.call("GET", "/v1/projects/key/settings", **headers)
+        ours = {"apiKey": "key", "apiHost": "localhost:4668/v1", "protocol": "http"}
+        expected = {"Customer.io Data Pipelines": ours}
+        self.assertEqual((reply.status, reply.json["integrations"]), (200, expected))
+        self.assertEqual(reply.headers["access-control-allow-origin"], "*")
+
+    def test_the_browser_sdk_has_its_key_in_the_body(self) -> None:
+        plain = {"authorization": "", "content_type": "text/plain", "origin": "http://a.test"}
+        for kind, body in Pipelines.CALLS.items():
+            sent = {**body, "writeKey": "key", "type": kind}
+            reply = self.call("POST", f"/v1/{kind[0]}", sent, **plain)
+            self.assertEqual((reply.status, reply.json), (200, {"success": True}), kind)
+            self.assertEqual(reply.headers["access-control-allow-origin"], "*")
+        self.assertEqual([row["type"] for row in self.records("pipeline-events")],
+                         list(Pipelines.CALLS))  # fmt: skip
+        wrong: Any
+        for wrong in ({"userId": "1"}, {"writeKey": ""}, []):
+            self.assertEqual(self.call("POST", "/v1/i", wrong, **plain).status, 401, wrong)
+        self.assertEqual(self.call("POST", "/v1/i", b"{", **plain).status, 400)
+        self.ok("POST", "/v1/i", {"userId": "1"})  # with a header, as elsewhere
 
     def test_a_mobile_batch_has_its_key_in_the_body(self) -> None:
         batch = [{"type": "identify", "userId": "1"}]
@@ -5320,20 +5465,24 @@ class Corners(FakeTest):
             self.assertEqual(reply.status, 400, more)
         self.assertEqual((self.records("deliveries"), self.records("customers")), ([], []))
 
+    GOOD = {"type": "identify", "userId": "2"}
+
     def test_strict_mode_refuses_what_would_be_dropped(self) -> None:
         rows: list[tuple[str, dict[str, Any]]] = [
             ("track", {"userId": "1", "event": "x" * 101}),
             ("identify", {"userId": "i" * 200}),
             ("identify", {"userId": "1", "traits": {"a": "x" * 1001}}),
-            ("identify", {"anonymousId": "a"}),
             ("track", {"userId": "1", "event": "Device Created or Updated"}),
             ("group", {"userId": "1", "groupId": "x", "traits": {"objectTypeId": "x"}}),
             ("track", {"userId": "1", "event": "x", "properties": {"a": "x" * 40_000}}),
         ]
         for kind, body in rows:
             with self.subTest(kind=kind):
-                reply = self.call("POST", f"/v1/{kind}", body, x_strict_mode="1")
-                self.assertEqual(reply.status, 400)
+                items = [self.GOOD, {**body, "type": kind}]
+                for path, sent in ((kind, body), ("batch", {"batch": items})):
+                    reply = self.call("POST", f"/v1/{path}", sent, x_strict_mode="1")
+                    self.assertEqual(reply.status, 400, path)
+                self.assertEqual(reply.json["errors"][0]["batch_index"], 1)
         for name in ("customers", "events", "pipeline-events", "dropped"):
             self.assertEqual(self.records(name), [], name)
         self.assertTrue(self.call("POST", "/v1/track", rows[-1][1]).reason)
@@ -5528,8 +5677,14 @@ class Workspaces(FakeTest):
         one = self.add(name="one")
         batch = {"writeKey": one["write_key"], "batch": [{"type": "identify", "userId": "7"}]}
         self.assertEqual(self.call("POST", "/v1/b", batch, authorization="").status, 200)
-        self.assertEqual(len(self.records("customers", "?workspace=one")), 1)
+        call = {"writeKey": one["write_key"], "userId": "8"}
+        self.assertEqual(self.call("POST", "/v1/i", call, authorization="").status, 200)
+        self.assertEqual(len(self.records("customers", "?workspace=one")), 2)
         self.assertEqual(self.records("customers"), [])
+        path = f"/v1/projects/{one['write_key']}/settings"
+        settings = self.call("GET", path, authorization="").json["integrations"]
+        host = settings["Customer.io Data Pipelines"]["apiHost"]
+        self.assertEqual(host, "localhost:4668/@one/v1")
 
     def test_a_seed_of_its_own_and_a_wrong_one(self) -> None:
         self.add(name="one", seed={"customers": [{"id": "5"}]})
