@@ -262,6 +262,21 @@ class Chore(NamedTuple):
     args: Tuple[Any, ...]
 
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+
+
+def moment_of(seconds: float, zone: tzinfo = timezone.utc) -> datetime:
+    """The date and time at some Unix seconds. Raises ValueError unless its year is 1 to 9999.
+
+    Calculated, because `fromtimestamp` asks the platform, and Windows knows 1970 to 3000 only.
+    """
+    try:
+        return (_EPOCH + timedelta(seconds=seconds)).astimezone(zone)
+    except OverflowError:
+        years = min(max(seconds, -1e15), 1e15) // 31_556_952
+        raise ValueError(f"year {1970 + years:.0f} is out of range") from None
+
+
 class Clock:
     """The only source of time: the real clock plus an offset, and a queue of what is due.
 
@@ -2616,13 +2631,13 @@ def _moment(state: _Render, value: Any) -> Optional[datetime]:
     """The time a value means; in UTC unless it says otherwise, None if it means none."""
     state.spend(50)
     if _is_number(value):
-        return datetime.fromtimestamp(value, timezone.utc)
+        return moment_of(value)
     if not isinstance(value, str) or not value or len(value) > 60:
         return None
     if value in ("now", "today"):
-        return datetime.fromtimestamp(state.now, timezone.utc)
+        return moment_of(state.now)
     if value.isdigit():
-        return datetime.fromtimestamp(_integer(value), timezone.utc)
+        return moment_of(_integer(value))
     return _iso_moment(value) or _worded_moment(value)
 
 
@@ -10004,13 +10019,13 @@ def _later(moment: datetime, period: str, steps: int) -> datetime:
 
 def period_edges(now: float, period: str, steps: int) -> List[float]:
     """Begins of the last `steps` periods, oldest first, and the end of the current one."""
-    current = _begin_of(datetime.fromtimestamp(now, EASTERN), period)
+    current = _begin_of(moment_of(now, EASTERN), period)
     return [_later(current, period, i).timestamp() for i in range(1 - steps, 2)]
 
 
 def range_edges(start: int, end: int, period: str, zone: tzinfo) -> List[float]:
     """Begins of the periods from `start` to `end` (Unix seconds), and the end of the last."""
-    first, edges = _begin_of(datetime.fromtimestamp(start, zone), period), []
+    first, edges = _begin_of(moment_of(start, zone), period), []
     for i in range(MAX_BUCKETS):
         edges.append(_later(first, period, i).timestamp())
         if edges[-1] > end:
@@ -10152,7 +10167,7 @@ def metrics_answer(call: Call, family: Family, id: str, content_id: str = "") ->
         deliveries = sent_by(call, family, family_row(call, family, id), content_id)
         edges, period = query_edges(call)
         series = delivery_series(deliveries, edges)
-    begin, end = (datetime.fromtimestamp(edge, timezone.utc) for edge in (edges[0], edges[-1]))
+    begin, end = map(moment_of, (edges[0], edges[-1]))
     bounds = {"start": begin.isoformat(), "end": end.isoformat(), "res": period}
     return {"metric": {"series": series}, **(bounds if family is CAMPAIGNS else {})}
 
@@ -14032,7 +14047,7 @@ def delivery_eml(call: Call, delivery_id: str) -> Response:
     from email.mime.application import MIMEApplication
     from email.mime.multipart import MIMEMultipart
     from email.mime.text import MIMEText
-    from email.utils import formatdate as mail_date
+    from email.utils import format_datetime
 
     delivery = rendered_part(call, delivery_id)
     # The older classes, because they take any text for an address, as a template may make one.
@@ -14044,7 +14059,7 @@ def delivery_eml(call: Call, delivery_id: str) -> Response:
             mail[name] = Header(text, header_name=name).encode()
     for name, values in rendered.get("headers", {}).items():
         mail[name] = values[0]
-    mail["Date"] = mail_date(delivery.created)
+    mail["Date"] = format_datetime(moment_of(math.floor(delivery.created)))
     mail["CIO-Delivery-ID"] = delivery.delivery_id
     texts.attach(MIMEText(rendered.get("body_plain") or "", "plain", "utf-8"))
     texts.attach(MIMEText(rendered.get("body", ""), "html", "utf-8"))

@@ -336,6 +336,16 @@ class House(unittest.TestCase):
         known = set(getattr(sys, "stdlib_module_names", modules))
         self.assertEqual(modules - known - {"__future__"}, set())
 
+    def test_no_date_is_the_platform_s(self) -> None:
+        """On Windows it refuses what is before 1970 or after 3000."""
+        with open(customerio_fake.__file__, encoding="utf-8") as file:
+            calls = [
+                node for node in ast.walk(ast.parse(file.read())) if isinstance(node, ast.Call)
+            ]
+        names = {ast.unparse(call.func).rpartition(".")[2] for call in calls}
+        theirs = {"fromtimestamp", "utcfromtimestamp", "gmtime", "localtime", "mktime", "ctime"}
+        self.assertEqual(names & theirs, set())
+
     def test_every_route_says_what_it_does(self) -> None:
         for operation in ROUTES:
             self.assertTrue(operation.summary.endswith("."), operation.path)
@@ -6767,6 +6777,8 @@ class Liquid(LiquidTest):
         self.becomes(
             [
                 ("{{ 'now' | date: '%Y-%m-%d %H:%M:%S %z %Z' }}", "2017-01-01 12:00:00 +0000 UTC"),
+                ("{{ -1 | date: '%F %T' }}", "1969-12-31 23:59:59"),
+                ("{{ '32536850400' | date: '%F' }}", "3001-01-19"),
                 ("{{ 1483272000 | date: '%A %-d %B, %l:%M %p' }}", "Sunday 1 January, 12:00 PM"),
                 (
                     "{{ '1483272000' | date: '%e|%_m|%^b|%j|%s|%q|%%' }}",
