@@ -3504,7 +3504,7 @@ class Delivery:
 
     __slots__ = (
         "delivery_id", "channel", "message", "person", "customer_id", "recipient",
-        "created", "send_at", "metrics", "history", "parents", "rendered", "data",
+        "created", "send_at", "metrics", "history", "parents", "rendered", "seen", "data",
         "devices", "base_url",
     )  # fmt: skip
 
@@ -3520,8 +3520,10 @@ class Delivery:
     history: List[Attributes]
     #: What it is part of: {"campaign_id": 1, "action_id": 2}, or newsletter, broadcast, …
     parents: Dict[str, int]
-    #: What the recipient would have seen: subject, body, links, …; empty until it is sent.
+    #: What was rendered: subject, body, links, …; empty until it is sent.
     rendered: Attributes
+    #: The same with all that follows from it, once somebody has asked (`as_seen`).
+    seen: Optional[Attributes]
     #: The `trigger` of its templates.
     data: Attributes
     #: Where a push went: platforms by token; empty until it is sent.
@@ -3531,7 +3533,7 @@ class Delivery:
 
     def __init__(self, delivery_id: str, channel: str, message: Json, created: int) -> None:
         self.delivery_id, self.channel, self.message = delivery_id, channel, message
-        self.person = self.customer_id = self.send_at = None
+        self.person = self.customer_id = self.send_at = self.seen = None
         # The `to` of a push says which devices, not who.
         to = "" if channel == "push" else message.get("to") or ""
         self.recipient, self.base_url = as_text(to), ""
@@ -3579,26 +3581,6 @@ class Delivery:
         self.metrics = {metric: when, **self.metrics}
         row = {"metric": metric, "timestamp": when, "reason": reason, **more}
         self.history = [*self.history, {k: v for k, v in row.items() if v not in (None, "")}]
-
-    def record(self) -> Json:
-        """The delivery as `/__parlel/deliveries` shows it."""
-        return {
-            "delivery_id": self.delivery_id,
-            "channel": self.channel,
-            "message": self.message,
-            "customer_id": self.customer_id,
-            "cio_id": self.person.cio_id if self.person else None,
-            "recipient": self.recipient,
-            "state": self.state,
-            "failure_message": self.failure or None,
-            "rendered": self.rendered,
-            "parents": self.parents,
-            "metrics": self.metrics,
-            "history": self.history,
-            "devices": list(self.devices),
-            "send_at": self.send_at,
-            "received_at": self.created,
-        }
 
 
 class Report:
@@ -5437,7 +5419,7 @@ RESERVED_HEADERS = frozenset(
 
 def checked_headers(value: Json) -> List[Tuple[str, str]]:
     """Headers out of a JSON text of `[{name, value}]`, or the older object. Raises ApiError 400."""
-    if value in (None, ""):
+    if value in (None, "", "[]"):
         return []
     try:
         rows = decode_json(value.encode()) if isinstance(value, str) else value
@@ -5465,30 +5447,50 @@ _UNASKED_CHANNELS = ("in_app", "inbox_message", "webhook", "slack")
 def customer_data(person: Person) -> Json:
     """`customer` in a template: scalars are strings, as everywhere (docs)."""
     attributes = person.all_attributes()
+    for name, value in attributes.items():
+        if value.__class__ not in (str, dict, list):
+            attributes[name] = as_text(value)
+    return attributes
+
+
+def _campaign_data(mail: Mail) -> Json:
+    campaign = {name: mail.parent.get(name) for name in ("id", "name", "type")}
+    return (
+        {**campaign, "type": "transactional_message"} if mail.family is TRANSACTIONAL else campaign
+    )
+
+
+def _message_data(content: Attributes) -> Json:
     return {
-        name: value if isinstance(value, (dict, list)) else as_text(value)
-        for name, value in attributes.items()
+        **{name: content.get(name) for name in ("id", "name", "type", "subject")},
+        "preheader": content.get("preheader_text"),
+        "send_to_unsubs": content.get("send_to_unsubscribed", True),
     }
 
 
-def template_data(workspace: Workspace, delivery: Delivery, mail: Mail) -> Json:
-    """All that a template can name."""
-    snippets = workspace.shelves["snippets"].rows.values()
-    parent, content = mail.parent, mail.content
-    campaign = {"id": parent.get("id"), "name": parent.get("name"), "type": parent.get("type")}
-    if mail.family is TRANSACTIONAL:
-        campaign["type"] = "transactional_message"
-    message = {name: content.get(name) for name in ("id", "name", "type", "subject")}
-    message["preheader"] = content.get("preheader_text")
-    message["send_to_unsubs"] = content.get("send_to_unsubscribed", True)
-    return {
-        "customer": customer_data(delivery.person) if delivery.person else {},
-        "trigger": delivery.data,
-        "campaign": campaign,
-        "message": message,
-        "snippets": {row["name"]: row["value"] for row in snippets},
-        "delivery_id": delivery.delivery_id,
-    }
+#: What a template can name, and how it is made, under the workspace's lock.
+NAMESPACES: Dict[str, Callable[[Workspace, Delivery, Mail], Json]] = {
+    "customer": lambda _, delivery, mail: customer_data(delivery.person) if delivery.person else {},
+    "trigger": lambda _, delivery, mail: delivery.data,
+    "campaign": lambda _, delivery, mail: _campaign_data(mail),
+    "message": lambda _, delivery, mail: _message_data(mail.content),
+    "snippets": lambda workspace, delivery, mail: {
+        row["name"]: row["value"] for row in workspace.shelves["snippets"].rows.values()
+    },
+    "delivery_id": lambda _, delivery, mail: delivery.delivery_id,
+}
+
+
+def template_data(workspace: Workspace, delivery: Delivery, mail: Mail, text: str) -> Json:
+    """What templates of this text can name, which is made for them alone."""
+    # These can name what the text does not spell out.
+    hidden = "snippets" in text or "render_liquid" in text or "[" in text
+    with workspace.lock:
+        return {
+            name: make(workspace, delivery, mail)
+            for name, make in NAMESPACES.items()
+            if hidden or name in text
+        }
 
 
 def link_through(
@@ -5550,30 +5552,50 @@ def template_host(workspace: Workspace, delivery: Delivery, mail: Mail, links: L
     }
 
 
-def _sources(delivery: Delivery, mail: Mail) -> Attributes:
-    """The content to be rendered, without the email for a recipient where that isn't needed."""
-    content, email = mail.content, BLANKS["content"]["recipient"]
-    needless = delivery.channel not in _ADDRESSED_CHANNELS and content.get("recipient") == email
-    return {**content, "recipient": ""} if needless else content
+def sources_of(delivery: Delivery, mail: Mail) -> Dict[str, str]:
+    """The parts of a message as they were written, by what they are called once rendered."""
+    sources, content = {}, mail.content
+    for part, names in _RENDERED_PARTS:
+        for name in names:
+            source = content.get(name)
+            if source:
+                if source.__class__ is str:
+                    sources[part] = source
+                break
+    usual = sources.get("to") == BLANKS["content"]["recipient"] and not content.get("to")
+    if usual and delivery.channel not in _ADDRESSED_CHANNELS:  # which the person need not have
+        del sources["to"]
+    return sources
 
 
 def render_mail(workspace: Workspace, delivery: Delivery, mail: Mail) -> Json:
     """Render all parts of a message. Raises LiquidError."""
-    with workspace.lock:
-        data = template_data(workspace, delivery, mail)
+    rendered: Json = sources_of(delivery, mail)
+    # What has no brace is its own rendering.
+    templates = [
+        (part, source)
+        for part, source in rendered.items()
+        if "{" in source or len(source) > _LIMITS.output
+    ]
     links: List[Json] = []
-    host, now = template_host(workspace, delivery, mail, links), workspace.clock.now()
-    content, rendered = _sources(delivery, mail), cast(Json, {})
-    for part, names in _RENDERED_PARTS:
-        source = next((content[name] for name in names if content.get(name)), None)
-        if isinstance(source, str):
+    if templates:
+        text = "".join([source for _, source in templates])
+        data, now = template_data(workspace, delivery, mail, text), workspace.clock.now()
+        tags = "{%" in text or "snippets" in text or "render_liquid" in text
+        host = template_host(workspace, delivery, mail, links) if tags else {}
+        for part, source in templates:
             template = parse_liquid(source)
             rendered[part] = template.render(data, STRICT_NAMESPACES, now=now, host=host)
-    for part, field_name in (("from", "from_id"), ("reply_to", "reply_to_id")):
-        address = sender_address(workspace, mail.content.get(field_name))
-        if rendered and not rendered.get(part) and address:
-            rendered[part] = address
+    for part, field_name in _SENDERS.items() if rendered else ():
+        number = mail.content.get(field_name)
+        if number and not rendered.get(part):
+            address = sender_address(workspace, number)
+            rendered.update({part: address} if address else {})
     return {**rendered, "links": links} if links else rendered
+
+
+#: Parts of a message that may be given as the number of a sender identity.
+_SENDERS = {"from": "from_id", "reply_to": "reply_to_id"}
 
 
 def sender_address(workspace: Workspace, number: Json) -> str:
@@ -5615,6 +5637,47 @@ def plain_text(html: str) -> str:
     text = re.sub(r"(?i)<(br|/p|/div|/h\d|/tr|/li)\b[^>]*>", "\n", text)
     text = entities.unescape(re.sub(r"(?s)<[^>]*>", "", text))
     return re.sub(r"\n\s*\n+", "\n\n", re.sub(r"[ \t]+", " ", text)).strip()
+
+
+#: What an email with a body has, and what of the body that is unless it was given.
+_FOLLOWING_PARTS: Dict[str, Callable[[str], Json]] = {
+    "links": lambda body: [],
+    "body_plain": plain_text,
+    "headers": lambda body: {},
+}
+
+
+def as_seen(delivery: Delivery) -> Json:
+    """All that the recipient of a message would have seen; made when it is first asked for."""
+    if delivery.seen is None:
+        rendered, following = delivery.rendered, _FOLLOWING_PARTS
+        if delivery.channel != "email" or not rendered.get("body"):
+            following = {}
+        missing = [name for name in following if name not in rendered]
+        made = {name: following[name](rendered["body"]) for name in missing}
+        delivery.seen = {**rendered, **made}
+    return delivery.seen
+
+
+def delivery_record(delivery: Delivery) -> Json:
+    """A delivery as `/__parlel/deliveries` shows it."""
+    return {
+        "delivery_id": delivery.delivery_id,
+        "channel": delivery.channel,
+        "message": delivery.message,
+        "customer_id": delivery.customer_id,
+        "cio_id": delivery.person.cio_id if delivery.person else None,
+        "recipient": delivery.recipient,
+        "state": delivery.state,
+        "failure_message": delivery.failure or None,
+        "rendered": as_seen(delivery),
+        "parents": delivery.parents,
+        "metrics": delivery.metrics,
+        "history": delivery.history,
+        "devices": list(delivery.devices),
+        "send_at": delivery.send_at,
+        "received_at": delivery.created,
+    }
 
 
 # ======================================================================================
@@ -5685,8 +5748,9 @@ def _lacking_device(delivery: Delivery) -> str:
 
 def suppressing_list(workspace: Workspace, delivery: Delivery) -> str:
     """Which list of the email provider keeps this email back, as a reason, or ""."""
-    named = {address.lower() for _, address in getaddresses([delivery.recipient])}
-    for name, rows in workspace.esp.items():
+    lists = [(name, rows) for name, rows in workspace.esp.items() if rows]
+    named = {address.lower() for _, address in getaddresses([delivery.recipient] if lists else [])}
+    for name, rows in lists:
         if not named.isdisjoint(rows):
             return f"the email provider suppresses this address: {name}"
     return ""
@@ -5695,16 +5759,16 @@ def suppressing_list(workspace: Workspace, delivery: Delivery) -> str:
 def _add_custom_device(workspace: Workspace, delivery: Delivery) -> None:
     """Add or update the device that comes with a push, at the time of the send (reference)."""
     person, device = delivery.person, delivery.message.get("custom_device")
-    if delivery.channel != "push" or not device or person not in workspace.people:
-        return
-    who = ("cio_id", cast(Person, person).cio_id)
-    workspace.add_device(who, *device_of(device, "token", workspace.seconds()))
+    with workspace.lock:
+        if device and person in workspace.people:
+            who = ("cio_id", cast(Person, person).cio_id)
+            workspace.add_device(who, *device_of(device, "token", workspace.seconds()))
 
 
 @chore
 def dispatch(workspace: Workspace, delivery: Delivery, mail: Mail) -> None:
     """Render a message and send it, as far as it gets: to delivered, drafted, or failed."""
-    with workspace.lock:
+    if delivery.channel == "push":
         _add_custom_device(workspace, delivery)
     try:
         rendered = render_mail(workspace, delivery, mail)
@@ -5718,10 +5782,10 @@ def dispatch(workspace: Workspace, delivery: Delivery, mail: Mail) -> None:
         return
     if delivery.channel == "email" and rendered.get("body"):
         rendered = track_links(workspace, delivery, rendered, is_tracking(mail))
-        rendered.setdefault("body_plain", plain_text(rendered["body"]))
-        rendered["headers"] = {name: [text] for name, text in headers}
+        if headers:
+            rendered["headers"] = {name: [text] for name, text in headers}
     with workspace.lock:
-        delivery.rendered = rendered
+        delivery.rendered, delivery.seen = rendered, None
         # A push goes to device tokens (reference); how several are listed is inferred.
         to = ", ".join(delivery.addressed()) if delivery.channel == "push" else rendered.get("to")
         delivery.recipient = to or delivery.recipient
@@ -13442,6 +13506,7 @@ COLLECTIONS = {
         ("delivery_id", "channel", "message", "customer_id", "cio_id", "recipient", "state",
          "failure_message", "rendered", "parents", "metrics", "history", "devices", "send_at",
          "received_at"),
+        delivery_record,
     ),
     "devices": Collection(
         "devices",
@@ -13970,7 +14035,7 @@ def show_delivery(call: Call, delivery_id: str) -> Json:
     with call.workspace.lock:
         delivery = call.workspace.deliveries.get(delivery_id)
         if delivery is not None:
-            return delivery.record()
+            return delivery_record(delivery)
     raise ApiError(404, f"there is no delivery '{delivery_id}'")
 
 
@@ -14010,7 +14075,7 @@ def let_happen(call: Call, delivery_id: str, metric: str) -> Json:
             reason = as_text(body.get("reason") or "")
             now = workspace.seconds() if when is None else when
             workspace.book(delivery, metric, now, reason=reason, **more)
-        return delivery.record()
+        return delivery_record(delivery)
 
 
 def rendered_part(call: Call, delivery_id: str) -> Delivery:
@@ -14035,7 +14100,7 @@ def delivery_html(call: Call, delivery_id: str) -> Response:
 @route("GET", "/__parlel/deliveries/{delivery_id}/text", CONTROL)
 def delivery_text(call: Call, delivery_id: str) -> Response:
     """The rendered plain text of a delivery."""
-    rendered = rendered_part(call, delivery_id).rendered
+    rendered = as_seen(rendered_part(call, delivery_id))
     text = rendered.get("body_plain") or rendered.get("body", "")
     return Response(200, text.encode("utf-8", "replace"), _TEXT)
 
@@ -14051,7 +14116,7 @@ def delivery_eml(call: Call, delivery_id: str) -> Response:
 
     delivery = rendered_part(call, delivery_id)
     # The older classes, because they take any text for an address, as a template may make one.
-    rendered, mail, texts = delivery.rendered, MIMEMultipart(), MIMEMultipart("alternative")
+    rendered, mail, texts = as_seen(delivery), MIMEMultipart(), MIMEMultipart("alternative")
     names = {"Subject": "subject", "From": "from", "To": "to", "Cc": "cc", "Reply-To": "reply_to"}
     for name, part in names.items():
         text = re.sub(r"[\r\n]+", " ", rendered.get(part) or "")
@@ -14358,7 +14423,7 @@ _LISTS: Dict[type, str] = {
     Fault: "faults",
 }
 #: What is made anew from the rest.
-_UNWRITTEN = {Segment: {"predicate"}, Request: {"awaited", "read"}}
+_UNWRITTEN = {Segment: {"predicate"}, Delivery: {"seen"}, Request: {"awaited", "read"}}
 
 
 class Ledger:

@@ -3317,6 +3317,28 @@ class Messages(SeededTest):
         self.assertEqual(delivery["state"], "delivered")
         self.assertEqual(list(delivery["metrics"]), ["delivered", "sent", "created"])
 
+    def test_a_template_can_name_what_it_does_not_spell_out(self) -> None:
+        self.identify("ada", first_name="Ada")
+        self.ok("PUT", "/v1/snippets", {"name": "deep", "value": "{{customer.first_name}}"})
+        rows = [
+            '{% assign who = "cust" | append: "omer" %}{{ [who].first_name }}',
+            "{% render_liquid trigger.text %}",
+            "{{ snippets.deep }}",
+        ]
+        for body in rows:
+            with self.subTest(body):
+                data = {"text": "{{customer.first_name}}"}
+                delivery = self.send(body=body, message_data=data, tracked=False)
+                self.assertEqual(delivery["rendered"]["body"], "Ada")
+
+    def test_reading_a_message_changes_nothing(self) -> None:
+        id = self.send(body="<p>Hi</p>")["delivery_id"]
+        before = self.ok("GET", "/__parlel/state")
+        parts = self.records("deliveries")[-1]["rendered"]
+        self.assertEqual((parts["body_plain"], parts["links"], parts["headers"]), ("Hi", [], {}))
+        self.assertEqual(self.call("GET", f"/__parlel/deliveries/{id}/text").body, b"Hi")
+        self.assertEqual(self.ok("GET", "/__parlel/state")["deliveries"], before["deliveries"])
+
     def test_the_seeded_content_is_used_in_the_persons_language(self) -> None:
         rows: list[tuple[dict[str, Any], str]] = [
             ({}, "Order"),
