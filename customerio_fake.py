@@ -18,30 +18,31 @@ Beside an app in any language:
 
 The file is read from top to bottom; each section uses only the sections above it.
 
-     1  Errors                  what can go wrong, and the envelopes that say so
+     1  Errors                  what can go wrong, and what became of a write
      2  Clock and identifiers   time, due work, and ids in Customer.io's own formats
      3  Settings                everything that can be set
      4  Values                  JSON, numbers, and what a field has to be
      5  Liquid                  the template language: text in, text out
      6  Conditions              the and / or / not / segment / attribute grammar
-     7  Records                 what is kept: people, events, objects, deliveries, segments
-     8  People                  identifiers, attributes and devices; who is who
+     7  Records                 what is kept, and what the parts of a workspace stand on
+     8  People                  identifiers, attributes, devices: who is who
      9  Events, objects and segments   what happens, and what people belong to
-    10  Workspace               the verbs that change all that, and who wants to know
-    11  Rendering               a message as its recipient sees it
-    12  Sending                 transactional messages, broadcasts, newsletters
-    13  Webhooks                reporting webhooks: signed, in order, tried again
-    14  Exports and imports     a workspace out of and into files
-    15  Seeding                 what people make in the web app, as one JSON document
-    16  Requests                requests, answers, credentials, faults, the route table
-    17  Track API               /api/v1 and /api/v2
-    18  App API                 /v1, Bearer
-    19  Design Studio, assets and live notifications  the newest part of the App API
-    20  Pipelines API           /v1/identify, track, page, screen, group, alias, batch
-    21  Control                 /__parlel/*, for the test that drives us
-    22  Snapshots               a workspace as one JSON document, and back
-    23  Server                  HTTP on the wire
-    24  Public face             CustomerioServer and the command line
+    10  Deliveries              what was sent, and what became of it
+    11  Workspace               the holder of its parts: one lock, one way in, one agenda
+    12  Rendering               a message as its recipient sees it
+    13  Sending                 transactional messages, broadcasts, newsletters
+    14  Webhooks                reporting webhooks: signed, in order, tried again
+    15  Exports and imports     a workspace out of and into files
+    16  Seeding                 what people make in the web app, as one JSON document
+    17  Requests                requests, answers, credentials, faults, the route table
+    18  Track API               /api/v1 and /api/v2
+    19  App API                 /v1, Bearer
+    20  Design Studio, assets and live notifications  the newest part of the App API
+    21  Pipelines API           /v1/identify, track, page, screen, group, alias, batch
+    22  Control                 /__parlel/*, for the test that drives us
+    23  Snapshots               a workspace as one JSON document, and back
+    24  Server                  HTTP on the wire
+    25  Public face             CustomerioServer and the command line
 
 Rules are taken from, in this order: what was observed of the live service ("observed"),
 the official API description ("reference"), the documentation ("docs"), and where all are
@@ -206,6 +207,45 @@ def suggestion(wrong: str, known: Sequence[str], most: int = 1) -> str:
 def joined(*sentences: str) -> str:
     """Those of the sentences that aren't empty as one."""
     return "; ".join([sentence for sentence in sentences if sentence])
+
+
+class Outcome(NamedTuple):
+    """What became of a write that is answered with success: of what kind, and in words.
+
+    `done` as asked, `partial` but for what the text says, or not at all: `suppressed`, `unknown`
+    (there is nothing of this name), `needless` (it was so before) or `invalid`.
+    """
+
+    kind: str
+    text: str = ""
+
+
+DONE = Outcome("done")
+SUPPRESSED = Outcome(
+    "suppressed", "suppressed: this person is suppressed, so the call was ignored; unsuppress first"
+)
+UNKNOWN_CIO_ID = Outcome(
+    "unknown", "unknown cio_id: no person has it (any more), so the call was ignored"
+)
+NO_PERSON = Outcome(
+    "unknown", "unknown person: nobody has this identifier, so there was nothing to do"
+)
+NOT_CREATED = Outcome(
+    "unknown", "failed_attribute_change: _update is true and nobody has this identifier"
+)
+DUPLICATE = Outcome("needless", "duplicate event id: an event with this id is already there")
+NO_DEVICE = Outcome("unknown", "unknown device: this person has no device with this token")
+NO_DELIVERY = Outcome("unknown", "unknown delivery: none has this delivery_id")
+NO_OBJECT = Outcome("unknown", "unknown object: there is none with this identifier")
+NOT_RELATED = Outcome("unknown", "unknown relationship: this person is not related to this object")
+NOT_SUPPRESSED = Outcome("needless", "not suppressed: this identifier was not suppressed")
+SAME_PERSON = Outcome("needless", "nothing to merge: primary and secondary are the same person")
+
+
+def both(*outcomes: Outcome) -> Outcome:
+    """Several writes as one: the first that isn't done gives the kind, all give the words."""
+    told = [outcome for outcome in outcomes if outcome is not DONE and outcome.text]
+    return Outcome(told[0].kind, joined(*[outcome.text for outcome in told])) if told else DONE
 
 
 def meta_error(error: ApiError) -> Json:
@@ -3818,6 +3858,131 @@ SHELVES = (
 )  # fmt: skip
 
 
+# ---- what the parts of a workspace stand on
+
+#: How many activities are kept; older ones are forgotten.
+MAX_ACTIVITIES = 50_000
+
+Listeners = Tuple[Callable[..., Any], ...]
+
+
+class Occasions:
+    """Who wants to know of what happens in a workspace: functions, by the kind of occasion.
+
+    Nobody, until somebody joins; going through nobody costs next to nothing.
+
+    changed(person, old): attributes are others than `old`
+    happened(event, person): an event of a person
+    joined(person, number), left(person, number): manual segments
+    reported(delivery, metric, when, first, fact): something became of a message
+    subscription(person, what, cause, text): a person wants other messages than before
+    related(person, key, change): `add`, `update` or `delete` of a relationship
+    thing(thing, old): attributes of an object are others than `old`, which is None for a new one
+    gone(person): deleted or suppressed
+    merged(primary, secondary): two people are one
+    rested(number): an endpoint of reporting webhooks may be tried again
+    settled(): a write is over, with all that it brought about
+    """
+
+    __slots__ = KINDS = (
+        "changed", "gone", "happened", "joined", "left", "merged", "related",
+        "reported", "rested", "settled", "subscription", "thing",
+    )  # fmt: skip
+
+    changed: Listeners
+    gone: Listeners
+    happened: Listeners
+    joined: Listeners
+    left: Listeners
+    merged: Listeners
+    related: Listeners
+    reported: Listeners
+    rested: Listeners
+    settled: Listeners
+    subscription: Listeners
+    thing: Listeners
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def join(self, **listeners: Callable[..., Any]) -> None:
+        """Tell a function of a kind of occasion from now on, after those who joined before."""
+        for kind, tell in listeners.items():
+            setattr(self, kind, (*getattr(self, kind), tell))
+
+    def forget(self) -> None:
+        """Tell nobody any more."""
+        for kind in self.KINDS:
+            setattr(self, kind, ())
+
+
+def kept(make: Callable[[], Any]) -> Any:
+    """A field of a part of a workspace: begins with what `make` gives, and is in snapshots."""
+    return field(init=False, default_factory=make, metadata={"kept": True})
+
+
+@dataclass(eq=False, repr=False)
+class Ground:
+    """What all parts of a workspace stand on: time, numbers, the log, and who listens."""
+
+    settings: Settings
+    clock: Clock = field(init=False, default_factory=Clock)
+    counters: Dict[str, int] = kept(dict)
+    #: The newest activities, oldest first.
+    activities: Deque[Activity] = kept(lambda: deque(maxlen=MAX_ACTIVITIES))
+    noted: int = kept(int)
+
+    def __post_init__(self) -> None:
+        """Nobody listens yet."""
+        self.occasions = Occasions()
+
+    def count(self, what: str) -> int:
+        """The next number of a kind, from 1 up."""
+        number = self.counters[what] = self.counters.get(what, 0) + 1
+        return number
+
+    def seconds(self) -> int:
+        """The current time in whole Unix seconds."""
+        return int(self.clock.now())
+
+    def note(
+        self,
+        type: str,
+        person: Optional[Person],
+        data: Callable[[], Json] = dict,
+        name: str = "",
+        delivery: Optional[Delivery] = None,
+    ) -> None:
+        """Write an activity down."""
+        self.noted += 1
+        when = self.clock.now()
+        self.activities.append(Activity(self.noted, when, type, person, name, data, delivery))
+
+
+#: Serial numbers of people, and what they have.
+Owners = Set[Tuple[int, Any]]
+
+
+@dataclass(eq=False, repr=False)
+class Keeper:
+    """A part of a workspace that keeps some of what people have; see OWNED."""
+
+    ground: Ground
+
+    def release(self, person: Person) -> None:
+        """Let go of what a person has, who is going to be deleted."""
+
+    def carry_over(self, old: Person, to: Person) -> None:
+        """Give what one person has to another one, who takes their place."""
+
+    def claim(self, person: Person, anonymous_id: str) -> None:
+        """Give a person what was kept under an anonymous_id."""
+
+    def owners(self, kind: str) -> Owners:
+        """Who has what of a kind, as this part knows it: serial numbers and keys."""
+        raise NotImplementedError
+
+
 # ======================================================================================
 # ==== §8 People
 # ======================================================================================
@@ -3830,16 +3995,6 @@ _EMAIL_SHAPE = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
 MAX_ATTRIBUTE_NAME = 150
 MAX_ATTRIBUTE_VALUE = 1000
 MAX_ATTRIBUTES = 300
-
-#: Why a write that was answered with 200 changed nothing, or less than it seems to.
-SUPPRESSED = "suppressed: this person is suppressed, so the call was ignored; unsuppress first"
-UNKNOWN_CIO_ID = "unknown cio_id: no person has it (any more), so the call was ignored"
-NO_PERSON = "unknown person: nobody has this identifier, so there was nothing to do"
-NOT_CREATED = "failed_attribute_change: _update is true and nobody has this identifier"
-DUPLICATE = "duplicate event id: an event with this id is already there"
-NO_DEVICE = "unknown device: this person has no device with this token"
-NO_OBJECT = "unknown object: there is none with this identifier"
-NOT_SUPPRESSED = "not suppressed: this identifier was not suppressed"
 
 # What an identify call carries beside attributes (reference).
 _CONTROL_KEYS = {"id", "cio_id", "_update", "_timestamp", "cio_relationships"}
@@ -3921,12 +4076,13 @@ def difference(old: Attributes, new: Attributes) -> Json:
     return {name: {"from": texts[0].get(name, ""), "to": texts[1].get(name, "")} for name in names}
 
 
-def _left_out(skipped: Sequence[str], surplus: Sequence[str]) -> str:
+def _left_out(skipped: Sequence[str], surplus: Sequence[str]) -> Outcome:
     """Why part of an update was not done."""
-    return joined(
+    text = joined(
         f"too many attributes: {', '.join(surplus)[:200]} left out" if surplus else "",
         f"skipped_update: {', '.join(skipped)[:200]} changed later" if skipped else "",
     )
+    return Outcome("partial", text)
 
 
 #: Names of attributes that were seen to be short and to mean nothing to the service itself. Nearly
@@ -4111,11 +4267,15 @@ def _folded(who: Identifier) -> Identifier:
 _IDENTIFIERS = {"email_or_id": ("id", "email"), "id": ("id",), "email": ("email",)}
 
 
-class People:
+@dataclass(eq=False, repr=False)
+class Directory:
     """Everybody in a workspace, found by id, email, phone or cio_id in O(1)."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+    ground: Ground
+
+    def __post_init__(self) -> None:
+        """Begin with nobody."""
+        self.settings = settings = self.ground.settings
         # By serial number; None for who is gone. A list takes a tenth of a dict's memory.
         self._serials: List[Optional[Person]] = []
         self._gone = 0
@@ -4226,7 +4386,7 @@ class People:
             self._stamps = stamps
         return self._stamps
 
-    def remove(self, person: Person) -> None:
+    def discard(self, person: Person) -> None:
         """Take a person out of every index."""
         self._serials[person.serial] = None
         self._gone += 1
@@ -4242,6 +4402,340 @@ class People:
         if not getattr(person, kind) or by == "cio_id":
             return True
         return kind == "email" and (self.settings.update_email_by_id and by == "id")
+
+
+@dataclass(eq=False, repr=False)
+class People(Directory):
+    """Who is who: the verbs of Track that make, change, merge, suppress and delete people.
+
+    Verbs return what became of them.
+    """
+
+    suppressions: Dict[str, Set[Identifier]] = kept(dict)
+    blocked: Dict[Identifier, str] = kept(dict)
+    merges: List[Merge] = kept(list)
+
+    def __post_init__(self) -> None:
+        """Begin with nobody, whose belongings nobody keeps."""
+        super().__post_init__()
+        #: Who keeps what people have, in the order in which it is carried over.
+        self.keepers: Tuple[Keeper, ...] = ()
+        # An email or phone that identifies is stored by `name`, under its own rules.
+        self._email_follows = self.settings.identifiers == "id"
+        named = set() if self._email_follows else {"email"}
+        phone = {"phone"} if self.settings.phone else set()
+        self._not_attributes = _CONTROL_KEYS | named | phone
+
+    def identify(
+        self,
+        who: Identifier,
+        attributes: Attributes,
+        when: Optional[int] = None,
+        create: bool = True,
+    ) -> Outcome:
+        """Create or update a person by the decision table of `PUT /customers/{identifier}`.
+
+        `when` is the time of the update in Unix seconds, if not now.
+        """
+        now = self.ground.seconds()
+        named = self._named(who, attributes)
+        if self.blocked and any(_folded(other) in self.blocked for other in named):
+            return SUPPRESSED
+        person = self.find(who)
+        if person is None:
+            if self.unnameable(who) is not DONE:
+                return self.unnameable(who)
+            person = self._anybody(named)
+            if person is None and not create:
+                wanted = functools.partial(difference, {}, dict([who]))
+                self.ground.note("failed_attribute_change", None, wanted)
+                return NOT_CREATED
+            if person is None:
+                person = self.add(who)
+            else:
+                self.name(person, who, now)
+        outcome = DONE
+        for other in named:
+            if getattr(person, other[0]) != other[1]:
+                outcome = both(outcome, self._rename(person, other, who[0], now))
+                if person not in self:  # an auto-merge kept the other one
+                    person = cast(Person, self.find(other))
+        skipped = self.update(person, attributes, now, when)
+        return skipped if outcome is DONE else both(outcome, skipped)
+
+    def unnameable(self, who: Identifier) -> Outcome:
+        """Why nobody can be made for an identifier, or DONE."""
+        if who[0] == "cio_id":
+            return UNKNOWN_CIO_ID
+        if who[0] not in self.kinds:
+            text = f"unknown identifier: this workspace does not know people by {who[0]}"
+            return Outcome("unknown", text)
+        return DONE
+
+    def add(self, who: Identifier) -> Person:
+        """Make a person with an identifier that nobody has."""
+        now = self.ground.seconds()
+        person = self.create(now)
+        self.name(person, who, now)
+        self.ground.note("profile_create", person)
+        return person
+
+    def _anybody(self, named: Iterable[Identifier]) -> Optional[Person]:
+        return next(filter(None, map(self.find, named)), None)
+
+    def _named(self, who: Identifier, attributes: Attributes) -> List[Identifier]:
+        """The identifiers in a body, as far as this workspace identifies people by them."""
+        named = []
+        for kind in self.kinds:
+            value = attributes.get(kind)
+            if value is not None and value != "" and (kind, value) != who:
+                named.append((kind, as_text(value)))
+        return named
+
+    def _rename(self, person: Person, other: Identifier, by: str, now: int) -> Outcome:
+        """Give a person an identifier out of a body; returns why that failed, or DONE."""
+        kind, value = other
+        holder = self.find(other)
+        if holder is person:
+            if kind == "email" and person.email != value:
+                self.name(person, other, now)
+            return DONE
+        if holder is None and self.may_rename(person, kind, by):
+            self.name(person, other, now)
+            return DONE
+        if holder is not None and self._one_person(person, holder):
+            older, newer = sorted((person, holder), key=lambda p: p.serial)
+            self._absorb(older, newer)
+            return DONE
+        owner = "another person" if holder else f"{kind} {getattr(person, kind)!r}"
+        have, wanted = {kind: getattr(person, kind)}, {kind: value}
+        told = functools.partial(difference, have, wanted)
+        self.ground.note("failed_attribute_change", person, told)
+        text = f"failed_attribute_change: {kind} {value!r} not set, because of {owner}"
+        return Outcome("partial", text)
+
+    def _one_person(self, person: Person, holder: Person) -> bool:
+        """Auto-merge: one has only an id, the other only an email (docs, 2021-10-05)."""
+        kinds = {(bool(p.id), bool(p.email)) for p in (person, holder)}
+        return kinds == {(True, False), (False, True)}
+
+    def update(
+        self,
+        person: Person,
+        attributes: Attributes,
+        now: int,
+        when: Optional[int] = None,
+        cause: Optional[Delivery] = None,
+    ) -> Outcome:
+        """Update attributes; gives what was skipped and why, or DONE.
+
+        A value newer than `when` (Unix seconds) stays: `_timestamp` orders updates (reference).
+        `cause` is the message that the person answered so, if it was one.
+        """
+        update, plain, surplus = dict(attributes), ordinary(attributes), []
+        for name in self._not_attributes.intersection(attributes):
+            del update[name]
+        old = person.attributes
+        if not plain:
+            update = completed(update, old)
+        skipped = [] if when is None else self._keep_newer(person, update, when)
+        new, stamps = changed(old, person.timestamps, update, now if when is None else when)
+        if new is not old:
+            self.ground.note("attribute_change", person, functools.partial(difference, old, new))
+        if len(new) > MAX_ATTRIBUTES:
+            surplus = [name for name in new if name not in old]
+            new, stamps = without(new, surplus), without(stamps, surplus)
+        if person.created_at == now:
+            stamps = self.shared(stamps)
+        person.attributes, person.timestamps, person.updated_at = new, stamps, now
+        if new is not old:
+            for tell in self.ground.occasions.changed:
+                tell(person, old)
+        if self._email_follows or not plain:
+            self._follow_up(person, update, old, cause)
+        return _left_out(skipped, surplus) if skipped or surplus else DONE
+
+    def _keep_newer(self, person: Person, update: Attributes, when: int) -> List[str]:
+        """Take out of an update what was changed after it, and tell; gives the names."""
+        names = [name for name in update if person.timestamps.get(name, 0) > when]
+        if names:
+            have = {name: person.attributes[name] for name in names if name in person.attributes}
+            late = {name: update.pop(name) for name in names}
+            self.ground.note("skipped_update", person, functools.partial(difference, have, late))
+        return names
+
+    def _follow_up(
+        self, person: Person, update: Attributes, old: Attributes, cause: Optional[Delivery]
+    ) -> None:
+        """Do what the change of an attribute brings about."""
+        new = person.attributes
+        if self._email_follows and "email" in update:
+            self.set_email(person, as_text(new.get("email") or ""))
+        if "unsubscribed" in update or _PREFERENCES in update:
+            self._tell_subscription(person, old, cause)
+        if update.get("anonymous_id"):
+            for keeper in self.keepers:
+                keeper.claim(person, as_text(update["anonymous_id"]))
+
+    def _tell_subscription(
+        self, person: Person, old: Attributes, cause: Optional[Delivery]
+    ) -> None:
+        new, news = person.attributes, []
+        was, now = is_unsubscribed(old), is_unsubscribed(new)
+        if was != now:
+            news.append(("unsubscribed" if now else "subscribed", ""))
+        if new.get(_PREFERENCES) != old.get(_PREFERENCES):
+            text = as_text(new.get(_PREFERENCES) or {})
+            news.append(("cio_subscription_preferences_changed", text))
+        for what, text in news:
+            for tell in self.ground.occasions.subscription:
+                tell(person, what, cause, text)
+
+    def delete(self, who: Identifier) -> Outcome:
+        """Remove a person with everything; what happened stays, but shows no person."""
+        person = self.find(who)
+        if person is None:
+            return NO_PERSON
+        self._remove(person)
+        return DONE
+
+    def _remove(self, person: Person) -> None:
+        for keeper in self.keepers:
+            keeper.release(person)
+        self._end(person, "profile_delete")
+        for tell in self.ground.occasions.gone:
+            tell(person)
+
+    def _end(self, person: Person, activity: str) -> None:
+        named = person.identifiers()
+        self.ground.note(activity, person, lambda: named)
+        self.discard(person)
+
+    def suppress(self, who: Identifier) -> Outcome:
+        """Delete a person and block all identifiers that they had."""
+        person = self.find(who)
+        if person is None and who[0] == "cio_id":
+            return UNKNOWN_CIO_ID
+        shown, blocked = who[1], {_folded(who)}
+        if person is not None:
+            shown = person.name
+            kinds = ("id", "email", "phone")
+            named = [(kind, getattr(person, kind)) for kind in kinds if getattr(person, kind)]
+            blocked |= set(map(_folded, named))
+            self._remove(person)
+        self.suppressions[shown] = blocked
+        self.blocked.update(dict.fromkeys(blocked, shown))
+        return DONE
+
+    def unsuppress(self, who: Identifier) -> Outcome:
+        """Free the identifiers of a suppressed person; the person does not come back."""
+        shown = self.blocked.get(_folded(who))
+        if shown is None:
+            return NOT_SUPPRESSED
+        for identifier in self.suppressions.pop(shown):
+            self.blocked.pop(identifier, None)
+        return DONE
+
+    def merge(self, who: Identifier, secondary: Identifier) -> Outcome:
+        """Merge the secondary person into the primary one, `who`; the secondary is deleted."""
+        primary, other = self.find(who), self.find(secondary)
+        applied = primary is not None and other is not None and primary is not other
+        self.merges.append(Merge(who, secondary, applied, self.ground.seconds()))
+        if primary is None or other is None:
+            missing = "primary" if primary is None else "secondary"
+            text = f"unknown person: the {missing} of this merge does not exist"
+            return Outcome("unknown", text)
+        if primary is other:
+            return SAME_PERSON
+        self._absorb(primary, other)
+        return DONE
+
+    def _absorb(self, primary: Person, secondary: Person) -> None:
+        """Carry over what the reference lists; where both have something, the primary's stays."""
+        named = [(kind, getattr(secondary, kind)) for kind in ("id", "email", "phone")]
+        attributes, stamps = secondary.attributes, secondary.timestamps
+        for keeper in self.keepers:
+            keeper.carry_over(secondary, primary)
+        secondary.has = _NOTHING
+        self._end(secondary, "profile_merge")
+        now = self.ground.seconds()
+        for kind, value in named:
+            if value and not getattr(primary, kind):
+                self.name(primary, (kind, value), now)
+        absent = {k: v for k, v in attributes.items() if primary.attributes.get(k) in (None, "")}
+        ours, theirs = primary.attributes.get(_PREFERENCES), attributes.get(_PREFERENCES)
+        primary.attributes = {**primary.attributes, **absent}
+        if isinstance(ours, dict) and isinstance(theirs, dict):
+            whole = {
+                part: {**theirs.get(part, {}), **ours.get(part, {})} for part in {**theirs, **ours}
+            }
+            primary.attributes[_PREFERENCES] = whole
+        primary.timestamps = {**{name: stamps[name] for name in absent}, **primary.timestamps}
+        primary.updated_at = now
+        for tell in self.ground.occasions.merged:
+            tell(primary, secondary)
+
+
+@dataclass(eq=False, repr=False)
+class Devices(Keeper):
+    """The push tokens of people; each is one person's."""
+
+    people: People
+    rows: Dict[str, Device] = kept(dict)
+
+    def add_device(
+        self, who: Identifier, token: str, platform: str, last_used: int, attributes: Attributes
+    ) -> Outcome:
+        """Add or update a device; a token moves to the person who was seen with it last."""
+        person = self.people.find(who)
+        if person is None:
+            if (why := self.people.unnameable(who)) is not DONE:
+                return why
+            person = self.people.add(who)
+        known = self.rows.get(token)
+        if known is not None:
+            del known.person.has.devices[token]
+            if known.person is person:
+                attributes = {**known.attributes, **attributes}
+        device = Device(token, platform, last_used, attributes, person)
+        self.rows[token] = person.own().devices[token] = device
+        self.ground.note("device_change", person, lambda: {"token": token, "platform": platform})
+        return DONE
+
+    def delete_device(self, who: Identifier, token: str) -> Outcome:
+        """Take a device away from a person."""
+        person = self.people.find(who)
+        if person is None:
+            return NO_PERSON
+        if token not in person.has.devices:
+            return NO_DEVICE
+        del person.has.devices[token], self.rows[token]
+        return DONE
+
+    def mark(self, token: str, metric: str, reason: Json) -> None:
+        """Keep what happened to the last push on a device; who is unregistered goes (docs)."""
+        device = self.rows.get(token)
+        if device is None:
+            return
+        if metric == "bounced" and "unregistered" in as_text(reason or "").lower():
+            del self.rows[token], device.person.has.devices[token]
+        else:
+            device.attributes = {**device.attributes, LAST_STATUS: _DEVICE_STATUS[metric]}
+
+    def release(self, person: Person) -> None:
+        """The tokens go with their person."""
+        for token in person.has.devices:
+            del self.rows[token]
+
+    def carry_over(self, old: Person, to: Person) -> None:
+        """Devices go along."""
+        for device in old.has.devices.values():
+            device.person = to
+        to.own().devices.update(old.has.devices)
+
+    def owners(self, kind: str) -> Owners:
+        """Whose each token is."""
+        return {(device.person.serial, token) for token, device in self.rows.items()}
 
 
 # ======================================================================================
@@ -4285,11 +4779,12 @@ def event_of(kind: str, body: Json, data_key: str = "data", size: float = math.i
     return Event(kind, name, data, cast(str, type), timestamp, given_id)
 
 
-def doubt(event: Event) -> str:
-    """What is accepted, yet probably a mistake; "" if nothing is."""
+def doubt(event: Event) -> Outcome:
+    """What is accepted, yet probably a mistake; DONE if nothing is."""
     if event.timestamp is not None and event.timestamp >= MILLISECONDS:
-        return f"timestamp {event.timestamp} looks like milliseconds; Customer.io takes seconds"
-    return ""
+        text = f"timestamp {event.timestamp} looks like milliseconds; Customer.io takes seconds"
+        return Outcome("partial", text)
+    return DONE
 
 
 def object_list(value: Json) -> List[Tuple[ObjectKey, Attributes]]:
@@ -4329,204 +4824,249 @@ def object_type(value: Json, name: str) -> str:
     return type_id
 
 
-# ======================================================================================
-# ==== §10 Workspace
-# ======================================================================================
+@dataclass(eq=False, repr=False)
+class Events(Keeper):
+    """What happened, in order, and who an anonymous_id turned out to be."""
 
-#: How many activities are kept; older ones are forgotten.
-MAX_ACTIVITIES = 50_000
-#: How many reporting webhooks are kept; older ones are forgotten.
-MAX_REPORTS = 10_000
-#: Up to this many messages are sent before the call that asked for them is answered.
-FOREGROUND = 200
+    people: People
+    rows: List[Event] = kept(list)
+    #: The ids that clients gave to events.
+    ids: Set[str] = kept(set)
+    anonymous: Dict[str, List[Event]] = kept(dict)
+    claims: Dict[str, Tuple[Person, float]] = kept(dict)
 
+    def track(self, who: Identifier, event: Event) -> Outcome:
+        """Record an event of a person, who is created if unknown."""
+        person = self.people.find(who)
+        if person is None and (why := self.people.unnameable(who)) is not DONE:
+            return why
+        if self._seen(event):
+            return DUPLICATE
+        if person is None:
+            person = self.people.add(who)
+        event.customer_id = person.id or who[1]
+        self.record(event)
+        self._attach(event, person)
+        return DONE
 
-def _nobody_listens(*facts: Any) -> None:
-    """What a workspace does with its news until somebody wants them."""
+    def track_anonymous(self, who: Identifier, event: Event) -> Outcome:
+        """Record an event of nobody yet; it moves to the person who gets its anonymous_id."""
+        if self._seen(event):
+            return DUPLICATE
+        event.anonymous_id = who[1]
+        self.record(event)
+        person, when = self.claims.get(who[1], (None, 0.0))
+        if person is not None and event.received_at - when <= ANONYMOUS_GRACE:
+            event.customer_id = person.name
+            self._attach(event, person)
+        elif who[1]:
+            self.anonymous.setdefault(who[1], []).append(event)
+        return DONE
 
+    def record(self, event: Event) -> None:
+        """Keep an event, whoever it is of."""
+        event.serial, event.received_at = len(self.rows), self.ground.clock.now()
+        self.rows.append(event)
 
-def _passed_over(count: int) -> str:
-    return f"passed over: {count} of the ids name nobody here" if count else ""
+    def _seen(self, event: Event) -> bool:
+        if not event.given_id:
+            return False
+        seen = event.given_id in self.ids
+        self.ids.add(event.given_id)
+        return seen
 
+    def _attach(self, event: Event, person: Person) -> None:
+        event.person = person
+        person.own().events.append(event)
+        self.ground.note(event.type, person, lambda: event.data, event.name)
+        for tell in self.ground.occasions.happened:
+            tell(event, person)
 
-#: What can wait for its time on a workspace's clock, by name.
-CHORES: Dict[str, Callable[..., Any]] = {}
-SomeChore = TypeVar("SomeChore", bound=Callable[..., Any])
+    def claim(self, person: Person, anonymous_id: str) -> None:
+        """Give a person what was recorded under an anonymous_id in the last 30 days."""
+        if anonymous_id in self.claims:
+            return
+        now = self.ground.clock.now()
+        self.claims[anonymous_id] = (person, now)
+        person.own().anonymous_ids.append(anonymous_id)
+        self.ground.note("anon_merge", person, lambda: {"anonymous_id": anonymous_id})
+        for event in self.anonymous.pop(anonymous_id, ()):
+            if event.received_at >= now - EVENT_MEMORY:
+                event.customer_id = person.name
+                self._attach(event, person)
 
+    def release(self, person: Person) -> None:
+        """What happened stays, but shows no person."""
+        for event in person.has.events:
+            event.person = None
+        for anonymous_id in person.has.anonymous_ids:
+            del self.claims[anonymous_id]
 
-def chore(function: SomeChore) -> SomeChore:
-    """Let a function, which takes a workspace first, be done `later`."""
-    CHORES[function.__name__] = function
-    return function
+    def carry_over(self, old: Person, to: Person) -> None:
+        """What happened in the last 30 days goes along (reference)."""
+        oldest, mine = self.ground.clock.now() - EVENT_MEMORY, to.own()
+        for event in old.has.events:
+            event.person = None
+            if event.received_at >= oldest:
+                event.person, event.customer_id = to, to.name
+                mine.events.append(event)
+        for anonymous_id in old.has.anonymous_ids:
+            self.claims[anonymous_id] = (to, self.claims[anonymous_id][1])
+        mine.anonymous_ids.extend(old.has.anonymous_ids)
 
-
-@chore
-def apply_late(workspace: Workspace, verb: str, who: Identifier, args: Sequence[Any]) -> None:
-    """Apply a Track write that the workspace has lagged behind with."""
-    workspace.apply(getattr(workspace, verb), who, args)
-
-
-def kept(make: Callable[[], Any]) -> Any:
-    """A field of the Workspace: begins with what `make` gives, and is part of a snapshot."""
-    return field(init=False, default_factory=make)
+    def owners(self, kind: str) -> Owners:
+        """Whose events and anonymous_ids there are."""
+        if kind == "anonymous_ids":
+            return {(person.serial, key) for key, (person, _) in self.claims.items()}
+        return {(event.person.serial, id(event)) for event in self.rows if event.person}
 
 
 @dataclass(eq=False, repr=False)
-class Workspace:
-    """All that was recorded, and the verbs that change it. A reset is a new Workspace.
+class Objects(Keeper):
+    """Anything that isn't a person, and who is related to it."""
 
-    Verbs that the Track API queues (`identify`, `track`, …) are called through `ingest`; they
-    return "" or the reason why nothing happened. Other callers hold `lock` around what they do.
-    """
+    people: People
+    events: Events
+    rows: Dict[ObjectKey, Thing] = kept(dict)
+    ids: Dict[str, ObjectKey] = kept(dict)
+    anonymous: Dict[str, Dict[ObjectKey, Attributes]] = kept(dict)
 
-    settings: Settings
-    clock: Clock = kept(Clock)
-    people: People = field(init=False)
-    events: List[Event] = kept(list)
-    #: The newest activities, oldest first.
-    activities: Deque[Activity] = kept(lambda: deque(maxlen=MAX_ACTIVITIES))
-    noted: int = kept(int)
-    devices: Dict[str, Device] = kept(dict)
-    objects: Dict[ObjectKey, Thing] = kept(dict)
-    object_ids: Dict[str, ObjectKey] = kept(dict)
-    merges: List[Merge] = kept(list)
-    batches: List[Batch] = kept(list)
-    pipeline_events: List[Attributes] = kept(list)
-    dropped: List[Attributes] = kept(list)
-    deliveries: Dict[str, Delivery] = kept(dict)
-    #: Deliveries by what they are part of: ("campaign_id", 1).
-    sent: Dict[Tuple[str, int], List[Delivery]] = kept(dict)
-    links: Dict[str, int] = kept(dict)
-    journal: Journal = field(init=False)
-    #: Reporting webhooks, with their attempts.
-    reports: Deque[Report] = kept(lambda: deque(maxlen=MAX_REPORTS))
-    #: What is still to be reported to whom, and who gets nothing until the next try.
-    unreported: Dict[int, Deque[Report]] = kept(dict)
-    resting: Set[int] = kept(set)
-    broadcasts: List[Attributes] = kept(list)
-    exports: Dict[int, Export] = kept(dict)
-    forms: Dict[str, List[Attributes]] = kept(dict)
-    #: Addresses on the lists of the email provider, by kind of list and lower-case address.
-    esp: Dict[str, Dict[str, Attributes]] = kept(dict)
-    #: Senders that people don't want to hear from: channel and sender, by serial number.
-    optouts: Dict[int, Tuple[Tuple[str, str], ...]] = kept(dict)
-    #: What was said about attributes and events, by name.
-    index: Dict[str, Dict[str, Attributes]] = kept(dict)
-    ip_addresses: List[str] = kept(list)
-    #: What goes wrong on purpose, by id.
-    faults: Dict[int, Fault] = kept(dict)
-    #: When calls that have a rate limit were made, by limit.
-    calls: Dict[str, Deque[float]] = kept(dict)
-    segments: Dict[int, Segment] = kept(dict)
-    shelves: Dict[str, Shelf] = kept(lambda: {k: Shelf(k, k in OPEN_SHELVES) for k in SHELVES})
-    suppressions: Dict[str, Set[Identifier]] = kept(dict)
-    blocked: Dict[Identifier, str] = kept(dict)
-    event_ids: Set[str] = kept(set)
-    anonymous: Dict[str, List[Event]] = kept(dict)
-    anonymous_relationships: Dict[str, Dict[ObjectKey, Attributes]] = kept(dict)
-    claims: Dict[str, Tuple[Person, float]] = kept(dict)
-    counters: Dict[str, int] = kept(dict)
-    #: Signs download links.
-    secret: bytes = kept(lambda: os.urandom(16))
+    def find(self, ref: ObjectKey) -> Optional[Thing]:
+        """An object by type and id, or by ("", cio_object_id)."""
+        key = self.ids.get(ref[1]) if ref[0] == "" else ref
+        return None if key is None else self.rows.get(key)
+
+    def identify_object(self, who: Identifier, ref: ObjectKey, attributes: Attributes) -> Outcome:
+        """Create or update an object; one named by cio_object_id must exist."""
+        now = self.ground.seconds()
+        thing = self.find(ref)
+        if thing is None:
+            if ref[0] == "":
+                return NO_OBJECT
+            thing = self._create_object(ref, now)
+        old = thing.attributes
+        thing.attributes, thing.timestamps = changed(old, thing.timestamps, attributes, now)
+        if thing.attributes is not old:
+            told = functools.partial(difference, old, thing.attributes)
+            self.ground.note(f"_o:{thing.key[0]}:attribute_change", None, told)
+            for tell in self.ground.occasions.thing:
+                tell(thing, old)
+        thing.updated_at = now
+        return DONE
+
+    def _create_object(self, key: ObjectKey, now: int) -> Thing:
+        number = self.ground.count(f"object type {key[0]}")
+        thing = self.rows[key] = Thing(key, cio_object_id_of(key[0], number), now)
+        self.ids[thing.cio_object_id] = key
+        self.ground.note(f"_o:{key[0]}:create", None, lambda: {"object_id": key[1]})
+        return thing
+
+    def delete_object(self, who: Identifier, ref: ObjectKey) -> Outcome:
+        """Remove an object and all its relationships."""
+        thing = self.find(ref)
+        if thing is None:
+            return NO_OBJECT
+        for person in thing.people.values():
+            del person.has.relationships[thing.key]
+        for relationships in self.anonymous.values():
+            relationships.pop(thing.key, None)
+        del self.rows[thing.key], self.ids[thing.cio_object_id]
+        self.ground.note(f"_o:{thing.key[0]}:delete", None, lambda: {"object_id": thing.key[1]})
+        return DONE
+
+    def add_relationship(self, who: Identifier, ref: ObjectKey, attributes: Attributes) -> Outcome:
+        """Relate a person (or an anonymous_id) to an object, which is made if unknown."""
+        thing = self.find(ref)
+        if thing is None and ref[0] == "":
+            return NO_OBJECT
+        if thing is None:
+            thing = self._create_object(ref, self.ground.seconds())
+        if who[0] == "anonymous_id" and who[1] not in self.events.claims:
+            known = self.anonymous.setdefault(who[1], {})
+            known[thing.key] = {**known.get(thing.key, {}), **attributes}
+            return DONE
+        claimed = who[0] == "anonymous_id"
+        person = self.events.claims[who[1]][0] if claimed else self.people.find(who)
+        if person is None:
+            return NO_PERSON
+        self._relate(person, thing.key, attributes)
+        return DONE
+
+    def _relate(self, person: Person, key: ObjectKey, attributes: Attributes) -> None:
+        """Relate a person to an object, or update the attributes of their relationship."""
+        related = person.own().relationships
+        known, old = key in related, related.get(key, {})
+        related[key] = changed(old, {}, attributes, 0)[0]
+        self.rows[key].people[person.serial] = person
+        if not known:
+            self._note_of_both("add_relationship", person, key)
+            self._tell(person, key, "add")
+        elif related[key] is not old:
+            told = functools.partial(difference, old, related[key])
+            self.ground.note("relationship_attribute_change", person, told)
+            self.ground.note(f"_r:{key[0]}:attribute_change", None, told)
+            self._tell(person, key, "update")
+
+    def _tell(self, person: Person, key: ObjectKey, change: str) -> None:
+        for tell in self.ground.occasions.related:
+            tell(person, key, change)
+
+    def _note_of_both(self, type: str, person: Person, key: ObjectKey) -> None:
+        """Write down what happened between a person and an object, in the log of each."""
+        about = {"object_type_id": key[0], "object_id": key[1]}
+        self.ground.note(type, person, lambda: about)
+        self.ground.note(f"_o:{key[0]}:{type}", None, lambda: {"object_id": key[1]})
+
+    def delete_relationship(self, who: Identifier, ref: ObjectKey) -> Outcome:
+        """Part a person from an object."""
+        person, thing = self.people.find(who), self.find(ref)
+        if person is None or thing is None or thing.key not in person.has.relationships:
+            return NOT_RELATED
+        del person.has.relationships[thing.key], thing.people[person.serial]
+        self._note_of_both("delete_relationship", person, thing.key)
+        self._tell(person, thing.key, "delete")
+        return DONE
+
+    def claim(self, person: Person, anonymous_id: str) -> None:
+        """Relate a person to what was related to an anonymous_id."""
+        for key, attributes in self.anonymous.pop(anonymous_id, {}).items():
+            if key in self.rows:
+                self._relate(person, key, attributes)
+
+    def release(self, person: Person) -> None:
+        """The objects stay, without the person."""
+        for key in person.has.relationships:
+            del self.rows[key].people[person.serial]
+
+    def carry_over(self, old: Person, to: Person) -> None:
+        """Relationships go along; where both have one, the attributes of `to` stay."""
+        for key, attributes in old.has.relationships.items():
+            del self.rows[key].people[old.serial]
+            self._relate(to, key, {**attributes, **to.has.relationships.get(key, {})})
+
+    def owners(self, kind: str) -> Owners:
+        """Who is related to which object."""
+        return {(serial, key) for key, thing in self.rows.items() for serial in thing.people}
+
+
+def _passed_over(count: int) -> Outcome:
+    text = f"passed over: {count} of the ids name nobody here"
+    return Outcome("partial", text) if count else DONE
+
+
+@dataclass(eq=False, repr=False)
+class Segments(Keeper):
+    """Groups of people: who is in which."""
+
+    people: People
+    rows: Dict[int, Segment] = kept(dict)
 
     def __post_init__(self) -> None:
-        """Add what depends on the settings, and what no snapshot can hold."""
-        settings = self.settings
-        self.people = People(settings)
-        self.journal = Journal(settings.journal)
-        self.lock = threading.RLock()
-        #: Woken when something was recorded, if anybody waits for it.
-        self.news = threading.Condition(self.lock)
-        self.waiting = self.told = 0
-        #: Work in the background; it ends once the workspace is closed.
-        self.jobs: List[threading.Thread] = []
-        self.closed = False
-        #: The faults that may still fire.
-        self.armed: Tuple[Fault, ...] = ()
+        """Nobody asks for a segment yet."""
         self._asked: Set[int] = set()
-        # An email or phone that identifies is stored by `People.name`, under its own rules.
-        self._email_follows = settings.identifiers == "id"
-        named = set() if self._email_follows else {"email"}
-        self._not_attributes = _CONTROL_KEYS | named | ({"phone"} if settings.phone else set())
-        self.let_go()
-
-    def let_go(self) -> None:
-        """Tell nobody what happens here, as before anybody wanted to know."""
-        #: Told of everything that happens to a delivery, of changed subscriptions, and of
-        #: endpoints that have rested.
-        self.on_report: Callable[[Delivery, str, int, bool, Json], None] = _nobody_listens
-        self.on_subscription: Callable[..., None] = _nobody_listens
-        self.on_rested: Callable[[int], None] = _nobody_listens
-
-    def __del__(self) -> None:
-        """Part what points at each other, so that it is freed at once: the GC may come late."""
-        for event in self.events:
-            event.person = None
-        for delivery in self.deliveries.values():
-            delivery.person = None
-        for person in self.people:
-            person.has = _NOTHING
-
-    def open(self) -> None:
-        """Let things run in the background again."""
-        self.closed = False
-
-    def close(self) -> None:
-        """End what runs in the background, and wake whoever waits."""
-        self.closed = True
-        self.tell()
-        for job in self.jobs:
-            job.join()
-        self.jobs.clear()
-
-    def count(self, what: str) -> int:
-        """The next number of a kind, from 1 up."""
-        number = self.counters[what] = self.counters.get(what, 0) + 1
-        return number
-
-    def keep(self, old: Workspace) -> None:
-        """Take over what is not state from the workspace before: journal, faults and time."""
-        self.journal = old.journal
-        self.faults, self.armed = old.faults, old.armed
-        self.counters["fault"] = old.counters.get("fault", 0)
-        self.clock.move_to(old.clock.now(), old.clock.frozen)
-
-    def remove_faults(self, id: Optional[str] = None) -> List[Fault]:
-        """Take one rule of what goes wrong away, or all; gives what was there."""
-        with self.lock:
-            gone = [f for f in self.faults.values() if id is None or str(f.id) == id]
-            for fault in gone:
-                del self.faults[fault.id]
-            self.rearm()
-        return gone
-
-    def forget_clock(self) -> None:
-        """Show the real time again; what was due stays due."""
-        self.clock.move_to(time.time(), False)
-
-    def rearm(self) -> None:
-        """Note which faults may still fire, after a change to them. Under the lock."""
-        self.armed = tuple([fault for fault in self.faults.values() if not fault.spent])
-
-    def seconds(self) -> int:
-        """The current time in whole Unix seconds."""
-        return int(self.clock.now())
-
-    def note(
-        self,
-        type: str,
-        person: Optional[Person],
-        data: Callable[[], Json] = dict,
-        name: str = "",
-        delivery: Optional[Delivery] = None,
-    ) -> None:
-        """Write an activity down."""
-        self.noted += 1
-        when = self.clock.now()
-        self.activities.append(Activity(self.noted, when, type, person, name, data, delivery))
 
     def compile(self, spec: Json, where: str) -> Predicate:
-        """A segment's conditions as a predicate, which does not keep the workspace alive.
+        """A segment's conditions as a predicate, which does not keep this alive.
 
         Raises ApiError 400 with the path of the part that is wrong.
         """
@@ -4535,7 +5075,7 @@ class Workspace:
 
     def is_member(self, person: Person, number: int) -> bool:
         """Whether a person is in a segment, now."""
-        segment = self.segments.get(number)
+        segment = self.rows.get(number)
         if segment is None or segment.predicate is None:
             return number in person.has.segments
         if number in self._asked:  # a segment that asks for itself has nobody
@@ -4556,50 +5096,73 @@ class Workspace:
         finally:
             self._asked.discard(segment.number)
 
-    def tell(self) -> None:
-        """Wake whoever waits for something to be recorded."""
-        with self.news:
-            self.told += 1
-            self.news.notify_all()
+    def add_to_segment(self, who: Identifier, number: int, people: List[Identifier]) -> Outcome:
+        """Add people to a manual segment; the unknown are passed over (reference)."""
+        if number not in self.rows:  # made in the web app, which we can't see
+            self.rows[number] = Segment(number, f"Segment {number}", self.ground.seconds())
+        found = list(filter(None, map(self.people.find, people)))
+        for person in found:
+            self._join(person, number)
+        return _passed_over(len(people) - len(found))
 
-    def wait_until(
-        self, ready: Callable[[], bool], timeout: float, asked: Callable[[], bool] = lambda: True
-    ) -> bool:
-        """Wait, at most `timeout` seconds, until something is so; returns whether it is.
+    def remove_from_segment(
+        self, who: Identifier, number: int, people: List[Identifier]
+    ) -> Outcome:
+        """Take people out of a manual segment; strangers and non-members are passed over."""
+        found = [p for p in map(self.people.find, people) if p and number in p.has.segments]
+        for person in found:
+            person.has.segments.discard(number)
+            self.rows[number].members.pop(person.serial, None)
+            for tell in self.ground.occasions.left:
+                tell(person, number)
+        return _passed_over(len(people) - len(found))
 
-        It is looked at when there is news, and however much there is, for a fifth of the time at
-        most, among all who wait. Ends when nobody has `asked` any more.
-        """
-        deadline = time.monotonic() + timeout
-        with self.news:
-            self.waiting += 1
-        try:
-            while True:
-                seen, began = self.told, time.monotonic()
-                done, now = ready(), time.monotonic()
-                if done or now >= deadline:
-                    return done
-                time.sleep(min(4 * (now - began) * self.waiting, deadline - now))
-                if not self._news_since(seen, deadline, asked):
-                    return ready()
-        finally:
-            with self.news:
-                self.waiting -= 1
+    def _join(self, person: Person, number: int) -> None:
+        if number in person.has.segments:
+            return
+        person.own().segments.add(number)
+        self.rows[number].members[person.serial] = person
+        for tell in self.ground.occasions.joined:
+            tell(person, number)
 
-    def _news_since(self, seen: int, deadline: float, asked: Callable[[], bool]) -> bool:
-        """Wait for news; False if time is up before, or nobody has asked any more."""
-        with self.news:
-            while self.told == seen:
-                left = deadline - time.monotonic()
-                # In slices, because a client that goes away does not wake us.
-                if left <= 0 or not asked():
-                    return False
-                self.news.wait(min(left, 1))
-        return True
+    def release(self, person: Person) -> None:
+        """Manual segments lose their member."""
+        for number in person.has.segments:
+            del self.rows[number].members[person.serial]
+
+    def carry_over(self, old: Person, to: Person) -> None:
+        """Who takes a person's place is in their manual segments."""
+        for number in old.has.segments:
+            del self.rows[number].members[old.serial]
+            self._join(to, number)
+
+    def owners(self, kind: str) -> Owners:
+        """Who is in which manual segment."""
+        rows = self.rows.items()
+        return {(serial, number) for number, row in rows for serial in row.members}
+
+
+# ======================================================================================
+# ==== §10 Deliveries
+# ======================================================================================
+
+
+@dataclass(eq=False, repr=False)
+class Deliveries(Keeper):
+    """Messages to people, what they are part of, and what became of them."""
+
+    people: People
+    devices: Devices
+    events: Events
+    rows: Dict[str, Delivery] = kept(dict)
+    #: Deliveries by what they are part of: ("campaign_id", 1).
+    sent: Dict[Tuple[str, int], List[Delivery]] = kept(dict)
+    #: Numbers of tracked links.
+    links: Dict[str, int] = kept(dict)
 
     def post(self, delivery: Delivery) -> None:
         """File a new delivery under everything that it is part of."""
-        self.deliveries[delivery.delivery_id] = delivery
+        self.rows[delivery.delivery_id] = delivery
         for parent in delivery.parents.items():
             self.sent.setdefault(parent, []).append(delivery)
         if delivery.person is not None:
@@ -4617,13 +5180,14 @@ class Workspace:
         if metric == "clicked" and more.get("link_id"):  # (observed)
             delivery.metrics = {f"link:{more['link_id']}": when, **delivery.metrics}
         fact = delivery.history[-1]
-        self.on_report(delivery, metric, when, first, fact)
+        for tell in self.ground.occasions.reported:
+            tell(delivery, metric, when, first, fact)
         if metric in _DEVICE_STATUS:
             named = device_named_by(fact)
             for token in [named] if named else delivery.addressed():
-                self._mark_device(token, metric, fact.get("reason"))
+                self.devices.mark(token, metric, fact.get("reason"))
         type = f"{metric}_{MESSAGE_TYPES.get(delivery.channel, delivery.channel)}"
-        self.note(
+        self.ground.note(
             type, delivery.person, lambda: {"delivery_id": delivery.delivery_id}, "", delivery
         )
 
@@ -4644,29 +5208,181 @@ class Workspace:
             href = known[0]["href"]
         return {"href": href, "link_id": number or self.link_number(href)} if href else {}
 
-    def _mark_device(self, token: str, metric: str, reason: Json) -> None:
-        """Keep what happened to the last push on a device; who is unregistered goes (docs)."""
-        device = self.devices.get(token)
-        if device is None:
-            return
-        if metric == "bounced" and "unregistered" in as_text(reason or "").lower():
-            del self.devices[token], device.person.has.devices[token]
-        else:
-            device.attributes = {**device.attributes, LAST_STATUS: _DEVICE_STATUS[metric]}
-
     def link_number(self, href: str) -> int:
         """The number of a tracked link."""
         return self.links.setdefault(href, len(self.links) + 1)
+
+    def record_metric(
+        self,
+        who: Identifier,
+        metric: str,
+        when: Optional[int],
+        reason: str = "",
+        more: Optional[Attributes] = None,
+    ) -> Outcome:
+        """Book on a delivery that `metric` happened to it, at `when` (Unix seconds) or now."""
+        delivery = self.rows.get(who[1])
+        if delivery is None:
+            return NO_DELIVERY
+        if metric not in CHANNEL_METRICS.get(delivery.channel, METRICS):
+            text = f"impossible metric: nothing sent by {delivery.channel} can be {metric}"
+            return Outcome("unknown", text)
+        when = self.ground.seconds() if when is None else when
+        self.book(delivery, metric, when, reason=reason, **(more or {}))
+        return DONE
+
+    def unsubscribe(self, who: Identifier, delivery_id: str) -> Outcome:
+        """Unsubscribe the person whom a delivery went to, and book that on the delivery."""
+        delivery = self.rows[delivery_id]
+        now = self.ground.seconds()
+        self.report(delivery, "unsubscribed", now)
+        if delivery.person is None:
+            return NO_PERSON
+        self.people.update(delivery.person, {"unsubscribed": True}, now, cause=delivery)
+        return DONE
+
+    def resubscribe(self, who: Identifier, delivery_id: str) -> Outcome:
+        """Take an unsubscribe back (as the Node client describes `unsubscribe: false`)."""
+        delivery = self.rows[delivery_id]
+        if delivery.person is None:
+            return NO_PERSON
+        now = self.ground.seconds()
+        self.people.update(delivery.person, {"unsubscribed": False}, now, cause=delivery)
+        return DONE
+
+    def record_push(self, who: Identifier, event: Event) -> Outcome:
+        """Record what a device reported of a push, and book it on the delivery."""
+        self.events.record(event)
+        more = {"device_id": event.data.get("device_id")}
+        return self.record_metric(who, event.name, event.timestamp, more=more)
+
+    def release(self, person: Person) -> None:
+        """What was sent stays, but shows no person."""
+        for delivery in person.has.deliveries:
+            delivery.person = None
+
+    def carry_over(self, old: Person, to: Person) -> None:
+        """What was sent to one person counts for the other."""
+        for delivery in old.has.deliveries:
+            delivery.person, delivery.customer_id = to, to.name
+        to.own().deliveries.extend(old.has.deliveries)
+
+    def owners(self, kind: str) -> Owners:
+        """Whom each message went to."""
+        rows = self.rows.items()
+        return {(row.person.serial, key) for key, row in rows if row.person is not None}
+
+
+# ======================================================================================
+# ==== §11 Workspace
+# ======================================================================================
+
+#: How many reporting webhooks are kept; older ones are forgotten.
+MAX_REPORTS = 10_000
+#: Up to this many messages are sent before the call that asked for them is answered.
+FOREGROUND = 200
+
+
+#: What can wait for its time on a workspace's clock, by name.
+CHORES: Dict[str, Callable[..., Any]] = {}
+SomeChore = TypeVar("SomeChore", bound=Callable[..., Any])
+
+
+def chore(function: SomeChore) -> SomeChore:
+    """Let a function, which takes a workspace first, be done `later`."""
+    CHORES[function.__name__] = function
+    return function
+
+
+@chore
+def apply_late(workspace: Workspace, verb: str, who: Identifier, args: Sequence[Any]) -> None:
+    """Apply a Track write that the workspace has lagged behind with."""
+    part, name = verbs()[verb][0], verb
+    workspace.apply(getattr(workspace.parts[part], name), who, args)
+
+
+class News:
+    """Wakes whoever waits for something to be recorded."""
+
+    def __init__(self, lock: threading.RLock) -> None:
+        self._condition = threading.Condition(lock)
+        #: How many wait, and how often there was news.
+        self.waiting = self.told = 0
+
+    def tell(self) -> None:
+        """Wake whoever waits for something to be recorded."""
+        with self._condition:
+            self.told += 1
+            self._condition.notify_all()
+
+    def wait_until(
+        self, ready: Callable[[], bool], timeout: float, asked: Callable[[], bool] = lambda: True
+    ) -> bool:
+        """Wait, at most `timeout` seconds, until something is so; returns whether it is.
+
+        It is looked at when there is news, and however much there is, for a fifth of the time at
+        most, among all who wait. Ends when nobody has `asked` any more.
+        """
+        deadline = time.monotonic() + timeout
+        with self._condition:
+            self.waiting += 1
+        try:
+            while True:
+                seen, began = self.told, time.monotonic()
+                done, now = ready(), time.monotonic()
+                if done or now >= deadline:
+                    return done
+                time.sleep(min(4 * (now - began) * self.waiting, deadline - now))
+                if not self._news_since(seen, deadline, asked):
+                    return ready()
+        finally:
+            with self._condition:
+                self.waiting -= 1
+
+    def _news_since(self, seen: int, deadline: float, asked: Callable[[], bool]) -> bool:
+        """Wait for news; False if time is up before, or nobody has asked any more."""
+        with self._condition:
+            while self.told == seen:
+                left = deadline - time.monotonic()
+                # In slices, because a client that goes away does not wake us.
+                if left <= 0 or not asked():
+                    return False
+                self._condition.wait(min(left, 1))
+        return True
+
+
+class Agenda:
+    """What is done later, at its time on the clock, and what is done in the background."""
+
+    def __init__(
+        self, clock: Clock, news: News, lock: threading.RLock, do: Callable[[Chore], None]
+    ) -> None:
+        self.clock, self.news, self.lock, self._do = clock, news, lock, do
+        #: Work in the background; it ends once this is closed.
+        self.jobs: List[threading.Thread] = []
+        self.closed = False
+
+    def open(self) -> None:
+        """Let things run in the background again."""
+        self.closed = False
+
+    def close(self) -> None:
+        """End what runs in the background, and wake whoever waits."""
+        self.closed = True
+        self.news.tell()
+        for job in self.jobs:
+            job.join()
+        self.jobs.clear()
 
     def tick(self) -> None:
         """Do what has become due since somebody last looked."""
         if self.clock.has_due():
             with self.lock:
-                self.clock.run_due(self.do)
-                self.tell()
+                self.clock.run_due(self._do)
+                self.news.tell()
 
     def later(self, when: float, chore: Callable[..., Any], *args: Any) -> None:
-        """Have one of the CHORES done with this workspace and `args` at `when`, Unix seconds."""
+        """Have one of the CHORES done, with the workspace and `args`, at `when`, Unix seconds."""
         self.clock.at(when, Chore(chore.__name__, args))
 
     def advance(self, seconds: float, settle: Callable[[], Any] = lambda: None) -> None:
@@ -4678,15 +5394,8 @@ class Workspace:
         more = True
         while more:
             with self.lock:
-                more = self.clock.step(target, frozen, self.do)
+                more = self.clock.step(target, frozen, self._do)
             settle()
-
-    def do(self, chore: Chore) -> None:
-        """Do what has become due; a failure is told and goes no further. Under the lock."""
-        try:
-            CHORES[chore.name](self, *chore.args)
-        except Exception as error:
-            log.error("%s failed when it was due: %r", chore.name, error)
 
     def run_for_all(
         self,
@@ -4705,7 +5414,7 @@ class Workspace:
                 except Exception as error:  # the others get theirs
                     log.error("a message could not be sent: %r", error)
             finish()
-            self.tell()
+            self.news.tell()
 
         if len(things) <= FOREGROUND or self.clock.advancing:
             run()
@@ -4714,27 +5423,110 @@ class Workspace:
             self.jobs = [job for job in self.jobs if job.is_alive()] + [thread]
             thread.start()
 
-    # ---- Track writes
 
-    def ingest(self, verb: Callable[..., str], who: Identifier, *args: Any) -> str:
+#: The parts of a workspace that keep something, by name.
+PARTS: Dict[str, Any] = {
+    "ground": Ground, "people": People, "devices": Devices, "events": Events,
+    "objects": Objects, "segments": Segments, "deliveries": Deliveries,
+}  # fmt: skip
+#: What a person owns, by its name in their Belongings, and which part of a workspace keeps it. From
+#: this follow deletion and merge (see Keeper), and the soundness of snapshots.
+OWNED = {
+    "events": "events", "anonymous_ids": "events", "deliveries": "deliveries",
+    "devices": "devices", "segments": "segments", "relationships": "objects",
+}  # fmt: skip
+
+
+@dataclass(eq=False, repr=False)
+class Workspace:
+    """All that was recorded: the holder of its parts, its lock, and its one way in for writes.
+
+    A reset is a new Workspace. Verbs that the Track API queues are called through `ingest`; other
+    callers hold `lock` around what they do.
+    """
+
+    settings: Settings
+    batches: List[Batch] = kept(list)
+    pipeline_events: List[Attributes] = kept(list)
+    dropped: List[Attributes] = kept(list)
+    #: Reporting webhooks, with their attempts.
+    reports: Deque[Report] = kept(lambda: deque(maxlen=MAX_REPORTS))
+    #: What is still to be reported to whom, and who gets nothing until the next try.
+    unreported: Dict[int, Deque[Report]] = kept(dict)
+    resting: Set[int] = kept(set)
+    broadcasts: List[Attributes] = kept(list)
+    exports: Dict[int, Export] = kept(dict)
+    forms: Dict[str, List[Attributes]] = kept(dict)
+    #: Addresses on the lists of the email provider, by kind of list and lower-case address.
+    esp: Dict[str, Dict[str, Attributes]] = kept(dict)
+    #: Senders that people don't want to hear from: channel and sender, by serial number.
+    optouts: Dict[int, Tuple[Tuple[str, str], ...]] = kept(dict)
+    #: What was said about attributes and events, by name.
+    index: Dict[str, Dict[str, Attributes]] = kept(dict)
+    ip_addresses: List[str] = kept(list)
+    #: When calls that have a rate limit were made, by limit.
+    calls: Dict[str, Deque[float]] = kept(dict)
+    shelves: Dict[str, Shelf] = kept(lambda: {k: Shelf(k, k in OPEN_SHELVES) for k in SHELVES})
+    #: Signs download links.
+    secret: bytes = kept(lambda: os.urandom(16))
+
+    def __post_init__(self) -> None:
+        """Put the parts together; each knows only those before it."""
+        self.lock = threading.RLock()
+        ground = self.ground = Ground(self.settings)
+        self.clock, self.occasions = ground.clock, ground.occasions
+        self.count, self.seconds, self.note = ground.count, ground.seconds, ground.note
+        people = self.people = People(ground)
+        self.devices = Devices(ground, people)
+        self.events = Events(ground, people)
+        self.objects = Objects(ground, people, self.events)
+        self.segments = Segments(ground, people)
+        self.deliveries = Deliveries(ground, people, self.devices, self.events)
+        people.keepers = tuple(getattr(self, part) for part in dict.fromkeys(OWNED.values()))
+        self.news = News(self.lock)
+        me = weakref.ref(self)  # so that a reset frees it at once
+        self.agenda = Agenda(self.clock, self.news, self.lock, lambda chore: _do(me(), chore))
+
+    def __del__(self) -> None:
+        """Part what points at each other, so that it is freed at once: the GC may come late."""
+        self.occasions.forget()
+        self.people.keepers = ()
+        for event in self.events.rows:
+            event.person = None
+        for delivery in self.deliveries.rows.values():
+            delivery.person = None
+        for person in self.people:
+            person.has = _NOTHING
+
+    @property
+    def parts(self) -> Dict[str, Any]:
+        """The parts that keep something, by name."""
+        return {name: getattr(self, name) for name in PARTS}
+
+    def ingest(self, verb: Callable[..., Outcome], who: Identifier, *args: Any) -> Outcome:
         """Apply a Track write now, or later if the workspace is set to lag behind.
 
-        Returns "" or the reason why the real service would have dropped it without a word.
+        Returns why the real service would have dropped it without a word, or DONE.
         """
         if not self.settings.ingest_delay:
             return self.apply(verb, who, args)
         due = self.clock.now() + self.settings.ingest_delay
-        self.later(due, apply_late, verb.__name__, who, args)
-        return ""
+        self.agenda.later(due, apply_late, verb.__name__, who, args)
+        return DONE
 
-    def apply(self, verb: Callable[..., str], who: Identifier, args: Sequence[Any]) -> str:
+    def apply(self, verb: Callable[..., Outcome], who: Identifier, args: Sequence[Any]) -> Outcome:
         """Apply a Track write, unless its person is suppressed; gives why nothing happened."""
         with self.lock:
-            blocked = self.blocked and _folded(who) in self.blocked and verb != self.unsuppress
-            reason = SUPPRESSED if blocked else verb(who, *args)
-            if reason:
-                self.drop(verb.__name__, who, reason)
-        return reason
+            blocked = self.people.blocked
+            if blocked and _folded(who) in blocked and verb.__name__ != "unsuppress":
+                outcome = SUPPRESSED
+            else:
+                outcome = verb(who, *args)
+            if outcome is not DONE:
+                self.drop(verb.__name__, who, outcome.text)
+            for tell in self.occasions.settled:
+                tell()
+        return outcome
 
     def keep_batch(self, source: str, operations: List[Json]) -> None:
         """Record a batch call, by what its API is called. Under the lock."""
@@ -4748,526 +5540,31 @@ class Workspace:
         row = {"operation": operation, "identifier": who[0], "customer_id": who[1]}
         self.dropped.append({**row, "reason": reason, "received_at": moment})
 
-    # ---- people
 
-    def identify(
-        self,
-        who: Identifier,
-        attributes: Attributes,
-        when: Optional[int] = None,
-        create: bool = True,
-    ) -> str:
-        """Create or update a person by the decision table of `PUT /customers/{identifier}`.
+def _do(workspace: Optional[Workspace], chore: Chore) -> None:
+    """Do what has become due; a failure is told and goes no further. Under the lock."""
+    try:
+        CHORES[chore.name](workspace, *chore.args)
+    except Exception as error:
+        log.error("%s failed when it was due: %r", chore.name, error)
 
-        `when` is the time of the update in Unix seconds, if not now.
-        """
-        now = self.seconds()
-        named = self._named(who, attributes)
-        if self.blocked and any(_folded(other) in self.blocked for other in named):
-            return SUPPRESSED
-        person = self.people.find(who)
-        if person is None:
-            if self._unnamed(who):
-                return self._unnamed(who)
-            person = self._anybody(named)
-            if person is None and not create:
-                wanted = functools.partial(difference, {}, dict([who]))
-                self.note("failed_attribute_change", None, wanted)
-                return NOT_CREATED
-            if person is None:
-                person = self._create(who)
-            else:
-                self.people.name(person, who, now)
-        reason = ""
-        for other in named:
-            if getattr(person, other[0]) != other[1]:
-                reason = joined(reason, self._rename(person, other, who[0], now))
-                if person not in self.people:  # an auto-merge kept the other one
-                    person = cast(Person, self.people.find(other))
-        skipped = self._update(person, attributes, now, when)
-        return joined(reason, skipped) if reason else skipped
 
-    def _unnamed(self, who: Identifier) -> str:
-        """Why nobody can be made for an identifier, or ""."""
-        if who[0] == "cio_id":
-            return UNKNOWN_CIO_ID
-        if who[0] not in self.people.kinds:
-            return f"unknown identifier: this workspace does not know people by {who[0]}"
-        return ""
+@functools.cache
+def verbs() -> Dict[str, Tuple[str, Callable[..., Outcome]]]:
+    """The writes of Track by name: which part of a workspace does each, and how.
 
-    def _create(self, who: Identifier) -> Person:
-        now = self.seconds()
-        person = self.people.create(now)
-        self.people.name(person, who, now)
-        self.note("profile_create", person)
-        return person
-
-    def _anybody(self, named: Iterable[Identifier]) -> Optional[Person]:
-        return next(filter(None, map(self.people.find, named)), None)
-
-    def _named(self, who: Identifier, attributes: Attributes) -> List[Identifier]:
-        """The identifiers in a body, as far as this workspace identifies people by them."""
-        named = []
-        for kind in self.people.kinds:
-            value = attributes.get(kind)
-            if value is not None and value != "" and (kind, value) != who:
-                named.append((kind, as_text(value)))
-        return named
-
-    def _rename(self, person: Person, other: Identifier, by: str, now: int) -> str:
-        """Give a person an identifier out of a body; returns why that failed, else ""."""
-        kind, value = other
-        holder = self.people.find(other)
-        if holder is person:
-            if kind == "email" and person.email != value:
-                self.people.name(person, other, now)
-            return ""
-        if holder is None and self.people.may_rename(person, kind, by):
-            self.people.name(person, other, now)
-            return ""
-        if holder is not None and self._one_person(person, holder):
-            older, newer = sorted((person, holder), key=lambda p: p.serial)
-            self._absorb(older, newer)
-            return ""
-        owner = "another person" if holder else f"{kind} {getattr(person, kind)!r}"
-        have, wanted = {kind: getattr(person, kind)}, {kind: value}
-        self.note("failed_attribute_change", person, functools.partial(difference, have, wanted))
-        return f"failed_attribute_change: {kind} {value!r} not set, because of {owner}"
-
-    def _one_person(self, person: Person, holder: Person) -> bool:
-        """Auto-merge: one has only an id, the other only an email (docs, 2021-10-05)."""
-        kinds = {(bool(p.id), bool(p.email)) for p in (person, holder)}
-        return kinds == {(True, False), (False, True)}
-
-    def _update(
-        self,
-        person: Person,
-        attributes: Attributes,
-        now: int,
-        when: Optional[int] = None,
-        cause: Optional[Delivery] = None,
-    ) -> str:
-        """Update attributes; gives what was skipped and why, or "".
-
-        A value newer than `when` (Unix seconds) stays: `_timestamp` orders updates (reference).
-        `cause` is the message that the person answered so, if it was one.
-        """
-        update, plain, surplus = dict(attributes), ordinary(attributes), []
-        for name in self._not_attributes.intersection(attributes):
-            del update[name]
-        old = person.attributes
-        if not plain:
-            update = completed(update, old)
-        skipped = [] if when is None else self._keep_newer(person, update, when)
-        new, stamps = changed(old, person.timestamps, update, now if when is None else when)
-        if new is not old:
-            self.note("attribute_change", person, functools.partial(difference, old, new))
-        if len(new) > MAX_ATTRIBUTES:
-            surplus = [name for name in new if name not in old]
-            new, stamps = without(new, surplus), without(stamps, surplus)
-        if person.created_at == now:
-            stamps = self.people.shared(stamps)
-        person.attributes, person.timestamps, person.updated_at = new, stamps, now
-        if self._email_follows or not plain:
-            self._follow_up(person, update, old, cause)
-        return _left_out(skipped, surplus) if skipped or surplus else ""
-
-    def _keep_newer(self, person: Person, update: Attributes, when: int) -> List[str]:
-        """Take out of an update what was changed after it, and tell; gives the names."""
-        names = [name for name in update if person.timestamps.get(name, 0) > when]
-        if names:
-            have = {name: person.attributes[name] for name in names if name in person.attributes}
-            late = {name: update.pop(name) for name in names}
-            self.note("skipped_update", person, functools.partial(difference, have, late))
-        return names
-
-    def _follow_up(
-        self, person: Person, update: Attributes, old: Attributes, cause: Optional[Delivery]
-    ) -> None:
-        """Do what the change of an attribute brings about."""
-        new = person.attributes
-        if self._email_follows and "email" in update:
-            self.people.set_email(person, as_text(new.get("email") or ""))
-        if "unsubscribed" in update or _PREFERENCES in update:
-            self._tell_subscription(person, old, cause)
-        if update.get("anonymous_id"):
-            self._claim(person, as_text(update["anonymous_id"]))
-
-    def _tell_subscription(
-        self, person: Person, old: Attributes, cause: Optional[Delivery]
-    ) -> None:
-        new = person.attributes
-        was, now = is_unsubscribed(old), is_unsubscribed(new)
-        if was != now:
-            self.on_subscription(person, "unsubscribed" if now else "subscribed", cause)
-        if new.get(_PREFERENCES) != old.get(_PREFERENCES):
-            text = as_text(new.get(_PREFERENCES) or {})
-            self.on_subscription(person, "cio_subscription_preferences_changed", cause, text)
-
-    def delete(self, who: Identifier) -> str:
-        """Remove a person with everything; what happened stays, but shows no person."""
-        person = self.people.find(who)
-        if person is None:
-            return NO_PERSON
-        self._remove(person)
-        return ""
-
-    def _remove(self, person: Person, type: str = "profile_delete") -> None:
-        named = person.identifiers()
-        self.note(type, person, lambda: named)
-        for event in person.has.events:
-            event.person = None
-        for delivery in person.has.deliveries:
-            delivery.person = None
-        for token in person.has.devices:
-            del self.devices[token]
-        for key in person.has.relationships:
-            del self.objects[key].people[person.serial]
-        for number in person.has.segments:
-            del self.segments[number].members[person.serial]
-        for anonymous_id in person.has.anonymous_ids:
-            del self.claims[anonymous_id]
-        self.people.remove(person)
-
-    def suppress(self, who: Identifier) -> str:
-        """Delete a person and block all identifiers that they had."""
-        person = self.people.find(who)
-        if person is None and who[0] == "cio_id":
-            return UNKNOWN_CIO_ID
-        shown, blocked = who[1], {_folded(who)}
-        if person is not None:
-            shown = person.name
-            kinds = ("id", "email", "phone")
-            named = [(kind, getattr(person, kind)) for kind in kinds if getattr(person, kind)]
-            blocked |= set(map(_folded, named))
-            self._remove(person)
-        self.suppressions[shown] = blocked
-        self.blocked.update(dict.fromkeys(blocked, shown))
-        return ""
-
-    def unsubscribe(self, who: Identifier, delivery_id: str) -> str:
-        """Unsubscribe the person whom a delivery went to, and book that on the delivery."""
-        delivery = self.deliveries[delivery_id]
-        now = self.seconds()
-        self.report(delivery, "unsubscribed", now)
-        if delivery.person is None:
-            return NO_PERSON
-        self._update(delivery.person, {"unsubscribed": True}, now, cause=delivery)
-        return ""
-
-    def resubscribe(self, who: Identifier, delivery_id: str) -> str:
-        """Take an unsubscribe back (as the Node client describes `unsubscribe: false`)."""
-        delivery = self.deliveries[delivery_id]
-        if delivery.person is None:
-            return NO_PERSON
-        now = self.seconds()
-        self._update(delivery.person, {"unsubscribed": False}, now, cause=delivery)
-        return ""
-
-    def unsuppress(self, who: Identifier) -> str:
-        """Free the identifiers of a suppressed person; the person does not come back."""
-        shown = self.blocked.get(_folded(who))
-        if shown is None:
-            return NOT_SUPPRESSED
-        for identifier in self.suppressions.pop(shown):
-            self.blocked.pop(identifier, None)
-        return ""
-
-    def merge(self, who: Identifier, secondary: Identifier) -> str:
-        """Merge the secondary person into the primary one, `who`; the secondary is deleted."""
-        primary, other = self.people.find(who), self.people.find(secondary)
-        applied = primary is not None and other is not None and primary is not other
-        self.merges.append(Merge(who, secondary, applied, self.seconds()))
-        if primary is None or other is None:
-            missing = "primary" if primary is None else "secondary"
-            return f"unknown person: the {missing} of this merge does not exist"
-        if primary is other:
-            return "nothing to merge: primary and secondary are the same person"
-        self._absorb(primary, other)
-        return ""
-
-    def _absorb(self, primary: Person, secondary: Person) -> None:
-        """Carry over what the reference lists; where both have something, the primary's stays."""
-        self._carry_over_belongings(primary, secondary)
-        named = [(kind, getattr(secondary, kind)) for kind in ("id", "email", "phone")]
-        attributes, stamps = secondary.attributes, secondary.timestamps
-        self._remove(secondary, "profile_merge")
-        now = self.seconds()
-        for kind, value in named:
-            if value and not getattr(primary, kind):
-                self.people.name(primary, (kind, value), now)
-        absent = {k: v for k, v in attributes.items() if primary.attributes.get(k) in (None, "")}
-        ours, theirs = primary.attributes.get(_PREFERENCES), attributes.get(_PREFERENCES)
-        primary.attributes = {**primary.attributes, **absent}
-        if isinstance(ours, dict) and isinstance(theirs, dict):
-            both = {
-                part: {**theirs.get(part, {}), **ours.get(part, {})} for part in {**theirs, **ours}
-            }
-            primary.attributes[_PREFERENCES] = both
-        primary.timestamps = {**{name: stamps[name] for name in absent}, **primary.timestamps}
-        primary.updated_at = now
-
-    def _carry_over_belongings(self, primary: Person, secondary: Person) -> None:
-        theirs, ours = secondary.has, primary.own()
-        self._carry_over_events(primary, theirs.events)
-        for delivery in theirs.deliveries:
-            delivery.person, delivery.customer_id = primary, primary.name
-        for device in theirs.devices.values():
-            device.person = primary
-        ours.deliveries.extend(theirs.deliveries)
-        ours.devices.update(theirs.devices)
-        for number in theirs.segments:
-            del self.segments[number].members[secondary.serial]
-            self._join(primary, number)
-        for key, attributes in theirs.relationships.items():
-            del self.objects[key].people[secondary.serial]
-            self._relate(primary, key, {**attributes, **ours.relationships.get(key, {})})
-        for anonymous_id in theirs.anonymous_ids:
-            self.claims[anonymous_id] = (primary, self.claims[anonymous_id][1])
-        ours.anonymous_ids.extend(theirs.anonymous_ids)
-        secondary.has = _NOTHING
-
-    def _carry_over_events(self, primary: Person, events: List[Event]) -> None:
-        oldest = self.clock.now() - EVENT_MEMORY
-        for event in events:
-            event.person = None
-            if event.received_at >= oldest:
-                event.person, event.customer_id = primary, primary.name
-                primary.own().events.append(event)
-
-    # ---- events
-
-    def track(self, who: Identifier, event: Event) -> str:
-        """Record an event of a person, who is created if unknown."""
-        person = self.people.find(who)
-        if person is None and self._unnamed(who):
-            return self._unnamed(who)
-        if self._seen(event):
-            return DUPLICATE
-        if person is None:
-            person = self._create(who)
-        event.customer_id = person.id or who[1]
-        self._record(event)
-        self._attach(event, person)
-        return ""
-
-    def track_anonymous(self, who: Identifier, event: Event) -> str:
-        """Record an event of nobody yet; it moves to the person who gets its anonymous_id."""
-        if self._seen(event):
-            return DUPLICATE
-        event.anonymous_id = who[1]
-        self._record(event)
-        person, when = self.claims.get(who[1], (None, 0.0))
-        if person is not None and event.received_at - when <= ANONYMOUS_GRACE:
-            event.customer_id = person.name
-            self._attach(event, person)
-        elif who[1]:
-            self.anonymous.setdefault(who[1], []).append(event)
-        return ""
-
-    def _seen(self, event: Event) -> bool:
-        if not event.given_id:
-            return False
-        seen = event.given_id in self.event_ids
-        self.event_ids.add(event.given_id)
-        return seen
-
-    def _record(self, event: Event) -> None:
-        event.serial, event.received_at = len(self.events), self.clock.now()
-        self.events.append(event)
-
-    def _attach(self, event: Event, person: Person) -> None:
-        event.person = person
-        person.own().events.append(event)
-        self.note(event.type, person, lambda: event.data, event.name)
-
-    def _claim(self, person: Person, anonymous_id: str) -> None:
-        """Give a person what was recorded under an anonymous_id in the last 30 days."""
-        if anonymous_id in self.claims:
-            return
-        now = self.clock.now()
-        self.claims[anonymous_id] = (person, now)
-        person.own().anonymous_ids.append(anonymous_id)
-        self.note("anon_merge", person, lambda: {"anonymous_id": anonymous_id})
-        for event in self.anonymous.pop(anonymous_id, ()):
-            if event.received_at >= now - EVENT_MEMORY:
-                event.customer_id = person.name
-                self._attach(event, person)
-        for key, attributes in self.anonymous_relationships.pop(anonymous_id, {}).items():
-            if key in self.objects:
-                self._relate(person, key, attributes)
-
-    # ---- segments and forms
-
-    def add_to_segment(self, who: Identifier, number: int, people: List[Identifier]) -> str:
-        """Add people to a manual segment; the unknown are passed over (reference)."""
-        if number not in self.segments:  # made in the web app, which we can't see
-            self.segments[number] = Segment(number, f"Segment {number}", self.seconds())
-        found = list(filter(None, map(self.people.find, people)))
-        for person in found:
-            self._join(person, number)
-        return _passed_over(len(people) - len(found))
-
-    def remove_from_segment(self, who: Identifier, number: int, people: List[Identifier]) -> str:
-        """Take people out of a manual segment; strangers and non-members are passed over."""
-        found = [p for p in map(self.people.find, people) if p and number in p.has.segments]
-        for person in found:
-            person.has.segments.discard(number)
-            self.segments[number].members.pop(person.serial, None)
-        return _passed_over(len(people) - len(found))
-
-    def _join(self, person: Person, number: int) -> None:
-        person.own().segments.add(number)
-        self.segments[number].members[person.serial] = person
-
-    # ---- reports about deliveries
-
-    def record_push(self, who: Identifier, event: Event) -> str:
-        """Record what a device reported of a push, and book it on the delivery."""
-        self._record(event)
-        more = {"device_id": event.data.get("device_id")}
-        return self.record_metric(who, event.name, event.timestamp, more=more)
-
-    def record_metric(
-        self,
-        who: Identifier,
-        metric: str,
-        when: Optional[int],
-        reason: str = "",
-        more: Optional[Attributes] = None,
-    ) -> str:
-        """Book on a delivery that `metric` happened to it, at `when` (Unix seconds) or now."""
-        delivery = self.deliveries.get(who[1])
-        if delivery is None:
-            return "unknown delivery: none has this delivery_id"
-        if metric not in CHANNEL_METRICS.get(delivery.channel, METRICS):
-            return f"impossible metric: nothing sent by {delivery.channel} can be {metric}"
-        when = self.seconds() if when is None else when
-        self.book(delivery, metric, when, reason=reason, **(more or {}))
-        return ""
-
-    # ---- devices
-
-    def add_device(
-        self, who: Identifier, token: str, platform: str, last_used: int, attributes: Attributes
-    ) -> str:
-        """Add or update a device; a token moves to the person who was seen with it last."""
-        person = self.people.find(who)
-        if person is None and self._unnamed(who):
-            return self._unnamed(who)
-        if person is None:
-            person = self._create(who)
-        known = self.devices.get(token)
-        if known is not None:
-            del known.person.has.devices[token]
-            if known.person is person:
-                attributes = {**known.attributes, **attributes}
-        device = Device(token, platform, last_used, attributes, person)
-        self.devices[token] = person.own().devices[token] = device
-        self.note("device_change", person, lambda: {"token": token, "platform": platform})
-        return ""
-
-    def delete_device(self, who: Identifier, token: str) -> str:
-        """Take a device away from a person."""
-        person = self.people.find(who)
-        if person is None:
-            return NO_PERSON
-        if token not in person.has.devices:
-            return NO_DEVICE
-        del person.has.devices[token], self.devices[token]
-        return ""
-
-    # ---- objects and relationships
-
-    def find_object(self, ref: ObjectKey) -> Optional[Thing]:
-        """An object by type and id, or by ("", cio_object_id)."""
-        key = self.object_ids.get(ref[1]) if ref[0] == "" else ref
-        return None if key is None else self.objects.get(key)
-
-    def identify_object(self, who: Identifier, ref: ObjectKey, attributes: Attributes) -> str:
-        """Create or update an object; one named by cio_object_id must exist."""
-        now = self.seconds()
-        thing = self.find_object(ref)
-        if thing is None:
-            if ref[0] == "":
-                return NO_OBJECT
-            thing = self._create_object(ref, now)
-        old = thing.attributes
-        thing.attributes, thing.timestamps = changed(old, thing.timestamps, attributes, now)
-        if thing.attributes is not old:
-            told = functools.partial(difference, old, thing.attributes)
-            self.note(f"_o:{thing.key[0]}:attribute_change", None, told)
-        thing.updated_at = now
-        return ""
-
-    def _create_object(self, key: ObjectKey, now: int) -> Thing:
-        number = self.count(f"object type {key[0]}")
-        thing = self.objects[key] = Thing(key, cio_object_id_of(key[0], number), now)
-        self.object_ids[thing.cio_object_id] = key
-        self.note(f"_o:{key[0]}:create", None, lambda: {"object_id": key[1]})
-        return thing
-
-    def delete_object(self, who: Identifier, ref: ObjectKey) -> str:
-        """Remove an object and all its relationships."""
-        thing = self.find_object(ref)
-        if thing is None:
-            return NO_OBJECT
-        for person in thing.people.values():
-            del person.has.relationships[thing.key]
-        for relationships in self.anonymous_relationships.values():
-            relationships.pop(thing.key, None)
-        del self.objects[thing.key], self.object_ids[thing.cio_object_id]
-        self.note(f"_o:{thing.key[0]}:delete", None, lambda: {"object_id": thing.key[1]})
-        return ""
-
-    def add_relationship(self, who: Identifier, ref: ObjectKey, attributes: Attributes) -> str:
-        """Relate a person (or an anonymous_id) to an object, which is made if unknown."""
-        thing = self.find_object(ref)
-        if thing is None and ref[0] == "":
-            return NO_OBJECT
-        if thing is None:
-            thing = self._create_object(ref, self.seconds())
-        if who[0] == "anonymous_id" and who[1] not in self.claims:
-            known = self.anonymous_relationships.setdefault(who[1], {})
-            known[thing.key] = {**known.get(thing.key, {}), **attributes}
-            return ""
-        person = self.claims[who[1]][0] if who[0] == "anonymous_id" else self.people.find(who)
-        if person is None:
-            return NO_PERSON
-        self._relate(person, thing.key, attributes)
-        return ""
-
-    def _relate(self, person: Person, key: ObjectKey, attributes: Attributes) -> None:
-        """Relate a person to an object, or update the attributes of their relationship."""
-        related = person.own().relationships
-        known, old = key in related, related.get(key, {})
-        related[key] = changed(old, {}, attributes, 0)[0]
-        self.objects[key].people[person.serial] = person
-        if not known:
-            self._note_of_both("add_relationship", person, key)
-        elif related[key] is not old:
-            told = functools.partial(difference, old, related[key])
-            self.note("relationship_attribute_change", person, told)
-            self.note(f"_r:{key[0]}:attribute_change", None, told)
-
-    def _note_of_both(self, type: str, person: Person, key: ObjectKey) -> None:
-        """Write down what happened between a person and an object, in the log of each."""
-        about = {"object_type_id": key[0], "object_id": key[1]}
-        self.note(type, person, lambda: about)
-        self.note(f"_o:{key[0]}:{type}", None, lambda: {"object_id": key[1]})
-
-    def delete_relationship(self, who: Identifier, ref: ObjectKey) -> str:
-        """Part a person from an object."""
-        person, thing = self.people.find(who), self.find_object(ref)
-        if person is None or thing is None or thing.key not in person.has.relationships:
-            return "unknown relationship: this person is not related to this object"
-        del person.has.relationships[thing.key], thing.people[person.serial]
-        self._note_of_both("delete_relationship", person, thing.key)
-        return ""
+    They are what `ingest` takes: they say first who they are about.
+    """
+    found: Dict[str, Tuple[str, Callable[..., Outcome]]] = {}
+    for part, kind in PARTS.items():
+        for name, verb in inspect.getmembers(kind, inspect.isfunction):
+            if list(inspect.signature(verb).parameters)[1:2] == ["who"] and name[0] != "_":
+                found.setdefault(name, (part, verb))
+    return found
 
 
 # ======================================================================================
-# ==== §11 Rendering
+# ==== §12 Rendering
 # ======================================================================================
 
 
@@ -5498,7 +5795,7 @@ def link_through(
 ) -> str:
     """Note a link of a message; gives where it leads: through this server if it is tracked."""
     with workspace.lock:
-        number = workspace.link_number(href)
+        number = workspace.deliveries.link_number(href)
     links.append({"id": number, "href": href, "tracked": tracked})
     return f"{delivery.base_url}/e/c/{delivery.delivery_id}/{number}" if tracked else href
 
@@ -5681,7 +5978,7 @@ def delivery_record(delivery: Delivery) -> Json:
 
 
 # ======================================================================================
-# ==== §12 Sending
+# ==== §13 Sending
 # ======================================================================================
 
 
@@ -5762,7 +6059,7 @@ def _add_custom_device(workspace: Workspace, delivery: Delivery) -> None:
     with workspace.lock:
         if device and person in workspace.people:
             who = ("cio_id", cast(Person, person).cio_id)
-            workspace.add_device(who, *device_of(device, "token", workspace.seconds()))
+            workspace.devices.add_device(who, *device_of(device, "token", workspace.seconds()))
 
 
 @chore
@@ -5778,7 +6075,9 @@ def dispatch(workspace: Workspace, delivery: Delivery, mail: Mail) -> None:
         where = "line {line}, column {column}".format(**place)
         log.warning("delivery %s failed: %s (%s)", delivery.delivery_id, error, where)
         with workspace.lock:
-            workspace.report(delivery, "failed", workspace.seconds(), reason=str(error), **place)
+            workspace.deliveries.report(
+                delivery, "failed", workspace.seconds(), reason=str(error), **place
+            )
         return
     if delivery.channel == "email" and rendered.get("body"):
         rendered = track_links(workspace, delivery, rendered, is_tracking(mail))
@@ -5792,13 +6091,13 @@ def dispatch(workspace: Workspace, delivery: Delivery, mail: Mail) -> None:
         metric, reason = obstacle(workspace, delivery, mail)
         now = workspace.seconds()
         if metric:
-            workspace.report(delivery, metric, now, reason=reason)
+            workspace.deliveries.report(delivery, metric, now, reason=reason)
         elif mail.content.get("queue_draft") or mail.parent.get("queue_drafts"):
-            workspace.report(delivery, "drafted", now)
+            workspace.deliveries.report(delivery, "drafted", now)
         else:
-            workspace.report(delivery, "sent", now)
+            workspace.deliveries.report(delivery, "sent", now)
             if delivery.channel not in _UNASKED_CHANNELS:
-                workspace.report(delivery, "delivered", now)
+                workspace.deliveries.report(delivery, "delivered", now)
 
 
 def deliver(
@@ -5815,7 +6114,7 @@ def deliver(
         delivery.person, delivery.customer_id = person, person.name
         delivery.recipient, delivery.parents = recipient_of(person, channel), parents
         delivery.data, delivery.base_url = data, base_url
-        workspace.post(delivery)
+        workspace.deliveries.post(delivery)
     dispatch(workspace, delivery, mail)
     return delivery
 
@@ -5861,20 +6160,21 @@ def send(workspace: Workspace, channel: str, message: Json, base_url: str = "") 
         delivery.data = message.get("message_data") or {}
         send_at = whole_number(message.get("send_at"), "send_at")
         delivery.send_at = send_at if send_at and send_at > now else None
-        reason = _address(workspace, delivery, who)
-        workspace.post(delivery)
+        outcome = _address(workspace, delivery, who)
+        workspace.deliveries.post(delivery)
     content = transactional_content(workspace, delivery)
     if content:
         delivery.parents = {**delivery.parents, "content_id": content["id"]}
     mail = Mail(TRANSACTIONAL, template, {**content, **message})
     if delivery.person is None:
-        metric = "dropped" if reason == SUPPRESSED else "failed"
+        metric = "dropped" if outcome.kind == "suppressed" else "failed"
+        reason = outcome.text or NO_PERSON.text
         with workspace.lock:
-            workspace.report(delivery, metric, delivery.created, reason=reason or NO_PERSON)
+            workspace.deliveries.report(delivery, metric, delivery.created, reason=reason)
     elif delivery.send_at is None:
         dispatch(workspace, delivery, mail)
     else:
-        workspace.later(delivery.send_at, dispatch, delivery, mail)
+        workspace.agenda.later(delivery.send_at, dispatch, delivery, mail)
     return delivery
 
 
@@ -5889,14 +6189,16 @@ def transactional_content(workspace: Workspace, delivery: Delivery) -> Json:
     return by_language.get(wanted) or by_language.get("") or {}
 
 
-def _address(workspace: Workspace, delivery: Delivery, who: Identifier) -> str:
-    """Tie a delivery to its person, who is made if unknown; gives why there is none, or ""."""
-    reason = "" if workspace.people.find(who) else workspace.ingest(workspace.identify, who, {})
-    person = workspace.people.find(who)
+def _address(workspace: Workspace, delivery: Delivery, who: Identifier) -> Outcome:
+    """Tie a delivery to its person, who is made if unknown; gives what became of that."""
+    outcome, person = DONE, workspace.people.find(who)
+    if person is None:
+        outcome = workspace.ingest(workspace.people.identify, who, {})
+        person = workspace.people.find(who)
     if person is not None:
         delivery.person, delivery.customer_id = person, person.name
         delivery.recipient = delivery.recipient or recipient_of(person, delivery.channel)
-    return reason
+    return outcome
 
 
 def transactional_of(workspace: Workspace, channel: str, message: Json) -> Json:
@@ -6121,7 +6423,7 @@ def audience_of(
     spec = payload.get("recipients") or broadcast.get("recipients")
     if not spec:
         return []  # the audience is set in the web app, and nobody has told us
-    wanted = compile_filter(spec, "recipients", workspace.is_member)
+    wanted = compile_filter(spec, "recipients", workspace.segments.is_member)
     return [(person, data) for person in workspace.people if wanted(person)]
 
 
@@ -6249,7 +6551,7 @@ def send_broadcast(
             index = next(i for i, row in enumerate(rows) if row["id"] == started.number)
             rows[index] = {**rows[index], "processed_at": workspace.seconds()}
 
-    workspace.run_for_all(started.audience, mail_to, finish)
+    workspace.agenda.run_for_all(started.audience, mail_to, finish)
 
 
 def translated(actions: List[Json], action: Json, person: Person) -> Json:
@@ -6359,7 +6661,7 @@ def send_newsletter(workspace: Workspace, row: Json, base_url: str) -> Json:
         deliver(workspace, person, mail, parents, {}, base_url)
 
     row = workspace.shelves["newsletters"].change(row["id"], {"sent_at": workspace.seconds()})
-    workspace.run_for_all(people, mail_to)
+    workspace.agenda.run_for_all(people, mail_to)
     return row
 
 
@@ -6371,14 +6673,14 @@ def newsletter_recipients(workspace: Workspace, row: Json) -> List[Person]:
     )
     if spec is None:
         raise invalid("this newsletter has no recipients")
-    wanted = compile_filter(spec, "recipients", workspace.is_member)
+    wanted = compile_filter(spec, "recipients", workspace.segments.is_member)
     people = workspace.people
     return [person for person in people if wanted(person)]
 
 
 def send_later(workspace: Workspace, row: Json, when: int, base_url: str) -> None:
     """Send a newsletter at a time in Unix seconds, unless that changes until then."""
-    workspace.later(when, send_if_due, row["id"], when, base_url)
+    workspace.agenda.later(when, send_if_due, row["id"], when, base_url)
 
 
 def _check_future(when: Optional[int], workspace: Workspace) -> None:
@@ -6420,7 +6722,7 @@ def _add_test_group(workspace: Workspace, newsletter: int, content_ids: List[int
 
 
 # ======================================================================================
-# ==== §13 Webhooks
+# ==== §14 Webhooks
 # ======================================================================================
 
 _CHANNEL_EVENTS = {
@@ -6731,7 +7033,7 @@ class Outbox:
                 self._queues[endpoint_id].popleft()
             else:
                 self._resting.add(endpoint_id)
-                self.workspace.later(now + delay, try_again, endpoint_id)
+                self.workspace.agenda.later(now + delay, try_again, endpoint_id)
 
     def wake(self, endpoint_id: int) -> None:
         """Go on with an endpoint that has rested."""
@@ -6828,7 +7130,8 @@ class Outbox:
 @chore
 def try_again(workspace: Workspace, endpoint_id: int) -> None:
     """Go on with an endpoint that has rested."""
-    workspace.on_rested(endpoint_id)
+    for tell in workspace.occasions.rested:
+        tell(endpoint_id)
 
 
 def is_slow_error(error: Exception) -> bool:
@@ -6860,7 +7163,7 @@ def refuse_link_local(host: str) -> None:
 
 
 # ======================================================================================
-# ==== §14 Exports and imports
+# ==== §15 Exports and imports
 # ======================================================================================
 
 
@@ -6879,7 +7182,7 @@ def download_link(workspace: Workspace, export: Export, base_url: str) -> str:
 
 def export_people(workspace: Workspace, filters: Json) -> Export:
     """Write everybody whom a filter selects into a CSV."""
-    wanted = compile_filter(filters, "filters", workspace.is_member)
+    wanted = compile_filter(filters, "filters", workspace.segments.is_member)
     with workspace.lock:
         people = list(workspace.people)
     rows = [person.all_attributes() for person in people if wanted(person)]
@@ -6911,7 +7214,11 @@ def export_deliveries(workspace: Workspace, order: Json) -> Export:
     number = whole_number(order[parent], parent) or 0
     keys = ("campaign_id", "broadcast_id") if parent == "campaign_id" else (parent,)
     with workspace.lock:
-        sent = [delivery for key in keys for delivery in workspace.sent.get((key, number), ())]
+        sent = [
+            delivery
+            for key in keys
+            for delivery in workspace.deliveries.sent.get((key, number), ())
+        ]
     found = [delivery for delivery in sent if wanted(delivery)]
     rows = [_delivery_row(delivery, names) for delivery in found]
     head = ["delivery_id", "customer_id", "type", "recipient", "subject", *DELIVERY_PARENTS]
@@ -7033,7 +7340,7 @@ def _import_facts(order: Json) -> Json:
 def _unknown_object_type(workspace: Workspace, order: Json) -> str:
     """Why objects can't be imported: once types are seeded, there are no others; else ""."""
     seeded = workspace.shelves["object_types"].rows.values()
-    known = {*(as_text(row["id"]) for row in seeded), *(key[0] for key in workspace.objects)}
+    known = {*(as_text(row["id"]) for row in seeded), *(key[0] for key in workspace.objects.rows)}
     if order["type"] != "object" or not seeded or order["object_type_id"] in known:
         return ""
     return "The specified Object Type does not exist."  # reference
@@ -7058,7 +7365,7 @@ def run_import(
 def import_row(workspace: Workspace, order: Json, row: Dict[str, str]) -> str:
     """Import one line; gives what was wrong with it, or ""."""
     try:
-        return _IMPORTERS[order["type"]](workspace, order, row)
+        return _IMPORTERS[order["type"]](workspace, order, row).text
     except ApiError as error:
         return error.message
 
@@ -7074,45 +7381,47 @@ def _person_in(order: Json, row: Dict[str, str]) -> Identifier:
     return column, identifier_text(row.get(column, ""), column)
 
 
-def _import_people(workspace: Workspace, order: Json, row: Dict[str, str]) -> str:
+def _import_people(workspace: Workspace, order: Json, row: Dict[str, str]) -> Outcome:
     who = _person_in(order, row)
     if _not_wanted(order, workspace.people.find(who)):
-        return ""
-    return workspace.ingest(workspace.identify, who, checked_attributes(dict(row), "row"))
+        return DONE
+    return workspace.ingest(workspace.people.identify, who, checked_attributes(dict(row), "row"))
 
 
-def _import_event(workspace: Workspace, order: Json, row: Dict[str, str]) -> str:
+def _import_event(workspace: Workspace, order: Json, row: Dict[str, str]) -> Outcome:
     who = _person_in(order, row)
     if _not_wanted(order, workspace.people.find(who)):
-        return ""
+        return DONE
     own = ("id", "email", "cio_id", "name", "timestamp")
     data = {name: value for name, value in row.items() if name not in own}
     body = {"name": row.get("name"), "timestamp": row.get("timestamp") or None, "data": data}
-    return workspace.ingest(workspace.track, who, event_of("", body))
+    return workspace.ingest(workspace.events.track, who, event_of("", body))
 
 
-def _import_object(workspace: Workspace, order: Json, row: Dict[str, str]) -> str:
+def _import_object(workspace: Workspace, order: Json, row: Dict[str, str]) -> Outcome:
     ref = (order["object_type_id"], identifier_text(row.get("object_id", ""), "object_id"))
-    if _not_wanted(order, workspace.find_object(ref)):
-        return ""
+    if _not_wanted(order, workspace.objects.find(ref)):
+        return DONE
     own = {name: value for name, value in row.items() if name != "object_id"}
     who = ("object_id", ref[1])
-    return workspace.ingest(workspace.identify_object, who, ref, checked_attributes(own, "row"))
+    return workspace.ingest(
+        workspace.objects.identify_object, who, ref, checked_attributes(own, "row")
+    )
 
 
-def _import_relationship(workspace: Workspace, order: Json, row: Dict[str, str]) -> str:
+def _import_relationship(workspace: Workspace, order: Json, row: Dict[str, str]) -> Outcome:
     who, name = _person_in(order, row), "object_type_id"
     type_id = object_type(row.get(name) or order[name], name)
     ref = (type_id, identifier_text(row.get("object_id", ""), "object_id"))
     person = workspace.people.find(who)
     if _not_wanted(order, person and ref in person.has.relationships):
-        return ""
+        return DONE
     own = ("object_type_id", "object_id", "id", "email", "cio_id")
     extra = {name: value for name, value in row.items() if name not in own}
-    return workspace.ingest(workspace.add_relationship, who, ref, extra)
+    return workspace.ingest(workspace.objects.add_relationship, who, ref, extra)
 
 
-_IMPORTERS: Dict[str, Callable[[Workspace, Json, Dict[str, str]], str]] = {
+_IMPORTERS: Dict[str, Callable[[Workspace, Json, Dict[str, str]], Outcome]] = {
     "people": _import_people,
     "event": _import_event,
     "object": _import_object,
@@ -7121,7 +7430,7 @@ _IMPORTERS: Dict[str, Callable[[Workspace, Json, Dict[str, str]], str]] = {
 
 
 # ======================================================================================
-# ==== §15 Seeding
+# ==== §16 Seeding
 # ======================================================================================
 
 
@@ -7208,7 +7517,7 @@ def _seed_family(family: Family) -> Seeder:
         if id in shelf.rows:
             raise invalid(f"{where}.id {id} is there already", f"{where}.id")
         if plain.get("recipients"):
-            compile_filter(plain["recipients"], "recipients", workspace.is_member)
+            compile_filter(plain["recipients"], "recipients", workspace.segments.is_member)
         made = shelf.add({**blank_row(workspace, family.kind), **plain}, id)
         for i, content in enumerate(inner[family.contents]):
             _row_id(content, f"{where}.{family.contents}[{i}]")
@@ -7224,7 +7533,7 @@ def _seed_family(family: Family) -> Seeder:
 def _seed_segment(workspace: Workspace, row: Json, where: str) -> None:
     _check_seeded("segments", row, where)
     number = _row_id(row, where) or workspace.count("segment")
-    if number in workspace.segments:
+    if number in workspace.segments.rows:
         raise invalid(f"{where}.id {number} is there already", f"{where}.id")
     if not isinstance(row.get("name"), str):
         raise invalid(f"{where}.name must be a string", f"{where}.name")
@@ -7232,12 +7541,12 @@ def _seed_segment(workspace: Workspace, row: Json, where: str) -> None:
     segment.description, segment.tags = row.get("description") or "", row.get("tags")
     if row.get("conditions"):
         segment.conditions = row["conditions"]
-        segment.predicate = workspace.compile(row["conditions"], f"{where}.conditions")
-    workspace.segments[number] = segment
+        segment.predicate = workspace.segments.compile(row["conditions"], f"{where}.conditions")
+    workspace.segments.rows[number] = segment
     named = [(kind, as_text(v)) for kind in ("id", "email") for v in row.get(f"{kind}s") or ()]
-    passed_over = workspace.add_to_segment(("segment", str(number)), number, named)
-    if passed_over:
-        raise invalid(f"{where}: {passed_over}; seed them as customers", where)
+    outcome = workspace.segments.add_to_segment(("segment", str(number)), number, named)
+    if outcome is not DONE:
+        raise invalid(f"{where}: {outcome.text}; seed them as customers", where)
 
 
 def _seed_person(workspace: Workspace, row: Json, where: str) -> None:
@@ -7250,21 +7559,21 @@ def _seed_person(workspace: Workspace, row: Json, where: str) -> None:
         raise invalid(f"{where} needs an id or an email", where)
     who = next(iter(known.items()))
     extra = {"unsubscribed": row["unsubscribed"]} if row.get("unsubscribed") else {}
-    workspace.identify((who[0], as_text(who[1])), {**given, **known, **extra})
+    workspace.people.identify((who[0], as_text(who[1])), {**given, **known, **extra})
     for device in row.get("devices") or ():
         attributes = {name: as_text(v) for name, v in (device.get("attributes") or {}).items()}
         used = device.get("last_used") or workspace.seconds()
         person = (who[0], as_text(who[1]))
-        workspace.add_device(person, device["id"], device["platform"], used, attributes)
+        workspace.devices.add_device(person, device["id"], device["platform"], used, attributes)
 
 
 def _seed_object(workspace: Workspace, row: Json, where: str) -> None:
     _check_seeded("objects", row, where)
     key = (as_text(row["object_type_id"]), as_text(row["object_id"]))
-    workspace.identify_object(("object_id", key[1]), key, row.get("attributes") or {})
+    workspace.objects.identify_object(("object_id", key[1]), key, row.get("attributes") or {})
     for related in row.get("relationships") or ():
         who = next(iter(related["identifiers"].items()))
-        workspace.add_relationship(who, key, related.get("attributes") or {})
+        workspace.objects.add_relationship(who, key, related.get("attributes") or {})
 
 
 def _seed_message(workspace: Workspace, row: Json, where: str) -> None:
@@ -7278,10 +7587,12 @@ def _seed_message(workspace: Workspace, row: Json, where: str) -> None:
     delivery.parents = {name: row[name] for name in _PARENTS if row.get(name)}
     delivery.recipient, delivery.customer_id = row.get("recipient") or "", row.get("customer_id")
     delivery.person = workspace.people.find(("id", as_text(row.get("customer_id") or "")))
-    workspace.post(delivery)
+    workspace.deliveries.post(delivery)
     for metric, when in (row.get("metrics") or {}).items():
         if metric != "created":
-            workspace.report(delivery, metric, whole_number(when, f"{where}.metrics") or created)
+            workspace.deliveries.report(
+                delivery, metric, whole_number(when, f"{where}.metrics") or created
+            )
 
 
 def _seed_webhook(workspace: Workspace, row: Json, where: str) -> None:
@@ -7331,7 +7642,7 @@ SEEDERS: Dict[str, Seeder] = {
 
 
 # ======================================================================================
-# ==== §16 Requests
+# ==== §17 Requests
 # ======================================================================================
 
 #: Where we say what the real service keeps to itself: why a call was refused or had no effect.
@@ -8025,6 +8336,51 @@ class Fault:
         return {"id": self.id, **self.rule, **counts}
 
 
+class Faults:
+    """The rules of what goes wrong on purpose, by number; they outlive a reset of the state."""
+
+    rows: Dict[int, Fault]
+    last: int
+
+    def __init__(self) -> None:
+        self.rows, self.last = {}, 0
+        self.lock = threading.RLock()
+        #: Those that may still fire.
+        self.armed: Tuple[Fault, ...] = ()
+
+    def add(self, rule: Json, operations: FrozenSet[str]) -> Fault:
+        """Let something go wrong from now on."""
+        with self.lock:
+            self.last += 1
+            fault = self.rows[self.last] = Fault(self.last, rule, operations)
+            self.rearm()
+        return fault
+
+    def remove(self, id: Optional[str] = None) -> List[Fault]:
+        """Take one rule away, or all; gives what was there."""
+        with self.lock:
+            gone = [f for f in self.rows.values() if id is None or str(f.id) == id]
+            for fault in gone:
+                del self.rows[fault.id]
+            self.rearm()
+        return gone
+
+    def forget(self) -> None:
+        """Begin again, with number 1."""
+        with self.lock:
+            self.remove()
+            self.last = 0
+
+    def rearm(self) -> None:
+        """Note which rules may still fire, after a change to them. Under the lock."""
+        self.armed = tuple([fault for fault in self.rows.values() if not fault.spent])
+
+    def records(self) -> List[Json]:
+        """All rules, oldest first."""
+        with self.lock:
+            return [fault.record() for fault in self.rows.values()]
+
+
 # ---- the whole service without a socket
 
 #: So many keys of dropped workspaces are known, so that late calls with them are refused.
@@ -8046,7 +8402,7 @@ class Fake:
         #: Set when the server stops; who waits on purpose waits no longer then.
         self.ending: threading.Event = root.ending if root else threading.Event()
         #: Takes what is not needed any more; a server frees it when it has nothing better to do.
-        self.discard: Callable[[Any], None] = _nobody_listens
+        self.discard: Callable[[Any], None] = lambda thing: None
         #: The thread that must never wait: the server's loop. No fault is for it.
         self.hurried: Optional[int] = None
         #: Further workspaces by name, and by each of their keys; replaced, never changed.
@@ -8057,6 +8413,8 @@ class Fake:
         self._naming = threading.Lock()
         #: Held by whoever moves the clock.
         self.turning = threading.RLock()
+        #: What is not state, and so outlives a reset of the state.
+        self.journal, self.faults = Journal(settings.journal), Faults()
         self.workspace: Workspace
         self.outbox: Outbox
         self._begin(self._seeded(seed))
@@ -8064,19 +8422,20 @@ class Fake:
     def _begin(self, workspace: Workspace) -> None:
         """Go on with a workspace, and send reports of what happens in it from now on."""
         self.workspace, self.outbox = workspace, Outbox(workspace, self.settings.signing_key)
-        workspace.on_report = self.outbox.heard
-        workspace.on_subscription = self.outbox.heard_of
-        workspace.on_rested = self.outbox.wake
+        outbox = self.outbox
+        workspace.occasions.join(
+            reported=outbox.heard, subscription=outbox.heard_of, rested=outbox.wake
+        )
 
     def put_in(self, workspace: Workspace) -> None:
         """Go on with another workspace, such as one out of a snapshot."""
         old, outbox = self.workspace, self.outbox
         self._begin(workspace)
         outbox.close(wait=False)
-        old.let_go()
-        old.closed = True
-        if old.waiting:  # for what will happen in the new one
-            old.tell()
+        old.occasions.forget()
+        old.agenda.closed = True
+        if old.news.waiting:  # for what will happen in the new one
+            old.news.tell()
         if not self.closed:
             self.outbox.open()
         self.root.discard(old)
@@ -8085,7 +8444,7 @@ class Fake:
         """A new workspace with what a seed describes, keeping what a reset leaves of an old one."""
         workspace = Workspace(self.settings)
         if old is not None:
-            workspace.keep(old)
+            workspace.clock.move_to(old.clock.now(), old.clock.frozen)
         if seed is not None:
             seed_workspace(workspace, seed)
         return workspace
@@ -8093,16 +8452,24 @@ class Fake:
     def reset(self, only: str = "") -> None:
         """Start afresh, as if just begun, or with the state or one of the RESETS `only`."""
         if only in RESETS:
-            RESETS[only](self.workspace)
-        else:
-            self.put_in(self._seeded(self._seed, self.workspace if only == "state" else None))
+            RESETS[only](self)
+            return
+        if not only:
+            self._forget()
+        self.put_in(self._seeded(self._seed, self.workspace if only == "state" else None))
+
+    def _forget(self) -> None:
+        self.journal.forget()
+        self.faults.forget()
 
     def seed(self, document: Json) -> None:
         """Start afresh with a seed, to which later resets return.
 
         Raises ApiError 400 naming what is wrong with the document; nothing changes then.
         """
-        self.put_in(self._seeded(document))
+        workspace = self._seeded(document)
+        self._forget()
+        self.put_in(workspace)
         self._seed = document
 
     @property
@@ -8139,7 +8506,7 @@ class Fake:
             self._former += other.keys
             self._note_owners()
         other.close()
-        other.workspace.let_go()
+        other.workspace.occasions.forget()
         self.discard(other)
 
     def _note_owners(self) -> None:
@@ -8179,7 +8546,7 @@ class Fake:
         """Let things run in the background again."""
         self.ending.clear()
         self.closed = False
-        self.workspace.open()
+        self.workspace.agenda.open()
         self.outbox.open()
         for other in self.others.values():
             other.open()
@@ -8187,7 +8554,7 @@ class Fake:
     def close(self) -> None:
         """End what runs in the background."""
         self.closed = True
-        self.workspace.close()
+        self.workspace.agenda.close()
         self.outbox.close()
         for other in self.others.values():
             other.close()
@@ -8208,9 +8575,9 @@ class Fake:
             if request.size > MAX_KEPT_BODY or request.inflates_beyond(MAX_KEPT_BODY):
                 request.cut(self.settings.max_body)
             took, at = time.perf_counter() - began, workspace.clock.now()
-            workspace.journal.add(at, took, request, response)
-        if workspace.waiting:
-            workspace.tell()
+            fake.journal.add(at, took, request, response)
+        if workspace.news.waiting:
+            workspace.news.tell()
         return response
 
     def _answer(self, request: Request) -> Response:
@@ -8222,14 +8589,14 @@ class Fake:
             api = operation.api
             self.admit(api, request)
             workspace = self.workspace
-            workspace.tick()
+            workspace.agenda.tick()
             if api.name == "app" and (self.settings.rate_limits or self.settings.broadcast_limit):
                 check_rate(workspace, self.settings, operation, request)
             arguments = map(decoded, request.arguments)
             call = Call(self, workspace, request, operation)
             if self.settings.strict_fields:
                 check_known_fields(call)
-            if workspace.armed:
+            if self.faults.armed:
                 return self._at_risk(call, list(arguments))
             return answer(api, operation.handler(call, *arguments))
         except NotANumber as error:
@@ -8253,7 +8620,7 @@ class Fake:
             operation = find_operation(request)
         except ApiError:  # `handle` will say so
             return False
-        armed = fake.workspace.armed
+        armed = fake.faults.armed
         return operation.heavy or bool(armed and concerning(armed, operation))
 
     def _at_risk(self, call: Call, arguments: Sequence[str]) -> Response:
@@ -8275,7 +8642,7 @@ class Fake:
         """Wait as long as a fault says, its rule stands, and somebody waits for the answer."""
         end = time.monotonic() + fault.delay()
         while (left := end - time.monotonic()) > 0 and call.request.awaited():
-            if fault.id not in self.workspace.faults or self.ending.wait(min(left, 0.1)):
+            if fault.id not in self.faults.rows or self.ending.wait(min(left, 0.1)):
                 return
 
     def _outcome(self, call: Call, arguments: Sequence[str]) -> Response:
@@ -8308,7 +8675,7 @@ class Fake:
         operation = cast(Operation, request.operation)
         name = operation.handler.__name__
         self.workspace.drop(name, ("path", request.path), error.message)
-        return answer(api, error.message)
+        return answer(api, Outcome("invalid", error.message))
 
     def _bug(self, api: Api, request: Request, error: Exception) -> Response:
         # One line, not a traceback: a test's log should stay readable. DEBUG has the rest.
@@ -8319,10 +8686,11 @@ class Fake:
 
 
 #: What can be reset alone, and how; "state" is everything else.
-RESETS: Dict[str, Callable[[Workspace], Any]] = {
-    "journal": lambda workspace: workspace.journal.forget(),
-    "faults": Workspace.remove_faults,
-    "clock": Workspace.forget_clock,
+RESETS: Dict[str, Callable[[Fake], Any]] = {
+    "journal": lambda fake: fake.journal.forget(),
+    "faults": lambda fake: fake.faults.remove(),
+    # The real time again; what was due stays due.
+    "clock": lambda fake: fake.workspace.clock.move_to(time.time(), False),
 }
 
 #: What a further workspace has of its own, so that nobody else's calls reach it.
@@ -8529,15 +8897,15 @@ class Call(NamedTuple):
 def answer(api: Api, result: Any) -> Response:
     """Make a response of what a handler gave.
 
-    A Response stays as it is; None is an empty success `{}`; a string is the same with the
-    reason why nothing happened; anything else is JSON.
+    A Response stays as it is; an Outcome is an empty success `{}`, with the reason why nothing
+    happened; None is the same without one; anything else is JSON.
     """
+    if result is DONE or not result:
+        return Response(200, b"{}\n", api.headers)
     if isinstance(result, Response):
         return result
-    if not result:
-        return Response(200, b"{}\n", api.headers)
-    if isinstance(result, str):
-        return with_reason(Response(200, b"{}\n", api.headers), result)
+    if isinstance(result, Outcome):
+        return with_reason(Response(200, b"{}\n", api.headers), result.text)
     return Response(200, api.write(result), api.headers)
 
 
@@ -8589,14 +8957,13 @@ def concerning(faults: Iterable[Fault], operation: Operation) -> List[Fault]:
 
 def fault_for(call: Call) -> Optional[Fault]:
     """The first rule whose turn it is; the rules behind it don't count this request."""
-    workspace = call.workspace
-    faults = concerning(workspace.armed, call.operation)
+    faults = concerning(call.fake.faults.armed, call.operation)
     people, events = mentioned(call) if faults else (set(), set())
-    with workspace.lock:
+    with call.fake.faults.lock:
         for fault in faults:
             if _befalls(fault.rule["match"], call, people, events) and fault.fires():
                 if fault.spent:
-                    workspace.rearm()
+                    call.fake.faults.rearm()
                 return fault
     return None
 
@@ -8703,7 +9070,7 @@ def _preflight(request: Request) -> Response:
 
 
 # ======================================================================================
-# ==== §17 Track API
+# ==== §18 Track API
 # ======================================================================================
 
 MAX_ENTITY = 32 * 1024
@@ -8738,7 +9105,7 @@ def checked_cio_id(value: str) -> Identifier:
 
 
 @route("PUT", "/api/v1/customers/{identifier}", TRACK)
-def identify(call: Call, identifier: str) -> str:
+def identify(call: Call, identifier: str) -> Outcome:
     """Add or update a person."""
     who = named_in_path(call, identifier)
     body = checked_attributes(call.body(), "body")
@@ -8749,12 +9116,10 @@ def identify(call: Call, identifier: str) -> str:
     verb, refs = _v1_relationships(body.get("cio_relationships"))
     when = whole_number(body.get("_timestamp"), "_timestamp")
     create = body.get("_update") is not True
-    reason = workspace.ingest(workspace.identify, who, body, when, create)
-    if reason in (SUPPRESSED, NOT_CREATED, UNKNOWN_CIO_ID):
+    reason = workspace.ingest(workspace.people.identify, who, body, when, create)
+    if reason.kind in ("suppressed", "unknown") or not refs:
         return reason
-    if not refs:
-        return reason
-    return joined(reason, *[_relate(workspace, verb, who, *ref) for ref in refs])
+    return both(reason, *[_relate(workspace, verb, who, *ref) for ref in refs])
 
 
 def _v1_relationships(value: Json) -> Tuple[str, List[Tuple[ObjectKey, Attributes]]]:
@@ -8772,71 +9137,72 @@ _RELATIONSHIP_ACTIONS = {"add_relationships": "add", "delete_relationships": "de
 
 def _relate(
     workspace: Workspace, verb: str, who: Identifier, ref: ObjectKey, attributes: Attributes
-) -> str:
+) -> Outcome:
     if verb == "add":
-        return workspace.ingest(workspace.add_relationship, who, ref, attributes)
-    return workspace.ingest(workspace.delete_relationship, who, ref)
+        return workspace.ingest(workspace.objects.add_relationship, who, ref, attributes)
+    return workspace.ingest(workspace.objects.delete_relationship, who, ref)
 
 
 @route("DELETE", "/api/v1/customers/{identifier}", TRACK)
-def delete(call: Call, identifier: str) -> str:
+def delete(call: Call, identifier: str) -> Outcome:
     """Delete a person."""
-    return call.workspace.ingest(call.workspace.delete, named_in_path(call, identifier))
+    return call.workspace.ingest(call.workspace.people.delete, named_in_path(call, identifier))
 
 
 @route("POST", "/api/v1/customers/{identifier}/suppress", TRACK)
-def suppress(call: Call, identifier: str) -> str:
+def suppress(call: Call, identifier: str) -> Outcome:
     """Delete a person and keep their identifiers from coming back."""
-    return call.workspace.ingest(call.workspace.suppress, named_in_path(call, identifier))
+    return call.workspace.ingest(call.workspace.people.suppress, named_in_path(call, identifier))
 
 
 @route("POST", "/api/v1/customers/{identifier}/unsuppress", TRACK)
-def unsuppress(call: Call, identifier: str) -> str:
+def unsuppress(call: Call, identifier: str) -> Outcome:
     """Free the identifiers of a suppressed person."""
-    return call.workspace.ingest(call.workspace.unsuppress, named_in_path(call, identifier))
+    return call.workspace.ingest(call.workspace.people.unsuppress, named_in_path(call, identifier))
 
 
 @route("POST", "/api/v1/customers/{identifier}/events", TRACK)
-def track(call: Call, identifier: str) -> str:
+def track(call: Call, identifier: str) -> Outcome:
     """Track an event, page or screen view of a person."""
     who, body = named_in_path(call, identifier), call.body()
     event = event_of("", body, size=call.request.size)
-    return joined(call.workspace.ingest(call.workspace.track, who, event), doubt(event))
+    return both(call.workspace.ingest(call.workspace.events.track, who, event), doubt(event))
 
 
 @route("POST", "/api/v1/events", TRACK)
-def track_anonymous(call: Call) -> str:
+def track_anonymous(call: Call) -> Outcome:
     """Track an event of somebody who is not identified yet, or invite somebody."""
     body = call.body()
     event = event_of("anonymous", body)
     anonymous_id = body.get("anonymous_id")
-    who, hint = ("anonymous_id", ""), ""
+    who, hint = ("anonymous_id", ""), DONE
     if anonymous_id not in (None, ""):
         who = ("anonymous_id", identifier_text(anonymous_id, "anonymous_id"))
     elif not event.data.get("recipient"):
-        hint = "nobody's event: without an anonymous_id, or a data.recipient to invite, it stays so"
+        text = "nobody's event: without an anonymous_id, or a data.recipient to invite, it stays so"
+        hint = Outcome("partial", text)
     workspace = call.workspace
-    return joined(workspace.ingest(workspace.track_anonymous, who, event), doubt(event), hint)
+    return both(workspace.ingest(workspace.events.track_anonymous, who, event), doubt(event), hint)
 
 
 @route("PUT", "/api/v1/customers/{identifier}/devices", TRACK)
-def add_device(call: Call, identifier: str) -> str:
+def add_device(call: Call, identifier: str) -> Outcome:
     """Add or update a device of a person."""
     who = named_in_path(call, identifier)
     return add_device_of(call.workspace, who, call.body().get("device"), "id")
 
 
 @route("DELETE", "/api/v1/customers/{identifier}/devices/{device_id}", TRACK)
-def delete_device(call: Call, identifier: str, device_id: str) -> str:
+def delete_device(call: Call, identifier: str, device_id: str) -> Outcome:
     """Delete a device of a person."""
     who = named_in_path(call, identifier)
-    return call.workspace.ingest(call.workspace.delete_device, who, device_id)
+    return call.workspace.ingest(call.workspace.devices.delete_device, who, device_id)
 
 
 @route("POST", "/api/v1/merge_customers", TRACK_MERGE)
-def merge_customers(call: Call) -> str:
+def merge_customers(call: Call) -> Outcome:
     """Merge two people; the secondary one is deleted."""
-    return call.workspace.ingest(call.workspace.merge, *sides_of_merge(call, call.body()))
+    return call.workspace.ingest(call.workspace.people.merge, *sides_of_merge(call, call.body()))
 
 
 def sides_of_merge(call: Call, body: Json) -> List[Identifier]:
@@ -8849,23 +9215,23 @@ def sides_of_merge(call: Call, body: Json) -> List[Identifier]:
     return sides
 
 
-def add_device_of(workspace: Workspace, who: Identifier, device: Json, token_key: str) -> str:
+def add_device_of(workspace: Workspace, who: Identifier, device: Json, token_key: str) -> Outcome:
     """Add or update a device of a person."""
     return workspace.ingest(
-        workspace.add_device, who, *device_of(device, token_key, workspace.seconds())
+        workspace.devices.add_device, who, *device_of(device, token_key, workspace.seconds())
     )
 
 
 @route("POST", "/api/v1/push/events", TRACK)
 @route("POST", "/push/events", TRACK_OPEN)
-def track_push(call: Call) -> str:
+def track_push(call: Call) -> Outcome:
     """Report what a device did with a push notification."""
     body, workspace = call.body(), call.workspace
     _choice(body, "event", dict.fromkeys(PUSH_METRICS))
     who = _delivery_named(body)
     timestamp = whole_number(body.get("timestamp"), "timestamp")
     event = Event("push", body["event"], body, "push", timestamp, "")
-    return joined(workspace.ingest(workspace.record_push, who, event), doubt(event))
+    return both(workspace.ingest(workspace.deliveries.record_push, who, event), doubt(event))
 
 
 def _delivery_named(body: Json) -> Identifier:
@@ -8877,7 +9243,7 @@ def _delivery_named(body: Json) -> Identifier:
 
 
 @route("POST", "/api/v1/cio_deliveries/events", TRACK)
-def track_delivery(call: Call) -> str:
+def track_delivery(call: Call) -> Outcome:
     """Report what a device did with an in-app message, as the mobile SDKs wrap it, or a push."""
     body, workspace = call.body(), call.workspace
     if "payload" not in body:
@@ -8889,8 +9255,8 @@ def track_delivery(call: Call) -> str:
     _choice(payload, "event", dict.fromkeys(CHANNEL_METRICS["in_app"]))
     who, metadata = _delivery_named(payload), payload.get("metadata")
     when = whole_number(payload.get("timestamp"), "payload.timestamp")
-    more = {"metadata": metadata}
-    return workspace.ingest(workspace.record_metric, who, payload["event"], when, "", more)
+    more, take = {"metadata": metadata}, workspace.deliveries.record_metric
+    return workspace.ingest(take, who, payload["event"], when, "", more)
 
 
 REGION_URLS = {"us": "https://track.customer.io", "eu": "https://track-eu.customer.io"}
@@ -8911,7 +9277,7 @@ def auth_page(call: Call) -> Response:
 
 
 @route("POST", "/api/v1/metrics", TRACK_OPEN)
-def report_metrics(call: Call) -> str:
+def report_metrics(call: Call) -> Outcome:
     """Report what happened to a delivery."""
     body, workspace = call.body(), call.workspace
     delivery_id = identifier_text(body.get("delivery_id") or "", "delivery_id")
@@ -8920,21 +9286,22 @@ def report_metrics(call: Call) -> str:
     more = {name: body.get(name) for name in ("recipient", "href", "metadata")}
     who, metric = ("delivery_id", delivery_id), body["metric"]
     reason = as_text(body.get("reason") or "")
-    return workspace.ingest(workspace.record_metric, who, metric, when, reason, more)
+    return workspace.ingest(workspace.deliveries.record_metric, who, metric, when, reason, more)
 
 
 @route("POST", "/unsubscribe/{delivery_id}", TRACK_OPEN)
-def unsubscribe(call: Call, delivery_id: str) -> str:
+def unsubscribe(call: Call, delivery_id: str) -> Outcome:
     """Unsubscribe a person by a delivery that they got."""
     workspace = call.workspace
     if "json" not in call.request.headers.get("content-type", ""):
         raise invalid("Content-Type must be application/json")
-    if delivery_id not in workspace.deliveries:
+    if delivery_id not in workspace.deliveries.rows:
         raise invalid(f"there is no delivery '{delivery_id}'", "delivery_id")
     wanted = call.body().get("unsubscribe")
     if not isinstance(wanted, bool):
-        return "nothing to do: the body says neither unsubscribe: true nor false"
-    verb = workspace.unsubscribe if wanted else workspace.resubscribe
+        text = "nothing to do: the body says neither unsubscribe: true nor false"
+        return Outcome("needless", text)
+    verb = workspace.deliveries.unsubscribe if wanted else workspace.deliveries.resubscribe
     return workspace.ingest(verb, ("delivery_id", delivery_id), delivery_id)
 
 
@@ -8956,12 +9323,12 @@ def submit_form(call: Call, form_id: str) -> Response:
     given = {kind: data.get(kind) for kind in workspace.people.kinds}
     who = one_identifier(given, workspace.people.kinds, "data")
     checked = checked_attributes({k: v for k, v in data.items() if k not in FORM_KEYS}, "data")
-    reason = workspace.ingest(workspace.identify, who, checked)
+    outcome = workspace.ingest(workspace.people.identify, who, checked)
     submissions.append({"data": data, "received_at": workspace.seconds()})
-    return with_reason(Response(204, b"", TRACK.headers), reason)
+    return with_reason(Response(204, b"", TRACK.headers), outcome.text)
 
 
-def _segment_change(call: Call, segment_id: str, verb: Callable[..., str]) -> str:
+def _segment_change(call: Call, segment_id: str, verb: Callable[..., Outcome]) -> Outcome:
     kind = call.request.query().get("id_type", "id")
     if kind not in ("id", "email", "cio_id"):
         raise invalid("id_type must be id, email or cio_id", "id_type")
@@ -8972,7 +9339,7 @@ def _segment_change(call: Call, segment_id: str, verb: Callable[..., str]) -> st
         raise invalid(f"ids has {len(ids)} entries; {MAX_SEGMENT_IDS} at most", "ids")
     if not re.fullmatch(r"\d{1,9}", segment_id):
         raise invalid("segment_id must be a number", "segment_id")
-    segment = call.workspace.segments.get(int(segment_id))
+    segment = call.workspace.segments.rows.get(int(segment_id))
     if segment is not None and segment.type != "manual":
         raise invalid(f"segment {segment_id} is not a manual segment", "segment_id")
     if not all(isinstance(value, (str, int)) for value in ids):
@@ -8982,15 +9349,15 @@ def _segment_change(call: Call, segment_id: str, verb: Callable[..., str]) -> st
 
 
 @route("POST", "/api/v1/segments/{segment_id}/add_customers", TRACK)
-def add_to_segment(call: Call, segment_id: str) -> str:
+def add_to_segment(call: Call, segment_id: str) -> Outcome:
     """Add people to a manual segment."""
-    return _segment_change(call, segment_id, call.workspace.add_to_segment)
+    return _segment_change(call, segment_id, call.workspace.segments.add_to_segment)
 
 
 @route("POST", "/api/v1/segments/{segment_id}/remove_customers", TRACK)
-def remove_from_segment(call: Call, segment_id: str) -> str:
+def remove_from_segment(call: Call, segment_id: str) -> Outcome:
     """Take people out of a manual segment."""
-    return _segment_change(call, segment_id, call.workspace.remove_from_segment)
+    return _segment_change(call, segment_id, call.workspace.segments.remove_from_segment)
 
 
 # ---- v2: one entity or a batch of them
@@ -9004,7 +9371,7 @@ def named_in_body(call: Call, item: Json) -> Identifier:
 
 
 #: A checked v2 item, ready to be carried out; gives the reason why nothing happened, or "".
-Action = Callable[[], str]
+Action = Callable[[], Outcome]
 
 
 def _person_identify(call: Call, item: Json) -> Action:
@@ -9014,11 +9381,11 @@ def _person_identify(call: Call, item: Json) -> Action:
     when = whole_number(item.get("timestamp"), "timestamp")
     create = attributes.get("_update") is not True
 
-    def act() -> str:
-        reason = workspace.ingest(workspace.identify, who, attributes, when, create)
-        if reason in (SUPPRESSED, NOT_CREATED, UNKNOWN_CIO_ID):
+    def act() -> Outcome:
+        reason = workspace.ingest(workspace.people.identify, who, attributes, when, create)
+        if reason.kind in ("suppressed", "unknown"):
             return reason
-        return joined(reason, *[_relate(workspace, "add", who, *ref) for ref in refs])
+        return both(reason, *[_relate(workspace, "add", who, *ref) for ref in refs])
 
     return act
 
@@ -9031,9 +9398,11 @@ def _person_event(call: Call, item: Json) -> Action:
     if isinstance(identifiers, dict) and set(identifiers) == {"anonymous_id"}:
         event.kind = "anonymous"
         who = one_identifier(identifiers, ("anonymous_id",), "identifiers")
-        return lambda: joined(workspace.ingest(workspace.track_anonymous, who, event), doubt(event))
+        return lambda: both(
+            workspace.ingest(workspace.events.track_anonymous, who, event), doubt(event)
+        )
     who = named_in_body(call, item)
-    return lambda: joined(workspace.ingest(workspace.track, who, event), doubt(event))
+    return lambda: both(workspace.ingest(workspace.events.track, who, event), doubt(event))
 
 
 def _person_content(call: Call, item: Json) -> Action:
@@ -9047,13 +9416,13 @@ def _person_content(call: Call, item: Json) -> Action:
 
 def _person_verb(call: Call, item: Json) -> Action:
     who = named_in_body(call, item)
-    verb = getattr(call.workspace, item["action"])
+    verb = getattr(call.workspace.people, item["action"])
     return lambda: call.workspace.ingest(verb, who)
 
 
 def _person_merge(call: Call, item: Json) -> Action:
     return functools.partial(
-        call.workspace.ingest, call.workspace.merge, *sides_of_merge(call, item)
+        call.workspace.ingest, call.workspace.people.merge, *sides_of_merge(call, item)
     )
 
 
@@ -9062,14 +9431,14 @@ def _person_relationships(call: Call, item: Json) -> Action:
     if not refs:
         raise required("cio_relationships", "a list of at least one relationship")
     verb = _RELATIONSHIP_ACTIONS[item["action"]]
-    return lambda: joined(*(_relate(call.workspace, verb, who, *ref) for ref in refs))
+    return lambda: both(*(_relate(call.workspace, verb, who, *ref) for ref in refs))
 
 
 def _person_add_device(call: Call, item: Json) -> Action:
     who = named_in_body(call, item)
     workspace = call.workspace
     device = device_of(item.get("device"), "token", workspace.seconds())
-    return lambda: workspace.ingest(workspace.add_device, who, *device)
+    return lambda: workspace.ingest(workspace.devices.add_device, who, *device)
 
 
 def _person_delete_device(call: Call, item: Json) -> Action:
@@ -9078,7 +9447,7 @@ def _person_delete_device(call: Call, item: Json) -> Action:
     if token in (None, ""):
         raise required("device.token", "the push token")
     workspace = call.workspace
-    return lambda: workspace.ingest(workspace.delete_device, who, as_text(token))
+    return lambda: workspace.ingest(workspace.devices.delete_device, who, as_text(token))
 
 
 def _object_people(item: Json, kinds: Sequence[str]) -> List[Tuple[Identifier, Attributes]]:
@@ -9104,15 +9473,15 @@ def _object_identify(call: Call, item: Json) -> Action:
     anonymous = item["action"] == "identify_anonymous"
     kinds = ("anonymous_id",) if anonymous else (*workspace.people.kinds, "cio_id")
     people = _object_people(item, kinds)
-    return lambda: joined(
-        workspace.ingest(workspace.identify_object, ("object_id", ref[1]), ref, attributes),
+    return lambda: both(
+        workspace.ingest(workspace.objects.identify_object, ("object_id", ref[1]), ref, attributes),
         *(_relate(workspace, "add", who, ref, extra) for who, extra in people),
     )
 
 
 def _object_delete(call: Call, item: Json) -> Action:
     ref, workspace = object_key(item.get("identifiers"), "identifiers"), call.workspace
-    return lambda: workspace.ingest(workspace.delete_object, ("object_id", ref[1]), ref)
+    return lambda: workspace.ingest(workspace.objects.delete_object, ("object_id", ref[1]), ref)
 
 
 def _object_relationships(call: Call, item: Json) -> Action:
@@ -9121,7 +9490,7 @@ def _object_relationships(call: Call, item: Json) -> Action:
     if not people:
         raise required("cio_relationships", "a list of at least one relationship")
     verb = _RELATIONSHIP_ACTIONS[item["action"]]
-    return lambda: joined(*(_relate(call.workspace, verb, who, ref, a) for who, a in people))
+    return lambda: both(*(_relate(call.workspace, verb, who, ref, a) for who, a in people))
 
 
 def _delivery_event(call: Call, item: Json) -> Action:
@@ -9133,7 +9502,9 @@ def _delivery_event(call: Call, item: Json) -> Action:
     more = {"device_id": push_token(token, "attributes.device_token")}
     workspace, who = call.workspace, ("delivery_id", delivery_id)
     when = whole_number(item.get("timestamp"), "timestamp")
-    return lambda: workspace.ingest(workspace.record_metric, who, item["name"], when, "", more)
+    return lambda: workspace.ingest(
+        workspace.deliveries.record_metric, who, item["name"], when, "", more
+    )
 
 
 #: What v2 can do: a type and an action of it, and how the item is read.
@@ -9183,7 +9554,7 @@ def _choice(item: Json, name: str, table: Mapping[str, Any]) -> Any:
 
 
 @route("POST", "/api/v2/entity", TRACK_V2)
-def entity(call: Call) -> str:
+def entity(call: Call) -> Outcome:
     """Create, update or delete one person, object or delivery."""
     body = call.body()
     if call.request.size > MAX_ENTITY:
@@ -9209,13 +9580,13 @@ def batch(call: Call) -> Any:
         workspace.keep_batch("track", items)
     if problems:
         errors = {"errors": [_problem_row(problem) for problem in problems]}
-        dropped = joined(*[outcome for outcome in outcomes if isinstance(outcome, str)])
-        return with_reason(Response(207, TRACK_V2.write(errors), TRACK_V2.headers), dropped)
-    return joined(*cast(List[str], outcomes))
+        dropped = both(*[outcome for outcome in outcomes if isinstance(outcome, Outcome)])
+        return with_reason(Response(207, TRACK_V2.write(errors), TRACK_V2.headers), dropped.text)
+    return both(*cast(List[Outcome], outcomes))
 
 
-def _batch_item(call: Call, index: int, item: Json) -> Union[str, Problem]:
-    """Carry out one item; gives its Problem, or the reason why nothing happened."""
+def _batch_item(call: Call, index: int, item: Json) -> Union[Outcome, Problem]:
+    """Carry out one item; gives its Problem, or what became of it."""
     try:
         if call.request.size > MAX_ENTITY and len(compact(item)) > MAX_ENTITY:
             raise invalid(f"an item cannot be larger than {MAX_ENTITY} bytes")
@@ -9225,7 +9596,7 @@ def _batch_item(call: Call, index: int, item: Json) -> Union[str, Problem]:
 
 
 # ======================================================================================
-# ==== §18 App API
+# ==== §19 App API
 # ======================================================================================
 
 
@@ -9543,7 +9914,7 @@ def search_people(call: Call) -> Json:
     body, workspace = call.body(), call.workspace
     if not body.get("filter"):
         raise required("filter", "a filter object")
-    wanted = compile_filter(body["filter"], "filter", workspace.is_member)
+    wanted = compile_filter(body["filter"], "filter", workspace.segments.is_member)
     with workspace.lock:
         people = list(workspace.people)
     found, more = selected(call, people, wanted, 50, 1000)
@@ -9577,7 +9948,11 @@ def get_person_segments(call: Call, customer_id: str) -> Json:
     workspace = call.workspace
     with workspace.lock:
         person = person_of(call, customer_id)
-        mine = [s for s in workspace.segments.values() if workspace.is_member(person, s.number)]
+        mine = [
+            s
+            for s in workspace.segments.rows.values()
+            if workspace.segments.is_member(person, s.number)
+        ]
         names = ("id", "name", "description")
         return {"segments": [{name: s.document()[name] for name in names} for s in mine]}
 
@@ -9592,10 +9967,12 @@ def get_person_relationships(call: Call, customer_id: str) -> Json:
                 "object_type_id": int(key[0]),
                 "identifiers": {
                     "object_id": key[1],
-                    "cio_object_id": call.workspace.objects[key].cio_object_id,
+                    "cio_object_id": call.workspace.objects.rows[key].cio_object_id,
                 },
                 "attributes": attributes,
-                "timestamps": dict.fromkeys(attributes, call.workspace.objects[key].updated_at),
+                "timestamps": dict.fromkeys(
+                    attributes, call.workspace.objects.rows[key].updated_at
+                ),
             }
             for key, attributes in person.has.relationships.items()
         ]
@@ -9641,7 +10018,9 @@ def activity_page(call: Call, wanted: Callable[[Activity], bool]) -> Json:
 
     limit, last = query_number(query, "limit", 10, 1, 100), page_start(call, 1 << 60)
     with call.workspace.lock:
-        newest = (a for a in reversed(call.workspace.activities) if a.serial < last and fits(a))
+        newest = (
+            a for a in reversed(call.workspace.ground.activities) if a.serial < last and fits(a)
+        )
         found = list(islice(newest, limit + 1))
         rows = [activity_document(call.workspace, activity) for activity in found[:limit]]
     more = page_token(found[limit - 1].serial) if len(found) > limit else ""
@@ -9674,7 +10053,7 @@ def list_object_types(call: Call) -> Json:
         rows = {
             as_text(row["id"]): row for row in call.workspace.shelves["object_types"].rows.values()
         }
-        for type_id, _ in call.workspace.objects:
+        for type_id, _ in call.workspace.objects.rows:
             rows.setdefault(type_id, object_type_row(type_id))
     return {"types": [{**row, "id": as_text(row["id"])} for row in rows.values()]}
 
@@ -9698,7 +10077,7 @@ def search_objects(call: Call) -> Json:
         raise required("filter", "a filter object")
     wanted = compile_filter(body["filter"], "filter", lambda thing, number: False)
     with workspace.lock:
-        things = [t for t in workspace.objects.values() if t.key[0] == as_text(type_id)]
+        things = [t for t in workspace.objects.rows.values() if t.key[0] == as_text(type_id)]
     found, more = selected(call, things, wanted, 50, 1000)
     rows = [{"cio_object_id": t.cio_object_id, "object_id": t.key[1]} for t in found]
     return {"identifiers": rows, "ids": [t.key[1] for t in found], "next": more}
@@ -9708,7 +10087,7 @@ def object_of(call: Call, type_id: str, object_id: str) -> Thing:
     """The object in a path. Raises ApiError 404."""
     kinds = {"object_id": type_id, "cio_object_id": ""}
     kind = query_choice(call.request.query(), "id_type", kinds)
-    thing = call.workspace.find_object((type_id if kind is None else kind, object_id))
+    thing = call.workspace.objects.find((type_id if kind is None else kind, object_id))
     if thing is None or thing.key[0] != type_id:
         raise not_found(call.workspace)
     return thing
@@ -9746,7 +10125,7 @@ def get_object_relationships(call: Call, object_type_id: str, object_id: str) ->
 
 def segment_of(call: Call, segment_id: str) -> Segment:
     """The segment in a path. Raises ApiError 404."""
-    segment = call.workspace.segments.get(path_number(call.workspace, segment_id))
+    segment = call.workspace.segments.rows.get(path_number(call.workspace, segment_id))
     if segment is None:
         raise not_found(call.workspace)
     return segment
@@ -9756,7 +10135,7 @@ def segment_of(call: Call, segment_id: str) -> Segment:
 def list_segments(call: Call) -> Json:
     """List the segments."""
     with call.workspace.lock:
-        return {"segments": [s.document() for s in call.workspace.segments.values()]}
+        return {"segments": [s.document() for s in call.workspace.segments.rows.values()]}
 
 
 @route("POST", "/v1/segments", APP)
@@ -9771,9 +10150,9 @@ def create_segment(call: Call) -> Json:
     checked_fields(given, {"description": ANY_TEXT})
     with workspace.lock:
         number = workspace.count("segment")
-        while number in workspace.segments:
+        while number in workspace.segments.rows:
             number = workspace.count("segment")
-        segment = workspace.segments[number] = Segment(number, name, workspace.seconds())
+        segment = workspace.segments.rows[number] = Segment(number, name, workspace.seconds())
         segment.description = given.get("description") or ""
         return {"segment": segment.document()}
 
@@ -9793,7 +10172,7 @@ def delete_segment(call: Call, segment_id: str) -> Response:
             raise invalid("only manual segments can be deleted through the API")
         for person in segment.members.values():
             person.has.segments.discard(segment.number)
-        del call.workspace.segments[segment.number]
+        del call.workspace.segments.rows[segment.number]
     return no_content()
 
 
@@ -9801,7 +10180,7 @@ def delete_segment(call: Call, segment_id: str) -> Response:
 def count_segment(call: Call, segment_id: str) -> Json:
     """Count the people in a segment."""
     with call.workspace.lock:
-        return {"count": len(call.workspace.people_in(segment_of(call, segment_id)))}
+        return {"count": len(call.workspace.segments.people_in(segment_of(call, segment_id)))}
 
 
 @route("GET", "/v1/segments/{segment_id}/membership", APP, heavy=True)
@@ -9815,7 +10194,11 @@ def list_segment_people(call: Call, segment_id: str) -> Json:
     number = segment.number
     with call.workspace.lock:
         found, more = selected(
-            call, people, lambda person: call.workspace.is_member(person, number), 1000, 30_000
+            call,
+            people,
+            lambda person: call.workspace.segments.is_member(person, number),
+            1000,
+            30_000,
         )
     return {**people_list(found), "next": more}
 
@@ -9941,12 +10324,12 @@ def message_filter(call: Call) -> Callable[[Delivery], bool]:
 def list_messages(call: Call) -> Json:
     """List messages, newest first."""
     with call.workspace.lock:
-        return message_page(call, list(call.workspace.deliveries.values()))
+        return message_page(call, list(call.workspace.deliveries.rows.values()))
 
 
 def delivery_of(call: Call, delivery_id: str) -> Delivery:
     """The delivery in a path. Raises ApiError 404."""
-    delivery = call.workspace.deliveries.get(delivery_id)
+    delivery = call.workspace.deliveries.rows.get(delivery_id)
     if delivery is None:
         raise not_found(call.workspace)
     return delivery
@@ -10133,7 +10516,7 @@ def link_series(
     names = ("clicked", "human_clicked", "machine_clicked")
     return [
         {
-            "link": {"id": workspace.link_number(href), "href": href},
+            "link": {"id": workspace.deliveries.link_number(href), "href": href},
             "metric": {"series": count_series(facts, names, edges)},
         }
         for href, facts in clicks.items()
@@ -10190,7 +10573,7 @@ def change_content(call: Call, family: Family, row: Json) -> Json:
 
 def sent_by(call: Call, family: Family, parent: Json, content_id: str = "") -> List[Delivery]:
     """What was sent by a campaign, …, or by one content of it; the query's `type` counts."""
-    found = call.workspace.sent.get((family.key, parent["id"]), [])
+    found = call.workspace.deliveries.sent.get((family.key, parent["id"]), [])
     if content_id:
         number = content_row(call, family, parent, content_id)["id"]
         found = [d for d in found if d.parents.get(family.content_key) == number]
@@ -10254,7 +10637,7 @@ def journeys_answer(call: Call, campaign_id: str) -> Json:
         row = family_row(call, CAMPAIGNS, campaign_id)
         edges, _ = query_range(call)
         begins: Dict[Optional[str], Tuple[float, Set[str]]] = {}
-        for delivery in call.workspace.sent.get(("campaign_id", row["id"]), []):
+        for delivery in call.workspace.deliveries.sent.get(("campaign_id", row["id"]), []):
             _, happened = begins.setdefault(delivery.customer_id, (delivery.created, set()))
             happened.update(delivery.metrics)
     facts = []
@@ -10451,7 +10834,7 @@ def create_newsletter(call: Call) -> Json:
     content = checked_fields(body, CONTENT_FIELDS, NEWSLETTER_TYPES[given["type"]], status=422)
     if given["type"] == "push" and not (content.get("subject") or content.get("body")):
         raise ApiError(422, Problem("subject or body is required", "body"))
-    _check_newsletter_recipients(given["recipients"], workspace.is_member)
+    _check_newsletter_recipients(given["recipients"], workspace.segments.is_member)
     if given.get("send_now") and given.get("scheduled_at"):
         raise ApiError(422, "send_now and scheduled_at exclude each other")
     _check_future(given.get("scheduled_at"), workspace)
@@ -10528,7 +10911,7 @@ def delete_newsletter(call: Call, newsletter_id: str) -> Response:
             for row in workspace.shelves[kind].where(_parent=number):
                 del workspace.shelves[kind].rows[row["id"]]
         del workspace.shelves["newsletters"].rows[number]
-        workspace.sent.pop(("newsletter_id", number), None)
+        workspace.deliveries.sent.pop(("newsletter_id", number), None)
     return no_content()
 
 
@@ -11188,7 +11571,7 @@ def list_index(call: Call, kind: str) -> Json:
         people = workspace.people
         seen = {name for person in people for name in person.attributes}
         if kind == "events":
-            seen = {event.name for event in workspace.events}
+            seen = {event.name for event in workspace.events.rows}
         known = workspace.index.get(kind, {})
         rows = [{"name": name, **known.get(name, {})} for name in sorted(seen | set(known))]
     return {kind: rows}
@@ -11216,13 +11599,13 @@ def list_workspaces(call: Call) -> Json:
     """List the workspaces with what is in them."""
     workspace = call.workspace
     with workspace.lock:
-        sent = sum("sent" in delivery.metrics for delivery in workspace.deliveries.values())
+        sent = sum("sent" in delivery.metrics for delivery in workspace.deliveries.rows.values())
         counts = {
             "messages_sent": sent,
             "billable_messages_sent": sent,
             "people": len(workspace.people),
             "object_types": len(list_object_types(call)["types"]),
-            "objects": len(workspace.objects),
+            "objects": len(workspace.objects.rows),
         }
         seeded = list(workspace.shelves["workspaces"].rows.values())
     own = {"id": WORKSPACE_NUMBER, "name": "customerio_fake", **counts}
@@ -11238,7 +11621,7 @@ def list_ip_addresses(call: Call) -> Json:
 
 
 # ======================================================================================
-# ==== §19 Design Studio, assets and live notifications
+# ==== §20 Design Studio, assets and live notifications
 # ======================================================================================
 #
 # Rules without another source are from the 2026 reference. What it leaves open is inferred: what is
@@ -11993,7 +12376,7 @@ def publish_email(call: Call, id: str) -> Json:
             # The reference gives the id of a pending one only; then nothing could be asked of this.
             return {**_do_publish(workspace, publish_id, drafts), "publish_id": publish_id}
         due = workspace.clock.now() + workspace.settings.ingest_delay
-        workspace.later(due, publish_late, publish_id, drafts)
+        workspace.agenda.later(due, publish_late, publish_id, drafts)
     return {"status": "pending", "publish_id": publish_id}
 
 
@@ -12787,7 +13170,7 @@ def _live_person(call: Call, identifiers: Json) -> Person:
 def _live_device(workspace: Workspace, person: Person, fields: Json) -> Optional[Device]:
     """The device that was used last, of those that fit. Raises ApiError 400."""
     app = fields.get("app_identifier")
-    known = {device.attributes.get("app_identifier") for device in workspace.devices.values()}
+    known = {device.attributes.get("app_identifier") for device in workspace.devices.rows.values()}
     if app is not None and known - {None} and app not in known:
         raise invalid("app_identifier: no device has this app", "app_identifier")
     fits = [
@@ -12807,14 +13190,14 @@ def _live_state(row: Json, now: int) -> str:
 
 def _push_live(workspace: Workspace, row: Json, operation: str, message: Json) -> Json:
     """Send one step of a live notification to its device, and note it on the row."""
-    now, device = workspace.clock.now(), workspace.devices.get(row["_token"])
+    now, device = workspace.clock.now(), workspace.devices.rows.get(row["_token"])
     delivery_id = delivery_id_of(now, workspace.count("delivery"), "transactional")
     delivery = Delivery(delivery_id, "live_notification", message, int(now))
     delivery.person, delivery.customer_id = workspace.people.at(row["_serial"]), row["_name"]
     delivery.recipient = row["_token"]
-    workspace.post(delivery)
+    workspace.deliveries.post(delivery)
     status, reason = ("sent", "") if device else ("undeliverable", "the person has no such device")
-    workspace.report(delivery, status, int(now), reason=reason)
+    workspace.deliveries.report(delivery, status, int(now), reason=reason)
     last = {"id": delivery_id, "operation": operation, "status": status, "source": "API"}
     shelf = workspace.shelves["live_notifications"]
     shelf.change(row["id"], {**row, "last_delivery": {**last, "created_at": int(now)}})
@@ -12894,7 +13277,7 @@ def get_live_notification(call: Call, instance_id: str) -> Json:
 
 
 # ======================================================================================
-# ==== §20 Pipelines API
+# ==== §21 Pipelines API
 # ======================================================================================
 
 MAX_PIPELINES_CALL = 32 * 1024
@@ -13000,7 +13383,7 @@ class Moot(ApiError):
     """A call that is in order, and has nobody or nothing to do anything to."""
 
 
-def take_pipelines_call(workspace: Workspace, kind: str, item: Json) -> str:
+def take_pipelines_call(workspace: Workspace, kind: str, item: Json) -> Outcome:
     """Keep a call word for word and do what it says; gives the reason why that was nothing.
 
     A call that can't be carried out is answered with 200 all the same (reference), so its
@@ -13016,7 +13399,7 @@ def take_pipelines_call(workspace: Workspace, kind: str, item: Json) -> str:
             return _PIPELINES_VERBS[kind](workspace, item)()
         except ApiError as error:
             workspace.drop(f"pipelines {kind}", ("type", kind), error.message)
-            return error.message
+            return Outcome("invalid", error.message)
 
 
 def _is_kept_out(integrations: Json) -> bool:
@@ -13093,11 +13476,11 @@ def _pipelines_identify(workspace: Workspace, item: Json) -> Action:
     checked = checked_attributes(attributes, "traits")
     extra = _dated(_part(traits, "relationshipAttributes"))
 
-    def act() -> str:
-        reason = workspace.ingest(workspace.identify, who, checked)
+    def act() -> Outcome:
+        reason = workspace.ingest(workspace.people.identify, who, checked)
         if not object_id:
             return reason
-        return joined(reason, workspace.ingest(workspace.add_relationship, who, ref, extra))
+        return both(reason, workspace.ingest(workspace.objects.add_relationship, who, ref, extra))
 
     return act
 
@@ -13114,7 +13497,7 @@ def _event_verb(kind: str) -> Callable[[Workspace, Json], Action]:
         body["id"] = item.get("messageId")
         anonymous = who[0] == "anonymous_id"
         event = event_of("anonymous" if anonymous else "", body)
-        take = workspace.track_anonymous if anonymous else workspace.track
+        take = workspace.events.track_anonymous if anonymous else workspace.events.track
         return functools.partial(workspace.ingest, take, who, event)
 
     return verb
@@ -13137,12 +13520,12 @@ def _pipelines_group(workspace: Workspace, item: Json) -> Action:
     extra = _dated(_part(traits, "relationshipAttributes"))
     who = _user(workspace, item) if item.get("userId") or item.get("anonymousId") else ("", "")
 
-    def act() -> str:
+    def act() -> Outcome:
         named = ("object_id", ref[1])
-        reason = workspace.ingest(workspace.identify_object, named, ref, attributes)
+        reason = workspace.ingest(workspace.objects.identify_object, named, ref, attributes)
         if not who[0]:
             return reason
-        return joined(reason, workspace.ingest(workspace.add_relationship, who, ref, extra))
+        return both(reason, workspace.ingest(workspace.objects.add_relationship, who, ref, extra))
 
     return act
 
@@ -13150,7 +13533,7 @@ def _pipelines_group(workspace: Workspace, item: Json) -> Action:
 def _pipelines_alias(workspace: Workspace, item: Json) -> Action:
     previous = _known_user(workspace, item, "previousId")
     who = _known_user(workspace, item)
-    return functools.partial(workspace.ingest, workspace.merge, who, previous)
+    return functools.partial(workspace.ingest, workspace.people.merge, who, previous)
 
 
 def _platform(workspace: Workspace, item: Json) -> Json:
@@ -13158,7 +13541,7 @@ def _platform(workspace: Workspace, item: Json) -> Json:
     given = _part(item, "context", "device")
     type, token = as_text(given.get("type") or "").lower(), as_text(given.get("token") or "")
     system = as_text(_part(item, "context", "os").get("name") or "").lower()
-    known = workspace.devices.get(token)
+    known = workspace.devices.rows.get(token)
     if type or system in ("ios", "android"):
         return type or system
     if known is not None:
@@ -13174,13 +13557,13 @@ def _device_updated(workspace: Workspace, item: Json) -> Action:
     device["platform"] = _platform(workspace, item)
     device["last_used"] = unix_time(item.get("timestamp"))
     checked = device_of(device, "token", workspace.seconds())
-    return functools.partial(workspace.ingest, workspace.add_device, who, *checked)
+    return functools.partial(workspace.ingest, workspace.devices.add_device, who, *checked)
 
 
 def _device_deleted(workspace: Workspace, item: Json) -> Action:
     token = as_text(_part(item, "context", "device").get("token") or "")
     who = _known_user(workspace, item)
-    return functools.partial(workspace.ingest, workspace.delete_device, who, token)
+    return functools.partial(workspace.ingest, workspace.devices.delete_device, who, token)
 
 
 def _application_opened(workspace: Workspace, item: Json) -> Action:
@@ -13188,26 +13571,26 @@ def _application_opened(workspace: Workspace, item: Json) -> Action:
     if not _part(item, "context", "device").get("token"):
         return event
     device = _device_updated(workspace, item)
-    return lambda: joined(event(), device())
+    return lambda: both(event(), device())
 
 
 def _person_event_verb(name: str) -> Callable[[Workspace, Json], Action]:
     return lambda workspace, item: functools.partial(
-        workspace.ingest, getattr(workspace, name), _known_user(workspace, item)
+        workspace.ingest, getattr(workspace.people, name), _known_user(workspace, item)
     )
 
 
 def _relationship_deleted(workspace: Workspace, item: Json) -> Action:
     properties, who = _part(item, "properties"), _known_user(workspace, item)
     ref = _object_ref(properties, properties.get("objectId"))
-    return functools.partial(workspace.ingest, workspace.delete_relationship, who, ref)
+    return functools.partial(workspace.ingest, workspace.objects.delete_relationship, who, ref)
 
 
 def _object_deleted(workspace: Workspace, item: Json) -> Action:
     properties = _part(item, "properties")
     ref = _object_ref(properties, properties.get("objectId"))
     named = ("object_id", ref[1])
-    return functools.partial(workspace.ingest, workspace.delete_object, named, ref)
+    return functools.partial(workspace.ingest, workspace.objects.delete_object, named, ref)
 
 
 def _delivery_reported(workspace: Workspace, item: Json) -> Action:
@@ -13219,7 +13602,7 @@ def _delivery_reported(workspace: Workspace, item: Json) -> Action:
     names = ("recipient", "href", "actionName", "actionValue")
     more = {name: properties.get(name) for name in names}
     report = (properties["metric"], when, reason, more)
-    return functools.partial(workspace.ingest, workspace.record_metric, who, *report)
+    return functools.partial(workspace.ingest, workspace.deliveries.record_metric, who, *report)
 
 
 _CONTENT_VERBS = {kind: _event_verb(kind) for kind in ("viewed_content", "clicked_content")}
@@ -13279,8 +13662,8 @@ def _pipelines(kind: str) -> Handler:
     return handler
 
 
-def _taken(reason: str) -> Response:
-    return with_reason(answer(PIPELINES, {"success": True}), reason)
+def _taken(outcome: Outcome) -> Response:
+    return with_reason(answer(PIPELINES, {"success": True}), outcome.text)
 
 
 for _kind in PIPELINES_FIELDS:
@@ -13302,13 +13685,13 @@ def pipelines_batch(call: Call) -> Response:
         if _strict(call):
             raise invalid(text, "batch")
         workspace.drop("pipelines batch", ("type", "batch"), text)
-        return _taken(text)
+        return _taken(Outcome("invalid", text))
     if _strict(call):
         _check_batch(workspace, items, shared)
     with workspace.lock:
         workspace.keep_batch("pipelines", items)
         reasons = [_take_item(workspace, item, shared) for item in items]
-    return _taken(joined(*reasons))
+    return _taken(both(*reasons))
 
 
 @route("GET", "/v1/projects/{write_key}/settings", PIPELINES_SDK)
@@ -13320,17 +13703,17 @@ def pipelines_settings(call: Call, write_key: str) -> Json:
     return {"integrations": {"Customer.io Data Pipelines": ours}, "metrics": {"sampleRate": 0}}
 
 
-def _take_item(workspace: Workspace, item: Json, shared: Json) -> str:
+def _take_item(workspace: Workspace, item: Json, shared: Json) -> Outcome:
     kind = as_text(item.get("type")) if isinstance(item, dict) else ""
     if kind in PIPELINES_FIELDS:
         return take_pipelines_call(workspace, kind, {**shared, **item})
     reason = f"unknown type of Pipelines call: {kind[:40]!r}"
     workspace.drop("batch", ("type", kind), reason)
-    return reason
+    return Outcome("invalid", reason)
 
 
 # ======================================================================================
-# ==== §21 Control
+# ==== §22 Control
 # ======================================================================================
 
 
@@ -13393,7 +13776,7 @@ def reset(call: Call) -> Json:
 def workspace_record(fake: Fake) -> Json:
     """A further workspace as `/__parlel/workspaces` shows it: its name and its keys."""
     keys = {key: getattr(fake.settings, key) for key in WORKSPACE_KEYS}
-    counts = {"people": len(fake.workspace.people), "requests": fake.workspace.journal.count}
+    counts = {"people": len(fake.workspace.people), "requests": fake.journal.count}
     return {"name": fake.name, **keys, "path": f"/@{fake.name}", **counts}
 
 
@@ -13458,14 +13841,14 @@ class Collection(NamedTuple):
     """What a control list shows: its key, where the rows are, and the fields of a record."""
 
     key: str
-    rows: Callable[[Workspace], Any]
+    rows: Callable[[Any], Any]
     fields: Tuple[str, ...]
     record: Callable[[Any], Json] = operator.methodcaller("record")
 
-    def records(self, workspace: Workspace) -> Iterator[Json]:
-        """The records, made one by one."""
+    def records(self, world: Any) -> Iterator[Json]:
+        """The records of a Fake, or of what a snapshot holds, made one by one."""
         # A copy, because the journal goes on while we read.
-        return map(self.record, list(self.rows(workspace)))
+        return map(self.record, list(self.rows(world)))
 
     def shown(self, record: Json) -> Json:
         """A record as the list shows it."""
@@ -13479,8 +13862,8 @@ class Collection(NamedTuple):
                 raise invalid(f"there is no field '{name}' to filter by; there are {known}", name)
 
 
-def _values(name: str) -> Callable[[Workspace], Any]:
-    return lambda workspace: getattr(workspace, name).values()
+def _values(part: str) -> Callable[[Fake], Any]:
+    return lambda fake: getattr(fake.workspace, part).rows.values()
 
 
 def _as_it_is(row: Json) -> Json:
@@ -13491,12 +13874,12 @@ def _as_it_is(row: Json) -> Json:
 COLLECTIONS = {
     "customers": Collection(
         "customers",
-        operator.attrgetter("people"),
+        operator.attrgetter("workspace.people"),
         ("id", "cio_id", "identifiers", "attributes", "unsubscribed", "created_at", "updated_at"),
     ),
     "events": Collection(
         "events",
-        operator.attrgetter("events"),
+        operator.attrgetter("workspace.events.rows"),
         ("id", "kind", "customer_id", "cio_id", "anonymous_id", "name", "type", "data",
          "timestamp", "received_at"),
     ),
@@ -13527,31 +13910,38 @@ COLLECTIONS = {
     ),
     "forms": Collection(
         "forms",
-        lambda workspace: workspace.forms.items(),
+        lambda fake: fake.workspace.forms.items(),
         ("id", "submissions"),
         lambda form: {"id": form[0], "submissions": form[1]},
     ),
     "suppressed": Collection(
-        "suppressed", operator.attrgetter("suppressions"), ("id",), lambda name: {"id": name}
+        "suppressed",
+        operator.attrgetter("workspace.people.suppressions"),
+        ("id",),
+        lambda name: {"id": name},
     ),
     "broadcasts": Collection(
         "broadcasts",
-        operator.attrgetter("broadcasts"),
+        operator.attrgetter("workspace.broadcasts"),
         ("id", "campaign_id", "payload", "errors", "processed_at", "received_at"),
         _as_it_is,
     ),
     "merges": Collection(
-        "merges", operator.attrgetter("merges"), ("primary", "secondary", "applied", "received_at")
+        "merges",
+        operator.attrgetter("workspace.people.merges"),
+        ("primary", "secondary", "applied", "received_at"),
     ),
     "batches": Collection(
-        "batches", operator.attrgetter("batches"), ("id", "source", "operations", "received_at")
+        "batches",
+        operator.attrgetter("workspace.batches"),
+        ("id", "source", "operations", "received_at"),
     ),
     "pipeline-events": Collection(
-        "events", operator.attrgetter("pipeline_events"), (), _as_it_is
+        "events", operator.attrgetter("workspace.pipeline_events"), (), _as_it_is
     ),
     "webhooks": Collection(
         "webhooks",
-        operator.attrgetter("reports"),
+        operator.attrgetter("workspace.reports"),
         ("event_id", "object_type", "metric", "timestamp", "data", "attempts"),
     ),
     "requests": Collection(
@@ -13563,35 +13953,35 @@ COLLECTIONS = {
     ),
     "dropped": Collection(
         "dropped",
-        operator.attrgetter("dropped"),
+        operator.attrgetter("workspace.dropped"),
         ("operation", "identifier", "customer_id", "reason", "received_at"),
         _as_it_is,
     ),
 }  # fmt: skip
 
 
-def collected(workspace: Workspace, name: str) -> List[Json]:
+def collected(fake: Fake, name: str) -> List[Json]:
     """The same as data of the caller's own, which may be changed at will."""
     import copy
 
     shown = COLLECTIONS[name].shown
-    return copy.deepcopy([shown(record) for record in collect(workspace, name)])
+    return copy.deepcopy([shown(record) for record in collect(fake, name)])
 
 
-def collect(workspace: Workspace, name: str) -> List[Json]:
+def collect(fake: Fake, name: str) -> List[Json]:
     """All records of one of the COLLECTIONS, oldest first."""
-    workspace.tick()
-    with workspace.lock:
-        return list(COLLECTIONS[name].records(workspace))
+    fake.workspace.agenda.tick()
+    with fake.workspace.lock:
+        return list(COLLECTIONS[name].records(fake))
 
 
-def collect_slowly(workspace: Workspace, name: str) -> List[Json]:
+def collect_slowly(fake: Fake, name: str) -> List[Json]:
     """The same, holding others up as little as can be: what changes meanwhile is old or new."""
     if name in ("objects", "segments"):  # whose records tell about people, too
-        return collect(workspace, name)
-    workspace.tick()
-    with workspace.lock:
-        rows = list(COLLECTIONS[name].rows(workspace))
+        return collect(fake, name)
+    fake.workspace.agenda.tick()
+    with fake.workspace.lock:
+        rows = list(COLLECTIONS[name].rows(fake))
     return list(map(COLLECTIONS[name].record, rows))
 
 
@@ -13601,13 +13991,13 @@ def _lister(name: str) -> Handler:
         offset, limit = _page(query)
         if not query:  # the usual case: only the records of the page are made
             with call.workspace.lock:
-                rows = collection.rows(call.workspace)
+                rows = collection.rows(call.fake)
                 rows = rows.copy() if isinstance(rows, deque) else rows
                 end = None if limit is None else offset + limit
                 page = [collection.record(row) for row in islice(rows, offset, end)]
-                return listed(call.workspace, name, page, len(rows))
-        rows = _filtered(collect(call.workspace, name), query, name)
-        return listed(call.workspace, name, rows[offset:][:limit], len(rows))
+                return listed(call.fake, name, page, len(rows))
+        rows = _filtered(collect(call.fake, name), query, name)
+        return listed(call.fake, name, rows[offset:][:limit], len(rows))
 
     collection = COLLECTIONS[name]
     handler.__name__ = f"list_{name.replace('-', '_')}"
@@ -13615,12 +14005,12 @@ def _lister(name: str) -> Handler:
     return handler
 
 
-def listed(workspace: Workspace, name: str, page: List[Json], count: int) -> Json:
+def listed(fake: Fake, name: str, page: List[Json], count: int) -> Json:
     """A page of one of the COLLECTIONS as it is answered; `count` is of all pages."""
     collection = COLLECTIONS[name]
     answer = {collection.key: [collection.shown(record) for record in page], "count": count}
     # What the journal does not keep may be what somebody looks for.
-    return {**answer, "dropped": workspace.journal.dropped} if name == "requests" else answer
+    return {**answer, "dropped": fake.journal.dropped} if name == "requests" else answer
 
 
 for _name in COLLECTIONS:
@@ -13675,8 +14065,8 @@ def reach(row: Json, name: str) -> Json:
 def list_unmatched(call: Call) -> Json:
     """List the requests that hit no operation."""
     offset, limit = _page(call.request.query())
-    rows = [row for row in collect(call.workspace, "requests") if row["operation"] is None]
-    return listed(call.workspace, "requests", rows[offset:][:limit], len(rows))
+    rows = [row for row in collect(call.fake, "requests") if row["operation"] is None]
+    return listed(call.fake, "requests", rows[offset:][:limit], len(rows))
 
 
 @route("GET", "/__parlel/requests/{number}/curl", CONTROL, heavy=True)
@@ -13684,7 +14074,7 @@ def repeat_by_curl(call: Call, number: str) -> Response:
     """Print the command that repeats a request; the credentials are yours to fill in."""
     from shlex import quote as shell_quote
 
-    for entry in list(call.workspace.journal.rows):
+    for entry in list(call.fake.journal.rows):
         if str(entry.number) == number:
             words = _curl_words(entry.request, call.base_url, _secret(call.fake, entry.request))
             text = " ".join(map(shell_quote, words)) + "\n"
@@ -13965,25 +14355,25 @@ def expect(
 
         def ready(workspace: Workspace = workspace) -> bool:
             nonlocal problem
-            problem = _problem(workspace, wanted)
+            problem = _problem(fake, wanted)
             decided = bool(problem) is watching
             return fake.ended or decided or fake.workspace is not workspace
 
-        workspace.wait_until(ready, max(0, deadline - time.monotonic()), asked)
+        workspace.news.wait_until(ready, max(0, deadline - time.monotonic()), asked)
         over = time.monotonic() >= deadline
         if watching and not problem and not over and (fake.ended or not asked()):
             return f"expected {wanted.describe()}, but the watch was cut short"
         decided = bool(problem) is watching and fake.workspace is workspace
         if decided or over or fake.ended or not asked():
-            return problem and problem + setbacks(fake.workspace, wanted)
+            return problem and problem + setbacks(fake, wanted)
 
 
-def setbacks(workspace: Workspace, wanted: Expectation) -> str:
+def setbacks(fake: Fake, wanted: Expectation) -> str:
     """What was refused or dropped lately, where too little was found: often that is why."""
     if watches(wanted) or wanted.list in ("requests", "dropped"):
         return ""
-    with workspace.lock:
-        entries, dropped = list(workspace.journal.rows), workspace.dropped[-3:]
+    with fake.workspace.lock:
+        entries, dropped = list(fake.journal.rows), fake.workspace.dropped[-3:]
     refused = [entry for entry in entries if entry.response.status >= 400][-3:]
     lines = [f"\n  refused: {entry.line()}" for entry in refused]
     for row in dropped:
@@ -13996,9 +14386,9 @@ def watches(wanted: Expectation) -> bool:
     return wanted.least == 0 and not wanted.in_order
 
 
-def _problem(workspace: Workspace, wanted: Expectation) -> str:
-    rows = collect_slowly(workspace, wanted.list)
-    problem, dropped = wanted.problem(rows), workspace.journal.dropped
+def _problem(fake: Fake, wanted: Expectation) -> str:
+    rows = collect_slowly(fake, wanted.list)
+    problem, dropped = wanted.problem(rows), fake.journal.dropped
     if not problem and wanted.list == "requests" and dropped and wanted.most < math.inf:
         return (
             f"expected {wanted.describe()}; of those that are kept it is so, but {dropped} older "
@@ -14033,7 +14423,7 @@ def show_customer(call: Call, customer_id: str) -> Json:
 def show_delivery(call: Call, delivery_id: str) -> Json:
     """Show one delivery."""
     with call.workspace.lock:
-        delivery = call.workspace.deliveries.get(delivery_id)
+        delivery = call.workspace.deliveries.rows.get(delivery_id)
         if delivery is not None:
             return delivery_record(delivery)
     raise ApiError(404, f"there is no delivery '{delivery_id}'")
@@ -14062,11 +14452,11 @@ def let_happen(call: Call, delivery_id: str, metric: str) -> Json:
     if metric not in DELIVERY_METRICS:
         raise ApiError(404, f"'{metric}' is none of {', '.join(DELIVERY_METRICS)}")
     with workspace.lock:
-        delivery = workspace.deliveries.get(delivery_id)
+        delivery = workspace.deliveries.rows.get(delivery_id)
         if delivery is None:
             raise ApiError(404, f"there is no delivery '{delivery_id}'")
         if metric == "unsubscribed":
-            workspace.unsubscribe(("delivery_id", delivery_id), delivery_id)
+            workspace.deliveries.unsubscribe(("delivery_id", delivery_id), delivery_id)
         else:
             when = whole_number(body.get("timestamp"), "timestamp")
             more = {name: body[name] for name in _TOLD_OF if name in body}
@@ -14074,13 +14464,13 @@ def let_happen(call: Call, delivery_id: str, metric: str) -> Json:
                 more["link_id"] = _known_link(delivery, body)
             reason = as_text(body.get("reason") or "")
             now = workspace.seconds() if when is None else when
-            workspace.book(delivery, metric, now, reason=reason, **more)
+            workspace.deliveries.book(delivery, metric, now, reason=reason, **more)
         return delivery_record(delivery)
 
 
 def rendered_part(call: Call, delivery_id: str) -> Delivery:
     """A delivery that has been rendered. Raises ApiError 404."""
-    delivery = call.workspace.deliveries.get(delivery_id)
+    delivery = call.workspace.deliveries.rows.get(delivery_id)
     if delivery is None or not delivery.rendered:
         raise ApiError(404, f"there is no rendered delivery '{delivery_id}'")
     return delivery
@@ -14144,13 +14534,15 @@ def follow_link(call: Call, delivery_id: str, link: str) -> Response:
     """Count a click and lead on to where the link pointed."""
     workspace = call.workspace
     with workspace.lock:
-        delivery = workspace.deliveries.get(delivery_id)
+        delivery = workspace.deliveries.rows.get(delivery_id)
         links = delivery.tracked_links() if delivery else ()
         hrefs = {str(row["id"]): row["href"] for row in links}
         if delivery is None or link not in hrefs:
             raise ApiError(404, "this link is in no message")
         href = hrefs[link]
-        workspace.book(delivery, "clicked", workspace.seconds(), href=href, link_id=int(link))
+        workspace.deliveries.book(
+            delivery, "clicked", workspace.seconds(), href=href, link_id=int(link)
+        )
     return Response(302, b"", (("Location", quote(href, safe=_URL_SIGNS)),))
 
 
@@ -14165,9 +14557,9 @@ def load_pixel(call: Call, delivery_id: str) -> Response:
     """Count an open."""
     workspace = call.workspace
     with workspace.lock:
-        delivery = workspace.deliveries.get(delivery_id)
+        delivery = workspace.deliveries.rows.get(delivery_id)
         if delivery is not None:
-            workspace.report(delivery, "opened", workspace.seconds())
+            workspace.deliveries.report(delivery, "opened", workspace.seconds())
     return Response(200, _PIXEL, (("Content-Type", "image/gif"), ("Cache-Control", "no-store")))
 
 
@@ -14181,10 +14573,10 @@ def view_in_browser(call: Call, delivery_id: str) -> Response:
 def unsubscribe_by_link(call: Call, delivery_id: str) -> Response:
     """Unsubscribe whoever follows the link in a message."""
     workspace = call.workspace
-    if delivery_id not in workspace.deliveries:
+    if delivery_id not in workspace.deliveries.rows:
         raise ApiError(404, "this link is in no message")
     with workspace.lock:
-        workspace.unsubscribe(("delivery_id", delivery_id), delivery_id)
+        workspace.deliveries.unsubscribe(("delivery_id", delivery_id), delivery_id)
     return Response(200, b"<!doctype html><p>You have been unsubscribed.</p>\n", _HTML)
 
 
@@ -14235,17 +14627,12 @@ def _bad_fault(name: str, problem: str) -> ApiError:
     return invalid(f"{name} {problem}, as in {as_text(rule)}", name)
 
 
-def add_fault(workspace: Workspace, body: Json) -> Fault:
+def add_fault(faults: Faults, body: Json) -> Fault:
     """Let something go wrong from now on. Raises ApiError 400."""
     when = "after" if "truncate" in body or "trickle" in body else "before"
     rule = {"match": {}, "when": when, **body}
     _check_fault(rule)
-    operations = _operations_of(rule["match"])
-    with workspace.lock:
-        fault = Fault(workspace.count("fault"), rule, operations)
-        workspace.faults[fault.id] = fault
-        workspace.rearm()
-    return fault
+    return faults.add(rule, _operations_of(rule["match"]))
 
 
 def _check_fault(rule: Json) -> None:
@@ -14285,16 +14672,10 @@ def _operations_of(match: Json) -> FrozenSet[str]:
     return frozenset(found)
 
 
-def fault_records(workspace: Workspace) -> List[Json]:
-    """All rules, oldest first."""
-    with workspace.lock:
-        return [fault.record() for fault in workspace.faults.values()]
-
-
 @route("GET", "/__parlel/faults", CONTROL)
 def list_faults(call: Call) -> Json:
     """List the rules of what goes wrong, with how often each matched and fired."""
-    rows = fault_records(call.workspace)
+    rows = call.fake.faults.records()
     return {"faults": rows, "count": len(rows)}
 
 
@@ -14309,19 +14690,19 @@ def create_fault(call: Call) -> Json:
             fake = fake.root.named(name)
         except ApiError as error:
             raise _bad_fault("match.workspace", f"is unknown: {error.message}") from None
-    return add_fault(fake.workspace, body).record()
+    return add_fault(fake.faults, body).record()
 
 
 @route("DELETE", "/__parlel/faults", CONTROL)
 def delete_faults(call: Call) -> Json:
     """Let nothing go wrong any more."""
-    return {"removed": len(call.workspace.remove_faults())}
+    return {"removed": len(call.fake.faults.remove())}
 
 
 @route("DELETE", "/__parlel/faults/{id}", CONTROL)
 def delete_fault(call: Call, id: str) -> Json:
     """Take one rule away; shows how often it matched and fired."""
-    gone = call.workspace.remove_faults(id)
+    gone = call.fake.faults.remove(id)
     if not gone:
         raise ApiError(404, f"there is no fault '{id}'")
     return gone[0].record()
@@ -14381,10 +14762,10 @@ def set_clock_to(
             clock.freeze()
         # Without the workspace's lock, which who sends webhooks needs to plan the next try.
         if now is not None:
-            workspace.advance(max(0, now - clock.now()), fake.outbox.flush)
+            workspace.agenda.advance(max(0, now - clock.now()), fake.outbox.flush)
             clock.move_to(now, clock.frozen)
         if advance:
-            workspace.advance(advance, fake.outbox.flush)
+            workspace.agenda.advance(advance, fake.outbox.flush)
         if freeze is False:
             clock.resume()
 
@@ -14401,11 +14782,11 @@ def ca_pem(call: Call) -> Response:
 
 
 # ======================================================================================
-# ==== §22 Snapshots
+# ==== §23 Snapshots
 # ======================================================================================
 
 #: The layout of a snapshot; a later one gets another number.
-SNAPSHOT_FORMAT = 2
+SNAPSHOT_FORMAT = 3
 #: What is stored may be nested as deep as a request, and lies a few levels inside.
 SNAPSHOT_DEPTH = MAX_DEPTH + 20
 #: Settings without which a snapshot would mean something else.
@@ -14424,6 +14805,10 @@ _LISTS: Dict[type, str] = {
 }
 #: What is made anew from the rest.
 _UNWRITTEN = {Segment: {"predicate"}, Delivery: {"seen"}, Request: {"awaited", "read"}}
+
+
+#: What only says by `kept` what is to be written.
+_KEEPING = {Workspace, *PARTS.values()}
 
 
 class Ledger:
@@ -14563,9 +14948,14 @@ def _parts_of(kind: Any) -> Dict[str, Codec]:
     """The codec of each field of a class, by the types that it declares."""
     from typing import get_type_hints
 
-    unwritten = _UNWRITTEN.get(kind, set())
-    hints = get_type_hints(kind)
-    return {name: codec_of(hint) for name, hint in hints.items() if name not in unwritten}
+    unwritten, hints = _UNWRITTEN.get(kind, set()), get_type_hints(kind)
+    # A part of a workspace says which of its fields are kept; the others lead to its neighbours.
+    own = (
+        {part.name for part in fields(kind) if "kept" in part.metadata}
+        if kind in _KEEPING
+        else hints
+    )
+    return {name: codec_of(hints[name]) for name in hints if name in own and name not in unwritten}
 
 
 def _write_fields(value: Any, ledger: Ledger) -> Json:
@@ -14690,17 +15080,9 @@ _signature_of = functools.cache(inspect.signature)
 
 
 @functools.cache
-def _verbs() -> Dict[str, Callable[..., Any]]:
-    """The verbs of a workspace that `ingest` may put off: those that say first who it is about."""
-    verbs = inspect.getmembers(Workspace, inspect.isfunction)
-    return {
-        name: verb for name, verb in verbs if "who" in list(_signature_of(verb).parameters)[1:2]
-    }
-
-
-@functools.cache
-def _doable() -> Dict[str, Callable[..., Any]]:
-    return {**CHORES, **_verbs()}
+def _chores() -> Dict[str, Callable[..., Any]]:
+    """Whatever may wait for its time: a chore, or a write that is put off."""
+    return {**CHORES, **{name: verb for name, (_, verb) in verbs().items()}}
 
 
 @functools.cache
@@ -14716,7 +15098,7 @@ def _write_chore(when: float, chore: Chore, ledger: Ledger) -> Json:
     name, args = chore
     if name == apply_late.__name__:
         name, args = args[0], (args[1], *args[2])
-    function = _doable()[name]
+    function = _chores()[name]
     given = list(_signature_of(function).bind(None, *args).arguments.items())[1:]
     codecs = _argument_codecs(function)
     arguments = {name: codecs[name].write(value, ledger) for name, value in given}
@@ -14726,7 +15108,7 @@ def _write_chore(when: float, chore: Chore, ledger: Ledger) -> Json:
 def _read_chore(value: Json, ledger: Ledger, where: str) -> Tuple[float, Chore]:
     _check_keys(value, ("at", "do", "with"), where)
     when = codec_of(float).read(value["at"], ledger, f"{where}.at")
-    function = _named("something to do", _doable, str).read(value["do"], ledger, f"{where}.do")
+    function = _named("something to do", _chores, str).read(value["do"], ledger, f"{where}.do")
     given, codecs = value["with"], _argument_codecs(function)
     try:
         _signature_of(function).bind(None, **given)
@@ -14739,7 +15121,7 @@ def _read_chore(value: Json, ledger: Ledger, where: str) -> Tuple[float, Chore]:
     args = {k: codecs[k].read(given[k], ledger, f"{where}.with.{k}") for k in names}
     bound = _signature_of(function).bind(None, **args)
     bound.apply_defaults()
-    if value["do"] not in _verbs():
+    if value["do"] not in verbs():
         return when, Chore(value["do"], bound.args[1:])
     return when, Chore(apply_late.__name__, (value["do"], bound.args[1], bound.args[2:]))
 
@@ -14747,33 +15129,31 @@ def _read_chore(value: Json, ledger: Ledger, where: str) -> Tuple[float, Chore]:
 # ---- the whole
 
 
-def snapshot(workspace: Workspace) -> bytes:
+def snapshot(fake: Fake) -> bytes:
     """A workspace as one JSON document, with everything in it that `restored` needs.
 
     What is being sent in the background is sent before.
     """
-    for job in list(workspace.jobs):
+    for job in list(fake.workspace.agenda.jobs):
         job.join()
-    workspace.tick()
-    with workspace.lock:
-        document = _document(workspace)
+    fake.workspace.agenda.tick()
+    with fake.workspace.lock:
+        document = _document(fake)
     return compact_line(document)
 
 
-def _document(workspace: Workspace) -> Json:
-    ledger = Ledger()
-    settings = {name: getattr(workspace.settings, name) for name in _SNAPSHOT_SETTINGS}
-    people = _write_people(workspace.people, ledger)  # first, so that they keep their order
+def _document(fake: Fake) -> Json:
+    ledger, workspace = Ledger(), fake.workspace
+    settings = {name: getattr(fake.settings, name) for name in _SNAPSHOT_SETTINGS}
+    everybody = _write_people(workspace.people, ledger)  # first, so that they keep their order
+    parts = {name: _write_fields(part, ledger) for name, part in workspace.parts.items()}
     document: Json = {
         "customerio_fake": {"format": SNAPSHOT_FORMAT, "version": __version__, **settings},
         "clock": _write_clock(workspace.clock, ledger),
-        "workspace": {
-            "people": people,
-            **{
-                name: codec.write(getattr(workspace, name), ledger)
-                for name, codec in _workspace_parts().items()
-            },
-        },
+        "journal": _write_fields(fake.journal, ledger),
+        "rules": _write_fields(fake.faults, ledger),
+        "everybody": everybody,
+        "workspace": {**parts, **_write_fields(workspace, ledger)},
     }
     rows: Dict[type, List[Json]] = {kind: [] for kind in _LISTS}
     # Writing a thing may bring up others.
@@ -14788,34 +15168,60 @@ def _write_clock(clock: Clock, ledger: Ledger) -> Json:
     return {"now": clock.now(), "real": time.time(), "frozen": clock.frozen, "due": due}
 
 
-def _workspace_parts() -> Dict[str, Codec]:
-    special = ("settings", "clock", "people")
-    return {name: codec for name, codec in _parts_of(Workspace).items() if name not in special}
+class State(NamedTuple):
+    """What a snapshot holds."""
+
+    workspace: Workspace
+    journal: Journal
+    faults: Faults
 
 
-def restored(document: Json, settings: Settings) -> Workspace:
-    """The workspace that a snapshot describes. Raises ApiError 400 naming what is wrong with it."""
-    _check_keys(document, ["customerio_fake", "clock", "workspace", *_LISTS.values()], "state")
+def restored(document: Json, settings: Settings) -> State:
+    """What a snapshot describes. Raises ApiError 400 naming what is wrong with it."""
+    parts = ("customerio_fake", "clock", "journal", "rules", "everybody", "workspace")
+    _check_keys(document, [*parts, *_LISTS.values()], "state")
     _check_head(document["customerio_fake"], settings)
     try:
-        return _read_all(document, Workspace(settings))
+        state = State(Workspace(settings), Journal(settings.journal), Faults())
+        _read_all(document, state)
     except ApiError:
         raise
     except Exception as error:
         raise invalid(f"this snapshot does not fit together: {error!r:.200}") from None
+    return state
 
 
-def _read_all(document: Json, workspace: Workspace) -> Workspace:
-    ledger = Ledger()
+def put_in(fake: Fake, state: State) -> None:
+    """Let a fake go on from what a snapshot holds."""
+    fake.journal, fake.faults = state.journal, state.faults
+    fake.put_in(state.workspace)
+
+
+def _read_all(document: Json, state: State) -> None:
+    ledger, workspace = Ledger(), state.workspace
     for kind, name in _LISTS.items():
         ledger.things[kind] = [_blank(kind) for _ in _rows(document[name], name)]
     for kind, name in _LISTS.items():
         for i, (thing, row) in enumerate(zip(ledger.things[kind], document[name])):
             _set_fields(thing, _read_fields(kind, row, ledger, f"{name}[{i}]"))
+    everybody = codec_of(List[Optional[Person]]).read(document["everybody"], ledger, "everybody")
+    workspace.people.fill(everybody)
+    _fill(state.journal, document["journal"], ledger, "journal")
+    _fill(state.faults, document["rules"], ledger, "rules")
+    state.faults.rearm()
     _read_workspace(workspace, document["workspace"], ledger)
     _read_clock(workspace.clock, document["clock"], ledger)
-    _check_sound(workspace)
-    return workspace
+    _check_sound(state)
+
+
+def _fill(part: Any, document: Json, ledger: Ledger, where: str) -> None:
+    """Put into a part of a workspace what a snapshot has of it."""
+    for name, value in _read_fields(type(part), document, ledger, where).items():
+        mine = getattr(part, name)
+        if isinstance(mine, deque):  # which has a limit of its own
+            mine.extend(value)
+        else:
+            setattr(part, name, value)
 
 
 def _check_head(head: Json, settings: Settings) -> None:
@@ -14832,25 +15238,17 @@ def _check_head(head: Json, settings: Settings) -> None:
 
 
 def _read_workspace(workspace: Workspace, document: Json, ledger: Ledger) -> None:
-    parts = _workspace_parts()
-    _check_keys(document, ("people", *parts), "workspace")
+    parts = workspace.parts
+    _check_keys(document, (*parts, *_parts_of(Workspace)), "workspace")
     _check_keys(document["shelves"], SHELVES, "workspace.shelves")
-    people = codec_of(List[Optional[Person]]).read(document["people"], ledger, "workspace.people")
-    workspace.people.fill(people)
     for name, part in parts.items():
-        value = part.read(document[name], ledger, f"workspace.{name}")
-        mine = getattr(workspace, name)
-        if isinstance(mine, deque):  # which has a limit of its own
-            mine.extend(value)
-        elif isinstance(mine, Journal):
-            mine.rows.extend(value.rows)
-            mine.count = value.count
-        else:
-            setattr(workspace, name, value)
-    for segment in workspace.segments.values():
+        _fill(part, document[name], ledger, f"workspace.{name}")
+    own = {name: value for name, value in document.items() if name not in parts}
+    _fill(workspace, own, ledger, "workspace")
+    for segment in workspace.segments.rows.values():
         if segment.conditions:
-            segment.predicate = workspace.compile(segment.conditions, f"segments[{segment.number}]")
-    workspace.rearm()
+            where = f"segments[{segment.number}]"
+            segment.predicate = workspace.segments.compile(segment.conditions, where)
 
 
 def _read_clock(clock: Clock, document: Json, ledger: Ledger) -> None:
@@ -14864,23 +15262,28 @@ def _read_clock(clock: Clock, document: Json, ledger: Ledger) -> None:
         clock.at(*_read_chore(row, ledger, f"{where}.due[{i}]"))
 
 
-def _belongings(workspace: Workspace) -> Iterator[Tuple[str, Set[Any], Set[Any]]]:
-    """What people have, and what the workspace says that they have."""
-    people = list(workspace.people)
-    mine = {name: {(p.serial, key) for p in people for key in getattr(p.has, name)} for name in (
-        "segments", "relationships", "devices", "anonymous_ids")}  # fmt: skip
-    segments, objects = workspace.segments.items(), workspace.objects.items()
-    yield "segments", mine["segments"], {(n, key) for key, s in segments for n in s.members}
-    yield "relationships", mine["relationships"], {(n, key) for key, o in objects for n in o.people}
-    owners = {(device.person.serial, token) for token, device in workspace.devices.items()}
-    yield "devices", mine["devices"], owners
-    claims = {(person.serial, key) for key, (person, _) in workspace.claims.items()}
-    yield "anonymous_ids", mine["anonymous_ids"], claims
+def _owned(workspace: Workspace) -> Iterator[Tuple[str, Owners, Owners]]:
+    """What people have, and what the parts of the workspace say that they have."""
+    for name, part in OWNED.items():
+        mine = {
+            (person.serial, _key_of(thing))
+            for person in workspace.people
+            for thing in getattr(person.has, name)
+        }
+        yield name, mine, getattr(workspace, part).owners(name)
 
 
-def _check_sound(workspace: Workspace) -> None:
+def _key_of(thing: Any) -> Any:
+    """What `owners` calls a thing: its key, or else itself."""
+    if isinstance(thing, Delivery):
+        return thing.delivery_id
+    return id(thing) if isinstance(thing, Event) else thing
+
+
+def _check_sound(state: State) -> None:
     """Look at everything once, so that no later call stumbles over what does not fit together."""
-    for name, mine, theirs in _belongings(workspace):
+    workspace = state.workspace
+    for name, mine, theirs in _owned(workspace):
         for serial, key in mine ^ theirs:
             where = f"people[{serial}].has.{name}"
             side = "the workspace does not" if (serial, key) in mine else "only the workspace does"
@@ -14889,11 +15292,11 @@ def _check_sound(workspace: Workspace) -> None:
         for key, row in shelf.rows.items():
             if row.get("id", key) != key:
                 raise invalid(f"{name}: the row {key!r} has another id, {row['id']!r}", name)
-    for id, delivery in workspace.deliveries.items():
+    for id, delivery in workspace.deliveries.rows.items():
         if "created" not in delivery.metrics:
             raise invalid(f"deliveries: {id} has no metric 'created'", "deliveries")
     for collection in COLLECTIONS.values():
-        deque(collection.records(workspace), maxlen=0)
+        deque(collection.records(state), maxlen=0)
 
 
 def as_json(value: Json) -> Json:
@@ -14927,18 +15330,18 @@ def load(fake: Fake, path: str) -> None:
     _clear_up(folder, name)
     if os.path.exists(path):
         try:
-            fake.put_in(restored(read_json(path), fake.settings))
+            put_in(fake, restored(read_json(path), fake.settings))
         except (ApiError, ValueError, OSError) as error:
             reason = getattr(error, "strerror", None) or error
             text = f"can't go on from the state in {path}: {reason}"
             raise ValueError(f"{text}; mend the file, or move it away to start afresh") from None
 
 
-def save(workspace: Workspace, path: str) -> None:
+def save(fake: Fake, path: str) -> None:
     """Write a snapshot into a file, whole or not at all, for its owner alone. Raises OSError."""
     import tempfile
 
-    document = snapshot(workspace)
+    document = snapshot(fake)
     folder, name = os.path.split(os.path.realpath(path))
     try:
         _clear_up(folder, name)
@@ -14973,18 +15376,18 @@ def _clear_up(folder: str, name: str) -> None:
 @route("GET", "/__parlel/state", CONTROL, heavy=True)
 def get_state(call: Call) -> Response:
     """Give the whole workspace as one JSON document, for `PUT /__parlel/state`."""
-    return Response(200, snapshot(call.workspace), CONTROL.headers)
+    return Response(200, snapshot(call.fake), CONTROL.headers)
 
 
 @route("PUT", "/__parlel/state", CONTROL, heavy=True)
 def put_state(call: Call) -> Json:
     """Make the workspace what a snapshot says, counters included; or nothing, with the reason."""
-    call.fake.put_in(restored(call.json(SNAPSHOT_DEPTH), call.fake.settings))
+    put_in(call.fake, restored(call.json(SNAPSHOT_DEPTH), call.fake.settings))
     return {"status": "ok"}
 
 
 # ======================================================================================
-# ==== §23 Server
+# ==== §24 Server
 # ======================================================================================
 
 #: Limits of one request's head.
@@ -15413,7 +15816,7 @@ class Server(ThreadingHTTPServer):
         end = time.monotonic() + LAST_TURNS
         while self._more and time.monotonic() < end:
             self._turn(0)
-        self.fake.hurried, self.fake.discard = None, _nobody_listens
+        self.fake.hurried, self.fake.discard = None, lambda thing: None
         self._spent.clear()
 
     def _discard(self, thing: Any) -> None:
@@ -15455,8 +15858,8 @@ class Server(ThreadingHTTPServer):
         self._stopping = True
         self.fake.ending.set()
         for fake in self.fake.all:  # for those who wait for something to happen
-            if fake.workspace.waiting:
-                fake.workspace.tell()
+            if fake.workspace.news.waiting:
+                fake.workspace.news.tell()
         self._wake()
 
     def _wake(self) -> None:
@@ -15533,7 +15936,7 @@ class Server(ThreadingHTTPServer):
         What the fake's clock has made due is done here, too, so that nobody need ask for it.
         """
         for fake in self.fake.all:
-            fake.workspace.tick()
+            fake.workspace.agenda.tick()
         for connection in list(self._open.values()):
             silent = now - connection.since
             if connection.draining:
@@ -15968,7 +16371,7 @@ def _load_built_in(context: ssl.SSLContext) -> None:
 
 
 # ======================================================================================
-# ==== §24 Public face
+# ==== §25 Public face
 # ======================================================================================
 
 
@@ -16019,57 +16422,57 @@ class View:
     @property
     def people(self) -> List[Json]:
         """Everybody who is known."""
-        return collected(self.fake.workspace, "customers")
+        return collected(self.fake, "customers")
 
     @property
     def events(self) -> List[Json]:
         """All events of Track: of people, anonymous ones, and push reports."""
-        return collected(self.fake.workspace, "events")
+        return collected(self.fake, "events")
 
     @property
     def deliveries(self) -> List[Json]:
         """All transactional sends."""
-        return collected(self.fake.workspace, "deliveries")
+        return collected(self.fake, "deliveries")
 
     @property
     def devices(self) -> List[Json]:
         """All push devices."""
-        return collected(self.fake.workspace, "devices")
+        return collected(self.fake, "devices")
 
     @property
     def objects(self) -> List[Json]:
         """All objects with their relationships."""
-        return collected(self.fake.workspace, "objects")
+        return collected(self.fake, "objects")
 
     @property
     def suppressed(self) -> List[str]:
         """Who is suppressed: ids, or emails of people without id."""
-        return cast(List[str], collected(self.fake.workspace, "suppressed"))
+        return cast(List[str], collected(self.fake, "suppressed"))
 
     @property
     def broadcasts(self) -> List[Json]:
         """All broadcast triggers."""
-        return collected(self.fake.workspace, "broadcasts")
+        return collected(self.fake, "broadcasts")
 
     @property
     def merges(self) -> List[Json]:
         """All merge calls."""
-        return collected(self.fake.workspace, "merges")
+        return collected(self.fake, "merges")
 
     @property
     def batches(self) -> List[Json]:
         """All batches, of Track v2 and of Pipelines."""
-        return collected(self.fake.workspace, "batches")
+        return collected(self.fake, "batches")
 
     @property
     def pipeline_events(self) -> List[Json]:
         """All Pipelines calls, word for word."""
-        return collected(self.fake.workspace, "pipeline-events")
+        return collected(self.fake, "pipeline-events")
 
     @property
     def webhooks(self) -> List[Json]:
         """Reporting webhooks with their attempts, also those that no endpoint asked for."""
-        return collected(self.fake.workspace, "webhooks")
+        return collected(self.fake, "webhooks")
 
     def flush_webhooks(self) -> int:
         """Wait until every webhook is sent that can be; returns how many wait for a retry."""
@@ -16078,12 +16481,12 @@ class View:
     @property
     def dropped(self) -> List[Json]:
         """The calls that were answered with 200 and had no, or not their full, effect."""
-        return collected(self.fake.workspace, "dropped")
+        return collected(self.fake, "dropped")
 
     def person(self, identifier: str) -> Optional[Json]:
         """One person by id or email; None if nobody has it."""
         workspace = self.fake.workspace
-        workspace.tick()
+        workspace.agenda.tick()
         with workspace.lock:
             find, name = workspace.people.find, as_text(identifier)
             person = find(("id", name)) or find(("email", name))
@@ -16104,14 +16507,14 @@ class View:
 
     def snapshot(self) -> Json:
         """Everything in this workspace as one JSON document, for `restore`."""
-        return json.loads(snapshot(self.fake.workspace))
+        return json.loads(snapshot(self.fake))
 
     def restore(self, document: Json) -> None:
         """Make this workspace what a snapshot says; raises ApiError, and changes nothing, or does.
 
         Later resets return to the seed, not to the snapshot.
         """
-        self.fake.put_in(restored(document, self.fake.settings))
+        put_in(self.fake, restored(document, self.fake.settings))
 
     # ---- what goes wrong on purpose
 
@@ -16128,23 +16531,23 @@ class View:
         names = ("method", "path", "person", "event")
         match = {name: rule.pop(name) for name in names if name in rule}
         match.update({"operation": operation} if operation else {})
-        return add_fault(self.fake.workspace, {"match": match, **rule}).id
+        return add_fault(self.fake.faults, {"match": match, **rule}).id
 
     @property
     def faults(self) -> List[Json]:
         """The rules of what goes wrong, with how often each matched and fired."""
-        return fault_records(self.fake.workspace)
+        return self.fake.faults.records()
 
     def mend(self, id: Optional[int] = None) -> None:
         """Let one rule, or all, go wrong no more. Raises ValueError if there is no such rule."""
-        gone = self.fake.workspace.remove_faults(None if id is None else str(id))
+        gone = self.fake.faults.remove(None if id is None else str(id))
         if id is not None and not gone:
             raise ValueError(f"there is no fault {id}")
 
     @property
     def requests(self) -> List[Json]:
         """The newest requests with their answers, secrets masked."""
-        return collected(self.fake.workspace, "requests")
+        return collected(self.fake, "requests")
 
     # ---- assertions that explain themselves
 
@@ -16283,7 +16686,7 @@ class CustomerioServer(View):
         server.server_close()
         try:
             if self.settings.state:
-                save(self.fake.workspace, self.settings.state)
+                save(self.fake, self.settings.state)
         finally:
             self.fake.close()
             self._server = self._thread = None
