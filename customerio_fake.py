@@ -7958,6 +7958,20 @@ def check_local(settings: Settings, request: Request) -> None:
         raise ApiError(403, f"Host '{host}' is not a local name; allow it with --allow-host")
 
 
+def check_page(settings: Settings, request: Request) -> None:
+    """Refuse what a web page writes under a public name that leads here (DNS rebinding).
+
+    Such a page could send a message and open its HTML. Pages of other origins may call the
+    APIs that browsers use; their own address stands in Origin, ours in Host. Raises ApiError 403.
+    """
+    host = request.headers.get("host", "")
+    ours = f"{settings.allow_host},{urlsplit(settings.public_url).hostname or ''}"
+    if not _is_local(host, ours) and not _OFFICIAL_HOST.search(host):
+        raise ApiError(403, f"Host '{host}' is not a local name; allow it with --allow-host")
+
+
+#: May be led here by a hosts file; nobody else can have such a name.
+_OFFICIAL_HOST = re.compile(r"(?i)\.customer\.io\.?(:\d*)?$")
 _LOCAL_SUFFIXES = (
     "localhost", "local", "internal", "test", "lan", "svc", "intranet", "home.arpa",
 )  # fmt: skip
@@ -7999,6 +8013,11 @@ _APP_HEADERS = (
     _JSON,
     ("Access-Control-Allow-Origin", "https://fly.customer.io"),
     ("Cache-Control", "must-revalidate,no-cache,no-store"),
+    ("X-Content-Type-Options", "nosniff"),
+)
+#: For what somebody else has written: it may be looked at, but not act on this origin.
+SANDBOXED = (
+    ("Content-Security-Policy", "sandbox allow-popups allow-popups-to-escape-sandbox"),
     ("X-Content-Type-Options", "nosniff"),
 )
 _OWN_HEADERS = (_JSON, ("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff"))
@@ -8656,7 +8675,10 @@ class Fake:
             return failure(api, error)
 
     def admit(self, api: Api, request: Request) -> None:
-        """Check the credentials. Raises ApiError 401, or 403 for the control endpoints."""
+        """Check the credentials. Raises ApiError 401, or 403 for what web pages may not do."""
+        fields = request.headers  # browsers say where a call comes from, programs don't
+        if request.method != "GET" and ("origin" in fields or "sec-fetch-site" in fields):
+            check_page(self.settings, request)
         try:
             if self.settings.region_check:
                 check_region(self.settings, request)
@@ -9885,7 +9907,7 @@ def export_file(call: Call, export_id: str) -> Response:
     export.downloads += 1
     name = f'attachment; filename="export-{export.number}.csv"'
     headers = (("Content-Type", "text/csv; charset=utf-8"), ("Content-Disposition", name))
-    return Response(200, export.csv, headers)
+    return Response(200, export.csv, (*headers, *SANDBOXED))
 
 
 # ---- people and objects
@@ -12931,7 +12953,7 @@ def get_inbox_preview_capture(call: Call, id: str, run_id: str, client_id: str) 
     if client_id not in run["client_ids"] or run["_wrong"]:
         raise resource_missing("the run has no picture of this client")
     picture = _drawing(run["_subject"], run["_text"], *CAPTURES[query["variant"]])
-    return Response(200, picture, (("Content-Type", "image/svg+xml"), *APP.headers[1:]))
+    return Response(200, picture, (("Content-Type", "image/svg+xml"), *SANDBOXED))
 
 
 #: What XML can't hold.
@@ -13095,7 +13117,9 @@ def download_asset(call: Call, id: str) -> Response:
     """The file behind an asset's `path`; needs no credentials."""
     row = _studio_row(ASSETS, call, id)
     data = base64.b64decode(row["_data"])
-    return Response(200, data, (("Content-Type", row["_type"]), *APP.headers[1:]))
+    # Browsers show no PDF in a sandbox, and a PDF has no origin to act on.
+    safe = APP.headers[1:] if row["_type"] == "application/pdf" else SANDBOXED
+    return Response(200, data, (("Content-Type", row["_type"]), *safe))
 
 
 # ---- live notifications
@@ -14476,8 +14500,8 @@ def rendered_part(call: Call, delivery_id: str) -> Delivery:
     return delivery
 
 
-_HTML = (("Content-Type", "text/html; charset=utf-8"), ("Cache-Control", "no-store"))
-_TEXT = (("Content-Type", "text/plain; charset=utf-8"), ("Cache-Control", "no-store"))
+_HTML = (("Content-Type", "text/html; charset=utf-8"), ("Cache-Control", "no-store"), *SANDBOXED)
+_TEXT = (("Content-Type", "text/plain; charset=utf-8"), ("Cache-Control", "no-store"), *SANDBOXED)
 
 
 @route("GET", "/__parlel/deliveries/{delivery_id}/html", CONTROL)
@@ -14523,7 +14547,7 @@ def delivery_eml(call: Call, delivery_id: str) -> Response:
         attached = MIMEApplication(base64.b64decode(content))
         attached.add_header("Content-Disposition", "attachment", filename=name)
         mail.attach(attached)
-    return Response(200, mail.as_bytes(), (("Content-Type", "message/rfc822"),))
+    return Response(200, mail.as_bytes(), (("Content-Type", "message/rfc822"), *SANDBOXED))
 
 
 # ---- the links inside a message

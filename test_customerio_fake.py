@@ -638,6 +638,53 @@ class ControlGuard(FakeTest):
         self.call("POST", "/__parlel/reset", origin="http://evil.example")
         self.assertEqual(len(self.records("customers")), 1)
 
+    def test_a_page_under_a_public_name_writes_nothing_through_any_api(self) -> None:
+        rows = [("evil.example", 403), ("cdp.customer.io", 200), ("localhost:4668", 200)]
+        writes = [
+            ("PUT", "/api/v1/customers/1", {}),
+            ("POST", "/v1/identify", {"userId": "1"}),
+            (
+                "POST",
+                "/v1/customers",
+                {"filter": {"attribute": {"field": "a", "operator": "exists"}}},
+            ),
+        ]
+        for host, status in rows:
+            for method, path, body in writes:
+                for fields in ({"origin": "http://x"}, {"sec_fetch_site": "same-origin"}):
+                    with self.subTest(host=host, path=path, fields=fields):
+                        reply = self.call(method, path, body, host=host, **fields)
+                        self.assertEqual(reply.status, status)
+            self.assertEqual(len(self.records("customers")), int(status == 200))
+            self.fake.reset()
+        self.assertEqual(self.call(*writes[0], host="evil.example").status, 200)  # a program
+        self.assertEqual(self.call("GET", "/e/v/x", host="evil.example", origin="x").status, 404)
+
+    def test_names_that_the_settings_give_us_may_be_written_to_by_pages(self) -> None:
+        self.fake = Fake(Settings(allow_host="a.example", public_url="https://b.example/cio"))
+        for host, status in (("a.example", 200), ("b.example:443", 200), ("c.example", 403)):
+            reply = self.call("POST", "/v1/identify", {"userId": "1"}, host=host, origin="http://x")
+            self.assertEqual(reply.status, status, host)
+
+    def test_what_somebody_has_written_comes_in_a_sandbox(self) -> None:
+        for type in ("image/png", "application/pdf"):
+            self.fake.workspace.shelves["assets"].add({"_type": type, "_data": ""})
+        message = {"to": "a@b.co", "identifiers": {"id": "1"}, "subject": "s", "from": "u@b.co"}
+        sent = self.ok("POST", "/v1/send/email", {**message, "body": "<script>1</script>"})
+        views = f"/__parlel/deliveries/{sent['delivery_id']}"
+        asset = "/v1/assets/files/1/content"
+        for path in (*(f"{views}/{part}" for part in ("html", "text", "eml")), asset):
+            with self.subTest(path):
+                headers = self.call("GET", path).headers
+                self.assertEqual(headers["x-content-type-options"], "nosniff")
+                self.assertRegex(headers["content-security-policy"], r"^sandbox\b(?!.*scripts)")
+        view = self.call("GET", f"/e/v/{sent['delivery_id']}").headers
+        self.assertEqual(view, self.call("GET", f"{views}/html").headers)
+        document = self.call(
+            "GET", "/v1/assets/files/2/content"
+        ).headers  # browsers refuse it there
+        self.assertNotIn("content-security-policy", document)
+
     def test_control_answers_carry_no_cors_permission(self) -> None:
         headers = self.call("GET", "/__parlel/customers").headers
         self.assertNotIn("access-control-allow-origin", headers)
