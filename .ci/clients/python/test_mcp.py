@@ -20,11 +20,11 @@ if sys.version_info < (3, 11):
 
 os.environ.update(BASE_URL=FAKE_URL, BASIC_AUTH_USERNAME=SITE_ID, BASIC_AUTH_PASSWORD=TRACK_KEY)
 
-import asyncio  # noqa: E402
-import logging  # noqa: E402
+import asyncio
+import logging
 
-import server  # noqa: E402  # what the package calls its module
-from fastmcp import Client  # noqa: E402
+import server  # what the package calls its module
+from fastmcp import Client
 
 #: The server keeps its connections, so all calls share one loop.
 LOOP = asyncio.new_event_loop()
