@@ -3658,6 +3658,22 @@ class Report:
         return {**self.head(), "data": self.data, "attempts": self.attempts}
 
 
+class Note(NamedTuple):
+    """That something became of a message: what a Report of it is made of, once one is wanted."""
+
+    number: int
+    at: float
+    delivery: Delivery
+    metric: str
+    #: Unix seconds, and the row of the delivery's history.
+    when: int
+    fact: Attributes
+    #: Who it is about, and the id and email of that time.
+    person: Optional[Person]
+    id: str
+    email: str
+
+
 def device_named_by(fact: Json) -> str:
     """The token of the device that a row of a push's history is about; "" if it names none."""
     return as_text(fact.get("device_id") or fact.get("recipient") or "")
@@ -5473,6 +5489,8 @@ class Workspace:
     def __post_init__(self) -> None:
         """Put the parts together; each knows only those before it."""
         self.lock = threading.RLock()
+        #: What nobody has wanted a report of yet, oldest first; all of it is later than `reports`.
+        self.notes: Deque[Note] = deque(maxlen=MAX_REPORTS)
         ground = self.ground = Ground(self.settings)
         self.clock, self.occasions = ground.clock, ground.occasions
         self.count, self.seconds, self.note = ground.count, ground.seconds, ground.note
@@ -6787,12 +6805,12 @@ REPORT_KEYS: Dict[str, Dict[str, str]] = {
 }
 
 
-def reported_person(workspace: Workspace, person: Optional[Person]) -> Json:
+def reported_person(workspace: Workspace, person: Optional[Person], id: str, email: str) -> Json:
     """Whom a report is about; an ID-only workspace knows people by id alone (reference)."""
-    named = person.identifiers() if person else {"id": None, "email": None, "cio_id": None}
-    if "email" not in workspace.people.kinds:
-        named = {"id": named["id"]}
-    return {"customer_id": person.id if person else "", "identifiers": named}
+    named = {"id": id or None}
+    if "email" in workspace.people.kinds:
+        named.update({"email": email or None, "cio_id": person.cio_id if person else None})
+    return {"customer_id": id, "identifiers": named}
 
 
 def reported_parents(delivery: Delivery) -> Json:
@@ -6801,9 +6819,9 @@ def reported_parents(delivery: Delivery) -> Json:
     return without(delivery.parents, ("content_id",)) if transactional else delivery.parents
 
 
-def report_data(workspace: Workspace, delivery: Delivery, metric: str, fact: Json) -> Json:
+def report_data(workspace: Workspace, note: Note) -> Json:
     """The `data` of a report about a delivery (reference)."""
-    person = delivery.person
+    delivery, metric, fact = note.delivery, note.metric, note.fact
     link = next(iter(delivery.tracked_links()), {"id": 0, "href": ""})
     known = {
         "recipient": delivery.recipient,
@@ -6820,7 +6838,7 @@ def report_data(workspace: Workspace, delivery: Delivery, metric: str, fact: Jso
     }
     names = REPORT_KEYS.get(delivery.channel, _TEXT_REPORT)
     return {
-        **reported_person(workspace, person),
+        **reported_person(workspace, note.person, note.id, note.email),
         "delivery_id": delivery.delivery_id,
         **reported_parents(delivery),
         **{name: known[name] for name in names.get(metric, names[""]).split()},
@@ -6857,6 +6875,22 @@ def push_payload(delivery: Delivery) -> str:
     }
     own = given.get("custom_payload")
     return as_text(own or {name: value for name, value in parts.items() if value})
+
+
+def reports_of(workspace: Workspace) -> Deque[Report]:
+    """The newest reports, oldest first; made when somebody wants them. Under the lock."""
+    reports, notes = workspace.reports, workspace.notes
+    while notes:
+        reports.append(_report_of(workspace, notes.popleft()))
+    return reports
+
+
+def _report_of(workspace: Workspace, note: Note) -> Report:
+    delivery, event_id = note.delivery, ulid(note.at, note.number)
+    kind, data = OBJECT_TYPES[delivery.channel], report_data(workspace, note)
+    report = Report(event_id, kind, note.metric, note.when, data)
+    report.content = body_content(delivery) if note.metric == "sent" else {}
+    return report
 
 
 class Deadline:
@@ -6936,32 +6970,37 @@ class Outbox:
 
     def heard(self, delivery: Delivery, metric: str, when: int, first: bool, fact: Json) -> None:
         """Take note that something happened to a delivery, and tell whoever asked for it."""
-        kind = OBJECT_TYPES.get(delivery.channel)
+        kind, workspace, person = (
+            OBJECT_TYPES.get(delivery.channel),
+            self.workspace,
+            delivery.person,
+        )
         if kind is None or metric == "created":
             return
-        data = report_data(self.workspace, delivery, metric, fact)
-        report = self._report(kind, metric, when, data)
-        report.content = body_content(delivery) if metric == "sent" else {}
-        self._tell(report, kind, first)
+        number, at = workspace.count("report"), workspace.clock.now()
+        id, email = (person.id, person.email) if person else ("", "")
+        workspace.notes.append(Note(number, at, delivery, metric, when, fact, person, id, email))
+        # The devices of a push that was not sent may be others later.
+        if kind == "push" or workspace.shelves["reporting_webhooks"].rows:
+            self._tell(reports_of(workspace)[-1], kind, first)
 
     def heard_of(
         self, person: Person, metric: str, cause: Optional[Delivery], content: str = ""
     ) -> None:
         """Take note that a person subscribed, unsubscribed or changed preferences."""
-        data = {**reported_person(self.workspace, person), "email_address": person.email or None}
+        workspace = self.workspace
+        event_id = ulid(workspace.clock.now(), workspace.count("report"))
+        about = reported_person(workspace, person, person.id, person.email)
+        data = {**about, "email_address": person.email or None}
         # The channel of the message that led to it, if one did (reference).
         kind = OBJECT_TYPES.get(cause.channel if cause else "", "customer")
-        report = self._report(kind, metric, self.workspace.seconds(), data)
+        report = Report(event_id, kind, metric, workspace.seconds(), data)
         report.content = {"content": content} if content else {}
+        reports_of(workspace).append(report)
         self._tell(report, "customer", True)
 
-    def _report(self, kind: str, metric: str, when: int, data: Json) -> Report:
-        event_id = ulid(self.workspace.clock.now(), self.workspace.count("report"))
-        return Report(event_id, kind, metric, when, data)
-
     def _tell(self, report: Report, group: str, first: bool) -> None:
-        """File a report and queue it for whoever asked for this metric in a group of events."""
-        self.workspace.reports.append(report)
+        """Queue a report for whoever asked for this metric in a group of events."""
         for endpoint in self.workspace.shelves["reporting_webhooks"].rows.values():
             if not endpoint["disabled"] and self._wanted(endpoint, group, report.metric, first):
                 self._enqueue(endpoint["id"], report)
@@ -13965,7 +14004,7 @@ COLLECTIONS = {
     ),
     "webhooks": Collection(
         "webhooks",
-        operator.attrgetter("workspace.reports"),
+        lambda fake: reports_of(fake.workspace),
         ("event_id", "object_type", "metric", "timestamp", "data", "attempts"),
     ),
     "requests": Collection(
@@ -15168,6 +15207,7 @@ def snapshot(fake: Fake) -> bytes:
 
 def _document(fake: Fake) -> Json:
     ledger, workspace = Ledger(), fake.workspace
+    reports_of(workspace)  # of all that was only noted
     settings = {name: getattr(fake.settings, name) for name in _SNAPSHOT_SETTINGS}
     everybody = _write_people(workspace.people, ledger)  # first, so that they keep their order
     parts = {name: _write_fields(part, ledger) for name, part in workspace.parts.items()}

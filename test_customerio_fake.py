@@ -3410,6 +3410,20 @@ class Messages(SeededTest):
         self.assertEqual((own["transactional_message_id"], "content_id" in own), (3, False))
         self.assertEqual((news["newsletter_id"], news["content_id"]), (30, 301))
 
+    def test_a_report_tells_of_the_person_as_it_was(self) -> None:
+        self.identify("ada", email="ada@example.com")
+        self.identify("eve", email="eve@example.com")
+        self.send(to="x@example.com")
+        self.identify("ada", email="new@example.com")
+        both = {"primary": {"id": "eve"}, "secondary": {"id": "ada"}}
+        self.ok("POST", "/api/v1/merge_customers", both)
+        self.send(identifiers={"id": "eve"})
+        rows = self.records("webhooks", "?metric=sent")
+        named = [row["data"]["identifiers"]["email"] for row in rows]
+        self.assertEqual(named, ["ada@example.com", "eve@example.com"])
+        self.assertEqual([row["data"]["customer_id"] for row in rows], ["ada", "eve"])
+        self.assertEqual(len({row["event_id"] for row in rows}), 2)
+
     def test_a_missing_attribute_fails_the_message_and_only_the_message(self) -> None:
         with self.assertLogs("customerio_fake", "WARNING") as logs:
             delivery = self.send(body="Hi\n {{customer.first_name}}")
