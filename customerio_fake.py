@@ -23,7 +23,7 @@ The file is read from top to bottom; each section uses only the sections above i
      3  Settings                everything that can be set
      4  Values                  JSON, numbers, and what a field has to be
      5  Liquid                  the template language: text in, text out
-     6  Conditions              the and / or / not / segment / attribute grammar
+     6  Conditions              one grammar for filters, segments and journeys
      7  Records                 what is kept, and what the parts of a workspace stand on
      8  People                  identifiers, attributes, devices: who is who
      9  Events, objects and segments   what happens, and what people belong to
@@ -3177,6 +3177,10 @@ class Subject(Protocol):
 Member = Callable[[Any, int], bool]
 #: A compiled filter.
 Predicate = Callable[[Any], bool]
+#: Something that a condition depends on: ("attribute", "plan"), ("event", "order_placed"), …
+Need = Tuple[str, Any]
+#: The times to come, Unix seconds, at which a condition may turn without anything happening.
+Turns = Callable[[Any], Iterable[float]]
 
 
 def _as_number(text: str) -> Optional[float]:
@@ -3194,87 +3198,539 @@ def _compare(have: str, want: str) -> int:
     return (have.casefold() > want.casefold()) - (have.casefold() < want.casefold())
 
 
-# `eq` and `exists` are the reference's; the others stand in the seeds' list.
-OPERATORS: Dict[str, Callable[[Optional[str], str], bool]] = {
-    "eq": lambda have, want: have is not None and have.casefold() == want.casefold(),
-    "ne": lambda have, want: have is None or have.casefold() != want.casefold(),
+def _is_same(have: Optional[str], want: str) -> bool:
+    return have is not None and have.casefold() == want.casefold()
+
+
+def _has_part(have: Optional[str], want: str) -> bool:
+    return have is not None and want.casefold() in have.casefold()
+
+
+# `eq` and `exists` are the reference's, those with a `!` and `bw` are seen in what the web app
+# stores (observed); the others stand in the seeds' list.
+OPERATORS: Dict[str, Callable[[Optional[str], Any], bool]] = {
+    "eq": _is_same,
+    "ne": lambda have, want: not _is_same(have, want),
+    "!eq": lambda have, want: not _is_same(have, want),
     "exists": lambda have, want: have is not None,
     "not_exists": lambda have, want: have is None,
+    "!exists": lambda have, want: have is None,
     "starts_with": lambda have, want: (
         have is not None and have.casefold().startswith(want.casefold())
     ),
     "ends_with": lambda have, want: have is not None and have.casefold().endswith(want.casefold()),
-    "contains": lambda have, want: have is not None and want.casefold() in have.casefold(),
+    "contains": _has_part,
+    "!contains": lambda have, want: not _has_part(have, want),
     "gt": lambda have, want: have is not None and _compare(have, want) > 0,
     "gte": lambda have, want: have is not None and _compare(have, want) >= 0,
     "lt": lambda have, want: have is not None and _compare(have, want) < 0,
     "lte": lambda have, want: have is not None and _compare(have, want) <= 0,
+    "bw": lambda have, want: (
+        have is not None and _compare(have, want[0]) >= 0 and _compare(have, want[1]) <= 0
+    ),
+    "is_timestamp": lambda have, want: moment_of(have) is not None,
+    "timestamp_gta": lambda have, want: _after(have, float(want)),
+    "timestamp_lta": lambda have, want: _until(have, float(want)),
 }
-_WITHOUT_VALUE = {"exists", "not_exists"}
+#: Those that compare a time with now and so many seconds (observed). A time that is just reached
+#: is over, so that `gt` and `lt` turn at the same second (inferred).
+TIME_OPERATORS: Dict[str, Callable[[Optional[str], Any, float], bool]] = {
+    "timestamp_gt": lambda have, want, now: _after(have, now + float(want)),
+    "timestamp_lt": lambda have, want, now: _until(have, now + float(want)),
+    "timestamp_bw": lambda have, want, now: (
+        _after(have, now + float(want[0])) and _until(have, now + float(want[1]))
+    ),
+}
+_WITHOUT_VALUE = {"exists", "not_exists", "!exists", "is_timestamp"}
+_WITH_TWO = {"bw", "timestamp_bw"}
+
+
+def moment_of(text: Optional[str]) -> Optional[float]:
+    """The time that an attribute means, Unix seconds or ISO 8601; None if it means none."""
+    if not text or len(text) > 60:
+        return None
+    number = _as_number(text)
+    if number is not None:
+        return number if abs(number) <= MAX_NUMBER else None
+    with contextlib.suppress(ValueError, OverflowError):
+        moment = _iso_moment(text)
+        return None if moment is None else moment.timestamp()
+    return None
+
+
+def _after(have: Optional[str], moment: float) -> bool:
+    when = moment_of(have)
+    return when is not None and when > moment
+
+
+def _until(have: Optional[str], moment: float) -> bool:
+    when = moment_of(have)
+    return when is not None and when <= moment
+
+
+# ---- the grammar
+
+
+class Kind(NamedTuple):
+    """A kind of condition: how it is compiled, and what may stand beside it."""
+
+    compile: Callable[[Json, str, Grammar, Json], Predicate]
+    more: Tuple[str, ...] = ()
+
+
+class Grammar(NamedTuple):
+    """Which kinds of condition may stand somewhere, and whom they ask."""
+
+    kinds: Mapping[str, Kind]
+    member: Member
+    #: Gather what the conditions depend on, and when they turn.
+    needs: Set[Need]
+    turns: List[Turns]
+    #: The workspace, for conditions about more than attributes and segments.
+    world: Any = None
+    #: The person whom a subject is about.
+    person: Callable[[Any], Any] = lambda subject: subject
+    #: From when on events count, Unix seconds.
+    begin: Callable[[Any], float] = lambda subject: 0.0
+    #: Renders a value that is a template; None where values are taken as they are.
+    render: Optional[Callable[[Any, str], str]] = None
+
+
+class Condition(NamedTuple):
+    """Compiled conditions, what they depend on, and when they turn by themselves."""
+
+    test: Predicate
+    needs: FrozenSet[Need]
+    turns: Tuple[Turns, ...]
+
+    def next_turn(self, subject: Any, now: float) -> Optional[float]:
+        """When the answer may be another without anything happening; None if never."""
+        times = [when for turn in self.turns for when in turn(subject) if when > now]
+        return min(times) if times else None
 
 
 def compile_filter(spec: Json, where: str, member: Member) -> Predicate:
-    """Turn a filter document into a predicate over a Subject; `where` names its field.
+    """Turn a filter of the App API into a predicate over a Subject; `where` names its field.
 
     Raises ApiError 400 with the path of the part that is wrong.
     """
-    if not isinstance(spec, dict) or len(spec) != 1:
-        wanted = ", ".join(_FILTERS)
-        raise invalid(f"{where} must be an object with exactly one of: {wanted}", where)
-    ((kind, body),) = spec.items()
-    if kind not in _FILTERS:
-        raise invalid(f"{where} has '{kind}'; expected one of: {', '.join(_FILTERS)}", where)
-    return _FILTERS[kind](body, f"{where}.{kind}", member)
+    return _compiled(spec, where, Grammar(FILTERS, member, set(), []))
 
 
-def _filter_list(body: Json, where: str, member: Member) -> List[Predicate]:
+def compile_conditions(spec: Json, where: str, grammar: Grammar) -> Condition:
+    """Compile what a segment or a journey asks. Raises ApiError 400 as `compile_filter` does."""
+    grammar = grammar._replace(needs=set(), turns=[])
+    test = _compiled(spec, where, grammar)
+    return Condition(test, frozenset(grammar.needs), tuple(grammar.turns))
+
+
+def _compiled(spec: Json, where: str, grammar: Grammar) -> Predicate:
+    kinds = grammar.kinds
+    named = [name for name in spec if name in kinds] if isinstance(spec, dict) else []
+    if isinstance(spec, dict) and len(spec) == 1 and not named:
+        (kind,) = spec
+        raise invalid(f"{where} has '{kind}'; expected one of: {', '.join(kinds)}", where)
+    if len(named) != 1 or (len(spec) > 1 and not kinds[named[0]].more):
+        raise invalid(f"{where} must be an object with exactly one of: {', '.join(kinds)}", where)
+    (kind,) = named
+    for name, value in spec.items():
+        if name != kind:
+            _check_beside(name, value, where, kind, kinds[kind].more)
+    test = kinds[kind].compile(spec[kind], f"{where}.{kind}", grammar, spec)
+    return (lambda subject: not test(subject)) if spec.get("inverse") is True else test
+
+
+def _check_beside(name: str, value: Json, where: str, kind: str, known: Sequence[str]) -> None:
+    place = f"{where}.{name}"
+    if name not in known:
+        raise invalid(f"{place} does not go with {kind}; {suggestion(name, list(known))}", place)
+    if name in _BESIDE and not _BESIDE[name][0](value):
+        raise invalid(f"{place} must be {_BESIDE[name][1]}", place)
+
+
+#: What may stand beside several kinds of condition.
+_BESIDE: Dict[str, Tuple[Callable[[Json], bool], str]] = {
+    "inverse": (lambda value: isinstance(value, bool), "true or false"),
+    "times": (lambda value: type(value) is int and value > 0, "a whole number from 1 up"),
+    "within": (
+        lambda value: type(value) in (int, float) and 0 <= value <= MAX_NUMBER,
+        "seconds from 0 up, where 0 means ever",
+    ),
+    "since": (lambda value: value == "journey", '"journey"'),
+}
+
+
+def _parts(body: Json, where: str, grammar: Grammar) -> List[Predicate]:
     if not isinstance(body, list) or not body:
         raise invalid(f"{where} must be a list of at least one filter", where)
-    return [compile_filter(part, f"{where}[{i}]", member) for i, part in enumerate(body)]
+    return [_compiled(part, f"{where}[{i}]", grammar) for i, part in enumerate(body)]
 
 
-def _and_filter(body: Json, where: str, member: Member) -> Predicate:
-    parts = _filter_list(body, where, member)
+def _and_condition(body: Json, where: str, grammar: Grammar, spec: Json) -> Predicate:
+    parts = _parts(body, where, grammar)
     return lambda subject: all(part(subject) for part in parts)
 
 
-def _or_filter(body: Json, where: str, member: Member) -> Predicate:
-    parts = _filter_list(body, where, member)
+def _or_condition(body: Json, where: str, grammar: Grammar, spec: Json) -> Predicate:
+    parts = _parts(body, where, grammar)
     return lambda subject: any(part(subject) for part in parts)
 
 
-def _not_filter(body: Json, where: str, member: Member) -> Predicate:
-    part = compile_filter(body, where, member)
+def _not_condition(body: Json, where: str, grammar: Grammar, spec: Json) -> Predicate:
+    part = _compiled(body, where, grammar)
     return lambda subject: not part(subject)
 
 
-def _segment_filter(body: Json, where: str, member: Member) -> Predicate:
+def _segment_condition(body: Json, where: str, grammar: Grammar, spec: Json) -> Predicate:
     number = body.get("id") if isinstance(body, dict) else None
     if isinstance(number, bool) or not isinstance(number, int):
         raise invalid(f"{where}.id must be the segment's number", where)
+    member = grammar.member
+    if grammar.world is not None:
+        grammar.needs.add(("segment", number))
     return lambda subject: member(subject, number)
 
 
-def _attribute_filter(body: Json, where: str, member: Member) -> Predicate:
+# ---- fields and what they are compared with
+
+
+class Judge(NamedTuple):
+    """What a condition wants of a field."""
+
+    field: str
+    test: Callable[[Optional[str], Any], bool]
+    #: What to compare with, or the templates of that.
+    wanted: Any
+    inverse: bool
+    render: Optional[Callable[[Any, str], str]] = None
+    #: How many seconds before or after the time in the field it turns.
+    offsets: Tuple[float, ...] = ()
+
+    def fits(self, subject: Any, texts: Iterable[Optional[str]]) -> bool:
+        """Whether any of the texts is as wanted."""
+        wanted = self.wanted
+        if self.render is not None:
+            wanted = self.render(subject, wanted)
+        return any(self.test(text, wanted) for text in texts) is not self.inverse
+
+    def turns(self, texts: Iterable[Optional[str]]) -> List[float]:
+        """When it may turn by itself, Unix seconds."""
+        moments = [moment_of(text) for text in texts]
+        return [when - o for when in moments if when is not None for o in self.offsets]
+
+
+def _judge(body: Json, where: str, grammar: Grammar) -> Judge:
     if not isinstance(body, dict) or not isinstance(body.get("field"), str):
         raise invalid(f"{where}.field must be the name of an attribute", where)
-    name, operator, value = body["field"], body.get("operator"), body.get("value")
-    test = OPERATORS.get(operator) if isinstance(operator, str) else None
+    operator = body.get("operator")
+    test = _test_of(operator, grammar) if isinstance(operator, str) else None
     if test is None:
-        raise invalid(f"{where}.operator must be one of: {', '.join(OPERATORS)}", where)
-    if operator not in _WITHOUT_VALUE and (value is None or isinstance(value, (dict, list))):
-        raise invalid(f"{where}.value is required for '{operator}'", where)
-    wanted, inverse = as_text(value), body.get("inverse") is True
+        known = [*OPERATORS, *(TIME_OPERATORS if grammar.world is not None else ())]
+        raise invalid(f"{where}.operator must be one of: {', '.join(known)}", where)
+    names = () if operator in _WITHOUT_VALUE else ("value", "value2")
+    values = [body.get(name) for name in names[: 2 if operator in _WITH_TWO else 1]]
+    for name, value in zip(names, values):
+        if value is None or isinstance(value, (dict, list)):
+            raise invalid(f"{where}.{name} is required for '{operator}'", where)
+    texts = [as_text(value) for value in values]
+    offsets = _offsets(str(operator), texts, where)
+    wanted = tuple(texts) if operator in _WITH_TWO else texts[0] if texts else ""
+    liquid = grammar.render if any("{{" in text for text in texts) else None
+    if liquid is not None and operator in _WITH_TWO:
+        raise invalid(f"{where}: '{operator}' takes no templates", where)
+    return Judge(body["field"], test, wanted, body.get("inverse") is True, liquid, offsets)
+
+
+def _test_of(operator: str, grammar: Grammar) -> Optional[Callable[[Optional[str], Any], bool]]:
+    timely, world = TIME_OPERATORS.get(operator), grammar.world
+    if timely is None or world is None:
+        return OPERATORS.get(operator)
+    return lambda have, want: cast(Any, timely)(have, want, world.clock.now())
+
+
+def _offsets(operator: str, texts: List[str], where: str) -> Tuple[float, ...]:
+    """The seconds of a time operator. Raises ApiError 400 if they are no numbers."""
+    if not operator.startswith("timestamp_"):
+        return ()
+    numbers = [_as_number(text) for text in texts]
+    if None in numbers:
+        raise invalid(f"{where}.value of '{operator}' must be a number of seconds", where)
+    return tuple(cast(List[float], numbers)) if operator in TIME_OPERATORS else ()
+
+
+def values_at(value: Json, path: str) -> List[Json]:
+    """What stands at a path: `a.b`, `list[]` for any item, `list[0]` for the first (docs)."""
+    if isinstance(value, dict) and path in value:
+        return [value[path]]
+    found = [value]
+    for part in re.findall(r"[^.\[\]]+|\[\d{0,9}\]", path):
+        if part == "[]":
+            found = [item for row in found if isinstance(row, list) for item in row]
+        elif part[0] == "[":
+            index = int(part[1:-1])
+            found = [row[index] for row in found if isinstance(row, list) and index < len(row)]
+        else:
+            found = [row[part] for row in found if isinstance(row, dict) and part in row]
+    return found
+
+
+def _texts_at(value: Json, path: str) -> List[Optional[str]]:
+    texts = [as_text(found) for found in values_at(value, path) if found is not None]
+    return [*texts] or [None]
+
+
+def _is_deep(name: str) -> bool:
+    return "." in name or "[" in name
+
+
+def _attribute_condition(body: Json, where: str, grammar: Grammar, spec: Json) -> Predicate:
+    judge, person = _judge(body, where, grammar), grammar.person
+    name, test, wanted, inverse = judge[:4]
+    if grammar.world is not None:
+        grammar.needs.add(("attribute", re.split(r"[.\[]", name)[0]))
+    if judge.offsets:
+        grammar.turns.append(lambda subject: judge.turns([subject.text(name)]))
+    if judge.render is not None:
+        return lambda subject: judge.fits(subject, [subject.text(name)])
+    if _is_deep(name) and grammar.world is not None:
+        return lambda subject: judge.fits(
+            subject, _texts_at(getattr(person(subject), "attributes", None), name)
+        )
     return lambda subject: test(subject.text(name), wanted) is not inverse
 
 
-_FILTERS: Dict[str, Callable[[Json, str, Member], Predicate]] = {
-    "and": _and_filter,
-    "or": _or_filter,
-    "not": _not_filter,
-    "segment": _segment_filter,
-    "attribute": _attribute_filter,
-    "object_attribute": _attribute_filter,
+def _data_condition(body: Json, where: str, grammar: Grammar, spec: Json) -> Predicate:
+    """A bare `{"field", "operator", "value"}` about data: a pair of a subject and a document."""
+    judge = _judge(spec, where.rpartition(".")[0], grammar)
+    return lambda pair: judge.fits(pair[0], _texts_at(pair[1], judge.field))
+
+
+def compile_data(spec: Json, where: str, grammar: Grammar) -> Predicate:
+    """Conditions on the data of an event, as a predicate over pairs of a subject and the data."""
+    if spec == {}:
+        return lambda pair: True
+    return _compiled(spec, where, grammar._replace(kinds=_DATA))
+
+
+def _about(read: Callable[[Any, Any, Json], Iterable[Json]], *needs: Need) -> Kind:
+    """A kind of condition on documents that a grammar's world and a subject lead to."""
+
+    def compile(body: Json, where: str, grammar: Grammar, spec: Json) -> Predicate:
+        judge = _judge(body, where, grammar)
+        grammar.needs.update(needs)
+
+        def texts(subject: Any) -> List[Optional[str]]:
+            rows = read(grammar, subject, body)
+            return [text for row in rows for text in _texts_at(row, judge.field)]
+
+        if judge.offsets:
+            grammar.turns.append(lambda subject: judge.turns(texts(subject)))
+        return lambda subject: judge.fits(subject, texts(subject) or [None])
+
+    return Kind(compile, ("inverse",))
+
+
+def _devices_of(grammar: Grammar, subject: Any, body: Json) -> Iterable[Json]:
+    person = grammar.person(subject)
+    return [device.record() for device in person.has.devices.values()] if person else ()
+
+
+def _relationships_of(grammar: Grammar, subject: Any, body: Json) -> Dict[Any, Json]:
+    """The relationships meant: those of the object that began a journey, else of the type."""
+    person, key = grammar.person(subject), getattr(subject, "object_key", None)
+    related: Dict[Any, Json] = person.has.relationships if person else {}
+    if key is not None:
+        return {key: related.get(key, {})}
+    type = as_text(body.get("type_id", ""))
+    return {key: row for key, row in related.items() if type in ("", key[0])}
+
+
+def _objects_of(grammar: Grammar, subject: Any, body: Json) -> Iterable[Json]:
+    keys = _relationships_of(grammar, subject, body)
+    things = [grammar.world.objects[key] for key in keys if key in grammar.world.objects]
+    return [{**thing.attributes, "object_id": thing.key[1]} for thing in things]
+
+
+# ---- what happened
+
+
+def _event_condition(body: Json, where: str, grammar: Grammar, spec: Json) -> Predicate:
+    """`{"event": {"name", "type", "filters"}, "times", "within", "inverse"}` (observed)."""
+    if not isinstance(body, dict) or not isinstance(body.get("name"), str) or not body["name"]:
+        raise invalid(f"{where}.name must be the name of an event", where)
+    name, type = body["name"], body.get("type", "event")
+    if type not in _EVENT_TYPES:
+        raise invalid(f"{where}.type must be one of: {', '.join(_EVENT_TYPES)}", where)
+    fits = compile_data(body.get("filters") or {}, f"{where}.filters", grammar)
+    times, within = spec.get("times", 1), spec.get("within", 0)
+    journey = spec.get("since") == "journey"
+    begin = (lambda subject: subject.started) if journey else grammar.begin
+    read, clock = _EVENT_TYPES[type], grammar.world.clock
+    if type == "attribute_change":
+        grammar.world.watch(name)
+    grammar.needs.add(("attribute" if type == "attribute_change" else "event", name))
+
+    def moments(subject: Any) -> List[float]:
+        oldest, now = begin(subject), clock.now()
+        rows = read(grammar, subject, name, type)
+        return [
+            when for when, came, data in rows
+            if came >= oldest and not (within and when <= now - within) and fits((subject, data))
+        ]  # fmt: skip
+
+    if within:
+        grammar.turns.append(lambda subject: [when + within for when in moments(subject)])
+    if spec.get("inverse") is not True:
+        return lambda subject: len(moments(subject)) >= times
+    return _not_happened(grammar, name, type, within, lambda s: len(moments(s)) >= times)
+
+
+def _not_happened(
+    grammar: Grammar, name: str, type: str, within: float, happened: Predicate
+) -> Predicate:
+    """What `inverse` turns round: nobody has failed to do in N days what they had no N days for.
+
+    Nor has an attribute that nobody ever had "not changed" (observed).
+    """
+    if type == "attribute_change":
+        known = _ever_known(grammar, name)
+        return lambda subject: happened(subject) or not known(subject)
+    if not within:
+        return happened
+    clock, person = grammar.world.clock, grammar.person
+    grammar.turns.append(lambda subject: [_known_since(person(subject)) + within])
+    return lambda subject: happened(subject) or clock.now() < _known_since(person(subject)) + within
+
+
+def _known_since(person: Any) -> float:
+    """When a person was added, or had the first event, backdated ones included (docs)."""
+    if person is None:
+        return math.inf
+    return float(min([person.created_at, *(event.when for event in person.has.events)]))
+
+
+def _ever_known(grammar: Grammar, name: str) -> Predicate:
+    person, changes = grammar.person, grammar.world.changes
+    return lambda subject: (
+        any(key[1] == name for key in changes)
+        or (subject.text(name) is not None and person(subject) is not None)
+    )
+
+
+def _events_of(grammar: Grammar, subject: Any, name: str, type: str) -> Iterable[Any]:
+    person = grammar.person(subject)
+    for event in person.has.events if person else ():
+        if event.name == name and event.type == type:
+            yield event.when, event.received_at, event.data
+
+
+def _changes_of(grammar: Grammar, subject: Any, name: str, type: str) -> Iterable[Any]:
+    person = grammar.person(subject)
+    for when, old, new in grammar.world.changes.get((person.serial, name), ()) if person else ():
+        yield when, when, {"from": old, "to": new}
+
+
+_EVENT_TYPES: Dict[str, Callable[[Grammar, Any, str, str], Iterable[Any]]] = {
+    "event": _events_of, "page": _events_of, "screen": _events_of,
+    "attribute_change": _changes_of,
+}  # fmt: skip
+
+#: What a message condition may ask for.
+MESSAGE_ACTIVITY = (
+    "sent", "delivered", "opened", "clicked", "human_opened", "human_clicked", "converted",
+    "bounced", "dropped", "failed", "undeliverable", "drafted", "attempted", "unsubscribed",
+    "spammed", "replied",
+)  # fmt: skip
+_MESSAGE_PARENTS = ("action_id", "campaign_id", "newsletter_id", "broadcast_id")
+
+
+def _message_condition(body: Json, where: str, grammar: Grammar, spec: Json) -> Predicate:
+    """`{"message": {"action_id", "metric"}}`: of this journey, or of anything named."""
+    metric = body.get("metric") if isinstance(body, dict) else None
+    if metric not in MESSAGE_ACTIVITY:
+        text = f"{where}.metric must be one of: {', '.join(MESSAGE_ACTIVITY)}"
+        raise invalid(text, where)
+    for name in body:
+        if name not in (*_MESSAGE_PARENTS, "metric"):
+            text = f"{where}.{name} is unknown; {suggestion(name, [*_MESSAGE_PARENTS, 'metric'])}"
+            raise invalid(text, where)
+    parents = {name: body[name] for name in _MESSAGE_PARENTS if name in body}
+    person, clock, within = grammar.person, grammar.world.clock, spec.get("within", 0)
+    grammar.needs.add(("message", metric))
+    own = set(parents) == {"action_id"}
+
+    def moments(subject: Any) -> List[float]:
+        about, journey = person(subject), getattr(subject, "id", None) if own else None
+        return [
+            delivery.metrics[metric]
+            for delivery in (about.has.deliveries if about else ())
+            if metric in delivery.metrics
+            and all(delivery.parents.get(k) == v for k, v in parents.items())
+            and (about is subject or not own or delivery.origin.get("journey_id") == journey)
+            and not (within and delivery.metrics[metric] <= clock.now() - within)
+        ]
+
+    if within:
+        grammar.turns.append(lambda subject: [when + within for when in moments(subject)])
+    return lambda subject: bool(moments(subject))
+
+
+# ---- what only a journey can be asked
+
+
+def _event_time_condition(body: Json, where: str, grammar: Grammar, spec: Json) -> Predicate:
+    """Whether the time is reached that the triggering event names (docs: "event time")."""
+    if not isinstance(body, dict) or not isinstance(body.get("field"), str):
+        raise invalid(f"{where}.field must name a timestamp in the event's data", where)
+    field, clock = body["field"], grammar.world.clock
+
+    def moments(subject: Any) -> List[float]:
+        found = map(moment_of, _texts_at(subject.data, field))
+        return [when for when in found if when is not None]
+
+    grammar.turns.append(moments)
+    return lambda subject: any(when <= clock.now() for when in moments(subject))
+
+
+_NEGATABLE = ("inverse",)
+_CONNECTIVES = {
+    "and": Kind(_and_condition),
+    "or": Kind(_or_condition),
+    "not": Kind(_not_condition),
+}
+#: What the App API's filters consist of (reference).
+FILTERS: Dict[str, Kind] = {
+    **_CONNECTIVES,
+    "segment": Kind(_segment_condition),
+    "attribute": Kind(_attribute_condition),
+    "object_attribute": Kind(_attribute_condition),
+}
+#: What can be asked of the data of an event.
+_DATA = {
+    **_CONNECTIVES,
+    "field": Kind(_data_condition, ("operator", "value", "value2", "inverse")),
+}
+#: What segments may ask of a person (reference, observed).
+PERSON_CONDITIONS: Dict[str, Kind] = {
+    **_CONNECTIVES,
+    "segment": Kind(_segment_condition, _NEGATABLE),
+    "attribute": Kind(_attribute_condition, _NEGATABLE),
+    "event": Kind(_event_condition, ("times", "within", "inverse")),
+    "message": Kind(_message_condition, ("within", "inverse")),
+    "device_attribute": _about(_devices_of, ("device", "")),
+    "object_attribute": _about(_objects_of, ("object", "")),
+    "relationship_attribute": _about(
+        lambda grammar, subject, body: _relationships_of(grammar, subject, body).values(),
+        ("object", ""),
+    ),
+}
+#: What a journey may ask of itself, too.
+JOURNEY_CONDITIONS: Dict[str, Kind] = {
+    **PERSON_CONDITIONS,
+    "event": Kind(_event_condition, ("times", "within", "inverse", "since")),
+    "event_attribute": _about(lambda grammar, subject, body: [subject.data]),
+    "journey_attribute": _about(lambda grammar, subject, body: [subject.attributes]),
+    "event_time": Kind(_event_time_condition, _NEGATABLE),
 }
 
 
@@ -3453,6 +3909,11 @@ class Event:
         self.timestamp, self.given_id = timestamp, given_id
         self.serial, self.received_at = 0, 0.0
         self.customer_id = self.anonymous_id = self.person = None
+
+    @property
+    def when(self) -> float:
+        """When it happened, as far as anybody says."""
+        return self.received_at if self.timestamp is None else self.timestamp
 
     def record(self) -> Json:
         """The event as `/__parlel/events` shows it."""
@@ -5086,8 +5547,13 @@ class Segments(Keeper):
 
         Raises ApiError 400 with the path of the part that is wrong.
         """
+        return compile_conditions(spec, where, self.grammar()).test
+
+    def grammar(self) -> Grammar:
+        """What can be asked of people here, in words that don't keep the workspace alive."""
         me = weakref.proxy(self)
-        return compile_filter(spec, where, lambda person, number: me.is_member(person, number))
+        member = functools.partial(_member_in, me)
+        return Grammar(PERSON_CONDITIONS, member, set(), [], me)
 
     def is_member(self, person: Person, number: int) -> bool:
         """Whether a person is in a segment, now."""
