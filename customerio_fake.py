@@ -3181,6 +3181,8 @@ Predicate = Callable[[Any], bool]
 Need = Tuple[str, Any]
 #: The times to come, Unix seconds, at which a condition may turn without anything happening.
 Turns = Callable[[Any], Iterable[float]]
+#: From when on what happens counts: Unix seconds, and how many events there had been by then.
+Begin = Tuple[float, int]
 
 
 def _as_number(text: str) -> Optional[float]:
@@ -3290,8 +3292,8 @@ class Grammar(NamedTuple):
     world: Any = None
     #: The person whom a subject is about.
     person: Callable[[Any], Any] = lambda subject: subject
-    #: From when on events count, Unix seconds.
-    begin: Callable[[Any], float] = lambda subject: 0.0
+    #: From when on what happens counts.
+    begin: Callable[[Any], Begin] = lambda subject: (0.0, 0)
     #: Renders a value that is a template; None where values are taken as they are.
     render: Optional[Callable[[Any, str], str]] = None
 
@@ -3436,6 +3438,8 @@ def _judge(body: Json, where: str, grammar: Grammar) -> Judge:
     offsets = _offsets(str(operator), texts, where)
     wanted = tuple(texts) if operator in _WITH_TWO else texts[0] if texts else ""
     liquid = grammar.render if any("{{" in text for text in texts) else None
+    if liquid is not None and any("{%" in text for text in texts):
+        raise invalid(f"{where}.value can have {{{{ }}}} but no tags", where)
     if liquid is not None and operator in _WITH_TWO:
         raise invalid(f"{where}: '{operator}' takes no templates", where)
     return Judge(body["field"], test, wanted, body.get("inverse") is True, liquid, offsets)
@@ -3564,19 +3568,16 @@ def _event_condition(body: Json, where: str, grammar: Grammar, spec: Json) -> Pr
     fits = compile_data(body.get("filters") or {}, f"{where}.filters", grammar)
     times, within = spec.get("times", 1), spec.get("within", 0)
     journey = spec.get("since") == "journey"
-    begin = (lambda subject: subject.started) if journey else grammar.begin
-    read, clock = _EVENT_TYPES[type], grammar.world.clock
+    begin = (lambda subject: (subject.started, subject.born)) if journey else grammar.begin
+    clock = grammar.world.clock
     if type == "attribute_change":
         grammar.world.watch(name)
     grammar.needs.add(("attribute" if type == "attribute_change" else "event", name))
 
     def moments(subject: Any) -> List[float]:
-        oldest, now = begin(subject), clock.now()
-        rows = read(grammar, subject, name, type)
-        return [
-            when for when, came, data in rows
-            if came >= oldest and not (within and when <= now - within) and fits((subject, data))
-        ]  # fmt: skip
+        rows = _EVENT_TYPES[type](grammar, subject, name, type, begin(subject))
+        oldest = clock.now() - within if within else -math.inf
+        return [when for when, data in rows if when > oldest and fits((subject, data))]
 
     if within:
         grammar.turns.append(lambda subject: [when + within for when in moments(subject)])
@@ -3617,23 +3618,28 @@ def _ever_known(grammar: Grammar, name: str) -> Predicate:
     )
 
 
-def _events_of(grammar: Grammar, subject: Any, name: str, type: str) -> Iterable[Any]:
+def _events_of(
+    grammar: Grammar, subject: Any, name: str, type: str, begin: Begin
+) -> Iterable[Tuple[float, Json]]:
     person = grammar.person(subject)
     for event in person.has.events if person else ():
-        if event.name == name and event.type == type:
-            yield event.when, event.received_at, event.data
+        if event.name == name and event.type == type and event.serial >= begin[1]:
+            yield event.when, event.data
 
 
-def _changes_of(grammar: Grammar, subject: Any, name: str, type: str) -> Iterable[Any]:
+def _changes_of(
+    grammar: Grammar, subject: Any, name: str, type: str, begin: Begin
+) -> Iterable[Tuple[float, Json]]:
     person = grammar.person(subject)
     for when, old, new in grammar.world.changes.get((person.serial, name), ()) if person else ():
-        yield when, when, {"from": old, "to": new}
+        if when >= begin[0]:
+            yield when, {"from": old, "to": new}
 
 
-_EVENT_TYPES: Dict[str, Callable[[Grammar, Any, str, str], Iterable[Any]]] = {
-    "event": _events_of, "page": _events_of, "screen": _events_of,
+_EVENT_TYPES: Dict[str, Callable[..., Iterable[Tuple[float, Json]]]] = {
+    **dict.fromkeys(("event", "page", "screen"), _events_of),
     "attribute_change": _changes_of,
-}  # fmt: skip
+}
 
 #: What a message condition may ask for.
 MESSAGE_ACTIVITY = (
