@@ -3230,7 +3230,7 @@ OPERATORS: Dict[str, Callable[[Optional[str], Any], bool]] = {
     "bw": lambda have, want: (
         have is not None and _compare(have, want[0]) >= 0 and _compare(have, want[1]) <= 0
     ),
-    "is_timestamp": lambda have, want: moment_of(have) is not None,
+    "is_timestamp": lambda have, want: time_meant(have) is not None,
     "timestamp_gta": lambda have, want: _after(have, float(want)),
     "timestamp_lta": lambda have, want: _until(have, float(want)),
 }
@@ -3247,7 +3247,7 @@ _WITHOUT_VALUE = {"exists", "not_exists", "!exists", "is_timestamp"}
 _WITH_TWO = {"bw", "timestamp_bw"}
 
 
-def moment_of(text: Optional[str]) -> Optional[float]:
+def time_meant(text: Optional[str]) -> Optional[float]:
     """The time that an attribute means, Unix seconds or ISO 8601; None if it means none."""
     if not text or len(text) > 60:
         return None
@@ -3261,12 +3261,12 @@ def moment_of(text: Optional[str]) -> Optional[float]:
 
 
 def _after(have: Optional[str], moment: float) -> bool:
-    when = moment_of(have)
+    when = time_meant(have)
     return when is not None and when > moment
 
 
 def _until(have: Optional[str], moment: float) -> bool:
-    when = moment_of(have)
+    when = time_meant(have)
     return when is not None and when <= moment
 
 
@@ -3417,7 +3417,7 @@ class Judge(NamedTuple):
 
     def turns(self, texts: Iterable[Optional[str]]) -> List[float]:
         """When it may turn by itself, Unix seconds."""
-        moments = [moment_of(text) for text in texts]
+        moments = [time_meant(text) for text in texts]
         return [when - o for when in moments if when is not None for o in self.offsets]
 
 
@@ -3691,7 +3691,7 @@ def _event_time_condition(body: Json, where: str, grammar: Grammar, spec: Json) 
     field, clock = body["field"], grammar.world.clock
 
     def moments(subject: Any) -> List[float]:
-        found = map(moment_of, _texts_at(subject.data, field))
+        found = map(time_meant, _texts_at(subject.data, field))
         return [when for when in found if when is not None]
 
     grammar.turns.append(moments)
