@@ -3288,7 +3288,7 @@ class Grammar(NamedTuple):
     #: Gather what the conditions depend on, and when they turn.
     needs: Set[Need]
     turns: List[Turns]
-    #: The workspace, for conditions about more than attributes and segments.
+    #: What conditions about more than attributes and segments ask: see Segments.
     world: Any = None
     #: The person whom a subject is about.
     person: Callable[[Any], Any] = lambda subject: subject
@@ -3551,7 +3551,8 @@ def _relationships_of(grammar: Grammar, subject: Any, body: Json) -> Dict[Any, J
 
 def _objects_of(grammar: Grammar, subject: Any, body: Json) -> Iterable[Json]:
     keys = _relationships_of(grammar, subject, body)
-    things = [grammar.world.objects[key] for key in keys if key in grammar.world.objects]
+    rows = grammar.world.objects.rows
+    things = [rows[key] for key in keys if key in rows]
     return [{**thing.attributes, "object_id": thing.key[1]} for thing in things]
 
 
@@ -5537,16 +5538,24 @@ def _passed_over(count: int) -> Outcome:
     return Outcome("partial", text) if count else DONE
 
 
+def _member_in(segments: Segments, person: Person, number: int) -> bool:
+    return segments.is_member(person, number)
+
+
 @dataclass(eq=False, repr=False)
 class Segments(Keeper):
     """Groups of people: who is in which."""
 
     people: People
+    objects: Objects
     rows: Dict[int, Segment] = kept(dict)
+    #: How watched attributes changed, by person's serial number and name: when, from, to.
+    changes: Dict[Tuple[int, str], List[Tuple[float, Any, Any]]] = kept(dict)
 
     def __post_init__(self) -> None:
-        """Nobody asks for a segment yet."""
+        """Nobody asks for a segment, or for changes, yet."""
         self._asked: Set[int] = set()
+        self._watched: Set[str] = set()
 
     def compile(self, spec: Json, where: str) -> Predicate:
         """A segment's conditions as a predicate, which does not keep this alive.
@@ -5560,6 +5569,24 @@ class Segments(Keeper):
         me = weakref.proxy(self)
         member = functools.partial(_member_in, me)
         return Grammar(PERSON_CONDITIONS, member, set(), [], me)
+
+    @property
+    def clock(self) -> Clock:
+        """What conditions about time go by."""
+        return self.ground.clock
+
+    def watch(self, name: str) -> None:
+        """Keep from now on how an attribute changes."""
+        if not self._watched:
+            self.ground.occasions.join(changed=self._keep_changes)
+        self._watched.add(name)
+
+    def _keep_changes(self, person: Person, old: Attributes) -> None:
+        for name in self._watched:
+            before, after = old.get(name), person.attributes.get(name)
+            if before != after:
+                row = (self.clock.now(), before, after)
+                self.changes.setdefault((person.serial, name), []).append(row)
 
     def is_member(self, person: Person, number: int) -> bool:
         """Whether a person is in a segment, now."""
@@ -5615,6 +5642,8 @@ class Segments(Keeper):
 
     def release(self, person: Person) -> None:
         """Manual segments lose their member."""
+        for name in self._watched:
+            self.changes.pop((person.serial, name), None)
         for number in person.has.segments:
             del self.rows[number].members[person.serial]
 
@@ -5970,7 +5999,7 @@ class Workspace:
         self.devices = Devices(ground, people)
         self.events = Events(ground, people)
         self.objects = Objects(ground, people, self.events)
-        self.segments = Segments(ground, people)
+        self.segments = Segments(ground, people, self.objects)
         self.deliveries = Deliveries(ground, people, self.devices, self.events)
         people.keepers = tuple(getattr(self, part) for part in dict.fromkeys(OWNED.values()))
         self.news = News(self.lock)

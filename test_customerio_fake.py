@@ -2103,6 +2103,143 @@ class Filters(unittest.TestCase):
             self.assertIn(text, caught.exception.message)
 
 
+class SegmentConditions(FakeTest):
+    """What segments ask beside attributes: what happened, and when."""
+
+    START = 1_700_000_000
+
+    def members(self, conditions: Any, **now: Any) -> list[str]:
+        """Who is in a segment with these conditions."""
+        workspace = self.fake.workspace
+        predicate = workspace.segments.compile(conditions, "conditions")
+        return [person.id for person in workspace.people if predicate(person)]
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.clock(now=self.START, freeze=True)
+        self.identify("1", plan="pro", seen=self.START - 100, tags=["a", "b"], car={"make": "Fiat"})
+        self.identify("2", plan="free", seen=self.START + 100)
+
+    def clock(self, **body: Any) -> None:
+        self.call("PUT", "/__parlel/clock", body)
+
+    def track(self, id: str, name: str, timestamp: int | None = None, **data: Any) -> None:
+        body = {"name": name, "data": data, "timestamp": timestamp}
+        self.call("POST", f"/api/v1/customers/{id}/events", body)
+
+    def test_each_further_operator(self) -> None:
+        rows = [
+            ("plan", "!eq", "pro", None, "2"),
+            ("plan", "!contains", "RE", None, "1"),
+            ("none", "!exists", None, None, "12"),
+            ("seen", "bw", self.START, self.START + 100, "2"),
+            ("seen", "is_timestamp", None, None, "12"),
+            ("plan", "is_timestamp", None, None, ""),
+            ("seen", "timestamp_gta", self.START, None, "2"),
+            ("seen", "timestamp_lta", self.START, None, "1"),
+            ("seen", "timestamp_gt", "0", None, "2"),
+            ("seen", "timestamp_gt", "-100", None, "2"),
+            ("seen", "timestamp_gt", "-101", None, "12"),
+            ("seen", "timestamp_lt", "-100", None, "1"),
+            ("seen", "timestamp_lt", "-101", None, ""),
+            ("seen", "timestamp_bw", "-101", "0", "1"),
+            ("tags[]", "eq", "B", None, "1"),
+            ("tags[0]", "eq", "b", None, ""),
+            ("car.make", "eq", "fiat", None, "1"),
+        ]
+        for field, operator, value, value2, expected in rows:
+            body = {"field": field, "operator": operator, "value": value, "value2": value2}
+            with self.subTest(field=field, operator=operator, value=value):
+                self.assertEqual("".join(self.members({"attribute": body})), expected)
+
+    def test_events_by_count_data_and_window(self) -> None:
+        self.track("1", "order", total=5)
+        self.track("1", "order", total=50)
+        self.track("2", "order", total=7, timestamp=self.START - 3600)
+        dear = {"and": [{"field": "total", "operator": "gt", "value": 6}]}
+        order = {"name": "order"}
+        rows = [
+            ({"event": order}, "12"),
+            ({"event": order, "times": 2}, "1"),
+            ({"event": order, "inverse": True}, ""),
+            ({"event": {"name": "Order"}}, ""),
+            ({"event": {**order, "filters": dear}}, "12"),
+            ({"event": {**order, "filters": dear}, "times": 2}, ""),
+            ({"event": order, "within": 3600}, "1"),
+            ({"event": order, "within": 3601}, "12"),
+            ({"event": {**order, "type": "page"}}, ""),
+        ]
+        for spec, expected in rows:
+            self.assertEqual("".join(self.members(spec)), expected, spec)
+
+    def test_nobody_has_failed_to_do_in_a_week_what_they_had_no_week_for(self) -> None:
+        spec = {"event": {"name": "order"}, "within": 7 * 86400, "inverse": True}
+        self.assertEqual(self.members(spec), [])
+        self.track("2", "other", timestamp=self.START - 8 * 86400)
+        self.assertEqual(self.members(spec), ["2"])
+        self.clock(advance=7 * 86400 - 1)
+        self.assertEqual(self.members(spec), ["2"])
+        self.clock(advance=1)
+        self.assertEqual(self.members(spec), ["1", "2"])
+        self.track("1", "order")
+        self.assertEqual(self.members(spec), ["2"])
+
+    def test_attribute_changes_are_kept_once_somebody_asks_for_them(self) -> None:
+        to_pro = {"field": "to", "operator": "eq", "value": "pro"}
+        changed = {"name": "plan", "type": "attribute_change", "filters": {"and": [to_pro]}}
+        self.assertEqual(self.members({"event": changed}), [])
+        self.identify("2", plan="pro")
+        self.assertEqual(self.members({"event": changed}), ["2"])
+        self.assertEqual(self.members({"event": changed, "inverse": True}), ["1"])
+        nobody = {"event": {**changed, "name": "nothing"}, "inverse": True}
+        self.assertEqual(self.members(nobody), [])
+
+    def test_messages_devices_and_objects(self) -> None:
+        device = {"device": {"id": "t", "platform": "ios"}}
+        self.call("PUT", "/api/v1/customers/1/devices", device)
+        to = {"object_type_id": "1", "object_id": "acme"}
+        related = [{"identifiers": {"id": "2"}, "relationship_attributes": {"role": "boss"}}]
+        thing = {"type": "object", "action": "identify", "identifiers": to, "attributes": {"n": 3}}
+        body = {**thing, "cio_relationships": related}
+        self.assertEqual(self.call("POST", "/api/v2/entity", body).status, 200)
+        mail = {"to": "a@b.co", "identifiers": {"id": "1"}, "subject": "s", "body": "b",
+                "from": "c@d.co"}  # fmt: skip
+        self.call("POST", "/v1/send/email", mail)
+        rows = [
+            ({"device_attribute": {"field": "platform", "operator": "eq", "value": "iOS"}}, "1"),
+            ({"object_attribute": {"field": "n", "operator": "gt", "value": 2}}, "2"),
+            ({"object_attribute": {"type_id": 2, "field": "n", "operator": "gt", "value": 2}}, ""),
+            ({"relationship_attribute": {"field": "role", "operator": "eq", "value": "boss"}}, "2"),
+            ({"message": {"metric": "delivered"}}, "1"),
+            ({"message": {"metric": "delivered"}, "inverse": True}, "2"),
+            ({"message": {"metric": "delivered", "campaign_id": 3}}, ""),
+        ]
+        for spec, expected in rows:
+            self.assertEqual("".join(self.members(spec)), expected, spec)
+
+    def test_mistakes_name_their_place_and_the_nearest_word(self) -> None:
+        field = {"field": "a", "operator": "eq", "value": "b"}
+        rows: list[tuple[Any, str]] = [
+            ({"event": {}}, "conditions.event.name"),
+            ({"event": {"name": "x", "type": "y"}}, "conditions.event.type"),
+            ({"event": {"name": "x"}, "time": 3}, "conditions.time does not go with event; "
+             "did you mean times?"),
+            ({"event": {"name": "x"}, "times": 0}, "conditions.times must be"),
+            ({"event": {"name": "x"}, "within": "1 d"}, "conditions.within must be"),
+            ({"attribute": field, "inverse": "yes"}, "conditions.inverse must be"),
+            ({"event": {"name": "x", "filters": [field]}}, "conditions.event.filters must be"),
+            ({"message": {"metric": "open"}}, "conditions.message.metric must be one of"),
+            ({"message": {"metric": "sent", "action": 3}}, "did you mean action_id?"),
+            ({"attribute": {**field, "operator": "timestamp_gt"}}, "must be a number of seconds"),
+            ({"attribute": {**field, "operator": "bw"}}, "conditions.attribute.value2"),
+            ({"event_attribute": field}, "conditions has 'event_attribute'"),
+        ]  # fmt: skip
+        for spec, text in rows:
+            with self.assertRaises(ApiError, msg=str(spec)) as caught:
+                self.members(spec)
+            self.assertIn(text, caught.exception.message)
+
+
 class Pipelines(FakeTest):
     CALLS: dict[str, dict[str, Any]] = {
         "identify": {"userId": "1", "traits": {"email": "a@example.com"}},
