@@ -986,6 +986,18 @@ def list_field(check: Check, least: int = 0, most: int = 1 << 30, of: str = "ent
     return Check(type, wrong, check.inner)
 
 
+def mapping_field(check: Check) -> Check:
+    """An object whose values are all alike."""
+
+    def wrong(value: Json) -> str:
+        if not isinstance(value, dict):
+            return f"must be an object, not {kind_of(value)}"
+        places = (_said(check, f".{name}", part) for name, part in value.items())
+        return next((f"{place} {wrong}" for place, wrong in places if wrong), "")
+
+    return Check("an object", wrong)
+
+
 def shaped(spec: Any) -> Check:
     """A check by example: {name: spec} is an object, [spec] a list, a type or check itself."""
     if isinstance(spec, list):
@@ -999,6 +1011,9 @@ def shaped(spec: Any) -> Check:
 TEXT, ANY_TEXT, SHORT_TEXT = text_field(), text_field(blank=True), text_field(1000)
 FLAG, WHOLE, OBJECT = typed_field(bool), typed_field(int), typed_field(dict)
 WHOLE_OR_NULL = typed_field(int, type(None))
+#: A time in Unix seconds that a date can be made of: from 1970 to the end of 9999.
+LAST_MOMENT = 253_402_300_799
+MOMENT = number_field(0, LAST_MOMENT, int)
 #: A whole number, also as a text or as 12.0.
 NUMBER = read_field("a whole number", whole_number)
 ANYTHING = Check("anything", lambda value: "")
@@ -4330,16 +4345,147 @@ class Shelf:
         return [row for row in rows if all(row.get(k) == v for k, v in wanted.items())]
 
 
-#: The shelves of a workspace; the open ones hold what only the web app can make.
+def _or_null(check: Check) -> Check:
+    return Check(f"{check.type}, or null", lambda v: "" if v is None else check.wrong(v))
+
+
+#: What a condition needs to be one, whoever is in which segment.
+CONDITION = read_field(
+    "a condition", lambda value, name: compile_filter(value, name, lambda one, number: False)
+)
+_FIELDS: Dict[str, Check] = {
+    "text": ANY_TEXT, "flag": FLAG, "whole": WHOLE, "maybe": WHOLE_OR_NULL, "moment": MOMENT,
+    "once": _or_null(MOMENT), "object": OBJECT, "condition": _or_null(CONDITION), "any": ANYTHING,
+    "texts": list_field(ANY_TEXT), "numbers": list_field(WHOLE), "objects": list_field(OBJECT),
+    "tags": _or_null(list_field(ANY_TEXT)), "word": typed_field(int, str),
+    "words": list_field(typed_field(int, str)), "word_or_null": typed_field(int, str, type(None)),
+    "text_or_null": typed_field(str, type(None)), "listed": _or_null(list_field(WHOLE)),
+    "object_or_null": typed_field(dict, type(None)), "moments": _or_null(mapping_field(MOMENT)),
+}  # fmt: skip
+
+
+def stored(needed: str = "", /, **names: str) -> FieldList:
+    """The fields of a row by what they are; there may be others, as real answers have more."""
+    checks = {name: _FIELDS[type] for type, some in names.items() for name in some.split()}
+    return FieldList(checks, needed.split(), free="answers of the real API have further fields")
+
+
+def _content_fields(more: str = "") -> FieldList:
+    texts = "name type language layout body body_amp subject from reply_to preprocessor recipient"
+    texts += " bcc cc preheader_text"
+    needed = f"id _parent from_id reply_to_id fake_bcc headers created updated {texts} {more}"
+    return stored(
+        needed, text=f"{texts} sending_state", whole="id _parent parent_action_id", flag="fake_bcc",
+        maybe="from_id reply_to_id sender_identity_id", moment="created updated", any="headers",
+    )  # fmt: skip
+
+
+_ACTION_FIELDS = _content_fields("sending_state parent_action_id")
+_IN_FOLDER = "id name created updated"
+_EMAIL_PARTS = "content envelope transformers created updated"
+
+#: The shelves of a workspace, and what their rows have; the open ones hold what only the web app
+#: can make.
 OPEN_SHELVES = ("campaigns", "broadcasts", "transactional", "newsletters")
-SHELVES = (
-    *OPEN_SHELVES, "campaign_actions", "broadcast_actions", "newsletter_contents",
-    "transactional_contents", "test_groups", "sender_identities", "topics", "channels",
-    "object_types", "collections", "snippets", "reporting_webhooks", "imports", "workspaces",
-    "assets", "asset_folders", "live_notifications", "ds_emails", "ds_translations",
-    "ds_components", "ds_folders", "ds_versions", "ds_publishes", "ds_previews",
-    "inbox_preview_clients", "inbox_preview_credits",
-)  # fmt: skip
+SHELVES: Dict[str, FieldList] = {
+    "campaigns": stored(
+        "id name type created updated", whole="id", text="name type state event_name",
+        moment="created updated", once="first_started", flag="active", tags="tags",
+        listed="trigger_segment_ids filter_segment_ids",
+    ),
+    "broadcasts": stored(
+        "id name type created updated", whole="id", text="name type state",
+        moment="created updated", once="first_started", flag="active", tags="tags",
+        condition="recipients",
+    ),
+    "transactional": stored(
+        "id name created_at updated_at", whole="id", text="name description trigger_name",
+        moment="created_at updated_at", flag="send_to_unsubscribed link_tracking open_tracking "
+        "hide_message_body queue_drafts",
+    ),
+    "newsletters": stored(
+        "id name type created updated sent_at", whole="id", text="name type",
+        moment="created updated", once="sent_at scheduled_at", tags="tags",
+        listed="recipient_segment_ids", maybe="subscription_topic_id", condition="_recipients",
+    ),
+    "campaign_actions": _ACTION_FIELDS,
+    "broadcast_actions": _ACTION_FIELDS,
+    "newsletter_contents": _content_fields(),
+    "transactional_contents": _content_fields(),
+    "test_groups": stored(
+        "id _parent content_ids", word="id", whole="_parent", words="content_ids",
+        text="name label", flag="winner",
+    ),
+    "sender_identities": stored(
+        "id", whole="id", text="name email phone address template_type deduplicate_id",
+        flag="auto_generated hidden",
+    ),
+    "topics": stored(
+        "id", whole="id", text="name description identifier", flag="subscribed_by_default"
+    ),
+    "channels": stored(
+        "id", whole="id", text="name description type", flag="subscribed_by_default"
+    ),
+    "object_types": stored(
+        "id", word="id", text="name singular_name slug singular_slug icon", flag="enabled"
+    ),
+    "collections": stored(
+        "id _content", whole="id", text="name", objects="_content", moment="created_at updated_at"
+    ),
+    "snippets": stored("name value updated_at", text="name value", moment="updated_at"),
+    "reporting_webhooks": stored(
+        "id endpoint events disabled full_resolution with_content", whole="id",
+        text="name endpoint type", texts="events", flag="disabled full_resolution with_content",
+    ),
+    "imports": stored("id", whole="id", text="name type state", moment="created_at updated_at"),
+    "workspaces": stored("id", word="id", text="name"),
+    "assets": stored(
+        f"{_IN_FOLDER} _type _data parent_folder_id", whole="id size", text="name _type _data",
+        moment="created updated", maybe="parent_folder_id",
+    ),
+    "asset_folders": stored(
+        f"{_IN_FOLDER} parent_folder_id", whole="id", text="name", moment="created updated",
+        maybe="parent_folder_id",
+    ),
+    "live_notifications": stored(
+        "id notification_type attributes content_state platform started_at expires_at "
+        "last_delivery _serial _name _token", whole="_serial",
+        text="id notification_type platform _name _token",
+        moment="started_at expires_at ended_at", object="attributes content_state last_delivery",
+    ),
+    "ds_emails": stored(
+        f"{_IN_FOLDER} is_template parent_folder_id _link _published {_EMAIL_PARTS}",
+        text="id name", flag="is_template", moment="created updated",
+        object="content envelope transformers", text_or_null="parent_folder_id",
+    ),
+    "ds_translations": stored(
+        f"id language language_group_id {_EMAIL_PARTS}", text="id language language_group_id",
+        moment="created updated", object="content envelope transformers",
+    ),
+    "ds_components": stored(
+        f"{_IN_FOLDER} tag content parent_folder_id", text="id name tag content",
+        moment="created updated", text_or_null="parent_folder_id",
+    ),
+    "ds_folders": stored(
+        f"{_IN_FOLDER} parent_folder_id", text="id name", moment="created updated",
+        text_or_null="parent_folder_id",
+    ),
+    "ds_versions": stored(
+        "id name node_id created created_on_publish _parts _of", text="id name node_id _of "
+        "description", moment="created", flag="created_on_publish feedback", object="_parts",
+    ),
+    "ds_publishes": stored("id status _email", text="id status _email _error", whole="_status"),
+    "ds_previews": stored(
+        "id name node_id created_at updated_at client_ids _subject _text _wrong _order",
+        whole="id", text="name node_id _subject _text", moment="created_at updated_at",
+        texts="client_ids _wrong", object="_order",
+    ),
+    "inbox_preview_clients": stored("id", word="id", text="client category os browser name"),
+    "inbox_preview_credits": stored(
+        "id tier credits_original credits_remaining", whole="id credits_original credits_remaining",
+        text="tier", once="expires_at",
+    ),
+}  # fmt: skip
 
 
 # ---- what the parts of a workspace stand on
@@ -6152,14 +6298,18 @@ def blank_row(workspace: Workspace, kind: str, name: str = "") -> Json:
     return {"name": name, **BLANKS[kind], **dict.fromkeys(ends, now)}
 
 
-def add_content(workspace: Workspace, family: Family, parent: int, content: Json) -> Json:
-    """A content (or action) of a campaign, newsletter, …; its number may be given."""
-    now = workspace.seconds()
-    blank = {**BLANKS["content"], "created": now, "updated": now, "_parent": parent}
+def blank_content(workspace: Workspace, family: Family) -> Json:
+    """A new content (or action) of a family, made now."""
+    blank = {**BLANKS["content"], **dict.fromkeys(("created", "updated"), workspace.seconds())}
     if family.content == "action":
         blank.update(sending_state="automatic", parent_action_id=0)
-    number = content.get("id")
-    return workspace.shelves[family.shelf].add({**blank, **content, "_parent": parent}, number)
+    return blank
+
+
+def add_content(workspace: Workspace, family: Family, parent: int, content: Json) -> Json:
+    """A content (or action) of a campaign, newsletter, …; its number may be given."""
+    row = {**blank_content(workspace, family), **content, "_parent": parent}
+    return workspace.shelves[family.shelf].add(row, content.get("id"))
 
 
 def shown(row: Json) -> Json:
@@ -7986,16 +8136,22 @@ def seed_workspace(workspace: Workspace, document: Json) -> None:
         if kind not in SEEDERS:
             raise invalid(f"{kind} can't be seeded; {suggestion(kind, list(SEEDERS))}", kind)
     for kind, plant in SEEDERS.items():  # in this order, because later kinds name earlier ones
-        rows = document.get(kind, [])
-        if not isinstance(rows, list):
-            raise invalid(f"{kind} must be a list, not {kind_of(rows)}", kind)
-        for i, row in enumerate(rows):
-            _plant(workspace, kind, plant, row, f"{kind}[{i}]")
+        for row, where in _each(document.get(kind, []), kind, str if kind in _TEXTS else dict):
+            _plant(workspace, plant, row, where)
 
 
-def _plant(workspace: Workspace, kind: str, plant: Seeder, row: Json, where: str) -> None:
-    if kind != "ip_addresses" and not isinstance(row, dict):
-        raise invalid(f"{where} must be an object, not {kind_of(row)}", where)
+def _each(value: Json, where: str, kind: type = dict) -> Iterator[Tuple[Json, str]]:
+    """What is in a list, which has to be of one type, and where. Raises ApiError 400."""
+    if not isinstance(value, list):
+        raise invalid(f"{where} must be a list, not {kind_of(value)}", where)
+    for i, row in enumerate(value):
+        wrong = typed_field(kind).wrong(row)
+        if wrong:
+            raise invalid(f"{where}[{i}] {wrong}", f"{where}[{i}]")
+        yield row, f"{where}[{i}]"
+
+
+def _plant(workspace: Workspace, plant: Seeder, row: Json, where: str) -> None:
     try:
         plant(workspace, row, where)
     except ApiError as error:
@@ -8007,164 +8163,199 @@ def _plant(workspace: Workspace, kind: str, plant: Seeder, row: Json, where: str
 
 Seeder = Callable[["Workspace", Json, str], None]
 
+#: Kinds whose rows are texts.
+_TEXTS = ("ip_addresses",)
 _PARENTS = (*[family.key for family in FAMILIES.values()], "action_id", "content_id")
 #: What a row of these kinds may have; of the other kinds everything is kept and shown.
-_SEEDED_FIELDS = {
-    "customers": "id email cio_id identifiers attributes timestamps unsubscribed devices "
-    "created_at updated_at",
-    "objects": "object_type_id object_id cio_object_id identifiers attributes timestamps "
-    "relationships created_at updated_at",
-    "segments": "id deduplicate_id name description state progress type tags conditions ids "
-    "emails created_at updated_at",
-    "messages": "id deduplicate_id type recipient customer_id customer_identifiers subject body "
-    "from metrics created failure_message message_template_id parent_action_id trigger_event_id "
-    "forgotten " + " ".join(_PARENTS),
-}
+_SEEDED: Dict[str, FieldList] = {
+    "customers": stored(
+        word_or_null="id email cio_id", object_or_null="identifiers attributes timestamps",
+        flag="unsubscribed", objects="devices", once="created_at updated_at",
+    ),
+    "devices": stored(
+        "id platform", word="id", text="platform", once="last_used", object_or_null="attributes"
+    ),
+    "objects": stored(
+        word_or_null="object_type_id object_id cio_object_id", objects="relationships",
+        object_or_null="identifiers attributes timestamps", once="created_at updated_at",
+    ),
+    "relationships": stored(
+        "identifiers", object="identifiers", object_or_null="attributes timestamps",
+        any="object_type_id object_type_disabled",
+    ),
+    "collections": stored(objects="content data"),
+    "segments": stored(
+        "name", whole="id", text="name", tags="tags", text_or_null="description type state "
+        "deduplicate_id", words="ids emails", condition="conditions", any="progress",
+        once="created_at updated_at",
+    ),
+    "messages": stored(
+        text_or_null="id deduplicate_id type recipient subject body from failure_message",
+        word_or_null="customer_id trigger_event_id", moments="metrics", once="created",
+        object_or_null="customer_identifiers", flag="forgotten",
+        maybe="message_template_id parent_action_id " + " ".join(_PARENTS), any="msg_template_id",
+    ),
+}  # fmt: skip
 
 
-def _check_seeded(kind: str, row: Json, where: str) -> None:
-    known = _SEEDED_FIELDS[kind].split()
+def _sound_row(fields: FieldList, row: Json, where: str) -> Json:
+    """A row, if all its fields are what they have to be. Raises ApiError 400 naming the field."""
+    for problem in fields.problems(row, f"{where}."):
+        raise ApiError(400, problem)
+    return row
+
+
+def _of_kind(kind: str, row: Json, where: str) -> Json:
+    """A row of a kind that does not keep what nobody knows; such fields are refused, too."""
+    _sound_row(_SEEDED[kind], row, where)
+    known = list(_SEEDED[kind].checks)
     for name in row:
         if name not in known:
             text = f"{where}.{name} is no field of {kind}; {suggestion(name, known)}"
             raise invalid(text, f"{where}.{name}")
+    return row
 
 
-def _row_id(row: Json, where: str, words: bool = False) -> Any:
-    value = row.get("id")
-    fits = isinstance(value, int) and not isinstance(value, bool) and value > 0
-    if value is not None and not fits and not (words and isinstance(value, str) and value):
-        raise invalid(f"{where}.id must be a number from 1 up, not {value!r}", f"{where}.id")
-    return value
+def _shelve(workspace: Workspace, kind: str, row: Json, where: str, blank: Json = {}) -> Json:  # noqa: B006
+    """Put a row up, over what a blank one has; gives the row. Raises ApiError 400."""
+    shelf, fields, id = workspace.shelves[kind], SHELVES[kind], row.get("id")
+    words = fields.checks["id"] is not WHOLE
+    if (
+        id is not None
+        and (type(id) is not int or id < 1)
+        and not (words and type(id) is str and id)
+    ):
+        raise invalid(f"{where}.id must be a number from 1 up, not {id!r:.60}", f"{where}.id")
+    if id in shelf.rows:
+        raise invalid(f"{where}.id {id} is there already", f"{where}.id")
+    # What is null where the real service has no null is not set.
+    unset = [n for n, v in row.items() if v is None and fields.checks.get(n, ANYTHING).wrong(v)]
+    return _sound_row(fields, shelf.add({**blank, **without(row, unset)}, id), where)
 
 
-def _seed_shelf(kind: str, words: bool = False) -> Seeder:
+def _seed_shelf(kind: str) -> Seeder:
     def plant(workspace: Workspace, row: Json, where: str) -> None:
-        shelf, id = workspace.shelves[kind], _row_id(row, where, words)
-        if id in shelf.rows:
-            raise invalid(f"{where}.id {id} is there already", f"{where}.id")
-        shelf.add(row, id)
+        _shelve(workspace, kind, row, where)
 
     return plant
 
 
 def _seed_family(family: Family) -> Seeder:
     def plant(workspace: Workspace, row: Json, where: str) -> None:
-        shelf, id = workspace.shelves[family.kind], _row_id(row, where)
-        shelf.open = False
+        workspace.shelves[family.kind].open = False
         inner = {name: row.get(name) or [] for name in (family.contents, "test_groups")}
-        plain = {name: value for name, value in row.items() if name not in inner}
-        if id in shelf.rows:
-            raise invalid(f"{where}.id {id} is there already", f"{where}.id")
-        if plain.get("recipients"):
-            compile_filter(plain["recipients"], "recipients", workspace.segments.is_member)
-        made = shelf.add({**blank_row(workspace, family.kind), **plain}, id)
-        for i, content in enumerate(inner[family.contents]):
-            _row_id(content, f"{where}.{family.contents}[{i}]")
-            if content.get("id") in workspace.shelves[family.shelf].rows:
-                raise invalid(f"{family.contents}[{i}].id {content['id']} is there already")
-            add_content(workspace, family, made["id"], content)
-        for group in inner["test_groups"]:
-            workspace.shelves["test_groups"].add({**group, "_parent": made["id"]}, group.get("id"))
+        made = _shelve(
+            workspace, family.kind, without(row, list(inner)), where,
+            blank_row(workspace, family.kind),
+        )  # fmt: skip
+        for content, at in _each(inner[family.contents], f"{where}.{family.contents}"):
+            blank = blank_content(workspace, family)
+            _shelve(workspace, family.shelf, {**content, "_parent": made["id"]}, at, blank)
+        for group, at in _each(inner["test_groups"], f"{where}.test_groups"):
+            _shelve(workspace, "test_groups", {**group, "_parent": made["id"]}, at)
 
     return plant
 
 
 def _seed_segment(workspace: Workspace, row: Json, where: str) -> None:
-    _check_seeded("segments", row, where)
-    number = _row_id(row, where) or workspace.count("segment")
-    if number in workspace.segments.rows:
-        raise invalid(f"{where}.id {number} is there already", f"{where}.id")
-    if not isinstance(row.get("name"), str):
-        raise invalid(f"{where}.name must be a string", f"{where}.name")
+    _of_kind("segments", row, where)
+    number = row.get("id") or workspace.count("segment")
+    if number in workspace.segments.rows or number < 1:
+        wrong = "must be a number from 1 up" if number < 1 else f"{number} is there already"
+        raise invalid(f"{where}.id {wrong}", f"{where}.id")
     segment = Segment(number, row["name"], workspace.seconds())
     segment.description, segment.tags = row.get("description") or "", row.get("tags")
     if row.get("conditions"):
         segment.conditions = row["conditions"]
         segment.predicate = workspace.segments.compile(row["conditions"], f"{where}.conditions")
     workspace.segments.rows[number] = segment
-    named = [(kind, as_text(v)) for kind in ("id", "email") for v in row.get(f"{kind}s") or ()]
+    named = [(kind, as_text(v)) for kind in ("id", "email") for v in row.get(f"{kind}s", ())]
     outcome = workspace.segments.add_to_segment(("segment", str(number)), number, named)
     if outcome is not DONE:
         raise invalid(f"{where}: {outcome.text}; seed them as customers", where)
 
 
 def _seed_person(workspace: Workspace, row: Json, where: str) -> None:
-    row = row.get("customer") or row  # as in the answer for many people
-    _check_seeded("customers", row, where)
-    given = {**(row.get("attributes") or {})}
+    if isinstance(row.get("customer"), dict):  # as in the answer for many people
+        row, where = row["customer"], f"{where}.customer"
+    _of_kind("customers", row, where)
+    given = checked_attributes(row.get("attributes") or {}, f"{where}.attributes")
     named = {**(row.get("identifiers") or {}), **row, **given}
     known = {kind: named[kind] for kind in ("id", "email") if named.get(kind)}
     if not known:
         raise invalid(f"{where} needs an id or an email", where)
-    who = next(iter(known.items()))
+    who, *_ = [(kind, identifier_text(v, f"{where}.{kind}")) for kind, v in known.items()]
     extra = {"unsubscribed": row["unsubscribed"]} if row.get("unsubscribed") else {}
-    workspace.people.identify((who[0], as_text(who[1])), {**given, **known, **extra})
-    for device in row.get("devices") or ():
-        attributes = {name: as_text(v) for name, v in (device.get("attributes") or {}).items()}
-        used = device.get("last_used") or workspace.seconds()
-        person = (who[0], as_text(who[1]))
-        workspace.devices.add_device(person, device["id"], device["platform"], used, attributes)
+    outcome = workspace.people.identify(who, {**given, **known, **extra})
+    if outcome is not DONE:
+        raise invalid(f"{where}: {outcome.text}", where)
+    for device, at in _each(row.get("devices", []), f"{where}.devices"):
+        used = device_of(_of_kind("devices", device, at), "id", workspace.seconds())
+        texts = {name: as_text(v) for name, v in (device.get("attributes") or {}).items()}
+        workspace.devices.add_device(
+            who, *used[:3], texts
+        )  # with the status that only the service sets
 
 
 def _seed_object(workspace: Workspace, row: Json, where: str) -> None:
-    _check_seeded("objects", row, where)
-    key = (as_text(row["object_type_id"]), as_text(row["object_id"]))
-    workspace.objects.identify_object(("object_id", key[1]), key, row.get("attributes") or {})
-    for related in row.get("relationships") or ():
-        who = next(iter(related["identifiers"].items()))
-        workspace.objects.add_relationship(who, key, related.get("attributes") or {})
+    _of_kind("objects", row, where)
+    key = object_key({**(row.get("identifiers") or {}), **row, "cio_object_id": None}, where)
+    attributes = checked_attributes(row.get("attributes") or {}, f"{where}.attributes")
+    workspace.objects.identify_object(("object_id", key[1]), key, attributes)
+    for related, at in _each(row.get("relationships", []), f"{where}.relationships"):
+        ids = _of_kind("relationships", related, at)["identifiers"]
+        given = [(kind, ids[kind]) for kind in ("id", "email", "cio_id") if ids.get(kind)]
+        if not given:
+            raise invalid(f"{at}.identifiers needs an id or an email", f"{at}.identifiers")
+        who = (given[0][0], identifier_text(given[0][1], f"{at}.identifiers.{given[0][0]}"))
+        more = checked_attributes(related.get("attributes") or {}, f"{at}.attributes")
+        workspace.objects.add_relationship(who, key, more)
 
 
 def _seed_message(workspace: Workspace, row: Json, where: str) -> None:
-    _check_seeded("messages", row, where)
-    created = whole_number(row.get("created"), f"{where}.created") or workspace.seconds()
+    _of_kind("messages", row, where)
+    created, type = row.get("created") or workspace.seconds(), row.get("type") or "email"
     message = {name: row[name] for name in ("subject", "body", "from") if row.get(name)}
-    channel = _CHANNELS.get(row.get("type", "email"), row.get("type", "email"))
     number = workspace.count("delivery")
     id = row.get("id") or delivery_id_of(created, number, "campaign")
-    delivery = Delivery(id, channel, message, created)
+    if id in workspace.deliveries.rows:
+        raise invalid(f"{where}.id {id} is there already", f"{where}.id")
+    delivery = Delivery(id, _CHANNELS.get(type, type), message, created)
     delivery.parents = {name: row[name] for name in _PARENTS if row.get(name)}
-    delivery.recipient, delivery.customer_id = row.get("recipient") or "", row.get("customer_id")
-    delivery.person = workspace.people.find(("id", as_text(row.get("customer_id") or "")))
+    customer = row.get("customer_id")
+    delivery.recipient = row.get("recipient") or ""
+    delivery.customer_id = None if customer is None else as_text(customer)
+    delivery.person = workspace.people.find(("id", delivery.customer_id or ""))
     workspace.deliveries.post(delivery)
     for metric, when in (row.get("metrics") or {}).items():
         if metric != "created":
-            workspace.deliveries.report(
-                delivery, metric, whole_number(when, f"{where}.metrics") or created
-            )
+            workspace.deliveries.report(delivery, metric, when)
 
 
 def _seed_webhook(workspace: Workspace, row: Json, where: str) -> None:
-    events = row.get("events")
-    named = isinstance(events, list) and all(isinstance(event, str) for event in events)
-    if not isinstance(row.get("endpoint"), str) or not named:
-        raise invalid(f"{where} needs an endpoint and a list of names of events", where)
     off = {"disabled": False, "full_resolution": False, "with_content": False, "type": "webhook"}
-    given = {"name": "", **off, **row}
-    workspace.shelves["reporting_webhooks"].add(given, _row_id(row, where))
+    _shelve(workspace, "reporting_webhooks", row, where, {"name": "", **off})
 
 
 def _seed_snippet(workspace: Workspace, row: Json, where: str) -> None:
-    if not isinstance(row.get("name"), str) or not isinstance(row.get("value"), str):
-        raise invalid(f"{where} needs name and value as strings", where)
     stamp = {"updated_at": workspace.seconds()}
-    workspace.shelves["snippets"].rows[row["name"]] = {**stamp, **row}
+    snippet = _sound_row(SHELVES["snippets"], {**stamp, **row}, where)
+    workspace.shelves["snippets"].rows[row["name"]] = snippet
 
 
 def _seed_collection(workspace: Workspace, row: Json, where: str) -> None:
+    _sound_row(_SEEDED["collections"], row, where)
     content = row.get("content") or row.get("data") or []
-    plain = {name: value for name, value in row.items() if name not in ("content", "data")}
-    now = workspace.seconds()
-    known = {"created_at": now, "updated_at": now, **plain, "_content": content}
-    workspace.shelves["collections"].add(known, _row_id(row, where))
+    stamps = dict.fromkeys(("created_at", "updated_at"), workspace.seconds())
+    plain = {**without(row, ("content", "data")), "_content": content}
+    _shelve(workspace, "collections", plain, where, stamps)
 
 
 #: What can be seeded and how, in the order in which it is done.
 SEEDERS: Dict[str, Seeder] = {
-    "workspaces": _seed_shelf("workspaces", words=True),
-    "ip_addresses": lambda workspace, row, where: workspace.ip_addresses.append(as_text(row)),
-    "object_types": _seed_shelf("object_types", words=True),
+    "workspaces": _seed_shelf("workspaces"),
+    "ip_addresses": lambda workspace, row, where: workspace.ip_addresses.append(row),
+    "object_types": _seed_shelf("object_types"),
     "topics": _seed_shelf("topics"),
     "channels": _seed_shelf("channels"),
     "sender_identities": _seed_shelf("sender_identities"),
@@ -8175,7 +8366,7 @@ SEEDERS: Dict[str, Seeder] = {
     "segments": _seed_segment,
     **{kind: _seed_family(family) for kind, family in FAMILIES.items()},
     "reporting_webhooks": _seed_webhook,
-    "inbox_preview_clients": _seed_shelf("inbox_preview_clients", words=True),
+    "inbox_preview_clients": _seed_shelf("inbox_preview_clients"),
     "inbox_preview_credits": _seed_shelf("inbox_preview_credits"),
     "messages": _seed_message,
 }

@@ -304,6 +304,13 @@ class House(unittest.TestCase):
         }
         self.assertEqual(early, set())
 
+    def test_no_name_is_given_twice(self) -> None:
+        rows = [s for room in sections(customerio_fake.__file__) for s in room.statements]
+        made = (ast.FunctionDef, ast.ClassDef, ast.AnnAssign, ast.Assign)
+        names = [name for row in rows if isinstance(row, made) for name in names_of(row)]
+        twice = {name for name in names if names.count(name) > 1}
+        self.assertEqual(twice, {"_path"})  # which loops leave behind
+
     def test_no_class_is_a_city(self) -> None:
         rows = [s for room in sections(customerio_fake.__file__) for s in room.statements]
         for row in rows:
@@ -2747,7 +2754,10 @@ class Seeding(SeededTest):
             ({"messages": [{"created": "x"}]}, "messages[0]"),
             ({"messages": [{"created": 1e300}]}, "messages[0]"),
             ({"messages": [{"created": -5}]}, "messages[0]"),
-            ({"reporting_webhooks": [{"endpoint": "http://x", "events": [{}]}]}, "names of events"),
+            (
+                {"reporting_webhooks": [{"endpoint": "http://x", "events": [{}]}]},
+                "[0].events[0] must",
+            ),
             (
                 {
                     "objects": [
@@ -6247,7 +6257,7 @@ class Snapshots(SeededTest):
                     self.assertEqual(len(cio.people), count)
             self.assertEqual(os.listdir(folder), ["state.json"])
             saves = [
-                threading.Thread(target=customerio_fake.save, args=(self.fake.workspace, path))
+                threading.Thread(target=customerio_fake.save, args=(self.fake, path))
                 for _ in range(8)
             ]
             for save in saves:

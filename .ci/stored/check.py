@@ -1,0 +1,351 @@
+"""Mutated seeds and snapshots: each is refused whole and names its place, or all goes on well.
+
+check.py [--examples N] [--seed S] [--only seeds|snapshots]. Hypothesis draws what to change
+where in a document that has something of every kind. What is refused has to name a place in the
+document and to change nothing. What is accepted has to stand everything: every GET of the route
+table, every send, all work that waits, a reset, and a snapshot's way out and in again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import logging
+import re
+import sys
+import time
+from typing import Any, Iterator
+
+import world
+from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
+from world import NOW, call, filled, ok
+
+import customerio_fake
+from customerio_fake import ROUTES, Fake, Settings
+
+ODD: list[Any] = [
+    None, True, False, 0, 1, -1, 7, 1.5, -0.0, 1e300, 10**30, NOW * 1000, 2**63, -(2**63),
+    "", "1", "x", "email", "\0", "{{ x", "a@b.cd", "{% for i in x %}", "http://127.0.0.1:abc/",
+    [], [None], [1], ["x"], [[]], [{}], {}, {"id": 1}, {"x": None}, {"id": [1]}, {"name": {}},
+    {"segment": {"id": 1}}, {"and": []},
+]  # fmt: skip
+
+Path = tuple[Any, ...]
+
+
+def paths(value: Any, path: Path = ()) -> Iterator[Path]:
+    """Where something stands in a document."""
+    parts = value.items() if isinstance(value, dict) else enumerate(value)
+    for name, part in parts if isinstance(value, (dict, list)) else ():
+        yield (*path, name)
+        yield from paths(part, (*path, name)) if isinstance(part, (dict, list)) else ()
+
+
+def at(document: Any, path: Path) -> Any:
+    """What stands at a place."""
+    for name in path:
+        document = document[name]
+    return document
+
+
+def change(document: Any, path: Path, how: str, odd: Any, other: Path) -> None:
+    """Mutate a document in place."""
+    *way, name = path
+    parent = at(document, tuple(way))
+    if how == "drop":
+        del parent[name]
+    elif how == "twice" and isinstance(parent, list):
+        parent.append(copy.deepcopy(parent[name]))
+    elif how == "more" and isinstance(parent[name], dict):
+        parent[name]["id" if odd == 7 else "extra"] = odd
+    elif how == "more" and isinstance(parent[name], list):
+        parent[name].append(odd)
+    elif how == "move":
+        parent[name] = copy.deepcopy(at(document, other))
+    elif how == "wrap":
+        parent[name] = [parent[name]]
+    else:
+        parent[name] = odd
+
+
+HOW = st.sampled_from(["put", "put", "put", "drop", "more", "more", "move", "twice", "wrap"])
+CHANGES = st.lists(
+    st.tuples(st.integers(0, 1 << 20), HOW, st.sampled_from(ODD), st.integers(0, 1 << 20)),
+    min_size=1,
+    max_size=3,
+)
+
+
+def mutated(document: Any, changes: list[Any]) -> tuple[Any, list[Any]]:
+    """A changed copy of a document, and what was done to it."""
+    result, done = copy.deepcopy(document), []
+    for number, how, odd, other in changes:
+        there = list(paths(result))
+        if there:
+            # Squared, so that what stands deep in long lists does not crowd out the rest.
+            path, second = there[number % len(there)], there[other % len(there)]
+            change(result, path, how, copy.deepcopy(odd), second)
+            done.append((how, ".".join(map(str, path)), odd))
+    return result, done
+
+
+class Log(logging.Handler):
+    """Collects errors that went no further."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a line, with its traceback."""
+        self.lines.append(self.format(record))
+
+
+LOG = Log()
+logging.getLogger("customerio_fake").addHandler(LOG)
+logging.getLogger("customerio_fake").propagate = False
+
+
+# ---- every GET
+
+
+def keys(fake: Fake, path: str, name: str, before: list[str]) -> list[str]:
+    """What to put into a path for one of its parameters: what is there, and what is not."""
+    workspace = fake.workspace
+    shelves = workspace.shelves
+    people = [p.name for p in list(workspace.people)[:4]]
+    part = path.partition("{" + name + "}")[0].rstrip("/").rpartition("/")[2]
+    kinds = {
+        "customers": people, "subscription_center": people,
+        "objects": [key[0] for key in list(workspace.objects)[:2]],
+        "exports": list(workspace.exports), "segments": list(workspace.segments),
+        "messages": list(workspace.deliveries), "deliveries": list(workspace.deliveries),
+        "c": list(workspace.deliveries), "o": list(workspace.deliveries),
+        "v": list(workspace.deliveries), "unsubscribe": list(workspace.deliveries),
+        "triggers": [row.get("id") for row in workspace.broadcasts],
+        "suppression": ["bounces"], "domains": ["b.cd"], "esp_suppression": ["a@b.cd"],
+        "search_suppression": ["a@b.cd"], "requests": [1],
+        "language": ["es", "fr"], "languages": ["es"],
+        "actions": [*shelves["campaign_actions"].rows, *shelves["broadcast_actions"].rows],
+        "contents": [*shelves["newsletter_contents"].rows, *shelves["transactional_contents"].rows],
+        "test_group": list(shelves["test_groups"].rows), "used_by": [],
+        "captures": list(shelves["inbox_preview_clients"].rows),
+        "inbox_previews": list(shelves["ds_previews"].rows),
+        "versions": list(shelves["ds_versions"].rows),
+        "emails": list(shelves["ds_emails"].rows),
+        "components": list(shelves["ds_components"].rows),
+        "folders": list(shelves["ds_folders" if "studio" in path else "asset_folders"].rows),
+        "files": list(shelves["assets"].rows), "u": [], "i": [],
+    }  # fmt: skip
+    kinds["test_groups"] = kinds["test_group"]
+    known = kinds.get(part)
+    if name == "object_id":
+        known = [key[1] for key in list(workspace.objects)[:2]]
+    if known is None and part in shelves:
+        known = list(shelves[part].rows)
+    return [customerio_fake.quote(str(key), safe="") for key in (known or ["1"])[:3]]
+
+
+def filled_paths(fake: Fake, path: str) -> list[str]:
+    """A path of the route table with what is there in place of its parameters."""
+    ways = [path]
+    for name in re.findall(r"{(\w+)}", path):
+        ways = [
+            way.replace("{" + name + "}", key, 1)
+            for way in ways
+            for key in keys(fake, path, name, [])
+        ]
+    return ways[:8]
+
+
+QUERIES = {
+    "/metrics": "?steps=3", "/journey_metrics": f"?start={NOW - 9}&end={NOW}&res=days",
+    "/v1/messages": f"?end_ts={NOW + 9}", "/v1/customers": "?email=ada@example.com",
+}  # fmt: skip
+
+
+def get_everything(fake: Fake) -> None:
+    """Ask every GET of the route table."""
+    for operation in ROUTES:
+        if operation.method == "GET" and "/e/c/" not in operation.path:
+            for path in filled_paths(fake, operation.path):
+                more = [text for end, text in QUERIES.items() if path.endswith(end)]
+                expect(call(fake, "GET", path + "".join(more)), "GET", path)
+    for path in ("/v1/customers/attributes",):
+        expect(call(fake, "POST", path, {"ids": ["ada", "bob", "eve"]}), "POST", path)
+    expect(
+        call(fake, "POST", "/v1/customers", {"filter": {"segment": {"id": 2}}}), "POST", "search"
+    )
+
+
+def expect(response: Any, *what: Any) -> None:
+    """An answer may be anything but a failure of the fake's own."""
+    assert response.status < 500, (*what, response.status, response.body[:600])
+
+
+# ---- every send
+
+
+def send_everything(fake: Fake) -> None:
+    """Send all that can be sent."""
+    for channel in ("email", "push", "sms", "whatsapp", "inbox_message", "in_app"):
+        for template in [*fake.workspace.shelves["transactional"].rows, 99][:4]:
+            body = {"transactional_message_id": template, "identifiers": {"id": "ada"}}
+            for to in ({}, {"to": "+15550100" if channel in ("sms", "whatsapp") else "a@b.cd"}):
+                expect(call(fake, "POST", f"/v1/send/{channel}", {**body, **to}), channel, body)
+    for number in [*fake.workspace.shelves["broadcasts"].rows, 99][:4]:
+        for body in ({}, {"ids": ["ada"]}, {"recipients": {"segment": {"id": 1}}}):
+            expect(call(fake, "POST", f"/v1/campaigns/{number}/triggers", body), "trigger", number)
+    for number in list(fake.workspace.shelves["newsletters"].rows)[:4]:
+        for verb, body in (("schedule", {"scheduled_at": NOW + 5000}), ("send", None)):
+            expect(call(fake, "POST", f"/v1/newsletters/{number}/{verb}", body), verb, number)
+    for name in ("ada", "eve"):
+        expect(call(fake, "PUT", f"/api/v1/customers/{name}", {"plan": "x"}), "identify", name)
+        event = {"name": "signup", "data": {}}
+        expect(call(fake, "POST", f"/api/v1/customers/{name}/events", event), "event", name)
+    for node in list(fake.workspace.shelves["ds_emails"].rows)[:2]:
+        expect(call(fake, "POST", f"/v1/design_studio/emails/{node}/preview", {}), "preview", node)
+        expect(call(fake, "POST", f"/v1/design_studio/emails/{node}/publish"), "publish", node)
+
+
+def state_of(fake: Fake) -> Any:
+    """The state, but for what every request moves."""
+    document = ok(fake, "GET", "/__parlel/state")
+    del document["clock"]["real"], document["workspace"]["journal"]
+    if not document["clock"]["frozen"]:
+        del document["clock"]["now"]
+    return document
+
+
+def survive(fake: Fake, changes: list[Any]) -> None:
+    """Do all that can be done."""
+    LOG.lines.clear()
+    get_everything(fake)
+    send_everything(fake)
+    expect(call(fake, "PUT", "/__parlel/clock", {"advance": 10 * 86400}), "clock")
+    get_everything(fake)
+    state = state_of(fake)
+    whole = ok(fake, "GET", "/__parlel/state")
+    response = call(fake, "PUT", "/__parlel/state", whole)
+    assert response.status == 200, ("its own snapshot", response.body)
+    assert state_of(fake) == state, "another snapshot"
+    expect(call(fake, "POST", "/__parlel/reset"), "reset")
+    get_everything(fake)
+    assert not LOG.lines, LOG.lines[:3]
+
+
+# ---- what is refused
+
+PLACE = re.compile(r"[\w-]+(\[\d+\]|\.|\b)")
+
+
+def check_refusal(document: Any, response: Any) -> None:
+    """A refusal names a place in the document."""
+    assert response.status == 400, (response.status, response.body)
+    message = json.loads(response.body)["meta"]["error"]
+    # A key may hold anything, so it is looked for as it is.
+    roots = [str(key) for key in document] if isinstance(document, dict) else []
+    roots += [
+        "state",
+        "seed",
+        "customerio_fake",
+        "clock",
+        "workspace",
+        *customerio_fake._LISTS.values(),
+    ]
+    assert any(message.startswith(root) for root in roots), message
+    assert "not fit together" not in message and "would give" not in message, message
+
+
+def seeds(examples: int, number: int) -> None:
+    """Seeds."""
+    counts = {"accepted": 0, "refused": 0}
+    before = Fake(Settings(), world.SEED)
+    call(before, "PUT", "/__parlel/clock", {"now": NOW, "freeze": True})
+
+    @seed(number)
+    @settings(
+        max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    )
+    @given(CHANGES)
+    def check(changes: list[Any]) -> None:
+        document, done = mutated(world.SEED, changes)
+        unchanged = state_of(before)
+        response = call(before, "POST", "/__parlel/seed", document)
+        try:
+            if response.status != 200:
+                counts["refused"] += 1
+                check_refusal(document, response)
+                assert state_of(before) == unchanged, "a refused seed changed something"
+                return
+            counts["accepted"] += 1
+            before.seed(world.SEED)
+            call(before, "PUT", "/__parlel/clock", {"now": NOW, "freeze": True})
+            fake = Fake(Settings(), document)
+            try:
+                survive(fake, done)
+            finally:
+                fake.close()
+        except BaseException:
+            before.seed(world.SEED)
+            print("changed:", done, flush=True)
+            raise
+
+    check()
+    before.close()
+    print(f"seeds: {counts}", flush=True)
+
+
+def snapshots(examples: int, number: int) -> None:
+    """Snapshots."""
+    counts = {"accepted": 0, "refused": 0}
+    before = filled()
+    good = ok(before, "GET", "/__parlel/state")
+
+    @seed(number)
+    @settings(
+        max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    )
+    @given(CHANGES)
+    def check(changes: list[Any]) -> None:
+        document, done = mutated(good, changes)
+        fake = Fake(Settings())
+        try:
+            response = call(fake, "PUT", "/__parlel/state", document)
+            if response.status != 200:
+                counts["refused"] += 1
+                check_refusal(document, response)
+                assert not list(fake.workspace.people), "a refused snapshot changed something"
+                return
+            counts["accepted"] += 1
+            survive(fake, done)
+        except BaseException:
+            print("changed:", done, flush=True)
+            raise
+        finally:
+            fake.close()
+
+    check()
+    before.close()
+    print(f"snapshots: {counts}", flush=True)
+
+
+def main() -> int:
+    """Run both, or one."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--examples", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", choices=("seeds", "snapshots"), default="")
+    asked = parser.parse_args()
+    for part in (seeds, snapshots):
+        if asked.only in ("", part.__name__):
+            began = time.monotonic()
+            part(asked.examples, asked.seed)
+            print(f"  {time.monotonic() - began:.0f} s", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
