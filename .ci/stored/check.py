@@ -119,11 +119,11 @@ def keys(fake: Fake, path: str, name: str, before: list[str]) -> list[str]:
     part = path.partition("{" + name + "}")[0].rstrip("/").rpartition("/")[2]
     kinds = {
         "customers": people, "subscription_center": people,
-        "objects": [key[0] for key in list(workspace.objects)[:2]],
-        "exports": list(workspace.exports), "segments": list(workspace.segments),
-        "messages": list(workspace.deliveries), "deliveries": list(workspace.deliveries),
-        "c": list(workspace.deliveries), "o": list(workspace.deliveries),
-        "v": list(workspace.deliveries), "unsubscribe": list(workspace.deliveries),
+        "objects": [key[0] for key in list(workspace.objects.rows)[:2]],
+        "exports": list(workspace.exports), "segments": list(workspace.segments.rows),
+        "messages": list(workspace.deliveries.rows), "deliveries": list(workspace.deliveries.rows),
+        "c": list(workspace.deliveries.rows), "o": list(workspace.deliveries.rows),
+        "v": list(workspace.deliveries.rows), "unsubscribe": list(workspace.deliveries.rows),
         "triggers": [row.get("id") for row in workspace.broadcasts],
         "suppression": ["bounces"], "domains": ["b.cd"], "esp_suppression": ["a@b.cd"],
         "search_suppression": ["a@b.cd"], "requests": [1],
@@ -142,7 +142,7 @@ def keys(fake: Fake, path: str, name: str, before: list[str]) -> list[str]:
     kinds["test_groups"] = kinds["test_group"]
     known = kinds.get(part)
     if name == "object_id":
-        known = [key[1] for key in list(workspace.objects)[:2]]
+        known = [key[1] for key in list(workspace.objects.rows)[:2]]
     if known is None and part in shelves:
         known = list(shelves[part].rows)
     return [customerio_fake.quote(str(key), safe="") for key in (known or ["1"])[:3]]
@@ -213,7 +213,7 @@ def send_everything(fake: Fake) -> None:
 def state_of(fake: Fake) -> Any:
     """The state, but for what every request moves."""
     document = ok(fake, "GET", "/__parlel/state")
-    del document["clock"]["real"], document["workspace"]["journal"]
+    del document["clock"]["real"], document["journal"]
     if not document["clock"]["frozen"]:
         del document["clock"]["now"]
     return document
