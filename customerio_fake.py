@@ -83,8 +83,7 @@ from collections import deque
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta, timezone, tzinfo
 from email.utils import formatdate, getaddresses
-from html import escape
-from html.parser import HTMLParser
+from html import escape, unescape
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
@@ -4620,7 +4619,7 @@ class Keeper:
 #: Limits of the Track API (reference). Sizes in bytes of UTF-8.
 MAX_IDENTIFIER = 150
 
-_EMAIL_SHAPE = re.compile(r"[^@\s]+@[^@\s]+\.[^@\s]+")
+_EMAIL_SHAPE = re.compile(r"[^@\s]+@(?=[^@\s]+\Z)[^@\s]+\.[^@\s]+")  # looks ahead once
 
 MAX_ATTRIBUTE_NAME = 150
 MAX_ATTRIBUTE_VALUE = 1000
@@ -6369,10 +6368,6 @@ _RENDERED_PARTS = (
 #: In these namespaces a missing attribute makes a message fail (docs).
 STRICT_NAMESPACES = frozenset({"customer", "event", "trigger", "journey"})
 
-_CLASS = re.compile(r"""\sclass\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s>]+))""", re.I)
-_REST_OF_TAG = re.compile(r"[^<>]*")
-_HREF = re.compile(r"""(<a\b[^<>]*?\bhref\s*=\s*)(["'])(https?://.*?)\2""", re.I | re.S)
-
 #: Headers that a message has by itself and that can't be replaced.
 RESERVED_HEADERS = frozenset(
     (
@@ -6493,7 +6488,7 @@ def link_tag(
 ) -> str:
     """What `cio_link` prints: a link to track; those of an email are tracked where they stand."""
     href, wanted = arguments.get("url", ""), arguments.get("track", "").lower() != "false"
-    if delivery.channel == "email" or not is_trackable(href):
+    if not is_trackable(href) or (wanted and delivery.channel == "email"):
         return href
     return link_through(workspace, delivery, links, href, wanted and is_tracking(mail))
 
@@ -6571,22 +6566,90 @@ def sender_address(workspace: Workspace, number: Json) -> str:
     return row.get("address") or named
 
 
+# ---- HTML
+
+
+class Tag(NamedTuple):
+    """A tag in HTML. What else stands in angle brackets, such as a comment, has no name."""
+
+    source: str
+    name: str = ""
+    closes: bool = False
+    attributes: str = ""
+
+    def place(self, name: str) -> Optional[Tuple[int, int]]:
+        """Give where in `source` the value of an attribute stands; None if there is no such."""
+        for match in _ATTRIBUTE.finditer(self.attributes):
+            if match[1].lower() == name:
+                first, end = match.span(match.lastindex or 1)
+                first = end if match.lastindex == 1 else first
+                return len(self.name) + 1 + first, len(self.name) + 1 + end
+        return None
+
+    def value(self, name: str) -> Optional[str]:
+        """Give the value of an attribute, "" if it stands alone; None if there is no such."""
+        place = self.place(name)
+        return place and _ENTITY.sub(lambda it: unescape(it[0]), self.source[slice(*place)])
+
+
+#: Markup as a browser reads it. What isn't closed goes on to the end: what has begun to match
+#: can't fail, so that nothing is read twice, whatever the text.
+_MARKUP = re.compile(
+    r"""<!--.*?(?:-->|\Z) | <[!?][^>]*>? | </(?![a-z])[^>]*>?
+    | <(/?)([a-z][^\s/>]*)((?:=\s*"[^"]*(?:"|\Z)|=\s*'[^']*(?:'|\Z)|[^>=]+|=)*)>?""",
+    re.IGNORECASE | re.DOTALL | re.VERBOSE,
+)
+_ATTRIBUTE = re.compile(r"""([^\s=/>]+)(?:\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s>"'][^\s>]*)))?""")
+_ENTITY = re.compile(r"&(?:\w{1,32}|#\w{1,8});")
+#: What stands in these is text, whatever it looks like.
+_RAW_TEXT = {
+    name: re.compile(rf"</{name}(?=[\s/>])", re.IGNORECASE) for name in ("script", "style", "title")
+}
+
+
+def html_parts(html: str) -> Iterator[Union[str, Tag]]:
+    """Give the texts and tags that HTML consists of, whole and in order, in linear time."""
+    position = 0
+    while match := _MARKUP.search(html, position):
+        yield html[position : match.start()]
+        position, name = match.end(), (match[2] or "").lower()
+        yield Tag(match[0], name, match[1] == "/", match[3] or "")
+        if name in _RAW_TEXT and not match[1]:
+            end = _RAW_TEXT[name].search(html, position)
+            yield html[position : end.start() if end else None]
+            position = end.start() if end else len(html)
+    yield html[position:]
+
+
+def text_of(html: str) -> str:
+    """What a stretch of HTML without tags says."""
+    return unescape(_ABSURD_ENTITY.sub("\ufffd", html))
+
+
+#: Numbers that `unescape` may refuse to convert; no character has such a one.
+_ABSURD_ENTITY = re.compile(r"&#\d{9,};?")
+
+
 def track_links(workspace: Workspace, delivery: Delivery, rendered: Json, tracked: bool) -> Json:
     """Note the links of an email and lead them, and an open pixel, through this server."""
     links: List[Json] = []
     own = (f"{delivery.base_url}/unsubscribe/", f"{delivery.base_url}/e/")
+    alone = {row["href"] for row in rendered.get("links", ()) if not row["tracked"]}
 
-    def lead(match: Match[str]) -> str:
-        href = match[3].replace("&amp;", "&")
-        if href.startswith(own):
-            return match[0]
-        rest = cast(Match[str], _REST_OF_TAG.match(match.string, match.end()))
-        classes = " ".join("".join(groups) for groups in _CLASS.findall(match[1] + rest[0]))
-        wanted = tracked and is_trackable(href, classes)
+    def lead(tag: Tag) -> str:
+        place, href = tag.place("href"), tag.value("href") or ""
+        if not place or not _WEB.match(href) or href.startswith(own):
+            return tag.source
+        wanted = tracked and href not in alone and is_trackable(href, tag.value("class") or "")
         url = link_through(workspace, delivery, links, href, wanted)
-        return f"{match[1]}{match[2]}{url if wanted else match[3]}{match[2]}"
+        return tag.source[: place[0]] + url + tag.source[place[1] :] if wanted else tag.source
 
-    body = _HREF.sub(lead, rendered["body"])
+    def led(part: Union[str, Tag]) -> str:
+        if isinstance(part, str):
+            return part
+        return lead(part) if part.name == "a" and not part.closes else part.source
+
+    body = "".join(map(led, html_parts(rendered["body"])))
     if tracked:
         source = f"{delivery.base_url}/e/o/{delivery.delivery_id}"
         pixel = f'<img src="{source}" width="1" height="1" alt="">'
@@ -6595,14 +6658,27 @@ def track_links(workspace: Workspace, delivery: Delivery, rendered: Json, tracke
     return {**rendered, "body": body, "links": links}
 
 
+_WEB = re.compile("https?://", re.IGNORECASE)
+#: Elements that nobody sees, and those that end a line.
+_UNSEEN = ("script", "style", "head", "title")
+_LINES = ("p", "div", "h1", "h2", "h3", "h4", "h5", "h6", "tr", "li")
+
+
 def plain_text(html: str) -> str:
     """The words of an HTML body, for recipients without HTML."""
-    import html as entities
-
-    text = re.sub(r"(?is)<(script|style|head)\b.*?</\1>", "", html)
-    text = re.sub(r"(?i)<(br|/p|/div|/h\d|/tr|/li)\b[^>]*>", "\n", text)
-    text = entities.unescape(re.sub(r"(?s)<[^>]*>", "", text))
-    return re.sub(r"\n\s*\n+", "\n\n", re.sub(r"[ \t]+", " ", text)).strip()
+    texts: List[str] = []
+    inside = ""
+    for part in html_parts(html):
+        if isinstance(part, str):
+            texts.append("" if inside else text_of(part))
+        elif inside:
+            inside = "" if part.name == "body" or (part.closes and part.name == inside) else inside
+        elif part.name in _UNSEEN and not part.closes:
+            inside = part.name
+        elif part.name == "br" or (part.closes and part.name in _LINES):
+            texts.append("\n")
+    text = re.sub(r"[ \t]+", " ", "".join(texts))
+    return re.sub(r"\n\s*\n+", "\n\n", text).strip()
 
 
 #: What an email with a body has, and what of the body that is unless it was given.
@@ -8461,7 +8537,7 @@ class Request:
         self.method, self.target, self.headers = method, target, headers
         self.body, self.scheme = body, scheme
         if target[:1] != "/":  # a whole URL, as for a proxy
-            target = "/" + re.sub(r"[^:]*://[^/?]*/?|\*", "", target, count=1)
+            target = "/" + re.sub(r"\A(?:[^:]*://[^/?]*/?|\*)", "", target)
         self.path, _, self.query_text = target.partition("?")
         self.prefix, self.operation, self.arguments = "", None, ()
         self.by_path, self.awaited = False, _always
@@ -12974,7 +13050,10 @@ def compiled(html: str, components: Sequence[Json]) -> Tuple[str, List[Json]]:
         end = html.find(closing, match.end()) if closing else -1
         inner = html[match.end() : end] if end >= 0 else ""
         rest = html[end + len(closing) if end >= 0 else match.end() :]
-        html = html[:place] + inner.join(_SLOT_TAG.split(row["content"])) + rest
+        pieces = _SLOT_TAG.split(row["content"])
+        if len(inner) * (len(pieces) - 1) > MAX_EMAIL:
+            raise invalid(f"components make the email too large; see the tag {match[1]}")
+        html = html[:place] + inner.join(pieces) + rest
         used[row["tag"]] = row
         if count > MAX_COMPONENTS or len(html) > MAX_EMAIL:
             raise invalid(f"components make the email too large; see the tag {match[1]}")
@@ -13313,20 +13392,22 @@ def restore_version(call: Call, id: str, version_id: str) -> Json:
 MAX_LINK_TEXT = 200
 
 
-class PageReader(HTMLParser):
+class PageReader:
     """What a preview and a review look for in HTML: its links, images and text."""
 
     def __init__(self, html: str) -> None:
-        super().__init__()
         self.links: List[Json] = []
         self.without_alt: List[str] = []
         self._open: Optional[Json] = None
         self._hidden = 0
         self._text: List[str] = []
-        # Broken declarations raise, in some versions of Python; what came before still counts.
-        with contextlib.suppress(AssertionError, NotImplementedError):
-            self.feed(html)
-            self.close()
+        for part in html_parts(html):
+            if isinstance(part, str):
+                self._read(text_of(part))
+            elif part.closes:
+                self._end(part.name)
+            else:
+                self._begin(part)
 
     @property
     def text(self) -> str:
@@ -13334,31 +13415,27 @@ class PageReader(HTMLParser):
         lines = (" ".join(line.split()) for line in "".join(self._text).split("\n"))
         return "\n".join(filter(None, lines))
 
-    def handle_starttag(self, tag: str, attrs: List[Tuple[str, Optional[str]]]) -> None:
-        """Take note of links and images."""
-        given = dict(attrs)
-        self._hidden += tag in _HIDDEN_TAGS
-        if tag == "img" and "alt" not in given:
-            self.without_alt.append(given.get("src") or "")
-        if tag == "a":
-            url = (given.get("href") or "").strip()
-            tracked = is_trackable(url, given.get("class") or "")
+    def _begin(self, tag: Tag) -> None:
+        self._hidden += tag.name in _HIDDEN_TAGS
+        if tag.name == "img" and tag.value("alt") is None:
+            self.without_alt.append(tag.value("src") or "")
+        if tag.name == "a":
+            url = (tag.value("href") or "").strip()
+            tracked = is_trackable(url, tag.value("class") or "")
             errors = [] if url else ["link has no URL"]
             self._open = {"url": url, "text": "", "tracked": tracked, "errors": errors}
             self.links.append(self._open)
 
-    def handle_endtag(self, tag: str) -> None:
-        """Take note of the end of links and lines."""
+    def _end(self, tag: str) -> None:
         self._hidden = max(0, self._hidden - (tag in _HIDDEN_TAGS))
         self._open = None if tag == "a" else self._open
         self._text.append("\n" if tag in _BLOCK_TAGS else "")
 
-    def handle_data(self, data: str) -> None:
-        """Take note of the text."""
+    def _read(self, text: str) -> None:
         if not self._hidden:
-            self._text.append(data)
+            self._text.append(text)
             if self._open is not None and len(self._open["text"]) < MAX_LINK_TEXT:
-                self._open["text"] = " ".join((self._open["text"] + data).split())
+                self._open["text"] = " ".join((self._open["text"] + text).split())
 
 
 _HIDDEN_TAGS = ("style", "script", "title")

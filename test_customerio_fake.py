@@ -21,9 +21,11 @@ import hmac
 import http.client
 import http.server
 import io
+import itertools
 import json
 import logging
 import os
+import pathlib
 import re
 import select
 import shlex
@@ -3486,6 +3488,87 @@ class RateLimits(SeededTest):
         self.assertEqual((reply.status, "retry-after" in reply.headers), (429, False))
 
 
+class Scanners(unittest.TestCase):
+    """What reads users' texts takes time that grows with their size, and no faster."""
+
+    SIZE = 150_000
+    TEXTS = (
+        "<script>", "<style", "<title>", "<a ", "<!--", "</", "</a ", "<", "<!", "<?", "<a =",
+        "<a href='https://x.example/'", '<a href="', '="', "='", '= "', "<a b='\"", "<p it's>",
+        "&#1", "&", "\n ", " \n", "<b>", "<a class=x>",
+    )  # fmt: skip
+
+    def test_readers_of_html_are_linear(self) -> None:
+        for start in ("", '<a href="'):
+            for unit in self.TEXTS:
+                text = start + unit * (self.SIZE // len(unit))
+                with self.subTest(start=start, unit=unit):
+                    begin = time.thread_time()
+                    self.assertIsInstance(customerio_fake.plain_text(text), str)
+                    self.assertIsInstance(customerio_fake.PageReader(text).text, str)
+                    self.assertLess(time.thread_time() - begin, 5)  # quadratic: minutes
+
+    def test_nothing_is_lost(self) -> None:
+        for unit in self.TEXTS:
+            html = f"<p>{unit * 3}</p><a href='x'>y</a>"
+            parts = customerio_fake.html_parts(html)
+            whole = "".join(p if isinstance(p, str) else p.source for p in parts)
+            self.assertEqual(whole, html)
+
+    def test_html_is_read_as_a_browser_reads_it(self) -> None:
+        rows = [
+            ("<p title='a > b'>x</p>", "x"),
+            ("a < b, <3 and <b>c</b>", "a < b, <3 and c"),
+            ("<script>if (a < b) '<p>'</script>x<style>p{}</style>", "x"),
+            ("x<script>never closed <p>y</p>", "x"),
+            ("<head><meta charset=utf-8><title>t</title></head>x", "x"),
+            ("<head><title>t</title><body>x", "x"),
+            ("<!-- a > b --><!--[if mso]><p>y</p><![endif]-->x<!doctype html>", "x"),
+            ("<p it's>x</p>y &amp; &eacute;&#8364;&#99999999999999999999;", "x\ny & é€\ufffd"),
+            ("a<br>b<BR/>c<p>d</p>e", "a\nb\ncd\ne"),
+        ]
+        for html, text in rows:
+            with self.subTest(html):
+                self.assertEqual(customerio_fake.plain_text(html), text)
+        page = customerio_fake.PageReader(
+            "<A HREF=x class='untracked'>a</A><img><a href>b<img alt>"
+        )
+        self.assertEqual([(row["url"], row["text"]) for row in page.links], [("x", "a"), ("", "b")])
+        self.assertEqual(page.without_alt, [""])
+
+    def test_every_pattern_is_linear(self) -> None:
+        for pattern, uses in sorted(self.patterns().items()):
+            words = set(re.findall(r"[a-z]{3,}|[^\\\w]", pattern)) | {"a", " ", "\n", "0", ".", "@"}
+            words |= {f"<{word}>" for word in words if word.isalpha()}
+            for use, start in itertools.product(uses, ("", "a@")):
+                for unit in words:
+                    text = start + unit * (60_000 // len(unit)) + "\0"
+                    begin = time.thread_time()
+                    getattr(re.compile(pattern), use)(text)
+                    spent = time.thread_time() - begin
+                    self.assertLess(spent, 1, (pattern, unit))  # quadratic: seconds
+
+    def patterns(self) -> dict[str, set[str]]:
+        """The patterns in the module's source, with how each is used."""
+        source = pathlib.Path(customerio_fake.__file__).read_text(encoding="utf-8")
+        tree, found, names = ast.parse(source), cast("dict[str, set[str]]", {}), {}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
+                names[node.value] = ast.unparse(node.targets[0])
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and re.fullmatch(r"re\.\w+", ast.unparse(node.func)):
+                pattern, uses = node.args[0], {ast.unparse(node.func)[3:]}
+                if isinstance(pattern, ast.Constant) and isinstance(pattern.value, str):
+                    if node in names:
+                        uses = set(re.findall(rf"\b{names[node]}\.(\w+)\(", source)) or {"match"}
+                    known = {"match", "fullmatch", "search"}
+                    uses = {
+                        "match" if u == "compile" else u if u in known else "search" for u in uses
+                    }
+                    found.setdefault(pattern.value, set()).update(uses)
+        return found
+
+
 class Messages(SeededTest):
     """What the customer would have received."""
 
@@ -3817,6 +3900,19 @@ class Messages(SeededTest):
         mail = self.send(body=f"<a href='{web}'>x</a>")["rendered"]
         self.assertEqual([link["href"] for link in mail["links"]], ["https://x.example/"])
         self.assertEqual(mail["body"].count("/e/c/"), 1)
+
+    def test_an_email_can_leave_a_link_alone(self) -> None:
+        one, two = "https://one.example/?a=1&b=2", "https://two.example/"
+        tags = [
+            f'{{% cio_link url:"{url}" track:{wanted} %}}'
+            for url, wanted in ((one, "false"), (two, "true"))
+        ]
+        body = f"<a class=x href={tags[0]}>1</a><a href='{tags[1]}'>2</a>"
+        rendered = self.send(body=body, transactional_message_id=3)["rendered"]
+        self.assertIn(f"<a class=x href={one}>", rendered["body"])
+        self.assertNotIn(two, rendered["body"])
+        links = {row["href"]: row["tracked"] for row in rendered["links"]}
+        self.assertEqual(links, {one: False, two: True})
 
     def test_links_that_do_not_end_take_no_longer_than_others(self) -> None:
         for body in ("<a " * 30_000, "<a href='https://x.example/'" * 20_000):
@@ -4797,6 +4893,12 @@ class StudioEmails(StudioTest):
     def test_a_component_in_itself_is_refused(self) -> None:
         self.make("components", tag="x-a", content="<x-a/>")
         reply = self.call("GET", f"{EMAILS}/{self.email(html='<x-a/>')['id']}/render")
+        self.assert_errors(reply, 400, "x-a")
+
+    def test_slots_that_would_fill_the_memory_are_refused(self) -> None:
+        self.make("components", tag="x-a", content="<slot/>" * 40_000)
+        html = f"<x-a>{'y' * 200_000}</x-a>"  # 8 GB
+        reply = self.call("GET", f"{EMAILS}/{self.email(html=html)['id']}/render")
         self.assert_errors(reply, 400, "x-a")
 
     def test_a_preview_renders_liquid_and_lists_errors_and_links(self) -> None:
