@@ -15564,8 +15564,8 @@ def read_clock(call: Call) -> Json:
 @route("PUT", "/__parlel/clock", CONTROL, heavy=True)
 def set_clock(call: Call) -> Json:
     """Freeze the clock, let it go, set it or advance it; what becomes due is done first."""
-    set_clock_to(call.fake, **clock_fields(own_body(call, _CLOCK_EXAMPLE)))
-    return clock_document(call)
+    waiting = set_clock_to(call.fake, **clock_fields(own_body(call, _CLOCK_EXAMPLE)))
+    return {**clock_document(call), **({"waiting": waiting} if waiting else {})}
 
 
 _CLOCK_EXAMPLE = {"freeze": True, "advance": 60}
@@ -15581,25 +15581,43 @@ def clock_fields(body: Json) -> Json:
     return given
 
 
+#: How long one call waits for the endpoints of webhooks, all in all, in seconds.
+CLOCK_PATIENCE = 10.0
+
+
 def set_clock_to(
     fake: Fake,
     freeze: Optional[bool] = None,
     now: Optional[float] = None,
     advance: float = 0,
-) -> None:
-    """Change the clock; what becomes due is done, in order, webhooks included."""
-    workspace, clock = fake.workspace, fake.workspace.clock
+) -> str:
+    """Change the clock; what becomes due is done, in order, webhooks included.
+
+    The clock arrives also if an endpoint is slow; then this tells what has not been sent by now.
+    """
+    workspace, clock, left = fake.workspace, fake.workspace.clock, 0
+    end = time.monotonic() + CLOCK_PATIENCE
+
+    def settle() -> None:
+        nonlocal left
+        left = fake.outbox.flush(max(0, end - time.monotonic()))
+
     with fake.turning:
         if freeze:
             clock.freeze()
         # Without the workspace's lock, which who sends webhooks needs to plan the next try.
         if now is not None:
-            workspace.agenda.advance(max(0, now - clock.now()), fake.outbox.flush)
+            workspace.agenda.advance(max(0, now - clock.now()), settle)
             clock.move_to(now, clock.frozen)
         if advance:
-            workspace.agenda.advance(advance, fake.outbox.flush)
+            workspace.agenda.advance(advance, settle)
         if freeze is False:
             clock.resume()
+    if time.monotonic() < end or not left:
+        return ""
+    text = f"{left} reports wait for a slow endpoint; see GET /__parlel/webhooks"
+    log.warning("the clock went ahead: %s", text)
+    return text
 
 
 @route("GET", "/__parlel/ca.pem", CONTROL)

@@ -4461,6 +4461,25 @@ class Webhooks(FakeTest):
         self.assertIn("CERTIFICATE_VERIFY_FAILED", strange["error"])
         self.assertEqual((strange["retry_at"] - strange["at"], known["status"]), (3600, 405))
 
+    def test_the_clock_goes_ahead_of_an_endpoint_that_never_answers(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}/"
+            self.register("email_sent")
+            self.ok("POST", "/v1/reporting_webhooks", {
+                "name": "s", "endpoint": endpoint, "events": ["email_sent"]})  # fmt: skip
+            self.ok("PUT", "/__parlel/clock", {"freeze": True, "now": 5_000_000})
+            self.send()
+            began = time.monotonic()
+            with mock.patch.object(customerio_fake, "CLOCK_PATIENCE", 0.2):
+                with self.assertLogs("customerio_fake", "WARNING") as logs:
+                    answer = self.ok("PUT", "/__parlel/clock", {"advance": 2 * 86_400})
+            self.assertLess(time.monotonic() - began, customerio_fake.WEBHOOK_TIMEOUT)
+            self.assertEqual(answer["now"], 5_000_000 + 2 * 86_400)
+            self.assertIn("reports wait for a slow endpoint", answer["waiting"])
+            self.assertIn(answer["waiting"], "".join(logs.output))
+            self.fake.outbox.close()
+        self.assertNotIn("waiting", self.ok("PUT", "/__parlel/clock", {"advance": 1}))
+
     def test_who_hangs_up_without_an_answer_rests_for_an_hour(self) -> None:
         self.endpoint.statuses = [0]
         self.register("email_sent")
