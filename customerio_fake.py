@@ -1271,8 +1271,13 @@ class Template:
 
     def run(self, state: _Render) -> None:
         """Write to a rendering under way; break and continue outside a loop end it."""
-        with _placing(self.source), contextlib.suppress(_Break, _Continue):
+        try:
             self._body(state)
+        except (_Break, _Continue):
+            pass
+        except (LiquidError, RecursionError):
+            with _placing(self.source):
+                raise
 
 
 @functools.lru_cache(maxsize=1024)
@@ -1772,7 +1777,23 @@ def _variable(root: str, keys: Sequence[_Read], local: bool, lenient: bool) -> _
             return value
         return None if lenient or local else state.absent((root, *parts))
 
-    return _rendered(read) if root in _RENDERED_NAMESPACES and not local else read
+    if root in _RENDERED_NAMESPACES and not local:
+        return _rendered(read)
+    return _attribute(root, keys[0], read) if len(keys) == 1 and not local else read
+
+
+def _attribute(root: str, key: _Read, otherwise: _Read) -> _Read:
+    """A quick way to what most templates print: `customer.name`."""
+    name = key.value if isinstance(key, _Constant) else None
+    if name.__class__ is not str:
+        return otherwise
+
+    def read(state: _Render) -> Any:
+        value = state.variables.get(root)
+        found = value.get(name, _ABSENT) if value.__class__ is dict else _ABSENT
+        return otherwise(state) if found is _ABSENT else found
+
+    return read
 
 
 class _Signature(NamedTuple):
@@ -1944,17 +1965,27 @@ def _line_tokens(token: _Token) -> Iterator[_Token]:
 
 
 def _text_piece(token: _Token) -> _Piece:
-    text = token.text
-    return _Piece(lambda state: state.write(text), token.start, not text.strip(), True)
+    text, size = token.text, len(token.text)
+
+    def run(state: _Render) -> None:
+        state.room -= size
+        if state.room < 0:
+            state.write("")  # which says so
+        state.out.append(text)
+
+    return _Piece(run, token.start, not text.strip(), True)
 
 
 def _sequence_of(pieces: _Pieces) -> _Node:
     """One node that runs all; an error from inside is told where it happened."""
     nodes = [(piece.run, piece.offset) for piece in pieces]
+    cost = 1 + len(nodes)
 
     def run(state: _Render) -> None:
         offset = -1
-        state.spend(1 + len(nodes))
+        state.work -= cost
+        if state.work < 0:
+            state.spend(0)  # which says so
         try:
             for node, offset in nodes:  # noqa: B007 - for the error
                 node(state)
