@@ -799,13 +799,10 @@ class Check(NamedTuple):
     inner: Callable[[Json], Optional[FieldList]] = lambda value: None
 
 
-def _said(check: Check, name: str, value: Json) -> Tuple[str, str]:
-    """The full name of what is wrong with a value, and how; the latter is "" if nothing is."""
-    wrong = check.wrong(value)
-    if wrong[:1] not in (".", "["):
-        return name, wrong
-    place, _, wrong = wrong.partition(" ")
-    return name + place, wrong
+def _placed(name: str, wrong: str) -> Tuple[str, str]:
+    """The full name of what is wrong inside of a field, and how it is wrong."""
+    place, _, rest = wrong.partition(" ") if wrong[:1] in (".", "[") else ("", "", wrong)
+    return name + place, rest
 
 
 class FieldList(NamedTuple):
@@ -820,8 +817,10 @@ class FieldList(NamedTuple):
     closed: bool = False
     #: Whether there must be any field at all.
     some: bool = False
-    #: Whether null and "" are the same as nothing.
-    blank: bool = False
+    #: Whether null is the same as nothing, and "" or what is empty won't do where needed.
+    lax: bool = False
+    #: Whether a refusal names what is wrong first, and no more.
+    first: bool = False
     #: How a refusal says that a field is missing (with what to send), or wrong (with how).
     missing: str = "{} is required: send {}"
     wrong: str = "{} {}"
@@ -837,29 +836,28 @@ class FieldList(NamedTuple):
         """
         problems = list(self.problems(body, where))
         if problems:
-            raise ApiError(self.status, *problems)
+            raise ApiError(self.status, *problems[: 1 if self.first else None])
         return self.given(body)
 
     def given(self, body: Json) -> Json:
         """The declared fields that an object has, without looking at them."""
-        return {n: body[n] for n in self.checks if n in body and not self._left_out(body[n])}
-
-    def _left_out(self, value: Json) -> bool:
-        return self.blank and (value is None or value == "")
+        lax = self.lax
+        return {n: body[n] for n in self.checks if n in body and not (lax and body[n] is None)}
 
     def problems(self, body: Json, where: str = "") -> Iterator[Problem]:
         """What is wrong with an object: first what is missing, then the others."""
         given = self.given(body)
         for name in self.needed:
-            if name not in given:
+            if name not in given or (self.lax and given[name] in ("", {}, [])):
                 text = self.missing.format(where + name, self.checks[name].type)
                 yield Problem(text, where + name, "required")
         for name, value in given.items():
-            place, wrong = _said(self.checks[name], where + name, value)
+            wrong = self.checks[name].wrong(value)
             if wrong:
+                place, wrong = _placed(where + name, wrong)
                 yield Problem(self.wrong.format(place, wrong), place)
         if self.closed:
-            yield from self.strange(body, "is unknown", where)
+            yield from self.strange(body, "is no field here", where)
         if self.some and not body:
             yield Problem(f"send at least one of {', '.join(self.checks)}", next(iter(self.checks)))
 
@@ -873,7 +871,20 @@ class FieldList(NamedTuple):
             for place, part in enumerate(value) if isinstance(value, list) else [("", value)]:
                 inner = self.checks[name].inner(part) if isinstance(part, dict) else None
                 at = f"[{place}]." if isinstance(value, list) else "."
-                yield from inner.strange(part, what, where + name + at) if inner else ()
+                if inner and not inner.closed:
+                    yield from inner.strange(part, what, where + name + at)
+
+    def exemplified(self, error: ApiError) -> ApiError:
+        """A refusal with an example of what is right."""
+        field = error.problems[0].field
+        if callable(self.example):
+            return invalid(f"{error.message}, as in {as_text(self.example(field))}", field)
+        return invalid(f"{error.message}; an example: {as_text(self.example)}", field)
+
+    def along_with(self, *others: FieldList) -> FieldList:
+        """These fields and further ones."""
+        more = {name: check for one in others for name, check in one.checks.items()}
+        return self._replace(checks={**more, **self.checks})
 
     def document(self) -> Json:
         """The fields as `/__parlel/routes` shows them."""
@@ -904,13 +915,27 @@ def text_field(longest: int = 1 << 20, blank: bool = False) -> Check:
     return Check("a string", wrong)
 
 
+def bytes_field(longest: int) -> Check:
+    """A string of at most `longest` bytes, not blank."""
+
+    def wrong(value: Json) -> str:
+        if isinstance(value, str) and _longer(value.strip(), longest):
+            return f"cannot be longer than {longest} bytes"
+        return TEXT.wrong(value)
+
+    return Check("a string", wrong)
+
+
 def typed_field(*kinds: type) -> Check:
     """A value of one of these JSON types; NoneType for null."""
     names = " or ".join(_TYPE_NAMES[kind] for kind in kinds)
 
     def wrong(value: Json) -> str:
         fits = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
-        return "" if fits else f"must not be {kind_of(value)}: send {names}"
+        if fits:
+            return ""
+        given = kind_of(value)
+        return f"must be {names}, not {given}" if len(kinds) == 1 else f"must not be {given}"
 
     return Check(names, wrong)
 
@@ -968,19 +993,21 @@ def object_field(fields: FieldList) -> Check:
     return Check("an object", wrong, lambda value: fields)
 
 
+def _first_wrong(check: Check, parts: Iterable[Tuple[str, Json]]) -> str:
+    found = ((place, check.wrong(part)) for place, part in parts)
+    return next((" ".join(_placed(place, wrong)) for place, wrong in found if wrong), "")
+
+
 def list_field(check: Check, least: int = 0, most: int = 1 << 30, of: str = "entry") -> Check:
     """A list of `least` to `most` values that are all alike."""
     type = f"a list of at least one {of}" if least else "a list"
 
     def wrong(value: Json) -> str:
         if not isinstance(value, list) or len(value) < least:
-            return f"must be {type}" + (
-                "" if isinstance(value, list) else f", not {kind_of(value)}"
-            )
+            return f"must be {type}, not {'[]' if value == [] else kind_of(value)}"
         if len(value) > most:
             return f"has {len(value)} entries; {most} at most"
-        places = (_said(check, f"[{i}]", row) for i, row in enumerate(value))
-        return next((f"{place} {wrong}" for place, wrong in places if wrong), "")
+        return _first_wrong(check, ((f"[{i}]", row) for i, row in enumerate(value)))
 
     return Check(type, wrong, check.inner)
 
@@ -991,8 +1018,7 @@ def mapping_field(check: Check) -> Check:
     def wrong(value: Json) -> str:
         if not isinstance(value, dict):
             return f"must be an object, not {kind_of(value)}"
-        places = (_said(check, f".{name}", part) for name, part in value.items())
-        return next((f"{place} {wrong}" for place, wrong in places if wrong), "")
+        return _first_wrong(check, ((f".{name}", part) for name, part in value.items()))
 
     return Check("an object", wrong)
 
@@ -1009,6 +1035,12 @@ def shaped(spec: Any) -> Check:
 
 TEXT, ANY_TEXT, SHORT_TEXT = text_field(), text_field(blank=True), text_field(1000)
 FLAG, WHOLE, OBJECT = typed_field(bool), typed_field(int), typed_field(dict)
+SCALAR = Check(
+    "a string",
+    lambda value: (
+        f"must be a string, not {kind_of(value)}" if isinstance(value, (dict, list, bool)) else ""
+    ),
+)
 WHOLE_OR_NULL = typed_field(int, type(None))
 #: A time in Unix seconds that a date can be made of: from 1970 to the end of 9999.
 LAST_MOMENT = 253_402_300_799
@@ -1016,9 +1048,20 @@ MOMENT = number_field(0, LAST_MOMENT, int)
 #: A whole number, also as a text or as 12.0.
 NUMBER = read_field("a whole number", whole_number)
 ANYTHING = Check("anything", lambda value: "")
+FILTER = Check("a filter object", lambda value: "")
 URL = pattern_field(r"(?s)https?://[^\s/]+.*", "an http or https URL")
 #: For operations without a body.
 NO_FIELDS = FieldList({})
+
+
+def chosen(body: Json, name: str, table: Mapping[str, Any]) -> Any:
+    """What a table has for the word in a field. Raises ApiError 400 if that isn't one of them."""
+    value = body.get(name)
+    if value in (None, ""):
+        raise required(name, f"one of: {', '.join(table)}")
+    if not isinstance(value, str) or value not in table:
+        raise invalid(f"{name} must be one of: {', '.join(table)}", name)
+    return table[value]
 
 
 def checked_fields(
@@ -4899,6 +4942,19 @@ def push_token(value: Json, name: str) -> str:
     return as_text(value)
 
 
+DEVICE_FIELDS = FieldList(
+    {
+        "id": SCALAR,
+        "token": SCALAR,
+        "platform": choice_field("ios", "android"),
+        "last_used": NUMBER,
+        "attributes": OBJECT,
+    },
+    ["platform"],
+    lax=True,
+)
+
+
 def device_of(device: Json, token_key: str, now: int) -> Tuple[str, str, int, Attributes]:
     """Token, platform, last_used and attributes of a `device` object. Raises ApiError 400.
 
@@ -4908,8 +4964,7 @@ def device_of(device: Json, token_key: str, now: int) -> Tuple[str, str, int, At
         raise required("device", f"an object with {token_key} and platform")
     token = push_token(device.get(token_key) or device.get("id"), f"device.{token_key}")
     platform = as_text(device.get("platform") or "").lower()  # the iOS SDK writes "iOS"
-    if platform not in ("ios", "android"):
-        raise invalid("device.platform must be 'ios' or 'android'", "device.platform")
+    DEVICE_FIELDS.read({**device, "platform": platform}, "device.")
     attributes = checked_attributes(device.get("attributes"), "device.attributes")
     text = {k: as_text(v) for k, v in attributes.items() if v is not None and k != LAST_STATUS}
     last_used = whole_number(device.get("last_used"), "device.last_used")
@@ -5415,28 +5470,38 @@ EVENT_MEMORY = 30 * 86400.0
 ANONYMOUS_GRACE = 300.0
 
 
+#: The fields of an event, by what its API calls the data.
+EVENT_FIELDS = {
+    data_key: FieldList(
+        {
+            "name": bytes_field(MAX_EVENT_NAME),
+            "id": SCALAR,
+            "type": ANYTHING,  # "page" or "screen"; anything else means an event
+            "timestamp": NUMBER,
+            data_key: OBJECT,
+            "anonymous_id": SCALAR,
+        },
+        ["name"],
+        lax=True,
+    )
+    for data_key in ("data", "attributes")
+}
+_OBJECT_OR_NULL = (dict, type(None))
+
+
 def event_of(kind: str, body: Json, data_key: str = "data", size: float = math.inf) -> Event:
     """The event that a body of `size` bytes describes. Raises ApiError 400 naming the field."""
-    name = body.get("name")
-    if not isinstance(name, str) or not name.strip():
-        raise required("name", "the event's name as a string")
-    name = name.strip()
-    if _longer(name, MAX_EVENT_NAME):
-        raise invalid(f"name cannot be longer than {MAX_EVENT_NAME} bytes", "name")
-    data = body.get(data_key)
-    if data is None:
-        data = {}
-    if not isinstance(data, dict):
-        raise invalid(f"{data_key} must be an object, not {kind_of(data)}", data_key)
+    name, data, timestamp = body.get("name"), body.get(data_key), body.get("timestamp")
+    plain = type(name) is str and 0 < len(name.strip()) * 4 <= MAX_EVENT_NAME
+    if not plain or type(data) not in _OBJECT_OR_NULL:
+        EVENT_FIELDS[data_key].read(body)
     # Written anew, JSON grows less than fivefold (1e15), so a small body need not be written.
     if size * 5 > MAX_EVENT_DATA and _longer(as_text(data), MAX_EVENT_DATA):
         raise invalid(f"{data_key} cannot be larger than {MAX_EVENT_DATA} bytes", data_key)
-    type = body.get("type") if body.get("type") in EVENT_TYPES else "event"
-    given = body.get("id")
-    given_id = "" if given in (None, "") else identifier_text(given, "id")
-    timestamp = whole_number(body.get("timestamp"), "timestamp")
-    kind = kind or cast(str, type)
-    return Event(kind, name, data, cast(str, type), timestamp, given_id)
+    type_ = body.get("type") if body.get("type") in EVENT_TYPES else "event"
+    given_id = "" if body.get("id") in (None, "") else identifier_text(body["id"], "id")
+    when = None if timestamp is None else whole_number(timestamp, "timestamp")
+    return Event(kind or type_, name.strip(), data or {}, type_, when, given_id)
 
 
 def doubt(event: Event) -> Outcome:
@@ -6901,17 +6966,54 @@ _CHANNELS = {type: channel for channel, type in MESSAGE_TYPES.items()}
 
 # ---- transactional sends
 
-#: What each kind of transactional send must have (reference).
+_SENT_BY_ALL: Dict[str, Check] = {
+    "transactional_message_id": typed_field(int, str),
+    **dict.fromkeys(("to", "language"), ANY_TEXT),
+    **dict.fromkeys(("identifiers", "message_data"), OBJECT),
+    "send_at": NUMBER,
+    **dict.fromkeys(
+        ("queue_draft", "auto_create", "disable_message_retention", "send_to_unsubscribed",
+         "tracked"), FLAG,
+    ),
+}  # fmt: skip
+
+
+def _send_fields(needed: str, texts: str = "", **others: Check) -> FieldList:
+    """What a send takes; what is missing is told in the service's words (its clients' tests)."""
+    return FieldList(
+        {**_SENT_BY_ALL, **dict.fromkeys(texts.split(), ANY_TEXT), **others},
+        needed.split(),
+        lax=True,
+        first=True,
+        missing='Missing required field: "{}"',
+        wrong='"{}" {}',
+    )
+
+
+#: The fields of each kind of transactional send (reference).
 SEND_FIELDS = {
-    "email": ("to", "identifiers"),
-    "push": ("transactional_message_id", "identifiers"),
-    "sms": ("transactional_message_id", "to", "identifiers"),
-    "whatsapp": ("transactional_message_id", "to", "identifiers"),
-    "inbox_message": ("transactional_message_id", "identifiers"),
-    "in_app": ("transactional_message_id", "identifiers"),
+    "email": _send_fields(
+        "to identifiers",
+        "body body_amp body_plain subject from cc bcc reply_to preheader",
+        **dict.fromkeys(("from_id", "reply_to_id"), typed_field(int, str)),
+        **dict.fromkeys(("fake_bcc", "disable_css_preprocessing"), FLAG),
+        attachments=OBJECT,
+        headers=typed_field(str, list, dict),
+    ),
+    "push": _send_fields(
+        "transactional_message_id identifiers",
+        "title message image_url link sound",
+        **dict.fromkeys(("custom_data", "custom_device", "custom_payload"), OBJECT),
+    ),
+    **dict.fromkeys(
+        ("sms", "whatsapp"), _send_fields("transactional_message_id to identifiers", "from")
+    ),
+    **dict.fromkeys(
+        ("inbox_message", "in_app"), _send_fields("transactional_message_id identifiers")
+    ),
 }
-#: An email without a template needs all of these.
-_OWN_CONTENT = ("body", "subject", "from")
+#: An email without a template has all of its content with it.
+_SEND_WHOLE = SEND_FIELDS["email"]._replace(needed=("to", "identifiers", "body", "subject", "from"))
 _E164 = re.compile(r"\+[1-9]\d{1,14}")
 MAX_SEND_AHEAD = 90 * 86400
 MAX_RECIPIENTS = 15
@@ -7019,24 +7121,13 @@ def _by_trigger_name(shelf: Shelf, text: str) -> Optional[Json]:
     return rows[0] if rows else None
 
 
-def required_field(name: str) -> ApiError:
-    """The 400 of a send that lacks a field, in the service's words (observed by its clients)."""
-    return invalid(f'Missing required field: "{name}"', name, "required")
-
-
 def _check_send(channel: str, message: Json, now: float) -> Identifier:
-    for name in SEND_FIELDS[channel]:
-        if message.get(name) in (None, "", {}):
-            raise required_field(name)
-    if channel == "email" and message.get("transactional_message_id") in (None, ""):
-        for name in _OWN_CONTENT:
-            if not message.get(name):
-                raise required_field(name)
+    whole = channel == "email" and message.get("transactional_message_id") in (None, "")
+    (_SEND_WHOLE if whole else SEND_FIELDS[channel]).read(message)
     _check_recipients(channel, message)
     _check_moment(message.get("send_at"), now)
     _check_attachments(message.get("attachments") or {})
     checked_headers(message.get("headers"))
-    _check_send_types(message)
     if channel == "push" and message.get("custom_device"):
         device_of(message["custom_device"], "token", int(now))
     return one_identifier(message["identifiers"], ("id", "email", "cio_id"), "identifiers")
@@ -7044,13 +7135,11 @@ def _check_send(channel: str, message: Json, now: float) -> Identifier:
 
 def _check_recipients(channel: str, message: Json) -> None:
     to = message.get("to") or ""
-    if not isinstance(to, str):
-        raise invalid(f'"to" must be a string, not {kind_of(to)}', "to")
     if channel in ("sms", "whatsapp") and "{{" not in to and not _E164.fullmatch(to):
         raise invalid("Invalid phone number format. Phone numbers must be in E.164 format.", "to")
     if channel == "email":
-        lists = [message.get(name) or "" for name in ("to", "cc", "bcc")]
-        count = sum(len(text.split(",")) for text in lists if isinstance(text, str) and text)
+        lists = [message.get(name) for name in ("to", "cc", "bcc")]
+        count = sum(len(text.split(",")) for text in lists if text)
         if count > MAX_RECIPIENTS:
             raise invalid(f"to, cc and bcc name {count} addresses; {MAX_RECIPIENTS} at most", "to")
 
@@ -7070,24 +7159,6 @@ FORBIDDEN_FILES = frozenset(
         "wsc", "wsf", "wsh",
     )
 )  # fmt: skip
-
-_SEND_TYPES: Dict[str, Tuple[type, ...]] = {
-    **dict.fromkeys(("message_data", "custom_device"), (dict,)),
-    **dict.fromkeys(("subject", "body", "body_plain", "from", "reply_to", "language"), (str,)),
-    **dict.fromkeys(
-        ("queue_draft", "send_to_unsubscribed", "disable_message_retention", "tracked",
-         "auto_create"), (bool,),
-    ),
-    **dict.fromkeys(("transactional_message_id", "from_id", "reply_to_id"), (int, str)),
-}  # fmt: skip
-
-
-def _check_send_types(message: Json) -> None:
-    for name, kinds in _SEND_TYPES.items():
-        value = message.get(name)
-        fits = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
-        if value is not None and not fits:
-            raise invalid(f'"{name}" must not be {kind_of(value)}', name)
 
 
 def _check_attachments(attachments: Dict[str, str]) -> None:
@@ -7248,50 +7319,50 @@ def _listed_people(
     return found
 
 
+def _wrong_row(row: Json) -> str:
+    if not isinstance(row, dict) or not ("id" in row or "email" in row):
+        return "must be an object with an id or an email"
+    return "" if isinstance(row.get("data") or {}, dict) else ".data must be an object"
+
+
+def _wrong_data(value: Json) -> str:
+    if not isinstance(value, dict):
+        return f"must be an object, not {kind_of(value)}"
+    large = _longer(as_text(value), MAX_TRIGGER_DATA)
+    return f"cannot be larger than {MAX_TRIGGER_DATA} bytes" if large else ""
+
+
+#: The fields of a trigger (reference).
+TRIGGER_FIELDS = FieldList(
+    {
+        "recipients": FILTER,
+        **dict.fromkeys(("ids", "emails"), list_field(ANYTHING, most=MAX_AUDIENCE)),
+        "per_user_data": list_field(Check("an object", _wrong_row), most=MAX_AUDIENCE),
+        "data_file_url": pattern_field(r"(?s).*://.*", "a URL"),
+        **dict.fromkeys(AUDIENCE_FLAGS["per_user_data"], ANYTHING),
+        "data": Check("an object", lambda value: "" if value is None else _wrong_data(value)),
+    },
+    status=422,
+)
+
+
 def _check_audience(payload: Json) -> None:
     given = [name for name in AUDIENCES if name in payload]
     if len(given) > 1:
         raise _unprocessable(f"use only one of {', '.join(given)}", given[1])
-    for name in given:
-        _AUDIENCE_CHECKS.get(name, _check_people_list)(payload[name], name)
+    TRIGGER_FIELDS.read(payload)
+    if given == ["recipients"]:
+        _check_recipients_filter(payload["recipients"])
     _check_flags(payload, given[0] if given else "")
-    data = payload.get("data")
-    if data is not None and not isinstance(data, dict):
-        raise _unprocessable(f"data must be an object, not {kind_of(data)}", "data")
-    if data and _longer(as_text(data), MAX_TRIGGER_DATA):
-        raise _unprocessable(f"data cannot be larger than {MAX_TRIGGER_DATA} bytes", "data")
 
 
-def _check_people_list(value: Json, name: str) -> None:
-    if not isinstance(value, list):
-        raise _unprocessable(f"{name} must be a list, not {kind_of(value)}", name)
-    if len(value) > MAX_AUDIENCE:
-        raise _unprocessable(f"{name} has more than {MAX_AUDIENCE} entries", name)
-    for i, row in enumerate(value if name == "per_user_data" else ()):
-        if not isinstance(row, dict) or not ("id" in row or "email" in row):
-            raise _unprocessable(f"{name}[{i}] must be an object with an id or an email", name)
-        if not isinstance(row.get("data") or {}, dict):
-            raise _unprocessable(f"{name}[{i}].data must be an object", name)
-
-
-def _check_recipients_filter(value: Json, name: str) -> None:
+def _check_recipients_filter(value: Json) -> None:
     if value == {}:
-        raise _unprocessable("empty recipients filter is not valid", name)
+        raise _unprocessable("empty recipients filter is not valid", "recipients")
     try:
-        compile_filter(value, name, lambda person, number: False)
+        compile_filter(value, "recipients", lambda person, number: False)
     except ApiError as error:
         raise ApiError(422, *error.problems) from None
-
-
-def _check_data_file(value: Json, name: str) -> None:
-    if not isinstance(value, str) or "://" not in value:
-        raise _unprocessable(f"{name} must be a URL", name)
-
-
-_AUDIENCE_CHECKS: Dict[str, Callable[[Json, str], None]] = {
-    "recipients": _check_recipients_filter,
-    "data_file_url": _check_data_file,
-}
 
 
 def _check_flags(payload: Json, audience: str) -> None:
@@ -7350,14 +7421,17 @@ NEWSLETTER_TYPES: Dict[str, Sequence[str]] = {
     "webhook": ("body", "request_method", "url"),
     "inbox": ("body_json",),
 }
-_RATE_FIELDS: Dict[str, Check] = {
-    "rate_limit_email_rate": WHOLE,
-    "rate_limit_time_period": choice_field(60, 3600, 86400),
-    "rate_limit_spread": FLAG,
-}
+RATE_FIELDS = FieldList(
+    {
+        "rate_limit_email_rate": WHOLE,
+        "rate_limit_time_period": choice_field(60, 3600, 86400),
+        "rate_limit_spread": FLAG,
+    },
+    status=422,
+)
 
 #: What can be changed of a content; the rest of a row is read-only and passed over (reference).
-CONTENT_FIELDS: Dict[str, Check] = {
+CONTENT_FIELDS = FieldList({
     **dict.fromkeys(
         ("name", "from", "body", "body_amp", "body_plain", "body_json", "subject", "preheader_text",
          "recipient", "bcc", "url", "request_method"), ANY_TEXT,
@@ -7369,22 +7443,13 @@ CONTENT_FIELDS: Dict[str, Check] = {
     "tracked": FLAG,
     "sending_state": choice_field("automatic", "draft", "off"),
     "headers": typed_field(str, list, dict),
-}  # fmt: skip
-
-_NEWSLETTER_FIELDS: Dict[str, Check] = {
-    "name": text_field(190),
-    "type": choice_field(*NEWSLETTER_TYPES),
-    "recipients": OBJECT,
-    "subscription_topic_id": WHOLE,
-    "send_now": FLAG,
-    "scheduled_at": WHOLE,
-    **_RATE_FIELDS,
-}
+})  # fmt: skip
+TRANSLATION_FIELDS = FieldList({**CONTENT_FIELDS.checks, "language": TEXT}, status=422)
 
 
 def checked_rate(body: Json) -> Json:
     """The rate limit of a newsletter: rate and period belong together. Raises ApiError 422."""
-    given = checked_fields(body, _RATE_FIELDS, status=422)
+    given = RATE_FIELDS.read(body)
     if ("rate_limit_email_rate" in given) != ("rate_limit_time_period" in given):
         text = "rate_limit_email_rate and rate_limit_time_period belong together"
         raise ApiError(422, text)
@@ -7997,6 +8062,15 @@ _EXPORT_METRICS = ("created", *MESSAGE_METRICS)
 MESSAGE_WINDOW = 183 * 86400
 #: Which deliveries an export may be about, and what that is called in a send (reference).
 DELIVERY_PARENTS = ("newsletter_id", "campaign_id", "transactional_message_id", "action_id")
+EXPORT_FIELDS = FieldList(
+    {
+        **dict.fromkeys((*DELIVERY_PARENTS, "start", "end", "template_id"), NUMBER),
+        "attributes": list_field(ANY_TEXT),
+        "metric": choice_field(*_EXPORT_METRICS, ""),
+        "drafts": FLAG,
+    },
+    lax=True,
+)
 
 
 def export_deliveries(workspace: Workspace, order: Json) -> Export:
@@ -8004,10 +8078,7 @@ def export_deliveries(workspace: Workspace, order: Json) -> Export:
     parent = next((name for name in DELIVERY_PARENTS if order.get(name) is not None), None)
     if parent is None:
         raise required("newsletter_id", f"one of {', '.join(DELIVERY_PARENTS)}")
-    wanted = _export_filter(order, workspace.seconds())
-    names = order.get("attributes") or []
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise invalid("attributes must be a list of names", "attributes")
+    wanted, names = _export_filter(order, workspace.seconds()), order.get("attributes") or []
     number = whole_number(order[parent], parent) or 0
     keys = ("campaign_id", "broadcast_id") if parent == "campaign_id" else (parent,)
     with workspace.lock:
@@ -8025,11 +8096,7 @@ def export_deliveries(workspace: Workspace, order: Json) -> Export:
 
 def _export_filter(order: Json, now: int) -> Callable[[Delivery], bool]:
     """What an order asks of a delivery; drafts only if it says so. Raises ApiError 400."""
-    metric, drafts = order.get("metric") or None, order.get("drafts") or False
-    if metric not in (None, *_EXPORT_METRICS):
-        raise invalid(f"metric must be one of: {', '.join(_EXPORT_METRICS)}", "metric")
-    if not isinstance(drafts, bool):
-        raise invalid(f"drafts must be true or false, not {kind_of(drafts)}", "drafts")
+    metric, drafts = order.get("metric") or None, order.get("drafts")
     template = whole_number(order.get("template_id"), "template_id")
     start, end = (whole_number(order.get(name), name) or 0 for name in ("start", "end"))
     # Without a range the last 6 months, else 12 at most (reference).
@@ -8080,44 +8147,51 @@ def csv_rows(text: bytes) -> List[Dict[str, str]]:
     return [{k: v or "" for k, v in row.items() if k} for row in reader]
 
 
-_IMPORT_FIELDS: Dict[str, Check] = {
-    "name": TEXT,
-    "data_file_url": URL,
-    "type": choice_field("people", "event", "object", "relationship"),
-    "description": ANY_TEXT,
-}
+_IMPORT = FieldList(
+    {
+        "name": TEXT,
+        "data_file_url": URL,
+        "type": choice_field("people", "event", "object", "relationship"),
+        "description": ANY_TEXT,
+    },
+    ("name", "type", "data_file_url"),
+)
 
 
-def _import_fields(scopes: Sequence[str], **more: Check) -> Dict[str, Check]:
+def _import_fields(needed: str, scopes: Sequence[str], **more: Check) -> FieldList:
     # `people_to_process` is the older name (reference).
     own = dict.fromkeys(("data_to_process", "people_to_process"), choice_field(*scopes))
-    return {**_IMPORT_FIELDS, **own, **more}
+    return _IMPORT._replace(
+        checks={**_IMPORT.checks, **own, **more}, needed=(*_IMPORT.needed, needed)
+    )
 
 
 _SCOPES = ("all", "only_new", "only_existing")
+_ID_OR_EMAIL = choice_field("id", "email")
 _TYPE_ID = typed_field(int, str)
-#: What the imports of each type need beside the rest, and all that they take (reference).
-_IMPORTS: Dict[str, Tuple[str, Dict[str, Check]]] = {
-    "people": ("identifier", _import_fields(_SCOPES, identifier=choice_field("id", "email"))),
-    "event": (
+#: The fields of an import of each type (reference).
+_IMPORTS = {
+    "people": _import_fields("identifier", _SCOPES, identifier=_ID_OR_EMAIL),
+    "event": _import_fields("identifier", ("all", "only_existing"), identifier=_ID_OR_EMAIL),
+    "object": _import_fields("object_type_id", _SCOPES, object_type_id=_TYPE_ID),
+    "relationship": _import_fields(
         "identifier",
-        _import_fields(("all", "only_existing"), identifier=choice_field("id", "email")),
-    ),
-    "object": ("object_type_id", _import_fields(_SCOPES, object_type_id=_TYPE_ID)),
-    "relationship": (
-        "identifier",
-        _import_fields(
-            _SCOPES, identifier=choice_field("id", "email", "cio_id"), object_type_id=_TYPE_ID
-        ),
+        _SCOPES,
+        identifier=choice_field("id", "email", "cio_id"),
+        object_type_id=_TYPE_ID,
     ),
 }
+
+
+def import_fields(body: Json) -> FieldList:
+    """What an import's body may have, by its type."""
+    type = body.get("type")
+    return _IMPORTS.get(type, _IMPORT) if isinstance(type, str) else _IMPORT
 
 
 def checked_import(body: Json) -> Json:
     """What an import's body orders. Raises ApiError 400."""
-    checked_fields(body, _IMPORT_FIELDS, ("name", "type", "data_file_url"))
-    needed, checks = _IMPORTS[body["type"]]
-    order = checked_fields(body, checks, [needed])
+    order = import_fields(body).read(body)
     if body["type"] in ("object", "relationship"):
         order["object_type_id"] = object_type(order.get("object_type_id", "1"), "object_type_id")
     scope = order.pop("people_to_process", "all")
@@ -8522,6 +8596,10 @@ def _always() -> bool:
     return True
 
 
+#: Stands for a body that nobody has read yet.
+_UNREAD = object()
+
+
 #: Longer bodies are cut in the journal, in bytes.
 MAX_KEPT_BODY = 64 * 1024
 
@@ -8546,7 +8624,7 @@ class Request:
     prefix: str
     #: The path or query names that workspace, not the key.
     by_path: bool
-    #: What a long body was read as, so that `cut` need not read it again.
+    #: What the body was read as, or why it can't be; it is read once, then dropped.
     read: Json
     #: The person and the events in a body that has been cut.
     named: Optional[Tuple[Optional[str], List[str]]]
@@ -8572,20 +8650,27 @@ class Request:
         self.path, _, self.query_text = target.partition("?")
         self.prefix, self.operation, self.arguments = "", None, ()
         self.by_path, self.awaited = False, _always
-        self.named = self.read = None
+        self.named, self.read = None, _UNREAD
         self.size = len(body)
 
     def json(self, limit: int, depth: int = MAX_DEPTH) -> Json:
         """The body as JSON, null if there is none; `limit` is for inflating, in bytes."""
+        if self.read is _UNREAD:
+            try:
+                self.read = self._decoded(limit, depth)
+            except ApiError as error:
+                self.read = error
+        if isinstance(self.read, ApiError):
+            raise self.read
+        return self.read
+
+    def _decoded(self, limit: int, depth: int) -> Json:
         raw, encoding = self.body, self.headers.get("content-encoding")
         if encoding:
             raw = inflate(raw, encoding.strip().lower(), limit)
             self.size = len(raw)
         try:
-            value = decode_json(raw, depth)
-            if len(raw) > MAX_KEPT_BODY:
-                self.read = value
-            return value
+            return decode_json(raw, depth)
         except NotANumber:
             raise
         except ApiError:
@@ -8611,9 +8696,9 @@ class Request:
 
     def cut(self, limit: int) -> None:
         """Keep the beginning of a long body only: the request has been answered."""
-        plain = self.plain(limit)
-        body = body_as_read(plain) if self.read is None else self.read
-        self.read = None
+        plain, body = self.plain(limit), self.read
+        if body is _UNREAD or isinstance(body, ApiError):
+            body = body_as_read(plain)
         self.named = person_named(self, body), sorted(events_named(self, body))
         self.body, self.size = plain[:MAX_KEPT_BODY], max(self.size, len(plain))
         headers = self.headers.items()
@@ -8885,6 +8970,8 @@ class Operation(NamedTuple):
     api: Api
     handler: Handler
     heavy: bool
+    #: What a body may have; None if none is read.
+    fields: Optional[FieldList] = None
 
     @property
     def pattern(self) -> Pattern[str]:
@@ -8895,6 +8982,12 @@ class Operation(NamedTuple):
     def summary(self) -> str:
         """The first line of the handler's docstring."""
         return (self.handler.__doc__ or "").partition("\n")[0]
+
+    def document(self) -> Json:
+        """The operation as `/__parlel/routes` shows it."""
+        named = {"method": self.method, "path": self.path, "api": self.api.name}
+        told = {"fields": self.fields.document(), "free": self.fields.free} if self.fields else {}
+        return {**named, "summary": self.summary, **told}
 
 
 @functools.cache
@@ -8911,12 +9004,15 @@ _DOUBLE_SLASHES = re.compile(r"^/+(?:(api)/+)?(?:(v1|v2|__parlel)/+)?")
 
 
 def route(
-    method: str, path: str, api: Api, heavy: bool = False
+    method: str, path: str, api: Api, heavy: bool = False, fields: Optional[FieldList] = None
 ) -> Callable[[SomeHandler], SomeHandler]:
-    """Put a handler into the route table; `{name}` in the path matches one segment."""
+    """Put a handler into the route table; `{name}` in the path matches one segment.
+
+    `fields` are those of the body, which `Call.fields` reads.
+    """
 
     def add(handler: SomeHandler) -> SomeHandler:
-        operation = Operation(method, path, api, handler, heavy)
+        operation = Operation(method, path, api, handler, heavy, fields)
         ROUTES.append(operation)
         rows = _INDEX.setdefault((method, path.count("/")), [])
         rows.append(operation)
@@ -9392,7 +9488,11 @@ class Fake:
             return self
         if request.by_path or _take_workspace(request):
             return self.named(request.prefix[2:])
-        other = self._owners.get(key_of(request), self) if self._owners else self
+        other = (
+            self._owners.get(key_of(request, self.settings.max_body), self)
+            if self._owners
+            else self
+        )
         if other is None:
             raise ApiError(401, "the workspace of this key was dropped")
         if other is not self:
@@ -9433,6 +9533,7 @@ class Fake:
                 request.cut(self.settings.max_body)
             took, at = time.perf_counter() - began, workspace.clock.now()
             fake.journal.add(at, took, request, response)
+        request.read = _UNREAD
         if workspace.news.waiting:
             workspace.news.tell()
         return response
@@ -9464,10 +9565,13 @@ class Fake:
             return self._bug(api, request, error)
 
     def _refused(self, api: Api, request: Request, error: ApiError) -> Response:
-        if request.operation is None:  # a wrong base URL is the commonest first mistake
+        operation = request.operation
+        if operation is None:  # a wrong base URL is the commonest first mistake
             log.warning("%d: %s", error.status, error.message)
             if self.settings.html_404 and request.path[:3] != "/__":
                 return html_404(error)
+        elif operation.fields and operation.fields.example and error.status == 400:
+            error = operation.fields.exemplified(error)
         return failure(api, error)
 
     def is_heavy(self, request: Request) -> bool:
@@ -9510,7 +9614,7 @@ class Fake:
         except NotANumber as error:
             return self._not_a_number(api, call.request, error)
         except ApiError as error:
-            return failure(api, error)
+            return self._refused(api, call.request, error)
 
     def admit(self, api: Api, request: Request) -> None:
         """Check the credentials. Raises ApiError 401, or 403 for what web pages may not do."""
@@ -9572,12 +9676,15 @@ def _take_workspace(request: Request) -> bool:
     return True
 
 
-def key_of(request: Request) -> str:
-    """The key that says whose a request is: site id, write key or app key; "" if there is none."""
+def key_of(request: Request, limit: int) -> str:
+    """The key that says whose a request is: site id, write key or app key; "" if there is none.
+
+    `limit` is for inflating, in bytes.
+    """
     header = request.headers.get("authorization", "")
     try:
         if not header and _OF_AN_SDK.search(request.path):
-            return written_key(request, LOOP_BODY)
+            return written_key(request, limit)
         bearer = header[:7].lower() == "bearer "
         return bearer_token(header) if bearer else basic_pair(header)[0]
     except (ValueError, ApiError):
@@ -9640,87 +9747,16 @@ def _too_many(workspace: Workspace, rate: Rate, wait: float) -> ApiError:
 
 # ---- strict fields: what the real service passes over in silence is refused on request
 
-_EVENT_FIELDS = "name id type timestamp data anonymous_id"
-_SEND_FIELDS = (
-    "transactional_message_id to identifiers message_data language send_at queue_draft auto_create "
-    "disable_message_retention send_to_unsubscribed tracked"
-)
-_CALL_FIELDS = (
-    "type userId anonymousId context integrations messageId timestamp originalTimestamp sentAt "
-    "receivedAt version channel writeKey _metadata"
-)
-_TRIGGER_FIELDS = " ".join((*AUDIENCES, *AUDIENCE_FLAGS["per_user_data"], "data"))
-#: What the body of an operation may have at its top, and the items of a batch (reference, and
-#: what the official clients send). Where attributes stand there, any name will do.
-KNOWN_FIELDS = {
-    "PUT /api/v1/customers/{identifier}/devices": "device",
-    "POST /api/v1/customers/{identifier}/events": _EVENT_FIELDS,
-    "POST /api/v1/events": _EVENT_FIELDS,
-    "POST /api/v1/forms/{form_id}/submit": "data",
-    "POST /api/v1/merge_customers": "primary secondary",
-    "POST /api/v1/metrics": "delivery_id timestamp metric recipient reason href metadata",
-    "POST /api/v1/push/events": "delivery_id event device_id timestamp",
-    "POST /api/v1/segments/{segment_id}/add_customers": "ids",
-    "POST /api/v1/segments/{segment_id}/remove_customers": "ids",
-    "POST /api/v2/entity": "type identifiers action timestamp attributes cio_relationships id name "
-    "device primary secondary",
-    "POST /api/v2/batch": "batch",
-    "POST /v1/send/email": f"{_SEND_FIELDS} body body_amp body_plain subject from cc bcc fake_bcc "
-    "reply_to preheader attachments headers disable_css_preprocessing",
-    "POST /v1/send/push": f"{_SEND_FIELDS} title message image_url link sound custom_data "
-    "custom_device custom_payload",
-    "POST /v1/send/sms": f"{_SEND_FIELDS} from",
-    "POST /v1/send/whatsapp": f"{_SEND_FIELDS} from",
-    "POST /v1/send/inbox_message": _SEND_FIELDS,
-    "POST /v1/send/in_app": _SEND_FIELDS,
-    "POST /v1/campaigns/{broadcast_id}/triggers": _TRIGGER_FIELDS,
-    "POST /v1/api/campaigns/{broadcast_id}/triggers": _TRIGGER_FIELDS,
-    "POST /v1/exports/customers": "filters",
-    "POST /v1/exports/deliveries": "newsletter_id campaign_id transactional_message_id action_id "
-    "start end attributes metric drafts template_id",
-    "POST /v1/customers": "filter",
-    "POST /v1/customers/attributes": "ids",
-    "POST /v1/objects": "object_type_id filter",
-    "POST /v1/segments": "segment",
-    "POST /v1/imports": "import",
-    "PUT /v1/snippets": "name value updated_at",
-    "POST /v1/collections": "name data url",
-    "PUT /v1/collections/{collection_id}": "name data url",
-    "POST /v1/reporting_webhooks": "name id endpoint disabled full_resolution with_content events",
-    "PUT /v1/reporting_webhooks/{webhook_id}": "name id endpoint disabled full_resolution "
-    "with_content events",
-    "POST /v1/identify": f"{_CALL_FIELDS} traits",
-    "POST /v1/track": f"{_CALL_FIELDS} event properties groupId",
-    "POST /v1/page": f"{_CALL_FIELDS} name category properties",
-    "POST /v1/screen": f"{_CALL_FIELDS} name category properties",
-    "POST /v1/group": f"{_CALL_FIELDS} groupId objectTypeId traits",
-    "POST /v1/alias": f"{_CALL_FIELDS} previousId",
-    "POST /v1/batch": f"{_CALL_FIELDS} batch",
-}
-
 
 def check_known_fields(call: Call) -> None:
-    """Raises ApiError 400 for a field that an operation does not have, with the nearest it has."""
-    operation = call.operation
-    label = f"{operation.method} {operation.path}"
-    body = call.json() if label in KNOWN_FIELDS else None
-    if not isinstance(body, dict):
-        return
-    _check_known(label, body, "")
-    batch = body.get("batch")
-    for i, item in enumerate(batch if isinstance(batch, list) else ()):
-        kind = item.get("type") if isinstance(item, dict) else None
-        of_item = "POST /api/v2/entity" if operation.api is TRACK_V2 else f"POST /v1/{kind}"
-        if kind and of_item in KNOWN_FIELDS:
-            _check_known(of_item, item, f"batch[{i}].")
-
-
-def _check_known(label: str, body: Json, where: str) -> None:
-    known = KNOWN_FIELDS[label].split()
-    for name in body:
-        if name not in known:
-            text = f"{where}{name} is no field of {label}; {suggestion(name, known)}"
-            raise invalid(f"{text} (--strict-fields)", where + name)
+    """Raises ApiError 400 for fields that an operation does not have, with the nearest it has."""
+    fields = call.operation.fields
+    body = call.json() if fields and not fields.free else None
+    if fields and isinstance(body, dict):
+        label = f"{call.operation.method} {call.operation.path}"
+        problems = list(fields.strange(body, f"is no field of {label} (--strict-fields)"))
+        if problems:
+            raise ApiError(400, *problems)
 
 
 class Unauthorized(ApiError):
@@ -9746,12 +9782,16 @@ class Call(NamedTuple):
 
     def body(self) -> Json:
         """The body as an object; none and null count as empty. Raises ApiError 400."""
-        value = self.json()
+        value = self.request.json(self.fake.settings.max_body)
         if value is None:
             return {}
         if not isinstance(value, dict):
             raise invalid(f"the body must be a JSON object, not {kind_of(value)}")
         return value
+
+    def fields(self) -> Json:
+        """What the body has of the fields of the operation. Raises ApiError for a wrong one."""
+        return cast(FieldList, self.operation.fields).read(self.body())
 
 
 def answer(api: Api, result: Any) -> Response:
@@ -9964,7 +10004,18 @@ def checked_cio_id(value: str) -> Identifier:
     return "cio_id", value
 
 
-@route("PUT", "/api/v1/customers/{identifier}", TRACK)
+_ATTRIBUTES = FieldList(
+    {
+        **dict.fromkeys(("id", "email", "phone", "cio_id"), SCALAR),
+        "_update": ANYTHING,
+        "_timestamp": NUMBER,
+        "cio_relationships": OBJECT,
+    },
+    free="attributes, by any name",
+)
+
+
+@route("PUT", "/api/v1/customers/{identifier}", TRACK, fields=_ATTRIBUTES)
 def identify(call: Call, identifier: str) -> Outcome:
     """Add or update a person."""
     who = named_in_path(call, identifier)
@@ -9988,7 +10039,7 @@ def _v1_relationships(value: Json) -> Tuple[str, List[Tuple[ObjectKey, Attribute
         return "add", []
     if not isinstance(value, dict):
         raise invalid("cio_relationships must be an object", "cio_relationships")
-    verb = _choice(value, "action", _RELATIONSHIP_ACTIONS)
+    verb = chosen(value, "action", _RELATIONSHIP_ACTIONS)
     return verb, object_list(value.get("relationships"))
 
 
@@ -10009,19 +10060,19 @@ def delete(call: Call, identifier: str) -> Outcome:
     return call.workspace.ingest(call.workspace.people.delete, named_in_path(call, identifier))
 
 
-@route("POST", "/api/v1/customers/{identifier}/suppress", TRACK)
+@route("POST", "/api/v1/customers/{identifier}/suppress", TRACK, fields=NO_FIELDS)
 def suppress(call: Call, identifier: str) -> Outcome:
     """Delete a person and keep their identifiers from coming back."""
     return call.workspace.ingest(call.workspace.people.suppress, named_in_path(call, identifier))
 
 
-@route("POST", "/api/v1/customers/{identifier}/unsuppress", TRACK)
+@route("POST", "/api/v1/customers/{identifier}/unsuppress", TRACK, fields=NO_FIELDS)
 def unsuppress(call: Call, identifier: str) -> Outcome:
     """Free the identifiers of a suppressed person."""
     return call.workspace.ingest(call.workspace.people.unsuppress, named_in_path(call, identifier))
 
 
-@route("POST", "/api/v1/customers/{identifier}/events", TRACK)
+@route("POST", "/api/v1/customers/{identifier}/events", TRACK, fields=EVENT_FIELDS["data"])
 def track(call: Call, identifier: str) -> Outcome:
     """Track an event, page or screen view of a person."""
     who, body = named_in_path(call, identifier), call.body()
@@ -10029,7 +10080,7 @@ def track(call: Call, identifier: str) -> Outcome:
     return both(call.workspace.ingest(call.workspace.events.track, who, event), doubt(event))
 
 
-@route("POST", "/api/v1/events", TRACK)
+@route("POST", "/api/v1/events", TRACK, fields=EVENT_FIELDS["data"])
 def track_anonymous(call: Call) -> Outcome:
     """Track an event of somebody who is not identified yet, or invite somebody."""
     body = call.body()
@@ -10045,7 +10096,10 @@ def track_anonymous(call: Call) -> Outcome:
     return both(workspace.ingest(workspace.events.track_anonymous, who, event), doubt(event), hint)
 
 
-@route("PUT", "/api/v1/customers/{identifier}/devices", TRACK)
+_DEVICE = FieldList({"device": object_field(DEVICE_FIELDS)}, ["device"])
+
+
+@route("PUT", "/api/v1/customers/{identifier}/devices", TRACK, fields=_DEVICE)
 def add_device(call: Call, identifier: str) -> Outcome:
     """Add or update a device of a person."""
     who = named_in_path(call, identifier)
@@ -10059,7 +10113,10 @@ def delete_device(call: Call, identifier: str, device_id: str) -> Outcome:
     return call.workspace.ingest(call.workspace.devices.delete_device, who, device_id)
 
 
-@route("POST", "/api/v1/merge_customers", TRACK_MERGE)
+_MERGE = FieldList({"primary": OBJECT, "secondary": OBJECT}, ("primary", "secondary"))
+
+
+@route("POST", "/api/v1/merge_customers", TRACK_MERGE, fields=_MERGE)
 def merge_customers(call: Call) -> Outcome:
     """Merge two people; the secondary one is deleted."""
     return call.workspace.ingest(call.workspace.people.merge, *sides_of_merge(call, call.body()))
@@ -10082,15 +10139,26 @@ def add_device_of(workspace: Workspace, who: Identifier, device: Json, token_key
     )
 
 
-@route("POST", "/api/v1/push/events", TRACK)
-@route("POST", "/push/events", TRACK_OPEN)
+_PUSH_EVENT = FieldList(
+    {
+        "event": choice_field(*PUSH_METRICS),
+        "delivery_id": ANYTHING,
+        "device_id": ANYTHING,
+        "timestamp": NUMBER,
+    },
+    ["event"],
+    lax=True,
+)
+
+
+@route("POST", "/api/v1/push/events", TRACK, fields=_PUSH_EVENT)
+@route("POST", "/push/events", TRACK_OPEN, fields=_PUSH_EVENT)
 def track_push(call: Call) -> Outcome:
     """Report what a device did with a push notification."""
     body, workspace = call.body(), call.workspace
-    _choice(body, "event", dict.fromkeys(PUSH_METRICS))
-    who = _delivery_named(body)
-    timestamp = whole_number(body.get("timestamp"), "timestamp")
-    event = Event("push", body["event"], body, "push", timestamp, "")
+    given, who = _PUSH_EVENT.read(body), _delivery_named(body)
+    timestamp = whole_number(given.get("timestamp"), "timestamp")
+    event = Event("push", given["event"], body, "push", timestamp, "")
     return both(workspace.ingest(workspace.deliveries.record_push, who, event), doubt(event))
 
 
@@ -10102,17 +10170,32 @@ def _delivery_named(body: Json) -> Identifier:
     return "delivery_id", delivery_id
 
 
-@route("POST", "/api/v1/cio_deliveries/events", TRACK)
+_IN_APP_EVENT = FieldList(
+    {
+        "event": choice_field(*CHANNEL_METRICS["in_app"]),
+        "timestamp": NUMBER,
+        **dict.fromkeys(("delivery_id", "metadata"), ANYTHING),
+    },
+    ["event"],
+    lax=True,
+)
+_WRAPPED = FieldList(
+    {"type": choice_field("in_app"), "payload": object_field(_IN_APP_EVENT)}, ("type", "payload")
+)
+
+
+@route(
+    "POST",
+    "/api/v1/cio_deliveries/events",
+    TRACK,
+    fields=_WRAPPED._replace(needed=()).along_with(_PUSH_EVENT),
+)
 def track_delivery(call: Call) -> Outcome:
     """Report what a device did with an in-app message, as the mobile SDKs wrap it, or a push."""
     body, workspace = call.body(), call.workspace
     if "payload" not in body:
         return track_push(call)
-    _choice(body, "type", {"in_app": None})
-    payload = body["payload"]
-    if not isinstance(payload, dict):
-        raise invalid(f"payload must be an object, not {kind_of(payload)}", "payload")
-    _choice(payload, "event", dict.fromkeys(CHANNEL_METRICS["in_app"]))
+    payload = _WRAPPED.read(body)["payload"]
     who, metadata = _delivery_named(payload), payload.get("metadata")
     when = whole_number(payload.get("timestamp"), "payload.timestamp")
     more, take = {"metadata": metadata}, workspace.deliveries.record_metric
@@ -10136,20 +10219,30 @@ def auth_page(call: Call) -> Response:
     return Response(200, page, _HTML_PAGE)
 
 
-@route("POST", "/api/v1/metrics", TRACK_OPEN)
+_METRIC = FieldList(
+    {
+        "delivery_id": read_field("a string", identifier_text),
+        "metric": choice_field(*METRICS),
+        "timestamp": NUMBER,
+        **dict.fromkeys(("recipient", "reason", "href", "metadata"), ANYTHING),
+    },
+    ("delivery_id", "metric"),
+    lax=True,
+)
+
+
+@route("POST", "/api/v1/metrics", TRACK_OPEN, fields=_METRIC)
 def report_metrics(call: Call) -> Outcome:
     """Report what happened to a delivery."""
-    body, workspace = call.body(), call.workspace
-    delivery_id = identifier_text(body.get("delivery_id") or "", "delivery_id")
-    _choice(body, "metric", dict.fromkeys(METRICS))
+    body, workspace = call.fields(), call.workspace
     when = whole_number(body.get("timestamp"), "timestamp")
     more = {name: body.get(name) for name in ("recipient", "href", "metadata")}
-    who, metric = ("delivery_id", delivery_id), body["metric"]
+    who, metric = ("delivery_id", as_text(body["delivery_id"])), body["metric"]
     reason = as_text(body.get("reason") or "")
     return workspace.ingest(workspace.deliveries.record_metric, who, metric, when, reason, more)
 
 
-@route("POST", "/unsubscribe/{delivery_id}", TRACK_OPEN)
+@route("POST", "/unsubscribe/{delivery_id}", TRACK_OPEN, fields=FieldList({"unsubscribe": FLAG}))
 def unsubscribe(call: Call, delivery_id: str) -> Outcome:
     """Unsubscribe a person by a delivery that they got."""
     workspace = call.workspace
@@ -10169,17 +10262,24 @@ def unsubscribe(call: Call, delivery_id: str) -> Outcome:
 FORM_KEYS = ("form_id", "form_name", "form_type", "form_url", "form_url_param")
 
 
-@route("POST", "/api/v1/forms/{form_id}/submit", TRACK)
+def _wrong_form(value: Json) -> str:
+    if not isinstance(value, dict):
+        return f"must be an object, not {kind_of(value)}"
+    odd = ((name, part) for name, part in value.items() if not isinstance(part, (str, type(None))))
+    return next((f".{name} must be a string, not {kind_of(part)}" for name, part in odd), "")
+
+
+_FORM = Check("an object with the form's fields", _wrong_form)
+
+
+@route("POST", "/api/v1/forms/{form_id}/submit", TRACK, fields=FieldList({"data": _FORM}, ["data"]))
 def submit_form(call: Call, form_id: str) -> Response:
     """Submit a form; its fields become attributes of the person."""
-    workspace, data = call.workspace, call.body().get("data")
+    workspace = call.workspace
+    call.body()
     with workspace.lock:  # the form is made even if the submission is refused (reference)
         submissions = workspace.forms.setdefault(form_id, [])
-    if not isinstance(data, dict):
-        raise required("data", "an object with the form's fields")
-    for name, value in data.items():
-        if not isinstance(value, (str, type(None))):
-            raise invalid(f"data.{name} must be a string, not {kind_of(value)}", f"data.{name}")
+    data = call.fields()["data"]
     given = {kind: data.get(kind) for kind in workspace.people.kinds}
     who = one_identifier(given, workspace.people.kinds, "data")
     checked = checked_attributes({k: v for k, v in data.items() if k not in FORM_KEYS}, "data")
@@ -10188,33 +10288,32 @@ def submit_form(call: Call, form_id: str) -> Response:
     return with_reason(Response(204, b"", TRACK.headers), outcome.text)
 
 
+_IDS = FieldList(
+    {"ids": list_field(typed_field(str, int), 1, MAX_SEGMENT_IDS, "identifier")}, ["ids"], lax=True
+)
+
+
 def _segment_change(call: Call, segment_id: str, verb: Callable[..., Outcome]) -> Outcome:
     kind = call.request.query().get("id_type", "id")
     if kind not in ("id", "email", "cio_id"):
         raise invalid("id_type must be id, email or cio_id", "id_type")
-    ids = call.body().get("ids")
-    if not isinstance(ids, list) or not ids:
-        raise required("ids", "a list of at least one identifier")
-    if len(ids) > MAX_SEGMENT_IDS:
-        raise invalid(f"ids has {len(ids)} entries; {MAX_SEGMENT_IDS} at most", "ids")
+    ids = call.fields()["ids"]
     if not re.fullmatch(r"\d{1,9}", segment_id):
         raise invalid("segment_id must be a number", "segment_id")
     segment = call.workspace.segments.rows.get(int(segment_id))
     if segment is not None and segment.type != "manual":
         raise invalid(f"segment {segment_id} is not a manual segment", "segment_id")
-    if not all(isinstance(value, (str, int)) for value in ids):
-        raise invalid("ids must be strings", "ids")
     people = [(kind, as_text(value)) for value in ids]
     return call.workspace.ingest(verb, ("segment", segment_id), int(segment_id), people)
 
 
-@route("POST", "/api/v1/segments/{segment_id}/add_customers", TRACK)
+@route("POST", "/api/v1/segments/{segment_id}/add_customers", TRACK, fields=_IDS)
 def add_to_segment(call: Call, segment_id: str) -> Outcome:
     """Add people to a manual segment."""
     return _segment_change(call, segment_id, call.workspace.segments.add_to_segment)
 
 
-@route("POST", "/api/v1/segments/{segment_id}/remove_customers", TRACK)
+@route("POST", "/api/v1/segments/{segment_id}/remove_customers", TRACK, fields=_IDS)
 def remove_from_segment(call: Call, segment_id: str) -> Outcome:
     """Take people out of a manual segment."""
     return _segment_change(call, segment_id, call.workspace.segments.remove_from_segment)
@@ -10400,20 +10499,30 @@ def entity_action(call: Call, item: Json) -> Action:
     """Check one v2 item. Raises ApiError 400 naming the field; nothing has happened then."""
     if not isinstance(item, dict):
         raise invalid(f"each item must be an object, not {kind_of(item)}")
-    actions = _choice(item, "type", ENTITY_ACTIONS)
-    return cast(Action, _choice(item, "action", actions)(call, item))
+    actions = chosen(item, "type", ENTITY_ACTIONS)
+    return cast(Action, chosen(item, "action", actions)(call, item))
 
 
-def _choice(item: Json, name: str, table: Mapping[str, Any]) -> Any:
-    value = item.get(name)
-    if value in (None, ""):
-        raise required(name, f"one of: {', '.join(table)}")
-    if not isinstance(value, str) or value not in table:
-        raise invalid(f"{name} must be one of: {', '.join(table)}", name)
-    return table[value]
+_RELATIONSHIP = FieldList({"identifiers": OBJECT, "relationship_attributes": OBJECT})
+#: What any of the actions takes.
+ENTITY_FIELDS = FieldList(
+    {
+        "type": choice_field(*ENTITY_ACTIONS),
+        "action": choice_field(*dict.fromkeys(a for rows in ENTITY_ACTIONS.values() for a in rows)),
+        "timestamp": NUMBER,
+        **dict.fromkeys(("identifiers", "attributes", "primary", "secondary"), OBJECT),
+        "cio_relationships": list_field(object_field(_RELATIONSHIP)),
+        "id": SCALAR,
+        "name": bytes_field(MAX_EVENT_NAME),
+        "device": object_field(DEVICE_FIELDS),
+    },
+    ("type", "action"),
+)
+_AN_ENTITY = ANYTHING._replace(type="an entity", inner=lambda item: ENTITY_FIELDS)
+_BATCH = FieldList({"batch": list_field(_AN_ENTITY, 1, of="operation")}, ["batch"], lax=True)
 
 
-@route("POST", "/api/v2/entity", TRACK_V2)
+@route("POST", "/api/v2/entity", TRACK_V2, fields=ENTITY_FIELDS)
 def entity(call: Call) -> Outcome:
     """Create, update or delete one person, object or delivery."""
     body = call.body()
@@ -10422,13 +10531,11 @@ def entity(call: Call) -> Outcome:
     return entity_action(call, body)()
 
 
-@route("POST", "/api/v2/batch", TRACK_V2)
+@route("POST", "/api/v2/batch", TRACK_V2, fields=_BATCH)
 def batch(call: Call) -> Any:
     """Do what several entity requests say, in order; bad items don't keep the others back."""
     body = call.json()
-    items = body.get("batch") if isinstance(body, dict) else body
-    if not isinstance(items, list) or not items:
-        raise required("batch", "a list of at least one operation")
+    items = _BATCH.read(body if isinstance(body, dict) else {"batch": body})["batch"]
     if call.request.size > MAX_BATCH:
         raise invalid(f"the request cannot be larger than {MAX_BATCH} bytes", "batch")
     workspace = call.workspace
@@ -10671,12 +10778,12 @@ def _send(channel: str) -> Handler:
     return handler
 
 
-for _channel in SEND_FIELDS:
-    route("POST", f"/v1/send/{_channel}", APP_SEND)(_send(_channel))
+for _channel, _fields in SEND_FIELDS.items():
+    route("POST", f"/v1/send/{_channel}", APP_SEND, fields=_fields)(_send(_channel))
 
 
-@route("POST", "/v1/campaigns/{broadcast_id}/triggers", APP, heavy=True)
-@route("POST", "/v1/api/campaigns/{broadcast_id}/triggers", APP, heavy=True)
+@route("POST", "/v1/campaigns/{broadcast_id}/triggers", APP, True, TRIGGER_FIELDS)
+@route("POST", "/v1/api/campaigns/{broadcast_id}/triggers", APP, True, TRIGGER_FIELDS)
 def trigger(call: Call, broadcast_id: str) -> Json:
     """Trigger a broadcast."""
     number, shelf = path_number(call.workspace, broadcast_id), call.workspace.shelves["broadcasts"]
@@ -10709,19 +10816,23 @@ def get_export(call: Call, export_id: str) -> Json:
     return {"export": export_of(call, export_id).record()}
 
 
-@route("POST", "/v1/exports/customers", APP, heavy=True)
+@route(
+    "POST",
+    "/v1/exports/customers",
+    APP,
+    True,
+    FieldList({"filters": FILTER}, ["filters"], lax=True),
+)
 def create_people_export(call: Call) -> Json:
     """Export the people whom a filter selects."""
-    body = call.body()
-    if not body.get("filters"):
-        raise required("filters", "a filter object")
-    return {"export": export_people(call.workspace, body["filters"]).record(pending=True)}
+    export = export_people(call.workspace, call.fields()["filters"])
+    return {"export": export.record(pending=True)}
 
 
-@route("POST", "/v1/exports/deliveries", APP, heavy=True)
+@route("POST", "/v1/exports/deliveries", APP, True, EXPORT_FIELDS)
 def create_deliveries_export(call: Call) -> Json:
     """Export the deliveries of a newsletter, campaign, action or transactional message."""
-    return {"export": export_deliveries(call.workspace, call.body()).record(pending=True)}
+    return {"export": export_deliveries(call.workspace, call.fields()).record(pending=True)}
 
 
 @route("GET", "/v1/exports/{export_id}/download", APP)
@@ -10757,7 +10868,13 @@ def no_content() -> Response:
 
 
 def serve(
-    method: str, path: str, summary: str, handler: Handler, heavy: bool = False, api: Api = APP
+    method: str,
+    path: str,
+    summary: str,
+    handler: Handler,
+    heavy: bool = False,
+    api: Api = APP,
+    fields: Optional[FieldList] = None,
 ) -> None:
     """Put a handler that was made, not written, into the route table."""
 
@@ -10765,16 +10882,14 @@ def serve(
         return handler(call, *arguments)
 
     named.__doc__ = summary
-    route(method, path, api, heavy)(named)
+    route(method, path, api, heavy, fields)(named)
 
 
-@route("POST", "/v1/customers", APP, heavy=True)
+@route("POST", "/v1/customers", APP, True, FieldList({"filter": FILTER}, ["filter"], lax=True))
 def search_people(call: Call) -> Json:
     """Find the people whom a filter selects."""
-    body, workspace = call.body(), call.workspace
-    if not body.get("filter"):
-        raise required("filter", "a filter object")
-    wanted = compile_filter(body["filter"], "filter", workspace.segments.is_member)
+    workspace = call.workspace
+    wanted = compile_filter(call.fields()["filter"], "filter", workspace.segments.is_member)
     with workspace.lock:
         people = list(workspace.people)
     found, more = selected(call, people, wanted, 50, 1000)
@@ -10787,14 +10902,13 @@ def people_list(people: Iterable[Person]) -> Json:
     return {"identifiers": rows, "ids": [row["id"] or "" for row in rows]}
 
 
-@route("POST", "/v1/customers/attributes", APP)
+_SEVERAL = FieldList({"ids": list_field(ANYTHING, 1, 100, "id")}, ["ids"])
+
+
+@route("POST", "/v1/customers/attributes", APP, fields=_SEVERAL)
 def get_many_attributes(call: Call) -> Json:
     """Read attributes and devices of several people; the unknown are left out."""
-    ids = call.body().get("ids")
-    if not isinstance(ids, list) or not ids:
-        raise required("ids", "a list of at least one id")
-    if len(ids) > 100:
-        raise invalid(f"ids has {len(ids)} entries; 100 at most", "ids")
+    ids = call.fields()["ids"]
     kind = query_choice(call.request.query(), "id_type", person_kinds(call)) or "id"
     with call.workspace.lock:
         people = [call.workspace.people.find((kind, as_text(value))) for value in ids]
@@ -10926,15 +11040,18 @@ def object_type_row(type_id: str) -> Json:
     return {"id": type_id, **names, "enabled": True, "icon": ""}
 
 
-@route("POST", "/v1/objects", APP, heavy=True)
+_OBJECT_SEARCH = FieldList(
+    {"object_type_id": Check("the number of an object type", lambda value: ""), "filter": FILTER},
+    ("object_type_id", "filter"),
+    lax=True,
+)
+
+
+@route("POST", "/v1/objects", APP, True, _OBJECT_SEARCH)
 def search_objects(call: Call) -> Json:
     """Find the objects of a type that a filter selects."""
-    body, workspace = call.body(), call.workspace
-    type_id = body.get("object_type_id")
-    if type_id in (None, ""):
-        raise required("object_type_id", "the number of an object type")
-    if not body.get("filter"):
-        raise required("filter", "a filter object")
+    body, workspace = call.fields(), call.workspace
+    type_id = body["object_type_id"]
     wanted = compile_filter(body["filter"], "filter", lambda thing, number: False)
     with workspace.lock:
         things = [t for t in workspace.objects.rows.values() if t.key[0] == as_text(type_id)]
@@ -10998,7 +11115,10 @@ def list_segments(call: Call) -> Json:
         return {"segments": [s.document() for s in call.workspace.segments.rows.values()]}
 
 
-@route("POST", "/v1/segments", APP)
+_SEGMENT = FieldList({"name": TEXT, "description": ANY_TEXT}, ["name"])
+
+
+@route("POST", "/v1/segments", APP, fields=FieldList({"segment": object_field(_SEGMENT)}))
 def create_segment(call: Call) -> Json:
     """Create a manual segment."""
     given = call.body().get("segment")
@@ -11007,7 +11127,7 @@ def create_segment(call: Call) -> Json:
     name, workspace = given.get("name"), call.workspace
     if not isinstance(name, str) or not name.strip():
         raise ApiError(422, Problem("Name can't be blank", "name"))  # observed
-    checked_fields(given, {"description": ANY_TEXT})
+    _SEGMENT.read(given)
     with workspace.lock:
         number = workspace.count("segment")
         while number in workspace.segments.rows:
@@ -11420,7 +11540,7 @@ def content_row(
 
 def change_content(call: Call, family: Family, row: Json) -> Json:
     """Update a content by the body; gives it as the App API does. Raises ApiError 400."""
-    update = checked_fields(call.body(), CONTENT_FIELDS)
+    update = CONTENT_FIELDS.read(call.body())
     headers = update.get("headers")
     if headers is not None and not isinstance(headers, str):
         if isinstance(headers, dict):
@@ -11587,7 +11707,8 @@ def _serve_family(family: Family) -> None:
     read_one, change_one = _content(family, False, "id"), _content(family, True, "id")
     inner = f"{contents}/{{{family.content}_id}}"
     serve("GET", inner, f"Read one of the {family.contents} of {words}.", read_one)
-    serve("PUT", inner, f"Change one of the {family.contents} of {words}.", change_one)
+    summary = f"Change one of the {family.contents} of {words}."
+    serve("PUT", inner, summary, change_one, fields=CONTENT_FIELDS)
     serve(
         "GET", f"{inner}/metrics", f"Count what one of the {family.contents} sent.", metrics, True
     )
@@ -11598,7 +11719,9 @@ def _serve_family(family: Family) -> None:
         for method, change in (("GET", False), ("PUT", True)):
             translate = _content(family, change, "id language")
             summary = f"{'Change' if change else 'Read'} a translation of {kind}."
-            serve(method, f"{inner}/language/{{language}}", summary, translate)
+            fields = CONTENT_FIELDS if change else None
+            path = f"{inner}/language/{{language}}"
+            serve(method, path, summary, translate, fields=fields)
 
 
 def _bound(answer_of: Handler, family: Family, call: Call, *ids: str) -> Json:
@@ -11615,28 +11738,38 @@ serve(
     journeys_answer,
     heavy=True,
 )
-for _method, _change in (("GET", False), ("PUT", True)):
-    _verb = "Change" if _change else "Read"
-    for _path in ("/v1/transactional/{transactional_id}/language/{language}",):
-        _handler = _content(TRANSACTIONAL, _change, "language", listed=True)
-        serve(_method, _path, f"{_verb} a translation of a transactional message.", _handler)
-    _path = "/v1/newsletters/{newsletter_id}/language/{language}"
-    _handler = _content(NEWSLETTERS, _change, "language")
-    serve(_method, _path, f"{_verb} a translation of a newsletter.", _handler)
-_path = "/v1/transactional/{transactional_id}/content/{content_id}"
-serve(
-    "PUT", _path, "Change a content of a message.", _content(TRANSACTIONAL, True, "id", listed=True)
-)
-_path = "/v1/transactional/{transactional_id}/contents/{content_id}"
-serve("GET", _path, "Read a content of a message.", _content(TRANSACTIONAL, False, "id"))
+_MESSAGE = "/v1/transactional/{transactional_id}"
+_LETTER = "/v1/newsletters/{newsletter_id}"
+for _method, _change, _verb in (("GET", False, "Read"), ("PUT", True, "Change")):
+    _changed = CONTENT_FIELDS if _change else None
+    for _path, _words, _handler in (
+        (
+            f"{_MESSAGE}/language/{{language}}",
+            "a translation of a transactional message",
+            _content(TRANSACTIONAL, _change, "language", listed=True),
+        ),
+        (
+            f"{_LETTER}/language/{{language}}",
+            "a translation of a newsletter",
+            _content(NEWSLETTERS, _change, "language"),
+        ),
+        (
+            f"{_MESSAGE}/content{'' if _change else 's'}/{{content_id}}",
+            "a content of a message",
+            _content(TRANSACTIONAL, _change, "id", listed=_change),
+        ),
+    ):
+        serve(_method, _path, f"{_verb} {_words}.", _handler, fields=_changed)
 # Seed 003 leaves the content's number out.
-_path = "/v1/transactional/{transactional_id}/content"
-serve("GET", _path, "List the contents of a message.", _list_contents(TRANSACTIONAL))
+serve(
+    "GET", f"{_MESSAGE}/content", "List the contents of a message.", _list_contents(TRANSACTIONAL)
+)
 serve(
     "PUT",
-    _path,
+    f"{_MESSAGE}/content",
     "Change the default content of a message.",
     lambda call, id: _content(TRANSACTIONAL, True, "language", listed=True)(call, id, ""),
+    fields=CONTENT_FIELDS,
 )
 
 
@@ -11685,13 +11818,27 @@ def list_trigger_errors(call: Call, broadcast_id: str, trigger_id: str) -> Json:
 # ---- newsletters: create, schedule, send, variants
 
 
-@route("POST", "/v1/newsletters", APP)
+_NEWSLETTER = FieldList(
+    {
+        "name": text_field(190),
+        "type": choice_field(*NEWSLETTER_TYPES),
+        "recipients": OBJECT,
+        "subscription_topic_id": WHOLE,
+        "send_now": FLAG,
+        "scheduled_at": WHOLE,
+    },
+    ("name", "type", "recipients"),
+)
+_NEWSLETTER_FIELDS = _NEWSLETTER.along_with(CONTENT_FIELDS, RATE_FIELDS)
+
+
+@route("POST", "/v1/newsletters", APP, fields=_NEWSLETTER_FIELDS)
 def create_newsletter(call: Call) -> Json:
     """Create a newsletter; send or schedule it, if the body says so."""
     body, workspace = call.body(), call.workspace
-    needed = ("name", "type", "recipients")
-    given = {**checked_fields(body, _NEWSLETTER_FIELDS, needed), **checked_rate(body)}
-    content = checked_fields(body, CONTENT_FIELDS, NEWSLETTER_TYPES[given["type"]], status=422)
+    given = {**_NEWSLETTER.read(body), **checked_rate(body)}
+    needed = NEWSLETTER_TYPES[given["type"]]
+    content = CONTENT_FIELDS._replace(needed=needed, status=422).read(body)
     if given["type"] == "push" and not (content.get("subject") or content.get("body")):
         raise ApiError(422, Problem("subject or body is required", "body"))
     _check_newsletter_recipients(given["recipients"], workspace.segments.is_member)
@@ -11728,7 +11875,7 @@ def unsent_newsletter(call: Call, newsletter_id: str) -> Json:
     return row
 
 
-@route("POST", "/v1/newsletters/{newsletter_id}/send", APP, heavy=True)
+@route("POST", "/v1/newsletters/{newsletter_id}/send", APP, True, RATE_FIELDS)
 def send_newsletter_now(call: Call, newsletter_id: str) -> Json:
     """Send a newsletter."""
     with call.workspace.lock:
@@ -11738,21 +11885,27 @@ def send_newsletter_now(call: Call, newsletter_id: str) -> Json:
         return newsletter_answer(call, send_newsletter(call.workspace, row, call.base_url))
 
 
-@route("POST", "/v1/newsletters/{newsletter_id}/schedule", APP)
+_SCHEDULE = FieldList(
+    {"scheduled_at": WHOLE, "tz_match_enabled": FLAG, "timezone": ANYTHING},
+    ("scheduled_at",),
+    status=422,
+).along_with(RATE_FIELDS)
+
+
+@route("POST", "/v1/newsletters/{newsletter_id}/schedule", APP, fields=_SCHEDULE)
 def schedule_newsletter(call: Call, newsletter_id: str) -> Json:
     """Schedule a newsletter, or take it off the schedule by 0."""
     body, workspace = call.body(), call.workspace
     with workspace.lock:
         row = unsent_newsletter(call, newsletter_id)
-        checks = {"scheduled_at": WHOLE, "tz_match_enabled": FLAG}
-        given = {**checked_fields(body, checks, ["scheduled_at"], 422), **checked_rate(body)}
-        when = given["scheduled_at"]
+        given = {**call.fields(), **checked_rate(body)}
+        when, zone = given["scheduled_at"], given.pop("timezone", None)
         _check_future(when, workspace)
         if given.get("tz_match_enabled") and given.get("rate_limit_time_period", 0) > 3600:
             text = "rate_limit_time_period must be an hour at most with tz_match_enabled"
             raise ApiError(422, Problem(text, "rate_limit_time_period"))
         if when:
-            _check_zone(body.get("timezone"))
+            _check_zone(zone)
         elif not row.get("scheduled_at"):
             raise invalid("this newsletter is not scheduled", "scheduled_at")
         row = workspace.shelves["newsletters"].change(row["id"], {**given, "scheduled_at": when})
@@ -11792,7 +11945,7 @@ def list_test_groups(call: Call, newsletter_id: str) -> Json:
     return {"test_groups": [shown(group) for group in groups]}
 
 
-@route("POST", "/v1/newsletters/{newsletter_id}/test_groups", APP)
+@route("POST", "/v1/newsletters/{newsletter_id}/test_groups", APP, fields=NO_FIELDS)
 def create_test_group(call: Call, newsletter_id: str) -> Json:
     """Add a test group, whose content begins as a copy of the first one."""
     workspace = call.workspace
@@ -11846,8 +11999,7 @@ def create_variant(call: Call, newsletter_id: str, group_id: str = "") -> Json:
             raise invalid("this newsletter has several test groups: name one of them")
         group = test_group_of(call, row, group_id, 400) if group_id else None
         needed = [n for n in NEWSLETTER_TYPES[row["type"]] if n in ("subject", "body", "body_json")]
-        checks = {**CONTENT_FIELDS, "language": TEXT}
-        given = checked_fields(body, checks, ["language", *needed], 422)
+        given = TRANSLATION_FIELDS._replace(needed=["language", *needed]).read(body)
         mine = workspace.shelves["newsletter_contents"].where(_parent=row["id"])
         mine = [c for c in mine if group is None or c["id"] in group["content_ids"]]
         if given["language"] in [content["language"] for content in mine]:
@@ -11871,8 +12023,13 @@ def delete_variant(call: Call, newsletter_id: str, group_id: str, language: str)
     return no_content()
 
 
-_LETTER = "/v1/newsletters/{newsletter_id}"
-serve("POST", f"{_LETTER}/language", "Add a translation to a newsletter.", create_variant)
+serve(
+    "POST",
+    f"{_LETTER}/language",
+    "Add a translation to a newsletter.",
+    create_variant,
+    fields=TRANSLATION_FIELDS,
+)
 serve(
     "DELETE",
     f"{_LETTER}/language/{{language}}",
@@ -11882,32 +12039,36 @@ serve(
 # Seed 003 writes the plural.
 for _group in ("test_group", "test_groups"):
     _path = f"{_LETTER}/{_group}/{{test_group_id}}/language"
-    serve("POST", _path, "Add a translation to a test group.", create_variant)
+    _words = "Add a translation to a test group."
+    serve("POST", _path, _words, create_variant, fields=TRANSLATION_FIELDS)
     _path += "/{language}"
     serve("GET", _path, "Read a translation in a test group.", read_variant)
-    serve("PUT", _path, "Change a translation in a test group.", change_variant)
+    _words = "Change a translation in a test group."
+    serve("PUT", _path, _words, change_variant, fields=CONTENT_FIELDS)
     serve("DELETE", _path, "Delete a translation in a test group.", delete_variant)
 
 
 # ---- snippets, collections, senders, reporting webhooks
 
-_SNIPPET_FIELDS: Dict[str, Check] = {"name": TEXT, "value": text_field(16_000, blank=True)}
+_SNIPPET = FieldList(
+    {"name": TEXT, "value": text_field(16_000, blank=True), "updated_at": ANYTHING},
+    ("name", "value"),
+    status=422,
+)
 
 
-def save_snippet(call: Call, may_exist: bool) -> Json:
-    """Create a snippet, or also replace one. Raises ApiError 422."""
-    given = checked_fields(call.body(), _SNIPPET_FIELDS, ("name", "value"), 422)
+@route("PUT", "/v1/snippets", APP, fields=_SNIPPET)
+@route("POST", "/v1/snippets", APP, fields=_SNIPPET)
+def save_snippet(call: Call) -> Json:
+    """Create a snippet; with PUT also replace one."""
+    given = call.fields()
     name = given["name"].strip()
     shelf = call.workspace.shelves["snippets"]
-    if name in shelf.rows and not may_exist:
+    if name in shelf.rows and call.operation.method == "POST":
         raise ApiError(422, Problem("name has already been taken", "name"))
     row = {"name": name, "value": given["value"].strip()}
     shelf.rows[name] = {**row, "updated_at": call.workspace.seconds()}
     return {"snippet": shelf.rows[name]}
-
-
-serve("PUT", "/v1/snippets", "Create or replace a snippet.", lambda call: save_snippet(call, True))
-serve("POST", "/v1/snippets", "Create a snippet.", lambda call: save_snippet(call, False))
 
 
 @route("DELETE", "/v1/snippets/{snippet_name}", APP)
@@ -11955,12 +12116,17 @@ def collection_rows(body: Json) -> Json:
     return checked_collection(csv_rows(text), "url")
 
 
-@route("POST", "/v1/collections", APP, heavy=True)
+_COLLECTION = FieldList(
+    {"name": TEXT, "data": Check("a list of objects", lambda value: ""), "url": ANYTHING}, ["name"]
+)
+
+
+@route("POST", "/v1/collections", APP, True, _COLLECTION)
 def create_collection(call: Call) -> Json:
     """Create a collection from rows, or from a file behind a URL."""
-    body, now = call.body(), call.workspace.seconds()
-    given = checked_fields(body, {"name": TEXT}, ["name"])
-    row = {**given, "created_at": now, "updated_at": now, "_content": collection_rows(body)}
+    given, now = call.fields(), call.workspace.seconds()
+    moment = {"created_at": now, "updated_at": now}
+    row = {"name": given["name"], **moment, "_content": collection_rows(given)}
     with call.workspace.lock:
         return {"collection": collection_document(call.workspace.shelves["collections"].add(row))}
 
@@ -11975,17 +12141,20 @@ def change_collection(call: Call, collection_id: str, update: Json) -> Json:
         return {"collection": collection_document(row)}
 
 
-@route("PUT", "/v1/collections/{collection_id}", APP, heavy=True)
+@route("PUT", "/v1/collections/{collection_id}", APP, True, _COLLECTION._replace(needed=()))
 def update_collection(call: Call, collection_id: str) -> Json:
     """Rename a collection, or replace its content."""
-    body = call.body()
-    update = checked_fields(body, {"name": TEXT})
-    if "data" in body or "url" in body:
-        update["_content"] = collection_rows(body)
+    given = call.fields()
+    update = {name: given[name] for name in ("name",) if name in given}
+    if "data" in given or "url" in given:
+        update["_content"] = collection_rows(given)
     return change_collection(call, collection_id, update)
 
 
-@route("PUT", "/v1/collections/{collection_id}/content", APP)
+_ROWS = FieldList({}, free="the row, or a list of rows, of a collection")
+
+
+@route("PUT", "/v1/collections/{collection_id}/content", APP, fields=_ROWS)
 def update_collection_content(call: Call, collection_id: str) -> Json:
     """Replace the content of a collection."""
     data = call.json()
@@ -12039,32 +12208,36 @@ def sender_used_by(call: Call, sender_id: str) -> Json:
         return users_of(workspace, lambda row: (kinds["sent_at" in row], row["id"]) in parents)
 
 
-_WEBHOOK_FIELDS: Dict[str, Check] = {
-    "name": TEXT,
-    "endpoint": URL,
-    "events": list_field(choice_field(*WEBHOOK_EVENTS), 1, of="event"),
-    "disabled": FLAG,
-    "full_resolution": FLAG,
-    "with_content": FLAG,
-}
+_WEBHOOK = FieldList(
+    {
+        "name": TEXT,
+        "endpoint": URL,
+        "events": list_field(choice_field(*WEBHOOK_EVENTS), 1, of="event"),
+        "disabled": FLAG,
+        "full_resolution": FLAG,
+        "with_content": FLAG,
+    },
+    ("name", "endpoint", "events"),
+)
+_WEBHOOK_WITH_ID = _WEBHOOK.along_with(FieldList({"id": ANYTHING}))
 
 
-@route("POST", "/v1/reporting_webhooks", APP)
+@route("POST", "/v1/reporting_webhooks", APP, fields=_WEBHOOK_WITH_ID)
 def create_webhook(call: Call) -> Json:
     """Register an endpoint for reporting webhooks."""
-    given = checked_fields(call.body(), _WEBHOOK_FIELDS, ("name", "endpoint", "events"))
+    given = _WEBHOOK.read(call.body())
     off = {"disabled": False, "full_resolution": False, "with_content": False, "type": "webhook"}
     with call.workspace.lock:
         return call.workspace.shelves["reporting_webhooks"].add({**off, **given})
 
 
-@route("PUT", "/v1/reporting_webhooks/{webhook_id}", APP)
+@route("PUT", "/v1/reporting_webhooks/{webhook_id}", APP, fields=_WEBHOOK_WITH_ID)
 def update_webhook(call: Call, webhook_id: str) -> Json:
     """Change a reporting webhook."""
     with call.workspace.lock:
         number = path_number(call.workspace, webhook_id)
         shelved(call, "reporting_webhooks", number)
-        given = checked_fields(call.body(), _WEBHOOK_FIELDS)
+        given = _WEBHOOK._replace(needed=()).read(call.body())
         return call.workspace.shelves["reporting_webhooks"].change(number, given)
 
 
@@ -12208,21 +12381,16 @@ def get_person_optouts(call: Call, customer_id: str) -> Json:
         return {"optouts": optouts_of(call.workspace, person_of(call, customer_id))}
 
 
-@route("PUT", "/v1/customers/{customer_id}/optouts", APP)
+_OPTOUT = FieldList(
+    {"from": TEXT, "optout": FLAG, "channel": choice_field("sms", "whatsapp")}, ("from", "optout")
+)
+_OPTOUTS = FieldList({"optouts": list_field(object_field(_OPTOUT), 1, of="opt-out")}, ["optouts"])
+
+
+@route("PUT", "/v1/customers/{customer_id}/optouts", APP, fields=_OPTOUTS)
 def update_person_optouts(call: Call, customer_id: str) -> Response:
     """Opt a person out of SMS and WhatsApp senders, or in again."""
-    rows = call.body().get("optouts")
-    if not isinstance(rows, list) or not rows:
-        raise required("optouts", "a list of at least one opt-out")
-    checks: Dict[str, Check] = {
-        "from": TEXT,
-        "optout": FLAG,
-        "channel": choice_field("sms", "whatsapp"),
-    }
-    given = [
-        checked_fields(row if isinstance(row, dict) else {}, checks, ("from", "optout"))
-        for row in rows
-    ]
+    given = call.fields()["optouts"]
     with call.workspace.lock:
         person = person_of(call, customer_id)
         pairs = dict.fromkeys(call.workspace.optouts.get(person.serial, ()))
@@ -12318,7 +12486,7 @@ def suppress_address(call: Call, type: str, email: str) -> Json:
     return {}
 
 
-@route("POST", "/v1/esp/suppression/{suppression_type}/{email_address}", APP)
+@route("POST", "/v1/esp/suppression/{suppression_type}/{email_address}", APP, fields=NO_FIELDS)
 def suppress_email(call: Call, suppression_type: str, email_address: str) -> Json:
     """Suppress an address at the email provider."""
     return suppress_address(call, esp_type(call, suppression_type), email_address)
@@ -12333,7 +12501,7 @@ def unsuppress_email(call: Call, suppression_type: str, email_address: str) -> R
     return no_content()
 
 
-@route("PUT", "/v1/esp_suppression/{email_address}", APP)
+@route("PUT", "/v1/esp_suppression/{email_address}", APP, fields=NO_FIELDS)
 def suppress_email_seed(call: Call, email_address: str) -> Json:
     """Suppress an address."""
     return suppress_address(call, "bounces", email_address)
@@ -12348,13 +12516,14 @@ def unsuppress_email_seed(call: Call, email_address: str) -> Response:
     return no_content()
 
 
-@route("POST", "/v1/esp_suppression/search", APP)
+_ADDRESSES = FieldList({"emails": typed_field(list), "email": ANYTHING}, lax=True)
+
+
+@route("POST", "/v1/esp_suppression/search", APP, fields=_ADDRESSES)
 def search_suppressions(call: Call) -> Json:
     """Search all lists of the email provider by addresses."""
-    body = call.body()
+    body = call.fields()
     emails = body.get("emails") or [body.get("email")]
-    if not isinstance(emails, list):
-        raise invalid(f"emails must be a list, not {kind_of(emails)}", "emails")
     wanted = [as_text(email).lower() for email in emails if email]
     lists = call.workspace.esp.values()
     rows = [row for rows in lists for key, row in rows.items() if not wanted or key in wanted]
@@ -12365,13 +12534,13 @@ def search_suppressions(call: Call) -> Json:
 # ---- imports
 
 
-@route("POST", "/v1/imports", APP, heavy=True)
+_IMPORT_BODY = FieldList({"import": OBJECT._replace(inner=import_fields)}, ["import"], lax=True)
+
+
+@route("POST", "/v1/imports", APP, True, _IMPORT_BODY)
 def create_import(call: Call) -> Json:
     """Import people, events, objects or relationships from a CSV behind a URL."""
-    body, workspace = call.body().get("import"), call.workspace
-    if not isinstance(body, dict):
-        raise required("import", "an object with name, type and data_file_url")
-    order = checked_import(body)
+    order, workspace = checked_import(call.fields()["import"]), call.workspace
     try:
         rows, failed = csv_rows(fetched(order["data_file_url"], "data_file_url")), ""
     except ApiError as error:
@@ -12401,6 +12570,9 @@ def get_import(call: Call, import_id: str) -> Json:
 # ---- data index, workspaces, addresses
 
 MAX_INDEX_CHANGES = 100
+_INDEX_ROW = FieldList(
+    {"name": TEXT, "description": ANY_TEXT, "privacy_level": choice_field(0, 1)}, ["name"]
+)
 
 
 def change_index(call: Call, kind: str) -> Response:
@@ -12411,12 +12583,7 @@ def change_index(call: Call, kind: str) -> Response:
     if not rows or len(rows) > MAX_INDEX_CHANGES:
         text = f"Empty {kind} array" if not rows else f"Too many {kind}"
         raise ApiError(422, Problem(text, kind))
-    checks: Dict[str, Check] = {
-        "name": TEXT,
-        "description": ANY_TEXT,
-        "privacy_level": choice_field(0, 1),
-    }
-    given = [checked_fields(row, checks, ["name"]) for row in rows]
+    given = [_INDEX_ROW.read(row, f"{kind}[{i}].") for i, row in enumerate(rows)]
     with call.workspace.lock:
         known = call.workspace.index.setdefault(kind, {})
         for row in given:
@@ -12443,6 +12610,7 @@ for _kind in ("attributes", "events"):
         f"/v1/data_index/{_kind}",
         f"Describe {_kind}.",
         functools.partial(lambda kind, call: change_index(call, kind), _kind),
+        fields=FieldList({_kind: list_field(object_field(_INDEX_ROW))}),
     )
     # Seed 003's path and method.
     serve(
@@ -12519,19 +12687,6 @@ def constraint_error(why: str) -> ApiError:
 
 
 # ---- fields
-
-
-def fields_of(
-    call: Call, checks: Mapping[str, Check], needed: Sequence[str] = (), update: bool = False
-) -> Json:
-    """The fields of a body, all of them known; an update has at least one. Raises ApiError 400."""
-    body = call.body()
-    strange = [name for name in body if name not in checks]
-    if strange:
-        raise ApiError(400, *(Problem(f"{n} is not a field of this request", n) for n in strange))
-    if update and not body:
-        raise invalid(f"nothing to update: send at least one of {', '.join(checks)}")
-    return checked_fields(body, checks, needed)
 
 
 _UUID_SHAPE = r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
@@ -12681,6 +12836,16 @@ _EMAIL_QUERY = {
 }
 
 
+def _item_fields(checks: Mapping[str, Check], *needed: str) -> FieldList:
+    """The fields of something in Design Studio, which refuses any others (reference)."""
+    return FieldList(checks, needed or ("name",), closed=True)
+
+
+def _changes(fields: FieldList) -> FieldList:
+    """The same fields where at least one of them is to be changed."""
+    return fields._replace(needed=(), some=True)
+
+
 # ---- what lies in folders: folders, assets, components, emails
 
 
@@ -12696,9 +12861,8 @@ class StudioKind(NamedTuple):
     #: Where they and their folders are kept.
     shelf: str
     folders: str
-    checks: Mapping[str, Check]
+    fields: FieldList
     blank: Json
-    needed: Sequence[str] = ("name",)
     #: Fields that no two may have alike.
     unique: Sequence[str] = ()
     query: Mapping[str, QueryReader] = _STUDIO_QUERY
@@ -12765,7 +12929,7 @@ def put_up(kind: StudioKind, call: Call, fields: Json) -> Json:
 
 def create_item(kind: StudioKind, call: Call) -> Json:
     """Store what the body describes."""
-    return put_up(kind, call, fields_of(call, kind.checks, kind.needed))
+    return put_up(kind, call, call.fields())
 
 
 def read_item(kind: StudioKind, call: Call, id: str) -> Json:
@@ -12776,7 +12940,7 @@ def read_item(kind: StudioKind, call: Call, id: str) -> Json:
 
 def update_item(kind: StudioKind, call: Call, id: str) -> Response:
     """Change the fields that the body names."""
-    fields, workspace = fields_of(call, kind.checks, update=True), call.workspace
+    fields, workspace = call.fields(), call.workspace
     with workspace.lock:
         old = _studio_row(kind, call, id)
         row = _settled_row(kind, workspace, {**merged(old, fields), "updated": workspace.seconds()})
@@ -12861,7 +13025,8 @@ def _without_content(call: Call, row: Json) -> Json:
 
 ASSET_FOLDERS = StudioKind(
     "asset folder", "/v1/assets/folders", "/v1/assets/folders", "folder", "folders",
-    "asset_folders", "asset_folders", {"name": SHORT_TEXT, "parent_folder_id": _PARENT_NUMBER},
+    "asset_folders", "asset_folders",
+    _item_fields({"name": SHORT_TEXT, "parent_folder_id": _PARENT_NUMBER}),
     {"name": "", "parent_folder_id": None}, unique=("name", "parent_folder_id"),
     query=_ASSET_QUERY, clear=_empty_folder,
 )  # fmt: skip
@@ -12873,21 +13038,20 @@ ASSETS = ASSET_FOLDERS._replace(
 FOLDERS = StudioKind(
     "Design Studio folder", "/v1/design_studio/folders", "/v1/design_studio/folders",
     "folder", "folders", "ds_folders", "ds_folders",
-    {"name": _FOLDER_NAME, "parent_folder_id": _PARENT_UUID},
+    _item_fields({"name": _FOLDER_NAME, "parent_folder_id": _PARENT_UUID}),
     {"name": "", "parent_folder_id": None}, clear=_keep_full_folder,
 )  # fmt: skip
 COMPONENTS = StudioKind(
     "Design Studio component", "/v1/design_studio/components", "/v1/design_studio/components",
     "component", "components", "ds_components", "ds_folders",
-    {
+    _item_fields({
         "name": SHORT_TEXT,
         "tag": pattern_field(r"[A-Za-z][\w.-]{0,99}", "a tag name like my-button"),
         "content": ANY_TEXT,
         "parent_folder_id": _PARENT_UUID,
-    },
-    {"name": "", "tag": "", "content": "", "parent_folder_id": None},
-    needed=("name", "tag", "content"), unique=("tag",), brief=_without_content,
-    query={**_STUDIO_QUERY, "tag": _query_word},
+    }, "name", "tag", "content"),
+    {"name": "", "tag": "", "content": "", "parent_folder_id": None}, unique=("tag",),
+    brief=_without_content, query={**_STUDIO_QUERY, "tag": _query_word},
 )  # fmt: skip
 
 
@@ -12949,10 +13113,9 @@ def _forget_node(workspace: Workspace, node: Json) -> None:
 EMAILS = StudioKind(
     "Design Studio email", "/v1/design_studio/emails", "/v1/design_studio/emails",
     "email", "emails", "ds_emails", "ds_folders",
-    {
-        "name": SHORT_TEXT, "is_template": FLAG, "parent_folder_id": _PARENT_UUID,
-        **_PARTS,
-    },
+    _item_fields({
+        "name": SHORT_TEXT, "is_template": FLAG, "parent_folder_id": _PARENT_UUID, **_PARTS,
+    }),
     {
         "name": "", "is_template": False, "parent_folder_id": None, **_BLANK_PARTS,
         "_link": None, "_published": None,
@@ -12974,7 +13137,8 @@ def _serve_kind(kind: StudioKind) -> None:
         path = (kind.listed if verb is list_items else kind.path) + end
         if (method, kind) != ("POST", ASSETS):
             text, handler = summary.format(kind.noun), functools.partial(verb, kind)
-            serve(method, path, text, handler, False, STUDIO)
+            fields = {"POST": kind.fields, "PUT": _changes(kind.fields)}.get(method)
+            serve(method, path, text, handler, False, STUDIO, fields)
 
 
 for _lying in (FOLDERS, COMPONENTS, EMAILS, ASSET_FOLDERS, ASSETS):
@@ -13001,11 +13165,13 @@ def _translation_document(workspace: Workspace, email: Json, row: Json) -> Json:
     return {**head, **_shared_parts(workspace, email, row)}
 
 
-@route("POST", _EMAIL_PATH + "/languages", STUDIO)
+_TRANSLATION = _item_fields({"language": _LANGUAGE_TAG, **_PARTS}, "language")
+
+
+@route("POST", _EMAIL_PATH + "/languages", STUDIO, fields=_TRANSLATION)
 def create_email_translation(call: Call, id: str) -> Json:
     """Translate an email; what is left out is taken from the email itself."""
-    fields = fields_of(call, {"language": _LANGUAGE_TAG, **_PARTS}, ("language",))
-    workspace = call.workspace
+    fields, workspace = call.fields(), call.workspace
     with workspace.lock:
         email = _studio_row(EMAILS, call, id)
         if any(row["language"] == fields["language"] for row in languages_of(workspace, email)):
@@ -13036,10 +13202,10 @@ def get_email_translation(call: Call, id: str, language: str) -> Json:
         return {"email_translation": _translation_document(call.workspace, email, row)}
 
 
-@route("PUT", _EMAIL_PATH + "/languages/{language}", STUDIO)
+@route("PUT", _EMAIL_PATH + "/languages/{language}", STUDIO, fields=_changes(_item_fields(_PARTS)))
 def update_email_translation(call: Call, id: str, language: str) -> Response:
     """Change the translation of an email into one language."""
-    fields, workspace = fields_of(call, _PARTS, update=True), call.workspace
+    fields, workspace = call.fields(), call.workspace
     with workspace.lock:
         row = _translation_of(call, id, language)[1]
         row = merged(row, {**fields, "updated": workspace.seconds()})
@@ -13163,6 +13329,7 @@ _LINK_TARGET = {
     "type": choice_field(*LINK_TARGETS),
     **{key: int for _, key in LINK_TARGETS.values()},
 }
+_LINK = _item_fields({"target": shaped(_LINK_TARGET), "force": FLAG}, "target")
 
 
 def _linked_content(call: Call, kind: str, number: int) -> Tuple[Family, Json]:
@@ -13177,11 +13344,10 @@ def _linked_content(call: Call, kind: str, number: int) -> Tuple[Family, Json]:
     raise resource_missing(f"there is no action {number}", "target")
 
 
-@route("POST", _EMAIL_PATH + "/link", STUDIO)
+@route("POST", _EMAIL_PATH + "/link", STUDIO, fields=_LINK)
 def link_email(call: Call, id: str) -> Json:
     """Tie an email to the message whose content it is going to be."""
-    checks = {"target": shaped(_LINK_TARGET), "force": FLAG}
-    fields, workspace = fields_of(call, checks, ("target",)), call.workspace
+    fields, workspace = call.fields(), call.workspace
     target = fields["target"]
     key = LINK_TARGETS[target["type"]][1] if "type" in target else "type"
     if key not in target:
@@ -13220,7 +13386,7 @@ def _linked_drafts(call: Call, id: str) -> List[Draft]:
     return [draft_of(call, node["id"]) for node in nodes]
 
 
-@route("POST", _EMAIL_PATH + "/publish", STUDIO)
+@route("POST", _EMAIL_PATH + "/publish", STUDIO, fields=NO_FIELDS)
 def publish_email(call: Call, id: str) -> Json:
     """Copy an email and its translations to where it is linked to."""
     drafts, workspace = _linked_drafts(call, id), call.workspace
@@ -13338,11 +13504,13 @@ def add_version(
     return workspace.shelves["ds_versions"].add(row, uuid_of(workspace.count("uuid")))
 
 
-@route("POST", _EMAIL_PATH + "/versions", STUDIO)
+_VERSION = _item_fields({"name": SHORT_TEXT, "description": ANY_TEXT})
+
+
+@route("POST", _EMAIL_PATH + "/versions", STUDIO, fields=_VERSION)
 def save_version(call: Call, id: str) -> Json:
     """Keep a version of an email, unless nothing has changed since the latest."""
-    fields = fields_of(call, {"name": SHORT_TEXT, "description": ANY_TEXT}, ("name",))
-    draft, workspace = draft_of(call, id), call.workspace
+    fields, draft, workspace = call.fields(), draft_of(call, id), call.workspace
     with workspace.lock:
         old = workspace.shelves["ds_versions"].where(node_id=draft.node["id"])[-1:]
         if old and old[0]["_parts"] == draft.parts():
@@ -13404,7 +13572,7 @@ def delete_version(call: Call, id: str, version_id: str) -> Response:
     return no_content()
 
 
-@route("POST", _EMAIL_PATH + "/versions/{version_id}/restore", STUDIO)
+@route("POST", _EMAIL_PATH + "/versions/{version_id}/restore", STUDIO, fields=NO_FIELDS)
 def restore_version(call: Call, id: str, version_id: str) -> Json:
     """Make an email what it was in one of its versions."""
     workspace = call.workspace
@@ -13530,14 +13698,19 @@ def render_email(call: Call, id: str) -> Json:
     return {**draft.head, "html": draft.content["html"], **optional}
 
 
-_DATA_CHECKS = {name: typed_field(dict, type(None)) for name in PREVIEW_DATA}
+_SAMPLES = dict.fromkeys(PREVIEW_DATA, typed_field(dict, type(None)))
 
 
-@route("POST", _EMAIL_PATH + "/preview", STUDIO, heavy=True)
+@route(
+    "POST",
+    _EMAIL_PATH + "/preview",
+    STUDIO,
+    True,
+    FieldList({**_SAMPLES, "lax": FLAG}, closed=True),
+)
 def preview_email(call: Call, id: str) -> Json:
     """Render an email with sample data."""
-    body = fields_of(call, {**_DATA_CHECKS, "lax": FLAG})
-    draft = draft_of(call, id)
+    body, draft = call.fields(), draft_of(call, id)
     proof = proof_of(call, draft, body, () if body.get("lax") else PREVIEW_DATA)
     fields, page = proof.fields, PageReader(proof.fields["html"])
     plain = {"plaintext_body": fields["text"] or page.text}
@@ -13645,12 +13818,10 @@ def review_email(call: Call, id: str) -> Json:
 
 _PREVIEWS_PATH = "/v1/design_studio/inbox_previews"
 MAX_SAMPLE_DATA = 128 * 1024
-_RUN_CHECKS = {
-    "client_ids": shaped([str]),
-    "name": ANY_TEXT,
-    "sample_data": OBJECT,
-    "lax_mode": FLAG,
-}
+_RUN_FIELDS = _item_fields(
+    {"client_ids": shaped([str]), "name": ANY_TEXT, "sample_data": OBJECT, "lax_mode": FLAG},
+    "client_ids",
+)
 #: The captures of a client: width and lines of each.
 CAPTURES = {"screenshot": (600, 40), "thumbnail": (150, 8), "full_thumbnail": (150, 40)}
 _DAY = 86400
@@ -13666,7 +13837,7 @@ def _preview_clients(call: Call) -> Dict[str, Json]:
 
 def _check_run(call: Call) -> Json:
     """The body of a run. Raises ApiError 400 or 404."""
-    body = fields_of(call, _RUN_CHECKS, ("client_ids",))
+    body = call.fields()
     data, ids = body.get("sample_data", {}), body["client_ids"]
     if len(compact(data)) > MAX_SAMPLE_DATA:
         raise invalid(f"sample_data cannot be larger than {MAX_SAMPLE_DATA} bytes", "sample_data")
@@ -13677,7 +13848,7 @@ def _check_run(call: Call) -> Json:
     return body
 
 
-@route("POST", _EMAIL_PATH + "/inbox_previews", STUDIO, heavy=True)
+@route("POST", _EMAIL_PATH + "/inbox_previews", STUDIO, True, _RUN_FIELDS)
 def submit_inbox_preview(call: Call, id: str) -> Json:
     """Draw an email as mail programs show it, each for one credit."""
     _preview_clients(call)
@@ -13932,7 +14103,14 @@ def _check_file(type: str, data: bytes) -> None:
         raise invalid(f"file cannot be more than {MAX_ASSET_SIDE} pixels wide or high", "file")
 
 
-@route("POST", ASSETS.path, STUDIO, heavy=True)
+_ASSET_FORM = FieldList(
+    {"file": Check("a file", lambda value: ""), **ASSETS.fields.checks},
+    ["file"],
+    free="multipart/form-data, not JSON",
+)
+
+
+@route("POST", ASSETS.path, STUDIO, True, _ASSET_FORM)
 def create_asset(call: Call) -> Json:
     """Upload one file."""
     if len(call.request.body) > MAX_ASSET + 65536:
@@ -13946,7 +14124,7 @@ def create_asset(call: Call) -> Json:
     given = {name: (text or b"").decode("utf-8", "replace") for name, text in texts.items()}
     name = given.get("name", _disposition(file, "filename"))
     parent = whole_number(given.get("parent_folder_id") or None, "parent_folder_id")
-    fields = checked_fields({"name": name, "parent_folder_id": parent}, ASSETS.checks)
+    fields = ASSETS.fields.read({"name": name, "parent_folder_id": parent})
     text = base64.b64encode(data).decode()
     return put_up(ASSETS, call, {**fields, "size": len(data), "_type": type, "_data": text})
 
@@ -13966,10 +14144,9 @@ def download_asset(call: Call, id: str) -> Response:
 #: The most and the usual seconds that a live notification lives (reference).
 LIVE_LIFE = 6 * 3600
 _LIVE_TYPE = "io.customer.livenotifications."
-#: What the built-in types need in `attributes` and `content_state` (reference).
-LIVE_TYPES: Dict[str, Tuple[Mapping[str, Check], Mapping[str, Check], Sequence[str]]] = {
-    _LIVE_TYPE + "segments": (
-        {"header": SHORT_TEXT},
+#: What the built-in types have in `content_state`; `attributes` are alike (reference).
+LIVE_TYPES = {
+    _LIVE_TYPE + "segments": FieldList(
         {
             "status": SHORT_TEXT,
             "segmentsTotal": number_field(1, 20, int),
@@ -13979,12 +14156,11 @@ LIVE_TYPES: Dict[str, Tuple[Mapping[str, Check], Mapping[str, Check], Sequence[s
         },
         ("status", "segmentsTotal", "segmentsComplete"),
     ),
-    _LIVE_TYPE + "countdowntimer": (
-        {"header": SHORT_TEXT},
-        {"title": SHORT_TEXT, "statusMessage": ANY_TEXT, "endTime": WHOLE},
-        ("title",),
+    _LIVE_TYPE + "countdowntimer": FieldList(
+        {"title": SHORT_TEXT, "statusMessage": ANY_TEXT, "endTime": WHOLE}, ["title"]
     ),
 }
+_LIVE_HEADER = FieldList({"header": SHORT_TEXT}, ["header"])
 
 
 _FILLED = Check(
@@ -13992,28 +14168,37 @@ _FILLED = Check(
     lambda value: "" if isinstance(value, dict) and value else "must be an object with a property",
 )
 _ALERT = FieldList({"title": TEXT, "body": TEXT, "sound": ANY_TEXT}, ("title", "body"), closed=True)
-_LIVE_CHECKS: Dict[str, Check] = {
-    "content_state": _FILLED,
-    "attributes": _FILLED,
-    "push_payload": object_field(FieldList({"alert": object_field(_ALERT)}, free="FCM and APNs")),
-    "deep_link": ANY_TEXT,
-}
-_START_CHECKS: Dict[str, Check] = {
-    **_LIVE_CHECKS,
-    "notification_type": pattern_field(r"[\w-]+(\.[\w-]+)+", "a reverse-DNS name"),
-    "platform": choice_field("ios", "android"),
-    "device_id": SHORT_TEXT,
-    "app_identifier": SHORT_TEXT,
-    "expiration": WHOLE,
-}
+_LIVE_FIELDS = FieldList(
+    {
+        "content_state": _FILLED,
+        "attributes": _FILLED,
+        "push_payload": object_field(
+            FieldList({"alert": object_field(_ALERT)}, free="FCM and APNs")
+        ),
+        "deep_link": ANY_TEXT,
+    }
+)
+_START_FIELDS = FieldList(
+    {
+        **_LIVE_FIELDS.checks,
+        "notification_type": pattern_field(r"[\w-]+(\.[\w-]+)+", "a reverse-DNS name"),
+        "platform": choice_field("ios", "android"),
+        "device_id": SHORT_TEXT,
+        "app_identifier": SHORT_TEXT,
+        "expiration": WHOLE,
+        "identifiers": ANYTHING,
+    },
+    ("notification_type", "attributes", "content_state"),
+)
+_STEP_FIELDS = _LIVE_FIELDS.along_with(FieldList({"instance_id": ANYTHING}))
 
 
 def _check_live_type(type: str, fields: Json) -> None:
     """Check what a built-in type needs. Raises ApiError 400."""
-    header, state, needed = LIVE_TYPES.get(type, ({}, {}, ()))
-    if "attributes" in fields:
-        checked_fields(fields["attributes"], header, tuple(header))
-    checked_fields(fields.get("content_state", {}), state, needed)
+    if type in LIVE_TYPES:
+        if "attributes" in fields:
+            _LIVE_HEADER.read(fields["attributes"], "attributes.")
+        LIVE_TYPES[type].read(fields.get("content_state", {}), "content_state.")
 
 
 def _live_person(call: Call, identifiers: Json) -> Person:
@@ -14067,12 +14252,11 @@ def _push_live(workspace: Workspace, row: Json, operation: str, message: Json) -
     return {"instance_id": row["id"]}
 
 
-@route("POST", "/v1/live_notifications/start", APP)
+@route("POST", "/v1/live_notifications/start", APP, fields=_START_FIELDS)
 def start_live_notification(call: Call) -> Json:
     """Start a live notification on a person's device."""
     body, workspace = call.body(), call.workspace
-    needed = ("notification_type", "attributes", "content_state")
-    fields = checked_fields(body, _START_CHECKS, needed)
+    fields = call.fields()
     _check_live_type(fields["notification_type"], fields)
     alert = "alert" in fields.get("push_payload", {})
     with workspace.lock:
@@ -14108,9 +14292,8 @@ def _live_row(call: Call, instance_id: Json) -> Json:
     return shelved(call, "live_notifications", instance_id)
 
 
-def _live_step(operation: str, needed: Sequence[str], call: Call) -> Json:
-    body, workspace = call.body(), call.workspace
-    fields = checked_fields(body, _LIVE_CHECKS, needed)
+def _live_step(operation: str, call: Call) -> Json:
+    fields, body, workspace = call.fields(), call.body(), call.workspace
     with workspace.lock:
         row, now = _live_row(call, body.get("instance_id")), workspace.seconds()
         state = _live_state(row, now)
@@ -14124,8 +14307,13 @@ def _live_step(operation: str, needed: Sequence[str], call: Call) -> Json:
 
 for _live_operation, _live_needed in (("update", ("content_state",)), ("end", ())):
     _live_summary = f"{_live_operation.capitalize()} a live notification."
-    _live_handler = functools.partial(_live_step, _live_operation, _live_needed)
-    serve("POST", f"/v1/live_notifications/{_live_operation}", _live_summary, _live_handler)
+    serve(
+        "POST",
+        f"/v1/live_notifications/{_live_operation}",
+        _live_summary,
+        functools.partial(_live_step, _live_operation),
+        fields=_STEP_FIELDS._replace(needed=_live_needed),
+    )
 
 
 @route("GET", "/v1/live_notifications/{instance_id}", APP)
@@ -14148,7 +14336,7 @@ MAX_PIPELINES_BATCH = 500 * 1024
 
 #: What a call must have, always and (first) in strict mode only. A row with several names wants
 #: any one of them. The always-rows are the reference fake's.
-PIPELINES_FIELDS: Dict[str, Tuple[Sequence[Sequence[str]], Sequence[Sequence[str]]]] = {
+PIPELINES_NEEDS: Dict[str, Tuple[Sequence[Sequence[str]], Sequence[Sequence[str]]]] = {
     "identify": ([("userId", "anonymousId", "traits.email")], []),
     "track": ([("userId", "anonymousId", "groupId")], [("event",)]),
     "page": ([("userId", "anonymousId")], []),
@@ -14161,6 +14349,39 @@ _REPORT_FIELDS: Dict[str, Sequence[Sequence[str]]] = {
     "Report Delivery Event": [("properties",)],
     "Report Content Event": [("properties",)],
 }
+
+
+_ON_EVERY_CALL = FieldList(
+    {
+        **dict.fromkeys(("userId", "anonymousId"), SCALAR),
+        **dict.fromkeys(("context", "integrations"), OBJECT),
+        **dict.fromkeys(
+            ("type", "messageId", "timestamp", "originalTimestamp", "sentAt", "receivedAt",
+             "version", "channel", "writeKey", "_metadata"), ANYTHING,
+        ),
+    },
+    lax=True,
+    first=True,
+)  # fmt: skip
+
+
+def _call_fields(**checks: Check) -> FieldList:
+    return _ON_EVERY_CALL._replace(checks={**_ON_EVERY_CALL.checks, **checks})
+
+
+#: The fields of each call (reference, and what the official clients send).
+PIPELINES_FIELDS = {
+    "identify": _call_fields(traits=OBJECT),
+    "track": _call_fields(event=SCALAR, properties=OBJECT, groupId=SCALAR),
+    "page": _call_fields(name=SCALAR, category=ANYTHING, properties=OBJECT),
+    "screen": _call_fields(name=SCALAR, category=ANYTHING, properties=OBJECT),
+    "group": _call_fields(groupId=SCALAR, objectTypeId=ANYTHING, traits=OBJECT),
+    "alias": _call_fields(previousId=SCALAR),
+}
+_CALL = ANYTHING._replace(
+    type="a call", inner=lambda item: PIPELINES_FIELDS.get(as_text(item.get("type")))
+)
+_CALLS = _call_fields(batch=list_field(_CALL, 1, of="call"))._replace(needed=["batch"])
 
 
 def _given(item: Json, name: str) -> bool:
@@ -14178,25 +14399,16 @@ def check_pipelines_call(kind: str, item: Json, strict: bool) -> None:
         raise invalid(f"a call cannot be larger than {MAX_PIPELINES_CALL} bytes")
     _check_names(kind, item, strict)
     if strict:
-        _check_shapes(item)
+        PIPELINES_FIELDS[kind].read(item)
 
 
 def _check_names(kind: str, item: Json, strict: bool = False) -> None:
-    in_strict_mode, always = PIPELINES_FIELDS[kind]
+    in_strict_mode, always = PIPELINES_NEEDS[kind]
     if kind == "track" and isinstance(item.get("event"), str):
         in_strict_mode = _REPORT_FIELDS.get(item["event"], in_strict_mode)
     for names in [*always, *(in_strict_mode if strict else ())]:
         if not any(_given(item, name) for name in names):
             raise required(" or ".join(names))
-
-
-def _check_shapes(item: Json) -> None:
-    for name in ("traits", "properties", "context", "integrations"):
-        if not isinstance(item.get(name), (dict, type(None))):
-            raise invalid(f"{name} must be an object, not {kind_of(item[name])}", name)
-    for name in ("userId", "anonymousId", "groupId", "previousId", "event", "name"):
-        if isinstance(item.get(name), (dict, list, bool)):
-            raise invalid(f"{name} must be a string, not {kind_of(item[name])}", name)
 
 
 def _strict(call: Call) -> bool:
@@ -14216,7 +14428,7 @@ def _check_batch(workspace: Workspace, items: List[Json], shared: Json) -> None:
         try:
             if not isinstance(item, dict):
                 raise invalid(f"each call must be an object, not {kind_of(item)}")
-            _choice(item, "type", PIPELINES_FIELDS)
+            chosen(item, "type", PIPELINES_FIELDS)
             _check_strictly(workspace, item["type"], {**shared, **item})
         except ApiError as error:
             problems.append(error.problems[0]._replace(batch_index=i))
@@ -14459,7 +14671,7 @@ def _object_deleted(workspace: Workspace, item: Json) -> Action:
 def _delivery_reported(workspace: Workspace, item: Json) -> Action:
     properties = _part(item, "properties")
     who = ("delivery_id", as_text(properties.get("deliveryId") or ""))
-    _choice(properties, "metric", dict.fromkeys(METRICS))
+    chosen(properties, "metric", dict.fromkeys(METRICS))
     when = whole_number(unix_time(item.get("timestamp")), "timestamp")
     reason = as_text(properties.get("reason") or "")
     names = ("recipient", "href", "actionName", "actionValue")
@@ -14529,19 +14741,17 @@ def _taken(outcome: Outcome) -> Response:
     return with_reason(answer(PIPELINES, {"success": True}), outcome.text)
 
 
-for _kind in PIPELINES_FIELDS:
-    _handler = route("POST", f"/v1/{_kind}", PIPELINES)(_pipelines(_kind))
-    route("POST", f"/v1/{_kind[0]}", PIPELINES_SDK)(_handler)
+for _kind, _fields in PIPELINES_FIELDS.items():
+    _handler = route("POST", f"/v1/{_kind}", PIPELINES, fields=_fields)(_pipelines(_kind))
+    route("POST", f"/v1/{_kind[0]}", PIPELINES_SDK, fields=_fields)(_handler)
 
 
-@route("POST", "/v1/b", PIPELINES_SDK)
-@route("POST", "/v1/batch", PIPELINES)
+@route("POST", "/v1/b", PIPELINES_SDK, fields=_CALLS)
+@route("POST", "/v1/batch", PIPELINES, fields=_CALLS)
 def pipelines_batch(call: Call) -> Response:
     """Take several Pipelines calls at once; `context` and `integrations` count for all."""
-    body, workspace = call.body(), call.workspace
-    items = body.get("batch")
-    if not isinstance(items, list) or not items:
-        raise required("batch", "a list of at least one call")
+    body, workspace = call.fields(), call.workspace
+    items = body["batch"]
     shared = {name: body[name] for name in ("context", "integrations") if name in body}
     if call.request.size > MAX_PIPELINES_BATCH:
         text = f"a batch cannot be larger than {MAX_PIPELINES_BATCH} bytes"
@@ -14598,38 +14808,14 @@ def about(call: Call) -> Json:
     }
 
 
-def own_body(call: Call, example: Json) -> Json:
-    """The body of a control call, an object. Raises ApiError 400 with an example."""
-    try:
-        return call.body()
-    except ApiError as error:
-        raise _with_example(error, example) from None
+_RESET = FieldList({"only": choice_field("state", *RESETS)}, closed=True, example={"only": "state"})
 
 
-def own_fields(
-    body: Json, checks: Mapping[str, Check], example: Json, needed: Sequence[str] = ()
-) -> Json:
-    """The fields of a control call, all of them known. Raises ApiError 400 with an example."""
-    try:
-        for name in sorted(set(body) - set(checks)):
-            raise invalid(f"{name} is unknown; there are {', '.join(checks)}", name)
-        return checked_fields(body, checks, needed)
-    except ApiError as error:
-        raise _with_example(error, example) from None
-
-
-def _with_example(error: ApiError, example: Json) -> ApiError:
-    if error.status != 400:
-        return error
-    return invalid(f"{error.message}; an example: {as_text(example)}", error.problems[0].field)
-
-
-@route("POST", "/__parlel/reset", CONTROL)
+@route("POST", "/__parlel/reset", CONTROL, fields=_RESET)
 def reset(call: Call) -> Json:
     """Forget everything that was recorded, or one part: `only` state, journal, faults, clock."""
-    checks, example = {"only": choice_field("state", *RESETS)}, {"only": "state"}
-    asked = {**call.request.query(), **own_body(call, example)}
-    call.fake.reset(own_fields(asked, checks, example).get("only", ""))
+    asked = _RESET.read({**call.request.query(), **call.body()})
+    call.fake.reset(asked.get("only", ""))
     return {"status": "ok"}
 
 
@@ -14655,12 +14841,17 @@ def list_further_workspaces(call: Call) -> Json:
     return {"workspaces": rows, "count": len(rows)}
 
 
-@route("POST", "/__parlel/workspaces", CONTROL, heavy=True)
+_NEW_WORKSPACE = FieldList(
+    {"name": _WORKSPACE_NAME, "seed": OBJECT},
+    closed=True,
+    example={"name": "worker-1", "seed": {"customers": [{"id": "1"}]}},
+)
+
+
+@route("POST", "/__parlel/workspaces", CONTROL, heavy=True, fields=_NEW_WORKSPACE)
 def create_workspace(call: Call) -> Json:
     """Make a workspace that only calls with its keys can see, optionally with a seed."""
-    checks = {"name": _WORKSPACE_NAME, "seed": OBJECT}
-    example = {"name": "worker-1", "seed": {"customers": [{"id": "1"}]}}
-    given = own_fields(own_body(call, example), checks, example)
+    given = call.fields()
     return workspace_record(call.fake.root.add(given.get("name", ""), given.get("seed")))
 
 
@@ -14680,24 +14871,26 @@ def delete_workspace(call: Call, name: str) -> Json:
     return {"status": "ok"}
 
 
-@route("POST", "/__parlel/seed", CONTROL, heavy=True)
+_SEED = FieldList(
+    dict.fromkeys(SEEDERS, typed_field(list)),
+    closed=True,
+    example={"customers": [{"id": "1", "attributes": {"plan": "pro"}}]},
+)
+
+
+@route("POST", "/__parlel/seed", CONTROL, heavy=True, fields=_SEED)
 def seed(call: Call) -> Json:
     """Start afresh with what a seed document describes; later resets return to it."""
-    example = {"customers": [{"id": "1", "attributes": {"plan": "pro"}}]}
     if not call.request.body:  # as of `curl -d @file` with a misspelt name: it would wipe all
-        raise _with_example(invalid("send a seed document; {} is an empty one"), example)
-    call.fake.seed(own_body(call, example))
+        raise invalid("send a seed document; {} is an empty one")
+    call.fake.seed(call.body())
     return {"status": "ok"}
 
 
 @route("GET", "/__parlel/routes", CONTROL)
 def list_routes(call: Call) -> Json:
-    """List every operation that the fake answers."""
-    rows = [
-        {"method": row.method, "path": row.path, "api": row.api.name, "summary": row.summary}
-        for row in ROUTES
-    ]
-    return {"routes": rows, "count": len(rows)}
+    """List every operation that the fake answers, with the fields of its body."""
+    return {"routes": [row.document() for row in ROUTES], "count": len(ROUTES)}
 
 
 class Collection(NamedTuple):
@@ -15153,35 +15346,32 @@ def listing(rows: List[Json]) -> str:
     return "".join(lines) + (f"\n  and {len(rows) - 5} more" if len(rows) > 5 else "")
 
 
-_EXPECTATION_EXAMPLE = {
-    "list": "events",
-    "match": {"name": "signup", "customer_id": "1"},
-    "exactly": 1,
-    "timeout": 5,
-}
-
+#: The longest that an assertion waits, in seconds.
+MAX_WAIT = 300.0
 _AMOUNTS = ("exactly", "at_least", "at_most", "none", "in_order")
-
-
-def expectation_of(body: Json) -> Tuple[Expectation, float]:
-    """An expectation and its time-out, seconds. Raises ApiError 400 with an example."""
-    count = number_field(0, 10**9, int)
-    checks: Dict[str, Check] = {
+_EXPECTATION = FieldList(
+    {
         "list": choice_field(*COLLECTIONS),
         "match": OBJECT,
         "in_order": list_field(OBJECT, 1, of="object"),
-        **dict.fromkeys(("exactly", "at_least", "at_most"), count),
+        **dict.fromkeys(("exactly", "at_least", "at_most"), number_field(0, 10**9, int)),
         "none": FLAG,
         "timeout": number_field(0, MAX_WAIT, int, float),
-    }
-    given = own_fields(body, checks, _EXPECTATION_EXAMPLE, ["list"])
-    try:
-        return _expectation(given), given.get("timeout", 0)
-    except ApiError as error:
-        raise _with_example(error, _EXPECTATION_EXAMPLE) from None
+    },
+    ["list"],
+    closed=True,
+    example={
+        "list": "events",
+        "match": {"name": "signup", "customer_id": "1"},
+        "exactly": 1,
+        "timeout": 5,
+    },
+)
 
 
-def _expectation(given: Json) -> Expectation:
+def expectation_of(body: Json) -> Tuple[Expectation, float]:
+    """An expectation and its time-out, seconds. Raises ApiError 400."""
+    given = _EXPECTATION.read(body)
     amounts = [name for name in _AMOUNTS if given.get(name, False) is not False]
     if len(amounts) > 1 and amounts != ["at_least", "at_most"]:
         raise invalid(f"{amounts[0]} and {amounts[1]} exclude each other", amounts[1])
@@ -15191,11 +15381,8 @@ def _expectation(given: Json) -> Expectation:
     if given.get("none") or "exactly" in given:
         least = most = given.get("exactly", 0)
     match, in_order = given.get("match", {}), given.get("in_order", ())
-    return Expectation(given["list"], match, least, most, in_order)
-
-
-#: The longest that an assertion waits, in seconds.
-MAX_WAIT = 300.0
+    wanted = Expectation(given["list"], match, least, most, in_order)
+    return wanted, given.get("timeout", 0)
 
 
 def expect(
@@ -15260,10 +15447,10 @@ def _problem(fake: Fake, wanted: Expectation) -> str:
     return problem
 
 
-@route("POST", "/__parlel/assert", CONTROL, heavy=True)
+@route("POST", "/__parlel/assert", CONTROL, heavy=True, fields=_EXPECTATION)
 def assert_recorded(call: Call) -> Response:
     """Check what was recorded, or wait for it; says what differs if it isn't there."""
-    wanted, timeout = expectation_of(own_body(call, _EXPECTATION_EXAMPLE))
+    wanted, timeout = expectation_of(call.body())
     problem = expect(call.fake, wanted, timeout, call.request.awaited)
     if problem:
         raise ApiError(422, problem)
@@ -15308,10 +15495,20 @@ def _known_link(delivery: Delivery, body: Json) -> Optional[int]:
     return number
 
 
-@route("POST", "/__parlel/deliveries/{delivery_id}/{metric}", CONTROL)
+_HAPPENING = FieldList(
+    {
+        **dict.fromkeys(("timestamp", "link_id"), NUMBER),
+        **dict.fromkeys(("reason", *_TOLD_OF), ANYTHING),
+    },
+    closed=True,
+    example={"href": "https://example.com/", "timestamp": 1700000000},
+)
+
+
+@route("POST", "/__parlel/deliveries/{delivery_id}/{metric}", CONTROL, fields=_HAPPENING)
 def let_happen(call: Call, delivery_id: str, metric: str) -> Json:
     """Let something happen to a delivery: opened, clicked, bounced, unsubscribed, and so on."""
-    body, workspace = call.body(), call.workspace
+    body, workspace = call.fields(), call.workspace
     if metric not in DELIVERY_METRICS:
         raise ApiError(404, f"'{metric}' is none of {', '.join(DELIVERY_METRICS)}")
     with workspace.lock:
@@ -15449,15 +15646,19 @@ def unsubscribe_by_link(call: Call, delivery_id: str) -> Response:
 _COUNT = number_field(1, 10**9, int)
 _SECONDS = number_field(0, 3600, int, float)
 _SWITCH = Check("true", lambda value: "" if value is True else "must be true")
-#: What a rule may have: how it is checked, and an example. What it must match comes first.
-FAULT_FIELDS: Dict[str, Tuple[Check, Json]] = {
-    "match.operation": (SHORT_TEXT, "POST /v1/send/email"),
-    "match.method": (SHORT_TEXT, "POST"),
-    "match.path": (SHORT_TEXT, "/api/v1/customers/*"),
-    "match.person": (SHORT_TEXT, "ada@example.com"),
-    "match.event": (SHORT_TEXT, "signup"),
-    "match.workspace": (SHORT_TEXT, "worker-1"),
-    "match": (OBJECT, {"operation": "POST /v1/send/email"}),
+#: What a rule can match, each by an example.
+FAULT_MATCHES = {
+    "operation": "POST /v1/send/email",
+    "method": "POST",
+    "path": "/api/v1/customers/*",
+    "person": "ada@example.com",
+    "event": "signup",
+    "workspace": "worker-1",
+}
+_MATCH = object_field(FieldList(dict.fromkeys(FAULT_MATCHES, SHORT_TEXT), closed=True))
+#: What a rule may have, and an example of it.
+_FAULT: Dict[str, Tuple[Check, Json]] = {
+    "match": (_MATCH, {"operation": "POST /v1/send/email"}),
     "times": (_COUNT, 2),
     "every": (_COUNT, 3),
     "after": (number_field(0, 10**9, int), 1),
@@ -15478,16 +15679,18 @@ FAULT_FIELDS: Dict[str, Tuple[Check, Json]] = {
 _FAULT_NEEDS = {"body": "status", "retry_after": "status", "jitter": "latency"}
 
 
-def _bad_fault(name: str, problem: str) -> ApiError:
-    """A 400 about one field, with an example of how it is meant."""
+def _fault_example(name: str) -> Json:
+    """A rule that shows how a field is meant."""
     outer, _, inner = name.partition(".")
-    value = FAULT_FIELDS[name][1] if name in FAULT_FIELDS else 503
     rule: Json = {} if outer in EFFECTS else {"status": 503}
-    if outer in _FAULT_NEEDS:
-        rule = {_FAULT_NEEDS[outer]: FAULT_FIELDS[_FAULT_NEEDS[outer]][1], **rule}
-    if name in FAULT_FIELDS:
-        rule = {**rule, outer: {inner: value} if inner else value}
-    return invalid(f"{name} {problem}, as in {as_text(rule)}", name)
+    for part in (_FAULT_NEEDS.get(outer), outer):
+        rule.update({part: _FAULT[part][1]} if part in _FAULT else {})
+    return {**rule, "match": {inner: FAULT_MATCHES[inner]}} if inner in FAULT_MATCHES else rule
+
+
+FAULT_FIELDS = FieldList(
+    {name: check for name, (check, _) in _FAULT.items()}, closed=True, example=_fault_example
+)
 
 
 def add_fault(faults: Faults, body: Json) -> Fault:
@@ -15499,22 +15702,18 @@ def add_fault(faults: Faults, body: Json) -> Fault:
 
 
 def _check_fault(rule: Json) -> None:
-    match = rule["match"] if isinstance(rule["match"], dict) else {}
-    for name, value in [*rule.items(), *((f"match.{k}", v) for k, v in match.items())]:
-        if name not in FAULT_FIELDS or ("." in name and name in rule):
-            raise _bad_fault(name, f"is no field of a rule; there are {', '.join(FAULT_FIELDS)}")
-        wrong = FAULT_FIELDS[name][0].wrong(value)
-        if wrong:
-            raise _bad_fault(name, wrong)
+    FAULT_FIELDS.read(rule)
     effects = [name for name in EFFECTS if name in rule]
     if len(effects) != 1 and (effects or "latency" not in rule):
         others = ", ".join(EFFECTS[1:])
-        raise _bad_fault("status", f"or exactly one other effect is needed: {others} or latency")
+        text = f"status or exactly one other effect is needed: {others} or latency"
+        raise invalid(text, "status")
     if rule["when"] == "before" and effects and effects[0] in ("truncate", "trickle"):
-        raise _bad_fault("when", f"must be after: {effects[0]} takes the answer to what was done")
+        text = f"when must be after: {effects[0]} takes the answer to what was done"
+        raise invalid(text, "when")
     for name, needed in _FAULT_NEEDS.items():
         if name in rule and needed not in rule:
-            raise _bad_fault(name, f"goes with {needed}")
+            raise invalid(f"{name} goes with {needed}", name)
 
 
 def _operations_of(match: Json) -> FrozenSet[str]:
@@ -15531,7 +15730,7 @@ def _operations_of(match: Json) -> FrozenSet[str]:
         near = spelt_alike(wanted, labels, 3)
         hint = f" (did you mean {' or '.join(near)}?)" if near else ""
         field = "match.operation" if labels else "match.method"
-        raise _bad_fault(field, f"fits none of the operations{hint}")
+        raise invalid(f"{field} fits none of the operations{hint}", field)
     return frozenset(found)
 
 
@@ -15542,17 +15741,18 @@ def list_faults(call: Call) -> Json:
     return {"faults": rows, "count": len(rows)}
 
 
-@route("POST", "/__parlel/faults", CONTROL)
+@route("POST", "/__parlel/faults", CONTROL, fields=FAULT_FIELDS)
 def create_fault(call: Call) -> Json:
     """Let requests go wrong that match a rule, here or in the workspace that the rule names."""
-    body, fake = own_body(call, {"status": 503}), call.fake
+    body, fake = call.body(), call.fake
     match = body.get("match")
     name = match.get("workspace") if isinstance(match, dict) else None
     if isinstance(name, str):
         try:
             fake = fake.root.named(name)
         except ApiError as error:
-            raise _bad_fault("match.workspace", f"is unknown: {error.message}") from None
+            text = f"match.workspace is unknown: {error.message}"
+            raise invalid(text, "match.workspace") from None
     return add_fault(fake.faults, body).record()
 
 
@@ -15580,7 +15780,7 @@ def clock_document(call: Call) -> Json:
     return {"now": clock.now(), "frozen": clock.frozen, "due": len(clock.pending)}
 
 
-@route("POST", "/__parlel/webhooks/flush", CONTROL, heavy=True)
+@route("POST", "/__parlel/webhooks/flush", CONTROL, True, NO_FIELDS)
 def flush_webhooks(call: Call) -> Json:
     """Wait until every reporting webhook is sent that can be sent now."""
     return {"pending": call.fake.outbox.flush()}
@@ -15592,24 +15792,23 @@ def read_clock(call: Call) -> Json:
     return clock_document(call)
 
 
-@route("PUT", "/__parlel/clock", CONTROL, heavy=True)
+#: What can be done to the clock; times are Unix seconds, or seconds.
+CLOCK_FIELDS = FieldList(
+    {
+        "freeze": FLAG,
+        **dict.fromkeys(("now", "advance"), number_field(0, MAX_SETTING * 4, int, float)),
+    },
+    closed=True,
+    some=True,
+    example={"freeze": True, "advance": 60},
+)
+
+
+@route("PUT", "/__parlel/clock", CONTROL, heavy=True, fields=CLOCK_FIELDS)
 def set_clock(call: Call) -> Json:
     """Freeze the clock, let it go, set it or advance it; what becomes due is done first."""
-    waiting = set_clock_to(call.fake, **clock_fields(own_body(call, _CLOCK_EXAMPLE)))
+    waiting = set_clock_to(call.fake, **call.fields())
     return {**clock_document(call), **({"waiting": waiting} if waiting else {})}
-
-
-_CLOCK_EXAMPLE = {"freeze": True, "advance": 60}
-
-
-def clock_fields(body: Json) -> Json:
-    """What is to be done to the clock. Raises ApiError 400 with an example."""
-    seconds = number_field(0, MAX_SETTING * 4, int, float)
-    checks = {"freeze": FLAG, "now": seconds, "advance": seconds}
-    given = own_fields(body, checks, _CLOCK_EXAMPLE)
-    if not given:
-        raise _with_example(invalid("send freeze, now or advance", "freeze"), _CLOCK_EXAMPLE)
-    return given
 
 
 #: How long one call waits for the endpoints of webhooks, all in all, in seconds.
@@ -16261,7 +16460,7 @@ def get_state(call: Call) -> Response:
     return Response(200, snapshot(call.fake), CONTROL.headers)
 
 
-@route("PUT", "/__parlel/state", CONTROL, heavy=True)
+@route("PUT", "/__parlel/state", CONTROL, True, FieldList({}, free="a snapshot"))
 def put_state(call: Call) -> Json:
     """Make the workspace what a snapshot says, counters included; or nothing, with the reason."""
     put_in(call.fake, restored(call.json(SNAPSHOT_DEPTH), call.fake.settings))
@@ -17657,7 +17856,7 @@ class FakeClock:
     def freeze(self, at: Optional[float] = None) -> None:
         """Stop it, now or at a time."""
         given = {"freeze": True} if at is None else {"freeze": True, "now": at}
-        set_clock_to(self._fake, **clock_fields(given))
+        set_clock_to(self._fake, **CLOCK_FIELDS.read(given))
 
     def resume(self) -> None:
         """Let it go on from where it stands."""
@@ -17665,7 +17864,7 @@ class FakeClock:
 
     def advance(self, seconds: float) -> None:
         """Move it forward; returns when what became due has been done, in order."""
-        set_clock_to(self._fake, **clock_fields({"advance": seconds}))
+        set_clock_to(self._fake, **CLOCK_FIELDS.read({"advance": seconds}))
 
 
 class CustomerioTests:
