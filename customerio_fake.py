@@ -329,7 +329,7 @@ class Clock:
         #: While `step` does what has become due, which is done before it returns.
         self.advancing = False
         self._order = 0
-        self._queue: List[Tuple[float, int, Chore]] = []
+        self.queue: List[Tuple[float, int, Chore]] = []
 
     def now(self) -> float:
         """The current time, Unix seconds with a fraction."""
@@ -358,10 +358,10 @@ class Clock:
 
         Returns False if there was none, and the clock shows the target, standing if `frozen`.
         """
-        if not self._queue or self._queue[0][0] > target:
+        if not self.queue or self.queue[0][0] > target:
             self.move_to(target, frozen)
             return False
-        self.move_to(max(self._queue[0][0], self.now()), True)
+        self.move_to(max(self.queue[0][0], self.now()), True)
         self.advancing = True
         try:
             self.run_due(do)
@@ -372,26 +372,26 @@ class Clock:
     def at(self, when: float, chore: Chore) -> None:
         """Have `chore` done once the time is `when` (Unix seconds) or later."""
         self._order += 1
-        heapq.heappush(self._queue, (when, self._order, chore))
+        heapq.heappush(self.queue, (when, self._order, chore))
 
     @property
     def pending(self) -> List[Tuple[float, Chore]]:
         """The work that waits for its time, and that time; in the order in which it is due."""
-        return [(when, chore) for when, _, chore in sorted(self._queue)]
+        return [(when, chore) for when, _, chore in sorted(self.queue)]
 
     @property
     def waits(self) -> bool:
         """Whether any work waits for its time."""
-        return bool(self._queue)
+        return bool(self.queue)
 
     def has_due(self) -> bool:
         """Whether `run_due` has anything to do."""
-        return bool(self._queue) and self._queue[0][0] <= self.now()
+        return bool(self.queue) and self.queue[0][0] <= self.now()
 
     def run_due(self, do: Callable[[Chore], Any]) -> None:
         """Do what is due, oldest first."""
         while self.has_due():
-            do(heapq.heappop(self._queue)[2])
+            do(heapq.heappop(self.queue)[2])
 
 
 #: The workspace number inside every cio_id and delivery id, and `environment_id` of Track.
@@ -429,6 +429,7 @@ _WORKSPACE_BYTES = _varint(WORKSPACE_NUMBER)
 _CIO_ID_PREFIX = _WORKSPACE_BYTES.hex() + "00"
 
 
+@functools.lru_cache(4096)
 def cio_id_of(serial: int) -> str:
     """The cio_id of the person with this serial number (0 is a workspace's first person).
 
@@ -635,23 +636,36 @@ BUILT_IN_CA = _pem("CERTIFICATE", "ca")
 
 # ---- JSON
 
-# Made once: `json.dumps` with options makes an encoder for every call.
-compact_text = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+_ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
+
+
+def _pieces_maker() -> Callable[[Json, int], Iterable[str]]:
+    """What makes JSON of a value, in pieces. Made once: the library makes one for every call."""
+    make = getattr(json.encoder, "c_make_encoder", None)
+    if make is None:  # PyPy
+        return lambda value, _: _ENCODER.iterencode(value)
+    quoted = json.encoder.encode_basestring
+    return make(None, _ENCODER.default, quoted, None, ":", ",", False, False, True)  # type: ignore
+
+
+_pieces = _pieces_maker()
+
+
+def compact_text(value: Json) -> str:
+    """JSON without spaces."""
+    return "".join(_pieces(value, 0))
 
 
 def compact(value: Json) -> bytes:
     """JSON as the App API writes it: no spaces, no newline at the end (observed)."""
-    return compact_text(value).encode("utf-8", "replace")
+    return "".join(_pieces(value, 0)).encode("utf-8", "replace")
 
 
 def as_text(value: Json) -> str:
     """An attribute as the App API gives it back: always a string (observed)."""
-    kind = type(value)
-    if kind is str:
-        return cast(str, value)
-    if kind is int:
-        return str(value)
-    return compact_text(value)
+    if isinstance(value, str):
+        return value
+    return str(value) if type(value) is int else compact_text(value)
 
 
 #: JSON nested deeper than this is refused; deeper would exhaust the interpreter's stack.
@@ -3885,8 +3899,12 @@ class Person:
 
     def all_attributes(self) -> Attributes:
         """The attributes with the identifiers among them, as the App API shows them."""
-        named = {"id": self.id, "phone": self.phone, "cio_id": self.cio_id}
-        return {**self.attributes, **{name: value for name, value in named.items() if value}}
+        known = {**self.attributes, "cio_id": self.cio_id}
+        if self.id:
+            known["id"] = self.id
+        if self.phone:
+            known["phone"] = self.phone
+        return known
 
     def text(self, name: str) -> Optional[str]:
         """One attribute or identifier as text; None if it is not set."""
@@ -3900,8 +3918,8 @@ class Person:
         return {"id": self.id or None, "email": self.email or None, "cio_id": self.cio_id}
 
     def unsubscribed(self) -> bool:
-        """Whether the person takes no messages."""
-        return is_unsubscribed(self.attributes)
+        """Whether the person takes no messages: any case of true, 1 or "1" (reference)."""
+        return is_yes(self.attributes.get("unsubscribed"))
 
     def record(self) -> Json:
         """The person as `/__parlel/customers` shows it."""
@@ -6134,7 +6152,7 @@ class Agenda:
 
     def tick(self) -> None:
         """Do what has become due since somebody last looked."""
-        if self.clock.has_due():
+        if self.clock.queue and self.clock.has_due():
             with self.lock:
                 self.clock.run_due(self._do)
                 self.news.tell()
@@ -8692,7 +8710,7 @@ class Request:
 
     def inflates_beyond(self, most: int) -> bool:
         """Whether the body is longer without its Content-Encoding, in bytes."""
-        return "content-encoding" in self.headers and len(self.plain()) > most
+        return len(self.plain()) > most
 
     def cut(self, limit: int) -> None:
         """Keep the beginning of a long body only: the request has been answered."""
@@ -8787,6 +8805,7 @@ def basic_pair(header: str) -> Tuple[str, str]:
 _URL_SAFE = str.maketrans("-_", "+/")
 
 
+@functools.lru_cache(maxsize=256)
 def bearer_token(header: str) -> str:
     """The token of a Bearer header; raises ValueError with what is wrong."""
     token = _after_scheme(header, "Bearer").strip()
@@ -8818,7 +8837,8 @@ def check_track(settings: Settings, request: Request) -> None:
 def check_app(settings: Settings, request: Request) -> None:
     """Bearer app key."""
     token = bearer_token(request.headers.get("authorization", ""))
-    _verify(settings.app_key, token, "app key")
+    if settings.app_key:
+        _verify(settings.app_key, token, "app key")
 
 
 def check_pipelines(settings: Settings, request: Request) -> None:
@@ -9022,22 +9042,23 @@ def route(
     return add
 
 
-def find_operation(request: Request) -> Operation:
+def find_operation(request: Request, path: str = "") -> Operation:
     """Set the operation and arguments of a request; gives it. Raises ApiError 404 or 405."""
-    method = "GET" if request.method == "HEAD" else request.method
-    found = _match(request, method, request.path)
-    if found is not None:
-        return found
-    path = plain_path(request.path)
-    found = None if path == request.path else _match(request, method, path)
-    if found is not None:
-        return found
+    method, path = request.method, path or request.path
+    for fullmatch, operation in _candidates(method, path.count("/")):
+        match = fullmatch(path)
+        if match:
+            request.operation, request.arguments = operation, match.groups()
+            return operation
+    plain = plain_path(path)
+    if plain != path:
+        return find_operation(request, plain)
     allowed = [row.method for row in ROUTES if row.pattern.fullmatch(path)]
     if allowed:
         names = ", ".join(sorted({*allowed, "OPTIONS"} | ({"HEAD"} if "GET" in allowed else set())))
-        text = f"{request.method[:20]} is not allowed here, only {names}"
+        text = f"{method[:20]} is not allowed here, only {names}"
         raise ApiError(405, text, headers=[("Allow", names)])
-    raise ApiError(404, _unknown_path(method, path))
+    raise ApiError(404, _unknown_path("GET" if method == "HEAD" else method, path))
 
 
 def plain_path(path: str) -> str:
@@ -9045,21 +9066,12 @@ def plain_path(path: str) -> str:
     return _DOUBLE_SLASHES.sub(lambda m: "/".join(["", *filter(None, m.groups()), ""]), path)
 
 
-def _match(request: Request, method: str, path: str) -> Optional[Operation]:
-    for fullmatch, operation in _candidates(method, path.count("/")):
-        match = fullmatch(path)
-        if match:
-            request.operation = operation
-            request.arguments = match.groups()
-            return operation
-    return None
-
-
 @functools.lru_cache(maxsize=512)
 def _candidates(
     method: str, slashes: int
 ) -> List[Tuple[Callable[[str], Optional[Match[str]]], Operation]]:
-    return [(row.pattern.fullmatch, row) for row in _INDEX.get((method, slashes), ())]
+    rows = _INDEX.get(("GET" if method == "HEAD" else method, slashes), ())
+    return [(row.pattern.fullmatch, row) for row in rows]
 
 
 @functools.lru_cache(maxsize=256)
@@ -9145,6 +9157,9 @@ class Entry(NamedTuple):
         }
 
 
+#: Like `Entry(*fields)`, but with no Python code in between.
+_new_entry = cast(Callable[[Tuple[Any, ...]], Entry], functools.partial(tuple.__new__, Entry))
+
 _SCHEME = re.compile(r"(basic|bearer|digest) ", re.I)
 
 
@@ -9211,7 +9226,7 @@ class Journal:
             cut.fault, response = response.fault, cut
         with self._lock:
             self.count += 1
-            self.rows.append(Entry(self.count, at, took, request, response))
+            self.rows.append(_new_entry((self.count, at, took, request, response)))
 
     @property
     def dropped(self) -> int:
@@ -9529,7 +9544,8 @@ class Fake:
         operation = request.operation
         if operation is None or operation.api is not CONTROL:
             # What was refused before its body was read may be larger than it looks.
-            if request.size > MAX_KEPT_BODY or request.inflates_beyond(MAX_KEPT_BODY):
+            packed = "content-encoding" in request.headers
+            if request.size > MAX_KEPT_BODY or (packed and request.inflates_beyond(MAX_KEPT_BODY)):
                 request.cut(self.settings.max_body)
             took, at = time.perf_counter() - began, workspace.clock.now()
             fake.journal.add(at, took, request, response)
@@ -9545,17 +9561,20 @@ class Fake:
                 return _preflight(request)
             operation = request.operation or find_operation(request)
             api = operation.api
-            self.admit(api, request)
+            if api is not SHARED or request.method != "GET":
+                self.admit(api, request)
             workspace = self.workspace
             workspace.agenda.tick()
             if api.name == "app" and (self.settings.rate_limits or self.settings.broadcast_limit):
                 check_rate(workspace, self.settings, operation, request)
-            arguments = map(decoded, request.arguments)
-            call = Call(self, workspace, request, operation)
+            arguments = request.arguments
+            if "%" in request.path:
+                arguments = [*map(decoded, arguments)]
+            call = _new_call((self, workspace, request, operation))
             if self.settings.strict_fields:
                 check_known_fields(call)
             if self.faults.armed:
-                return self._at_risk(call, list(arguments))
+                return self._at_risk(call, arguments)
             return answer(api, operation.handler(call, *arguments))
         except NotANumber as error:
             return self._not_a_number(api, request, error)
@@ -9792,6 +9811,10 @@ class Call(NamedTuple):
     def fields(self) -> Json:
         """What the body has of the fields of the operation. Raises ApiError for a wrong one."""
         return cast(FieldList, self.operation.fields).read(self.body())
+
+
+#: Like `Call(*fields)`, but with no Python code in between.
+_new_call = cast(Callable[[Tuple[Any, ...]], Call], functools.partial(tuple.__new__, Call))
 
 
 def answer(api: Api, result: Any) -> Response:
@@ -10659,7 +10682,9 @@ def person_of(call: Call, value: str) -> Person:
 
     Unlike Track, App does not guess (observed). Raises ApiError 400 or 404.
     """
-    kind = query_choice(call.request.query(), "id_type", person_kinds(call)) or "id"
+    kind = "id"
+    if call.request.query_text:
+        kind = query_choice(call.request.query(), "id_type", person_kinds(call)) or kind
     if kind == "cio_id" and value.startswith("cio_"):
         value = value[4:]
     person = call.workspace.people.find((kind, value))
@@ -10678,18 +10703,18 @@ def get_attributes(call: Call, customer_id: str) -> Json:
 
 def person_document(workspace: Workspace, person: Person) -> Json:
     """A person as the App API gives it: values are strings, keys in byte order (observed)."""
-    computed = computed_attributes(workspace, person)
-    attributes = {**person.all_attributes(), **{k: value for k, (value, _) in computed.items()}}
+    attributes = person.all_attributes()
     stamps = {"id": person.created_at, "cio_id": person.created_at, **person.timestamps}
-    stamps.update({k: when for k, (_, when) in computed.items()})
-    names = sorted(attributes, key=str.encode)
+    for name, (value, when) in computed_attributes(workspace, person).items():
+        attributes[name], stamps[name] = value, when
+    names = sorted(attributes)  # the order of code points is that of UTF-8, too
     return {
         "id": person.id,
         "identifiers": person.identifiers(),
         "attributes": {name: as_text(attributes[name]) for name in names},
         "timestamps": {name: stamps[name] for name in names},
         "unsubscribed": person.unsubscribed(),
-        "devices": [device_document(device) for device in person.has.devices.values()],
+        "devices": [*map(device_document, person.has.devices.values())],
     }
 
 
