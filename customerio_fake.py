@@ -7806,6 +7806,8 @@ class Outbox:
         self._thread: Optional[threading.Thread] = None
         self._socket: Optional[socket.socket] = None
         self._closed = False
+        #: How often anything has been sent.
+        self.tried = 0
 
     # ---- what is to be reported
 
@@ -7904,6 +7906,7 @@ class Outbox:
             log.warning(
                 "webhook %s failed: %s", report.event_id, attempt.get("error") or f"status {status}"
             )
+        self.tried += 1
         row = {"endpoint_id": endpoint_id, "at": now, **attempt}
         row["retry_at"] = None if over else now + delay
         # In this order: whoever reports holds the workspace's lock and then asks for ours.
@@ -8627,7 +8630,7 @@ class Request:
 
     __slots__ = (
         "arguments", "awaited", "body", "by_path", "headers", "method", "named", "operation",
-        "path", "prefix", "query_text", "read", "scheme", "size", "target",
+        "path", "prefix", "query_text", "read", "scheme", "size", "target", "until",
     )  # fmt: skip
 
     method: str
@@ -8648,6 +8651,8 @@ class Request:
     named: Optional[Tuple[Optional[str], List[str]]]
     #: Whether anybody still waits for the answer.
     awaited: Callable[[], bool]
+    #: Where it waits for news: for how long at most, monotonic seconds. Unset for all others.
+    until: float
     operation: Optional[Operation]
     arguments: Sequence[str]
     #: Length of the body once `json` has undone its encoding, in bytes.
@@ -8745,7 +8750,7 @@ class Request:
 class Response:
     """One HTTP answer. `close` ends the connection after it."""
 
-    __slots__ = ("body", "close", "fault", "headers", "status")
+    __slots__ = ("body", "close", "fault", "headers", "later", "status")
 
     status: int
     body: bytes
@@ -8753,12 +8758,14 @@ class Response:
     close: bool
     #: What went wrong on purpose; the server does to the bytes what it says.
     fault: Optional[Fault]
+    #: There is nothing to say yet: the request is to be handled again in a moment.
+    later: bool
 
     def __init__(
         self, status: int = 200, body: bytes = b"", headers: Headers = (), close: bool = False
     ) -> None:
         self.status, self.body, self.headers, self.close = status, body, headers, close
-        self.fault = None
+        self.fault, self.later = None, False
 
 
 def compact_line(value: Json) -> bytes:
@@ -9355,6 +9362,30 @@ class Faults:
 MAX_FORMER_KEYS = 3000
 
 
+class Changes:
+    """Which lists have changed, made out when somebody asks, so that it costs nobody else."""
+
+    def __init__(self) -> None:
+        #: How often something had changed when somebody looked.
+        self.number = 0
+        #: The activities by then, and what stood for each list; another sign is a change.
+        self.noted, self.signs = 0, cast(Dict[str, Any], {})
+        self._changed: Dict[str, int] = {}
+        self.lock = threading.Lock()
+
+    def note(self, signs: Dict[str, Any], noted: int) -> None:
+        """Compare what stands for the lists now, by name. Under the lock."""
+        others = [name for name, sign in signs.items() if self.signs.get(name) != sign]
+        self.number += bool(others)
+        self._changed = {**self._changed, **dict.fromkeys(others, self.number)}
+        self.signs, self.noted = signs, noted
+
+    def since(self, number: int) -> List[str]:
+        """The lists that have changed since; all of them for a number from before our time."""
+        since = number if number <= self.number else 0
+        return [name for name, changed in self._changed.items() if changed > since]
+
+
 class Fake:
     """The whole service without a socket: requests in, responses out."""
 
@@ -9382,7 +9413,9 @@ class Fake:
         #: Held by whoever moves the clock.
         self.turning = threading.RLock()
         #: What is not state, and so outlives a reset of the state.
-        self.journal, self.faults = Journal(settings.journal), Faults()
+        self.journal, self.faults, self.changes = Journal(settings.journal), Faults(), Changes()
+        #: How many workspaces there have been.
+        self.begun = 0
         self.workspace: Workspace
         self.outbox: Outbox
         self._begin(self._seeded(seed))
@@ -9390,6 +9423,7 @@ class Fake:
     def _begin(self, workspace: Workspace) -> None:
         """Go on with a workspace, and send reports of what happens in it from now on."""
         self.workspace, self.outbox = workspace, Outbox(workspace, self.settings.signing_key)
+        self.begun += 1
         outbox = self.outbox
         workspace.occasions.join(
             reported=outbox.heard, subscription=outbox.heard_of, rested=outbox.wake
@@ -15482,6 +15516,88 @@ def assert_recorded(call: Call) -> Response:
     return answer(CONTROL, {"status": "ok"})
 
 
+# ---- what has changed
+
+#: What stands for a list, where that is not how long it is.
+_SIGNS: Dict[str, Callable[[Fake], Any]] = {
+    "requests": lambda fake: fake.journal.count,
+    "events": lambda fake: (len(fake.workspace.events.rows), len(fake.workspace.people.merges)),
+    "segments": lambda fake: [len(row.members) for row in list(_values("segments")(fake))],
+    "forms": lambda fake: [len(rows) for rows in list(fake.workspace.forms.values())],
+    "webhooks": lambda fake: (fake.workspace.ground.counters.get("report"), fake.outbox.tried),
+    "clock": lambda fake: _clock_sign(fake.workspace.clock),
+    "faults": lambda fake: [(row.id, row.matched) for row in list(fake.faults.rows.values())],
+    "workspaces": lambda fake: list(fake.root.others),
+}
+#: The lists that activities tell of, and how many of those are gone through.
+_NOTED, _MOST_NOTED = ("customers", "events", "deliveries", "devices", "objects"), 1000
+
+
+def _clock_sign(clock: Clock) -> Any:
+    shown = clock.now() if clock.frozen else round(clock.now() - time.time())
+    return clock.frozen, shown, len(clock.pending)
+
+
+def _told_by(activity: Activity) -> str:
+    """The list with what an activity tells of."""
+    if activity.delivery is not None:
+        return "deliveries"
+    if activity.type.startswith(("_o:", "_r:", "relationship")):
+        return "objects"
+    told = {"device_change": "devices", "anon_merge": "events"}
+    return told.get(activity.type, "events" if activity.name else "customers")
+
+
+def _noted_since(ground: Ground, number: int) -> Set[str]:
+    """The lists that activities tell of which are newer than `number`. Under the lock."""
+    if not 0 <= ground.noted - number <= _MOST_NOTED:
+        return set(_NOTED)
+    return {_told_by(row) for row in islice(reversed(ground.activities), ground.noted - number)}
+
+
+def note_changes(fake: Fake) -> Changes:
+    """Look what has changed in the lists, the clock, the faults and the workspaces by now."""
+    ground, changes, found = fake.workspace.ground, fake.changes, cast(Dict[str, Any], {})
+    with changes.lock, fake.workspace.lock:
+        told = _noted_since(ground, changes.noted)
+        for name in (*COLLECTIONS, "clock", "faults", "workspaces"):
+            sign = _SIGNS[name](fake) if name in _SIGNS else len(COLLECTIONS[name].rows(fake))
+            last = ground.noted if name in told else changes.signs.get(name, (0, 0, 0))[2]
+            found[name] = (fake.begun, sign, last)
+        changes.note(found, ground.noted)
+    return changes
+
+
+_CHANGES = FieldList(
+    {
+        "since": number_field(0, MAX_NUMBER, int),
+        "timeout": number_field(0, MAX_WAIT, int, float),
+    },
+    closed=True,
+)
+
+
+def _number_in(text: str) -> Json:
+    with contextlib.suppress(ValueError):
+        return int(text) if text.isdecimal() else float(text)
+    return text
+
+
+@route("GET", "/__parlel/changes", CONTROL)
+def list_changes(call: Call) -> Json:
+    """Tell which lists have changed `since` a number, or wait for that up to `timeout` seconds."""
+    fake, request = call.fake, call.request
+    query = {name: _number_in(text) for name, text in request.query().items()}
+    given, changes = _CHANGES.read(query), note_changes(fake)
+    changed, now = changes.since(given.get("since", 0)), time.monotonic()
+    request.until = getattr(request, "until", now + given.get("timeout", 0))
+    if changed or fake.ended or now >= request.until:
+        return {"number": changes.number, "changed": changed}
+    nothing_yet = Response()
+    nothing_yet.later = True
+    return nothing_yet
+
+
 @route("GET", "/__parlel/customers/{customer_id}", CONTROL)
 def show_customer(call: Call, customer_id: str) -> Json:
     """Show one person, by id, email or cio_id."""
@@ -15909,7 +16025,12 @@ _LISTS: Dict[type, str] = {
     Fault: "faults",
 }
 #: What is made anew from the rest.
-_UNWRITTEN = {Segment: {"predicate"}, Delivery: {"seen"}, Request: {"awaited", "read"}}
+_UNWRITTEN = {
+    Segment: {"predicate"},
+    Delivery: {"seen"},
+    Request: {"awaited", "read", "until"},
+    Response: {"later"},
+}
 
 
 #: What only says by `kept` what is to be written.
@@ -16515,6 +16636,8 @@ LAST_TURNS = 0.1
 REST = 1.0
 #: How many connections the loop may have: on Windows there is only `select`, for 512 sockets.
 MAX_OPEN = 500 if os.name == "nt" else sys.maxsize
+#: How often it is looked for what is waited for without a thread, in seconds.
+LOOK = 0.25
 
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _REQUEST_LINE = re.compile(rf"({_TOKEN}) ([^\x00-\x20\x7f]+) HTTP/1\.([01])\r\n".encode())
@@ -16879,6 +17002,9 @@ class Server(ThreadingHTTPServer):
         self._outgoing: Dict[Connection, None] = {}
         #: Those with requests that have arrived and must wait for the next turn.
         self._more: Dict[Connection, None] = {}
+        #: Those that wait for news, each with its request in `ready`, and when it was looked for.
+        self._parked: Dict[Connection, None] = {}
+        self._looked = 0.0
         #: What is to be freed: a workspace of 10,000 people takes 5 ms, longer than its reset.
         self._spent: List[Any] = []
         self._stopping = False
@@ -16913,6 +17039,7 @@ class Server(ThreadingHTTPServer):
         while not self._stopping:
             waiting = self._open or any(f.workspace.clock.waits for f in self.fake.all)
             timeout = IDLE if self._spent else poll_interval if waiting else None
+            timeout = min(timeout or LOOK, LOOK) if self._parked else timeout
             if not self._turn(timeout) or len(self._spent) > MAX_SPENT:
                 self._spent.clear()
             if self._now - swept >= poll_interval:
@@ -16940,6 +17067,11 @@ class Server(ThreadingHTTPServer):
             work[connection.socket.fileno()] = functools.partial(self._answer, connection)
         for key, _ in ready:
             work.setdefault(key.fd, key.data)
+        if self._parked and (self._now - self._looked >= LOOK or self._stopping):
+            self._looked = self._now
+            for connection in self._parked:
+                again = functools.partial(self._ask_again, connection)
+                work.setdefault(connection.socket.fileno(), again)
         for number, do in work.items():
             try:
                 do()
@@ -17016,6 +17148,7 @@ class Server(ThreadingHTTPServer):
         del self._open[connection.socket.fileno()]
         self._outgoing.pop(connection, None)
         self._more.pop(connection, None)
+        self._parked.pop(connection, None)
 
     def _close(self, connection: Connection) -> None:
         # `_shed` may have closed it in this very turn, before its own event was looked at.
@@ -17045,6 +17178,8 @@ class Server(ThreadingHTTPServer):
             fake.workspace.agenda.tick()
         for connection in list(self._open.values()):
             silent = now - connection.since
+            if connection in self._parked:
+                continue
             if connection.draining:
                 if silent > LINGER:
                     self._close(connection)
@@ -17072,7 +17207,21 @@ class Server(ThreadingHTTPServer):
         elif not connection.draining:
             if connection.framer.feed(data):
                 connection.since = self._now
-            self._answer(connection)
+            if connection in self._parked:  # who goes on waits no longer
+                cast(Request, connection.ready).until = 0.0
+                self._ask_again(connection)
+            else:
+                self._answer(connection)
+
+    def _ask_again(self, connection: Connection) -> None:
+        data = self.respond(connection, cast(Request, connection.ready))
+        if data:
+            del self._parked[connection]
+            connection.ready, connection.since = None, self._now
+            connection.ending = not connection.framer.keep_alive
+            self._queue(connection, data)
+            if not connection.ending:
+                self._more[connection] = None  # what has come in meanwhile
 
     def _answer(self, connection: Connection) -> None:
         """Answer every request that has arrived whole."""
@@ -17084,8 +17233,7 @@ class Server(ThreadingHTTPServer):
                 self._refuse(connection, error)
                 return
             if request is None:
-                if framer.wants_continue():
-                    self._queue(connection, _CONTINUE)
+                self._go_on(connection)
                 return
             packed = "content-encoding" in request.headers  # and who knows how large
             if packed or len(request.body) > LOOP_BODY or self.fake.is_heavy(request):
@@ -17093,9 +17241,14 @@ class Server(ThreadingHTTPServer):
                 if self._send(connection):
                     self._hand_over(connection)
                 return
-            connection.unsent += self.respond(connection, request)
-            self._outgoing[connection] = None
+            data = self.respond(connection, request)
             connection.since = self._now
+            if not data:
+                connection.ready = request
+                self._parked[connection] = None
+                return
+            connection.unsent += data
+            self._outgoing[connection] = None
             if not framer.keep_alive:
                 connection.ending = True
                 return
@@ -17107,10 +17260,19 @@ class Server(ThreadingHTTPServer):
                 self._more[connection] = None
                 return
 
+    def _go_on(self, connection: Connection) -> None:
+        if connection.framer.wants_continue():
+            self._queue(connection, _CONTINUE)
+
     def respond(self, connection: Connection, request: Request) -> bytes:
-        """Answer one request and write it to the access log; gives the bytes to send."""
+        """Answer one request and write it to the access log; gives the bytes to send.
+
+        None of them where there is nothing to say yet: ask again after LOOK seconds.
+        """
         framer = connection.framer
         response = self.fake.handle(request)
+        if response.later:
+            return b""
         if response.close:
             framer.keep_alive = False
         if response.fault is not None:
@@ -17335,10 +17497,19 @@ class WaitingHandler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         request.awaited = self._awaited
-        whole = self._deliver(self.server.respond(connection, request))
+        whole = self._deliver(self._respond(request))
         connection.ready, connection.ending = None, not connection.framer.keep_alive
         connection.kept = whole and connection.framer.scheme == "http"
         self.close_connection = connection.ending
+
+    def _respond(self, request: Request) -> bytes:
+        while True:
+            data = self.server.respond(self.request, request)
+            if data:
+                return data
+            if not self._awaited():
+                raise ConnectionAbortedError("while it waited for news")
+            self.server.fake.ending.wait(LOOK)
 
     def _awaited(self) -> bool:
         """Whether the client has not gone away; TLS does not let us look."""

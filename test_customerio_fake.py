@@ -5470,6 +5470,86 @@ class Journal(FakeTest):
         self.assertEqual([row["id"] for row in self.records("requests")], [3, 4, 5])
 
 
+class WhatHasChanged(FakeTest):
+    """GET /__parlel/changes, which a page or a test asks for what is new."""
+
+    def since(self, number: int = 0, query: str = "") -> Any:
+        return self.ok("GET", f"/__parlel/changes?since={number}{query}")
+
+    def changed(self, do: Callable[[], Any]) -> set[str]:
+        before = self.since()["number"]
+        do()
+        return set(self.since(before)["changed"])
+
+    def test_each_change_names_its_list(self) -> None:
+        self.identify("1", plan="pro")
+        hook = {"endpoint": "http://127.0.0.1:9/", "events": ["email_sent"], "name": "x"}
+        mail = {"to": "a@b.co", "identifiers": {"id": "1"}, "subject": "s", "body": "b"}
+        mail["from"] = "u@b.co"
+        event, fault = {"name": "e"}, {"match": {"path": "/nowhere"}, "status": 500}
+        device = {"device": {"id": "d", "platform": "ios"}}
+        thing = {"type": "object", "action": "identify", "attributes": {"a": 1}}
+        thing["identifiers"] = {"object_type_id": "1", "object_id": "o"}
+        rows: list[tuple[str, str, Any, set[str]]] = [
+            ("GET", "/health", None, {"requests"}),
+            ("PUT", "/api/v1/customers/1", {"plan": "free"}, {"requests", "customers"}),
+            ("PUT", "/api/v1/customers/2", {"plan": "free"}, {"requests", "customers"}),
+            ("PUT", "/api/v1/customers/2", {"plan": "free"}, {"requests"}),
+            ("POST", "/api/v1/customers/1/events", event, {"requests", "events"}),
+            ("POST", "/api/v1/events", {**event, "anonymous_id": "a"}, {"requests", "events"}),
+            (
+                "PUT",
+                "/api/v1/customers/1",
+                {"anonymous_id": "a"},
+                {"requests", "events", "customers"},
+            ),
+            ("PUT", "/api/v1/customers/1/devices", device, {"requests", "devices"}),
+            ("POST", "/api/v2/entity", thing, {"requests", "objects"}),
+            ("POST", "/v1/reporting_webhooks", hook, {"requests"}),
+            ("DELETE", "/api/v1/customers/nobody", None, {"requests", "dropped"}),
+            ("PUT", "/__parlel/clock", {"freeze": True}, {"clock"}),
+            ("PUT", "/__parlel/clock", {"advance": 1}, {"clock"}),
+            ("POST", "/__parlel/faults", fault, {"faults"}),
+            ("POST", "/__parlel/workspaces", {"name": "w"}, {"workspaces"}),
+            ("GET", "/__parlel/customers", None, set()),
+        ]
+        for method, path, body, lists in rows:
+            with self.subTest(f"{method} {path}", body=body):
+                changed = self.changed(lambda m=method, p=path, b=body: self.call(m, p, b))  # type: ignore[misc]
+                self.assertEqual(changed, lists)
+        changed = self.changed(lambda: self.call("POST", "/v1/send/email", mail))
+        self.assertGreaterEqual(changed, {"requests", "deliveries", "webhooks"})
+        self.assertNotIn("customers", changed)
+
+    def test_a_reset_and_a_number_from_before_our_time_change_all(self) -> None:
+        everything = {*customerio_fake.COLLECTIONS, "clock", "faults", "workspaces"}
+        self.assertEqual(set(self.since()["changed"]), everything)
+        number = self.since()["number"]
+        self.assertEqual(self.since(number), {"number": number, "changed": []})
+        self.assertEqual(set(self.since(number + 1)["changed"]), everything)
+        self.ok("POST", "/__parlel/reset")
+        self.assertEqual(set(self.since(number)["changed"]), everything)
+
+    def test_many_changes_between_two_looks_are_seen(self) -> None:
+        def many() -> None:
+            for number in range(1500):
+                self.identify("1", n=number)
+
+        self.assertIn("customers", self.changed(many))
+
+    def test_a_workspace_counts_for_itself(self) -> None:
+        self.ok("POST", "/__parlel/workspaces", {"name": "w"})
+        before = self.since()["number"]
+        self.call("PUT", "/@w/api/v1/customers/1", {}, authorization="Basic czprOg==")
+        self.assertEqual(self.since(before)["changed"], [])
+        self.assertIn("customers", self.ok("GET", "/@w/__parlel/changes")["changed"])
+
+    def test_bad_questions_name_the_field(self) -> None:
+        for query in ("since=x", "since=-1", "timeout=-1", "timeout=nan", "timeout=301", "a=1"):
+            reply = self.call("GET", f"/__parlel/changes?{query}")
+            self.assert_errors(reply, 400, query.partition("=")[0])
+
+
 class Expectations(FakeTest):
     """Assertions that explain themselves, and waiting."""
 
@@ -7531,6 +7611,11 @@ def eventually(condition: Callable[[], bool]) -> bool:
     return True
 
 
+def parked(server: CustomerioServer) -> int:
+    """How many clients wait for news without a thread."""
+    return len(server._server._parked) if server._server else 0
+
+
 def waiting_threads() -> List[threading.Thread]:
     return [t for t in threading.enumerate() if t.name == "customerio-fake-waiting"]
 
@@ -8410,6 +8495,46 @@ class Connections(WireTestCase):
             self.assertTrue(eventually(lambda: server.fake.workspace.news.waiting == 1))
         self.assertEqual(wire.reply().status, 422)
         self.assertEqual(waiting_threads(), [])
+
+    def test_who_waits_for_changes_holds_no_thread(self) -> None:
+        asks = message("GET", "/__parlel/changes?since=0")
+        number = self.ask(asks).json["number"]
+        waits = asks.replace(b"since=0", b"since=%d&timeout=60" % number)
+        wires = [self.dial().send(waits) for _ in range(20)]
+        gone = self.dial().send(waits)
+        self.assertTrue(eventually(lambda: parked(self.server) == 21))
+        gone.close()
+        self.assertEqual(waiting_threads(), [])
+        self.assertTrue(eventually(lambda: parked(self.server) == 20))
+        began = time.monotonic()
+        self.ask(identify())
+        for wire in wires:
+            reply = wire.reply().json
+            self.assertEqual(set(reply["changed"]), {"customers", "requests"})
+            self.assertEqual(reply["number"], number + 1)
+        self.assertLess(time.monotonic() - began, 1)
+        self.assertEqual(wires[0].send(HEALTH).reply().status, 200)
+
+    def test_a_wait_for_changes_ends_in_time_and_by_another_request(self) -> None:
+        asks = message("GET", "/__parlel/changes?since=0")
+        number = self.ask(asks).json["number"]
+        for seconds in (b"0", b"0.1", b"1e-3"):
+            wait = asks.replace(b"since=0", b"since=%d&timeout=%b" % (number, seconds))
+            self.assertEqual(self.ask(wait).json, {"number": number, "changed": []})
+        wait = asks.replace(b"since=0", b"since=%d&timeout=60" % number)
+        wire = self.dial().send(wait)
+        self.assertTrue(eventually(lambda: parked(self.server) == 1))
+        wire.send(HEALTH)
+        self.assertEqual(wire.reply().json["changed"], [])
+        self.assertEqual(wire.reply().json, {"status": "ok"})
+
+    def test_a_wait_for_changes_ends_with_the_server(self) -> None:
+        with CustomerioServer(port=0) as server:
+            wire = self.dial(None, server.port)
+            number = wire.send(message("GET", "/__parlel/changes")).reply().json["number"]
+            wire.send(message("GET", f"/__parlel/changes?since={number}&timeout=60"))
+            self.assertTrue(eventually(lambda: parked(server) == 1))
+        self.assertEqual(wire.reply().json["changed"], [])
 
     def test_overload_is_a_503(self) -> None:
         with CustomerioServer(port=0, max_threads=1) as server:
