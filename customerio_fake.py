@@ -42,7 +42,8 @@ The file is read from top to bottom; each section uses only the sections above i
     22  Control                 /__parlel/*, for the test that drives us
     23  Snapshots               a workspace as one JSON document, and back
     24  Server                  HTTP on the wire
-    25  Public face             CustomerioServer and the command line
+    25  Beside the real service   a workspace elsewhere, read into a seed
+    26  Public face             CustomerioServer and the command line
 
 Rules are taken from, in this order: what was observed of the live service ("observed"),
 the official API description ("reference"), the documentation ("docs"), and where all are
@@ -4548,6 +4549,7 @@ SHELVES: Dict[str, FieldList] = {
         f"{_IN_FOLDER} is_template parent_folder_id _link _published {_EMAIL_PARTS}",
         text="id name", flag="is_template", moment="created updated",
         object="content envelope transformers", text_or_null="parent_folder_id",
+        any="_link _published",
     ),
     "ds_translations": stored(
         f"id language language_group_id {_EMAIL_PARTS}", text="id language language_group_id",
@@ -13203,6 +13205,43 @@ def _serve_kind(kind: StudioKind) -> None:
 for _lying in (FOLDERS, COMPONENTS, EMAILS, ASSET_FOLDERS, ASSETS):
     _serve_kind(_lying)
 
+
+def _seed_studio(kind: StudioKind) -> Seeder:
+    def plant(workspace: Workspace, row: Json, where: str) -> None:
+        email = _plant_item(workspace, kind, {**row, "parent_folder_id": None}, where)
+        workspace.shelves[kind.shelf].change(
+            email["id"], {"parent_folder_id": row.get("parent_folder_id")}
+        )
+        for other, at in _each(row.get("email_translations", []), f"{where}.email_translations"):
+            _plant_translation(workspace, email, other, at)
+
+    return plant
+
+
+def _plant_item(workspace: Workspace, kind: StudioKind, row: Json, where: str) -> Json:
+    """Put up what an answer of Design Studio shows; what it computes is left out."""
+    stamps = dict.fromkeys(("created", "updated"), workspace.seconds())
+    known = ("id", *stamps, *(name for name in kind.blank if name[0] != "_"))
+    given = {name: row[name] for name in known if name in row}
+    new = {"id": uuid_of(workspace.count("uuid")), **merged(kind.blank, given)}
+    settled = _settled_row(kind, workspace, {**stamps, **new})
+    return _shelve(workspace, kind.shelf, settled, where, kind.blank)
+
+
+def _plant_translation(workspace: Workspace, email: Json, row: Json, where: str) -> None:
+    parts = merged({name: email[name] for name in _PARTS}, {n: row[n] for n in _PARTS if n in row})
+    stamps = {name: row.get(name, email[name]) for name in ("created", "updated")}
+    own = {"language": row.get("language"), "language_group_id": email["id"], **stamps}
+    id = uuid_of(workspace.count("uuid"))
+    _shelve(workspace, "ds_translations", {"id": id, **parts, **own}, where)
+
+
+SEEDERS.update(
+    design_studio_folders=_seed_studio(FOLDERS),
+    design_studio_components=_seed_studio(COMPONENTS),
+    design_studio_emails=_seed_studio(EMAILS),
+)
+
 _EMAIL_PATH = "/v1/design_studio/emails/{id}"
 MAX_VARIANTS = 50
 _LANGUAGE_TAG = pattern_field(
@@ -17648,7 +17687,226 @@ def _load_built_in(context: ssl.SSLContext) -> None:
 
 
 # ======================================================================================
-# ==== §25 Public face
+# ==== §25 Beside the real service
+# ======================================================================================
+
+#: The hosts of the App API (reference), its limit of requests a second, and how patient we are.
+APP_URLS = {"us": "https://api.customer.io", "eu": "https://api-eu.customer.io"}
+PULL_RATE = 10
+PULL_TRIES = 8
+PULL_TIMEOUT = 30
+
+
+class Unreadable(ValueError):
+    """The workspace can't be read; the text says why, and what to do."""
+
+
+class Elsewhere:
+    """The App API of a workspace that isn't ours: read slowly and patiently, never written to.
+
+    `say` takes a line about what is going on.
+    """
+
+    def __init__(self, base_url: str, key: str, say: Callable[[str], None]) -> None:
+        self.base_url, self.key, self.say = base_url.rstrip("/"), key, say
+        self._next = 0.0
+
+    def get(self, path: str, **query: Any) -> Json:
+        """What a GET answers, None for a 404. Raises Unreadable."""
+        target = f"{path}?{urlencode(query)}" if query else path
+        problem = ""
+        for attempt in range(PULL_TRIES):
+            self._take_turn()
+            status, headers, body = self._asked(target)
+            if status == 404:
+                return None
+            if status == 200:
+                try:
+                    return decode_json(body)
+                except ApiError as error:
+                    raise Unreadable(f"GET {path} answers no JSON: {error.message}") from None
+            problem = f"{status or 'no answer'}: {body.decode('utf-8', 'replace')[:200]}"
+            if 0 < status < 500 and status != 429:
+                break
+            wait = float(headers.get("retry-after") or min(2.0**attempt, PULL_TIMEOUT))
+            self.say(f"GET {path}: {problem}; again in {wait:g} s")
+            self._next = time.monotonic() + wait
+        hint = "; is this the App API key of that region?" if problem[:3] == "401" else ""
+        raise Unreadable(f"GET {path} at {self.base_url}: {problem}{hint}")
+
+    def _take_turn(self) -> None:
+        time.sleep(max(0.0, self._next - time.monotonic()))
+        self._next = time.monotonic() + 1 / PULL_RATE
+
+    def _asked(self, target: str) -> Tuple[int, Mapping[str, str], bytes]:
+        """Status, headers and body of one request; without an answer 0, nothing, and why."""
+        from http.client import HTTPException
+        from urllib.error import HTTPError
+        from urllib.request import Request as Get
+        from urllib.request import urlopen
+
+        headers = {"Authorization": f"Bearer {self.key}", "User-Agent": f"{__name__}/{__version__}"}
+        try:
+            with urlopen(Get(self.base_url + target, headers=headers), timeout=PULL_TIMEOUT) as got:
+                return 200, {}, got.read()
+        except HTTPError as error:
+            with error:
+                return error.code, {k.lower(): v for k, v in error.headers.items()}, error.read()
+        except (OSError, HTTPException, ValueError) as error:
+            return 0, {}, str(error).encode()
+
+    def rows(self, path: str, key: str) -> Iterator[Json]:
+        """All rows of a list, page after page."""
+        start, page, query = "", 1, cast(Json, {})
+        while True:
+            answer = self.get(path, **query) or {}
+            found = answer.get(key) or []
+            yield from found
+            start, pages = answer.get("next") or "", (answer.get("meta") or {}).get("pagination")
+            if start:
+                query = {"start": start}
+            elif pages and found and page * pages["limit"] < pages["total"]:
+                page += 1
+                query = {"page": page}
+            else:
+                return
+
+
+class Pulled(NamedTuple):
+    """A kind of thing that can be pulled: where it is listed, and how a row of it is completed."""
+
+    path: str
+    key: str
+    complete: Callable[[Elsewhere, str, Json], Json] = lambda api, path, row: row
+    #: What the API does not tell of a row, to be added by hand; "" if it tells all.
+    untold: Callable[[Json], str] = lambda row: ""
+
+
+def _with(**lists: str) -> Callable[[Elsewhere, str, Json], Json]:
+    """Completes a row with lists that have paths of their own, below that of the row."""
+
+    def complete(api: Elsewhere, path: str, row: Json) -> Json:
+        own = f"{path}/{quote(as_text(row['id']))}"
+        more = {name: list(api.rows(f"{own}/{part}", name)) for name, part in lists.items()}
+        return {**row, **more}
+
+    return complete
+
+
+def _with_content(api: Elsewhere, path: str, row: Json) -> Json:
+    return {**row, "content": api.get(f"{path}/{row['id']}/content") or []}
+
+
+def _in_full(one: str, **lists: str) -> Callable[[Elsewhere, str, Json], Json]:
+    """Completes a row of a list that leaves things out by the thing itself, and lists below it."""
+
+    def complete(api: Elsewhere, path: str, row: Json) -> Json:
+        full = (api.get(f"{path}/{row['id']}") or {}).get(one) or row
+        return {**row, **_with(**lists)(api, path, full)}
+
+    return complete
+
+
+def _without_secret(api: Elsewhere, path: str, row: Json) -> Json:
+    return {**row, "endpoint": re.sub(r"//[^/@]*@", "//", as_text(row.get("endpoint") or ""))}
+
+
+#: What is pulled, and how, in the order of seeds.
+PULLED: Dict[str, Pulled] = {
+    "object_types": Pulled("/v1/object_types", "types"),
+    "topics": Pulled("/v1/subscription_topics", "topics"),
+    "channels": Pulled("/v1/subscription_channels", "channels"),
+    "sender_identities": Pulled("/v1/sender_identities", "sender_identities"),
+    "snippets": Pulled("/v1/snippets", "snippets"),
+    "collections": Pulled("/v1/collections", "collections", _with_content),
+    "segments": Pulled(
+        "/v1/segments",
+        "segments",
+        untold=lambda row: "its conditions" if row.get("type") == "dynamic" else "",
+    ),
+    "campaigns": Pulled(
+        "/v1/campaigns",
+        "campaigns",
+        _with(actions="actions"),
+        lambda row: "its workflow: order, delays and conditions",
+    ),
+    "broadcasts": Pulled("/v1/broadcasts", "broadcasts", _with(actions="actions")),
+    "newsletters": Pulled(
+        "/v1/newsletters", "newsletters", _with(contents="contents", test_groups="test_groups")
+    ),
+    "transactional": Pulled("/v1/transactional", "messages", _with(contents="contents")),
+    "reporting_webhooks": Pulled("/v1/reporting_webhooks", "reporting_webhooks", _without_secret),
+    "design_studio_folders": Pulled("/v1/design_studio/folders", "folders"),
+    "design_studio_components": Pulled(
+        "/v1/design_studio/components", "components", _in_full("component")
+    ),
+    "design_studio_emails": Pulled(
+        "/v1/design_studio/emails", "emails", _in_full("email", email_translations="languages")
+    ),
+}
+
+
+def _name_of(row: Json) -> Json:
+    return row["id"] if "id" in row else row.get("name")
+
+
+def pull(
+    api: Elsewhere,
+    seed: Json,
+    kinds: Iterable[str] = tuple(PULLED),
+    people: Iterable[str] = (),
+    keep: Callable[[Json], None] = lambda seed: None,
+) -> List[str]:
+    """Read a workspace into a seed document; gives what has to be added by hand, in lines.
+
+    What the document has already is not read again, so a pull that broke off goes on. `keep` is
+    given the document after each kind, and when it breaks off. Raises Unreadable.
+    """
+    notes: List[str] = []
+    try:
+        for kind in kinds:
+            notes += _pull_kind(api, seed, kind)
+            keep(seed)
+        for person in people:
+            _pull_person(api, seed, person)
+    finally:
+        keep(seed)
+    return notes
+
+
+def _pull_kind(api: Elsewhere, seed: Json, kind: str) -> Iterator[str]:
+    pulled, rows = PULLED[kind], seed.setdefault(kind, [])
+    known = {_name_of(row) for row in rows}
+    for row in api.rows(pulled.path, pulled.key):
+        if _name_of(row) not in known:
+            rows.append(pulled.complete(api, pulled.path, row))
+    api.say(f"{kind}: {len(rows)}")
+    for row in rows:
+        if pulled.untold(row):
+            yield f"{kind} {_name_of(row)} ({row.get('name')}): {pulled.untold(row)}"
+
+
+def _pull_person(api: Elsewhere, seed: Json, person: str) -> None:
+    """Read a person with devices, manual segments and objects into a seed. Raises Unreadable."""
+    path = f"/v1/customers/{quote(person, safe='')}"
+    kind = "?id_type=email" if "@" in person else ""
+    answer = api.get(f"{path}/attributes{kind}")
+    if answer is None:
+        raise Unreadable(f"there is no person '{person}' at {api.base_url}")
+    row, people = answer["customer"], seed.setdefault("customers", [])
+    mine = row["identifiers"]
+    people[:] = [other for other in people if other.get("identifiers") != mine]
+    people.append(row)
+    numbers = {s["id"] for s in (api.get(f"{path}/segments{kind}") or {}).get("segments") or ()}
+    for segment in seed.get("segments", ()):
+        if segment["id"] in numbers and segment.get("type") == "manual":
+            name = "ids" if row["id"] else "emails"
+            segment[name] = sorted({*segment.get(name, ()), row["id"] or mine["email"]})
+    api.say(f"customers: {person}")
+
+
+# ======================================================================================
+# ==== §26 Public face
 # ======================================================================================
 
 
