@@ -3935,6 +3935,10 @@ class Person:
         }
 
 
+#: Attributes that nobody sets and the App API shows all the same (reference).
+COMPUTED = ("_cio_subscription_preferences_computed", "_last_emailed")
+
+
 def is_unsubscribed(attributes: Attributes) -> bool:
     """Whether attributes say so: any case of true, 1 or "1" (reference)."""
     return is_yes(attributes.get("unsubscribed"))
@@ -8461,6 +8465,10 @@ def _seed_family(family: Family) -> Seeder:
     return plant
 
 
+#: The conditions of a dynamic segment of which nobody has told us any: the API does not show them.
+NOBODY: Json = {"attribute": {"field": "cio_id", "operator": "eq", "value": "unknown"}}
+
+
 def _seed_segment(workspace: Workspace, row: Json, where: str) -> None:
     _of_kind("segments", row, where)
     number = row.get("id") or workspace.count("segment")
@@ -8469,9 +8477,10 @@ def _seed_segment(workspace: Workspace, row: Json, where: str) -> None:
         raise invalid(f"{where}.id {wrong}", f"{where}.id")
     segment = Segment(number, row["name"], workspace.seconds())
     segment.description, segment.tags = row.get("description") or "", row.get("tags")
-    if row.get("conditions"):
-        segment.conditions = row["conditions"]
-        segment.predicate = workspace.segments.compile(row["conditions"], f"{where}.conditions")
+    segment.conditions = row.get("conditions") or (NOBODY if row.get("type") == "dynamic" else None)
+    if segment.conditions:
+        compile = workspace.segments.compile
+        segment.predicate = compile(segment.conditions, f"{where}.conditions")
     workspace.segments.rows[number] = segment
     named = [(kind, as_text(v)) for kind in ("id", "email") for v in row.get(f"{kind}s", ())]
     outcome = workspace.segments.add_to_segment(("segment", str(number)), number, named)
@@ -8483,7 +8492,8 @@ def _seed_person(workspace: Workspace, row: Json, where: str) -> None:
     if isinstance(row.get("customer"), dict):  # as in the answer for many people
         row, where = row["customer"], f"{where}.customer"
     _of_kind("customers", row, where)
-    given = checked_attributes(row.get("attributes") or {}, f"{where}.attributes")
+    given = without(row.get("attributes") or {}, COMPUTED)
+    checked_attributes(given, f"{where}.attributes")
     named = {**(row.get("identifiers") or {}), **row, **given}
     known = {kind: named[kind] for kind in ("id", "email") if named.get(kind)}
     if not known:
@@ -10760,11 +10770,11 @@ def computed_attributes(workspace: Workspace, person: Person) -> Dict[str, Tuple
     topics = workspace.shelves["topics"].rows.values()
     if topics:
         wanted = {topic_name(topic): subscribed_to(workspace, person, topic) for topic in topics}
-        computed["_cio_subscription_preferences_computed"] = ({"topics": wanted}, 0)
+        computed[COMPUTED[0]] = ({"topics": wanted}, 0)
     emails = [d for d in person.has.deliveries if d.channel == "email" and "sent" in d.metrics]
     if emails:
         last = max(delivery.metrics["sent"] for delivery in emails)
-        computed["_last_emailed"] = (last, last)
+        computed[COMPUTED[1]] = (last, last)
     return computed
 
 
@@ -17704,12 +17714,18 @@ class Unreadable(ValueError):
 class Elsewhere:
     """The App API of a workspace that isn't ours: read slowly and patiently, never written to.
 
-    `say` takes a line about what is going on.
+    `say` takes a line about what is going on, `wait` passes seconds.
     """
 
-    def __init__(self, base_url: str, key: str, say: Callable[[str], None]) -> None:
-        self.base_url, self.key, self.say = base_url.rstrip("/"), key, say
-        self._next = 0.0
+    def __init__(
+        self,
+        base_url: str,
+        key: str,
+        say: Callable[[str], None],
+        wait: Callable[[float], Any] = time.sleep,
+    ) -> None:
+        self.base_url, self.key, self.say, self.wait = base_url.rstrip("/"), key, say, wait
+        self._last = 0.0
 
     def get(self, path: str, **query: Any) -> Json:
         """What a GET answers, None for a 404. Raises Unreadable."""
@@ -17728,15 +17744,15 @@ class Elsewhere:
             problem = f"{status or 'no answer'}: {body.decode('utf-8', 'replace')[:200]}"
             if 0 < status < 500 and status != 429:
                 break
-            wait = float(headers.get("retry-after") or min(2.0**attempt, PULL_TIMEOUT))
-            self.say(f"GET {path}: {problem}; again in {wait:g} s")
-            self._next = time.monotonic() + wait
+            seconds = float(headers.get("retry-after") or min(2.0**attempt, PULL_TIMEOUT))
+            self.say(f"GET {path}: {problem}; again in {seconds:g} s")
+            self.wait(seconds)
         hint = "; is this the App API key of that region?" if problem[:3] == "401" else ""
         raise Unreadable(f"GET {path} at {self.base_url}: {problem}{hint}")
 
     def _take_turn(self) -> None:
-        time.sleep(max(0.0, self._next - time.monotonic()))
-        self._next = time.monotonic() + 1 / PULL_RATE
+        self.wait(max(0.0, self._last + 1 / PULL_RATE - time.monotonic()))
+        self._last = time.monotonic()
 
     def _asked(self, target: str) -> Tuple[int, Mapping[str, str], bytes]:
         """Status, headers and body of one request; without an answer 0, nothing, and why."""
@@ -17813,6 +17829,7 @@ def _without_secret(api: Elsewhere, path: str, row: Json) -> Json:
 
 #: What is pulled, and how, in the order of seeds.
 PULLED: Dict[str, Pulled] = {
+    "workspaces": Pulled("/v1/workspaces", "workspaces"),
     "object_types": Pulled("/v1/object_types", "types"),
     "topics": Pulled("/v1/subscription_topics", "topics"),
     "channels": Pulled("/v1/subscription_channels", "channels"),
@@ -17843,6 +17860,8 @@ PULLED: Dict[str, Pulled] = {
     "design_studio_emails": Pulled(
         "/v1/design_studio/emails", "emails", _in_full("email", email_translations="languages")
     ),
+    "inbox_preview_clients": Pulled("/v1/design_studio/inbox_previews/clients", "clients"),
+    "inbox_preview_credits": Pulled("/v1/design_studio/inbox_previews/credits", "credits"),
 }
 
 
@@ -18387,21 +18406,24 @@ def environment_name(setting: Any) -> str:
     return str(setting.metadata["env"] or f"CUSTOMERIO_FAKE_{setting.name.upper()}")
 
 
-def _parser() -> Any:
+def _plain_parser(name: str, **options: Any) -> Any:
+    """An argparse parser whose complaints are one line."""
     import argparse
 
     class Parser(argparse.ArgumentParser):
         def error(self, message: str) -> NoReturn:
             self.exit(2, f"customerio_fake: {message}; see --help\n")
 
-    parser = Parser(
-        prog="customerio_fake.py",
-        allow_abbrev=False,
+    return Parser(prog=f"customerio_fake.py{name}", allow_abbrev=False, **options)
+
+
+def _parser(name: str = "") -> Any:
+    parser = _plain_parser(
+        name,
         description="A local Customer.io for tests: Track, App and Pipelines API on one port.",
-        epilog="'customerio_fake.py healthcheck' exits with 0 if a server with these settings "
-        "answers, else with 1.",
+        epilog="Other things to do: " + ", ".join(COMMANDS) + "; each has a --help of its own.",
     )
-    parser.add_argument("what", nargs="*", metavar="PORT", help="port, or 'healthcheck' [PORT]")
+    parser.add_argument("what", nargs="*", metavar="PORT", help="port to listen on")
     parser.add_argument("--version", action="version", version=f"customerio_fake {__version__}")
     noise = parser.add_mutually_exclusive_group()
     for name, text in _NOISE.items():
@@ -18448,9 +18470,11 @@ def _converted(kind: type, text: str, source: str) -> Json:
 
 def _settings(arguments: Any, environment: Mapping[str, str]) -> Settings:
     """Settings from flags, else the environment, else the defaults. Raises ValueError."""
-    ports = [word for word in arguments.what if word != "healthcheck"]
+    ports = arguments.what
     if len(ports) > 1:
         raise ValueError(f"one port is enough, not {' '.join(ports)}")
+    if ports and not ports[0].isdigit() and (near := spelt_alike(ports[0], COMMANDS, 2)):
+        raise ValueError(f"there is no {ports[0]!r:.40}; did you mean {' or '.join(near)}?")
     given = {"port": ports[0] if ports else None}
     values = {}
     for setting in fields(Settings):
@@ -18465,22 +18489,130 @@ def _settings(arguments: Any, environment: Mapping[str, str]) -> Settings:
     return Settings(**values)
 
 
-def healthcheck(settings: Settings) -> int:
-    """0 if a server with these settings answers `GET /health`, else 1."""
+# ---- what else the command line can do
+
+
+class Command(NamedTuple):
+    """Something to do beside serving: what it is for, its arguments (as argparse takes them)."""
+
+    run: Callable[[Any], int]
+    help: str
+    arguments: Mapping[str, Mapping[str, Any]]
+    #: Whether it takes the port and flags of the server, too.
+    settings: bool = False
+
+
+def _run_command(name: str, words: Sequence[str]) -> int:
+    command = COMMANDS[name]
+    parser = (_parser if command.settings else _plain_parser)(f" {name}")
+    parser.description = command.help
+    for argument, options in command.arguments.items():
+        parser.add_argument(argument, **options)
+    try:
+        return command.run(parser.parse_intermixed_args(words))
+    except (ApiError, ValueError, OSError) as error:
+        return _failed(error)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _healthcheck(arguments: Any) -> int:
+    """0 once a server with these settings is well, within the time to wait; else 1."""
+    settings, end = _settings(arguments, os.environ), time.monotonic() + arguments.wait
+    host = _ALL_ADDRESSES.get(settings.host, settings.host)
+    while True:
+        problem = _ill(host, settings.port)
+        if not problem:
+            return 0
+        if time.monotonic() >= end:
+            by_surprise = os.environ.get("PORT") and not arguments.what
+            print(problem + " (the port is $PORT)" * bool(by_surprise), file=sys.stderr)
+            return 1
+        time.sleep(0.1)
+
+
+def _ill(host: str, port: int) -> str:
+    """Why no fake is well at an address; "" if one is."""
     import http.client
 
-    host = _ALL_ADDRESSES.get(settings.host, settings.host)
     try:
-        with contextlib.closing(
-            http.client.HTTPConnection(host, settings.port, timeout=2)
-        ) as asked:
+        with contextlib.closing(http.client.HTTPConnection(host, port, timeout=2)) as asked:
             asked.request("GET", "/health")
             if compact({"status": "ok"}) in asked.getresponse().read(1000):
-                return 0
-        print(f"what answers at {host}:{settings.port} is not the fake", file=sys.stderr)
+                return ""
+        return f"what answers at {host}:{port} is not the fake"
     except (OSError, ValueError, http.client.HTTPException) as error:  # Unicode in a host, too
-        print(f"no healthy server at {host}:{settings.port}: {error}", file=sys.stderr)
-    return 1
+        return f"no healthy server at {host}:{port}: {error}"
+
+
+def _kinds_wanted(arguments: Any) -> List[str]:
+    """What a pull is about. Raises ValueError for a kind that there is not."""
+    for kind in (*arguments.only, *arguments.without):
+        if kind not in PULLED:
+            raise ValueError(
+                f"there is no kind {kind!r:.40} to pull; {suggestion(kind, list(PULLED))}"
+            )
+    return [kind for kind in arguments.only or PULLED if kind not in arguments.without]
+
+
+def _pull(arguments: Any) -> int:
+    """Read a workspace of the real service into a seed, on standard output or into a file."""
+    key = arguments.app_key or os.environ.get("CUSTOMERIO_APP_KEY", "")
+    if not key:
+        raise ValueError("pull needs a key of the App API: --app-key KEY or $CUSTOMERIO_APP_KEY")
+    kinds, path, say = (
+        _kinds_wanted(arguments),
+        arguments.into,
+        functools.partial(print, file=sys.stderr),
+    )
+    seed = read_json(path) if path and os.path.exists(path) else {}
+    api = Elsewhere(arguments.source or APP_URLS[arguments.region], key, say)
+    keep = functools.partial(_write_whole, path) if path else lambda seed: None
+    notes = pull(api, seed, kinds, arguments.person, keep)
+    if not path:
+        print(json.dumps(seed, indent=2, ensure_ascii=False))
+    if notes:
+        say("The API does not tell these; add them by hand:", *notes, sep="\n  ")
+    return 0
+
+
+def _write_whole(path: str, seed: Json) -> None:
+    text = json.dumps(seed, indent=2, ensure_ascii=False) + "\n"
+    with open(f"{path}.new", "w", encoding="utf-8") as file:
+        file.write(text)
+    os.replace(f"{path}.new", path)
+
+
+_MANY: Json = {"action": "append", "default": []}
+#: What the command line can do beside serving.
+COMMANDS: Dict[str, Command] = {
+    "healthcheck": Command(
+        _healthcheck,
+        "Exit with 0 if a server with these settings answers, else with 1.",
+        {
+            "--wait": {
+                "type": float,
+                "default": 0.0,
+                "metavar": "SECONDS",
+                "help": "until it does",
+            },
+        },
+        settings=True,
+    ),
+    "pull": Command(
+        _pull,
+        "Read a workspace of the real service into a seed; nothing is ever written there.",
+        {
+            "--app-key": {"help": "key of the App API [$CUSTOMERIO_APP_KEY]"},
+            "--region": {"choices": list(APP_URLS), "default": "us", "help": "data centre"},
+            "--from": {"dest": "source", "metavar": "URL", "help": "another host of the App API"},
+            "--into": {"metavar": "FILE", "help": "write there; if it is there, go on with it"},
+            "--person": {**_MANY, "metavar": "ID", "help": "a person to read, too; may repeat"},
+            "--only": {**_MANY, "metavar": "KIND", "help": "this kind only; may repeat"},
+            "--without": {**_MANY, "metavar": "KIND", "help": "not this kind; may repeat"},
+        },
+    ),
+}
 
 
 _READY = """customerio_fake {version} listens on {url}
@@ -18552,13 +18684,14 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 def _begin(argv: Optional[Sequence[str]]) -> Union[int, Callable[[], int]]:
     """Do what the command line says; gives the exit code, or what waits for it."""
-    arguments = _parser().parse_intermixed_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    if words and words[0] in COMMANDS:
+        return _run_command(words[0], words[1:])
+    arguments = _parser().parse_intermixed_args(words)
     try:
         settings, level = _settings(arguments, os.environ), _level(arguments, os.environ)
     except ValueError as error:
         return _failed(error)
-    if "healthcheck" in arguments.what:
-        return healthcheck(settings)
     logging.basicConfig(format="%(message)s", level=level)
     values = {setting.name: getattr(settings, setting.name) for setting in fields(Settings)}
     try:
