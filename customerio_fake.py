@@ -823,7 +823,7 @@ def _placed(name: str, wrong: str) -> Tuple[str, str]:
 class FieldList(NamedTuple):
     """The fields of a body, or of an object in it, and what breaking their rules answers."""
 
-    checks: Mapping[str, Check]
+    checks: Mapping[str, Check] = {}
     #: Those that must be there.
     needed: Sequence[str] = ()
     #: The status of a refusal.
@@ -896,10 +896,16 @@ class FieldList(NamedTuple):
             return invalid(f"{error.message}, as in {as_text(self.example(field))}", field)
         return invalid(f"{error.message}; an example: {as_text(self.example)}", field)
 
-    def along_with(self, *others: FieldList) -> FieldList:
-        """These fields and further ones."""
-        more = {name: check for one in others for name, check in one.checks.items()}
-        return self._replace(checks={**more, **self.checks})
+    def having(self, needed: str = "", /, **fields: Union[str, Check]) -> FieldList:
+        """These rules with further fields: a check by its name, names by one of the WORDS."""
+        checks = dict(self.checks)
+        for word, given in fields.items():
+            checks.update(
+                {word: given}
+                if isinstance(given, Check)
+                else dict.fromkeys(given.split(), WORDS[word])
+            )
+        return self._replace(checks=checks, needed=(*self.needed, *needed.split()))
 
     def document(self) -> Json:
         """The fields as `/__parlel/routes` shows them."""
@@ -1065,8 +1071,16 @@ NUMBER = read_field("a whole number", whole_number)
 ANYTHING = Check("anything", lambda value: "")
 FILTER = Check("a filter object", lambda value: "")
 URL = pattern_field(r"(?s)https?://[^\s/]+.*", "an http or https URL")
-#: For operations without a body.
-NO_FIELDS = FieldList({})
+#: What a field list calls the commonest checks.
+WORDS = {
+    "any": ANYTHING, "text": ANY_TEXT, "filled": TEXT, "short": SHORT_TEXT, "scalar": SCALAR,
+    "word": typed_field(int, str), "flag": FLAG, "whole": WHOLE, "maybe": WHOLE_OR_NULL,
+    "number": NUMBER, "moment": MOMENT, "object": OBJECT, "rows": typed_field(list),
+    "filter": FILTER,
+}  # fmt: skip
+#: For operations without a body, and to begin a field list with.
+NO_FIELDS = FieldList()
+LAX, CLOSED = FieldList(lax=True), FieldList(closed=True)
 
 
 def chosen(body: Json, name: str, table: Mapping[str, Any]) -> Any:
@@ -1077,13 +1091,6 @@ def chosen(body: Json, name: str, table: Mapping[str, Any]) -> Any:
     if not isinstance(value, str) or value not in table:
         raise invalid(f"{name} must be one of: {', '.join(table)}", name)
     return table[value]
-
-
-def checked_fields(
-    body: Json, checks: Mapping[str, Check], needed: Sequence[str] = (), status: int = 400
-) -> Json:
-    """The fields of a body that `checks` knows. Raises ApiError with `status` for a bad one."""
-    return FieldList(checks, needed, status).read(body)
 
 
 # ======================================================================================
@@ -4449,11 +4456,11 @@ def _or_null(check: Check) -> Check:
 CONDITION = read_field(
     "a condition", lambda value, name: compile_filter(value, name, lambda one, number: False)
 )
-_FIELDS: Dict[str, Check] = {
-    "text": ANY_TEXT, "flag": FLAG, "whole": WHOLE, "maybe": WHOLE_OR_NULL, "moment": MOMENT,
-    "once": _or_null(MOMENT), "object": OBJECT, "condition": _or_null(CONDITION), "any": ANYTHING,
-    "texts": list_field(ANY_TEXT), "numbers": list_field(WHOLE), "objects": list_field(OBJECT),
-    "tags": _or_null(list_field(ANY_TEXT)), "word": typed_field(int, str),
+_STORED: Dict[str, Check] = {
+    **WORDS,
+    "once": _or_null(MOMENT), "condition": _or_null(CONDITION), "texts": list_field(ANY_TEXT),
+    "numbers": list_field(WHOLE), "objects": list_field(OBJECT),
+    "tags": _or_null(list_field(ANY_TEXT)),
     "words": list_field(typed_field(int, str)), "word_or_null": typed_field(int, str, type(None)),
     "text_or_null": typed_field(str, type(None)), "listed": _or_null(list_field(WHOLE)),
     "object_or_null": typed_field(dict, type(None)), "moments": _or_null(mapping_field(MOMENT)),
@@ -4462,7 +4469,7 @@ _FIELDS: Dict[str, Check] = {
 
 def stored(needed: str = "", /, **names: str) -> FieldList:
     """The fields of a row by what they are; there may be others, as real answers have more."""
-    checks = {name: _FIELDS[type] for type, some in names.items() for name in some.split()}
+    checks = {name: _STORED[type] for type, some in names.items() for name in some.split()}
     return FieldList(checks, needed.split(), free="answers of the real API have further fields")
 
 
@@ -4966,17 +4973,10 @@ def push_token(value: Json, name: str) -> str:
     return as_text(value)
 
 
-DEVICE_FIELDS = FieldList(
-    {
-        "id": SCALAR,
-        "token": SCALAR,
-        "platform": choice_field("ios", "android"),
-        "last_used": NUMBER,
-        "attributes": OBJECT,
-    },
-    ["platform"],
-    lax=True,
-)
+DEVICE_FIELDS = LAX.having(
+    "platform", scalar="id token", platform=choice_field("ios", "android"), number="last_used",
+    object="attributes",
+)  # fmt: skip
 
 
 def device_of(device: Json, token_key: str, now: int) -> Tuple[str, str, int, Attributes]:
@@ -5496,20 +5496,12 @@ ANONYMOUS_GRACE = 300.0
 
 #: The fields of an event, by what its API calls the data.
 EVENT_FIELDS = {
-    data_key: FieldList(
-        {
-            "name": bytes_field(MAX_EVENT_NAME),
-            "id": SCALAR,
-            "type": ANYTHING,  # "page" or "screen"; anything else means an event
-            "timestamp": NUMBER,
-            data_key: OBJECT,
-            "anonymous_id": SCALAR,
-        },
-        ["name"],
-        lax=True,
+    data_key: LAX.having(
+        "name", name=bytes_field(MAX_EVENT_NAME), id=SCALAR, any="type", number="timestamp",
+        object=data_key, scalar="anonymous_id",
     )
     for data_key in ("data", "attributes")
-}
+}  # fmt: skip
 _OBJECT_OR_NULL = (dict, type(None))
 
 
@@ -6990,54 +6982,37 @@ _CHANNELS = {type: channel for channel, type in MESSAGE_TYPES.items()}
 
 # ---- transactional sends
 
-_SENT_BY_ALL: Dict[str, Check] = {
-    "transactional_message_id": typed_field(int, str),
-    **dict.fromkeys(("to", "language"), ANY_TEXT),
-    **dict.fromkeys(("identifiers", "message_data"), OBJECT),
-    "send_at": NUMBER,
-    **dict.fromkeys(
-        ("queue_draft", "auto_create", "disable_message_retention", "send_to_unsubscribed",
-         "tracked"), FLAG,
-    ),
-}  # fmt: skip
-
-
-def _send_fields(needed: str, texts: str = "", **others: Check) -> FieldList:
-    """What a send takes; what is missing is told in the service's words (its clients' tests)."""
-    return FieldList(
-        {**_SENT_BY_ALL, **dict.fromkeys(texts.split(), ANY_TEXT), **others},
-        needed.split(),
-        lax=True,
-        first=True,
-        missing='Missing required field: "{}"',
-        wrong='"{}" {}',
-    )
-
-
+#: What every transactional send takes; what is missing is told in the service's words (its
+#: clients' tests).
+_SEND = FieldList(
+    lax=True, first=True, missing='Missing required field: "{}"', wrong='"{}" {}'
+).having(
+    word="transactional_message_id", text="to language", object="identifiers message_data",
+    number="send_at", flag="queue_draft auto_create disable_message_retention "
+    "send_to_unsubscribed tracked",
+)  # fmt: skip
 #: The fields of each kind of transactional send (reference).
 SEND_FIELDS = {
-    "email": _send_fields(
+    "email": _SEND.having(
         "to identifiers",
-        "body body_amp body_plain subject from cc bcc reply_to preheader",
-        **dict.fromkeys(("from_id", "reply_to_id"), typed_field(int, str)),
-        **dict.fromkeys(("fake_bcc", "disable_css_preprocessing"), FLAG),
-        attachments=OBJECT,
-        headers=typed_field(str, list, dict),
+        text="body body_amp body_plain subject from cc bcc reply_to preheader",
+        word="from_id reply_to_id", flag="fake_bcc disable_css_preprocessing",
+        object="attachments", headers=typed_field(str, list, dict),
     ),
-    "push": _send_fields(
-        "transactional_message_id identifiers",
-        "title message image_url link sound",
-        **dict.fromkeys(("custom_data", "custom_device", "custom_payload"), OBJECT),
+    "push": _SEND.having(
+        "transactional_message_id identifiers", text="title message image_url link sound",
+        object="custom_data custom_device custom_payload",
     ),
     **dict.fromkeys(
-        ("sms", "whatsapp"), _send_fields("transactional_message_id to identifiers", "from")
+        ("sms", "whatsapp"),
+        _SEND.having("transactional_message_id to identifiers", text="from"),
     ),
     **dict.fromkeys(
-        ("inbox_message", "in_app"), _send_fields("transactional_message_id identifiers")
+        ("inbox_message", "in_app"), _SEND.having("transactional_message_id identifiers")
     ),
-}
+}  # fmt: skip
 #: An email without a template has all of its content with it.
-_SEND_WHOLE = SEND_FIELDS["email"]._replace(needed=("to", "identifiers", "body", "subject", "from"))
+_SEND_WHOLE = SEND_FIELDS["email"].having("body subject from")
 _E164 = re.compile(r"\+[1-9]\d{1,14}")
 MAX_SEND_AHEAD = 90 * 86400
 MAX_RECIPIENTS = 15
@@ -7357,17 +7332,14 @@ def _wrong_data(value: Json) -> str:
 
 
 #: The fields of a trigger (reference).
-TRIGGER_FIELDS = FieldList(
-    {
-        "recipients": FILTER,
-        **dict.fromkeys(("ids", "emails"), list_field(ANYTHING, most=MAX_AUDIENCE)),
-        "per_user_data": list_field(Check("an object", _wrong_row), most=MAX_AUDIENCE),
-        "data_file_url": pattern_field(r"(?s).*://.*", "a URL"),
-        **dict.fromkeys(AUDIENCE_FLAGS["per_user_data"], ANYTHING),
-        "data": Check("an object", lambda value: "" if value is None else _wrong_data(value)),
-    },
-    status=422,
-)
+TRIGGER_FIELDS = FieldList(status=422).having(
+    filter="recipients",
+    **dict.fromkeys(("ids", "emails"), list_field(ANYTHING, most=MAX_AUDIENCE)),
+    per_user_data=list_field(Check("an object", _wrong_row), most=MAX_AUDIENCE),
+    data_file_url=pattern_field(r"(?s).*://.*", "a URL"),
+    any=" ".join(AUDIENCE_FLAGS["per_user_data"]),
+    data=Check("an object", lambda value: "" if value is None else _wrong_data(value)),
+)  # fmt: skip
 
 
 def _check_audience(payload: Json) -> None:
@@ -7445,30 +7417,19 @@ NEWSLETTER_TYPES: Dict[str, Sequence[str]] = {
     "webhook": ("body", "request_method", "url"),
     "inbox": ("body_json",),
 }
-RATE_FIELDS = FieldList(
-    {
-        "rate_limit_email_rate": WHOLE,
-        "rate_limit_time_period": choice_field(60, 3600, 86400),
-        "rate_limit_spread": FLAG,
-    },
-    status=422,
-)
+RATE_FIELDS = FieldList(status=422).having(
+    whole="rate_limit_email_rate", rate_limit_time_period=choice_field(60, 3600, 86400),
+    flag="rate_limit_spread",
+)  # fmt: skip
 
 #: What can be changed of a content; the rest of a row is read-only and passed over (reference).
-CONTENT_FIELDS = FieldList({
-    **dict.fromkeys(
-        ("name", "from", "body", "body_amp", "body_plain", "body_json", "subject", "preheader_text",
-         "recipient", "bcc", "url", "request_method"), ANY_TEXT,
-    ),
-    "from_id": WHOLE_OR_NULL,
-    "reply_to_id": WHOLE_OR_NULL,
-    "sender_identity_id": WHOLE_OR_NULL,
-    "fake_bcc": FLAG,
-    "tracked": FLAG,
-    "sending_state": choice_field("automatic", "draft", "off"),
-    "headers": typed_field(str, list, dict),
-})  # fmt: skip
-TRANSLATION_FIELDS = FieldList({**CONTENT_FIELDS.checks, "language": TEXT}, status=422)
+CONTENT_FIELDS = FieldList().having(
+    text="name from body body_amp body_plain body_json subject preheader_text recipient bcc url "
+    "request_method",
+    maybe="from_id reply_to_id sender_identity_id", flag="fake_bcc tracked",
+    sending_state=choice_field("automatic", "draft", "off"), headers=typed_field(str, list, dict),
+)  # fmt: skip
+TRANSLATION_FIELDS = CONTENT_FIELDS.having("language", filled="language")._replace(status=422)
 
 
 def checked_rate(body: Json) -> Json:
@@ -8089,15 +8050,10 @@ _EXPORT_METRICS = ("created", *MESSAGE_METRICS)
 MESSAGE_WINDOW = 183 * 86400
 #: Which deliveries an export may be about, and what that is called in a send (reference).
 DELIVERY_PARENTS = ("newsletter_id", "campaign_id", "transactional_message_id", "action_id")
-EXPORT_FIELDS = FieldList(
-    {
-        **dict.fromkeys((*DELIVERY_PARENTS, "start", "end", "template_id"), NUMBER),
-        "attributes": list_field(ANY_TEXT),
-        "metric": choice_field(*_EXPORT_METRICS, ""),
-        "drafts": FLAG,
-    },
-    lax=True,
-)
+EXPORT_FIELDS = LAX.having(
+    number=f"{' '.join(DELIVERY_PARENTS)} start end template_id", attributes=list_field(ANY_TEXT),
+    metric=choice_field(*_EXPORT_METRICS, ""), flag="drafts",
+)  # fmt: skip
 
 
 def export_deliveries(workspace: Workspace, order: Json) -> Export:
@@ -8174,23 +8130,16 @@ def csv_rows(text: bytes) -> List[Dict[str, str]]:
     return [{k: v or "" for k, v in row.items() if k} for row in reader]
 
 
-_IMPORT = FieldList(
-    {
-        "name": TEXT,
-        "data_file_url": URL,
-        "type": choice_field("people", "event", "object", "relationship"),
-        "description": ANY_TEXT,
-    },
-    ("name", "type", "data_file_url"),
-)
+_IMPORT = FieldList().having(
+    "name type data_file_url", filled="name", text="description", data_file_url=URL,
+    type=choice_field("people", "event", "object", "relationship"),
+)  # fmt: skip
 
 
-def _import_fields(needed: str, scopes: Sequence[str], **more: Check) -> FieldList:
+def _import_fields(needed: str, *scopes: str, **more: Check) -> FieldList:
     # `people_to_process` is the older name (reference).
     own = dict.fromkeys(("data_to_process", "people_to_process"), choice_field(*scopes))
-    return _IMPORT._replace(
-        checks={**_IMPORT.checks, **own, **more}, needed=(*_IMPORT.needed, needed)
-    )
+    return _IMPORT.having(needed, **own, **more)
 
 
 _SCOPES = ("all", "only_new", "only_existing")
@@ -8198,16 +8147,14 @@ _ID_OR_EMAIL = choice_field("id", "email")
 _TYPE_ID = typed_field(int, str)
 #: The fields of an import of each type (reference).
 _IMPORTS = {
-    "people": _import_fields("identifier", _SCOPES, identifier=_ID_OR_EMAIL),
-    "event": _import_fields("identifier", ("all", "only_existing"), identifier=_ID_OR_EMAIL),
-    "object": _import_fields("object_type_id", _SCOPES, object_type_id=_TYPE_ID),
+    "people": _import_fields("identifier", *_SCOPES, identifier=_ID_OR_EMAIL),
+    "event": _import_fields("identifier", "all", "only_existing", identifier=_ID_OR_EMAIL),
+    "object": _import_fields("object_type_id", *_SCOPES, object_type_id=_TYPE_ID),
     "relationship": _import_fields(
-        "identifier",
-        _SCOPES,
-        identifier=choice_field("id", "email", "cio_id"),
+        "identifier", *_SCOPES, identifier=choice_field("id", "email", "cio_id"),
         object_type_id=_TYPE_ID,
     ),
-}
+}  # fmt: skip
 
 
 def import_fields(body: Json) -> FieldList:
@@ -10073,14 +10020,8 @@ def checked_cio_id(value: str) -> Identifier:
     return "cio_id", value
 
 
-_ATTRIBUTES = FieldList(
-    {
-        **dict.fromkeys(("id", "email", "phone", "cio_id"), SCALAR),
-        "_update": ANYTHING,
-        "_timestamp": NUMBER,
-        "cio_relationships": OBJECT,
-    },
-    free="attributes, by any name",
+_ATTRIBUTES = FieldList(free="attributes, by any name").having(
+    scalar="id email phone cio_id", any="_update", number="_timestamp", object="cio_relationships"
 )
 
 
@@ -10165,7 +10106,7 @@ def track_anonymous(call: Call) -> Outcome:
     return both(workspace.ingest(workspace.events.track_anonymous, who, event), doubt(event), hint)
 
 
-_DEVICE = FieldList({"device": object_field(DEVICE_FIELDS)}, ["device"])
+_DEVICE = NO_FIELDS.having("device", device=object_field(DEVICE_FIELDS))
 
 
 @route("PUT", "/api/v1/customers/{identifier}/devices", TRACK, fields=_DEVICE)
@@ -10182,7 +10123,7 @@ def delete_device(call: Call, identifier: str, device_id: str) -> Outcome:
     return call.workspace.ingest(call.workspace.devices.delete_device, who, device_id)
 
 
-_MERGE = FieldList({"primary": OBJECT, "secondary": OBJECT}, ("primary", "secondary"))
+_MERGE = NO_FIELDS.having("primary secondary", object="primary secondary")
 
 
 @route("POST", "/api/v1/merge_customers", TRACK_MERGE, fields=_MERGE)
@@ -10208,15 +10149,8 @@ def add_device_of(workspace: Workspace, who: Identifier, device: Json, token_key
     )
 
 
-_PUSH_EVENT = FieldList(
-    {
-        "event": choice_field(*PUSH_METRICS),
-        "delivery_id": ANYTHING,
-        "device_id": ANYTHING,
-        "timestamp": NUMBER,
-    },
-    ["event"],
-    lax=True,
+_PUSH_EVENT = LAX.having(
+    "event", event=choice_field(*PUSH_METRICS), any="delivery_id device_id", number="timestamp"
 )
 
 
@@ -10239,32 +10173,21 @@ def _delivery_named(body: Json) -> Identifier:
     return "delivery_id", delivery_id
 
 
-_IN_APP_EVENT = FieldList(
-    {
-        "event": choice_field(*CHANNEL_METRICS["in_app"]),
-        "timestamp": NUMBER,
-        **dict.fromkeys(("delivery_id", "metadata"), ANYTHING),
-    },
-    ["event"],
-    lax=True,
-)
-_WRAPPED = FieldList(
-    {"type": choice_field("in_app"), "payload": object_field(_IN_APP_EVENT)}, ("type", "payload")
-)
+_IN_APP_EVENT = LAX.having(
+    "event", event=choice_field(*CHANNEL_METRICS["in_app"]), any="delivery_id metadata",
+    number="timestamp",
+)  # fmt: skip
+_WRAPPED = {"type": choice_field("in_app"), "payload": object_field(_IN_APP_EVENT)}
+_REPORT = _PUSH_EVENT._replace(needed=()).having("", **_WRAPPED)
 
 
-@route(
-    "POST",
-    "/api/v1/cio_deliveries/events",
-    TRACK,
-    fields=_WRAPPED._replace(needed=()).along_with(_PUSH_EVENT),
-)
+@route("POST", "/api/v1/cio_deliveries/events", TRACK, fields=_REPORT)
 def track_delivery(call: Call) -> Outcome:
     """Report what a device did with an in-app message, as the mobile SDKs wrap it, or a push."""
     body, workspace = call.body(), call.workspace
     if "payload" not in body:
         return track_push(call)
-    payload = _WRAPPED.read(body)["payload"]
+    payload = NO_FIELDS.having("type payload", **_WRAPPED).read(body)["payload"]
     who, metadata = _delivery_named(payload), payload.get("metadata")
     when = whole_number(payload.get("timestamp"), "payload.timestamp")
     more, take = {"metadata": metadata}, workspace.deliveries.record_metric
@@ -10288,16 +10211,10 @@ def auth_page(call: Call) -> Response:
     return Response(200, page, _HTML_PAGE)
 
 
-_METRIC = FieldList(
-    {
-        "delivery_id": read_field("a string", identifier_text),
-        "metric": choice_field(*METRICS),
-        "timestamp": NUMBER,
-        **dict.fromkeys(("recipient", "reason", "href", "metadata"), ANYTHING),
-    },
-    ("delivery_id", "metric"),
-    lax=True,
-)
+_METRIC = LAX.having(
+    "delivery_id metric", delivery_id=read_field("a string", identifier_text),
+    metric=choice_field(*METRICS), number="timestamp", any="recipient reason href metadata",
+)  # fmt: skip
 
 
 @route("POST", "/api/v1/metrics", TRACK_OPEN, fields=_METRIC)
@@ -10311,7 +10228,9 @@ def report_metrics(call: Call) -> Outcome:
     return workspace.ingest(workspace.deliveries.record_metric, who, metric, when, reason, more)
 
 
-@route("POST", "/unsubscribe/{delivery_id}", TRACK_OPEN, fields=FieldList({"unsubscribe": FLAG}))
+@route(
+    "POST", "/unsubscribe/{delivery_id}", TRACK_OPEN, fields=NO_FIELDS.having(flag="unsubscribe")
+)
 def unsubscribe(call: Call, delivery_id: str) -> Outcome:
     """Unsubscribe a person by a delivery that they got."""
     workspace = call.workspace
@@ -10341,7 +10260,7 @@ def _wrong_form(value: Json) -> str:
 _FORM = Check("an object with the form's fields", _wrong_form)
 
 
-@route("POST", "/api/v1/forms/{form_id}/submit", TRACK, fields=FieldList({"data": _FORM}, ["data"]))
+@route("POST", "/api/v1/forms/{form_id}/submit", TRACK, fields=NO_FIELDS.having("data", data=_FORM))
 def submit_form(call: Call, form_id: str) -> Response:
     """Submit a form; its fields become attributes of the person."""
     workspace = call.workspace
@@ -10357,9 +10276,7 @@ def submit_form(call: Call, form_id: str) -> Response:
     return with_reason(Response(204, b"", TRACK.headers), outcome.text)
 
 
-_IDS = FieldList(
-    {"ids": list_field(typed_field(str, int), 1, MAX_SEGMENT_IDS, "identifier")}, ["ids"], lax=True
-)
+_IDS = LAX.having("ids", ids=list_field(typed_field(int, str), 1, MAX_SEGMENT_IDS, "identifier"))
 
 
 def _segment_change(call: Call, segment_id: str, verb: Callable[..., Outcome]) -> Outcome:
@@ -10572,23 +10489,18 @@ def entity_action(call: Call, item: Json) -> Action:
     return cast(Action, chosen(item, "action", actions)(call, item))
 
 
-_RELATIONSHIP = FieldList({"identifiers": OBJECT, "relationship_attributes": OBJECT})
+_ACTION_NAMES = dict.fromkeys(name for rows in ENTITY_ACTIONS.values() for name in rows)
 #: What any of the actions takes.
-ENTITY_FIELDS = FieldList(
-    {
-        "type": choice_field(*ENTITY_ACTIONS),
-        "action": choice_field(*dict.fromkeys(a for rows in ENTITY_ACTIONS.values() for a in rows)),
-        "timestamp": NUMBER,
-        **dict.fromkeys(("identifiers", "attributes", "primary", "secondary"), OBJECT),
-        "cio_relationships": list_field(object_field(_RELATIONSHIP)),
-        "id": SCALAR,
-        "name": bytes_field(MAX_EVENT_NAME),
-        "device": object_field(DEVICE_FIELDS),
-    },
-    ("type", "action"),
-)
+ENTITY_FIELDS = NO_FIELDS.having(
+    "type action", type=choice_field(*ENTITY_ACTIONS), action=choice_field(*_ACTION_NAMES),
+    number="timestamp", object="identifiers attributes primary secondary", scalar="id",
+    cio_relationships=list_field(
+        object_field(NO_FIELDS.having(object="identifiers relationship_attributes"))
+    ),
+    name=bytes_field(MAX_EVENT_NAME), device=object_field(DEVICE_FIELDS),
+)  # fmt: skip
 _AN_ENTITY = ANYTHING._replace(type="an entity", inner=lambda item: ENTITY_FIELDS)
-_BATCH = FieldList({"batch": list_field(_AN_ENTITY, 1, of="operation")}, ["batch"], lax=True)
+_BATCH = LAX.having("batch", batch=list_field(_AN_ENTITY, 1, of="operation"))
 
 
 @route("POST", "/api/v2/entity", TRACK_V2, fields=ENTITY_FIELDS)
@@ -10892,7 +10804,7 @@ def get_export(call: Call, export_id: str) -> Json:
     "/v1/exports/customers",
     APP,
     True,
-    FieldList({"filters": FILTER}, ["filters"], lax=True),
+    LAX.having("filters", filter="filters"),
 )
 def create_people_export(call: Call) -> Json:
     """Export the people whom a filter selects."""
@@ -10956,7 +10868,7 @@ def serve(
     route(method, path, api, heavy, fields)(named)
 
 
-@route("POST", "/v1/customers", APP, True, FieldList({"filter": FILTER}, ["filter"], lax=True))
+@route("POST", "/v1/customers", APP, True, LAX.having("filter", filter="filter"))
 def search_people(call: Call) -> Json:
     """Find the people whom a filter selects."""
     workspace = call.workspace
@@ -10973,7 +10885,7 @@ def people_list(people: Iterable[Person]) -> Json:
     return {"identifiers": rows, "ids": [row["id"] or "" for row in rows]}
 
 
-_SEVERAL = FieldList({"ids": list_field(ANYTHING, 1, 100, "id")}, ["ids"])
+_SEVERAL = NO_FIELDS.having("ids", ids=list_field(ANYTHING, 1, 100, "id"))
 
 
 @route("POST", "/v1/customers/attributes", APP, fields=_SEVERAL)
@@ -11111,11 +11023,10 @@ def object_type_row(type_id: str) -> Json:
     return {"id": type_id, **names, "enabled": True, "icon": ""}
 
 
-_OBJECT_SEARCH = FieldList(
-    {"object_type_id": Check("the number of an object type", lambda value: ""), "filter": FILTER},
-    ("object_type_id", "filter"),
-    lax=True,
-)
+_OBJECT_SEARCH = LAX.having(
+    "object_type_id filter", object_type_id=ANYTHING._replace(type="the number of an object type"),
+    filter="filter",
+)  # fmt: skip
 
 
 @route("POST", "/v1/objects", APP, True, _OBJECT_SEARCH)
@@ -11186,10 +11097,10 @@ def list_segments(call: Call) -> Json:
         return {"segments": [s.document() for s in call.workspace.segments.rows.values()]}
 
 
-_SEGMENT = FieldList({"name": TEXT, "description": ANY_TEXT}, ["name"])
+_SEGMENT = NO_FIELDS.having("name", filled="name", text="description")
 
 
-@route("POST", "/v1/segments", APP, fields=FieldList({"segment": object_field(_SEGMENT)}))
+@route("POST", "/v1/segments", APP, fields=NO_FIELDS.having(segment=object_field(_SEGMENT)))
 def create_segment(call: Call) -> Json:
     """Create a manual segment."""
     given = call.body().get("segment")
@@ -11889,18 +11800,11 @@ def list_trigger_errors(call: Call, broadcast_id: str, trigger_id: str) -> Json:
 # ---- newsletters: create, schedule, send, variants
 
 
-_NEWSLETTER = FieldList(
-    {
-        "name": text_field(190),
-        "type": choice_field(*NEWSLETTER_TYPES),
-        "recipients": OBJECT,
-        "subscription_topic_id": WHOLE,
-        "send_now": FLAG,
-        "scheduled_at": WHOLE,
-    },
-    ("name", "type", "recipients"),
-)
-_NEWSLETTER_FIELDS = _NEWSLETTER.along_with(CONTENT_FIELDS, RATE_FIELDS)
+_NEWSLETTER = NO_FIELDS.having(
+    "name type recipients", name=text_field(190), type=choice_field(*NEWSLETTER_TYPES),
+    object="recipients", whole="subscription_topic_id scheduled_at", flag="send_now",
+)  # fmt: skip
+_NEWSLETTER_FIELDS = CONTENT_FIELDS.having("", **{**RATE_FIELDS.checks, **_NEWSLETTER.checks})
 
 
 @route("POST", "/v1/newsletters", APP, fields=_NEWSLETTER_FIELDS)
@@ -11956,11 +11860,9 @@ def send_newsletter_now(call: Call, newsletter_id: str) -> Json:
         return newsletter_answer(call, send_newsletter(call.workspace, row, call.base_url))
 
 
-_SCHEDULE = FieldList(
-    {"scheduled_at": WHOLE, "tz_match_enabled": FLAG, "timezone": ANYTHING},
-    ("scheduled_at",),
-    status=422,
-).along_with(RATE_FIELDS)
+_SCHEDULE = RATE_FIELDS.having(
+    "scheduled_at", whole="scheduled_at", flag="tz_match_enabled", any="timezone"
+)
 
 
 @route("POST", "/v1/newsletters/{newsletter_id}/schedule", APP, fields=_SCHEDULE)
@@ -12121,10 +12023,8 @@ for _group in ("test_group", "test_groups"):
 
 # ---- snippets, collections, senders, reporting webhooks
 
-_SNIPPET = FieldList(
-    {"name": TEXT, "value": text_field(16_000, blank=True), "updated_at": ANYTHING},
-    ("name", "value"),
-    status=422,
+_SNIPPET = FieldList(status=422).having(
+    "name value", filled="name", value=text_field(16_000, blank=True), any="updated_at"
 )
 
 
@@ -12187,8 +12087,8 @@ def collection_rows(body: Json) -> Json:
     return checked_collection(csv_rows(text), "url")
 
 
-_COLLECTION = FieldList(
-    {"name": TEXT, "data": Check("a list of objects", lambda value: ""), "url": ANYTHING}, ["name"]
+_COLLECTION = NO_FIELDS.having(
+    "name", filled="name", data=ANYTHING._replace(type="a list of objects"), any="url"
 )
 
 
@@ -12222,7 +12122,7 @@ def update_collection(call: Call, collection_id: str) -> Json:
     return change_collection(call, collection_id, update)
 
 
-_ROWS = FieldList({}, free="the row, or a list of rows, of a collection")
+_ROWS = FieldList(free="the row, or a list of rows, of a collection")
 
 
 @route("PUT", "/v1/collections/{collection_id}/content", APP, fields=_ROWS)
@@ -12279,18 +12179,12 @@ def sender_used_by(call: Call, sender_id: str) -> Json:
         return users_of(workspace, lambda row: (kinds["sent_at" in row], row["id"]) in parents)
 
 
-_WEBHOOK = FieldList(
-    {
-        "name": TEXT,
-        "endpoint": URL,
-        "events": list_field(choice_field(*WEBHOOK_EVENTS), 1, of="event"),
-        "disabled": FLAG,
-        "full_resolution": FLAG,
-        "with_content": FLAG,
-    },
-    ("name", "endpoint", "events"),
-)
-_WEBHOOK_WITH_ID = _WEBHOOK.along_with(FieldList({"id": ANYTHING}))
+_WEBHOOK = NO_FIELDS.having(
+    "name endpoint events", filled="name", endpoint=URL,
+    events=list_field(choice_field(*WEBHOOK_EVENTS), 1, of="event"),
+    flag="disabled full_resolution with_content",
+)  # fmt: skip
+_WEBHOOK_WITH_ID = _WEBHOOK.having(any="id")
 
 
 @route("POST", "/v1/reporting_webhooks", APP, fields=_WEBHOOK_WITH_ID)
@@ -12452,10 +12346,10 @@ def get_person_optouts(call: Call, customer_id: str) -> Json:
         return {"optouts": optouts_of(call.workspace, person_of(call, customer_id))}
 
 
-_OPTOUT = FieldList(
-    {"from": TEXT, "optout": FLAG, "channel": choice_field("sms", "whatsapp")}, ("from", "optout")
+_OPTOUT = NO_FIELDS.having(
+    "from optout", filled="from", flag="optout", channel=choice_field("sms", "whatsapp")
 )
-_OPTOUTS = FieldList({"optouts": list_field(object_field(_OPTOUT), 1, of="opt-out")}, ["optouts"])
+_OPTOUTS = NO_FIELDS.having("optouts", optouts=list_field(object_field(_OPTOUT), 1, of="opt-out"))
 
 
 @route("PUT", "/v1/customers/{customer_id}/optouts", APP, fields=_OPTOUTS)
@@ -12587,7 +12481,7 @@ def unsuppress_email_seed(call: Call, email_address: str) -> Response:
     return no_content()
 
 
-_ADDRESSES = FieldList({"emails": typed_field(list), "email": ANYTHING}, lax=True)
+_ADDRESSES = LAX.having(rows="emails", any="email")
 
 
 @route("POST", "/v1/esp_suppression/search", APP, fields=_ADDRESSES)
@@ -12605,7 +12499,7 @@ def search_suppressions(call: Call) -> Json:
 # ---- imports
 
 
-_IMPORT_BODY = FieldList({"import": OBJECT._replace(inner=import_fields)}, ["import"], lax=True)
+_IMPORT_BODY = LAX.having("import", **{"import": OBJECT._replace(inner=import_fields)})
 
 
 @route("POST", "/v1/imports", APP, True, _IMPORT_BODY)
@@ -12641,8 +12535,8 @@ def get_import(call: Call, import_id: str) -> Json:
 # ---- data index, workspaces, addresses
 
 MAX_INDEX_CHANGES = 100
-_INDEX_ROW = FieldList(
-    {"name": TEXT, "description": ANY_TEXT, "privacy_level": choice_field(0, 1)}, ["name"]
+_INDEX_ROW = NO_FIELDS.having(
+    "name", filled="name", text="description", privacy_level=choice_field(0, 1)
 )
 
 
@@ -12681,7 +12575,7 @@ for _kind in ("attributes", "events"):
         f"/v1/data_index/{_kind}",
         f"Describe {_kind}.",
         functools.partial(lambda kind, call: change_index(call, kind), _kind),
-        fields=FieldList({_kind: list_field(object_field(_INDEX_ROW))}),
+        fields=NO_FIELDS.having("", **{_kind: list_field(object_field(_INDEX_ROW))}),
     )
     # Seed 003's path and method.
     serve(
@@ -12907,11 +12801,6 @@ _EMAIL_QUERY = {
 }
 
 
-def _item_fields(checks: Mapping[str, Check], *needed: str) -> FieldList:
-    """The fields of something in Design Studio, which refuses any others (reference)."""
-    return FieldList(checks, needed or ("name",), closed=True)
-
-
 def _changes(fields: FieldList) -> FieldList:
     """The same fields where at least one of them is to be changed."""
     return fields._replace(needed=(), some=True)
@@ -13097,7 +12986,7 @@ def _without_content(call: Call, row: Json) -> Json:
 ASSET_FOLDERS = StudioKind(
     "asset folder", "/v1/assets/folders", "/v1/assets/folders", "folder", "folders",
     "asset_folders", "asset_folders",
-    _item_fields({"name": SHORT_TEXT, "parent_folder_id": _PARENT_NUMBER}),
+    CLOSED.having("name", short="name", parent_folder_id=_PARENT_NUMBER),
     {"name": "", "parent_folder_id": None}, unique=("name", "parent_folder_id"),
     query=_ASSET_QUERY, clear=_empty_folder,
 )  # fmt: skip
@@ -13109,18 +12998,16 @@ ASSETS = ASSET_FOLDERS._replace(
 FOLDERS = StudioKind(
     "Design Studio folder", "/v1/design_studio/folders", "/v1/design_studio/folders",
     "folder", "folders", "ds_folders", "ds_folders",
-    _item_fields({"name": _FOLDER_NAME, "parent_folder_id": _PARENT_UUID}),
+    CLOSED.having("name", name=_FOLDER_NAME, parent_folder_id=_PARENT_UUID),
     {"name": "", "parent_folder_id": None}, clear=_keep_full_folder,
 )  # fmt: skip
 COMPONENTS = StudioKind(
     "Design Studio component", "/v1/design_studio/components", "/v1/design_studio/components",
     "component", "components", "ds_components", "ds_folders",
-    _item_fields({
-        "name": SHORT_TEXT,
-        "tag": pattern_field(r"[A-Za-z][\w.-]{0,99}", "a tag name like my-button"),
-        "content": ANY_TEXT,
-        "parent_folder_id": _PARENT_UUID,
-    }, "name", "tag", "content"),
+    CLOSED.having(
+        "name tag content", short="name", text="content", parent_folder_id=_PARENT_UUID,
+        tag=pattern_field(r"[A-Za-z][\w.-]{0,99}", "a tag name like my-button"),
+    ),
     {"name": "", "tag": "", "content": "", "parent_folder_id": None}, unique=("tag",),
     brief=_without_content, query={**_STUDIO_QUERY, "tag": _query_word},
 )  # fmt: skip
@@ -13184,9 +13071,9 @@ def _forget_node(workspace: Workspace, node: Json) -> None:
 EMAILS = StudioKind(
     "Design Studio email", "/v1/design_studio/emails", "/v1/design_studio/emails",
     "email", "emails", "ds_emails", "ds_folders",
-    _item_fields({
-        "name": SHORT_TEXT, "is_template": FLAG, "parent_folder_id": _PARENT_UUID, **_PARTS,
-    }),
+    CLOSED.having(
+        "name", short="name", flag="is_template", parent_folder_id=_PARENT_UUID, **_PARTS
+    ),
     {
         "name": "", "is_template": False, "parent_folder_id": None, **_BLANK_PARTS,
         "_link": None, "_published": None,
@@ -13273,7 +13160,7 @@ def _translation_document(workspace: Workspace, email: Json, row: Json) -> Json:
     return {**head, **_shared_parts(workspace, email, row)}
 
 
-_TRANSLATION = _item_fields({"language": _LANGUAGE_TAG, **_PARTS}, "language")
+_TRANSLATION = CLOSED.having("language", language=_LANGUAGE_TAG, **_PARTS)
 
 
 @route("POST", _EMAIL_PATH + "/languages", STUDIO, fields=_TRANSLATION)
@@ -13310,7 +13197,12 @@ def get_email_translation(call: Call, id: str, language: str) -> Json:
         return {"email_translation": _translation_document(call.workspace, email, row)}
 
 
-@route("PUT", _EMAIL_PATH + "/languages/{language}", STUDIO, fields=_changes(_item_fields(_PARTS)))
+@route(
+    "PUT",
+    _EMAIL_PATH + "/languages/{language}",
+    STUDIO,
+    fields=_changes(CLOSED.having("", **_PARTS)),
+)
 def update_email_translation(call: Call, id: str, language: str) -> Response:
     """Change the translation of an email into one language."""
     fields, workspace = call.fields(), call.workspace
@@ -13437,7 +13329,7 @@ _LINK_TARGET = {
     "type": choice_field(*LINK_TARGETS),
     **{key: int for _, key in LINK_TARGETS.values()},
 }
-_LINK = _item_fields({"target": shaped(_LINK_TARGET), "force": FLAG}, "target")
+_LINK = CLOSED.having("target", target=shaped(_LINK_TARGET), flag="force")
 
 
 def _linked_content(call: Call, kind: str, number: int) -> Tuple[Family, Json]:
@@ -13612,7 +13504,7 @@ def add_version(
     return workspace.shelves["ds_versions"].add(row, uuid_of(workspace.count("uuid")))
 
 
-_VERSION = _item_fields({"name": SHORT_TEXT, "description": ANY_TEXT})
+_VERSION = CLOSED.having("name", short="name", text="description")
 
 
 @route("POST", _EMAIL_PATH + "/versions", STUDIO, fields=_VERSION)
@@ -13814,7 +13706,7 @@ _SAMPLES = dict.fromkeys(PREVIEW_DATA, typed_field(dict, type(None)))
     _EMAIL_PATH + "/preview",
     STUDIO,
     True,
-    FieldList({**_SAMPLES, "lax": FLAG}, closed=True),
+    CLOSED.having(flag="lax", **_SAMPLES),
 )
 def preview_email(call: Call, id: str) -> Json:
     """Render an email with sample data."""
@@ -13926,9 +13818,12 @@ def review_email(call: Call, id: str) -> Json:
 
 _PREVIEWS_PATH = "/v1/design_studio/inbox_previews"
 MAX_SAMPLE_DATA = 128 * 1024
-_RUN_FIELDS = _item_fields(
-    {"client_ids": shaped([str]), "name": ANY_TEXT, "sample_data": OBJECT, "lax_mode": FLAG},
+_RUN_FIELDS = CLOSED.having(
     "client_ids",
+    client_ids=list_field(ANY_TEXT),
+    text="name",
+    object="sample_data",
+    flag="lax_mode",
 )
 #: The captures of a client: width and lines of each.
 CAPTURES = {"screenshot": (600, 40), "thumbnail": (150, 8), "full_thumbnail": (150, 40)}
@@ -14211,10 +14106,8 @@ def _check_file(type: str, data: bytes) -> None:
         raise invalid(f"file cannot be more than {MAX_ASSET_SIDE} pixels wide or high", "file")
 
 
-_ASSET_FORM = FieldList(
-    {"file": Check("a file", lambda value: ""), **ASSETS.fields.checks},
-    ["file"],
-    free="multipart/form-data, not JSON",
+_ASSET_FORM = ASSETS.fields._replace(needed=(), free="multipart/form-data, not JSON").having(
+    "file", file=ANYTHING._replace(type="a file")
 )
 
 
@@ -14254,51 +14147,33 @@ LIVE_LIFE = 6 * 3600
 _LIVE_TYPE = "io.customer.livenotifications."
 #: What the built-in types have in `content_state`; `attributes` are alike (reference).
 LIVE_TYPES = {
-    _LIVE_TYPE + "segments": FieldList(
-        {
-            "status": SHORT_TEXT,
-            "segmentsTotal": number_field(1, 20, int),
-            "segmentsComplete": WHOLE,
-            "substatus": ANY_TEXT,
-            "trailingText": ANY_TEXT,
-        },
-        ("status", "segmentsTotal", "segmentsComplete"),
+    _LIVE_TYPE + "segments": NO_FIELDS.having(
+        "status segmentsTotal segmentsComplete", short="status", whole="segmentsComplete",
+        segmentsTotal=number_field(1, 20, int), text="substatus trailingText",
     ),
-    _LIVE_TYPE + "countdowntimer": FieldList(
-        {"title": SHORT_TEXT, "statusMessage": ANY_TEXT, "endTime": WHOLE}, ["title"]
+    _LIVE_TYPE + "countdowntimer": NO_FIELDS.having(
+        "title", short="title", text="statusMessage", whole="endTime"
     ),
-}
-_LIVE_HEADER = FieldList({"header": SHORT_TEXT}, ["header"])
+}  # fmt: skip
+_LIVE_HEADER = NO_FIELDS.having("header", short="header")
 
 
 _FILLED = Check(
     "an object with a property",
     lambda value: "" if isinstance(value, dict) and value else "must be an object with a property",
 )
-_ALERT = FieldList({"title": TEXT, "body": TEXT, "sound": ANY_TEXT}, ("title", "body"), closed=True)
-_LIVE_FIELDS = FieldList(
-    {
-        "content_state": _FILLED,
-        "attributes": _FILLED,
-        "push_payload": object_field(
-            FieldList({"alert": object_field(_ALERT)}, free="FCM and APNs")
-        ),
-        "deep_link": ANY_TEXT,
-    }
-)
-_START_FIELDS = FieldList(
-    {
-        **_LIVE_FIELDS.checks,
-        "notification_type": pattern_field(r"[\w-]+(\.[\w-]+)+", "a reverse-DNS name"),
-        "platform": choice_field("ios", "android"),
-        "device_id": SHORT_TEXT,
-        "app_identifier": SHORT_TEXT,
-        "expiration": WHOLE,
-        "identifiers": ANYTHING,
-    },
-    ("notification_type", "attributes", "content_state"),
-)
-_STEP_FIELDS = _LIVE_FIELDS.along_with(FieldList({"instance_id": ANYTHING}))
+_ALERT = CLOSED.having("title body", filled="title body", text="sound")
+_PUSH_PAYLOAD = FieldList(free="FCM and APNs").having(alert=object_field(_ALERT))
+_LIVE_FIELDS = NO_FIELDS.having(
+    content_state=_FILLED, attributes=_FILLED, push_payload=object_field(_PUSH_PAYLOAD),
+    text="deep_link",
+)  # fmt: skip
+_START_FIELDS = _LIVE_FIELDS.having(
+    "notification_type attributes content_state", short="device_id app_identifier",
+    notification_type=pattern_field(r"[\w-]+(\.[\w-]+)+", "a reverse-DNS name"),
+    platform=choice_field("ios", "android"), whole="expiration", any="identifiers",
+)  # fmt: skip
+_STEP_FIELDS = _LIVE_FIELDS.having(any="instance_id")
 
 
 def _check_live_type(type: str, fields: Json) -> None:
@@ -14459,37 +14334,23 @@ _REPORT_FIELDS: Dict[str, Sequence[Sequence[str]]] = {
 }
 
 
-_ON_EVERY_CALL = FieldList(
-    {
-        **dict.fromkeys(("userId", "anonymousId"), SCALAR),
-        **dict.fromkeys(("context", "integrations"), OBJECT),
-        **dict.fromkeys(
-            ("type", "messageId", "timestamp", "originalTimestamp", "sentAt", "receivedAt",
-             "version", "channel", "writeKey", "_metadata"), ANYTHING,
-        ),
-    },
-    lax=True,
-    first=True,
+_ON_EVERY_CALL = FieldList(lax=True, first=True).having(
+    scalar="userId anonymousId", object="context integrations", any="type messageId timestamp "
+    "originalTimestamp sentAt receivedAt version channel writeKey _metadata",
 )  # fmt: skip
-
-
-def _call_fields(**checks: Check) -> FieldList:
-    return _ON_EVERY_CALL._replace(checks={**_ON_EVERY_CALL.checks, **checks})
-
-
 #: The fields of each call (reference, and what the official clients send).
 PIPELINES_FIELDS = {
-    "identify": _call_fields(traits=OBJECT),
-    "track": _call_fields(event=SCALAR, properties=OBJECT, groupId=SCALAR),
-    "page": _call_fields(name=SCALAR, category=ANYTHING, properties=OBJECT),
-    "screen": _call_fields(name=SCALAR, category=ANYTHING, properties=OBJECT),
-    "group": _call_fields(groupId=SCALAR, objectTypeId=ANYTHING, traits=OBJECT),
-    "alias": _call_fields(previousId=SCALAR),
+    "identify": _ON_EVERY_CALL.having(object="traits"),
+    "track": _ON_EVERY_CALL.having(scalar="event groupId", object="properties"),
+    "page": _ON_EVERY_CALL.having(scalar="name", any="category", object="properties"),
+    "screen": _ON_EVERY_CALL.having(scalar="name", any="category", object="properties"),
+    "group": _ON_EVERY_CALL.having(scalar="groupId", any="objectTypeId", object="traits"),
+    "alias": _ON_EVERY_CALL.having(scalar="previousId"),
 }
 _CALL = ANYTHING._replace(
     type="a call", inner=lambda item: PIPELINES_FIELDS.get(as_text(item.get("type")))
 )
-_CALLS = _call_fields(batch=list_field(_CALL, 1, of="call"))._replace(needed=["batch"])
+_CALLS = _ON_EVERY_CALL.having("batch", batch=list_field(_CALL, 1, of="call"))
 
 
 def _given(item: Json, name: str) -> bool:
@@ -14916,7 +14777,9 @@ def about(call: Call) -> Json:
     }
 
 
-_RESET = FieldList({"only": choice_field("state", *RESETS)}, closed=True, example={"only": "state"})
+_RESET = FieldList(closed=True, example={"only": "state"}).having(
+    only=choice_field("state", *RESETS)
+)
 
 
 @route("POST", "/__parlel/reset", CONTROL, fields=_RESET)
@@ -14950,10 +14813,8 @@ def list_further_workspaces(call: Call) -> Json:
 
 
 _NEW_WORKSPACE = FieldList(
-    {"name": _WORKSPACE_NAME, "seed": OBJECT},
-    closed=True,
-    example={"name": "worker-1", "seed": {"customers": [{"id": "1"}]}},
-)
+    closed=True, example={"name": "worker-1", "seed": {"customers": [{"id": "1"}]}}
+).having(name=_WORKSPACE_NAME, object="seed")
 
 
 @route("POST", "/__parlel/workspaces", CONTROL, heavy=True, fields=_NEW_WORKSPACE)
@@ -14980,10 +14841,8 @@ def delete_workspace(call: Call, name: str) -> Json:
 
 
 _SEED = FieldList(
-    dict.fromkeys(SEEDERS, typed_field(list)),
-    closed=True,
-    example={"customers": [{"id": "1", "attributes": {"plan": "pro"}}]},
-)
+    closed=True, example={"customers": [{"id": "1", "attributes": {"plan": "pro"}}]}
+).having(rows=" ".join(SEEDERS))
 
 
 @route("POST", "/__parlel/seed", CONTROL, heavy=True, fields=_SEED)
@@ -15457,24 +15316,14 @@ def listing(rows: List[Json]) -> str:
 #: The longest that an assertion waits, in seconds.
 MAX_WAIT = 300.0
 _AMOUNTS = ("exactly", "at_least", "at_most", "none", "in_order")
-_EXPECTATION = FieldList(
-    {
-        "list": choice_field(*COLLECTIONS),
-        "match": OBJECT,
-        "in_order": list_field(OBJECT, 1, of="object"),
-        **dict.fromkeys(("exactly", "at_least", "at_most"), number_field(0, 10**9, int)),
-        "none": FLAG,
-        "timeout": number_field(0, MAX_WAIT, int, float),
-    },
-    ["list"],
-    closed=True,
-    example={
-        "list": "events",
-        "match": {"name": "signup", "customer_id": "1"},
-        "exactly": 1,
-        "timeout": 5,
-    },
-)
+_EXPECTATION_EXAMPLE = {
+    "list": "events", "match": {"name": "signup", "customer_id": "1"}, "exactly": 1, "timeout": 5,
+}  # fmt: skip
+_EXPECTATION = FieldList(closed=True, example=_EXPECTATION_EXAMPLE).having(
+    "list", list=choice_field(*COLLECTIONS), object="match", flag="none",
+    in_order=list_field(OBJECT, 1, of="object"), timeout=number_field(0, MAX_WAIT, int, float),
+    **dict.fromkeys(("exactly", "at_least", "at_most"), number_field(0, 10**9, int)),
+)  # fmt: skip
 
 
 def expectation_of(body: Json) -> Tuple[Expectation, float]:
@@ -15686,13 +15535,8 @@ def _known_link(delivery: Delivery, body: Json) -> Optional[int]:
 
 
 _HAPPENING = FieldList(
-    {
-        **dict.fromkeys(("timestamp", "link_id"), NUMBER),
-        **dict.fromkeys(("reason", *_TOLD_OF), ANYTHING),
-    },
-    closed=True,
-    example={"href": "https://example.com/", "timestamp": 1700000000},
-)
+    closed=True, example={"href": "https://example.com/", "timestamp": 1700000000}
+).having(any=f"reason {' '.join(_TOLD_OF)}", number="timestamp link_id")
 
 
 @route("POST", "/__parlel/deliveries/{delivery_id}/{metric}", CONTROL, fields=_HAPPENING)
@@ -15845,7 +15689,7 @@ FAULT_MATCHES = {
     "event": "signup",
     "workspace": "worker-1",
 }
-_MATCH = object_field(FieldList(dict.fromkeys(FAULT_MATCHES, SHORT_TEXT), closed=True))
+_MATCH = object_field(CLOSED.having(short=" ".join(FAULT_MATCHES)))
 #: What a rule may have, and an example of it.
 _FAULT: Dict[str, Tuple[Check, Json]] = {
     "match": (_MATCH, {"operation": "POST /v1/send/email"}),
@@ -15984,14 +15828,11 @@ def read_clock(call: Call) -> Json:
 
 #: What can be done to the clock; times are Unix seconds, or seconds.
 CLOCK_FIELDS = FieldList(
-    {
-        "freeze": FLAG,
-        **dict.fromkeys(("now", "advance"), number_field(0, MAX_SETTING * 4, int, float)),
-    },
-    closed=True,
-    some=True,
-    example={"freeze": True, "advance": 60},
-)
+    closed=True, some=True, example={"freeze": True, "advance": 60}
+).having(
+    flag="freeze",
+    **dict.fromkeys(("now", "advance"), number_field(0, MAX_SETTING * 4, int, float)),
+)  # fmt: skip
 
 
 @route("PUT", "/__parlel/clock", CONTROL, heavy=True, fields=CLOCK_FIELDS)
@@ -16655,7 +16496,7 @@ def get_state(call: Call) -> Response:
     return Response(200, snapshot(call.fake), CONTROL.headers)
 
 
-@route("PUT", "/__parlel/state", CONTROL, True, FieldList({}, free="a snapshot"))
+@route("PUT", "/__parlel/state", CONTROL, True, FieldList(free="a snapshot"))
 def put_state(call: Call) -> Json:
     """Make the workspace what a snapshot says, counters included; or nothing, with the reason."""
     put_in(call.fake, restored(call.json(SNAPSHOT_DEPTH), call.fake.settings))
