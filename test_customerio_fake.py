@@ -724,8 +724,56 @@ class ControlLists(FakeTest):
         self.assertEqual(len(self.records("events", "?data.deep.x=4")), 1)
         self.assertEqual(self.records("events", "?name=none"), [])
 
+    def test_the_newest_can_come_first(self) -> None:
+        def numbers(query: str) -> list[int]:
+            return [event["data"]["n"] for event in self.records("events", query)]
+
+        self.assertEqual(numbers("?order=newest"), [4, 3, 2, 1, 0])
+        self.assertEqual(numbers("?order=newest&offset=1&limit=2"), [3, 2])
+        self.assertEqual(numbers("?order=newest&name=odd&limit=1"), [3])
+        self.assertEqual(numbers("?order=oldest&limit=1"), [0])
+        for name in customerio_fake.COLLECTIONS:
+            newest = self.records(name, "?order=newest")
+            self.assertEqual(newest[::-1], self.records(name), name)
+        self.ok("DELETE", "/api/v1/customers/3")
+        people = self.records("customers", "?order=newest&limit=2")
+        self.assertEqual([person["id"] for person in people], ["4", "2"])
+
+    def test_a_text_is_looked_for_everywhere_in_a_record(self) -> None:
+        self.identify("Zoë", email="zoe@example.com", plan={"name": 'the "best"'})
+        message = {"to": "a@b.co", "identifiers": {"id": "1"}, "subject": "Grüße", "from": "u@b.co"}
+        self.ok("POST", "/v1/send/email", {**message, "body": "<b>Deep</b>"})
+        rows = [
+            ("events", "ODD", 2), ("events", "'n': 4", 1), ("events", "nobody", 0),
+            ("customers", "zoë", 1), ("customers", "example.com", 1), ("customers", "best", 1),
+            ("customers", "4", 1), ("deliveries", "grüße", 1), ("deliveries", "deep", 1),
+            ("requests", "/customers/3/", 1), ("requests", "", 7), ("segments", "x", 0),
+        ]  # fmt: skip
+        for name, text, count in rows:
+            with self.subTest(name, text=text):
+                found = self.records(name, "?" + urllib.parse.urlencode({"text": text}))
+                self.assertEqual(len(found), count)
+        self.assertEqual(len(self.records("events", "?text=odd&customer_id=1&limit=5")), 1)
+
+    def test_every_field_filters_whichever_way_it_is_read(self) -> None:
+        self.identify("0", email="a@example.com", age=3, tags=["x", "y"])
+        for name in ("customers", "events", "requests"):
+            for record in self.records(name):
+                for field, value in record.items():
+                    if isinstance(value, (dict, list)) or field == "workspace":
+                        continue
+                    query = urllib.parse.urlencode({field: customerio_fake.as_text(value)})
+                    self.assertIn(record, self.records(name, f"?{query}"), query)
+        for query in ("attributes.tags.1=y", "attributes.age=3", "identifiers.email=a@example.com"):
+            self.assertEqual([row["id"] for row in self.records("customers", f"?{query}")], ["0"])
+
     def test_bad_queries_name_the_field(self) -> None:
-        for query, word in (("limit=x", "limit"), ("offset=-1", "offset"), ("nmae=x", "nmae")):
+        for query, word in (
+            ("order=up", "order"),
+            ("limit=x", "limit"),
+            ("offset=-1", "offset"),
+            ("nmae=x", "nmae"),
+        ):
             self.assert_errors(self.call("GET", f"/__parlel/events?{query}"), 400, word)
         self.assert_errors(self.call("GET", "/__parlel/events?name=%FF"), 400, "UTF-8")
 
