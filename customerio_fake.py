@@ -54,6 +54,7 @@ silent, inference ("inferred"). Comments name the source.
 from __future__ import annotations
 
 import base64
+import binascii
 import bisect
 import collections.abc
 import contextlib
@@ -475,12 +476,18 @@ def ulid(seconds: float, serial: int) -> str:
 DELIVERY_KINDS = {"campaign": 1, "newsletter": 3, "broadcast": 3, "transactional": 5}
 
 
+_DELIVERY_HEADS = {
+    kind: b"\x76\x03" + _WORKSPACE_BYTES * 2 + bytes((number, 0))
+    for kind, number in DELIVERY_KINDS.items()
+}
+_TO_URL_SAFE = bytes.maketrans(b"+/", b"-_")
+
+
 def delivery_id_of(seconds: float, serial: int, kind: str) -> str:
     """A delivery id: URL-safe base64 of a header, the workspace twice, the kind and a ULID."""
-    head = b"\x76\x03" + _WORKSPACE_BYTES * 2 + bytes((DELIVERY_KINDS[kind], 0))
-    moment = int(seconds * 1000).to_bytes(6, "big")
-    chance = (serial * _SCATTER & _80_BITS).to_bytes(10, "big")
-    return base64.urlsafe_b64encode(head + moment + chance).decode()
+    number = int(seconds * 1000) << 80 | serial * _SCATTER & _80_BITS
+    text = binascii.b2a_base64(_DELIVERY_HEADS[kind] + number.to_bytes(16, "big"), newline=False)
+    return text.translate(_TO_URL_SAFE).decode()
 
 
 def uuid_of(serial: int) -> str:
@@ -4175,9 +4182,8 @@ class Delivery:
         # The `to` of a push says which devices, not who.
         to = "" if channel == "push" else message.get("to") or ""
         self.recipient, self.base_url = as_text(to), ""
-        self.created, self.metrics, self.history = created, {"created": created}, []
-        self.parents, self.rendered, self.data, self.devices = {}, {}, {}, {}
-        self.origin = {}
+        self.created, self.metrics, self.history = created, _created_at(created), _NO_HISTORY
+        self.parents = self.rendered = self.data = self.devices = self.origin = _NONE
 
     @property
     def state(self) -> str:
@@ -4215,11 +4221,37 @@ class Delivery:
             devices = [device for device in devices if device.token == to]
         return {device.token: device.platform for device in devices}
 
-    def report(self, metric: str, when: int, reason: str = "", **more: Json) -> None:
-        """Note that something happened at `when`, Unix seconds; the first time counts."""
-        self.metrics = {metric: when, **self.metrics}
-        row = {"metric": metric, "timestamp": when, "reason": reason, **more}
-        self.history = [*self.history, {k: v for k, v in row.items() if v not in (None, "")}]
+    def about(self) -> Json:
+        """What an activity tells of it."""
+        return {"delivery_id": self.delivery_id}
+
+    def report(self, metric: str, when: int, reason: str = "", **more: Json) -> Attributes:
+        """Note that something happened at `when`, Unix seconds; the first time counts.
+
+        Gives the row of its history. Messages of the same second share theirs.
+        """
+        metrics, history, last = self.metrics, self.history, _LAST_STEPS.get(metric)
+        plain = not (reason or more)
+        if plain and last and last[0] == when and last[1] is metrics and last[2] is history:
+            self.metrics, self.history = last[3:]
+        else:
+            row = {"metric": metric, "timestamp": when, "reason": reason, **more}
+            fact = {k: v for k, v in row.items() if v not in (None, "")}
+            self.metrics, self.history = {metric: when, **metrics}, [*history, fact]
+            if plain:
+                _LAST_STEPS[metric] = (when, metrics, history, self.metrics, self.history)
+        return self.history[-1]
+
+
+_NONE: Dict[str, Any] = {}
+_NO_HISTORY: List[Attributes] = []
+#: What happened to a message last, by metric: when, metrics and history before it, and after.
+_LAST_STEPS: Dict[str, Tuple[int, Json, Json, Json, Json]] = {}
+
+
+@functools.lru_cache(maxsize=64)
+def _created_at(seconds: int) -> Dict[str, int]:
+    return {"created": seconds}
 
 
 # ---- journeys
@@ -4621,8 +4653,10 @@ class Shelf:
 
     def where(self, **wanted: Any) -> List[Json]:
         """The rows that have all these values."""
-        rows = self.rows.values()
-        return [row for row in rows if all(row.get(k) == v for k, v in wanted.items())]
+        rows = list(self.rows.values())
+        for name, value in wanted.items():
+            rows = [row for row in rows if row.get(name) == value]
+        return rows
 
 
 def _or_null(check: Check) -> Check:
@@ -6104,6 +6138,12 @@ class Segments(Keeper):
 # ======================================================================================
 
 
+@functools.lru_cache(maxsize=256)
+def activity_type(metric: str, channel: str) -> str:
+    """What the activity is called that tells of a metric."""
+    return f"{metric}_{MESSAGE_TYPES.get(channel, channel)}"
+
+
 @dataclass(eq=False, repr=False)
 class Deliveries(Keeper):
     """Messages to people, what they are part of, and what became of them."""
@@ -6127,26 +6167,23 @@ class Deliveries(Keeper):
 
     def report(self, delivery: Delivery, metric: str, when: int, **more: Json) -> None:
         """Note that something happened to a delivery at `when`, Unix seconds."""
-        first = metric not in delivery.metrics
-        if metric == "sent":
+        first, pushed = metric not in delivery.metrics, delivery.channel == "push"
+        if metric == "sent" and pushed:
             delivery.devices = delivery.addressed()
             delivery.recipient = ", ".join(delivery.devices) or delivery.recipient
-        delivery.report(metric, when, **more)
+        fact = delivery.report(metric, when, **more)
         if metric in ("opened", "clicked"):  # nothing here opens mail but people
             delivery.metrics = {f"human_{metric}": when, **delivery.metrics}
         if metric == "clicked" and more.get("link_id"):  # (observed)
             delivery.metrics = {f"link:{more['link_id']}": when, **delivery.metrics}
-        fact = delivery.history[-1]
         for tell in self.ground.occasions.reported:
             tell(delivery, metric, when, first, fact)
-        if metric in _DEVICE_STATUS:
+        if metric in _DEVICE_STATUS and pushed:
             named = device_named_by(fact)
             for token in [named] if named else delivery.addressed():
                 self.devices.mark(token, metric, fact.get("reason"))
-        type = f"{metric}_{MESSAGE_TYPES.get(delivery.channel, delivery.channel)}"
-        self.ground.note(
-            type, delivery.person, lambda: {"delivery_id": delivery.delivery_id}, "", delivery
-        )
+        type = activity_type(metric, delivery.channel)
+        self.ground.note(type, delivery.person, delivery.about, "", delivery)
 
     def book(self, delivery: Delivery, metric: str, when: int, **more: Json) -> None:
         """Note what somebody reports of a delivery, and what follows from it."""
@@ -7015,13 +7052,15 @@ def track_links(workspace: Workspace, delivery: Delivery, rendered: Json, tracke
             return part
         return lead(part) if part.name == "a" and not part.closes else part.source
 
-    body = "".join(map(led, html_parts(rendered["body"])))
+    body = rendered["body"]
+    if "<a" in body or "<A" in body:
+        body = "".join(map(led, html_parts(body)))
     if tracked:
         source = f"{delivery.base_url}/e/o/{delivery.delivery_id}"
         pixel = f'<img src="{source}" width="1" height="1" alt="">'
         before, end, after = body.rpartition("</body>")
         body = before + pixel + end + after if end else body + pixel
-    return {**rendered, "body": body, "links": links}
+    return {**rendered, "body": body, **({"links": links} if links else {})}
 
 
 _WEB = re.compile("https?://", re.IGNORECASE)
@@ -7134,7 +7173,7 @@ def obstacle(workspace: Workspace, delivery: Delivery, mail: Mail) -> Tuple[str,
         return "undeliverable", "the person has been deleted"
     if channel == "push" and not delivery.addressed():
         return "undeliverable", _lacking_device(delivery)
-    if not delivery.rendered.keys() & {"subject", "body"}:
+    if "subject" not in delivery.rendered and "body" not in delivery.rendered:
         return "", ""  # nothing is known of the template, so nothing can be wrong with it
     if channel not in _UNASKED_CHANNELS and not content.get("send_to_unsubscribed", True):
         unwanted = refusal_of(workspace, delivery, mail)
@@ -7156,9 +7195,10 @@ def _lacking_device(delivery: Delivery) -> str:
 
 def suppressing_list(workspace: Workspace, delivery: Delivery) -> str:
     """Which list of the email provider keeps this email back, as a reason, or ""."""
-    lists = [(name, rows) for name, rows in workspace.esp.items() if rows]
-    named = {address.lower() for _, address in getaddresses([delivery.recipient] if lists else [])}
-    for name, rows in lists:
+    if not any(workspace.esp.values()):
+        return ""
+    named = {address.lower() for _, address in getaddresses([delivery.recipient])}
+    for name, rows in workspace.esp.items():
         if not named.isdisjoint(rows):
             return f"the email provider suppresses this address: {name}"
     return ""
@@ -7179,8 +7219,8 @@ def dispatch(workspace: Workspace, delivery: Delivery, mail: Mail) -> None:
     if delivery.channel == "push":
         _add_custom_device(workspace, delivery)
     try:
-        rendered = render_mail(workspace, delivery, mail)
-        headers = checked_headers(mail.content.get("headers"))
+        rendered, headers = render_mail(workspace, delivery, mail), mail.content.get("headers")
+        headers = checked_headers(headers) if headers else ()
     except (LiquidError, ApiError) as error:
         place = {name: getattr(error, name, None) for name in ("line", "column")}
         where = "line {line}, column {column}".format(**place)
@@ -7289,14 +7329,14 @@ def send(workspace: Workspace, channel: str, message: Json, base_url: str = "") 
         delivery.parents = {"transactional_message_id": template["id"]}
         delivery.customer_id, delivery.base_url = who[1], base_url
         delivery.data = message.get("message_data") or {}
-        send_at = whole_number(message.get("send_at"), "send_at")
+        send_at = message.get("send_at") and whole_number(message["send_at"], "send_at")
         delivery.send_at = send_at if send_at and send_at > now else None
         outcome = _address(workspace, delivery, who)
         workspace.deliveries.post(delivery)
     content = transactional_content(workspace, delivery)
     if content:
         delivery.parents = {**delivery.parents, "content_id": content["id"]}
-    mail = Mail(TRANSACTIONAL, template, {**content, **message})
+    mail = Mail(TRANSACTIONAL, template, {**content, **message} if content else message)
     if delivery.person is None:
         metric = "dropped" if outcome.kind == "suppressed" else "failed"
         reason = outcome.text or NO_PERSON.text
@@ -7313,6 +7353,8 @@ def transactional_content(workspace: Workspace, delivery: Delivery) -> Json:
     """The content of a delivery's template in the recipient's language, or the default one."""
     number = delivery.parents["transactional_message_id"]
     contents = workspace.shelves["transactional_contents"].where(_parent=number)
+    if not contents:
+        return {}
     wanted = delivery.message.get("language")
     if not wanted and delivery.person is not None:
         wanted = delivery.person.text("language")
@@ -7345,8 +7387,8 @@ def transactional_of(workspace: Workspace, channel: str, message: Json) -> Json:
     row = shelf.rows.get(number) if number else _by_trigger_name(shelf, text)
     created = message.get("auto_create") is True and number is None and channel != "whatsapp"
     if row is not None:
-        owner = _channel_of(workspace, row)
-        if created and owner not in ("", channel):
+        owner = _channel_of(workspace, row) if created else ""
+        if owner not in ("", channel):
             raise invalid(
                 f"{text!r:.80} belongs to a message of {owner}", "transactional_message_id"
             )
@@ -12884,10 +12926,13 @@ def send_body(call: Call) -> Json:
     return body
 
 
+_SERVICE_ACCOUNT = re.compile("bearer +sa_live_", re.IGNORECASE)
+
+
 def check_service_account(call: Call) -> None:
     """A service account has several workspaces, so its calls name one. Raises ApiError 400."""
     headers = call.request.headers
-    service = re.match(r"bearer +sa_live_", headers.get("authorization", ""), re.IGNORECASE)
+    service = _SERVICE_ACCOUNT.match(headers.get("authorization", ""))
     if service and not headers.get("x-workspace-id"):
         raise invalid("workspace_id is required")  # the command-line client's tests
 
