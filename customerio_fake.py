@@ -192,10 +192,26 @@ def required(name: str, expected: str = "a value") -> ApiError:
 
 
 def spelt_alike(wrong: str, known: Iterable[str], most: int, alike: float = 0.5) -> List[str]:
-    """Those of the known words that come nearest to a wrong one, the nearest first."""
+    """Those of the known words that come nearest to a wrong one, the nearest first.
+
+    Only the dozen with the most letters and pairs of letters in common is compared: a
+    comparison takes as long as sixty of these looks.
+    """
     import difflib
 
-    return difflib.get_close_matches(wrong[:200], list(known), n=most, cutoff=alike)
+    wrong = wrong[:200]
+    mine = _traits(wrong)
+    near = heapq.nlargest(12, known, lambda word: _likeness(mine, _traits(word)))
+    return difflib.get_close_matches(wrong, near, n=most, cutoff=alike)
+
+
+@functools.lru_cache(1024)
+def _traits(word: str) -> FrozenSet[Any]:
+    return frozenset([*word, *zip(word, word[1:])])
+
+
+def _likeness(mine: FrozenSet[Any], its: FrozenSet[Any]) -> float:
+    return len(mine & its) / (len(mine) + len(its) or 1)
 
 
 def suggestion(wrong: str, known: Sequence[str], most: int = 1) -> str:
@@ -11198,7 +11214,8 @@ def find_operation(request: Request, path: str = "") -> Operation:
     plain = plain_path(path)
     if plain != path:
         return find_operation(request, plain)
-    allowed = [row.method for row in ROUTES if row.pattern.fullmatch(path)]
+    methods = {row.method for row in ROUTES}
+    allowed = [m for m in methods for match, _ in _candidates(m, path.count("/")) if match(path)]
     if allowed:
         names = ", ".join(sorted({*allowed, "OPTIONS"} | ({"HEAD"} if "GET" in allowed else set())))
         text = f"{method[:20]} is not allowed here, only {names}"
@@ -11231,10 +11248,12 @@ def _ending_alike(method: str, path: str) -> List[str]:
     """The routes that a path with a wrong beginning, or a slash at its end, is meant for."""
     words, found = path.strip("/").split("/"), []
     for row in ROUTES:
+        if row.method != method or not row.path.endswith(("}", words[-1])):
+            continue
         wanted = row.path.strip("/").split("/")
         pairs = list(zip(reversed(words), reversed(wanted)))
         same = sum(word == name for word, name in pairs)
-        if row.method == method and same and all(w == n or n[:1] == "{" for w, n in pairs):
+        if same and all(w == n or n[:1] == "{" for w, n in pairs):
             found.append((-same, abs(len(words) - len(wanted)), f"{row.method} {row.path}"))
     return [label for *_, label in sorted(found)[:3]]
 
