@@ -8915,6 +8915,28 @@ class HostileInput(WireTestCase):
         self.assert_unharmed(before)
         self.assertTrue(eventually(lambda: not waiting_threads()))
 
+    def test_nobody_has_to_read_a_million_values(self) -> None:
+        """30 KB of gzip held up everybody for seconds, and took a gigabyte."""
+        most = customerio_fake.MAX_VALUES
+        rows = [
+            ("lists", b"[" + b"[]," * most + b"[]]", 413),
+            ("numbers", b"[" + b"0," * most + b"0]", 413),
+            ("objects", b"[" + b"{}," * most + b"{}]", 413),
+            ("bytes", b'"' + b"x" * customerio_fake.MAX_JSON + b'"', 413),
+            ("spaces", b" " * customerio_fake.MAX_JSON + b"{}", 413),
+            ("as many as may be", b"[" + b"0," * (most - 2) + b"0]", 400),
+        ]
+        with CustomerioServer(port=0) as server:
+            for name, body, status in rows:
+                with self.subTest(name):
+                    packed = identify(gzip.compress(body), "Content-Encoding: gzip")
+                    reply = self.dial(None, server.port).send(packed).reply()
+                    self.assert_json_error(reply, status)
+            long = b'{"events":[' + b"0," * most + b"0]}"
+            seed = message("POST", "/__parlel/seed", long)
+            reply = self.dial(None, server.port).send(seed).reply()
+            self.assertIn("events", reply.json["meta"]["error"], "a seed may be large")
+
     def test_bodies_that_are_not_json(self) -> None:
         deep = b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
         rows = [
