@@ -734,8 +734,56 @@ class ControlLists(FakeTest):
         self.assertEqual(len(self.records("events", "?data.deep.x=4")), 1)
         self.assertEqual(self.records("events", "?name=none"), [])
 
+    def test_the_newest_can_come_first(self) -> None:
+        def numbers(query: str) -> list[int]:
+            return [event["data"]["n"] for event in self.records("events", query)]
+
+        self.assertEqual(numbers("?order=newest"), [4, 3, 2, 1, 0])
+        self.assertEqual(numbers("?order=newest&offset=1&limit=2"), [3, 2])
+        self.assertEqual(numbers("?order=newest&name=odd&limit=1"), [3])
+        self.assertEqual(numbers("?order=oldest&limit=1"), [0])
+        for name in customerio_fake.COLLECTIONS:
+            newest = self.records(name, "?order=newest")
+            self.assertEqual(newest[::-1], self.records(name), name)
+        self.ok("DELETE", "/api/v1/customers/3")
+        people = self.records("customers", "?order=newest&limit=2")
+        self.assertEqual([person["id"] for person in people], ["4", "2"])
+
+    def test_a_text_is_looked_for_everywhere_in_a_record(self) -> None:
+        self.identify("Zoë", email="zoe@example.com", plan={"name": 'the "best"'})
+        message = {"to": "a@b.co", "identifiers": {"id": "1"}, "subject": "Grüße", "from": "u@b.co"}
+        self.ok("POST", "/v1/send/email", {**message, "body": "<b>Deep</b>"})
+        rows = [
+            ("events", "ODD", 2), ("events", "'n': 4", 1), ("events", "nobody", 0),
+            ("customers", "zoë", 1), ("customers", "example.com", 1), ("customers", "best", 1),
+            ("customers", "4", 1), ("deliveries", "grüße", 1), ("deliveries", "deep", 1),
+            ("requests", "/customers/3/", 1), ("requests", "", 7), ("segments", "x", 0),
+        ]  # fmt: skip
+        for name, text, count in rows:
+            with self.subTest(name, text=text):
+                found = self.records(name, "?" + urllib.parse.urlencode({"text": text}))
+                self.assertEqual(len(found), count)
+        self.assertEqual(len(self.records("events", "?text=odd&customer_id=1&limit=5")), 1)
+
+    def test_every_field_filters_whichever_way_it_is_read(self) -> None:
+        self.identify("0", email="a@example.com", age=3, tags=["x", "y"])
+        for name in ("customers", "events", "requests"):
+            for record in self.records(name):
+                for field, value in record.items():
+                    if isinstance(value, (dict, list)) or field == "workspace":
+                        continue
+                    query = urllib.parse.urlencode({field: customerio_fake.as_text(value)})
+                    self.assertIn(record, self.records(name, f"?{query}"), query)
+        for query in ("attributes.tags.1=y", "attributes.age=3", "identifiers.email=a@example.com"):
+            self.assertEqual([row["id"] for row in self.records("customers", f"?{query}")], ["0"])
+
     def test_bad_queries_name_the_field(self) -> None:
-        for query, word in (("limit=x", "limit"), ("offset=-1", "offset"), ("nmae=x", "nmae")):
+        for query, word in (
+            ("order=up", "order"),
+            ("limit=x", "limit"),
+            ("offset=-1", "offset"),
+            ("nmae=x", "nmae"),
+        ):
             self.assert_errors(self.call("GET", f"/__parlel/events?{query}"), 400, word)
         self.assert_errors(self.call("GET", "/__parlel/events?name=%FF"), 400, "UTF-8")
 
@@ -2830,9 +2878,69 @@ class AppPeople(SeededTest):
         body = {"ids": ["bob", "nobody", "ada"]}
         rows = self.ok("POST", "/v1/customers/attributes", body)["customers"]
         self.assertEqual([row["customer"]["id"] for row in rows], ["bob", "ada"])
-        mistakes: list[Any] = [{}, {"ids": []}, {"ids": ["x"] * 101}]
-        for bad in mistakes:
+        self.assertEqual(
+            self.ok("POST", "/v1/customers/attributes", {"ids": []}), {"customers": []}
+        )
+        for bad in ({}, {"ids": None}, {"ids": ["x"] * 101}):
             self.assertEqual(self.status("POST", "/v1/customers/attributes", bad), 400)
+
+    def test_both_sides_of_a_relationship_show_its_attributes(self) -> None:
+        ref = {"object_type_id": "1", "object_id": "acme"}
+        bond = [{"identifiers": ref, "relationship_attributes": {"role": "cto"}}]
+        relationships = {"action": "add_relationships", "relationships": bond}
+        self.identify("ada", cio_relationships=relationships)
+        for path in ("customers/ada", "objects/1/acme"):
+            (row,) = self.ok("GET", f"/v1/{path}/relationships")["cio_relationships"]
+            self.assertEqual(row["attributes"], {"role": "cto"}, path)
+            self.assertEqual(list(row["timestamps"]), ["role"], path)
+
+    def test_a_path_names_people_by_id_or_bare_cio_id(self) -> None:
+        cio_id = self.person("ada")["cio_id"]
+        for part in ("attributes", "messages", "activities", "segments", "relationships",
+                     "subscription_preferences"):  # fmt: skip
+            path = f"/v1/customers/{{}}/{part}"
+            self.assertEqual(self.status("GET", path.format(cio_id)), 200, part)
+            for other in (f"cio_{cio_id}", "ada@example.com"):
+                self.assertEqual(self.status("GET", path.format(other)), 404, part)
+        self.identify(cio_id, email="odd@example.com")  # an id that looks like ada's cio_id
+        person = self.ok("GET", f"/v1/customers/{cio_id}/attributes")["customer"]
+        self.assertEqual(person["identifiers"]["email"], "odd@example.com")
+        self.assertEqual(
+            self.status("GET", f"/v1/customers/{cio_id}/attributes?id_type=email"), 404
+        )
+
+    def test_the_app_api_answers_under_another_beginning_too(self) -> None:
+        for path in ("customers/ada/attributes", "segments", "campaigns/1/actions/11", "exports"):
+            expected = self.ok("GET", f"/v1/{path}")
+            for beginning in ("/v1/api/", "//v1//api/"):
+                self.assertEqual(self.ok("GET", beginning + path), expected)
+
+    def test_activities_name_attributes_and_messages(self) -> None:
+        self.identify("ada", plan="basic", city="Rome")
+        found = self.ok("GET", "/v1/activities?name=city")["activities"]
+        self.assertEqual([row["type"] for row in found], ["attribute_change"])
+        self.identify("ada", id="bob")
+        found = self.ok("GET", "/v1/activities?name=id")["activities"]
+        self.assertEqual([row["type"] for row in found], ["failed_attribute_change"])
+        message = {"to": "a@b.cd", "transactional_message_id": 3, "identifiers": {"id": "bob"}}
+        sent = self.ok("POST", "/v1/send/email", message)["delivery_id"]
+        row = self.ok("GET", "/v1/customers/bob/activities?type=sent_email")["activities"][0]
+        data = row["data"]
+        self.assertEqual((row["delivery_type"], data["delivery_id"]), ("email", sent))
+        self.assertEqual((type(data["delivered"]), data["opened"]), (int, False))
+        self.ok("POST", "/api/v1/metrics", {"delivery_id": sent, "metric": "opened"})
+        (row,) = self.ok("GET", "/v1/activities?type=opened_email")["activities"]
+        self.assertIs(row["data"]["opened"], True)
+        row = self.ok("GET", "/v1/customers/ada/activities?type=sent_email")["activities"][0]
+        self.assertEqual((row["data"]["delivered"], row["data"]["opened"]), (None, None))
+
+    def test_what_would_let_an_email_change_is_named(self) -> None:
+        reply = self.identify("ada", email="new@example.com")
+        self.assertIn("cio_…, or set --update-email-by-id".replace("…", "?"), reply.reason)
+        reply = self.identify("ada@example.com", id="eve")
+        self.assertNotIn("--update", reply.reason)
+        self.assertIn("cio_", reply.reason)
+        self.assertNotIn("cio_", self.identify("ada", id="bob").reason)
 
     def test_activities_tell_what_happened_newest_first(self) -> None:
         self.identify("ada", plan="basic")
@@ -2866,9 +2974,10 @@ class AppPeople(SeededTest):
         self.identify("ada", email="bob@example.com")
         self.identify("ada", plan="old", _timestamp=1000)
         self.identify("nobody", _update=True)
+        taken = "The identifier is already associated with a different profile."
         failed: list[Any] = [
-            (None, {"id": {"from": "", "to": "nobody"}}),
-            ("ada", {"email": {"from": "ada@example.com", "to": "bob@example.com"}}),
+            (None, {"id": {"reason": "No profile has the identifier.", "value": "nobody"}}),
+            ("ada", {"email": {"reason": taken, "value": "bob@example.com"}}),
         ]
         self.assertEqual(self.activities("failed_attribute_change"), failed)
         skipped = [("ada", {"plan": {"from": "pro", "to": "old"}})]
@@ -2985,7 +3094,10 @@ class AppObjects(SeededTest):
             name, _, query = path.partition("?")
             thing = self.ok("GET", f"/v1/objects/1/{name}/attributes?{query}")["object"]
             self.assertEqual(thing["attributes"], {"size": "5"})
-        self.assertEqual(self.ok("GET", "/v1/object_types")["types"][0]["id"], "1")
+        (type,) = self.ok("GET", "/v1/object_types")["types"]
+        names = dict.fromkeys(("name", "singular_name"), "Object type 1")
+        slugs = dict.fromkeys(("slug", "singular_slug"), "object_type_1")
+        self.assertEqual(type, {"id": "1", **names, **slugs, "enabled": True, "icon": ""})
         self.assertEqual(self.status("GET", "/v1/objects/2/acme/attributes"), 404)
 
     def test_relationships_are_seen_from_both_sides(self) -> None:
@@ -3136,6 +3248,47 @@ class AppFamilies(SeededTest):
             metric = self.ok("GET", f"{path}&{name}=days")["journey_metric"]
             self.assertEqual((metric["started"], metric["messaged"]), ([1], [1]))
         self.assertEqual(self.status("GET", path), 400)
+
+    def test_what_is_shown_of_seeds(self) -> None:
+        phones = ("+15551234567", "{{customer.phone}}", "{% if a %}1{% endif %}")
+        actions = [{"type": "twilio", "recipient": phone} for phone in phones]
+        broadcast = {"id": 20, "recipients": {"segment": {"id": 1}}}
+        seed: dict[str, Any] = {"segments": [{"id": 1, "name": "s"}], "broadcasts": [broadcast]}
+        self.fake.seed({**seed, "campaigns": [{"id": 1, "actions": actions}]})
+        shown = self.ok("GET", "/v1/campaigns/1/actions")["actions"]
+        self.assertEqual([action["recipient"] for action in shown], ["+15551234567", "", ""])
+        self.assertNotIn("recipients", self.ok("GET", "/v1/broadcasts/20")["broadcast"])
+
+    def test_how_far_back_messages_are_listed(self) -> None:
+        day, now = 86400, self.fake.workspace.ground.seconds()
+        seed: dict[str, Any] = {"messages": [], "campaigns": [{"id": 1}]}
+        seed.update(newsletters=[{"id": 2}], broadcasts=[{"id": 3}], transactional=[{"id": 4}])
+        parents = {"campaign_id": 1, "newsletter_id": 2, "broadcast_id": 3}
+        parents["transactional_message_id"] = 4
+        for days in (700, 690, 650, 400, 300, 100):
+            for key, number in parents.items():
+                row = {"id": f"{key[0]}{days}", key: number, "created": now - days * day}
+                seed["messages"].append({**row, "customer_id": "ada"})
+        self.fake.seed({**seed, "customers": [{"id": "ada"}]})
+
+        def listed(path: str, start: int = 0, end: int = 0) -> list[str]:
+            given = {"start_ts": now - start * day, "end_ts": now - end * day}
+            query = "&".join(f"{k}={v}" for k, v in given.items() if v != now)
+            rows = self.ok("GET", f"/v1/{path}/messages?{query}")["messages"]
+            return [row["id"][1:] for row in rows]
+
+        for path in ("campaigns/1", "transactional/4"):
+            self.assertEqual(listed(path), ["100"], path)
+        self.assertEqual(listed("newsletters/2"), ["650", "690", "700"])
+        self.assertEqual(listed("broadcasts/3"), ["690", "700"])
+        for path in ("campaigns/1", "newsletters/2", "broadcasts/3", "transactional/4"):
+            self.assertEqual(listed(path, end=290), ["300", "400", "650"], path)
+            self.assertEqual(listed(path, start=1000), ["100", "300"], path)
+            self.assertEqual(listed(path, 410, 290), ["300", "400"], path)
+        self.assertEqual(listed("customers/ada", end=290), ["300"] * 4 + ["400"] * 4)
+        self.assertEqual(
+            len(self.ok("GET", f"/v1/messages?start_ts={now - 700 * day}")["messages"]), 4
+        )
 
     def test_messages_are_filtered_and_paged_newest_first(self) -> None:
         for number in range(3):
@@ -3368,7 +3521,9 @@ class AppOthers(SeededTest):
 
     def errors_of(self, row: Any) -> str:
         """The lines that an import could not take."""
-        link = row["error_download_url"].partition("4668")[2]
+        path = row["error_download_url"].partition("4668")[2]
+        self.assertEqual(path, f"/v1/exports/{row['error_export_id']}/download")
+        link = self.ok("GET", path)["url"].partition("4668")[2]
         return self.call("GET", link, authorization="").body.decode()
 
     def test_imports_of_every_type(self) -> None:
@@ -5431,6 +5586,7 @@ class StudioFolders(StudioTest):
                     self.assert_errors(reply, 404, "resource not found")
 
     def test_wrong_fields_are_named(self) -> None:
+        self.fake.seed({"sender_identities": [{"id": 7, "email": "a@example.com"}]})
         rows: list[tuple[str, Any, str]] = [
             ("folders", {}, "name"),
             ("folders", {"name": " "}, "name"),
@@ -5446,7 +5602,7 @@ class StudioFolders(StudioTest):
             ("emails", {"name": "A", "content": {"body": ""}}, "body"),
             ("emails", {"name": "A", "content": {"html": 1}}, "html"),
             ("emails", {"name": "A", "envelope": {"headers": [{"name": 1}]}}, "headers"),
-            ("emails", {"name": "A", "envelope": {"from_id": 7}}, "from_id"),
+            ("emails", {"name": "A", "envelope": {"from_id": 8}}, "from_id"),
             ("emails", {"name": "A", "transformers": {"formatter": {"type": "x"}}}, "formatter"),
             (
                 "emails",
@@ -7220,6 +7376,39 @@ class Snapshots(SeededTest):
             with self.assertRaisesRegex(OSError, "can't save the state to .*state.json: "):
                 server.stop()
             self.assertEqual(os.listdir(folder), ["state.json"])
+
+
+class UnseededReads(FakeTest):
+    """What a workspace answers in which nobody has described anything."""
+
+    def test_reading_does_not_change_what_is_answered_later(self) -> None:
+        paths = [
+            "campaigns/1", "campaigns/1/actions/1", "campaigns/1/actions/1/language/fr",
+            "newsletters/2/contents/5", "newsletters/2/language/de", "broadcasts/3/actions/7",
+            "transactional/4/contents", "transactional/4/language/es", "sender_identities/1",
+            "campaigns", "newsletters", "campaigns/1/actions", "sender_identities",
+        ]  # fmt: skip
+        self.fake.workspace.clock.freeze()
+        answers = [self.ok("GET", f"/v1/{path}") for path in paths]
+        for order in (reversed(paths), paths):
+            again = {path: self.ok("GET", f"/v1/{path}") for path in order}
+            self.assertEqual([again[path] for path in paths], answers)
+        self.assertEqual(answers[paths.index("campaigns")], {"campaigns": []})
+        self.assertEqual(answers[paths.index("sender_identities/1")]["sender_identity"]["id"], 1)
+
+    def test_what_is_written_is_there_to_be_read(self) -> None:
+        for path in ("campaigns/1/actions/6", "newsletters/2/contents/5"):
+            self.ok("PUT", f"/v1/{path}", {"subject": "Hi"})
+            (content,) = self.ok("GET", f"/v1/{path}").values()
+            self.assertEqual(content["subject"], "Hi")
+        self.assertEqual([c["id"] for c in self.ok("GET", "/v1/campaigns")["campaigns"]], [1])
+
+    def test_some_lists_of_an_empty_workspace_are_null(self) -> None:
+        for name in ("exports", "collections", "reporting_webhooks"):
+            self.assertEqual(self.ok("GET", f"/v1/{name}"), {name: None})
+        self.assertEqual(self.ok("GET", "/v1/snippets"), {"snippets": []})
+        self.ok("POST", "/v1/collections", {"name": "days", "data": []})
+        self.assertEqual(len(self.ok("GET", "/v1/collections")["collections"]), 1)
 
 
 class Realism(FakeTest):
