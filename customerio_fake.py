@@ -465,6 +465,11 @@ def serial_of(cio_id: str) -> Optional[int]:
     return numbers[2]
 
 
+def bare_cio_id(text: str) -> str:
+    """A cio_id without the prefix that it has in the paths of Track."""
+    return text[4:] if text.startswith("cio_") else text
+
+
 def is_foreign(cio_id: str) -> bool:
     """Whether this is another workspace's cio_id (observed), or none at all (field report).
 
@@ -790,6 +795,25 @@ def _well_formed(value: Json) -> Json:
     if isinstance(value, dict):
         return {_well_formed(key): _well_formed(part) for key, part in value.items()}
     return [_well_formed(part) for part in value] if isinstance(value, list) else value
+
+
+def decompressed(raw: bytes, window: int, limit: int) -> bytes:
+    """Undo a compression, which may have several parts (RFC 1952 2.2).
+
+    Raises zlib.error, or ValueError if it comes to more than `limit` bytes.
+    """
+    data, at, stream = bytearray(), 0, zlib.decompressobj(window)
+    while at < len(raw):
+        stream = zlib.decompressobj(window) if stream.eof else stream
+        # In pieces, because what a part leaves over is copied.
+        piece = raw[at : at + 4096]
+        data += stream.decompress(piece, limit + 1 - len(data))
+        if len(data) > limit:
+            raise ValueError(f"it comes to more than {limit} bytes")
+        at += len(piece) - len(stream.unused_data)
+    if not stream.eof:
+        raise zlib.error("it ends too early")
+    return bytes(data)
 
 
 # ---- numbers, sizes, kinds
@@ -7562,18 +7586,9 @@ def fetched(url: Json, name: str) -> bytes:
     try:
         with urlopen(Get(url, headers={"User-Agent": "customerio_fake"}), timeout=10) as answer:
             data = cast(bytes, answer.read(MAX_FILE))
-        return inflated(data, 47, MAX_FILE) if data[:2] == b"\x1f\x8b" else data
+        return decompressed(data, 47, MAX_FILE) if data[:2] == b"\x1f\x8b" else data
     except (OSError, ValueError, zlib.error) as error:
         raise invalid(f"{name} can't be fetched: {error}", name) from None
-
-
-def inflated(data: bytes, window: int, limit: int) -> bytes:
-    """Decompress, but no more than a limit. Raises ValueError."""
-    stream = zlib.decompressobj(window)
-    text = stream.decompress(data, limit + 1)
-    if len(text) > limit or not stream.eof:
-        raise ValueError(f"the file is broken, or larger than {limit} bytes")
-    return text
 
 
 # ---- broadcasts
@@ -10797,23 +10812,7 @@ REASON_HEADER = "X-Parlel-Reason"
 Headers = Tuple[Tuple[str, str], ...]
 
 
-def _inflated_members(raw: bytes, window: int, limit: int) -> bytes:
-    """Undo a compression, which may have several parts (RFC 1952 2.2). Raises zlib.error."""
-    data, at, stream = bytearray(), 0, zlib.decompressobj(window)
-    while at < len(raw):
-        stream = zlib.decompressobj(window) if stream.eof else stream
-        # In pieces, because what a part leaves over is copied.
-        piece = raw[at : at + 4096]
-        data += stream.decompress(piece, limit + 1 - len(data))
-        if len(data) > limit:
-            raise ApiError(413, f"the body inflates to more than {limit} bytes: raise --max-body")
-        at += len(piece) - len(stream.unused_data)
-    if not stream.eof:
-        raise zlib.error("it ends too early")
-    return bytes(data)
-
-
-def inflate(raw: bytes, encoding: str, limit: int) -> bytes:
+def without_encoding(raw: bytes, encoding: str, limit: int) -> bytes:
     """Undo a Content-Encoding. Raises ApiError 400, 413 past `limit` bytes, or 415."""
     if encoding in ("", "identity"):
         return raw
@@ -10822,7 +10821,11 @@ def inflate(raw: bytes, encoding: str, limit: int) -> bytes:
     # 47: gzip or zlib, found by its header; some clients call a raw stream "deflate".
     for window in (47, -15):
         with contextlib.suppress(zlib.error):
-            return _inflated_members(raw, window, limit)
+            try:
+                return decompressed(raw, window, limit)
+            except ValueError:
+                text = f"the body inflates to more than {limit} bytes: raise --max-body"
+                raise ApiError(413, text) from None
     raise invalid(f"the body is not valid {encoding}", reason="parse_error")
 
 
@@ -10903,7 +10906,7 @@ class Request:
     def _decoded(self, limit: int, depth: int) -> Json:
         raw, encoding = self.body, self.headers.get("content-encoding")
         if encoding:
-            raw = inflate(raw, encoding.strip().lower(), limit)
+            raw = without_encoding(raw, encoding.strip().lower(), limit)
             self.size = len(raw)
         try:
             operation = self.operation  # who tests may send what they like
@@ -10924,7 +10927,7 @@ class Request:
         """The body without its Content-Encoding, where that can be undone; `limit` in bytes."""
         try:
             encoding = self.headers.get("content-encoding", "").strip().lower()
-            return inflate(self.body, encoding, limit)
+            return without_encoding(self.body, encoding, limit)
         except ApiError:
             return self.body
 
@@ -12151,14 +12154,14 @@ def fault_for(call: Call) -> Optional[Fault]:
     people, events = mentioned(call) if faults else (set(), set())
     with call.fake.faults.lock:
         for fault in faults:
-            if _befalls(fault.rule["match"], call, people, events) and fault.fires():
+            if _is_about(fault.rule["match"], call, people, events) and fault.fires():
                 if fault.spent:
                     call.fake.faults.rearm()
                 return fault
     return None
 
 
-def _befalls(match: Json, call: Call, people: Set[str], events: Set[str]) -> bool:
+def _is_about(match: Json, call: Call, people: Set[str], events: Set[str]) -> bool:
     from fnmatch import fnmatchcase
 
     if "event" in match and match["event"].strip() not in events:
@@ -12169,19 +12172,22 @@ def _befalls(match: Json, call: Call, people: Set[str], events: Set[str]) -> boo
     return fnmatchcase(path, match.get("path", "*"))
 
 
+def person_called(people: People, text: str) -> Optional[Person]:
+    """The person with this id, email or cio_id, which may have the prefix of Track's paths."""
+    return (
+        people.find(("id", text))
+        or people.find(("email", text))
+        or people.find(("cio_id", bare_cio_id(text)))
+    )
+
+
 def _known_as(workspace: Workspace, text: str) -> Set[str]:
     """A person's identifiers: a rule that names one of them is about all."""
-    for who in (("id", text), ("email", text), ("cio_id", _shorn(text))):
-        person = workspace.people.find(who)
-        if person is not None:
-            names = {str(name) for name in person.identifiers().values() if name}
-            return {_name_key(name) for name in {*names, text, "cio_" + person.cio_id}}
-    return {_name_key(text)}
-
-
-def _shorn(text: str) -> str:
-    """A cio_id without the prefix that it has in the paths of Track."""
-    return text[4:] if text.startswith("cio_") else text
+    person = person_called(workspace.people, text)
+    names = {str(name) for name in person.identifiers().values() if name} if person else set()
+    return {
+        _name_key(name) for name in (*names, text, *({"cio_" + person.cio_id} if person else ()))
+    }
 
 
 def _name_key(value: Json) -> str:
@@ -17174,7 +17180,7 @@ def delete_workspace(call: Call, name: str) -> Json:
 
 _SEED = FieldList(
     closed=True, example={"customers": [{"id": "1", "attributes": {"plan": "pro"}}]}
-).having(rows=" ".join(SEEDERS))
+).having(rows=" ".join(SEEDERS), workspace=typed_field(dict, list))
 
 
 @route("POST", "/__parlel/seed", CONTROL, heavy=True, fields=_SEED)
@@ -17193,25 +17199,31 @@ def list_routes(call: Call) -> Json:
 
 
 class Collection(NamedTuple):
-    """What a control list shows: its key, where the rows are, and the fields of a record."""
+    """What a control list shows: where its rows are in a Fake, and the fields of their records."""
 
-    key: str
-    rows: Callable[[Any], Any]
-    fields: Tuple[str, ...]
-    record: Callable[[Any], Json] = operator.methodcaller("record")
+    place: Union[str, Callable[[Any], Any]]
+    #: What a query may filter by; none means: by anything.
+    fields: Sequence[str]
+    record: Callable[[Any], Json]
     #: Fields that can be read without making a record, which takes ten times as long.
     quick: Mapping[str, Callable[[Any], Json]] = {}
     #: What `text` looks through; the whole record unless told.
     words: Optional[Callable[[Any], Json]] = None
 
+    def rows(self, world: Any) -> Any:
+        """The rows in a Fake, or in what a snapshot holds."""
+        place = operator.attrgetter(self.place) if isinstance(self.place, str) else self.place
+        rows = place(world)
+        return rows() if callable(rows) else rows
+
     def records(self, world: Any) -> Iterator[Json]:
-        """The records of a Fake, or of what a snapshot holds, made one by one."""
+        """Their records, made one by one."""
         # A copy, because the journal goes on while we read.
         return map(self.record, list(self.rows(world)))
 
     def shown(self, record: Json) -> Json:
         """A record as the list shows it."""
-        return record["id"] if self.fields == ("id",) else record
+        return record["id"] if self.fields == ["id"] else record
 
     def check(self, names: Iterable[str]) -> None:
         """Raises ApiError 400 for a name that no record has; dots reach into objects."""
@@ -17221,8 +17233,13 @@ class Collection(NamedTuple):
                 raise invalid(f"there is no field '{name}' to filter by; there are {known}", name)
 
 
-def _values(part: str) -> Callable[[Fake], Any]:
-    return lambda fake: getattr(fake.workspace, part).rows.values()
+_to_record: Callable[[Any], Json] = operator.methodcaller("record")
+
+
+def _listing(
+    place: str, fields: str, record: Callable[[Any], Json] = _to_record, **more: Any
+) -> Collection:
+    return Collection(f"workspace.{place}", fields.split(), record, **more)
 
 
 def _as_it_is(row: Json) -> Json:
@@ -17233,12 +17250,10 @@ def _read(*names: str) -> Dict[str, Callable[[Any], Json]]:
     return {name: operator.attrgetter(name) for name in names}
 
 
-#: The control lists. `fields` are what a query may filter by; none means: by anything.
+#: The control lists.
 COLLECTIONS = {
-    "customers": Collection(
-        "customers",
-        operator.attrgetter("workspace.people"),
-        ("id", "cio_id", "identifiers", "attributes", "unsubscribed", "created_at", "updated_at"),
+    "customers": _listing(
+        "people", "id cio_id identifiers attributes unsubscribed created_at updated_at",
         quick={
             "id": lambda person: person.id or None,
             "attributes": Person.shown_attributes,
@@ -17246,108 +17261,66 @@ COLLECTIONS = {
         },
         words=operator.attrgetter("id", "phone", "attributes"),
     ),
-    "events": Collection(
-        "events",
-        operator.attrgetter("workspace.events.rows"),
-        ("id", "kind", "customer_id", "cio_id", "anonymous_id", "name", "type", "data",
-         "timestamp", "received_at"),
+    "events": _listing(
+        "events.rows",
+        "id kind customer_id cio_id anonymous_id name type data timestamp received_at",
         quick=_read("kind", "customer_id", "anonymous_id", "name", "type", "data"),
         words=operator.attrgetter("name", "customer_id", "anonymous_id", "data"),
     ),
-    "deliveries": Collection(
-        "deliveries",
-        _values("deliveries"),
-        ("delivery_id", "channel", "message", "customer_id", "cio_id", "recipient", "state",
-         "failure_message", "rendered", "parents", "metrics", "history", "devices", "send_at",
-         "received_at"),
-        delivery_record,
-        _read("delivery_id", "channel", "message", "customer_id", "recipient", "state", "parents"),
+    "deliveries": _listing(
+        "deliveries.rows.values",
+        "delivery_id channel message customer_id cio_id recipient state failure_message rendered "
+        "parents metrics history devices send_at received_at", delivery_record,
+        quick=_read(
+            "delivery_id", "channel", "message", "customer_id", "recipient", "state", "parents"
+        ),
     ),
-    "devices": Collection(
-        "devices",
-        _values("devices"),
-        ("id", "platform", "last_used", "attributes", "customer_id"),
+    "devices": _listing("devices.rows.values", "id platform last_used attributes customer_id"),
+    "objects": _listing(
+        "objects.rows.values",
+        "object_type_id object_id cio_object_id attributes relationships created_at updated_at",
     ),
-    "objects": Collection(
-        "objects",
-        _values("objects"),
-        ("object_type_id", "object_id", "cio_object_id", "attributes", "relationships",
-         "created_at", "updated_at"),
+    "segments": _listing(
+        "segments.rows.values", "id deduplicate_id name description state progress type tags "
+        "created_at updated_at customer_ids",
     ),
-    "segments": Collection(
-        "segments",
-        _values("segments"),
-        ("id", "deduplicate_id", "name", "description", "state", "progress", "type", "tags",
-         "created_at", "updated_at", "customer_ids"),
+    "forms": _listing(
+        "forms.items", "id submissions", lambda form: {"id": form[0], "submissions": form[1]}
     ),
-    "forms": Collection(
-        "forms",
-        lambda fake: fake.workspace.forms.items(),
-        ("id", "submissions"),
-        lambda form: {"id": form[0], "submissions": form[1]},
+    "suppressed": _listing("people.suppressions", "id", lambda name: {"id": name}),
+    "broadcasts": _listing(
+        "broadcasts", "id campaign_id payload errors processed_at received_at", _as_it_is
     ),
-    "suppressed": Collection(
-        "suppressed",
-        operator.attrgetter("workspace.people.suppressions"),
-        ("id",),
-        lambda name: {"id": name},
+    "merges": _listing("people.merges", "primary secondary applied received_at"),
+    "batches": _listing("batches", "id source operations received_at"),
+    "pipeline-events": _listing("pipeline_events", "", _as_it_is),
+    "webhooks": _listing(
+        "", "event_id object_type metric timestamp data attempts"
+    )._replace(place=lambda world: reports_of(world.workspace)),
+    "requests": _listing(
+        "", "id at workspace method path decoded_path query headers body operation api person "
+        "events status duration_ms response reason fault",
+    )._replace(place="journal.rows"),
+    "journeys": _listing(
+        "journeys.rows", "id campaign_id customer_id identifiers state match_time activated_at "
+        "trigger_event_id trigger next_action_id next_wake_up waiting_for exited_at exit_reason "
+        "converted_at attributes steps",
     ),
-    "broadcasts": Collection(
-        "broadcasts",
-        operator.attrgetter("workspace.broadcasts"),
-        ("id", "campaign_id", "payload", "errors", "processed_at", "received_at"),
-        _as_it_is,
-    ),
-    "merges": Collection(
-        "merges",
-        operator.attrgetter("workspace.people.merges"),
-        ("primary", "secondary", "applied", "received_at"),
-    ),
-    "batches": Collection(
-        "batches",
-        operator.attrgetter("workspace.batches"),
-        ("id", "source", "operations", "received_at"),
-    ),
-    "pipeline-events": Collection(
-        "events", operator.attrgetter("workspace.pipeline_events"), (), _as_it_is
-    ),
-    "webhooks": Collection(
-        "webhooks",
-        lambda fake: reports_of(fake.workspace),
-        ("event_id", "object_type", "metric", "timestamp", "data", "attempts"),
-    ),
-    "requests": Collection(
-        "requests",
-        operator.attrgetter("journal.rows"),
-        ("id", "at", "workspace", "method", "path", "decoded_path", "query", "headers", "body",
-         "operation", "api", "person", "events", "status", "duration_ms", "response", "reason",
-         "fault"),
-    ),
-    "journeys": Collection(
-        "journeys",
-        operator.attrgetter("workspace.journeys.rows"),
-        ("id", "campaign_id", "customer_id", "identifiers", "state", "match_time",
-         "activated_at", "trigger_event_id", "trigger", "next_action_id", "next_wake_up",
-         "waiting_for", "exited_at", "exit_reason", "converted_at", "attributes", "steps"),
-    ),
-    "dropped": Collection(
-        "dropped",
-        operator.attrgetter("workspace.dropped"),
-        ("operation", "identifier", "customer_id", "reason", "received_at"),
-        _as_it_is,
+    "dropped": _listing(
+        "dropped", "operation identifier customer_id reason received_at", _as_it_is
     ),
 }  # fmt: skip
 
 
-def collected(fake: Fake, name: str) -> List[Json]:
+def copied_records(fake: Fake, name: str) -> List[Json]:
     """The same as data of the caller's own, which may be changed at will."""
     import copy
 
     shown = COLLECTIONS[name].shown
-    return copy.deepcopy([shown(record) for record in collect(fake, name)])
+    return copy.deepcopy([shown(record) for record in records_of(fake, name)])
 
 
-def collect(fake: Fake, name: str) -> List[Json]:
+def records_of(fake: Fake, name: str) -> List[Json]:
     """All records of one of the COLLECTIONS, oldest first."""
     fake.workspace.agenda.tick()
     with fake.workspace.lock:
@@ -17358,17 +17331,17 @@ def collect(fake: Fake, name: str) -> List[Json]:
 _ABOUT_PEOPLE = ("objects", "segments")
 
 
-def collect_slowly(fake: Fake, name: str) -> List[Json]:
+def records_aside(fake: Fake, name: str) -> List[Json]:
     """The same, holding others up as little as can be: what changes meanwhile is old or new."""
     if name in _ABOUT_PEOPLE:
-        return collect(fake, name)
+        return records_of(fake, name)
     fake.workspace.agenda.tick()
     with fake.workspace.lock:
         rows = list(COLLECTIONS[name].rows(fake))
     return list(map(COLLECTIONS[name].record, rows))
 
 
-def _lister(name: str) -> Handler:
+def _list_handler(name: str) -> Handler:
     def handler(call: Call) -> Json:
         query = call.request.query()
         page, tests = _page(query), _tests(query, name)
@@ -17396,13 +17369,14 @@ def _one_page(fake: Fake, name: str, page: Page, tests: Sequence[Test], rows: An
 def listed(fake: Fake, name: str, page: List[Json], count: int) -> Json:
     """A page of one of the COLLECTIONS as it is answered; `count` is of all pages."""
     collection = COLLECTIONS[name]
-    answer = {collection.key: [collection.shown(record) for record in page], "count": count}
+    key = "events" if name == "pipeline-events" else name
+    answer = {key: [collection.shown(record) for record in page], "count": count}
     # What the journal does not keep may be what somebody looks for.
     return {**answer, "dropped": fake.journal.dropped} if name == "requests" else answer
 
 
 for _name in COLLECTIONS:
-    route("GET", f"/__parlel/{_name}", CONTROL, heavy=True)(_lister(_name))
+    route("GET", f"/__parlel/{_name}", CONTROL, heavy=True)(_list_handler(_name))
 
 
 class Page(NamedTuple):
@@ -17806,7 +17780,7 @@ def watches(wanted: Expectation) -> bool:
 
 
 def _problem(fake: Fake, wanted: Expectation) -> str:
-    rows = collect_slowly(fake, wanted.list)
+    rows = records_aside(fake, wanted.list)
     problem, dropped = wanted.problem(rows), fake.journal.dropped
     if not problem and wanted.list == "requests" and dropped and wanted.most < math.inf:
         return (
@@ -17832,7 +17806,7 @@ def assert_recorded(call: Call) -> Response:
 _SIGNS: Dict[str, Callable[[Fake], Any]] = {
     "requests": lambda fake: fake.journal.count,
     "events": lambda fake: (len(fake.workspace.events.rows), len(fake.workspace.people.merges)),
-    "segments": lambda fake: [len(row.members) for row in list(_values("segments")(fake))],
+    "segments": lambda fake: [len(row.members) for row in list(COLLECTIONS["segments"].rows(fake))],
     "forms": lambda fake: [len(rows) for rows in list(fake.workspace.forms.values())],
     "webhooks": lambda fake: (fake.workspace.ground.counters.get("report"), fake.outbox.tried),
     "clock": lambda fake: _clock_sign(fake.workspace.clock),
@@ -17911,12 +17885,10 @@ def list_changes(call: Call) -> Json:
 @route("GET", "/__parlel/customers/{customer_id}", CONTROL)
 def show_customer(call: Call, customer_id: str) -> Json:
     """Show one person, by id, email or cio_id."""
-    people = call.workspace.people
     with call.workspace.lock:
-        for who in (("id", customer_id), ("email", customer_id), ("cio_id", _shorn(customer_id))):
-            person = people.find(who)
-            if person is not None:
-                return person.record()
+        person = person_called(call.workspace.people, customer_id)
+        if person is not None:
+            return person.record()
     raise ApiError(404, f"no person has the id, email or cio_id '{customer_id}'")
 
 
@@ -18426,7 +18398,7 @@ def _rows(value: Json, where: str, length: Optional[int] = None) -> List[Json]:
     return value
 
 
-def _many(make: Callable[[Iterable[Any]], Any], part: Codec) -> Codec:
+def _list_codec(make: Callable[[Iterable[Any]], Any], part: Codec) -> Codec:
     """For lists and the like, all of whose parts are alike."""
 
     def write(value: Any, ledger: Ledger) -> Json:
@@ -18442,12 +18414,12 @@ def _many(make: Callable[[Iterable[Any]], Any], part: Codec) -> Codec:
 
 
 def _series(make: Callable[[Iterable[Any]], Any]) -> Callable[[Any], Codec]:
-    return lambda kind: _many(make, codec_of(kind))
+    return lambda kind: _list_codec(make, codec_of(kind))
 
 
 def _tuple(*kinds: Any) -> Codec:
     if len(kinds) == 2 and kinds[1] is ...:
-        return _many(tuple, codec_of(kinds[0]))
+        return _list_codec(tuple, codec_of(kinds[0]))
     parts = [codec_of(kind) for kind in kinds]
 
     def read(value: Json, ledger: Ledger, where: str) -> Any:
@@ -18463,7 +18435,7 @@ def _mapping(key: Any, kind: Any) -> Codec:
     """An object, or pairs where the keys are no strings."""
     part = codec_of(kind)
     if key is not str:
-        pairs = _many(dict, _tuple(key, kind))
+        pairs = _list_codec(dict, _tuple(key, kind))
         return Codec(lambda value, ledger: pairs.write(value.items(), ledger), pairs.read)
 
     def read(value: Json, ledger: Ledger, where: str) -> Any:
@@ -20233,57 +20205,57 @@ class View:
     @property
     def people(self) -> List[Json]:
         """Everybody who is known."""
-        return collected(self.fake, "customers")
+        return copied_records(self.fake, "customers")
 
     @property
     def events(self) -> List[Json]:
         """All events of Track: of people, anonymous ones, and push reports."""
-        return collected(self.fake, "events")
+        return copied_records(self.fake, "events")
 
     @property
     def deliveries(self) -> List[Json]:
         """All transactional sends."""
-        return collected(self.fake, "deliveries")
+        return copied_records(self.fake, "deliveries")
 
     @property
     def devices(self) -> List[Json]:
         """All push devices."""
-        return collected(self.fake, "devices")
+        return copied_records(self.fake, "devices")
 
     @property
     def objects(self) -> List[Json]:
         """All objects with their relationships."""
-        return collected(self.fake, "objects")
+        return copied_records(self.fake, "objects")
 
     @property
     def suppressed(self) -> List[str]:
         """Who is suppressed: ids, or emails of people without id."""
-        return cast(List[str], collected(self.fake, "suppressed"))
+        return cast(List[str], copied_records(self.fake, "suppressed"))
 
     @property
     def broadcasts(self) -> List[Json]:
         """All broadcast triggers."""
-        return collected(self.fake, "broadcasts")
+        return copied_records(self.fake, "broadcasts")
 
     @property
     def merges(self) -> List[Json]:
         """All merge calls."""
-        return collected(self.fake, "merges")
+        return copied_records(self.fake, "merges")
 
     @property
     def batches(self) -> List[Json]:
         """All batches, of Track v2 and of Pipelines."""
-        return collected(self.fake, "batches")
+        return copied_records(self.fake, "batches")
 
     @property
     def pipeline_events(self) -> List[Json]:
         """All Pipelines calls, word for word."""
-        return collected(self.fake, "pipeline-events")
+        return copied_records(self.fake, "pipeline-events")
 
     @property
     def webhooks(self) -> List[Json]:
         """Reporting webhooks with their attempts, also those that no endpoint asked for."""
-        return collected(self.fake, "webhooks")
+        return copied_records(self.fake, "webhooks")
 
     def flush_webhooks(self) -> int:
         """Wait until every webhook is sent that can be; returns how many wait for a retry."""
@@ -20292,7 +20264,7 @@ class View:
     @property
     def dropped(self) -> List[Json]:
         """The calls that were answered with 200 and had no, or not their full, effect."""
-        return collected(self.fake, "dropped")
+        return copied_records(self.fake, "dropped")
 
     def person(self, identifier: str) -> Optional[Json]:
         """One person by id or email; None if nobody has it."""
@@ -20358,7 +20330,7 @@ class View:
     @property
     def requests(self) -> List[Json]:
         """The newest requests with their answers, secrets masked."""
-        return collected(self.fake, "requests")
+        return copied_records(self.fake, "requests")
 
     # ---- assertions that explain themselves
 
