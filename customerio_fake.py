@@ -92,6 +92,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import islice
 from typing import (
     TYPE_CHECKING,
+    Annotated,
     Any,
     Callable,
     Deque,
@@ -1142,9 +1143,11 @@ SCALAR = Check(
     ),
 )
 WHOLE_OR_NULL = typed_field(int, type(None))
-#: A time in Unix seconds that a date can be made of: from 1970 to the end of 9999.
-LAST_MOMENT = 253_402_300_799
+#: A time in Unix seconds that dates can be reckoned from: from 1970 to the begin of 9999.
+LAST_MOMENT = 253_370_764_800
 MOMENT = number_field(0, LAST_MOMENT, int)
+Moment = Annotated[int, MOMENT]
+Instant = Annotated[float, number_field(0, LAST_MOMENT, int, float)]
 #: A whole number, also as a text or as 12.0.
 NUMBER = read_field("a whole number", whole_number)
 ANYTHING = Check("anything", lambda value: "")
@@ -4109,7 +4112,7 @@ class Event:
     timestamp: Optional[int]
     given_id: str
     serial: int
-    received_at: float
+    received_at: Instant
     customer_id: Optional[str]
     anonymous_id: Optional[str]
     person: Optional[Person]
@@ -4228,20 +4231,20 @@ class Delivery:
 
     delivery_id: str
     channel: str
-    message: Attributes
+    message: Annotated[Attributes, MESSAGE]
     person: Optional[Person]
     customer_id: Optional[str]
     recipient: str
-    created: int
+    created: Moment
     send_at: Optional[int]
     metrics: Dict[str, int]
-    history: List[Attributes]
+    history: List[Annotated[Attributes, HAPPENED]]
     #: What it is part of: {"campaign_id": 1, "action_id": 2}, or newsletter, broadcast, …
     parents: Dict[str, int]
     #: The journey that it is from, and the event that triggered that; empty for others.
     origin: Dict[str, Optional[str]]
     #: What was rendered: subject, body, links, …; empty until it is sent.
-    rendered: Attributes
+    rendered: Annotated[Attributes, RENDERED]
     #: The same with all that follows from it, once somebody has asked (`as_seen`).
     seen: Optional[Attributes]
     #: The `trigger` of its templates.
@@ -4509,7 +4512,7 @@ class Report:
     timestamp: int
     data: Attributes
     content: Attributes
-    attempts: List[Attributes]
+    attempts: List[Annotated[Attributes, ATTEMPT]]
 
     def __init__(
         self, event_id: str, object_type: str, metric: str, timestamp: int, data: Json
@@ -4604,10 +4607,10 @@ class Segment:
     description: str
     #: By serial number, which is the order of creation.
     members: Dict[int, Person]
-    conditions: Json
+    conditions: Annotated[Any, CONDITION_OR_NULL]
     #: The conditions, compiled.
     predicate: Optional[Predicate]
-    tags: Json
+    tags: Annotated[Any, TAGS]
     created_at: int
     updated_at: int
 
@@ -4647,7 +4650,7 @@ class Activity(NamedTuple):
     """Something that happened, for the activity lists. `data` is made when it is asked for."""
 
     serial: int
-    when: float
+    when: Instant
     type: str
     person: Optional[Person]
     name: str
@@ -4679,7 +4682,7 @@ class Batch(NamedTuple):
 
     number: int
     source: str
-    operations: bytes
+    operations: Annotated[bytes, OPERATIONS]
     received_at: int
 
     def record(self) -> Json:
@@ -4705,7 +4708,7 @@ class Shelf:
 
     kind: str
     open: bool
-    rows: Dict[Any, Attributes]
+    rows: Dict[Annotated[Any, KEY], Attributes]
     last: int
 
     def __init__(self, kind: str, open: bool = False) -> None:
@@ -4745,29 +4748,86 @@ class Shelf:
         return rows
 
 
+#: The shelves of what only the web app can make.
+OPEN_SHELVES = ("campaigns", "broadcasts", "transactional", "newsletters", "sender_identities")
+
+
 def _or_null(check: Check) -> Check:
     return Check(f"{check.type}, or null", lambda v: "" if v is None else check.wrong(v))
 
 
-#: What a condition needs to be one, whoever is in which segment.
-CONDITION = read_field(
-    "a condition", lambda value, name: compile_filter(value, name, lambda one, number: False)
-)
-_STORED: Dict[str, Check] = {
-    **WORDS,
-    "once": _or_null(MOMENT), "condition": _or_null(CONDITION), "texts": list_field(ANY_TEXT),
-    "numbers": list_field(WHOLE), "objects": list_field(OBJECT),
-    "tags": _or_null(list_field(ANY_TEXT)),
-    "words": list_field(typed_field(int, str)), "word_or_null": typed_field(int, str, type(None)),
-    "text_or_null": typed_field(str, type(None)), "listed": _or_null(list_field(WHOLE)),
-    "object_or_null": typed_field(dict, type(None)), "moments": _or_null(mapping_field(MOMENT)),
-}  # fmt: skip
+def _decode_base64(value: Json, name: str) -> bytes:
+    try:
+        return base64.b64decode(value)
+    except (TypeError, ValueError):
+        raise invalid(f"{name} must be a text in base64", name) from None
+
+
+def _condition(value: Json, name: str) -> Any:
+    return value and compile_filter(value, name, lambda person, number: False)
 
 
 def stored(needed: str = "", /, **names: str) -> FieldList:
     """The fields of a row by what they are; there may be others, as real answers have more."""
     checks = {name: _STORED[type] for type, some in names.items() for name in some.split()}
     return FieldList(checks, needed.split(), free="answers of the real API have further fields")
+
+
+def _row_field(needed: str = "", /, **names: str) -> Check:
+    return object_field(stored(needed, **names))
+
+
+CONDITION_OR_NULL = read_field("a condition, or null", _condition)
+TAGS, KEY = _or_null(list_field(ANY_TEXT)), typed_field(int, str)
+#: What a field of a row can be, beside what any field can.
+_STORED: Dict[str, Check] = {
+    **WORDS, "texts": list_field(ANY_TEXT), "words": list_field(KEY), "objects": list_field(OBJECT),
+    "seconds": typed_field(int, float), "condition": CONDITION_OR_NULL,
+    "base64": read_field("base64", _decode_base64), "family": choice_field(*OPEN_SHELVES),
+    "headers": mapping_field(list_field(ANY_TEXT, 1)),
+    # Those that may be null.
+    "once": _or_null(MOMENT), "tags": TAGS, "some_word": _or_null(KEY),
+    "some_text": _or_null(ANY_TEXT), "some_object": _or_null(OBJECT),
+    "some_numbers": _or_null(list_field(WHOLE)), "moments": _or_null(mapping_field(MOMENT)),
+}  # fmt: skip
+_STORED["files"] = _or_null(mapping_field(_STORED["base64"]))
+_STORED["links"] = list_field(
+    _row_field("id href tracked", whole="id", text="href", flag="tracked")
+)
+# The parts of a Design Studio email, and what it is linked to.
+_STORED["pairs"] = list_field(_row_field("name value", text="name value"))
+_MAIL_TEXTS = "subject preheader_text html text amp"
+_STORED["html"] = _row_field(_MAIL_TEXTS, text=_MAIL_TEXTS)
+_STORED["envelope"] = _row_field(
+    "from_id reply_to_id recipient bcc fake_bcc headers", maybe="from_id reply_to_id",
+    text="recipient bcc cc", flag="fake_bcc", pairs="headers",
+)  # fmt: skip
+_STORED["components"] = list_field(_row_field("id name tag content", text="id name tag content"))
+_PARTS_OF_MAIL = {"html": "content", "envelope": "envelope", "object": "transformers"}
+_STORED["parts"] = _row_field(
+    "content envelope transformers components", components="components", **_PARTS_OF_MAIL
+)
+_STORED["link"] = _or_null(
+    _row_field("family template_id target", family="family", whole="template_id", object="target")
+)
+
+# Rows that stand elsewhere than on a shelf.
+MESSAGE = _row_field(files="attachments", some_object="custom_device")
+RENDERED = _row_field(
+    text="subject body body_plain body_amp preheader from reply_to to cc bcc",
+    links="links", headers="headers",
+)  # fmt: skip
+HAPPENED = _row_field("metric timestamp", text="metric reason", whole="timestamp")
+ATTEMPT = _row_field("endpoint_id at retry_at", whole="endpoint_id", seconds="at", any="retry_at")
+TRIGGER = _row_field(
+    "id campaign_id payload errors processed_at received_at", whole="id campaign_id",
+    object="payload", texts="errors", once="processed_at", moment="received_at",
+)  # fmt: skip
+SUPPRESSION = _row_field(
+    "created email reason status", moment="created", text="email reason status"
+)
+INDEXED = _row_field("name", text="name")
+OPERATIONS = read_field("JSON", lambda value, name: decode_json(value))
 
 
 def _content_fields(more: str = "") -> FieldList:
@@ -4784,14 +4844,12 @@ _ACTION_FIELDS = _content_fields("sending_state parent_action_id")
 _IN_FOLDER = "id name created updated"
 _EMAIL_PARTS = "content envelope transformers created updated"
 
-#: The shelves of a workspace, and what their rows have; the open ones hold what only the web app
-#: can make.
-OPEN_SHELVES = ("campaigns", "broadcasts", "transactional", "newsletters", "sender_identities")
+#: The shelves of a workspace, and what their rows have.
 SHELVES: Dict[str, FieldList] = {
     "campaigns": stored(
         "id name type created updated", whole="id", text="name type state event_name",
         moment="created updated", once="first_started", flag="active", tags="tags",
-        listed="trigger_segment_ids filter_segment_ids",
+        some_numbers="trigger_segment_ids filter_segment_ids",
     ),
     "broadcasts": stored(
         "id name type created updated", whole="id", text="name type state",
@@ -4806,7 +4864,8 @@ SHELVES: Dict[str, FieldList] = {
     "newsletters": stored(
         "id name type created updated sent_at", whole="id", text="name type",
         moment="created updated", once="sent_at scheduled_at", tags="tags",
-        listed="recipient_segment_ids", maybe="subscription_topic_id", condition="_recipients",
+        some_numbers="recipient_segment_ids", maybe="subscription_topic_id",
+        condition="_recipients",
     ),
     "campaign_actions": _ACTION_FIELDS,
     "broadcast_actions": _ACTION_FIELDS,
@@ -4840,8 +4899,8 @@ SHELVES: Dict[str, FieldList] = {
     "imports": stored("id", whole="id", text="name type state", moment="created_at updated_at"),
     "workspaces": stored("id", word="id", text="name"),
     "assets": stored(
-        f"{_IN_FOLDER} _type _data parent_folder_id", whole="id size", text="name _type _data",
-        moment="created updated", maybe="parent_folder_id",
+        f"{_IN_FOLDER} _type _data parent_folder_id", whole="id size", text="name _type",
+        base64="_data", moment="created updated", maybe="parent_folder_id",
     ),
     "asset_folders": stored(
         f"{_IN_FOLDER} parent_folder_id", whole="id", text="name", moment="created updated",
@@ -4856,24 +4915,24 @@ SHELVES: Dict[str, FieldList] = {
     "ds_emails": stored(
         f"{_IN_FOLDER} is_template parent_folder_id _link _published {_EMAIL_PARTS}",
         text="id name", flag="is_template", moment="created updated",
-        object="content envelope transformers", text_or_null="parent_folder_id",
-        any="_link _published",
+        **_PARTS_OF_MAIL, some_text="parent_folder_id",
+        link="_link", some_object="_published",
     ),
     "ds_translations": stored(
         f"id language language_group_id {_EMAIL_PARTS}", text="id language language_group_id",
-        moment="created updated", object="content envelope transformers",
+        moment="created updated", **_PARTS_OF_MAIL,
     ),
     "ds_components": stored(
         f"{_IN_FOLDER} tag content parent_folder_id", text="id name tag content",
-        moment="created updated", text_or_null="parent_folder_id",
+        moment="created updated", some_text="parent_folder_id",
     ),
     "ds_folders": stored(
         f"{_IN_FOLDER} parent_folder_id", text="id name", moment="created updated",
-        text_or_null="parent_folder_id",
+        some_text="parent_folder_id",
     ),
     "ds_versions": stored(
         "id name node_id created created_on_publish _parts _of", text="id name node_id _of "
-        "description", moment="created", flag="created_on_publish feedback", object="_parts",
+        "description", moment="created", flag="created_on_publish feedback", parts="_parts",
     ),
     "ds_publishes": stored("id status _email", text="id status _email _error", whole="_status"),
     "ds_previews": stored(
@@ -6587,15 +6646,15 @@ class Workspace:
     #: What is still to be reported to whom, and who gets nothing until the next try.
     unreported: Dict[int, Deque[Report]] = kept(dict)
     resting: Set[int] = kept(set)
-    broadcasts: List[Attributes] = kept(list)
+    broadcasts: List[Annotated[Attributes, TRIGGER]] = kept(list)
     exports: Dict[int, Export] = kept(dict)
     forms: Dict[str, List[Attributes]] = kept(dict)
     #: Addresses on the lists of the email provider, by kind of list and lower-case address.
-    esp: Dict[str, Dict[str, Attributes]] = kept(dict)
+    esp: Dict[str, Dict[str, Annotated[Attributes, SUPPRESSION]]] = kept(dict)
     #: Senders that people don't want to hear from: channel and sender, by serial number.
     optouts: Dict[int, Tuple[Tuple[str, str], ...]] = kept(dict)
     #: What was said about attributes and events, by name.
-    index: Dict[str, Dict[str, Attributes]] = kept(dict)
+    index: Dict[str, Dict[str, Annotated[Attributes, INDEXED]]] = kept(dict)
     ip_addresses: List[str] = kept(list)
     #: When calls that have a rate limit were made, by limit.
     calls: Dict[str, Deque[float]] = kept(dict)
@@ -10560,30 +10619,30 @@ _PARENTS = (*[family.key for family in FAMILIES.values()], "action_id", "content
 #: What a row of these kinds may have; of the other kinds everything is kept and shown.
 _SEEDED: Dict[str, FieldList] = {
     "customers": stored(
-        word_or_null="id email cio_id", object_or_null="identifiers attributes timestamps",
+        some_word="id email cio_id", some_object="identifiers attributes timestamps",
         flag="unsubscribed", objects="devices", once="created_at updated_at",
     ),
     "devices": stored(
-        "id platform", word="id", text="platform", once="last_used", object_or_null="attributes"
+        "id platform", word="id", text="platform", once="last_used", some_object="attributes"
     ),
     "objects": stored(
-        word_or_null="object_type_id object_id cio_object_id", objects="relationships",
-        object_or_null="identifiers attributes timestamps", once="created_at updated_at",
+        some_word="object_type_id object_id cio_object_id", objects="relationships",
+        some_object="identifiers attributes timestamps", once="created_at updated_at",
     ),
     "relationships": stored(
-        "identifiers", object="identifiers", object_or_null="attributes timestamps",
+        "identifiers", object="identifiers", some_object="attributes timestamps",
         any="object_type_id object_type_disabled",
     ),
     "collections": stored(objects="content data"),
     "segments": stored(
-        "name", whole="id", text="name", tags="tags", text_or_null="description type state "
+        "name", whole="id", text="name", tags="tags", some_text="description type state "
         "deduplicate_id", words="ids emails", condition="conditions", any="progress",
         once="created_at updated_at",
     ),
     "messages": stored(
-        text_or_null="id deduplicate_id type recipient subject body from failure_message",
-        word_or_null="customer_id trigger_event_id", moments="metrics", once="created",
-        object_or_null="customer_identifiers", flag="forgotten",
+        some_text="id deduplicate_id type recipient subject body from failure_message",
+        some_word="customer_id trigger_event_id", moments="metrics", once="created",
+        some_object="customer_identifiers", flag="forgotten",
         maybe="message_template_id parent_action_id " + " ".join(_PARENTS), any="msg_template_id",
     ),
 }  # fmt: skip
@@ -18115,11 +18174,12 @@ def add_fault(faults: Faults, body: Json) -> Fault:
     """Let something go wrong from now on. Raises ApiError 400."""
     when = "after" if "truncate" in body or "trickle" in body else "before"
     rule = {"match": {}, "when": when, **body}
-    _check_fault(rule)
+    check_fault(rule)
     return faults.add(rule, _operations_of(rule["match"]))
 
 
-def _check_fault(rule: Json) -> None:
+def check_fault(rule: Json) -> None:
+    """Raises ApiError 400 naming what is wrong with a rule of what goes wrong."""
     FAULT_FIELDS.read(rule)
     effects = [name for name in EFFECTS if name in rule]
     if len(effects) != 1 and (effects or "latency" not in rule):
@@ -18242,6 +18302,9 @@ def set_clock_to(
     """
     workspace, clock, left = fake.workspace, fake.workspace.clock, 0
     end = time.monotonic() + CLOCK_PATIENCE
+    if (clock.now() if now is None else now) + advance > LAST_MOMENT:
+        name = "advance" if advance else "now"
+        raise invalid(f"{name} must not lead beyond the begin of the year 9999", name)
 
     def settle() -> None:
         nonlocal left
@@ -18446,12 +18509,27 @@ def _mapping(key: Any, kind: Any) -> Codec:
     return Codec(lambda value, ledger: {k: part.write(v, ledger) for k, v in value.items()}, read)
 
 
+def _annotated(kind: Any, check: Check) -> Codec:
+    """For a value that is more than its type says: see `stored` and Moment."""
+    part = codec_of(kind)
+
+    def read(value: Json, ledger: Ledger, where: str) -> Any:
+        result = part.read(value, ledger, where)
+        place, wrong = _placed(where, check.wrong(result))
+        if wrong:
+            raise invalid(f"{place} {wrong}", place)
+        return result
+
+    return Codec(part.write, read)
+
+
 @functools.cache
 def _parts_of(kind: Any) -> Dict[str, Codec]:
     """The codec of each field of a class, by the types that it declares."""
     from typing import get_type_hints
 
-    unwritten, hints = _UNWRITTEN.get(kind, set()), get_type_hints(kind)
+    unwritten = _UNWRITTEN.get(kind, set())
+    hints = get_type_hints(kind, include_extras=True)
     # A part of a workspace says which of its fields are kept; the others lead to its neighbours.
     own = (
         {part.name for part in fields(kind) if "kept" in part.metadata}
@@ -18562,6 +18640,7 @@ _MAKERS: Dict[Any, Callable[..., Codec]] = {
     dict: _mapping,
     collections.abc.Mapping: _mapping,
     Union: _optional,
+    Annotated: _annotated,
 }
 
 
@@ -18759,10 +18838,11 @@ def _read_workspace(workspace: Workspace, document: Json, ledger: Ledger) -> Non
 def _read_clock(clock: Clock, document: Json, ledger: Ledger) -> None:
     """Time goes on while a workspace is in a snapshot, unless its clock stands."""
     _check_keys(document, ("now", "real", "frozen", "due"), "clock")
-    number, where = codec_of(float).read, "clock"
-    now, real = (number(document[name], ledger, f"{where}.{name}") for name in ("now", "real"))
+    instant, where = codec_of(Instant).read, "clock"
+    now, real = (instant(document[name], ledger, f"{where}.{name}") for name in ("now", "real"))
     frozen = codec_of(bool).read(document["frozen"], ledger, f"{where}.frozen")
-    clock.move_to(now if frozen else now + time.time() - real, frozen)
+    going = instant(now + max(0, time.time() - real), ledger, f"{where}.now, gone on till today,")
+    clock.move_to(now if frozen else going, frozen)
     for i, row in enumerate(_rows(document["due"], f"{where}.due")):
         clock.at(*_read_chore(row, ledger, f"{where}.due[{i}]"))
 
@@ -18793,15 +18873,67 @@ def _check_sound(state: State) -> None:
             where = f"people[{serial}].has.{name}"
             side = "the workspace does not" if (serial, key) in mine else "only the workspace does"
             raise invalid(f"{where} has {key!r}, {side}", where)
+    _check_keyed(state)
+    _check_stamped(workspace)
     for name, shelf in workspace.shelves.items():
-        for key, row in shelf.rows.items():
-            if row.get("id", key) != key:
-                raise invalid(f"{name}: the row {key!r} has another id, {row['id']!r}", name)
+        _check_shelf(name, shelf, f"workspace.shelves.{name}")
+    for fault in state.faults.rows.values():
+        try:
+            check_fault(fault.rule)
+        except ApiError as error:
+            raise invalid(f"rules.rows: {error.message}", "rules.rows") from None
     for id, delivery in workspace.deliveries.rows.items():
         if "created" not in delivery.metrics:
             raise invalid(f"deliveries: {id} has no metric 'created'", "deliveries")
     for collection in COLLECTIONS.values():
         deque(collection.records(state), maxlen=0)
+
+
+def _check_stamped(workspace: Workspace) -> None:
+    for person in workspace.people:
+        for name in {*person.attributes, *(["phone"] if person.phone else [])} - {
+            *person.timestamps
+        }:
+            where = f"people[{person.serial}].timestamps.{name}"
+            raise invalid(f"{where} is missing", where)
+
+
+def _check_keyed(state: State) -> None:
+    """What is filed under its own name has to have that name."""
+    workspace = state.workspace
+    filed: Dict[str, Tuple[Dict[Any, Any], str]] = {
+        "devices": (workspace.devices.rows, "token"),
+        "objects": (workspace.objects.rows, "key"),
+        "segments": (workspace.segments.rows, "number"),
+        "deliveries": (workspace.deliveries.rows, "delivery_id"),
+        "exports": (workspace.exports, "number"),
+        "rules": (state.faults.rows, "id"),
+    }
+    for where, (rows, name) in filed.items():
+        for key, thing in rows.items():
+            if getattr(thing, name) != key:
+                text = (
+                    f"{where}: what is filed under {key!r} has the {name} {getattr(thing, name)!r}"
+                )
+                raise invalid(text, where)
+
+
+def _check_shelf(name: str, shelf: Shelf, where: str) -> None:
+    if shelf.kind != name:
+        raise invalid(f"{where}.kind must be {name}", f"{where}.kind")
+    for i, (key, row) in enumerate(shelf.rows.items()):
+        for problem in SHELVES[name].problems(row, f"{where}.rows[{i}][1]."):
+            raise ApiError(400, problem)
+        if row.get("id", key) != key:
+            at = f"{where}.rows[{i}][1].id"
+            raise invalid(f"{at} must be {key!r}, as it is filed", at)
+    parents = {key: row.get("parent_folder_id") for key, row in shelf.rows.items()}
+    for key in parents if name in ("asset_folders", "ds_folders") else ():
+        line = [key]
+        while parents.get(line[-1]) is not None:
+            line.append(parents[line[-1]])
+            if line[-1] in line[:-1] or line[-1] not in parents:
+                raise invalid(f"{where}: the folder {key!r} lies in no folder", where)
 
 
 def as_json(value: Json) -> Json:
@@ -18871,8 +19003,8 @@ _UNSAVED, _ABANDONED = ".unsaved", 60
 
 def _clear_up(folder: str, name: str) -> None:
     """Remove what saves that were killed have left."""
-    with contextlib.suppress(OSError):  # another server clears up, too
-        for entry in os.scandir(folder):
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:  # another server may clear up, too
             unsaved = entry.name.startswith(f"{name}.") and entry.name.endswith(_UNSAVED)
             if unsaved and time.time() - entry.stat().st_mtime > _ABANDONED:
                 os.unlink(entry.path)

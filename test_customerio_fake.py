@@ -2923,6 +2923,79 @@ class Seeding(SeededTest):
                 self.assert_errors(self.call("POST", "/__parlel/seed", document), 400, word)
         self.assertEqual(len(self.records("customers")), 2)
 
+    def test_a_field_of_a_wrong_type_is_refused_by_its_name(self) -> None:
+        action = {"subject": "s", "body": "b"}
+        device, person = {"id": "t", "platform": "ios"}, {"id": "1"}
+        rows: list[tuple[str, Any, str]] = [
+            ("customers", {**person, "devices": [{**device, "id": [7]}]}, "devices[0].id"),
+            ("customers", {**person, "devices": [{"id": "t"}]}, "devices[0].platform is required"),
+            ("customers", {**person, "devices": "t"}, "devices must be a list"),
+            ("customers", {**person, "attributes": [1]}, "attributes"),
+            ("customers", {**person, "attributes": {"a": "b" * 1001}}, "'a' cannot be longer"),
+            ("customers", {"id": {"a": 1}}, "id"),
+            ("campaigns", {"actions": [{**action, "type": {}}]}, "actions[0].type"),
+            ("campaigns", {"trigger_segment_ids": "x"}, "trigger_segment_ids"),
+            ("campaigns", {"actions": [7]}, "actions[0]"),
+            ("campaigns", {"created": 1e300}, "created"),
+            ("campaigns", {"created": 253_402_300_800}, "created"),
+            ("broadcasts", {"recipients": {"segment": {"id": "x"}}}, "recipients.segment.id"),
+            ("newsletters", {"test_groups": [{"id": []}]}, "test_groups[0].id"),
+            ("newsletters", {"test_groups": [{}]}, "test_groups[0].content_ids is required"),
+            ("collections", {"data": True}, "data must be a list"),
+            ("collections", {"content": [1]}, "content[0]"),
+            ("snippets", {"name": "x"}, "value is required"),
+            ("objects", {"object_type_id": "x", "object_id": "1"}, "object_type_id"),
+            ("messages", {"metrics": {"sent": "x"}}, "metrics.sent"),
+            ("messages", {"campaign_id": "x"}, "campaign_id"),
+            ("inbox_preview_credits", {"tier": "free"}, "credits_original is required"),
+            ("segments", {"name": "x", "description": 7}, "description"),
+            ("topics", {"name": ["x"]}, "name must be a string"),
+        ]
+        for kind, row, words in rows:
+            with self.subTest(kind=kind, row=row):
+                reply = self.call("POST", "/__parlel/seed", {kind: [row]})
+                self.assertEqual(reply.status, 400)
+                message = reply.json["meta"]["error"]
+                self.assertTrue(message.startswith(f"{kind}[0]"), message)
+                self.assertIn(words, message)
+
+    def test_what_stands_there_twice_is_refused(self) -> None:
+        rows = {"collections": "content", "reporting_webhooks": "events", "messages": "subject"}
+        more = {"content": [], "events": [], "subject": ""}
+        for kind, name in rows.items():
+            row = {"id": "m" if kind == "messages" else 1, name: more[name]}
+            row = {**row, "endpoint": "http://x"} if kind == "reporting_webhooks" else row
+            reply = self.call("POST", "/__parlel/seed", {kind: [row, row]})
+            self.assert_errors(reply, 400, f"{kind}[1].id")
+
+    def test_a_null_where_the_real_service_has_none_is_nothing(self) -> None:
+        content = {"subject": "s", "body": "b", "cc": None, "type": None, "reply_to_id": None}
+        rows = [{"id": 4, "name": "A", "contents": [content]}]
+        self.ok("POST", "/__parlel/seed", {**self.SEED, "transactional": rows, "campaigns": []})
+        (read,) = self.ok("GET", "/v1/transactional/4/contents")["contents"]
+        self.assertEqual((read["type"], read["reply_to_id"]), ("email", None))
+        body = {"transactional_message_id": 4, "to": "a@b.cd", "identifiers": {"id": "ada"}}
+        self.ok("POST", "/v1/send/email", body)
+
+    def test_an_accepted_seed_gives_an_accepted_snapshot(self) -> None:
+        device = {"id": 7, "platform": "ios", "attributes": {"_last_status": "sent", "n": 1}}
+        seeds: list[Any] = [
+            {"customers": [{"id": "1", "devices": [device]}, {"id": 2, "unsubscribed": True}]},
+            {"messages": [{"customer_id": 7, "subject": None, "metrics": None}]},
+            {"segments": [{"name": "x", "conditions": None, "description": None, "tags": None}]},
+            {"collections": [{"id": 3, "data": []}, {"name": "x"}]},
+            {"inbox_preview_clients": [{"id": "ios", "client": "iPhone"}]},
+            self.SEED,
+        ]
+        for seed in seeds:
+            self.ok("POST", "/__parlel/seed", seed)
+            self.ok("PUT", "/__parlel/state", self.ok("GET", "/__parlel/state"))
+        self.ok("POST", "/__parlel/seed", seeds[0])
+        (read,) = self.ok("GET", "/v1/customers/1/attributes")["customer"]["devices"]
+        self.assertEqual(
+            (read["id"], read["attributes"]), ("7", {"_last_status": "sent", "n": "1"})
+        )
+
     def test_unknown_ids_are_accepted_until_their_kind_is_seeded(self) -> None:
         empty = Fake(Settings())
         for fake, status in ((empty, 200), (self.fake, 404)):
@@ -4350,6 +4423,23 @@ class Messages(SeededTest):
         self.assertEqual((clock["frozen"], clock["due"]), (True, 0))
         (delivery,) = [row for row in self.records("deliveries") if row["send_at"]]
         self.assertEqual((delivery["state"], delivery["metrics"]["sent"]), ("delivered", when))
+
+    def test_the_clock_stays_between_1970_and_9999(self) -> None:
+        last = customerio_fake.LAST_MOMENT
+        self.fake.workspace.clock.move_to(last - 10, True)
+        self.assert_errors(self.call("PUT", "/__parlel/clock", {"advance": 11}), 400, "9999")
+        both = {"now": 4e9, "advance": 8e9}
+        self.assertEqual(self.ok("PUT", "/__parlel/clock", both)["now"], 12e9)
+        self.ok("PUT", "/__parlel/clock", {"advance": 0.5})
+        for _ in range(40):
+            reply = self.call("PUT", "/__parlel/clock", {"advance": 8e9})
+        self.assert_errors(reply, 400, "advance must not lead beyond")
+        self.send()
+        for moment in (last, 0):
+            self.fake.workspace.clock.move_to(moment, True)
+            self.send()
+            for period in ("hours", "months"):
+                self.ok("GET", f"/v1/transactional/1/metrics?period={period}&steps=121")
 
     def test_a_clock_that_is_set_back_does_nothing_and_forgets_nothing(self) -> None:
         self.ok("PUT", "/__parlel/clock", {"now": 2_000_000_000, "freeze": True})
@@ -7369,6 +7459,13 @@ class Snapshots(SeededTest):
                 part[name] = value
             return document
 
+        def shelved(name: str, value: Any) -> Any:
+            return with_change("workspace", name, value)
+
+        def on_shelf(name: str, rows: Any) -> Any:
+            return with_change("workspace", "shelves", name, "rows", rows)
+
+        ring = {"id": "a", "name": "A", "created": 1, "updated": 1, "parent_folder_id": "a"}
         rows = [
             ([], "state must be an object"),
             ({}, "state.clock is missing"),
@@ -7391,6 +7488,31 @@ class Snapshots(SeededTest):
             (with_change("workspace", "secret", 1), "workspace.secret must be a string"),
             (with_change("workspace", "shelves", "topics", None), "shelves.topics is missing"),
             (with_change("deliveries", 0, "metrics", {"sent": 1}), "has no metric 'created'"),
+            (
+                with_change("clock", "now", 1e300),
+                "clock.now must be a whole number or a number from 0",
+            ),
+            (with_change("clock", "now", -1), "clock.now must be"),
+            (with_change("clock", "real", -1e300), "clock.real must be"),
+            (
+                with_change("people", 0, "timestamps", "plan", None),
+                "people[0].timestamps.plan is m",
+            ),
+            (
+                with_change("deliveries", 0, "history", 0, "metric", None),
+                "history[0].metric is req",
+            ),
+            (with_change("deliveries", 0, "rendered", "subject", 7), "deliveries[0].rendered.subj"),
+            (with_change("faults", 0, "rule", "status", "x"), "rules.rows: status must"),
+            (with_change("faults", 0, "id", 7), "rules: what is filed under 1 has the id 7"),
+            (with_change("segments", 0, "conditions", {"x": 1}), "segments[0].conditions"),
+            (shelved("exports", [[1, {}]]), "workspace.exports[0][1].created_at is missing"),
+            (shelved("broadcasts", [{"id": 1}]), "workspace.broadcasts[0].campaign_id is required"),
+            (on_shelf("topics", [[[], {}]]), "shelves.topics.rows[0][0] must not be a list"),
+            (on_shelf("topics", [[1, {"id": 2}]]), "shelves.topics.rows[0][1].id must be 1"),
+            (on_shelf("topics", [[1, {"id": 1, "name": 2}]]), "topics.rows[0][1].name must be a s"),
+            (on_shelf("snippets", [["a", {"name": "a"}]]), "snippets.rows[0][1].value is required"),
+            (on_shelf("ds_folders", [["a", ring]]), "the folder 'a' lies in no folder"),
             (with_change("clock", "due", [{"at": 1, "do": "sing", "with": {}}]), "something to do"),
             (with_change("clock", "due", [{"at": 1, "do": "track", "with": {}}]), "does not fit"),
         ]

@@ -167,7 +167,7 @@ def ok(fake: Fake, method: str, path: str, body: Any = None) -> Any:
 
 def filled() -> Fake:
     """A fake whose workspace has something of every kind, some of it under way."""
-    fake = Fake(Settings(), SEED)
+    fake = Fake(Settings(journal=40), SEED)
 
     def do(method: str, path: str, body: Any = None) -> Any:
         return ok(fake, method, path, body)
