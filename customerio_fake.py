@@ -49,6 +49,8 @@ The file is read from top to bottom; each section uses only the sections above i
 Rules are taken from, in this order: what was observed of the live service ("observed"),
 the official API description ("reference"), the documentation ("docs"), and where all are
 silent, inference ("inferred"). Comments name the source.
+
+(PYTEST_DONT_REWRITE: there are no asserts of tests in here.)
 """
 
 from __future__ import annotations
@@ -101,6 +103,7 @@ from typing import (
     Iterable,
     Iterator,
     List,
+    Literal,
     Mapping,
     Match,
     NamedTuple,
@@ -112,9 +115,11 @@ from typing import (
     Set,
     Tuple,
     Type,
+    TypedDict,
     TypeVar,
     Union,
     cast,
+    overload,
 )
 from urllib.parse import parse_qsl, quote, quote_plus, unquote, unquote_plus, urlencode, urlsplit
 
@@ -127,6 +132,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ApiError", "CustomerioServer", "CustomerioTests", "Settings", "main"]
 __version__ = "1.0.0"
+__unittest = True  # so that unittest shows the line of the test, not ours
 
 #: Everything the fake has to say goes to this logger; silent unless the host configures it.
 log = logging.getLogger("customerio_fake")
@@ -3938,6 +3944,196 @@ JOURNEY_CONDITIONS: Dict[str, Kind] = {
 # ======================================================================================
 
 
+# ---- what the control lists show: the fields that tests name, and what they are
+
+
+class PersonRecord(TypedDict):
+    """A row of `/__parlel/customers`. Times are Unix seconds."""
+
+    id: Optional[str]
+    cio_id: str
+    identifiers: Dict[str, Optional[str]]
+    attributes: Attributes
+    unsubscribed: bool
+    created_at: int
+    updated_at: int
+
+
+class EventRecord(TypedDict):
+    """A row of `/__parlel/events`. Times are Unix seconds."""
+
+    id: str
+    kind: str
+    customer_id: Optional[str]
+    cio_id: Optional[str]
+    anonymous_id: Optional[str]
+    name: str
+    type: str
+    data: Attributes
+    timestamp: int
+    received_at: int
+
+
+class DeliveryRecord(TypedDict):
+    """A row of `/__parlel/deliveries`. Times are Unix seconds."""
+
+    delivery_id: str
+    channel: str
+    message: Attributes
+    customer_id: Optional[str]
+    cio_id: Optional[str]
+    recipient: str
+    state: str
+    failure_message: Optional[str]
+    rendered: Attributes
+    parents: Dict[str, int]
+    metrics: Dict[str, int]
+    history: List[Attributes]
+    devices: List[str]
+    send_at: Optional[int]
+    received_at: int
+
+
+class DeviceRecord(TypedDict):
+    """A row of `/__parlel/devices`. Times are Unix seconds."""
+
+    id: str
+    platform: str
+    last_used: int
+    attributes: Attributes
+    customer_id: str
+
+
+class ObjectRecord(TypedDict):
+    """A row of `/__parlel/objects`. Times are Unix seconds."""
+
+    object_type_id: str
+    object_id: str
+    cio_object_id: str
+    attributes: Attributes
+    relationships: List[Attributes]
+    created_at: int
+    updated_at: int
+
+
+class SegmentRecord(TypedDict):
+    """A row of `/__parlel/segments`. Times are Unix seconds."""
+
+    id: int
+    deduplicate_id: str
+    name: str
+    description: str
+    state: str
+    progress: Optional[int]
+    type: str
+    tags: Optional[List[str]]
+    created_at: int
+    updated_at: int
+    customer_ids: List[str]
+
+
+class FormRecord(TypedDict):
+    """A row of `/__parlel/forms`."""
+
+    id: str
+    submissions: List[Attributes]
+
+
+class BroadcastRecord(TypedDict):
+    """A row of `/__parlel/broadcasts`: one trigger. Times are Unix seconds."""
+
+    id: int
+    campaign_id: int
+    payload: Attributes
+    errors: List[str]
+    processed_at: Optional[int]
+    received_at: int
+
+
+class MergeRecord(TypedDict):
+    """A row of `/__parlel/merges`. Times are Unix seconds."""
+
+    primary: Dict[str, str]
+    secondary: Dict[str, str]
+    applied: bool
+    received_at: int
+
+
+class BatchRecord(TypedDict):
+    """A row of `/__parlel/batches`. Times are Unix seconds."""
+
+    id: int
+    source: str
+    operations: List[Attributes]
+    received_at: int
+
+
+class ReportRecord(TypedDict):
+    """A row of `/__parlel/webhooks`. Times are Unix seconds."""
+
+    event_id: str
+    object_type: str
+    metric: str
+    timestamp: int
+    data: Attributes
+    attempts: List[Attributes]
+
+
+class RequestRecord(TypedDict):
+    """A row of `/__parlel/requests`. `at` is Unix seconds with a fraction."""
+
+    id: int
+    at: float
+    workspace: Optional[str]
+    method: str
+    path: str
+    decoded_path: str
+    query: Dict[str, str]
+    headers: Dict[str, str]
+    body: Any
+    operation: Optional[str]
+    api: Optional[str]
+    person: Optional[str]
+    events: List[str]
+    status: int
+    duration_ms: float
+    response: Any
+    reason: Optional[str]
+    fault: Optional[int]
+
+
+class JourneyRecord(TypedDict):
+    """A row of `/__parlel/journeys`. Times are Unix seconds; `steps` tell what each tile did."""
+
+    id: str
+    campaign_id: int
+    customer_id: Optional[str]
+    identifiers: Dict[str, Optional[str]]
+    state: str
+    match_time: int
+    activated_at: Optional[int]
+    trigger_event_id: Optional[str]
+    trigger: Attributes
+    next_action_id: Optional[int]
+    next_wake_up: Optional[int]
+    waiting_for: Optional[str]
+    exited_at: Optional[int]
+    exit_reason: Optional[str]
+    converted_at: Optional[int]
+    attributes: Attributes
+    steps: List[Attributes]
+
+
+class DroppedRecord(TypedDict):
+    """A row of `/__parlel/dropped`. Times are Unix seconds."""
+
+    operation: str
+    identifier: str
+    customer_id: str
+    reason: str
+    received_at: int
+
+
 # ---- people, and what happens to them
 
 
@@ -4015,7 +4211,7 @@ class Person:
         """The attributes with the phone, which may identify, among them."""
         return {**self.attributes, "phone": self.phone} if self.phone else self.attributes
 
-    def record(self) -> Json:
+    def record(self) -> PersonRecord:
         """The person as `/__parlel/customers` shows it."""
         return {
             "id": self.id or None,
@@ -4083,7 +4279,7 @@ class Device:
         self.token, self.platform, self.last_used = token, platform, last_used
         self.attributes, self.person = attributes, person
 
-    def record(self) -> Json:
+    def record(self) -> DeviceRecord:
         """The device as `/__parlel/devices` shows it."""
         return {
             "id": self.token,
@@ -4135,7 +4331,7 @@ class Event:
         """The id that it came with, else one of Customer.io's."""
         return self.given_id or ulid(self.received_at, self.serial)
 
-    def record(self) -> Json:
+    def record(self) -> EventRecord:
         """The event as `/__parlel/events` shows it."""
         received = int(self.received_at)
         return {
@@ -4184,7 +4380,7 @@ class Thing:
         value = named.get(name, self.attributes.get(name))
         return None if value is None else as_text(value)
 
-    def record(self) -> Json:
+    def record(self) -> ObjectRecord:
         """The object as `/__parlel/objects` shows it."""
         related = [
             {"customer_id": person.name, "attributes": person.has.relationships[self.key]}
@@ -4466,7 +4662,7 @@ class Journey:
         """One attribute of its person as text; None if it is not set."""
         return None if self.person is None else self.person.text(name)
 
-    def record(self) -> Json:
+    def record(self) -> JourneyRecord:
         """The journey as `/__parlel/journeys` shows it."""
         person, times = self.person, ("activated", "ended", "converted")
         activated, ended, converted = (_whole_time(getattr(self, name)) for name in times)
@@ -4640,10 +4836,10 @@ class Segment:
             "updated_at": self.updated_at,
         }
 
-    def record(self) -> Json:
+    def record(self) -> SegmentRecord:
         """The segment as `/__parlel/segments` shows it; members of manual ones only."""
         names = [person.name for person in self.members.values()]
-        return {**self.document(), "customer_ids": names}
+        return cast(SegmentRecord, {**self.document(), "customer_ids": names})
 
 
 class Activity(NamedTuple):
@@ -4670,11 +4866,14 @@ class Merge(NamedTuple):
     applied: bool
     received_at: int
 
-    def record(self) -> Json:
+    def record(self) -> MergeRecord:
         """The merge as `/__parlel/merges` shows it: each side as the client names it."""
-        primary, secondary = dict([self.primary]), dict([self.secondary])
-        applied = {"applied": self.applied, "received_at": self.received_at}
-        return {"primary": primary, "secondary": secondary, **applied}
+        return {
+            "primary": dict([self.primary]),
+            "secondary": dict([self.secondary]),
+            "applied": self.applied,
+            "received_at": self.received_at,
+        }
 
 
 class Batch(NamedTuple):
@@ -4685,7 +4884,7 @@ class Batch(NamedTuple):
     operations: Annotated[bytes, OPERATIONS]
     received_at: int
 
-    def record(self) -> Json:
+    def record(self) -> BatchRecord:
         """The batch as `/__parlel/batches` shows it."""
         return {
             "id": self.number,
@@ -7264,7 +7463,7 @@ def as_seen(delivery: Delivery) -> Json:
     return delivery.seen
 
 
-def delivery_record(delivery: Delivery) -> Json:
+def delivery_record(delivery: Delivery) -> DeliveryRecord:
     """A delivery as `/__parlel/deliveries` shows it."""
     return {
         "delivery_id": delivery.delivery_id,
@@ -11304,8 +11503,9 @@ def _compiled_path(path: str) -> Pattern[str]:
 ROUTES: List[Operation] = []
 _INDEX: Dict[Tuple[str, int], List[Operation]] = {}
 # Base URLs with a slash at their end give `//v1/…` and `/api/v1//customers/…`; and the App API
-# answers under `/v1/api/…`, too, where older clients look for it.
-_WORDY_BEGINNING = re.compile(r"^/+(?:(api)/+)?(?:(v1|v2|__parlel)/+(?:api/+)?)?")
+# answers under `/v1/api/…`, too, where older clients look for it. `/v1/v1/` is a URL with a `/v1`
+# given to a client that adds its own.
+_WORDY_BEGINNING = re.compile(r"^/+(?:(api)/+)?(?:(v1|v2|__parlel)/+(?:(?:api|v1)/+)?)?")
 
 
 def route(
@@ -11348,7 +11548,7 @@ def find_operation(request: Request, path: str = "") -> Operation:
 
 
 def plain_path(path: str) -> str:
-    """A path without what a base URL has too many of: slashes, or an `api` behind the `v1`."""
+    """A path without what a base URL has too many of: slashes, `api` or `v1` behind the `v1`."""
     return _WORDY_BEGINNING.sub(lambda m: "/".join(["", *filter(None, m.groups()), ""]), path)
 
 
@@ -11415,7 +11615,7 @@ class Entry(NamedTuple):
         told = dict(self.response.headers).get(REASON_HEADER) or " ".join(text.split())
         return f"{self.request.method} {self.request.path} {self.response.status} {told[:200]}"
 
-    def record(self) -> Json:
+    def record(self) -> RequestRecord:
         """The entry as `/__parlel/requests` shows it; secrets are masked."""
         request, response, operation = self.request, self.response, self.request.operation
         reasons, body = dict(response.headers), body_as_read(request.plain())
@@ -11554,6 +11754,20 @@ class Fault:
         self.matched = self.fired = 0
 
     @property
+    def sequence(self) -> Sequence[Attributes]:
+        """What it does one time after the other, each beside the rest of the rule."""
+        return cast(Sequence[Attributes], self.rule.get("responses", ()))
+
+    def stroke(self) -> Fault:
+        """The rule as it is for the request that has just fired it. Under the lock."""
+        if not self.sequence:
+            return self
+        rest = {name: value for name, value in self.rule.items() if name != "responses"}
+        one = Fault(self.id, {**rest, **self.sequence[self.fired - 1]}, self.operations)
+        one.matched = self.matched
+        return one
+
+    @property
     def effect(self) -> str:
         """Which of the EFFECTS it has, or "latency"."""
         return next((name for name in EFFECTS if name in self.rule), "latency")
@@ -11561,7 +11775,7 @@ class Fault:
     @property
     def spent(self) -> bool:
         """Whether it has fired as often as it may."""
-        return bool(self.fired >= self.rule.get("times", math.inf))
+        return self.fired >= (len(self.sequence) or self.rule.get("times", math.inf))
 
     def fires(self) -> bool:
         """Count a request that matches; whether it is one that goes wrong. Under the lock."""
@@ -12216,7 +12430,7 @@ def fault_for(call: Call) -> Optional[Fault]:
             if _is_about(fault.rule["match"], call, people, events) and fault.fires():
                 if fault.spent:
                     call.fake.faults.rearm()
-                return fault
+                return fault.stroke()
     return None
 
 
@@ -17258,16 +17472,23 @@ def list_routes(call: Call) -> Json:
 
 
 class Collection(NamedTuple):
-    """What a control list shows: where its rows are in a Fake, and the fields of their records."""
+    """What a control list shows: where its rows are in a Fake, and what their records are.
+
+    `type` is a TypedDict, whose fields a query may filter by; `dict` means: by anything.
+    """
 
     place: Union[str, Callable[[Any], Any]]
-    #: What a query may filter by; none means: by anything.
-    fields: Sequence[str]
+    type: Any
     record: Callable[[Any], Json]
     #: Fields that can be read without making a record, which takes ten times as long.
     quick: Mapping[str, Callable[[Any], Json]] = {}
     #: What `text` looks through; the whole record unless told.
     words: Optional[Callable[[Any], Json]] = None
+
+    @property
+    def fields(self) -> Tuple[str, ...]:
+        """What a query may filter by; none means: by anything."""
+        return ("id",) if self.type is str else tuple(getattr(self.type, "__annotations__", ()))
 
     def rows(self, world: Any) -> Any:
         """The rows in a Fake, or in what a snapshot holds."""
@@ -17282,7 +17503,7 @@ class Collection(NamedTuple):
 
     def shown(self, record: Json) -> Json:
         """A record as the list shows it."""
-        return record["id"] if self.fields == ["id"] else record
+        return record["id"] if self.type is str else record
 
     def check(self, names: Iterable[str]) -> None:
         """Raises ApiError 400 for a name that no record has; dots reach into objects."""
@@ -17296,9 +17517,9 @@ _to_record: Callable[[Any], Json] = operator.methodcaller("record")
 
 
 def _listing(
-    place: str, fields: str, record: Callable[[Any], Json] = _to_record, **more: Any
+    place: str, type: Any, record: Callable[[Any], Json] = _to_record, **more: Any
 ) -> Collection:
-    return Collection(f"workspace.{place}", fields.split(), record, **more)
+    return Collection(f"workspace.{place}", type, record, **more)
 
 
 def _as_it_is(row: Json) -> Json:
@@ -17312,7 +17533,8 @@ def _read(*names: str) -> Dict[str, Callable[[Any], Json]]:
 #: The control lists.
 COLLECTIONS = {
     "customers": _listing(
-        "people", "id cio_id identifiers attributes unsubscribed created_at updated_at",
+        "people",
+        PersonRecord,
         quick={
             "id": lambda person: person.id or None,
             "attributes": Person.shown_attributes,
@@ -17322,61 +17544,49 @@ COLLECTIONS = {
     ),
     "events": _listing(
         "events.rows",
-        "id kind customer_id cio_id anonymous_id name type data timestamp received_at",
+        EventRecord,
         quick=_read("kind", "customer_id", "anonymous_id", "name", "type", "data"),
         words=operator.attrgetter("name", "customer_id", "anonymous_id", "data"),
     ),
     "deliveries": _listing(
         "deliveries.rows.values",
-        "delivery_id channel message customer_id cio_id recipient state failure_message rendered "
-        "parents metrics history devices send_at received_at", delivery_record,
+        DeliveryRecord,
+        delivery_record,
         quick=_read(
             "delivery_id", "channel", "message", "customer_id", "recipient", "state", "parents"
         ),
     ),
-    "devices": _listing("devices.rows.values", "id platform last_used attributes customer_id"),
-    "objects": _listing(
-        "objects.rows.values",
-        "object_type_id object_id cio_object_id attributes relationships created_at updated_at",
-    ),
-    "segments": _listing(
-        "segments.rows.values", "id deduplicate_id name description state progress type tags "
-        "created_at updated_at customer_ids",
-    ),
+    "devices": _listing("devices.rows.values", DeviceRecord),
+    "objects": _listing("objects.rows.values", ObjectRecord),
+    "segments": _listing("segments.rows.values", SegmentRecord),
     "forms": _listing(
-        "forms.items", "id submissions", lambda form: {"id": form[0], "submissions": form[1]}
+        "forms.items", FormRecord, lambda form: {"id": form[0], "submissions": form[1]}
     ),
-    "suppressed": _listing("people.suppressions", "id", lambda name: {"id": name}),
-    "broadcasts": _listing(
-        "broadcasts", "id campaign_id payload errors processed_at received_at", _as_it_is
+    "suppressed": _listing("people.suppressions", str, lambda name: {"id": name}),
+    "broadcasts": _listing("broadcasts", BroadcastRecord, _as_it_is),
+    "merges": _listing("people.merges", MergeRecord),
+    "batches": _listing("batches", BatchRecord),
+    "pipeline-events": _listing("pipeline_events", dict, _as_it_is),
+    "webhooks": _listing("", ReportRecord)._replace(
+        place=lambda world: reports_of(world.workspace)
     ),
-    "merges": _listing("people.merges", "primary secondary applied received_at"),
-    "batches": _listing("batches", "id source operations received_at"),
-    "pipeline-events": _listing("pipeline_events", "", _as_it_is),
-    "webhooks": _listing(
-        "", "event_id object_type metric timestamp data attempts"
-    )._replace(place=lambda world: reports_of(world.workspace)),
-    "requests": _listing(
-        "", "id at workspace method path decoded_path query headers body operation api person "
-        "events status duration_ms response reason fault",
-    )._replace(place="journal.rows"),
-    "journeys": _listing(
-        "journeys.rows", "id campaign_id customer_id identifiers state match_time activated_at "
-        "trigger_event_id trigger next_action_id next_wake_up waiting_for exited_at exit_reason "
-        "converted_at attributes steps",
-    ),
-    "dropped": _listing(
-        "dropped", "operation identifier customer_id reason received_at", _as_it_is
-    ),
-}  # fmt: skip
+    "requests": _listing("", RequestRecord)._replace(place="journal.rows"),
+    "journeys": _listing("journeys.rows", JourneyRecord),
+    "dropped": _listing("dropped", DroppedRecord, _as_it_is),
+}
+
+
+def copy_of(rows: List[Json]) -> List[Json]:
+    """Data of the caller's own, which may be changed at will."""
+    import copy
+
+    return copy.deepcopy(rows)
 
 
 def copied_records(fake: Fake, name: str) -> List[Json]:
-    """The same as data of the caller's own, which may be changed at will."""
-    import copy
-
+    """All records of one of the COLLECTIONS, as its list shows them, for the caller's own use."""
     shown = COLLECTIONS[name].shown
-    return copy.deepcopy([shown(record) for record in records_of(fake, name)])
+    return copy_of([shown(record) for record in records_of(fake, name)])
 
 
 def records_of(fake: Fake, name: str) -> List[Json]:
@@ -17474,9 +17684,10 @@ def _tests(query: Dict[str, str], name: str) -> List[Test]:
     The quickest come first. Raises ApiError 400.
     """
     collection, tests = COLLECTIONS[name], cast(List[Test], [])
-    match, text = query.pop("match", None), query.pop("text", None)
+    match, text = query.pop("match", None), query.pop("search", None) or query.pop("text", None)
     if name == "requests":
         tests += _journal_tests(query)
+    query = in_full(name, query)
     collection.check(query)
     for path, wanted in query.items():
         _check_value(name, path, wanted)
@@ -17484,7 +17695,7 @@ def _tests(query: Dict[str, str], name: str) -> List[Test]:
     if text:
         tests.append(_text_test(collection, text))
     if match is not None:
-        document = decode_json(match.encode())
+        document = in_full(name, decode_json(match.encode()))
         check_match(name, document)
         tests.append(lambda row: not differences(collection.record(row), document))
     return tests
@@ -17502,10 +17713,10 @@ def _field_test(collection: Collection, path: str, wanted: str) -> Test:
     record, (first, _, rest) = collection.record, path.partition(".")
     quick = collection.quick.get(first)
     if quick is None:
-        return lambda row: as_text(reach(record(row), path)) == wanted
+        return lambda row: _as_shown(reach(record(row), path)) == wanted
     if not rest:
         return lambda row: as_text(quick(row)) == wanted
-    return lambda row: as_text(reach(quick(row), rest)) == wanted
+    return lambda row: _as_shown(reach(quick(row), rest)) == wanted
 
 
 def _text_test(collection: Collection, text: str) -> Test:
@@ -17513,21 +17724,30 @@ def _text_test(collection: Collection, text: str) -> Test:
     return lambda row: wanted in str(words(row)).lower()  # five times as fast as JSON
 
 
+def _as_shown(value: Json) -> str:
+    return as_text(None if value is MISSING else value)
+
+
+#: What is not there, which is something else than null.
+MISSING: Json = object()
+
+
 def reach(row: Json, name: str) -> Json:
-    """A field of a record; `data.items.0` reaches into it. None if it isn't there."""
+    """A field of a record; `data.items.0` reaches into it. MISSING if it isn't there."""
     if isinstance(row, list):
         number, _, rest = name.partition(".")
-        there = number.isdecimal() and int(number[:9]) < len(row)
-        found = row[int(number)] if there else None
+        if not number.isdecimal() or int(number[:9]) >= len(row):
+            return MISSING
+        found = row[int(number)]
         return reach(found, rest) if rest else found
     if not isinstance(row, dict):
-        return None
+        return MISSING
     if name in row or "." not in name:
-        return row.get(name)
+        return row.get(name, MISSING)
     # An attribute may have dots in its own name.
     places = [match.start() for match in re.finditer(r"\.", name)]
     found = (reach(row.get(name[:place]), name[place + 1 :]) for place in places)
-    return next((value for value in found if value is not None), None)
+    return next((value for value in found if value is not MISSING), MISSING)
 
 
 @route("GET", "/__parlel/requests/unmatched", CONTROL, heavy=True)
@@ -17612,30 +17832,74 @@ class Expectation(NamedTuple):
         count = f"exactly {self.least}" if self.least == self.most else f"at least {self.least}"
         if self.least == 0:
             count = "none" if self.most == 0 else f"at most {self.most}"
-        return f"{count} of {self.list} with {as_text(self.match)}"
+        return f"{count} of {self.list} with {as_text(self.match):.500}"
 
-    def problem(self, rows: List[Json]) -> str:
-        """What is wrong with the records there are, or ""."""
+    def judge(self, rows: List[Json]) -> Tuple[str, List[Json]]:
+        """What is wrong with the records there are, or "", and those that are as wanted."""
         if self.in_order:
-            return self._order_problem(rows)
+            return self._judge_order(rows)
         fitting = [row for row in rows if not differences(row, self.match)]
         if self.least <= len(fitting) <= self.most:
-            return ""
+            return "", fitting
         text = f"expected {self.describe()}, but found {len(fitting)}{listing(fitting)}"
         if len(fitting) < self.least:
             text += nearest([row for row in rows if row not in fitting], self.match)
-        return text if rows else f"{text}; nothing at all is recorded there"
+        return text if rows else f"{text}; nothing at all is recorded there", fitting
 
-    def _order_problem(self, rows: List[Json]) -> str:
+    def _judge_order(self, rows: List[Json]) -> Tuple[str, List[Json]]:
         rest = iter(rows)
+        found: List[Json] = []
         for step in self.in_order:
-            if all(differences(row, self.match) or differences(row, step) for row in rest):
+            fits = (row for row in rest if not differences(row, self.match))
+            fitting = next((row for row in fits if not differences(row, step)), None)
+            if fitting is None:
                 text = f"expected {self.describe()}, but {as_text(step)} does not come in its turn"
-                return text + listing(rows)
-        return ""
+                return text + listing(rows), found
+            found.append(fitting)
+        return "", found
 
 
 _ID_NAME = re.compile(r"(^|[._])id$|[a-z]Id$")
+#: What a test may say of a value beside the value itself, as in {"gte": 5}; several must all hold.
+MATCHERS: Dict[str, Callable[[Json, Json], bool]] = {
+    "contains": lambda have, text: _has_text(have, as_text(text)),
+    "regex": lambda have, pattern: (
+        have is not MISSING and re.search(as_text(pattern), as_text(have)) is not None
+    ),
+    "gt": lambda have, than: _ordered(have, than, operator.gt),
+    "gte": lambda have, than: _ordered(have, than, operator.ge),
+    "lt": lambda have, than: _ordered(have, than, operator.lt),
+    "lte": lambda have, than: _ordered(have, than, operator.le),
+    "absent": lambda have, wanted: (have is MISSING) is bool(wanted),
+    "one_of": lambda have, wanted: any(_fits(have, one) for one in wanted),
+    "not": lambda have, wanted: not _fits(have, wanted),
+}
+_MATCHER_FIELDS = FieldList(
+    {
+        **dict.fromkeys(MATCHERS, ANYTHING),
+        "regex": Check("a regular expression", lambda value: _wrong_pattern(value)),
+        "absent": FLAG,
+        "one_of": list_field(ANYTHING, 1),
+    }
+)  # fmt: skip
+
+
+def _wrong_pattern(value: Json) -> str:
+    try:
+        re.compile(value)
+    except (re.error, TypeError, RecursionError, OverflowError) as error:
+        return f"is no regular expression: {error}"
+    return ""
+
+
+def is_matcher(wanted: Json) -> bool:
+    """Whether this is one of the MATCHERS, or several, and not a value."""
+    return isinstance(wanted, dict) and bool(wanted) and MATCHERS.keys() >= wanted.keys()
+
+
+def _ordered(have: Json, than: Json, holds: Callable[[Any, Any], bool]) -> bool:
+    alike = type(have) is type(than) is str or {type(have), type(than)} <= {int, float}
+    return alike and holds(have, than)
 
 
 def differences(row: Json, match: Json) -> List[str]:
@@ -17643,24 +17907,35 @@ def differences(row: Json, match: Json) -> List[str]:
     found = []
     for name, wanted in match.items():
         have = reach(row, name)
-        if isinstance(have, dict) and isinstance(wanted, dict) and set(wanted) != {"contains"}:
+        if isinstance(have, dict) and isinstance(wanted, dict) and not is_matcher(wanted):
             found += [f"{name}.{text}" for text in differences(have, wanted)]
             continue
         # Ids are strings here, whatever a test makes them.
         alike = _ID_NAME.search(name) and {type(have), type(wanted)} == {int, str}
-        missing = wanted is None and name not in row and "." not in name
-        if missing or not (_fits(have, wanted) or (alike and as_text(have) == as_text(wanted))):
-            # Quotes only where they make the difference.
-            show = compact_text if as_text(have) == as_text(wanted) else as_text
-            is_ = "missing" if have is None and wanted is not None else f"{show(have):.200}"
-            found.append(f"{name} is {is_}, not {show(wanted)}")
+        if not (_fits(have, wanted) or (alike and as_text(have) == as_text(wanted))):
+            found.append(f"{name} {_unlike(have, wanted)}")
     return found
+
+
+def _unlike(have: Json, wanted: Json) -> str:
+    """How a value differs from what was wanted; long texts line by line."""
+    from difflib import unified_diff
+
+    if have is MISSING:
+        return f"is missing, not {as_text(wanted):.100}"
+    if isinstance(have, str) and isinstance(wanted, str) and len(have) + len(wanted) > 200:
+        sides = wanted.splitlines(), have.splitlines()
+        lines = unified_diff(*sides, "wanted", "found", n=1, lineterm="")
+        return "differs:" + "".join(f"\n      {line:.200}" for line in islice(lines, 40))
+    # Quotes only where they make the difference.
+    show = compact_text if as_text(have) == as_text(wanted) else as_text
+    return f"is {show(have):.200}, not {show(wanted):.500}"
 
 
 def _has_text(have: Json, text: str) -> bool:
     """Whether a text stands in a value: in it as JSON, or in any text inside."""
     inner = have.values() if isinstance(have, dict) else have if isinstance(have, list) else ()
-    whole = as_text(have) if have is not None else ""
+    whole = "" if have is None or have is MISSING else as_text(have)
     return text in whole or any(_has_text(part, text) for part in inner)
 
 
@@ -17668,11 +17943,11 @@ _NUMBERS = (int, float)
 
 
 def _fits(have: Json, wanted: Json) -> bool:
-    """Whether a value is as wanted: equal, containing a text, or an object with these parts."""
-    if isinstance(wanted, dict) and set(wanted) == {"contains"}:
-        return _has_text(have, as_text(wanted["contains"]))
+    """Whether a value is as wanted: equal, as MATCHERS say, or an object with these parts."""
+    if is_matcher(wanted):
+        return all(MATCHERS[name](have, value) for name, value in wanted.items())
     if isinstance(wanted, dict) and isinstance(have, dict):
-        return all(name in have and _fits(have[name], part) for name, part in wanted.items())
+        return all(_fits(have.get(name, MISSING), part) for name, part in wanted.items())
     if isinstance(wanted, list) and isinstance(have, list):
         return len(have) == len(wanted) and all(map(_fits, have, wanted))
     numbers = type(have) in _NUMBERS and type(wanted) in _NUMBERS  # 10 and 10.0, but not True
@@ -17714,29 +17989,48 @@ FIELD_VALUES: Dict[Tuple[str, str], Callable[[], Iterable[str]]] = {
 }
 
 
-def check_match(name: str, match: Json) -> None:
-    """Raises ApiError 400 for a match that no record can fit: `none` would always be true of it."""
+#: Shorter names for what tests ask most: of the deliveries, what their recipients see.
+SHORTHANDS = {
+    "deliveries": {"to": "recipient", "subject": "rendered.subject", "body": "rendered.body"},
+}
+
+
+def in_full(name: str, match: Json) -> Json:
+    """A match of a list with the full names of its fields. Raises ApiError 400."""
     if not isinstance(match, dict):
         raise invalid(f"match must be an object, not {kind_of(match)}", "match")
+    full = SHORTHANDS.get(name, {})
+    return {full.get(field, field): wanted for field, wanted in match.items()}
+
+
+def check_match(name: str, match: Json) -> None:
+    """Raises ApiError 400 for a match that no record can fit: `none` would always be true of it."""
     COLLECTIONS[name].check(match)
     for path, wanted in match.items():
-        if isinstance(wanted, dict) and set(wanted) != {"contains"}:
+        if is_matcher(wanted):
+            _MATCHER_FIELDS.read(wanted, f"{path}.")
+        elif isinstance(wanted, dict):
             _check_parts(path, wanted)
         elif isinstance(wanted, str):
             _check_value(name, path, wanted)
 
 
 def _check_parts(path: str, wanted: Json) -> None:
+    near = [word for word in wanted if spelt_alike(word.lower(), MATCHERS, 1)]
     if path.partition(".")[0] not in OBJECT_FIELDS:
-        text = f'{path} is no object: give a value, or {{"contains": "text"}}, not '
-        raise invalid(text + as_text(wanted), "match")
-    known = OBJECT_FIELDS.get(path, ())
+        known = (
+            f"there are {', '.join(MATCHERS)}" if not near else suggestion(near[0], list(MATCHERS))
+        )
+        raise invalid(f"{path} is no object: give a value, or a matcher; {known}", "match")
+    known_parts = OBJECT_FIELDS.get(path, ())
     for name, part in wanted.items():
-        if known and name not in known:
-            raise invalid(f"{path} has no {name}; there are {', '.join(known)}", "match")
-        odd = isinstance(part, dict) and [key for key in part if key.lower() == "contains"]
-        if odd and set(part) != {"contains"}:
-            raise invalid(f'{as_text(part)} must be {{"contains": "text"}} and no more', "match")
+        if known_parts and name not in known_parts:
+            raise invalid(f"{path} has no {name}; there are {', '.join(known_parts)}", "match")
+        if is_matcher(part):
+            _MATCHER_FIELDS.read(part, f"{path}.{name}.")
+        odd = isinstance(part, dict) and [key for key in part if key.lower() in MATCHERS]
+        if odd and not is_matcher(part):
+            raise invalid(f"{as_text(part)} must have nothing but {', '.join(MATCHERS)}", "match")
 
 
 def _check_value(name: str, path: str, wanted: str) -> None:
@@ -17747,9 +18041,9 @@ def _check_value(name: str, path: str, wanted: str) -> None:
 
 def nearest(rows: List[Json], match: Json) -> str:
     """The records that come closest, each with the fields that differ."""
-    ranked = sorted(rows, key=lambda row: len(differences(row, match)))[:3]
-    lines = [f"\n  near miss: {', '.join(differences(row, match))}" for row in ranked]
-    return "".join(lines)
+    found = [differences(row, match) for row in rows]
+    ranked = sorted(found, key=lambda texts: (len(texts), " is missing" in "".join(texts)))[:3]
+    return "".join("\n  near miss: " + "\n             ".join(texts) for texts in ranked)
 
 
 def listing(rows: List[Json]) -> str:
@@ -17782,42 +18076,42 @@ def expectation_of(body: Json) -> Tuple[Expectation, float]:
         raise invalid(f"at_least {least} is more than at_most {most}", "at_least")
     if given.get("none") or "exactly" in given:
         least = most = given.get("exactly", 0)
-    match, in_order = given.get("match", {}), given.get("in_order", ())
-    wanted = Expectation(given["list"], match, least, most, in_order)
+    name = given["list"]
+    match = in_full(name, given.get("match", {}))
+    in_order = [in_full(name, step) for step in given.get("in_order", ())]
+    wanted = Expectation(name, match, least, most, in_order)
     return wanted, given.get("timeout", 0)
 
 
 def expect(
     fake: Fake, wanted: Expectation, timeout: float = 0, asked: Callable[[], bool] = lambda: True
-) -> str:
-    """What is wrong, once it is right or time is up; "" if nothing is.
+) -> Tuple[str, List[Json]]:
+    """What is wrong, once it is right or time is up, or ""; and the records that are as wanted.
 
     An upper limit alone (`none`, `at_most`) is watched for as long as `timeout` says, in seconds.
     Resets don't end the wait, which goes on in the new workspace; the end of the server does, or
     when nobody has `asked` any more. Raises ApiError 400 for a match that no record can fit.
     """
-    if wanted.list not in COLLECTIONS:
-        raise invalid(f"list must be one of: {', '.join(COLLECTIONS)}", "list")
     for match in (wanted.match, *wanted.in_order):
         check_match(wanted.list, match)
-    problem, deadline = "", time.monotonic() + min(timeout, MAX_WAIT)
-    watching = watches(wanted)
+    deadline, watching = time.monotonic() + min(timeout, MAX_WAIT), watches(wanted)
+    judged: Tuple[str, List[Json]] = ("", [])
     while True:
         workspace = fake.workspace
 
         def ready(workspace: Workspace = workspace) -> bool:
-            nonlocal problem
-            problem = _problem(fake, wanted)
-            decided = bool(problem) is watching
+            nonlocal judged
+            judged = _looked_at(fake, wanted)
+            decided = bool(judged[0]) is watching
             return fake.ended or decided or fake.workspace is not workspace
 
         workspace.news.wait_until(ready, max(0, deadline - time.monotonic()), asked)
-        over = time.monotonic() >= deadline
+        over, problem = time.monotonic() >= deadline, judged[0]
         if watching and not problem and not over and (fake.ended or not asked()):
-            return f"expected {wanted.describe()}, but the watch was cut short"
+            return f"expected {wanted.describe()}, but the watch was cut short", judged[1]
         decided = bool(problem) is watching and fake.workspace is workspace
         if decided or over or fake.ended or not asked():
-            return problem and problem + setbacks(fake, wanted)
+            return problem and problem + setbacks(fake, wanted), judged[1]
 
 
 def setbacks(fake: Fake, wanted: Expectation) -> str:
@@ -17838,25 +18132,26 @@ def watches(wanted: Expectation) -> bool:
     return wanted.least == 0 and not wanted.in_order
 
 
-def _problem(fake: Fake, wanted: Expectation) -> str:
-    rows = records_aside(fake, wanted.list)
-    problem, dropped = wanted.problem(rows), fake.journal.dropped
+def _looked_at(fake: Fake, wanted: Expectation) -> Tuple[str, List[Json]]:
+    rows, collection = records_aside(fake, wanted.list), COLLECTIONS[wanted.list]
+    problem, found = wanted.judge(rows)
+    dropped = fake.journal.dropped
     if not problem and wanted.list == "requests" and dropped and wanted.most < math.inf:
-        return (
+        problem = (
             f"expected {wanted.describe()}; of those that are kept it is so, but {dropped} older "
             f"requests are not kept: raise --journal ({len(rows)}), or reset before"
         )
-    return problem
+    return problem, [collection.shown(row) for row in found]
 
 
 @route("POST", "/__parlel/assert", CONTROL, heavy=True, fields=_EXPECTATION)
-def assert_recorded(call: Call) -> Response:
-    """Check what was recorded, or wait for it; says what differs if it isn't there."""
+def assert_recorded(call: Call) -> Json:
+    """Check what was recorded, or wait for it: gives the records, or says what differs."""
     wanted, timeout = expectation_of(call.body())
-    problem = expect(call.fake, wanted, timeout, call.request.awaited)
+    problem, found = expect(call.fake, wanted, timeout, call.request.awaited)
     if problem:
         raise ApiError(422, problem)
-    return answer(CONTROL, {"status": "ok"})
+    return {"status": "ok", "records": found}
 
 
 # ---- what has changed
@@ -18159,12 +18454,24 @@ _FAULT_NEEDS = {"body": "status", "retry_after": "status", "jitter": "latency"}
 def _fault_example(name: str) -> Json:
     """A rule that shows how a field is meant."""
     outer, _, inner = name.partition(".")
-    rule: Json = {} if outer in EFFECTS else {"status": 503}
+    rule: Json = {} if outer in (*EFFECTS, "responses") else {"status": 503}
     for part in (_FAULT_NEEDS.get(outer), outer):
         rule.update({part: _FAULT[part][1]} if part in _FAULT else {})
     return {**rule, "match": {inner: FAULT_MATCHES[inner]}} if inner in FAULT_MATCHES else rule
 
 
+#: What each of the responses of a rule may say for itself.
+_STROKE = FieldList(
+    {
+        name: _FAULT[name][0]
+        for name in ("when", "body", "retry_after", "latency", "jitter", *EFFECTS)
+    },
+    closed=True,
+)
+_FAULT["responses"] = (
+    list_field(object_field(_STROKE), 1, 1000),
+    [{"status": 503}, {"reset": True}],
+)
 FAULT_FIELDS = FieldList(
     {name: check for name, (check, _) in _FAULT.items()}, closed=True, example=_fault_example
 )
@@ -18181,17 +18488,28 @@ def add_fault(faults: Faults, body: Json) -> Fault:
 def check_fault(rule: Json) -> None:
     """Raises ApiError 400 naming what is wrong with a rule of what goes wrong."""
     FAULT_FIELDS.read(rule)
+    for i, one in enumerate(rule.get("responses", ())):
+        if "times" in rule or any(name in rule for name in EFFECTS):
+            raise invalid(
+                "responses say what goes wrong and how often; leave the rest out", "responses"
+            )
+        _check_stroke({**one, "when": one.get("when", rule["when"])}, f"responses[{i}].")
+    if "responses" not in rule:
+        _check_stroke(rule)
+
+
+def _check_stroke(rule: Json, where: str = "") -> None:
     effects = [name for name in EFFECTS if name in rule]
     if len(effects) != 1 and (effects or "latency" not in rule):
         others = ", ".join(EFFECTS[1:])
-        text = f"status or exactly one other effect is needed: {others} or latency"
-        raise invalid(text, "status")
+        text = f"{where}status or exactly one other effect is needed: {others} or latency"
+        raise invalid(text, f"{where}status")
     if rule["when"] == "before" and effects and effects[0] in ("truncate", "trickle"):
-        text = f"when must be after: {effects[0]} takes the answer to what was done"
-        raise invalid(text, "when")
+        text = f"{where}when must be after: {effects[0]} takes the answer to what was done"
+        raise invalid(text, f"{where}when")
     for name, needed in _FAULT_NEEDS.items():
         if name in rule and needed not in rule:
-            raise invalid(f"{name} goes with {needed}", name)
+            raise invalid(f"{where}{name} goes with {needed}", where + name)
 
 
 def _operations_of(match: Json) -> FrozenSet[str]:
@@ -20290,6 +20608,63 @@ def _pull_person(api: Elsewhere, seed: Json, person: str) -> None:
 # ======================================================================================
 
 
+OtherLists = Literal[
+    "customers", "people", "devices", "objects", "segments", "forms", "suppressed", "broadcasts",
+    "journeys", "merges", "batches", "pipeline_events", "pipeline-events", "webhooks", "requests",
+    "dropped",
+]  # fmt: skip
+
+
+def links_in(rendered: Json) -> List[str]:
+    """Where the links of a message lead, tracked or not."""
+    body = rendered.get("body") or ""
+    own = [row["href"] for row in rendered.get("links", ())]
+    return own or re.findall(r"https?://[^\s\"'<>]+", body)
+
+
+def _found_in(rendered: Json, what: str, text: str, found: Sequence[str]) -> str:
+    fitting = [one for one in found if text in one]
+    if not fitting:
+        wanted = f" with {text!r} in it" if text else ""
+        seen = f"there are {list(found)}" if found else as_text(rendered)[:500]
+        raise AssertionError(f"no {what}{wanted} in this message: {seen}")
+    return fitting[0]
+
+
+@functools.cache
+def _ca_file(own: str) -> str:
+    import atexit
+    import tempfile
+
+    if own:
+        return own
+    number, path = tempfile.mkstemp(suffix=".pem", prefix="customerio-fake-")
+    with open(number, "w", encoding="ascii") as file:
+        file.write(BUILT_IN_CA)
+    atexit.register(os.unlink, path)
+    return path
+
+
+class Failing(int):
+    """The id of a rule of what goes wrong; in a `with` it goes right again behind the block."""
+
+    _view: View
+
+    def __new__(cls, view: View, id: int) -> Failing:
+        """A rule of a server or workspace."""
+        failing = super().__new__(cls, id)
+        failing._view = view
+        return failing
+
+    def __enter__(self) -> Failing:
+        """The rule stands already."""
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        """Take the rule away, if it is still there."""
+        self._view.fake.faults.remove(str(int(self)))
+
+
 class View:
     """One workspace for tests: where it is, what was captured, and what steers it."""
 
@@ -20318,6 +20693,16 @@ class View:
         return f"{self.url}/v1"
 
     @property
+    def api_url(self) -> str:
+        """What the PyPI APIClient takes as `url`: it adds the `/v1` itself."""
+        return self.url
+
+    @property
+    def ca_file(self) -> str:
+        """A file with the certificate that https clients trust; it goes with the process."""
+        return _ca_file(self.fake.settings.cert)
+
+    @property
     def environment(self) -> Dict[str, str]:
         """Environment variables for the code under test: URLs, and keys that are accepted."""
         settings = self.fake.settings
@@ -20335,29 +20720,34 @@ class View:
     # ---- what was captured, as plain data, oldest first
 
     @property
-    def people(self) -> List[Json]:
+    def people(self) -> List[PersonRecord]:
         """Everybody who is known."""
         return copied_records(self.fake, "customers")
 
     @property
-    def events(self) -> List[Json]:
+    def events(self) -> List[EventRecord]:
         """All events of Track: of people, anonymous ones, and push reports."""
         return copied_records(self.fake, "events")
 
     @property
-    def deliveries(self) -> List[Json]:
+    def deliveries(self) -> List[DeliveryRecord]:
         """All transactional sends."""
         return copied_records(self.fake, "deliveries")
 
     @property
-    def devices(self) -> List[Json]:
+    def devices(self) -> List[DeviceRecord]:
         """All push devices."""
         return copied_records(self.fake, "devices")
 
     @property
-    def objects(self) -> List[Json]:
+    def objects(self) -> List[ObjectRecord]:
         """All objects with their relationships."""
         return copied_records(self.fake, "objects")
+
+    @property
+    def journeys(self) -> List[JourneyRecord]:
+        """Everybody's ways through campaigns, also those that did not begin, with the reason."""
+        return copied_records(self.fake, "journeys")
 
     @property
     def suppressed(self) -> List[str]:
@@ -20365,17 +20755,17 @@ class View:
         return cast(List[str], copied_records(self.fake, "suppressed"))
 
     @property
-    def broadcasts(self) -> List[Json]:
+    def broadcasts(self) -> List[BroadcastRecord]:
         """All broadcast triggers."""
         return copied_records(self.fake, "broadcasts")
 
     @property
-    def merges(self) -> List[Json]:
+    def merges(self) -> List[MergeRecord]:
         """All merge calls."""
         return copied_records(self.fake, "merges")
 
     @property
-    def batches(self) -> List[Json]:
+    def batches(self) -> List[BatchRecord]:
         """All batches, of Track v2 and of Pipelines."""
         return copied_records(self.fake, "batches")
 
@@ -20385,7 +20775,7 @@ class View:
         return copied_records(self.fake, "pipeline-events")
 
     @property
-    def webhooks(self) -> List[Json]:
+    def webhooks(self) -> List[ReportRecord]:
         """Reporting webhooks with their attempts, also those that no endpoint asked for."""
         return copied_records(self.fake, "webhooks")
 
@@ -20394,11 +20784,11 @@ class View:
         return self.fake.outbox.flush()
 
     @property
-    def dropped(self) -> List[Json]:
+    def dropped(self) -> List[DroppedRecord]:
         """The calls that were answered with 200 and had no, or not their full, effect."""
         return copied_records(self.fake, "dropped")
 
-    def person(self, identifier: str) -> Optional[Json]:
+    def person(self, identifier: str) -> Optional[PersonRecord]:
         """One person by id or email; None if nobody has it."""
         workspace = self.fake.workspace
         workspace.agenda.tick()
@@ -20433,20 +20823,22 @@ class View:
 
     # ---- what goes wrong on purpose
 
-    def fail(self, operation: str = "", **rule: Any) -> int:
+    def fail(self, operation: str = "", **rule: Any) -> Failing:
         """Let requests go wrong; returns the id of the rule. Raises ApiError for a bad one.
+
+        As `with cio.fail(…):` it ends with the block.
 
         Which: `operation`, `method`, `path`, `person`, `event`; when: `times`, `every`, `after`,
         `probability` with `seed`, `when` ("before" or "after" the write); how: one of `status`
         (with `body`, `retry_after`), `latency` (with `jitter`), `reset`, `empty`, `truncate`,
-        `hang`, `trickle`.
+        `hang`, `trickle`; or `responses`, a list of such, one after the other.
 
             cio.fail("POST /v1/send/email", times=2, status=503, retry_after=1)
         """
         names = ("method", "path", "person", "event")
         match = {name: rule.pop(name) for name in names if name in rule}
         match.update({"operation": operation} if operation else {})
-        return add_fault(self.fake.faults, {"match": match, **rule}).id
+        return Failing(self, add_fault(self.fake.faults, {"match": match, **rule}).id)
 
     @property
     def faults(self) -> List[Json]:
@@ -20460,69 +20852,107 @@ class View:
             raise ValueError(f"there is no fault {id}")
 
     @property
-    def requests(self) -> List[Json]:
+    def requests(self) -> List[RequestRecord]:
         """The newest requests with their answers, secrets masked."""
         return copied_records(self.fake, "requests")
 
     # ---- assertions that explain themselves
 
+    # What events and deliveries can be asked for is spelt out: who checks types sees a slip.
+    @overload
     def expect(
-        self,
-        list: str,
-        *,
-        exactly: Optional[int] = None,
-        at_least: Optional[int] = None,
-        at_most: Optional[int] = None,
-        none: Optional[bool] = None,
-        in_order: Optional[Sequence[Json]] = None,
-        timeout: float = 0,
-        **match: Any,
-    ) -> None:
-        """Raise AssertionError, with the nearest records, unless such records are there.
+        self, list: Literal["events"], *,
+        exactly: int = ..., at_least: int = ..., at_most: int = ...,
+        none: bool = ..., in_order: Sequence[Attributes] = ..., timeout: float = ...,
+        id: Any = ..., kind: Any = ..., customer_id: Any = ..., cio_id: Any = ...,
+        anonymous_id: Any = ..., name: Any = ..., type: Any = ..., data: Any = ...,
+        timestamp: Any = ..., received_at: Any = ...,
+    ) -> List[EventRecord]: ...  # fmt: skip
+
+    @overload
+    def expect(
+        self, list: Literal["deliveries"], *,
+        exactly: int = ..., at_least: int = ..., at_most: int = ...,
+        none: bool = ..., in_order: Sequence[Attributes] = ..., timeout: float = ...,
+        to: Any = ..., subject: Any = ..., body: Any = ..., delivery_id: Any = ...,
+        channel: Any = ..., message: Any = ..., customer_id: Any = ..., cio_id: Any = ...,
+        recipient: Any = ..., state: Any = ..., failure_message: Any = ..., rendered: Any = ...,
+        parents: Any = ..., metrics: Any = ..., history: Any = ..., devices: Any = ...,
+        send_at: Any = ..., received_at: Any = ...,
+    ) -> List[DeliveryRecord]: ...  # fmt: skip
+
+    @overload
+    def expect(self, list: OtherLists, **match: Any) -> List[Any]: ...
+
+    def expect(self, list: str, **match: Any) -> List[Any]:
+        """Return the records that are as wanted; raise AssertionError if it isn't as expected.
 
         `list` is one of the names under `/__parlel`, or of the properties here; `match` are fields
-        and what they must be; `data={"plan": "pro"}` wants these parts of an object,
-        `recipient={"contains": "x"}` a part of a text. With a `timeout` (seconds) it returns as
-        soon as it comes true; an upper limit alone is watched until then.
+        and what they must be: `data={"plan": "pro"}` wants these parts of an object,
+        `recipient={"contains": "x"}` is one of the MATCHERS. How many there must be: at least one,
+        or `exactly`, `at_least`, `at_most`, `none=True`; `in_order` has matches that follow each
+        other. With a `timeout` (seconds) it returns as soon as it comes true; an upper limit alone
+        is watched until then. The error lists the nearest records, a difference in a line.
         """
-        amounts = dict(zip(_AMOUNTS, (exactly, at_least, at_most, none, in_order)))
-        given = {name: value for name, value in amounts.items() if value is not None}
+        timeout = match.pop("timeout", 0)
+        given = {name: match.pop(name) for name in _AMOUNTS if match.get(name) is not None}
         list = {"people": "customers"}.get(list, list.replace("_", "-"))
         # As over HTTP, so that enumerations, tuples and the like are what JSON makes of them.
         __tracebackhide__ = True  # so that pytest shows the test, not this
         asked = as_json({"list": list, "match": match, **given})
-        problem = expect(self.fake, expectation_of(asked)[0], timeout)
+        problem, found = expect(self.fake, expectation_of(asked)[0], timeout)
         if problem:
             raise AssertionError(problem)
+        return copy_of(found)
 
-    def assert_event(self, name: str, **match: Any) -> None:
+    def latest(self, list: str, **match: Any) -> Any:
+        """The newest record with these fields; raises AssertionError if there is none."""
+        __tracebackhide__ = True
+        return self.expect(cast(OtherLists, list), **match)[-1]
+
+    def assert_event(self, name: str, **match: Any) -> List[EventRecord]:
         """Raise AssertionError unless there is an event of this name, with these fields."""
         __tracebackhide__ = True
-        self.expect("events", name=name, **match)
+        return self.expect("events", name=name, **match)
 
-    def wait_for_event(self, name: str, timeout: float = 5, **match: Any) -> Json:
+    def wait_for_event(self, name: str, timeout: float = 5, **match: Any) -> EventRecord:
         """Wait for an event of this name, with these fields, and return the first one."""
         __tracebackhide__ = True
-        self.expect("events", timeout=timeout, name=name, **match)
-        wanted = as_json({"name": name, **match})
-        return next(row for row in self.events if not differences(row, wanted))
+        return self.expect("events", timeout=timeout, name=name, **match)[0]
 
-    def assert_delivery(self, **match: Any) -> None:
+    def assert_delivery(self, **match: Any) -> List[DeliveryRecord]:
         """Raise AssertionError unless there is a delivery with these fields."""
         __tracebackhide__ = True
-        self.expect("deliveries", **match)
+        return self.expect("deliveries", **match)
 
-    def wait_for_delivery(self, timeout: float = 5, **match: Any) -> Json:
+    def wait_for_delivery(self, timeout: float = 5, **match: Any) -> DeliveryRecord:
         """Wait for a delivery with these fields and return the first one."""
         __tracebackhide__ = True
-        self.expect("deliveries", timeout=timeout, **match)
-        wanted = as_json(match)
-        return next(row for row in self.deliveries if not differences(row, wanted))
+        return self.expect("deliveries", timeout=timeout, **match)[0]
 
     def assert_no_deliveries(self, timeout: float = 0, **match: Any) -> None:
         """Raise AssertionError if there is, or within `timeout` seconds comes, such a delivery."""
         __tracebackhide__ = True
         self.expect("deliveries", exactly=0, timeout=timeout, **match)
+
+    def link(self, text: str = "", **match: Any) -> str:
+        """A link in the newest delivery with these fields: the first that has `text` in it.
+
+        Raises AssertionError if there is none.
+        """
+        __tracebackhide__ = True
+        rendered = self.expect("deliveries", **match)[-1]["rendered"]
+        return _found_in(rendered, "link", text, links_in(rendered))
+
+    def code(self, **match: Any) -> str:
+        """The one-time code in the newest delivery with these fields: four to ten digits.
+
+        Raises AssertionError if there is none.
+        """
+        __tracebackhide__ = True
+        rendered = self.expect("deliveries", **match)[-1]["rendered"]
+        text = rendered.get("body_plain") or plain_text(rendered.get("body") or "")
+        return _found_in(rendered, "code", "", re.findall(r"(?<![\w#.-])\d{4,10}(?![\w.-])", text))
 
     @property
     def clock(self) -> FakeClock:
@@ -20735,6 +21165,11 @@ class CustomerioTests:
         getattr(super(), "setUp", lambda: None)()
 
 
+def pytest_configure(config: Any) -> None:
+    """Make the marker known that gives a test a seed of its own."""
+    config.addinivalue_line("markers", "customerio(seed=None): begin with this seed document")
+
+
 def _customerio_server() -> Iterator[CustomerioServer]:
     """A server for all tests of this process."""
     with CustomerioServer(port=0) as server:
@@ -20742,22 +21177,25 @@ def _customerio_server() -> Iterator[CustomerioServer]:
 
 
 def _customerio(
-    customerio_server: CustomerioServer, monkeypatch: Any
+    customerio_server: CustomerioServer, monkeypatch: Any, request: Any
 ) -> Iterator[CustomerioServer]:
-    """The server, empty, with the environment pointing at it."""
+    """The server, empty or as `@pytest.mark.customerio(seed=…)` says, in the environment."""
+    marker = request.node.get_closest_marker("customerio")
     customerio_server.renew()
+    if marker:
+        customerio_server.seed(marker.kwargs.get("seed") or {})
     for name, value in customerio_server.environment.items():
         monkeypatch.setenv(name, value)
     yield customerio_server
 
 
 if "pytest" in sys.modules:
-    # With `pytest_plugins = ["customerio_fake"]` in conftest.py a test may ask for `customerio`.
-    # Each worker of pytest-xdist has a process, and so a server, of its own. Not imported, so that
-    # the file can be type-checked where pytest isn't.
+    # With `pytest_plugins = ["customerio_fake"]` in conftest.py a test may ask for `customerio`, or
+    # `cio` where it imports a package of that name. Each worker of pytest-xdist has a process, and
+    # so a server, of its own. Not imported, so that types can be checked where pytest isn't.
     _fixture = sys.modules["pytest"].fixture
     customerio_server = _fixture(scope="session")(_customerio_server)
-    customerio = _fixture()(_customerio)
+    customerio, cio = _fixture()(_customerio), _fixture(name="cio")(_customerio)
 
 
 # ---- command line

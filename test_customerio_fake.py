@@ -6616,6 +6616,58 @@ class Expectations(FakeTest):
     def expect(self, **body: Any) -> Reply:
         return self.call("POST", "/__parlel/assert", {"list": "events", **body})
 
+    def test_matchers_say_more_than_equal(self) -> None:
+        n, plan = "data.n", "data.plan"
+        rows: List[Tuple[Any, int]] = [
+            ({n: {"gt": 0}}, 2), ({n: {"gt": 1}}, 0), ({n: {"gte": 1, "lte": 1}}, 2),
+            ({n: {"lt": 1}}, 0), ({n: {"lt": "2"}}, 0), ({plan: {"gte": "g"}}, 1),
+            ({plan: {"regex": "^f.e+$"}}, 1), ({plan: {"regex": "^r"}}, 0),
+            ({plan: {"one_of": ["free", "team"]}}, 1), ({plan: {"not": "free"}}, 1),
+            ({plan: {"not": {"contains": "r"}}}, 0), ({"data.none": {"absent": True}}, 2),
+            ({plan: {"absent": True}}, 0), ({plan: {"absent": False}}, 2),
+            ({"data": {"plan": {"regex": "p"}, "n": {"gt": 0}}}, 1),
+            ({"anonymous_id": {"absent": True}}, 0), ({"anonymous_id": None}, 2),
+        ]  # fmt: skip
+        for match, count in rows:
+            reply = self.expect(match=match, exactly=count)
+            self.assertEqual(reply.status, 200, (match, reply.body))
+
+    def test_the_records_that_matched_are_given(self) -> None:
+        reply = self.expect(match={"data": {"plan": "pro"}})
+        self.assertEqual([row["customer_id"] for row in reply.json["records"]], ["1"])
+        steps = [{"customer_id": "1"}, {"customer_id": "2"}]
+        self.assertEqual(len(self.expect(in_order=steps).json["records"]), 2)
+        self.assertEqual(self.expect(match={"name": "no"}, none=True).json["records"], [])
+
+    def test_a_difference_stands_in_a_line_and_missing_is_not_null(self) -> None:
+        text = self.expect(match={"name": "sign", "data.x": 1, "anonymous_id": "a"}).json
+        lines = text["meta"]["error"].split("near miss: ")[1].split("\n")
+        self.assertEqual(
+            [line.strip() for line in lines[:3]],
+            ["name is signup, not sign", "data.x is missing, not 1", "anonymous_id is null, not a"],
+        )
+
+    def test_long_texts_differ_line_by_line(self) -> None:
+        body = "\n".join(f"line {n} of a long text" for n in range(20))
+        self.ok("POST", "/api/v1/customers/1/events", {"name": "long", "data": {"text": body}})
+        reply = self.expect(match={"data.text": body.replace("line 7", "line seven")})
+        nearest = reply.json["meta"]["error"].split("near miss: ")[1]
+        self.assertIn("-line seven of a long text\n      +line 7 of a long text", nearest)
+        self.assertNotIn("line 15", nearest)
+
+    def test_wrong_matchers_are_refused(self) -> None:
+        rows = [
+            ({"name": {"regexp": "x"}}, "did you mean regex?"),
+            ({"name": {"regex": "("}}, "name.regex is no regular expression"),
+            ({"name": {"one_of": []}}, "name.one_of must be a list of at least one"),
+            ({"name": {"absent": 1}}, "name.absent must be"),
+            ({"data": {"plan": {"regex": "("}}}, "data.plan.regex is no regular expression"),
+        ]
+        for match, text in rows:
+            reply = self.expect(match=match)
+            self.assertEqual(reply.status, 400, match)
+            self.assertIn(text, reply.json["meta"]["error"])
+
     def test_what_is_there_is_fine(self) -> None:
         rows: list[dict[str, Any]] = [
             {"match": {"name": "signup"}},
@@ -6764,7 +6816,7 @@ class Expectations(FakeTest):
             cio.expect("events", none=True, name="signup")
         self.identify("7")
         cio.expect("people", id=7)
-        self.assertEqual((cio.person(cast(str, 7)) or {})["id"], "7")
+        self.assertEqual(cast(Any, cio.person(cast(str, 7)))["id"], "7")
         with self.assertRaisesRegex(ValueError, "no fault 99"):
             cio.mend(99)
         for wrong_time in (-5, "1h", True):
@@ -7730,6 +7782,21 @@ class FaultTest(FakeTest):
 
 class Faults(FaultTest):
     """Which requests go wrong, and how, without a socket."""
+
+    def test_responses_come_one_after_the_other(self) -> None:
+        rule = {"responses": [{"status": 503, "retry_after": 2}, {"status": 429}]}
+        self.ok("POST", "/__parlel/faults", {"match": {"path": "/v1/segments"}, **rule})
+        asked = [self.call("GET", "/v1/segments") for _ in range(3)]
+        self.assertEqual([reply.status for reply in asked], [503, 429, 200])
+        self.assertEqual(asked[0].headers["retry-after"], "2")
+        self.assertFalse(self.records("faults")[0]["active"])
+        wrongs: List[Any] = [
+            {**rule, "status": 500}, {"responses": [{}]}, {"responses": [{"times": 1}]}
+        ]  # fmt: skip
+        for wrong in wrongs:
+            reply = self.call("POST", "/__parlel/faults", wrong)
+            self.assertEqual(reply.status, 400, wrong)
+            self.assertIn("responses", reply.json["meta"]["error"])
 
     def test_errors_come_in_the_words_of_their_api(self) -> None:
         text = "Service Unavailable"
@@ -10005,12 +10072,27 @@ class AfterTheEnd(unittest.TestCase):
             cio.wait_for_event("signup", timeout=60)  # nothing can come any more
         cio.assert_no_deliveries()
 
+    def test_links_and_codes_are_pulled_out_of_the_newest_message(self) -> None:
+        cio = CustomerioServer(port=0)
+        workspace = cio.fake.workspace
+        for code in ("111111", "482913"):
+            body = f'<p>Your code: {code}</p><a href="https://a.test/confirm?t={code}">Yes</a>'
+            message = {"to": "ada@example.com", "identifiers": {"id": "1"}, "subject": "Code"}
+            message.update(body=body, **{"from": "a@example.com"})
+            customerio_fake.send(workspace, "email", message)
+        self.assertEqual(cio.code(to="ada@example.com"), "482913")
+        self.assertEqual(cio.link("confirm"), "https://a.test/confirm?t=482913")
+        self.assertEqual(cio.latest("deliveries", subject="Code")["recipient"], "ada@example.com")
+        self.assertEqual(len(cio.expect("deliveries", body={"contains": "Your code"})), 2)
+        with self.assertRaisesRegex(AssertionError, "no link with 'reset' in it.*confirm"):
+            cio.link("reset")
+
     def test_a_field_or_list_that_there_is_not_is_refused(self) -> None:
         cio = CustomerioServer(port=0)
         with self.assertRaisesRegex(ApiError, "no field 'recipent'.*recipient"):
             cio.assert_no_deliveries(recipent="ada@example.com")
         with self.assertRaisesRegex(ApiError, "list must be one of: customers"):
-            cio.expect("eventz")
+            cio.expect(cast(Any, "eventz"))
 
     def test_a_wait_that_the_end_cuts_short_is_no_success(self) -> None:
         cio = CustomerioServer(port=0).start()
