@@ -11103,8 +11103,8 @@ class Request:
     """One HTTP request, complete. `path` is still percent-encoded; header names are lower case."""
 
     __slots__ = (
-        "arguments", "awaited", "body", "by_path", "headers", "method", "named", "operation",
-        "path", "prefix", "query_text", "read", "scheme", "size", "target", "until",
+        "arguments", "awaited", "body", "by_path", "headers", "made", "method", "named",
+        "operation", "path", "prefix", "query_text", "read", "scheme", "size", "target", "until",
     )  # fmt: skip
 
     method: str
@@ -11129,6 +11129,8 @@ class Request:
     until: float
     operation: Optional[Operation]
     arguments: Sequence[str]
+    #: What the handler gave, where the loop has left it to a thread to make an answer of it.
+    made: Json
     #: Length of the body once `json` has undone its encoding, in bytes.
     size: int
 
@@ -11147,7 +11149,8 @@ class Request:
         self.path, _, self.query_text = target.partition("?")
         self.prefix, self.operation, self.arguments = "", None, ()
         self.by_path, self.awaited = False, _always
-        self.named, self.read = None, _UNREAD
+        self.named = self.made = None
+        self.read = _UNREAD
         self.size = len(body)
 
     def json(self, limit: int, depth: int = MAX_DEPTH) -> Json:
@@ -11242,6 +11245,27 @@ class Response:
     ) -> None:
         self.status, self.body, self.headers, self.close = status, body, headers, close
         self.fault, self.later = None, False
+
+
+#: The answer of the loop to what is for a thread, see `Request.made`.
+_LATER = Response()
+_LATER.later = True
+
+
+def is_bulky(value: Json) -> bool:
+    """Whether JSON of a value is longer than the loop should make; looks no further than that."""
+    left, stack = LOOP_BODY, [value]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, str):
+            left -= len(value)
+        elif isinstance(value, (dict, list)):
+            left -= 16 * len(value)  # a number and its name, say
+            if left > 0:
+                stack += value if isinstance(value, list) else value.values()
+        if left <= 0:
+            return True
+    return False
 
 
 def compact_line(value: Json) -> bytes:
@@ -11893,6 +11917,8 @@ class Fake:
         """
         self.settings, self._seed, self.root, self.name = settings, seed, root or self, name
         self.closed = False
+        #: Some switch is on that makes calls fail which the real service would not carry out.
+        self.strict = settings.rate_limits or settings.broadcast_limit or settings.strict_fields
         #: The base URL of the server, once one listens.
         self.listens = ""
         #: Set when the server stops; who waits on purpose waits no longer then.
@@ -12081,10 +12107,12 @@ class Fake:
             if self._owners or request.by_path or request.path[1:2] == "@" or request.query_text:
                 fake = self.of(request)
             workspace = fake.workspace
-            response = fake._answer(request)
+            response = fake._answer(request) if request.made is None else _answer_made(request)
         except ApiError as error:  # it names a workspace that there is not
             workspace, response = self.workspace, failure(SHARED, error)
         operation = request.operation
+        if response.later:
+            return response
         if operation is None or operation.api is not CONTROL:
             # What was refused before its body was read may be larger than it looks.
             packed = "content-encoding" in request.headers
@@ -12108,23 +12136,33 @@ class Fake:
                 self.admit(api, request)
             workspace = self.workspace
             workspace.agenda.tick()
-            if api.name == "app" and (self.settings.rate_limits or self.settings.broadcast_limit):
-                check_rate(workspace, self.settings, operation, request)
             arguments = request.arguments
             if "%" in request.path:
                 arguments = [*map(decoded, arguments)]
             call = _new_call((self, workspace, request, operation))
-            if self.settings.strict_fields:
-                check_known_fields(call)
-            if self.faults.armed:
+            if self.strict:
+                self._check_strictly(call)
+            hurried = threading.get_ident() == self.root.hurried
+            if self.faults.armed and not hurried:
                 return self._at_risk(call, arguments)
-            return answer(api, operation.handler(call, *arguments))
+            result = operation.handler(call, *arguments)
+            if hurried and isinstance(result, (dict, list)) and is_bulky(result):
+                request.made = result
+                return _LATER
+            return answer(api, result)
         except NotANumber as error:
             return self._not_a_number(api, request, error)
         except ApiError as error:
             return self._refused(api, request, error)
         except Exception as error:
             return self._bug(api, request, error)
+
+    def _check_strictly(self, call: Call) -> None:
+        settings, operation = self.settings, call.operation
+        if operation.api.name == "app" and (settings.rate_limits or settings.broadcast_limit):
+            check_rate(call.workspace, settings, operation, call.request)
+        if settings.strict_fields:
+            check_known_fields(call)
 
     def _refused(self, api: Api, request: Request, error: ApiError) -> Response:
         operation = request.operation
@@ -12148,7 +12186,7 @@ class Fake:
 
     def _at_risk(self, call: Call, arguments: Sequence[str]) -> Response:
         """Answer while there are faults: one of them may have its way."""
-        fault = None if threading.get_ident() == self.root.hurried else fault_for(call)
+        fault = fault_for(call)
         if fault is None:
             return self._outcome(call, arguments)
         late, response = fault.rule["when"] == "after", Response()
@@ -12209,6 +12247,12 @@ class Fake:
         log.debug("traceback", exc_info=error)
         text = f"internal error of the fake, please report it: {error!r}"
         return failure(api, ApiError(500, text[:500]))
+
+
+def _answer_made(request: Request) -> Response:
+    """Make an answer of what a handler has given already."""
+    result, request.made = request.made, None
+    return answer(cast(Operation, request.operation).api, result)
 
 
 #: What can be reset alone, and how; "state" is everything else.
@@ -19965,15 +20009,12 @@ class Server(ThreadingHTTPServer):
                 return
             packed = "content-encoding" in request.headers  # and who knows how large
             if packed or len(request.body) > LOOP_BODY or self.fake.is_heavy(request):
-                connection.ready = request
-                if self._send(connection):
-                    self._hand_over(connection)
+                self._leave_to_thread(connection, request)
                 return
             data = self.respond(connection, request)
             connection.since = self._now
             if not data:
-                connection.ready = request
-                self._parked[connection] = None
+                self._put_off(connection, request)
                 return
             connection.unsent += data
             self._outgoing[connection] = None
@@ -19987,6 +20028,19 @@ class Server(ThreadingHTTPServer):
             if time.monotonic() - self._now > TURN:
                 self._more[connection] = None
                 return
+
+    def _leave_to_thread(self, connection: Connection, request: Request) -> None:
+        connection.ready = request
+        if self._send(connection):
+            self._hand_over(connection)
+
+    def _put_off(self, connection: Connection, request: Request) -> None:
+        """Have an answer made in a thread, or asked for again when there is something to say."""
+        if request.made is not None:
+            self._leave_to_thread(connection, request)
+        else:
+            connection.ready = request
+            self._parked[connection] = None
 
     def _go_on(self, connection: Connection) -> None:
         if connection.framer.wants_continue():

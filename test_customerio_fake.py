@@ -9204,6 +9204,52 @@ class Framing(WireTestCase):
         self.assertTrue(eventually(lambda: not waiting_threads()), "an idle thread is a waste")
         self.assertEqual(wire.send(HEALTH).reply().status, 200)
 
+    def test_a_large_answer_is_not_made_in_the_loop(self) -> None:
+        """Whatever the operation: what counts is its size."""
+        threads: List[str] = []
+
+        def write(value: Any) -> bytes:
+            threads.append(threading.current_thread().name)
+            return customerio_fake.compact(value)
+
+        rows: List[Tuple[str, Any, str]] = [
+            ("small", [{"a": 1}] * 100, "customerio-fake"),
+            ("many", [{"a": 1}] * 20_000, "customerio-fake-waiting"),
+            ("numbers", [1] * 20_000, "customerio-fake-waiting"),
+            ("long", ["x" * 200_000], "customerio-fake-waiting"),
+            ("deep", {"a": {"b": {"c": ["x" * 70_000, "y" * 70_000]}}}, "customerio-fake-waiting"),
+        ]
+        api = customerio_fake.SHARED._replace(write=write)
+        for method in ("GET", "POST"):
+            for name, value, thread in rows:
+                threads.clear()
+                handler = mock.Mock(return_value=value)
+                row = customerio_fake.Operation(method, "/x", api, handler, False)
+
+                def found(request: Request, row: Any = row) -> Any:
+                    request.operation = row
+                    return row
+
+                with self.subTest(name, method=method):
+                    with mock.patch.object(customerio_fake, "find_operation", found):
+                        reply = self.ask(message(method, "/x", b""))
+                    self.assertEqual((reply.json, threads), (value, [thread]))
+                    handler.assert_called_once()
+
+    def test_what_is_large_is_journaled_once_and_short(self) -> None:
+        rows = [{"id": str(n), "attributes": {"x": "y" * 900}} for n in range(300)]
+        reply = self.ask(
+            message("POST", "/__parlel/seed", json.dumps({"customers": rows}).encode())
+        )
+        self.assertEqual(reply.status, 200)
+        body = b'{"ids": [%b]}' % b",".join(b'"%d"' % n for n in range(100))
+        app = "Authorization: Bearer key"
+        wire = self.dial().send(message("POST", "/v1/customers/attributes", body, app))
+        self.assertEqual(len(wire.reply().json["customers"]), 100)
+        (entry,) = self.server.requests
+        self.assertEqual(entry["operation"], "POST /v1/customers/attributes")
+        self.assertEqual(len(entry["response"]), customerio_fake.MAX_KEPT_BODY)
+
 
 class HostileInput(WireTestCase):
     """Whatever comes in: a clean answer, and no effect."""
