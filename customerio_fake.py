@@ -1234,6 +1234,8 @@ class LiquidLimits(NamedTuple):
 
 
 _LIMITS = LiquidLimits()
+#: Pieces of a template that is rendered at once, without counting what it uses up.
+_MOST_AT_ONCE = 1000
 #: Blocks inside blocks in one template.
 _DEEPEST_BLOCK = 100
 #: Characters of a text, values in a list, and bits of a number that a filter may make.
@@ -1394,14 +1396,17 @@ def _placing(source: str) -> Iterator[None]:
 _Node = Callable[[_Render], None]
 #: Gives the value of an expression.
 _Read = Callable[[_Render], Any]
+#: What needs no node: a text, or the two names of `{{ a.b }}`.
+_Plain = Union[str, Tuple[str, str]]
 
 
 class Template:
     """A parsed template; may be rendered any number of times, by several threads at once."""
 
-    def __init__(self, source: str, body: _Node) -> None:
+    def __init__(self, source: str, body: _Node, plain: Sequence[_Plain] = ()) -> None:
         self.source = source
         self._body = body
+        self._plain = plain
 
     def render(
         self,
@@ -1418,9 +1423,28 @@ class Template:
         a function of the tag's arguments; a bare argument, as in `random 6`, is named `value`.
         Raises LiquidError (MissingVariable for a missing attribute) with line and column.
         """
+        text = self._at_once(data, limits.output) if self._plain else None
+        if text is not None:
+            return text
         state = _Render(data, strict, limits, now, host or {})
         self.run(state)
         return "".join(state.out)
+
+    def _at_once(self, data: Mapping[str, Any], most: int) -> Optional[str]:
+        """What a template of texts and `{{ a.b }}` prints, as most are; None if in doubt."""
+        out: List[str] = []
+        for part in self._plain:
+            if isinstance(part, tuple):
+                value = data.get(part[0])
+                value = value.get(part[1]) if value.__class__ is dict else None
+                if value.__class__ is int and value.bit_length() <= _WIDEST_NUMBER:
+                    value = str(value)
+                if value.__class__ is not str:
+                    return None
+                part = value
+            out.append(part)
+        text = "".join(out)
+        return text if len(text) <= most else None
 
     def run(self, state: _Render) -> None:
         """Write to a rendering under way; break and continue outside a loop end it."""
@@ -1438,7 +1462,9 @@ def parse_liquid(source: str) -> Template:
     """Give the template for this source; LiquidError, with line and column, if it is broken."""
     with _placing(source):
         pieces, _ = _Parser(_tokens(source)).block()
-    return Template(source, _sequence_of(pieces))
+    plain = [piece.plain for piece in pieces if piece.plain is not None]
+    fits = len(plain) == len(pieces) < _MOST_AT_ONCE
+    return Template(source, _sequence_of(pieces), plain if fits else ())
 
 
 # ---- values
@@ -2019,6 +2045,9 @@ def _checked_size(state: _Render, value: Any) -> Any:
 # ---- tokens into nodes
 
 
+_TWO_NAMES = re.compile(r"\s*([a-z_]\w*)\.([a-z_]\w*)\s*", re.IGNORECASE | re.ASCII)
+
+
 class _Piece(NamedTuple):
     """A node, where it stands, and what blank bodies need to know.
 
@@ -2029,6 +2058,7 @@ class _Piece(NamedTuple):
     offset: int
     blank: bool = False
     is_text: bool = False
+    plain: Optional[_Plain] = None
 
 
 _Pieces = List[_Piece]
@@ -2096,7 +2126,9 @@ class _Parser:
         if token.kind == "broken":
             raise LiquidError(token.text, token.start)
         if token.kind == "output":
-            return _Piece(_echo_tag(self, token).run, token.start)
+            names = _TWO_NAMES.fullmatch(token.text)
+            plain = names and names[1] not in _RENDERED_NAMESPACES and (names[1], names[2])
+            return _Piece(_echo_tag(self, token).run, token.start, plain=plain or None)
         parse = LIQUID_TAGS.get(token.name)
         if parse is None:
             raise LiquidError(f'tag "{token.name}" not found', token.start)
@@ -2126,7 +2158,7 @@ def _text_piece(token: _Token) -> _Piece:
             state.write("")  # which says so
         state.out.append(text)
 
-    return _Piece(run, token.start, not text.strip(), True)
+    return _Piece(run, token.start, not text.strip(), True, text)
 
 
 def _sequence_of(pieces: _Pieces) -> _Node:
@@ -4495,32 +4527,9 @@ class Delivery:
             devices = [device for device in devices if device.token == to]
         return {device.token: device.platform for device in devices}
 
-    def about(self) -> Json:
-        """What an activity tells of it."""
-        return {"delivery_id": self.delivery_id}
-
-    def report(self, metric: str, when: int, reason: str = "", **more: Json) -> Attributes:
-        """Note that something happened at `when`, Unix seconds; the first time counts.
-
-        Gives the row of its history. Messages of the same second share theirs.
-        """
-        metrics, history, last = self.metrics, self.history, _LAST_STEPS.get(metric)
-        plain = not (reason or more)
-        if plain and last and last[0] == when and last[1] is metrics and last[2] is history:
-            self.metrics, self.history = last[3:]
-        else:
-            row = {"metric": metric, "timestamp": when, "reason": reason, **more}
-            fact = {k: v for k, v in row.items() if v not in (None, "")}
-            self.metrics, self.history = {metric: when, **metrics}, [*history, fact]
-            if plain:
-                _LAST_STEPS[metric] = (when, metrics, history, self.metrics, self.history)
-        return self.history[-1]
-
 
 _NONE: Dict[str, Any] = {}
 _NO_HISTORY: List[Attributes] = []
-#: What happened to a message last, by metric: when, metrics and history before it, and after.
-_LAST_STEPS: Dict[str, Tuple[int, Json, Json, Json, Json]] = {}
 
 
 @functools.lru_cache(maxsize=64)
@@ -6493,6 +6502,34 @@ class Segments(Keeper):
 # ======================================================================================
 
 
+#: What happened to a message last, by metric: when, metrics and history before it, and after.
+_LAST_STEPS: Dict[str, Tuple[int, Json, Json, Json, Json]] = {}
+
+
+def _let_pass_alike(delivery: Delivery, metric: str, when: int) -> None:
+    """Note what happens to most messages; those of the same second share it."""
+    last, metrics, history = _LAST_STEPS.get(metric), delivery.metrics, delivery.history
+    if last and last[0] == when and last[1] is metrics and last[2] is history:
+        delivery.metrics, delivery.history = last[3:]
+    else:
+        _let_pass(delivery, {"metric": metric, "timestamp": when})
+        after = delivery.metrics, delivery.history
+        _LAST_STEPS[metric] = (when, metrics, history, *after)
+
+
+def _let_pass(delivery: Delivery, row: Json) -> None:
+    """Add a row to the history of a message; the first time of each metric counts."""
+    metric, when = row["metric"], row["timestamp"]
+    passed = {metric: when}
+    if metric in ("opened", "clicked"):  # nothing here opens mail but people
+        passed = {f"human_{metric}": when, **passed}
+    if metric == "clicked" and row.get("link_id"):  # (observed)
+        passed = {f"link:{row['link_id']}": when, **passed}
+    delivery.metrics = {**passed, **delivery.metrics}
+    fact = {name: value for name, value in row.items() if value not in (None, "")}
+    delivery.history = [*delivery.history, fact]
+
+
 @functools.lru_cache(maxsize=256)
 def activity_type(metric: str, channel: str) -> str:
     """What the activity is called that tells of a metric."""
@@ -6520,25 +6557,28 @@ class Deliveries(Keeper):
         if delivery.person is not None:
             delivery.person.own().deliveries.append(delivery)
 
-    def report(self, delivery: Delivery, metric: str, when: int, **more: Json) -> None:
+    def report(
+        self, delivery: Delivery, metric: str, when: int, reason: str = "", **more: Json
+    ) -> None:
         """Note that something happened to a delivery at `when`, Unix seconds."""
-        first, pushed = metric not in delivery.metrics, delivery.channel == "push"
+        first, ground = metric not in delivery.metrics, self.ground
+        pushed = delivery.channel == "push"
         if metric == "sent" and pushed:
             delivery.devices = delivery.addressed()
             delivery.recipient = ", ".join(delivery.devices) or delivery.recipient
-        fact = delivery.report(metric, when, **more)
-        if metric in ("opened", "clicked"):  # nothing here opens mail but people
-            delivery.metrics = {f"human_{metric}": when, **delivery.metrics}
-        if metric == "clicked" and more.get("link_id"):  # (observed)
-            delivery.metrics = {f"link:{more['link_id']}": when, **delivery.metrics}
-        for tell in self.ground.occasions.reported:
+        if reason or more:
+            _let_pass(delivery, {"metric": metric, "timestamp": when, "reason": reason, **more})
+        else:
+            _let_pass_alike(delivery, metric, when)
+        fact = delivery.history[-1]
+        for tell in ground.occasions.reported:
             tell(delivery, metric, when, first, fact)
-        if metric in _DEVICE_STATUS and pushed:
+        if pushed and metric in _DEVICE_STATUS:
             named = device_named_by(fact)
             for token in [named] if named else delivery.addressed():
                 self.devices.mark(token, metric, fact.get("reason"))
         type = activity_type(metric, delivery.channel)
-        self.ground.note(type, delivery.person, delivery.about, "", delivery)
+        ground.note(type, delivery.person, dict, "", delivery)
 
     def book(self, delivery: Delivery, metric: str, when: int, **more: Json) -> None:
         """Note what somebody reports of a delivery, and what follows from it."""
@@ -13604,7 +13644,8 @@ def activity_document(workspace: Workspace, activity: Activity) -> Json:
     more = {}
     if delivery is not None:
         fate, type = fate_of(delivery), delivery_type(delivery)
-        data, more = {**data, **fate}, {"delivery_id": delivery.delivery_id}
+        more = {"delivery_id": delivery.delivery_id}
+        data = {**more, **data, **fate}
         more.update({"delivery_type": type} if type else {})
     if activity.type == "page":  # which v1 names by its URL
         more["url"] = as_text(data.get("url") or activity.name)
