@@ -7241,12 +7241,11 @@ def template_data(workspace: Workspace, delivery: Delivery, mail: Mail, text: st
     """What templates of this text can name, which is made for them alone."""
     # These can name what the text does not spell out.
     hidden = "snippets" in text or "render_liquid" in text or "[" in text
+    made: Json = {}
     with workspace.lock:
-        made = {
-            name: make(workspace, delivery, mail)
-            for name, make in NAMESPACES.items()
-            if hidden or name in text
-        }
+        for name, make in NAMESPACES.items():
+            if hidden or name in text:
+                made[name] = make(workspace, delivery, mail)
     if mail.family is CAMPAIGNS:  # which have an event, a trigger, or nothing (docs)
         made.pop("trigger", None)
         own = ("campaign", "message")
@@ -7329,34 +7328,25 @@ def sources_of(delivery: Delivery, mail: Mail) -> Dict[str, str]:
     return sources
 
 
-def render_mail(workspace: Workspace, delivery: Delivery, mail: Mail) -> Json:
-    """Render all parts of a message. Raises LiquidError."""
+def render_mail(workspace: Workspace, delivery: Delivery, mail: Mail, now: float) -> Json:
+    """Render all parts of a message, at a time in Unix seconds. Raises LiquidError."""
     rendered: Json = sources_of(delivery, mail)
-    # What has no brace is its own rendering.
-    templates = [
-        (part, source)
-        for part, source in rendered.items()
-        if "{" in source or len(source) > _LIMITS.output
-    ]
     links: List[Json] = []
-    if templates:
-        text = "".join([source for _, source in templates])
-        data, now = template_data(workspace, delivery, mail, text), workspace.clock.now()
+    text = "\n".join(rendered.values())
+    if "{" in text or len(text) > _LIMITS.output:  # else it is its own rendering
+        data = template_data(workspace, delivery, mail, text)
         tags = "{%" in text or "snippets" in text or "render_liquid" in text
         host = template_host(workspace, delivery, mail, links) if tags else {}
-        for part, source in templates:
-            template = parse_liquid(source)
-            rendered[part] = template.render(data, STRICT_NAMESPACES, now=now, host=host)
-    for part, field_name in _SENDERS.items() if rendered else ():
+        for part, source in rendered.items():
+            if "{" in source or len(source) > _LIMITS.output:
+                template = parse_liquid(source)
+                rendered[part] = template.render(data, STRICT_NAMESPACES, now=now, host=host)
+    for part, field_name in (("from", "from_id"), ("reply_to", "reply_to_id")):
         number = mail.content.get(field_name)
-        if number and not rendered.get(part):
+        if number and rendered and not rendered.get(part):
             address = sender_address(workspace, number)
             rendered.update({part: address} if address else {})
     return {**rendered, "links": links} if links else rendered
-
-
-#: Parts of a message that may be given as the number of a sender identity.
-_SENDERS = {"from": "from_id", "reply_to": "reply_to_id"}
 
 
 def sender_address(workspace: Workspace, number: Json) -> str:
@@ -7432,7 +7422,25 @@ _ABSURD_ENTITY = re.compile(r"&#\d{9,};?")
 
 def track_links(workspace: Workspace, delivery: Delivery, rendered: Json, tracked: bool) -> Json:
     """Note the links of an email and lead them, and an open pixel, through this server."""
+    body: str = rendered["body"]
     links: List[Json] = []
+    if "<a" in body or "<A" in body:
+        body = _lead_links(workspace, delivery, rendered, tracked, links)
+    if tracked:
+        source = f"{delivery.base_url}/e/o/{delivery.delivery_id}"
+        pixel = f'<img src="{source}" width="1" height="1" alt="">'
+        before, end, after = body.rpartition("</body>")
+        body = before + pixel + end + after if end else body + pixel
+    made = {**rendered, "body": body, "links": links}
+    if not links:  # as of most
+        del made["links"]
+    return made
+
+
+def _lead_links(
+    workspace: Workspace, delivery: Delivery, rendered: Json, tracked: bool, links: List[Json]
+) -> str:
+    """The body of an email with its links led through this server; they join `links`."""
     own = (f"{delivery.base_url}/unsubscribe/", f"{delivery.base_url}/e/")
     alone = {row["href"] for row in rendered.get("links", ()) if not row["tracked"]}
 
@@ -7449,15 +7457,7 @@ def track_links(workspace: Workspace, delivery: Delivery, rendered: Json, tracke
             return part
         return lead(part) if part.name == "a" and not part.closes else part.source
 
-    body = rendered["body"]
-    if "<a" in body or "<A" in body:
-        body = "".join(map(led, html_parts(body)))
-    if tracked:
-        source = f"{delivery.base_url}/e/o/{delivery.delivery_id}"
-        pixel = f'<img src="{source}" width="1" height="1" alt="">'
-        before, end, after = body.rpartition("</body>")
-        body = before + pixel + end + after if end else body + pixel
-    return {**rendered, "body": body, **({"links": links} if links else {})}
+    return "".join(map(led, html_parts(rendered["body"])))
 
 
 _WEB = re.compile("https?://", re.IGNORECASE)
@@ -7580,8 +7580,10 @@ def obstacle(workspace: Workspace, delivery: Delivery, mail: Mail) -> Tuple[str,
         return "failed", "subject is blank"
     if channel in _ADDRESSED_CHANNELS and not delivery.recipient.strip():
         return "undeliverable", "the message has no recipient"
-    suppressed = suppressing_list(workspace, delivery) if channel == "email" else ""
-    return ("dropped", suppressed) if suppressed else ("", "")
+    if channel == "email" and any(workspace.esp.values()):
+        suppressed = suppressing_list(workspace, delivery)
+        return ("dropped", suppressed) if suppressed else ("", "")
+    return "", ""
 
 
 def _lacking_device(delivery: Delivery) -> str:
@@ -7592,8 +7594,6 @@ def _lacking_device(delivery: Delivery) -> str:
 
 def suppressing_list(workspace: Workspace, delivery: Delivery) -> str:
     """Which list of the email provider keeps this email back, as a reason, or ""."""
-    if not any(workspace.esp.values()):
-        return ""
     named = {address.lower() for _, address in getaddresses([delivery.recipient])}
     for name, rows in workspace.esp.items():
         if not named.isdisjoint(rows):
@@ -7613,19 +7613,18 @@ def _add_custom_device(workspace: Workspace, delivery: Delivery) -> None:
 @chore
 def dispatch(workspace: Workspace, delivery: Delivery, mail: Mail) -> None:
     """Render a message and send it, as far as it gets: to delivered, drafted, or failed."""
+    now = workspace.clock.now()
     if delivery.channel == "push":
         _add_custom_device(workspace, delivery)
     try:
-        rendered, headers = render_mail(workspace, delivery, mail), mail.content.get("headers")
+        rendered, headers = render_mail(workspace, delivery, mail, now), mail.content.get("headers")
         headers = checked_headers(headers) if headers else ()
     except (LiquidError, ApiError) as error:
         place = {name: getattr(error, name, None) for name in ("line", "column")}
         where = "line {line}, column {column}".format(**place)
         log.warning("delivery %s failed: %s (%s)", delivery.delivery_id, error, where)
         with workspace.lock:
-            workspace.deliveries.report(
-                delivery, "failed", workspace.seconds(), reason=str(error), **place
-            )
+            workspace.deliveries.report(delivery, "failed", int(now), str(error), **place)
         return
     if delivery.channel == "email" and rendered.get("body"):
         rendered = track_links(workspace, delivery, rendered, is_tracking(mail))
@@ -7633,19 +7632,24 @@ def dispatch(workspace: Workspace, delivery: Delivery, mail: Mail) -> None:
             rendered["headers"] = {name: [text] for name, text in headers}
     with workspace.lock:
         delivery.rendered, delivery.seen = rendered, None
-        # A push goes to device tokens (reference); how several are listed is inferred.
-        to = ", ".join(delivery.addressed()) if delivery.channel == "push" else rendered.get("to")
-        delivery.recipient = to or delivery.recipient
-        metric, reason = obstacle(workspace, delivery, mail)
-        now = workspace.seconds()
-        if metric:
-            workspace.deliveries.report(delivery, metric, now, reason=reason)
-        elif mail.content.get("queue_draft") or mail.parent.get("queue_drafts"):
-            workspace.deliveries.report(delivery, "drafted", now)
-        else:
-            workspace.deliveries.report(delivery, "sent", now)
-            if delivery.channel not in _UNASKED_CHANNELS:
-                workspace.deliveries.report(delivery, "delivered", now)
+        _send_on(workspace, delivery, mail, int(now))
+
+
+def _send_on(workspace: Workspace, delivery: Delivery, mail: Mail, now: int) -> None:
+    """Note what becomes of a rendered message, in Unix seconds. Under the lock."""
+    report, to = workspace.deliveries.report, delivery.rendered.get("to")
+    # A push goes to device tokens (reference); how several are listed is inferred.
+    to = ", ".join(delivery.addressed()) if delivery.channel == "push" else to
+    delivery.recipient = to or delivery.recipient
+    metric, reason = obstacle(workspace, delivery, mail)
+    if metric:
+        report(delivery, metric, now, reason)
+    elif mail.content.get("queue_draft") or mail.parent.get("queue_drafts"):
+        report(delivery, "drafted", now)
+    else:
+        report(delivery, "sent", now)
+        if delivery.channel not in _UNASKED_CHANNELS:
+            report(delivery, "delivered", now)
 
 
 def deliver(
