@@ -840,6 +840,13 @@ def without(mapping: Dict[str, Any], names: Sequence[str]) -> Dict[str, Any]:
     return {k: v for k, v in mapping.items() if k not in names} if names else mapping
 
 
+def part_of(item: Json, *names: str) -> Json:
+    """An object inside of a value; {} if it isn't there."""
+    for name in names:
+        item = item.get(name) if isinstance(item, dict) else None
+    return item if isinstance(item, dict) else {}
+
+
 def merged(old: Json, new: Json) -> Json:
     """`new` over `old`, also inside of objects that both have."""
     both = {n for n, v in new.items() if isinstance(v, dict) and isinstance(old.get(n), dict)}
@@ -6109,19 +6116,22 @@ def doubt(event: Event) -> Outcome:
     return DONE
 
 
-def object_list(value: Json) -> List[Tuple[ObjectKey, Attributes]]:
-    """`cio_relationships` of a person: the objects and the attributes of each relationship."""
-    if value is None:
-        return []
-    if not isinstance(value, list):
+Related = TypeVar("Related")
+
+
+def relationship_list(
+    value: Json, read: Callable[[Json, str], Related]
+) -> List[Tuple[Related, Attributes]]:
+    """`cio_relationships`: what `read` makes of the identifiers of each, and its attributes."""
+    if not isinstance(value, (list, type(None))):
         raise invalid("cio_relationships must be a list", "cio_relationships")
     rows = []
-    for i, row in enumerate(value):
+    for i, row in enumerate(value or ()):
         name = f"cio_relationships[{i}]"
         if not isinstance(row, dict):
             raise invalid(f"{name} must be an object, not {kind_of(row)}", name)
-        ref = object_key(row.get("identifiers"), f"{name}.identifiers")
-        rows.append((ref, checked_attributes(row.get("relationship_attributes"), name)))
+        other = read(row.get("identifiers"), f"{name}.identifiers")
+        rows.append((other, checked_attributes(row.get("relationship_attributes"), name)))
     return rows
 
 
@@ -7569,7 +7579,9 @@ def obstacle(workspace: Workspace, delivery: Delivery, mail: Mail) -> Tuple[str,
     if person not in workspace.people:
         return "undeliverable", "the person has been deleted"
     if channel == "push" and not delivery.addressed():
-        return "undeliverable", _lacking_device(delivery)
+        has = delivery.person is not None and delivery.person.has.devices
+        # That such a push isn't sent is inferred.
+        return "undeliverable", f"the person has no device{' with the token in to' if has else ''}"
     if "subject" not in delivery.rendered and "body" not in delivery.rendered:
         return "", ""  # nothing is known of the template, so nothing can be wrong with it
     if channel not in _UNASKED_CHANNELS and not content.get("send_to_unsubscribed", True):
@@ -7584,12 +7596,6 @@ def obstacle(workspace: Workspace, delivery: Delivery, mail: Mail) -> Tuple[str,
         suppressed = suppressing_list(workspace, delivery)
         return ("dropped", suppressed) if suppressed else ("", "")
     return "", ""
-
-
-def _lacking_device(delivery: Delivery) -> str:
-    """Why a push reaches no device; that such a one isn't sent is inferred."""
-    has = delivery.person is not None and delivery.person.has.devices
-    return f"the person has no device{' with the token in to' if has else ''}"
 
 
 def suppressing_list(workspace: Workspace, delivery: Delivery) -> str:
@@ -7821,7 +7827,8 @@ def _check_send(channel: str, message: Json, now: float) -> Identifier:
     whole = channel == "email" and message.get("transactional_message_id") in (None, "")
     (_SEND_WHOLE if whole else SEND_FIELDS[channel]).read(message)
     _check_recipients(channel, message)
-    _check_moment(message.get("send_at"), now)
+    if (whole_number(message.get("send_at"), "send_at") or 0) > now + MAX_SEND_AHEAD:
+        raise invalid('"send_at" must not be more than 90 days ahead', "send_at")
     _check_attachments(message.get("attachments") or {})
     checked_headers(message.get("headers"))
     if channel == "push" and message.get("custom_device"):
@@ -7838,11 +7845,6 @@ def _check_recipients(channel: str, message: Json) -> None:
         count = sum(len(text.split(",")) for text in lists if text)
         if count > MAX_RECIPIENTS:
             raise invalid(f"to, cc and bcc name {count} addresses; {MAX_RECIPIENTS} at most", "to")
-
-
-def _check_moment(send_at: Json, now: float) -> None:
-    if (whole_number(send_at, "send_at") or 0) > now + MAX_SEND_AHEAD:
-        raise invalid('"send_at" must not be more than 90 days ahead', "send_at")
 
 
 #: File types that are refused as attachments; the service's list isn't published, this is the
@@ -12575,14 +12577,9 @@ def mentioned(call: Call) -> Tuple[Set[str], Set[str]]:
     except ApiError:
         return people, set()
     items = _items_of(body)
-    parts = [query, *items, *(_part_of(item, name) for item in items for name in _NAMING_PARTS)]
+    parts = [query, *items, *(part_of(item, name) for item in items for name in _NAMING_PARTS)]
     people |= {_name_key(part[name]) for part in parts for name in _NAMING_FIELDS if name in part}
     return people, events_named(request, body)
-
-
-def _part_of(item: Json, name: str) -> Json:
-    part = item.get(name)
-    return part if isinstance(part, dict) else {}
 
 
 def spoiled(api: Api, fault: Fault, response: Response) -> Response:
@@ -12691,7 +12688,7 @@ def _v1_relationships(value: Json) -> Tuple[str, List[Tuple[ObjectKey, Attribute
     if not isinstance(value, dict):
         raise invalid("cio_relationships must be an object", "cio_relationships")
     verb = chosen(value, "action", _RELATIONSHIP_ACTIONS)
-    return verb, object_list(value.get("relationships"))
+    return verb, relationship_list(value.get("relationships"), object_key)
 
 
 _RELATIONSHIP_ACTIONS = {"add_relationships": "add", "delete_relationships": "delete"}
@@ -12965,7 +12962,7 @@ Action = Callable[[], Outcome]
 def _person_identify(call: Call, item: Json) -> Action:
     who, workspace = named_in_body(call, item), call.workspace
     attributes = checked_attributes(item.get("attributes"), "attributes")
-    refs = object_list(item.get("cio_relationships"))
+    refs = relationship_list(item.get("cio_relationships"), object_key)
     when = whole_number(item.get("timestamp"), "timestamp")
     create = attributes.get("_update") is not True
 
@@ -12995,9 +12992,7 @@ def _person_event(call: Call, item: Json) -> Action:
 
 def _person_content(call: Call, item: Json) -> Action:
     """Somebody saw, or clicked in, content that was no delivery to them (Segment's destination)."""
-    attributes = item.get("attributes")
-    content = attributes.get("contentId") if isinstance(attributes, dict) else None
-    if content in (None, ""):
+    if part_of(item, "attributes").get("contentId") in (None, ""):
         raise required("attributes.contentId", "the number of the content")
     return _person_event(call, {**item, "name": item["action"]})
 
@@ -13015,7 +13010,10 @@ def _person_merge(call: Call, item: Json) -> Action:
 
 
 def _person_relationships(call: Call, item: Json) -> Action:
-    who, refs = named_in_body(call, item), object_list(item.get("cio_relationships"))
+    who, refs = (
+        named_in_body(call, item),
+        relationship_list(item.get("cio_relationships"), object_key),
+    )
     if not refs:
         raise required("cio_relationships", "a list of at least one relationship")
     verb = _RELATIONSHIP_ACTIONS[item["action"]]
@@ -13030,26 +13028,18 @@ def _person_add_device(call: Call, item: Json) -> Action:
 
 
 def _person_delete_device(call: Call, item: Json) -> Action:
-    who, device = named_in_body(call, item), item.get("device")
-    token = device.get("token") or device.get("id") if isinstance(device, dict) else None
+    who, device = named_in_body(call, item), part_of(item, "device")
+    token = device.get("token") or device.get("id")
     if token in (None, ""):
         raise required("device.token", "the push token")
     workspace = call.workspace
     return lambda: workspace.ingest(workspace.devices.delete_device, who, as_text(token))
 
 
-def _object_people(item: Json, kinds: Sequence[str]) -> List[Tuple[Identifier, Attributes]]:
-    value = item.get("cio_relationships")
-    if not isinstance(value, (list, type(None))):
-        raise invalid("cio_relationships must be a list", "cio_relationships")
-    rows = []
-    for i, row in enumerate(value or ()):
-        name = f"cio_relationships[{i}]"
-        if not isinstance(row, dict):
-            raise invalid(f"{name} must be an object, not {kind_of(row)}", name)
-        who = one_identifier(row.get("identifiers"), kinds, f"{name}.identifiers")
-        rows.append((who, checked_attributes(row.get("relationship_attributes"), name)))
-    return rows
+def _object_people(item: Json, *kinds: str) -> List[Tuple[Identifier, Attributes]]:
+    return relationship_list(
+        item.get("cio_relationships"), lambda value, name: one_identifier(value, kinds, name)
+    )
 
 
 def _object_identify(call: Call, item: Json) -> Action:
@@ -13060,7 +13050,7 @@ def _object_identify(call: Call, item: Json) -> Action:
         raise invalid(text, "attributes")
     anonymous = item["action"] == "identify_anonymous"
     kinds = ("anonymous_id",) if anonymous else (*workspace.people.kinds, "cio_id")
-    people = _object_people(item, kinds)
+    people = _object_people(item, *kinds)
     return lambda: both(
         workspace.ingest(workspace.objects.identify_object, ("object_id", ref[1]), ref, attributes),
         *(_relate(workspace, "add", who, ref, extra) for who, extra in people),
@@ -13074,7 +13064,7 @@ def _object_delete(call: Call, item: Json) -> Action:
 
 def _object_relationships(call: Call, item: Json) -> Action:
     ref = object_key(item.get("identifiers"), "identifiers")
-    people = _object_people(item, (*call.workspace.people.kinds, "cio_id"))
+    people = _object_people(item, *call.workspace.people.kinds, "cio_id")
     if not people:
         raise required("cio_relationships", "a list of at least one relationship")
     verb = _RELATIONSHIP_ACTIONS[item["action"]]
@@ -13085,8 +13075,7 @@ def _delivery_event(call: Call, item: Json) -> Action:
     delivery_id = one_identifier(item.get("identifiers"), ("id",), "identifiers")[1]
     if item.get("name") not in PUSH_METRICS:
         raise invalid(f"name must be one of: {', '.join(PUSH_METRICS)}", "name")
-    attributes = item.get("attributes")
-    token = attributes.get("device_token") if isinstance(attributes, dict) else None
+    token = part_of(item, "attributes").get("device_token")
     more = {"device_id": push_token(token, "attributes.device_token")}
     workspace, who = call.workspace, ("delivery_id", delivery_id)
     when = whole_number(item.get("timestamp"), "timestamp")
@@ -13212,12 +13201,13 @@ def is_write(call: Call) -> bool:
     return call.operation.method != "GET"
 
 
-def paged(call: Call, rows: Sequence[Any], default: int, most: int) -> Tuple[List[Any], str]:
-    """One page of rows by the query's `start` and `limit`, and the token of the next, or "".
+def paged(call: Call, name: str, rows: Sequence[Any], default: int = 100, most: int = 1000) -> Json:
+    """One page of rows under a name, by the query's `start` and `limit`, and the next one's token.
 
     A token is the base64 of a position (observed). Raises ApiError 400.
     """
-    return selected(call, rows, lambda row: True, default, most)
+    found, more = selected(call, rows, lambda row: True, default, most)
+    return {name: found, "next": more}
 
 
 def page_start(call: Call, default: int) -> int:
@@ -13387,14 +13377,6 @@ def send_body(call: Call) -> Json:
 _SERVICE_ACCOUNT = re.compile("bearer +sa_live_", re.IGNORECASE)
 
 
-def check_service_account(call: Call) -> None:
-    """A service account has several workspaces, so its calls name one. Raises ApiError 400."""
-    headers = call.request.headers
-    service = _SERVICE_ACCOUNT.match(headers.get("authorization", ""))
-    if service and not headers.get("x-workspace-id"):
-        raise invalid("workspace_id is required")  # the command-line client's tests
-
-
 def _not_sendable(reason: str, status: int = 400) -> ApiError:
     """The service's one sentence for bodies that it can't read (docs); the header says why."""
     words = "Request entity must be JSON encoded and not exceed 2048 KB."
@@ -13403,7 +13385,11 @@ def _not_sendable(reason: str, status: int = 400) -> ApiError:
 
 def _send(channel: str) -> Handler:
     def handler(call: Call) -> Response:
-        check_service_account(call)
+        # A service account has several workspaces, so its calls name one.
+        headers = call.request.headers
+        service = re.match(r"bearer +sa_live_", headers.get("authorization", ""), re.IGNORECASE)
+        if service and not headers.get("x-workspace-id"):
+            raise invalid("workspace_id is required")  # the command-line client's tests
         base_url = call.base_url
         delivery = send(call.workspace, channel, send_body(call), base_url)
         scheduled = {} if delivery.send_at is None else {"send_at": delivery.send_at}
@@ -13579,8 +13565,7 @@ def get_person_relationships(call: Call, customer_id: str) -> Json:
             {"object_type_id": int(t.key[0]), "identifiers": thing_names(t), **bond(person, t)}
             for t in things
         ]
-    found, more = paged(call, rows, 100, 1000)
-    return {"cio_relationships": found, "next": more}
+    return paged(call, "cio_relationships", rows)
 
 
 def thing_names(thing: Thing) -> Json:
@@ -13750,8 +13735,7 @@ def get_object_relationships(call: Call, object_type_id: str, object_id: str) ->
         kind = {"object_type_id": thing.key[0], "object_type_disabled": False}
         people = thing.people.values()
         rows = [{"identifiers": p.identifiers(), **kind, **bond(p, thing)} for p in people]
-    found, more = paged(call, rows, 100, 1000)
-    return {"cio_relationships": found, "next": more}
+    return paged(call, "cio_relationships", rows)
 
 
 # ---- segments
@@ -14151,13 +14135,6 @@ def count_series(
     return series
 
 
-def delivery_series(deliveries: Iterable[Delivery], edges: List[float]) -> Json:
-    """The metric series of some deliveries; the real API calls `dropped` suppressed here."""
-    renamed = {"dropped": "suppressed"}
-    facts = ((renamed.get(m, m), t) for d in deliveries for m, t in d.metrics.items())
-    return count_series(facts, METRIC_SERIES, edges)
-
-
 def link_series(
     workspace: Workspace, deliveries: Iterable[Delivery], edges: List[float], unique: bool
 ) -> Json:
@@ -14267,7 +14244,10 @@ def metrics_answer(call: Call, family: Family, id: str, content_id: str = "") ->
     with call.workspace.lock:
         deliveries = sent_by(call, family, family_row(call, family, id), content_id)
         edges, period = query_edges(call)
-        series = delivery_series(deliveries, edges)
+        # The real API calls `dropped` suppressed here.
+        renamed = {"dropped": "suppressed"}
+        facts = ((renamed.get(m, m), t) for d in deliveries for m, t in d.metrics.items())
+        series = count_series(facts, METRIC_SERIES, edges)
     begin, end = map(moment_of, (edges[0], edges[-1]))
     bounds = {"start": begin.isoformat(), "end": end.isoformat(), "res": period}
     return {"metric": {"series": series}, **(bounds if family is CAMPAIGNS else {})}
@@ -14318,14 +14298,12 @@ def _list_family(family: Family) -> Handler:
     def handler(call: Call) -> Json:
         workspace = call.workspace
         with workspace.lock:
-            rows = list(workspace.shelves[family.kind].rows.values())
-            if family is not NEWSLETTERS:
-                return {family.many: [family_document(workspace, family, row) for row in rows]}
-            if query_choice(call.request.query(), "sort", ("asc", "desc")) == "desc":
-                rows.reverse()
-            found, more = paged(call, rows, 100, 1000)
-            documents = [family_document(workspace, family, row) for row in found]
-        return {family.many: documents, "next": more}
+            rows = workspace.shelves[family.kind].rows.values()
+            documents = [family_document(workspace, family, row) for row in rows]
+        if family is not NEWSLETTERS:
+            return {family.many: documents}
+        newest_first = query_choice(call.request.query(), "sort", ("asc", "desc")) == "desc"
+        return paged(call, family.many, documents[::-1] if newest_first else documents)
 
     return handler
 
@@ -14338,8 +14316,7 @@ def _list_contents(family: Family) -> Handler:
         documents = [content_document(family, row) for row in rows]
         if family is not CAMPAIGNS:
             return {family.contents: documents}
-        found, more = paged(call, documents, 10, 10)  # ten a page (reference)
-        return {family.contents: found, "next": more}
+        return paged(call, family.contents, documents, 10, 10)  # ten a page (reference)
 
     return handler
 
@@ -14491,8 +14468,7 @@ def get_trigger(call: Call, broadcast_id: str, trigger_id: str) -> Json:
 @route("GET", "/v1/broadcasts/{broadcast_id}/triggers/{trigger_id}/errors", APP)
 def list_trigger_errors(call: Call, broadcast_id: str, trigger_id: str) -> Json:
     """List what was wrong with a trigger, line by line."""
-    found, more = paged(call, trigger_of(call, broadcast_id, trigger_id)["errors"], 100, 1000)
-    return {"errors": found, "next": more}
+    return paged(call, "errors", trigger_of(call, broadcast_id, trigger_id)["errors"])
 
 
 # ---- newsletters: create, schedule, send, variants
@@ -14850,8 +14826,7 @@ def list_senders(call: Call) -> Json:
         rows = [row for row in rows if row["hidden"] is hidden]
     if query_choice(query, "sort", ("asc", "desc")) == "desc":
         rows.reverse()
-    found, more = paged(call, rows, 100, 1000)
-    return {"sender_identities": found, "next": more}
+    return paged(call, "sender_identities", rows)
 
 
 def sender_document(row: Json) -> Json:
@@ -15082,8 +15057,7 @@ def list_optouts(call: Call) -> Json:
             if person and mine:
                 named = {"customer_id": person.id, "cio_id": person.cio_id}
                 rows.append({**named, "optouts": mine})
-    found, more = paged(call, rows, 100, 1000)
-    return {"optouts": found, "next": more}
+    return paged(call, "optouts", rows)
 
 
 # ---- ESP suppression
@@ -15108,8 +15082,7 @@ def esp_page(call: Call, type: str, rows: List[Json]) -> Json:
     email = query.get("email", "").lower()
     rows = [row for row in rows if not email or row["email"].lower() == email]
     rows = rows[query_number(query, "offset", 0, 0, 1 << 40) :]
-    found, more = paged(call, rows, 100, 1000)
-    return {"category": _esp_category(type), "suppressions": found, "next": more}
+    return {"category": _esp_category(type), **paged(call, "suppressions", rows)}
 
 
 @route("GET", "/v1/esp/suppression/{suppression_type}", APP)
@@ -15192,8 +15165,7 @@ def search_suppressions(call: Call) -> Json:
     wanted = [as_text(email).lower() for email in emails if email]
     lists = call.workspace.esp.values()
     rows = [row for rows in lists for key, row in rows.items() if not wanted or key in wanted]
-    found, more = paged(call, rows, 100, 1000)
-    return {"suppressions": found, "next": more}
+    return paged(call, "suppressions", rows)
 
 
 # ---- imports
@@ -15587,11 +15559,6 @@ def put_up(kind: StudioKind, call: Call, fields: Json) -> Json:
         return {kind.one: kind.show(call, row)}
 
 
-def create_item(kind: StudioKind, call: Call) -> Json:
-    """Store what the body describes."""
-    return put_up(kind, call, call.fields())
-
-
 def read_item(kind: StudioKind, call: Call, id: str) -> Json:
     """Answer with one row."""
     with call.workspace.lock:
@@ -15679,10 +15646,6 @@ def _asset_document(call: Call, row: Json) -> Json:
     return {**shown(row), "path": call.base_url + path}
 
 
-def _without_content(call: Call, row: Json) -> Json:
-    return {name: value for name, value in shown(row).items() if name != "content"}
-
-
 ASSET_FOLDERS = StudioKind(
     "asset folder", "/v1/assets/folders", "/v1/assets/folders", "folder", "folders",
     "asset_folders", "asset_folders",
@@ -15709,7 +15672,8 @@ COMPONENTS = StudioKind(
         tag=pattern_field(r"[A-Za-z][\w.-]{0,99}", "a tag name like my-button"),
     ),
     {"name": "", "tag": "", "content": "", "parent_folder_id": None}, unique=("tag",),
-    brief=_without_content, query={**_STUDIO_QUERY, "tag": _query_word},
+    brief=lambda call, row: without(shown(row), ["content"]),
+    query={**_STUDIO_QUERY, "tag": _query_word},
 )  # fmt: skip
 
 
@@ -15782,7 +15746,7 @@ EMAILS = StudioKind(
 )  # fmt: skip
 
 _KIND_VERBS: Sequence[Tuple[str, str, str, Callable[..., Any]]] = (
-    ("POST", "", "Create one {}.", create_item),
+    ("POST", "", "Create one {}.", lambda kind, call: put_up(kind, call, call.fields())),
     ("GET", "", "List every {} that fits the filters.", list_items),
     ("GET", "/{id}", "Read one {}.", read_item),
     ("PUT", "/{id}", "Change one {}.", update_item),
@@ -16252,13 +16216,12 @@ def get_version(call: Call, id: str, version_id: str) -> Json:
     node = {"node_id": row["node_id"], "node_type": "EMAIL", "name": row["_of"]}
     node.update(subject=content["subject"], content=content["html"], **optional)
     node.update(envelope=envelope, transformers=parts["transformers"])
-    uses = [_dependency(component) for component in parts["components"]]
+    uses = [
+        {"node_id": part["id"], "node_type": "COMPONENT", "name": part["name"],
+         "component_name": part["tag"], "content": part["content"]}
+        for part in parts["components"]
+    ]  # fmt: skip
     return {"version": shown(row), "node": node, "dependencies": uses}
-
-
-def _dependency(row: Json) -> Json:
-    named = {"node_id": row["id"], "node_type": "COMPONENT", "name": row["name"]}
-    return {**named, "component_name": row["tag"], "content": row["content"]}
 
 
 @route("DELETE", _EMAIL_PATH + "/versions/{version_id}", STUDIO)
@@ -16465,7 +16428,10 @@ REVIEW_CHECKS = {
     ),
     "size": ReviewCheck(
         "warning", "Gmail clips the email",
-        lambda content, page: _size_note(len(content["html"].encode())),
+        lambda content, page: (
+            f"{size} bytes, {CLIPPED_AT} at most"
+            if (size := len(content["html"].encode())) > CLIPPED_AT else ""
+        ),
     ),
     "unsubscribe": ReviewCheck(
         "error", "The unsubscribe link is missing",
@@ -16474,10 +16440,6 @@ REVIEW_CHECKS = {
 }  # fmt: skip
 #: What a failed check takes off the score of 100.
 REVIEW_WEIGHTS = {"error": 20, "warning": 10, "tip": 5}
-
-
-def _size_note(size: int) -> str:
-    return f"{size} bytes, {CLIPPED_AT} at most" if size > CLIPPED_AT else ""
 
 
 def _review_findings(draft: Draft, names: Iterable[str]) -> List[Json]:
@@ -17138,7 +17100,7 @@ def take_pipelines_call(workspace: Workspace, kind: str, item: Json) -> Outcome:
         workspace.pipeline_events.append(row)
         try:
             check_pipelines_call(kind, item, strict=False)
-            if item.get("integrations") and _is_kept_out(_part(item, "integrations")):
+            if item.get("integrations") and _is_kept_out(part_of(item, "integrations")):
                 raise Moot(400, "integrations: the call says that it is not for Customer.io")
             return _PIPELINES_VERBS[kind](workspace, item)()
         except ApiError as error:
@@ -17153,13 +17115,6 @@ def _is_kept_out(integrations: Json) -> bool:
 
 
 _OUR_NAMES = ("Customer.io", "Customer.io Journeys", "Customer.io Data Pipelines")
-
-
-def _part(item: Json, *names: str) -> Json:
-    """An object inside a call; {} if it isn't there."""
-    for name in names:
-        item = item.get(name) if isinstance(item, dict) else None
-    return item if isinstance(item, dict) else {}
 
 
 def _user(workspace: Workspace, item: Json) -> Identifier:
@@ -17206,7 +17161,7 @@ def _own_traits(traits: Json) -> Attributes:
 
 
 def _pipelines_identify(workspace: Workspace, item: Json) -> Action:
-    traits = _part(item, "traits")
+    traits = part_of(item, "traits")
     attributes = _own_traits(traits)
     if item.get("anonymousId"):
         attributes["anonymous_id"] = item["anonymousId"]
@@ -17218,7 +17173,7 @@ def _pipelines_identify(workspace: Workspace, item: Json) -> Action:
     object_id = traits.get("objectId") or traits.get("object_id")
     ref = _object_ref(traits, object_id) if object_id else ("", "")
     checked = checked_attributes(attributes, "traits")
-    extra = _dated(_part(traits, "relationshipAttributes"))
+    extra = _dated(part_of(traits, "relationshipAttributes"))
 
     def act() -> Outcome:
         reason = workspace.ingest(workspace.people.identify, who, checked)
@@ -17231,7 +17186,7 @@ def _pipelines_identify(workspace: Workspace, item: Json) -> Action:
 
 def _event_verb(kind: str) -> Callable[[Workspace, Json], Action]:
     def verb(workspace: Workspace, item: Json) -> Action:
-        properties = _part(item, "properties")
+        properties = part_of(item, "properties")
         name = item.get("event") if kind == "event" else item.get("name") or properties.get("url")
         if name is None and kind != "event":
             raise Moot(400, f"a {kind} view of nothing: there is no name")
@@ -17257,11 +17212,11 @@ def _pipelines_track(workspace: Workspace, item: Json) -> Action:
 
 
 def _pipelines_group(workspace: Workspace, item: Json) -> Action:
-    traits = _part(item, "traits")
+    traits = part_of(item, "traits")
     ref = _object_ref({**item, **traits}, item.get("groupId"))
-    own = {**_own_traits(traits), **_own_traits(_part(traits, "objectAttributes"))}
+    own = {**_own_traits(traits), **_own_traits(part_of(traits, "objectAttributes"))}
     attributes = checked_attributes(own, "traits")
-    extra = _dated(_part(traits, "relationshipAttributes"))
+    extra = _dated(part_of(traits, "relationshipAttributes"))
     who = _user(workspace, item) if item.get("userId") or item.get("anonymousId") else ("", "")
 
     def act() -> Outcome:
@@ -17282,9 +17237,9 @@ def _pipelines_alias(workspace: Workspace, item: Json) -> Action:
 
 def _platform(workspace: Workspace, item: Json) -> Json:
     """The platform of a call's device, in lower case; its type need not be there (reference)."""
-    given = _part(item, "context", "device")
+    given = part_of(item, "context", "device")
     type, token = as_text(given.get("type") or "").lower(), as_text(given.get("token") or "")
-    system = as_text(_part(item, "context", "os").get("name") or "").lower()
+    system = as_text(part_of(item, "context", "os").get("name") or "").lower()
     known = workspace.devices.rows.get(token)
     if type or system in ("ios", "android"):
         return type or system
@@ -17295,8 +17250,8 @@ def _platform(workspace: Workspace, item: Json) -> Json:
 
 
 def _device_updated(workspace: Workspace, item: Json) -> Action:
-    given, who = _part(item, "context", "device"), _known_user(workspace, item)
-    attributes = {**_part(given, "attributes"), **_part(item, "properties")}
+    given, who = part_of(item, "context", "device"), _known_user(workspace, item)
+    attributes = {**part_of(given, "attributes"), **part_of(item, "properties")}
     device = {"token": given.get("token"), "attributes": attributes}
     device["platform"] = _platform(workspace, item)
     device["last_used"] = unix_time(item.get("timestamp"))
@@ -17305,14 +17260,14 @@ def _device_updated(workspace: Workspace, item: Json) -> Action:
 
 
 def _device_deleted(workspace: Workspace, item: Json) -> Action:
-    token = as_text(_part(item, "context", "device").get("token") or "")
+    token = as_text(part_of(item, "context", "device").get("token") or "")
     who = _known_user(workspace, item)
     return functools.partial(workspace.ingest, workspace.devices.delete_device, who, token)
 
 
 def _application_opened(workspace: Workspace, item: Json) -> Action:
     event = _pipelines_event(workspace, item)
-    if not _part(item, "context", "device").get("token"):
+    if not part_of(item, "context", "device").get("token"):
         return event
     device = _device_updated(workspace, item)
     return lambda: both(event(), device())
@@ -17325,20 +17280,20 @@ def _person_event_verb(name: str) -> Callable[[Workspace, Json], Action]:
 
 
 def _relationship_deleted(workspace: Workspace, item: Json) -> Action:
-    properties, who = _part(item, "properties"), _known_user(workspace, item)
+    properties, who = part_of(item, "properties"), _known_user(workspace, item)
     ref = _object_ref(properties, properties.get("objectId"))
     return functools.partial(workspace.ingest, workspace.objects.delete_relationship, who, ref)
 
 
 def _object_deleted(workspace: Workspace, item: Json) -> Action:
-    properties = _part(item, "properties")
+    properties = part_of(item, "properties")
     ref = _object_ref(properties, properties.get("objectId"))
     named = ("object_id", ref[1])
     return functools.partial(workspace.ingest, workspace.objects.delete_object, named, ref)
 
 
 def _delivery_reported(workspace: Workspace, item: Json) -> Action:
-    properties = _part(item, "properties")
+    properties = part_of(item, "properties")
     who = ("delivery_id", as_text(properties.get("deliveryId") or ""))
     chosen(properties, "metric", dict.fromkeys(METRICS))
     when = whole_number(unix_time(item.get("timestamp")), "timestamp")
@@ -17353,7 +17308,7 @@ _CONTENT_VERBS = {kind: _event_verb(kind) for kind in ("viewed_content", "clicke
 
 
 def _content_reported(workspace: Workspace, item: Json) -> Action:
-    properties = _part(item, "properties")
+    properties = part_of(item, "properties")
     kind = as_text(properties.get("actionType") or "")
     # Anything else is accepted, and dropped later on (the browser SDK's source).
     whole = [type(properties.get(name)) is int for name in ("contentId", "templateId")]
