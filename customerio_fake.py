@@ -4461,7 +4461,7 @@ class Delivery:
     __slots__ = (
         "delivery_id", "channel", "message", "person", "customer_id", "recipient",
         "created", "send_at", "metrics", "history", "parents", "origin", "rendered", "seen",
-        "data", "devices", "base_url",
+        "data", "devices", "base_url", "told",
     )  # fmt: skip
 
     delivery_id: str
@@ -4488,6 +4488,8 @@ class Delivery:
     devices: Dict[str, str]
     #: Where the links inside it lead.
     base_url: str
+    #: What the real service told of one that was seeded, and nobody can know here.
+    told: Attributes
 
     def __init__(self, delivery_id: str, channel: str, message: Json, created: int) -> None:
         self.delivery_id, self.channel, self.message = delivery_id, channel, message
@@ -4497,6 +4499,7 @@ class Delivery:
         self.recipient, self.base_url = as_text(to), ""
         self.created, self.metrics, self.history = created, _created_at(created), _NO_HISTORY
         self.parents = self.rendered = self.data = self.devices = self.origin = _NONE
+        self.told = _NONE
 
     @property
     def state(self) -> str:
@@ -4781,6 +4784,8 @@ class Export:
     csv: bytes
     created_at: int
     downloads: int = 0
+    #: What the real service told of one that was seeded.
+    told: Mapping[str, Any] = field(default_factory=dict)
 
     def record(self, pending: bool = False) -> Json:
         """The export object; `pending` as in the answer to the call that ordered it."""
@@ -4797,6 +4802,7 @@ class Export:
             "total": 0 if pending else self.total,
             "created_at": self.created_at,
             "updated_at": self.created_at,
+            **self.told,
         }
 
 
@@ -4811,7 +4817,7 @@ class Segment:
 
     __slots__ = (
         "number", "name", "description", "members", "conditions", "predicate", "tags",
-        "created_at", "updated_at",
+        "created_at", "updated_at", "state", "progress",
     )  # fmt: skip
 
     number: int
@@ -4825,12 +4831,16 @@ class Segment:
     tags: Annotated[Any, TAGS]
     created_at: int
     updated_at: int
+    #: How far the real service was with selecting people, in one that was seeded.
+    state: str
+    progress: Json
 
     def __init__(self, number: int, name: str, now: int) -> None:
         self.number, self.name, self.description = number, name, ""
         self.members, self.tags = {}, None
-        self.conditions = self.predicate = None
+        self.conditions = self.predicate = self.progress = None
         self.created_at = self.updated_at = now
+        self.state = "finished"
 
     @property
     def type(self) -> str:
@@ -4844,8 +4854,8 @@ class Segment:
             "deduplicate_id": f"{self.number}:{self.updated_at}",
             "name": self.name,
             "description": self.description,
-            "state": "finished",
-            "progress": None,
+            "state": self.state,
+            "progress": self.progress,
             "type": self.type,
             "tags": self.tags,
             "created_at": self.created_at,
@@ -4868,6 +4878,8 @@ class Activity(NamedTuple):
     name: str
     data: Callable[[], Json]
     delivery: Optional[Delivery] = None
+    #: What the real service told of one that was seeded, and nobody can know here.
+    told: Mapping[str, Any] = {}
 
     def tells_of(self, attribute: str) -> bool:
         """Whether it is about a change of this attribute, be it one that failed."""
@@ -10830,7 +10842,8 @@ def seed_workspace(workspace: Workspace, document: Json) -> None:
         rows = document.get(kind, [])
         if kind == "workspace" and isinstance(rows, dict):  # of which there is one
             rows = [rows]
-        for row, where in _each(rows, kind, str if kind in _TEXTS else dict):
+        each = _each(rows, kind, str if kind in _TEXTS else dict)
+        for row, where in sorted(each, key=_happened(kind)) if kind in _BY_TIME else each:
             _plant(workspace, plant, row, where)
     attach(workspace)
 
@@ -10860,6 +10873,18 @@ Seeder = Callable[["Workspace", Json, str], None]
 
 #: Kinds whose rows are texts.
 _TEXTS = ("ip_addresses",)
+#: Kinds that answers list newest first, and the field with the time; they are planted in order.
+_BY_TIME = {"messages": "created", "activities": "timestamp"}
+
+
+def _happened(kind: str) -> Callable[[Tuple[Json, str]], float]:
+    def when(planted: Tuple[Json, str]) -> float:
+        moment = planted[0].get(_BY_TIME[kind])
+        return moment if type(moment) in (int, float) else math.inf  # the others are for `plant`
+
+    return when
+
+
 _PARENTS = (*[family.key for family in FAMILIES.values()], "action_id", "content_id")
 #: What a row of these kinds may have; of the other kinds everything is kept and shown.
 _SEEDED: Dict[str, FieldList] = {
@@ -10879,6 +10904,16 @@ _SEEDED: Dict[str, FieldList] = {
         any="object_type_id object_type_disabled",
     ),
     "collections": stored(objects="content data"),
+    "exports": stored("type", whole="id", text="type", once="created_at", maybe="total downloads"),
+    "activities": stored(
+        "type", text="type", some_text="id name delivery_id delivery_type", once="timestamp",
+        some_word="customer_id", some_object="customer_identifiers data",
+    ),
+    "esp_suppressions": stored(text="category type next", objects="suppressions"),
+    "suppressions": stored("email", text="email reason status", once="created"),
+    "triggers": stored(
+        "broadcast_id", whole="id broadcast_id", once="created_at processed_at", texts="errors"
+    ),
     "segments": stored(
         "name", whole="id", text="name", tags="tags", some_text="description type state "
         "deduplicate_id", words="ids emails", condition="conditions", any="progress",
@@ -10888,7 +10923,7 @@ _SEEDED: Dict[str, FieldList] = {
         some_text="id deduplicate_id type recipient subject body from failure_message",
         some_word="customer_id trigger_event_id", moments="metrics", once="created",
         some_object="customer_identifiers", flag="forgotten",
-        maybe="message_template_id parent_action_id " + " ".join(_PARENTS), any="msg_template_id",
+        maybe="message_template_id msg_template_id parent_action_id " + " ".join(_PARENTS),
     ),
 }  # fmt: skip
 
@@ -10924,9 +10959,18 @@ def _shelve(workspace: Workspace, kind: str, row: Json, where: str, blank: Json 
         raise invalid(f"{where}.id must be a number from 1 up, not {id!r:.60}", f"{where}.id")
     if id in shelf.rows:
         raise invalid(f"{where}.id {id} is there already", f"{where}.id")
+    blank = {**blank, **_told_by_its_version(row, list(fields.checks))}
     # What is null where the real service has no null is not set.
     unset = [n for n, v in row.items() if v is None and fields.checks.get(n, ANYTHING).wrong(v)]
     return _sound_row(fields, shelf.add({**blank, **without(row, unset)}, id), where)
+
+
+def _told_by_its_version(row: Json, names: Sequence[str] = ("updated_at",)) -> Json:
+    """When a row was changed, as its `deduplicate_id` says: "<id>:<Unix seconds>" (reference)."""
+    version = as_text(row.get("deduplicate_id") or "").rpartition(":")[2]
+    if not re.fullmatch(r"\d{1,12}", version):
+        return {}
+    return {name: int(version) for name in ("updated", "updated_at") if name in names}
 
 
 def _seed_shelf(kind: str) -> Seeder:
@@ -10943,7 +10987,15 @@ def _seed_family(family: Family) -> Seeder:
             workspace, family.kind, without(row, list(inner)), where,
             blank_row(workspace, family.kind),
         )  # fmt: skip
-        for content, at in _each(inner[family.contents], f"{where}.{family.contents}"):
+        described = {
+            content.get("id") for content in inner[family.contents] if type(content) is dict
+        }
+        bare = [
+            {"id": n, "type": made["type"]}
+            for n in row.get("content_ids") or ()
+            if n not in described
+        ]
+        for content, at in _each([*inner[family.contents], *bare], f"{where}.{family.contents}"):
             blank = blank_content(workspace, family)
             _shelve(workspace, family.shelf, {**content, "_parent": made["id"]}, at, blank)
         for group, at in _each(inner["test_groups"], f"{where}.test_groups"):
@@ -10993,8 +11045,12 @@ def _seed_segment(workspace: Workspace, row: Json, where: str) -> None:
     if number in workspace.segments.rows or number < 1:
         wrong = "must be a number from 1 up" if number < 1 else f"{number} is there already"
         raise invalid(f"{where}.id {wrong}", f"{where}.id")
-    segment = Segment(number, row["name"], workspace.seconds())
+    now = workspace.seconds()
+    segment = Segment(number, row["name"], row.get("created_at") or now)
     segment.description, segment.tags = row.get("description") or "", row.get("tags")
+    segment.state, segment.progress = row.get("state") or "finished", row.get("progress")
+    stamps = {**_told_by_its_version(row), **row}
+    segment.updated_at = stamps.get("updated_at") or now
     segment.conditions = row.get("conditions") or (NOBODY if row.get("type") == "dynamic" else None)
     if segment.conditions:
         compile = workspace.segments.compile
@@ -11010,7 +11066,7 @@ def _seed_person(workspace: Workspace, row: Json, where: str) -> None:
     if isinstance(row.get("customer"), dict):  # as in the answer for many people
         row, where = row["customer"], f"{where}.customer"
     _of_kind("customers", row, where)
-    given = without(row.get("attributes") or {}, COMPUTED)
+    given = _as_sent(without(row.get("attributes") or {}, COMPUTED))
     checked_attributes(given, f"{where}.attributes")
     named = {**(row.get("identifiers") or {}), **row, **given}
     known = {kind: named[kind] for kind in ("id", "email") if named.get(kind)}
@@ -11019,14 +11075,24 @@ def _seed_person(workspace: Workspace, row: Json, where: str) -> None:
     who, *_ = [(kind, identifier_text(v, f"{where}.{kind}")) for kind, v in known.items()]
     extra = {"unsubscribed": row["unsubscribed"]} if row.get("unsubscribed") else {}
     outcome = workspace.people.identify(who, {**given, **known, **extra})
-    if outcome is not DONE:
+    person = workspace.people.find(who)
+    if outcome is not DONE or person is None:
         raise invalid(f"{where}: {outcome.text}", where)
+    person.timestamps = {**person.timestamps, **(row.get("timestamps") or {})}
     for device, at in _each(row.get("devices", []), f"{where}.devices"):
         used = device_of(_of_kind("devices", device, at), "id", workspace.seconds())
         texts = {name: as_text(v) for name, v in (device.get("attributes") or {}).items()}
         workspace.devices.add_device(
             who, *used[:3], texts
         )  # with the status that only the service sets
+
+
+def _as_sent(attributes: Json) -> Json:
+    """Attributes as a call sets them: reading gives preferences as a text."""
+    preferences = attributes.get("cio_subscription_preferences")
+    if not isinstance(preferences, str) or not preferences:
+        return attributes
+    return {**attributes, "cio_subscription_preferences": decode_json(preferences.encode())}
 
 
 def _seed_object(workspace: Workspace, row: Json, where: str) -> None:
@@ -11044,6 +11110,13 @@ def _seed_object(workspace: Workspace, row: Json, where: str) -> None:
         workspace.objects.add_relationship(who, key, more)
 
 
+#: What is shown of a seeded message as it was told.
+_TOLD_OF_MESSAGES = (
+    "deduplicate_id", "message_template_id", "msg_template_id", "parent_action_id",
+    "trigger_event_id", "failure_message", "forgotten",
+)  # fmt: skip
+
+
 def _seed_message(workspace: Workspace, row: Json, where: str) -> None:
     _of_kind("messages", row, where)
     created, type = row.get("created") or workspace.seconds(), row.get("type") or "email"
@@ -11058,6 +11131,9 @@ def _seed_message(workspace: Workspace, row: Json, where: str) -> None:
     delivery.recipient = row.get("recipient") or ""
     delivery.customer_id = None if customer is None else as_text(customer)
     delivery.person = workspace.people.find(("id", delivery.customer_id or ""))
+    strange = () if delivery.person else ("customer_identifiers",)
+    told = {name: row[name] for name in (*_TOLD_OF_MESSAGES, *strange) if row.get(name) is not None}
+    delivery.told = told
     workspace.deliveries.post(delivery)
     for metric, when in (row.get("metrics") or {}).items():
         if metric != "created":
@@ -11079,8 +11155,60 @@ def _seed_collection(workspace: Workspace, row: Json, where: str) -> None:
     _sound_row(_SEEDED["collections"], row, where)
     content = row.get("content") or row.get("data") or []
     stamps = dict.fromkeys(("created_at", "updated_at"), workspace.seconds())
-    plain = {**without(row, ("content", "data")), "_content": content}
-    _shelve(workspace, "collections", plain, where, stamps)
+    known, given = content_of(content), without(row, ("content", "data"))
+    # What the content is like counts as told for one whose content was not pasted, too.
+    full = {**given, **known} if content else {**known, **given}
+    _shelve(workspace, "collections", full, where, stamps)
+
+
+def content_of(rows: Json) -> Json:
+    """A collection's content, and what is shown of it."""
+    schema = list(dict.fromkeys(name for entry in rows for name in entry))
+    return {"_content": rows, "bytes": len(compact(rows)), "rows": len(rows), "schema": schema}
+
+
+def _seed_export(workspace: Workspace, row: Json, where: str) -> None:
+    _sound_row(_SEEDED["exports"], row, where)
+    number, now = row.get("id") or workspace.count("export"), workspace.seconds()
+    if number in workspace.exports:
+        raise invalid(f"{where}.id {number} is there already", f"{where}.id")
+    export = Export(number, row["type"], row.get("total") or 0, b"", row.get("created_at") or now)
+    export.downloads, export.told = row.get("downloads") or 0, without(row, ("downloads",))
+    workspace.exports[number] = export
+
+
+def _seed_activity(workspace: Workspace, row: Json, where: str) -> None:
+    _sound_row(_SEEDED["activities"], row, where)
+    ids = {"id": row.get("customer_id"), **(row.get("customer_identifiers") or {})}
+    named = [(kind, as_text(ids[kind])) for kind in ("id", "email") if ids.get(kind)]
+    person = next(filter(None, map(workspace.people.find, named)), None)
+    delivery, ground = workspace.deliveries.rows.get(row.get("delivery_id") or ""), workspace.ground
+    ground.noted += 1
+    told = {name: row[name] for name in ("id", "delivery_id", "delivery_type") if name in row}
+    if person is None:
+        told.update({n: row[n] for n in ("customer_id", "customer_identifiers") if n in row})
+    when, data = row.get("timestamp") or workspace.seconds(), row.get("data") or {}
+    name = row.get("name") or ""
+    ground.activities.append(
+        Activity(ground.noted, when, row["type"], person, name, lambda: data, delivery, told)
+    )
+
+
+def _seed_esp(workspace: Workspace, row: Json, where: str) -> None:
+    _sound_row(_SEEDED["esp_suppressions"], row, where)
+    type = row.get("type") or ("spam_reports" if row.get("category") == "spam" else "bounces")
+    for entry, at in _each(row.get("suppressions", []), f"{where}.suppressions"):
+        _sound_row(_SEEDED["suppressions"], entry, at)
+        blank = {"created": workspace.seconds(), "reason": "", "status": ""}
+        workspace.esp.setdefault(type, {})[entry["email"].lower()] = {**blank, **entry}
+
+
+def _seed_trigger(workspace: Workspace, row: Json, where: str) -> None:
+    _sound_row(_SEEDED["triggers"], row, where)
+    at, ended = row.get("created_at") or workspace.seconds(), row.get("processed_at")
+    about = {"campaign_id": row["broadcast_id"], "payload": {}, "errors": row.get("errors", [])}
+    number = row.get("id") or workspace.count("trigger")
+    workspace.broadcasts.append({"id": number, **about, "processed_at": ended, "received_at": at})
 
 
 #: What can be seeded and how, in the order in which it is done.
@@ -11102,7 +11230,12 @@ SEEDERS: Dict[str, Seeder] = {
     "reporting_webhooks": _seed_webhook,
     "inbox_preview_clients": _seed_shelf("inbox_preview_clients"),
     "inbox_preview_credits": _seed_shelf("inbox_preview_credits"),
+    "imports": _seed_shelf("imports"),
+    "exports": _seed_export,
+    "triggers": _seed_trigger,
+    "esp_suppressions": _seed_esp,
     "messages": _seed_message,
+    "activities": _seed_activity,
 }
 
 
@@ -13647,6 +13780,7 @@ def activity_document(workspace: Workspace, activity: Activity) -> Json:
         "data": data,
         **more,
         **({"customer_identifiers": person.identifiers()} if known and person else {}),
+        **activity.told,
     }
 
 
@@ -13890,6 +14024,7 @@ def message_document(delivery: Delivery, responses: bool = False) -> Json:
         "type": MESSAGE_TYPES.get(delivery.channel, delivery.channel),
         "forgotten": message.get("disable_message_retention") is True,
         **({"tracked_responses": tracked_responses(delivery)} if responses else {}),
+        **delivery.told,
     }
 
 
@@ -14060,12 +14195,14 @@ def family_document(workspace: Workspace, family: Family, row: Json) -> Json:
     if family is BROADCASTS:
         named = [{"id": n, "type": _TEMPLATE_TYPES.get(t, t)} for n, t in actions]
         plain = {name: value for name, value in shown(row).items() if name != "recipients"}
-        return {**plain, **more, "actions": named, "msg_template_ids": named}
+        ids = row.get("msg_template_ids") or named
+        return {**plain, **more, "actions": named, "msg_template_ids": ids}
     if row["type"] != "webhook":
         more["filter_segment_ids"] = row.get("filter_segment_ids") or []
     if row["type"] == "segment":
         more["trigger_segment_ids"] = row.get("trigger_segment_ids") or []
     named = [{"id": n, "type": t} for n, t in actions]
+    short = row.get("msg_templates") or short
     return {**shown(row), **more, "actions": named, "msg_templates": short}
 
 
@@ -14733,14 +14870,6 @@ MAX_COLLECTION = 10 * 1000 * 1000
 MAX_COLLECTION_ROW = 10 * 1000
 
 
-def collection_document(row: Json) -> Json:
-    """What is known about a collection, without its content."""
-    rows = row["_content"]
-    schema = list(dict.fromkeys(name for entry in rows for name in entry))
-    sizes = {"bytes": len(compact(rows)), "rows": len(rows), "schema": schema}
-    return {**shown(row), **sizes}
-
-
 def checked_collection(data: Json, name: str = "data") -> Json:
     """The rows of a collection. Raises ApiError 400."""
     if not isinstance(data, list) or not all(isinstance(row, dict) for row in data):
@@ -14771,9 +14900,9 @@ def create_collection(call: Call) -> Json:
     """Create a collection from rows, or from a file behind a URL."""
     given, now = call.fields(), call.workspace.seconds()
     moment = {"created_at": now, "updated_at": now}
-    row = {"name": given["name"], **moment, "_content": collection_rows(given)}
+    row = {"name": given["name"], **moment, **content_of(collection_rows(given))}
     with call.workspace.lock:
-        return {"collection": collection_document(call.workspace.shelves["collections"].add(row))}
+        return {"collection": shown(call.workspace.shelves["collections"].add(row))}
 
 
 def change_collection(call: Call, collection_id: str, update: Json) -> Json:
@@ -14783,7 +14912,7 @@ def change_collection(call: Call, collection_id: str, update: Json) -> Json:
         shelved(call, "collections", number)
         update = {**update, "updated_at": call.workspace.seconds()}
         row = call.workspace.shelves["collections"].change(number, update)
-        return {"collection": collection_document(row)}
+        return {"collection": shown(row)}
 
 
 @route("PUT", "/v1/collections/{collection_id}", APP, True, _COLLECTION._replace(needed=()))
@@ -14792,7 +14921,7 @@ def update_collection(call: Call, collection_id: str) -> Json:
     given = call.fields()
     update = {name: given[name] for name in ("name",) if name in given}
     if "data" in given or "url" in given:
-        update["_content"] = collection_rows(given)
+        update.update(content_of(collection_rows(given)))
     return change_collection(call, collection_id, update)
 
 
@@ -14804,7 +14933,7 @@ def update_collection_content(call: Call, collection_id: str) -> Json:
     """Replace the content of a collection."""
     data = call.json()
     rows = checked_collection([data] if isinstance(data, dict) else data, "body")
-    return change_collection(call, collection_id, {"_content": rows})
+    return change_collection(call, collection_id, content_of(rows))
 
 
 @route("GET", "/v1/collections/{collection_id}/content", APP)
@@ -14908,7 +15037,7 @@ def channel_document(row: Json) -> Json:
 
 for _listed in (
     Listed("snippets", "snippets", "snippets"),
-    Listed("collections", "collections", "collections", "collection", collection_document, True),
+    Listed("collections", "collections", "collections", "collection", shown, True),
     Listed("sender_identities", "sender_identities", "", "sender_identity", sender_document),
     Listed("reporting_webhooks", "reporting_webhooks", "reporting_webhooks", "-", shown, True),
     Listed("topics", "subscription_topics", "topics", "", topic_document),

@@ -3409,6 +3409,44 @@ class AppFamilies(SeededTest):
             self.assertEqual((metric["started"], metric["messaged"]), ([1], [1]))
         self.assertEqual(self.status("GET", path), 400)
 
+    def test_answers_can_be_pasted(self) -> None:
+        then = 1_700_000_000
+        identifiers = {"id": None, "email": "gone@example.com", "cio_id": "0300"}
+        old = {"id": "m2", "deduplicate_id": "m2:5", "msg_template_id": 9, "forgotten": True,
+               "created": then, "failure_message": "why", "trigger_event_id": "e"}  # fmt: skip
+        new = {**old, "id": "m3", "created": then + 1, "customer_identifiers": identifiers}
+        export = {"id": 4, "type": "customers", "total": 7, "status": "done", "user_id": 5}
+        activity = {"id": "a1", "type": "event", "name": "x", "timestamp": then, "data": {"n": 1}}
+        blocked = {"category": "bounces", "suppressions": [{"email": "A@b.cd", "status": "550"}]}
+        self.fake.seed({
+            "newsletters": [{"id": 1, "content_ids": [5, 6], "contents": [{"id": 6}]}],
+            "segments": [{"name": "s", "deduplicate_id": "1:77", "state": "events"}],
+            "imports": [{"id": 3, "name": "i", "state": "imported"}],
+            "collections": [{"id": 1, "name": "c", "rows": 2, "bytes": 40, "schema": ["a"]}],
+            "exports": [export], "messages": [new, old], "activities": [activity],
+            "esp_suppressions": [blocked],
+            "triggers": [{"id": 2, "broadcast_id": 8, "errors": ["line 1: no"]}],
+        })  # fmt: skip
+
+        def read(path: str) -> Any:
+            (answer, *_) = self.ok("GET", f"/v1/{path}").values()
+            return answer
+
+        self.assertEqual(sorted(read("newsletters/1")["content_ids"]), [5, 6])
+        segment = read("segments/1")
+        self.assertEqual((segment["deduplicate_id"], segment["state"]), ("1:77", "events"))
+        self.assertEqual(read("imports/3")["state"], "imported")
+        self.assertEqual((read("collections/1")["rows"], read("collections/1")["bytes"]), (2, 40))
+        self.assertEqual({**read("exports")[0], **export}, read("exports")[0])
+        listed = read(f"messages?end_ts={then + 9}")
+        self.assertEqual([row["id"] for row in listed], ["m3", "m2"])
+        self.assertEqual({**listed[0], **new}, listed[0])
+        self.assertEqual({**read("activities")[0], **activity}, read("activities")[0])
+        self.assertEqual(read("esp/search_suppression/a@b.cd"), "bounces")
+        self.assertEqual(read("campaigns/8/triggers/2/errors"), ["line 1: no"])
+        self.ok("PUT", "/v1/collections/1/content", [{"b": 1}])
+        self.assertEqual(read("collections/1")["schema"], ["b"])
+
     def test_what_is_shown_of_seeds(self) -> None:
         phones = ("+15551234567", "{{customer.phone}}", "{% if a %}1{% endif %}")
         actions = [{"type": "twilio", "recipient": phone} for phone in phones]

@@ -20,6 +20,7 @@ import shapes as s
 from files import served
 from official import Official, specification
 from operations import ROWS, UNKNOWN, Json, Row
+from pastes import results as pasted
 from validation import broken
 
 HERE = Path(__file__).resolve().parent
@@ -376,12 +377,25 @@ def fallen(numbers: Mapping[str, int]) -> List[str]:
     return [
         f"{name}: {numbers[name]}, but it was {least}"
         for name, least in floor.items()
-        if numbers[name] < least
+        if name in numbers and numbers[name] < least
     ]
 
 
+def paste(fake: Fake, file: Path, only: str) -> Dict[str, int]:
+    """Paste what the official file says is answered; print what went wrong, give the number."""
+    found = list(pasted(fake, file))
+    for path, faults in found:
+        if faults and only.lower() in path.lower():
+            _say(f"pasted from GET {path}")
+            for fault in faults[:6]:
+                _say(f"    {fault}")
+    good = sum(not faults for _, faults in found)
+    _say(f"pastes: {good}/{len(found)}")
+    return {"pasted": good}
+
+
 def main() -> int:
-    """Run both rounds."""
+    """Run the rounds."""
     options = _options()
     file = specification()
     judge = Judge(Official(file) if file else None)
@@ -395,10 +409,13 @@ def main() -> int:
     valid, total = numbers["valid"], OPERATIONS
     _say(f"operations: {numbers['answered']}/{total} answered, {valid}/{total} valid")
     _say(f"refusals: {numbers['refused']}/{len(rounds[1])}")
+    restored = survives_a_snapshot(fake)
+    if file:
+        numbers.update(paste(fake, file, options.only))
     if options.write:
         FLOOR.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
     faults = fallen(numbers) if options.check else []
-    if not survives_a_snapshot(fake):
+    if not restored:
         faults.append("snapshot: what is restored differs from what was saved")
     for fault in faults:
         _say(f"FALLEN {fault}")
