@@ -8307,6 +8307,10 @@ WORKFLOW = LAX.having(
     global_exit_conditions=list_field(OBJECT),
     audience_at_start=choice_field("current", "future"), fallback_zone=_ZONE,
 )  # fmt: skip
+_CONDITIONS_TOLD = (
+    "filter_object_attributes filter_relationship_attributes object_attribute_triggers "
+    "relationship_attribute_triggers"
+)
 #: What a campaign of the App API tells of its trigger.
 _TOLD = LAX.having(
     type=choice_field(*TRIGGERS), state=choice_field(*CAMPAIGN_STATES),
@@ -8314,8 +8318,7 @@ _TOLD = LAX.having(
     trigger_segment_ids=_NUMBERS_OF, filter_segment_ids=_NUMBERS_OF,
     frequency=choice_field("once", "monthly", "yearly"), timezone=_ZONE,
     start_hour=number_field(0, 23, int), start_minutes=number_field(0, 59, int),
-    object="audience filter_object_attributes filter_relationship_attributes "
-    "object_attribute_triggers relationship_attribute_triggers",
+    object=f"audience {_CONDITIONS_TOLD}",
 )  # fmt: skip
 #: What a message or a webhook is in a workflow; the rest is its content.
 _TILE_PARTS = ("id", "type", "preconditions", "response", "language", "parent_action_id")
@@ -8481,11 +8484,17 @@ def campaign_parts(
         if near:
             place = f"{where}.{name}"
             raise invalid(f"{place} is no field of campaigns; did you mean {near[0]}?", place)
-    _TOLD.read(plain, f"{where}.")
+    _TOLD.read(spelt_out(plain), f"{where}.")
     flow = WORKFLOW.read(row, f"{where}.")
     numbering = Numbering(row.get("actions") or [], taken)
     flow["actions"] = numbering.rows(row.get("actions") or [], f"{where}.actions")
     return plain, {**flow, "_where": where}, numbering.contents
+
+
+def spelt_out(row: Json) -> Json:
+    """A campaign with its conditions as objects; answers have some as JSON texts (description)."""
+    texts = [name for name in _CONDITIONS_TOLD.split() if row.get(name) and type(row[name]) is str]
+    return {**row, **{name: decode_json(row[name].encode()) for name in texts}}
 
 
 def _type_told(row: Json) -> str:
@@ -8555,7 +8564,7 @@ class Plan:
     def __init__(self, workspace: Workspace, row: Json, where: str) -> None:
         """Raises ApiError 400 with the place of what is wrong."""
         self.workspace, self.number, flow = workspace, row["id"], row["_journey"]
-        self.row, self.flow, self.where = row, flow, where
+        self.row, self.flow, self.where = spelt_out(row), flow, where
         self.trigger_type = TRIGGERS[row["type"]]
         self.layout = Layout(journey_grammar(workspace))
         self.first = self.layout.lay(flow.get("actions", []), f"{where}.actions", None)
@@ -8580,7 +8589,7 @@ class Plan:
         self._check_segments()
         #: When time alone lets somebody in or out; for what changes of an object it is.
         self.turns: Tuple[Turns, ...] = ()
-        triggers = row.get(f"{row['type']}_attribute_triggers")
+        triggers = self.row.get(f"{row['type']}_attribute_triggers")
         self.change = self._optional(triggers, f"{row['type']}_attribute_triggers")
         self.object_fields = fields_in(triggers) if row["type"] == "object" else set()
 

@@ -40,7 +40,8 @@ def examples(schema: Json, name: str = "") -> List[Json]:
 def _objects(schema: Json) -> List[Json]:
     found = {n: examples(part, n) for n, part in schema.get("properties", {}).items()}
     if not found:
-        return [schema.get("example", {})]
+        example = schema.get("example", {})
+        return [json.loads(example) if isinstance(example, str) else example]
     first = {name: values[0] for name, values in found.items()}
     more = [{**first, name: value} for name, values in found.items() for value in values[1:]]
     return [first, *more]
