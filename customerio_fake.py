@@ -7449,8 +7449,7 @@ def track_links(workspace: Workspace, delivery: Delivery, rendered: Json, tracke
     if "<a" in body or "<A" in body:
         body = _lead_links(workspace, delivery, rendered, tracked, links)
     if tracked:
-        source = f"{delivery.base_url}/e/o/{delivery.delivery_id}"
-        pixel = f'<img src="{source}" width="1" height="1" alt="">'
+        pixel = _OPEN_PIXEL.format(delivery.base_url, delivery.delivery_id)
         before, end, after = body.rpartition("</body>")
         body = before + pixel + end + after if end else body + pixel
     made = {**rendered, "body": body, "links": links}
@@ -7480,6 +7479,18 @@ def _lead_links(
         return lead(part) if part.name == "a" and not part.closes else part.source
 
     return "".join(map(led, html_parts(rendered["body"])))
+
+
+#: The image that tells that a message is open.
+_OPEN_PIXEL = '<img src="{}/e/o/{}" width="1" height="1" alt="">'
+
+
+def untracked(delivery: Delivery, body: str) -> str:
+    """An email's HTML with links that lead where they lead, and without the open pixel."""
+    hrefs = {str(row["id"]): row["href"] for row in delivery.tracked_links()}
+    tracked = re.escape(f"{delivery.base_url}/e/c/{delivery.delivery_id}/") + r"(\d+)"
+    body = re.sub(tracked, lambda match: escape(hrefs.get(match[1], match[0])), body)
+    return body.replace(_OPEN_PIXEL.format(delivery.base_url, delivery.delivery_id), "")
 
 
 _WEB = re.compile("https?://", re.IGNORECASE)
@@ -10516,7 +10527,12 @@ class Outbox:
         """
         with self._changed:
             self._changed.wait_for(lambda: self._thread is None, timeout)
-            return sum(map(len, self._queues.values()))
+            return self.waiting
+
+    @property
+    def waiting(self) -> int:
+        """How many reports have yet to be sent, or sent again."""
+        return sum(map(len, list(self._queues.values())))
 
     def open(self) -> None:
         """Send again after a `close`."""
@@ -12173,6 +12189,11 @@ class Fake:
         if seed is not None:
             seed_workspace(workspace, seed)
         return workspace
+
+    @property
+    def seeded_with(self) -> Json:
+        """The seed to which resets return, if there is one."""
+        return self._seed
 
     def reset(self, only: str = "") -> None:
         """Start afresh, as if just begun, or with the state or one of the RESETS `only`."""
@@ -17647,6 +17668,23 @@ def seed(call: Call) -> Json:
     return {"status": "ok"}
 
 
+@route("GET", "/__parlel/seed", CONTROL)
+def read_seed(call: Call) -> Json:
+    """Read the seed document that a reset returns to; an empty one if there is none."""
+    return call.fake.seeded_with or {}
+
+
+@route("GET", "/__parlel/settings", CONTROL)
+def read_settings(call: Call) -> Json:
+    """Read what is set, with what it means and whether it is another value than usual."""
+    settings, rows = call.fake.settings, []
+    for part in fields(settings):
+        value = getattr(settings, part.name)
+        row = {"name": part.name, "value": value, "help": part.metadata["help"]}
+        rows.append({**row, "changed": value != part.default})
+    return {"settings": rows, "count": len(rows)}
+
+
 @route("GET", "/__parlel/routes", CONTROL)
 def list_routes(call: Call) -> Json:
     """List every operation that the fake answers, with the fields of its body."""
@@ -17712,6 +17750,43 @@ def _read(*names: str) -> Dict[str, Callable[[Any], Json]]:
     return {name: operator.attrgetter(name) for name in names}
 
 
+def _campaigns(workspace: Workspace) -> List[Json]:
+    """The campaigns with their workflows: what the App API shows of it, and all else."""
+    shelves, rows = workspace.shelves, []
+    states: Dict[int, List[Any]] = {}
+    places: Dict[int, List[Any]] = {}
+    for journey in list(workspace.journeys.rows):
+        states.setdefault(journey.campaign_id, []).append(journey.state)
+        if journey.state == "active":
+            places.setdefault(journey.campaign_id, []).append(journey.position)
+    for row in list(shelves["campaigns"].rows.values()):
+        contents = {part["id"]: part for part in shelves[CAMPAIGNS.shelf].where(_parent=row["id"])}
+        top = [part for part in contents.values() if not part.get("parent_action_id")]
+        flow = {**row.get("_journey", {})}
+        tiles = _told_tiles(flow.pop("actions", top), contents)
+        counts = {
+            "journeys": _counted(states.get(row["id"], ())),
+            "at": _counted(places.get(row["id"], ())),
+        }
+        rows.append({**shown(row), **shown(flow), **counts, "actions": tiles})
+    return rows
+
+
+def _counted(things: Iterable[Any]) -> Json:
+    found: Dict[str, int] = {}
+    for thing in map(str, things):
+        found[thing] = found.get(thing, 0) + 1
+    return found
+
+
+def _told_tiles(tiles: Json, contents: Mapping[int, Json]) -> Json:
+    """Tiles with what they send, on their paths, too."""
+    if isinstance(tiles, list):
+        return [_told_tiles(tile, contents) for tile in tiles]
+    inner = {n: _told_tiles(tiles[n], contents) for n in ("paths", "variations") if n in tiles}
+    return {**shown(contents.get(tiles.get("id", 0), {})), **shown(tiles), **inner}
+
+
 #: The control lists.
 COLLECTIONS = {
     "customers": _listing(
@@ -17754,6 +17829,9 @@ COLLECTIONS = {
     ),
     "requests": _listing("", RequestRecord)._replace(place="journal.rows"),
     "journeys": _listing("journeys.rows", JourneyRecord),
+    "campaigns": _listing("", dict, _as_it_is)._replace(
+        place=lambda world: _campaigns(world.workspace)
+    ),
     "dropped": _listing("dropped", DroppedRecord, _as_it_is),
 }
 
@@ -17795,7 +17873,7 @@ def records_aside(fake: Fake, name: str) -> List[Json]:
 def _list_handler(name: str) -> Handler:
     def handler(call: Call) -> Json:
         query = call.request.query()
-        page, tests = _page(query), _tests(query, name)
+        page, tests = _page(query, collection), _tests(query, name)
         # Only the records of the page are made, and with others held up as little as can be.
         with call.workspace.lock:
             rows = collection.rows(call.fake)
@@ -17813,8 +17891,7 @@ def _list_handler(name: str) -> Handler:
 def _one_page(fake: Fake, name: str, page: Page, tests: Sequence[Test], rows: Any) -> Json:
     for test in tests:
         rows = list(filter(test, rows))
-    record = COLLECTIONS[name].record
-    return listed(fake, name, [record(row) for row in page.of(rows)], len(rows))
+    return listed(fake, name, page.records(rows, COLLECTIONS[name].record), len(rows))
 
 
 def listed(fake: Fake, name: str, page: List[Json], count: int) -> Json:
@@ -17836,24 +17913,39 @@ class Page(NamedTuple):
     offset: int
     limit: Optional[int]
     newest: bool
+    #: Which fields of the records, all if none is named; and how much of their texts.
+    fields: Sequence[str]
+    cut: Optional[int]
 
-    def of(self, rows: Any) -> Iterator[Any]:
-        """The rows of the page."""
+    def records(self, rows: Any, record: Callable[[Any], Json]) -> List[Json]:
+        """The records of the page."""
         end = None if self.limit is None else self.offset + self.limit
-        return islice(reversed(rows) if self.newest else rows, self.offset, end)
+        rows = islice(reversed(rows) if self.newest else rows, self.offset, end)
+        found = map(record, rows)
+        if not self.fields:
+            return list(found)
+        return [{name: self._part(one, name) for name in self.fields} for one in found]
+
+    def _part(self, record: Json, name: str) -> Json:
+        value = reach(record, name)
+        return value[: self.cut] if isinstance(value, str) else value
 
 
-def _page(query: Dict[str, str]) -> Page:
-    """Take limit, offset and order out of a query. Raises ApiError 400."""
-    numbers = {name: query.pop(name, None) for name in ("offset", "limit")}
-    for name, text in numbers.items():
+def _page(query: Dict[str, str], collection: Collection) -> Page:
+    """Take limit, offset, order, fields and cut out of a query. Raises ApiError 400."""
+    numbers: Dict[str, Optional[int]] = {}
+    for name in ("offset", "limit", "cut"):
+        text = query.pop(name, None)
         if text is not None and not re.fullmatch(r"\d{1,9}", text):
             raise invalid(f"{name} must be a whole number from 0 up, as in ?{name}=10", name)
-    order, limit = query.pop("order", "oldest"), numbers["limit"]
+        numbers[name] = None if text is None else int(text)
+    order = query.pop("order", "oldest")
     if order not in ("oldest", "newest"):
         raise invalid("order must be oldest or newest, which of them comes first", "order")
-    offset, most = int(numbers["offset"] or 0), None if limit is None else int(limit)
-    return Page(offset, most, order == "newest")
+    names = [name for name in query.pop("fields", "").split(",") if name]
+    collection.check(names)
+    offset, limit, cut = numbers["offset"] or 0, numbers["limit"], numbers["cut"]
+    return Page(offset, limit, order == "newest", names, cut)
 
 
 #: Whether a row is one of those that are asked for.
@@ -17935,7 +18027,8 @@ def reach(row: Json, name: str) -> Json:
 @route("GET", "/__parlel/requests/unmatched", CONTROL, heavy=True)
 def list_unmatched(call: Call) -> Json:
     """List the requests that hit no operation."""
-    page, rows = _page(call.request.query()), list(call.fake.journal.rows)
+    page = _page(call.request.query(), COLLECTIONS["requests"])
+    rows = list(call.fake.journal.rows)
     return _one_page(call.fake, "requests", page, [lambda row: not row.request.operation], rows)
 
 
@@ -18345,6 +18438,15 @@ _SIGNS: Dict[str, Callable[[Fake], Any]] = {
     "segments": lambda fake: [len(row.members) for row in list(COLLECTIONS["segments"].rows(fake))],
     "forms": lambda fake: [len(rows) for rows in list(fake.workspace.forms.values())],
     "webhooks": lambda fake: (fake.workspace.ground.counters.get("report"), fake.outbox.tried),
+    # Where there are any, whatever happens may move them on.
+    "journeys": lambda fake: (
+        len(fake.workspace.journeys.rows)
+        and (fake.workspace.ground.noted, len(fake.workspace.clock.pending))
+    ),
+    "campaigns": lambda fake: [
+        (row["id"], row.get("state"), row.get("updated"))
+        for row in list(fake.workspace.shelves["campaigns"].rows.values())
+    ],
     "clock": lambda fake: _clock_sign(fake.workspace.clock),
     "faults": lambda fake: [(row.id, row.matched) for row in list(fake.faults.rows.values())],
     "workspaces": lambda fake: list(fake.root.others),
@@ -18422,10 +18524,42 @@ def list_changes(call: Call) -> Json:
 def show_customer(call: Call, customer_id: str) -> Json:
     """Show one person, by id, email or cio_id."""
     with call.workspace.lock:
-        person = person_called(call.workspace.people, customer_id)
-        if person is not None:
-            return person.record()
-    raise ApiError(404, f"no person has the id, email or cio_id '{customer_id}'")
+        return _person_named(call, customer_id).record()
+
+
+def _person_named(call: Call, name: str) -> Person:
+    person = person_called(call.workspace.people, name)
+    if person is None:
+        raise ApiError(404, f"no person has the id, email or cio_id '{name}'")
+    return person
+
+
+@route("GET", "/__parlel/customers/{customer_id}/profile", CONTROL)
+def show_profile(call: Call, customer_id: str) -> Json:
+    """Show one person with the times of attributes and all that belongs to it."""
+    workspace = call.workspace
+    with workspace.lock:
+        person = _person_named(call, customer_id)
+        segments, topics = workspace.segments, workspace.shelves["topics"].rows.values()
+        return {
+            **person.record(),
+            "timestamps": person.timestamps,
+            "anonymous_ids": person.has.anonymous_ids,
+            "devices": [device.record() for device in person.has.devices.values()],
+            "segments": [
+                {"id": number, "name": segment.name, "type": segment.type}
+                for number, segment in segments.rows.items()
+                if segments.is_member(person, number)
+            ],
+            "objects": [
+                {"object_type_id": key[0], "object_id": key[1], "attributes": attributes}
+                for key, attributes in person.has.relationships.items()
+            ],
+            "topics": [
+                {**shown(topic), "subscribed": subscribed_to(workspace, person, topic)}
+                for topic in topics
+            ],
+        }
 
 
 @route("GET", "/__parlel/deliveries/{delivery_id}", CONTROL)
@@ -18496,8 +18630,11 @@ _TEXT = (("Content-Type", "text/plain; charset=utf-8"), ("Cache-Control", "no-st
 
 @route("GET", "/__parlel/deliveries/{delivery_id}/html", CONTROL)
 def delivery_html(call: Call, delivery_id: str) -> Response:
-    """The rendered HTML body of a delivery."""
-    body = rendered_part(call, delivery_id).rendered.get("body", "")
+    """The rendered HTML body of a delivery; with `tracked=false` nobody notices who reads it."""
+    delivery = rendered_part(call, delivery_id)
+    body = delivery.rendered.get("body", "")
+    if call.request.query().get("tracked") == "false":
+        body = untracked(delivery, body)
     return Response(200, body.encode("utf-8", "replace"), _HTML)
 
 
@@ -18755,7 +18892,9 @@ def delete_fault(call: Call, id: str) -> Json:
 def clock_document(call: Call) -> Json:
     """What the clock shows, Unix seconds."""
     clock = call.workspace.clock
-    return {"now": clock.now(), "frozen": clock.frozen, "due": len(clock.pending)}
+    due = clock.pending
+    when = {"due": len(due), "next": due[0][0] if due else None}
+    return {"now": clock.now(), "frozen": clock.frozen, **when}
 
 
 @route("POST", "/__parlel/webhooks/flush", CONTROL, True, NO_FIELDS)

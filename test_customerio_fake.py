@@ -852,6 +852,14 @@ class ControlLists(FakeTest):
                 self.assertEqual(len(found), count)
         self.assertEqual(len(self.records("events", "?text=odd&customer_id=1&limit=5")), 1)
 
+    def test_a_record_can_be_cut_to_some_fields(self) -> None:
+        found = self.records("events", "?fields=name,data.deep.x&limit=1")
+        self.assertEqual(found, [{"name": "even", "data.deep.x": 0}])
+        found = self.records("events", "?fields=name,data&limit=1&cut=2")
+        self.assertEqual(found, [{"name": "ev", "data": {"n": 0, "deep": {"x": 0}}}])
+        reply = self.call("GET", "/__parlel/events?fields=name,nmae")
+        self.assert_errors(reply, 400, "nmae")
+
     def test_every_field_filters_whichever_way_it_is_read(self) -> None:
         self.identify("0", email="a@example.com", age=3, tags=["x", "y"])
         for name in ("customers", "events", "requests"):
@@ -4484,7 +4492,8 @@ class Messages(SeededTest):
         self.send(send_at=2_000_000_060)
         for now, due in ((1_900_000_000, 1), (2_000_000_059, 1), (2_000_000_060, 0)):
             clock = self.ok("PUT", "/__parlel/clock", {"now": now})
-            self.assertEqual(clock, {"now": now, "frozen": True, "due": due})
+            next_due = 2_000_000_060 if due else None
+            self.assertEqual(clock, {"now": now, "frozen": True, "due": due, "next": next_due})
             delivered = [row["metrics"].get("sent") for row in self.records("deliveries")]
             self.assertEqual(2_000_000_060 in delivered, not due)
 
@@ -6560,6 +6569,65 @@ class Journal(FakeTest):
         for number in range(5):
             self.identify(str(number))
         self.assertEqual([row["id"] for row in self.records("requests")], [3, 4, 5])
+
+
+class ForPeopleToRead(FakeTest):
+    """What the control endpoints tell beyond the lists."""
+
+    def test_a_profile_has_all_that_belongs_to_a_person(self) -> None:
+        seed = {
+            "customers": [{"id": "1", "attributes": {"email": "a@b.co", "plan": "pro"}}],
+            "segments": [
+                {"id": 1, "name": "Pro", "conditions": {
+                    "attribute": {"field": "plan", "operator": "eq", "value": "pro"}}},
+                {"id": 2, "name": "Staff", "ids": ["1"]},
+                {"id": 3, "name": "Nobody", "ids": []},
+            ],
+            "topics": [{"id": 1, "name": "News"}, {"id": 2, "name": "Offers"}],
+        }  # fmt: skip
+        self.fake.seed(seed)
+        preferences = {"topics": {"topic_2": False}}
+        self.identify("1", cio_subscription_preferences=preferences)
+        self.ok("PUT", "/api/v1/customers/1/devices", {"device": {"id": "d", "platform": "ios"}})
+        thing = {"object_type_id": "1", "object_id": "acme"}
+        relation = {"identifiers": thing, "relationship_attributes": {"role": "boss"}}
+        self.ok("PUT", "/api/v1/customers/1", {"cio_relationships": {
+            "action": "add_relationships", "relationships": [relation]}})  # fmt: skip
+        profile = self.ok("GET", "/__parlel/customers/a@b.co/profile")
+        self.assertEqual(profile, {**profile, **self.ok("GET", "/__parlel/customers/1")})
+        self.assertEqual([row["name"] for row in profile["segments"]], ["Pro", "Staff"])
+        self.assertEqual([row["id"] for row in profile["devices"]], ["d"])
+        self.assertEqual(profile["objects"], [{**thing, "attributes": {"role": "boss"}}])
+        topics = {row["name"]: row["subscribed"] for row in profile["topics"]}
+        self.assertEqual(topics, {"News": True, "Offers": False})
+        self.assertEqual(set(profile["timestamps"]), {"id", *profile["attributes"]})
+        self.assertEqual(self.call("GET", "/__parlel/customers/2/profile").status, 404)
+
+    def test_the_seed_and_the_settings_can_be_read(self) -> None:
+        self.assertEqual(self.ok("GET", "/__parlel/seed"), {})
+        self.ok("POST", "/__parlel/seed", {"customers": [{"id": "1"}]})
+        self.assertEqual(self.ok("GET", "/__parlel/seed"), {"customers": [{"id": "1"}]})
+        self.fake = Fake(Settings(journal=5))
+        rows = {row["name"]: row for row in self.ok("GET", "/__parlel/settings")["settings"]}
+        self.assertEqual((rows["journal"]["value"], rows["journal"]["changed"]), (5, True))
+        self.assertEqual((rows["region"]["value"], rows["region"]["changed"]), ("us", False))
+        self.assertIn("requests are kept", rows["journal"]["help"])
+
+    def test_campaigns_are_listed_with_their_workflow(self) -> None:
+        actions = [{"id": 7, "type": "email", "name": "Hello", "subject": "Hi", "body": "b"}]
+        self.fake.seed({"campaigns": [{"id": 4, "name": "Welcome", "actions": actions}]})
+        self.assertEqual(self.records("campaigns")[0]["journeys"], {})
+        (campaign,) = self.records("campaigns")
+        self.assertEqual((campaign["id"], campaign["name"]), (4, "Welcome"))
+        self.assertEqual([(row["id"], row["name"]) for row in campaign["actions"]], [(7, "Hello")])
+
+    def test_whoever_looks_at_a_message_untracked_is_not_noticed(self) -> None:
+        message = {"to": "a@b.co", "identifiers": {"id": "1"}, "subject": "s", "from": "u@b.co"}
+        body = '<body><a href="https://x.example/?a=1&amp;b=2">x</a> <p>/e/c/1</p></body>'
+        sent = self.ok("POST", "/v1/send/email", {**message, "body": body})["delivery_id"]
+        path = f"/__parlel/deliveries/{sent}/html"
+        self.assertNotEqual(self.call("GET", path).body.decode(), body)
+        self.assertEqual(self.call("GET", path + "?tracked=false").body.decode(), body)
 
 
 class WhatHasChanged(FakeTest):
