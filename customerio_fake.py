@@ -1137,16 +1137,6 @@ def mapping_field(check: Check) -> Check:
     return Check("an object", wrong)
 
 
-def shaped(spec: Any) -> Check:
-    """A check by example: {name: spec} is an object, [spec] a list, a type or check itself."""
-    if isinstance(spec, list):
-        return list_field(shaped(spec[0]))
-    if isinstance(spec, dict):
-        checks = {name: shaped(part) for name, part in spec.items()}
-        return object_field(FieldList(checks, closed=True))
-    return typed_field(spec) if isinstance(spec, type) else cast(Check, spec)
-
-
 TEXT, ANY_TEXT, SHORT_TEXT = text_field(), text_field(blank=True), text_field(1000)
 FLAG, WHOLE, OBJECT = typed_field(bool), typed_field(int), typed_field(dict)
 SCALAR = Check(
@@ -10263,6 +10253,7 @@ def dial(
     refuse_link_local(connection.host)
     address = (connection.host, connection.port)
     connection.sock = sock = socket.create_connection(address, deadline.seconds)
+    sock.settimeout(deadline.seconds + 1)  # the deadline comes first, and has the better words
     deadline.watch(sock)
     if context is not None:
         # The socket that TLS goes over is a new one, and has to be watched while hands are shaken.
@@ -13416,11 +13407,13 @@ def query_flag(query: Dict[str, str], name: str) -> bool:
     return bool(query_choice(query, name, {"true": True, "1": True, "false": False, "0": False}))
 
 
-def query_choice(query: Dict[str, str], name: str, choices: Union[Json, Sequence[str]]) -> Any:
+def query_choice(
+    query: Dict[str, str], name: str, choices: Union[Json, Sequence[str]], default: Any = None
+) -> Any:
     """One of some words out of the query, or what a table makes of it. Raises ApiError 400."""
     word = query.get(name) or None
     if word is None:
-        return None
+        return default
     if word not in choices:
         raise invalid(f"{name} must be one of: {', '.join(choices)}", name)
     return choices[word] if isinstance(choices, dict) else word
@@ -15507,54 +15500,56 @@ def _wrong_parent(value: Json) -> str:
 _PARENT_NUMBER = Check("a whole number or null", _wrong_parent)
 
 
-def _flag_shapes(names: str, **others: Any) -> Json:
-    return {**dict.fromkeys(names.split(), bool), **others}
+def _part_field(flags: str = "", **others: Union[str, Check]) -> Check:
+    return object_field(CLOSED.having(flag=flags, **others))
 
 
 #: The parts of an email (reference).
-CONTENT = dict.fromkeys(("subject", "preheader_text", "html", "text", "amp"), ANY_TEXT)
-ENVELOPE = {
-    "from_id": WHOLE_OR_NULL,
-    "reply_to_id": WHOLE_OR_NULL,
-    **dict.fromkeys(("recipient", "bcc", "cc"), ANY_TEXT),
-    "fake_bcc": bool,
-    "headers": [{"name": str, "value": str}],
-}
-TRANSFORMERS = {
-    "accessibility": _flag_shapes(
-        "enabled add_dir_to_content add_dir_to_html add_empty_alt_to_images add_lang_to_content "
-        "add_lang_to_html add_role_to_tables add_title_to_head add_vml_alt_text "
-        "remove_button_role_from_links remove_zoom_meta_tag", language=str,
+CONTENT = ("subject", "preheader_text", "html", "text", "amp")
+_PARTS = {
+    "content": _part_field(text=" ".join(CONTENT)),
+    "envelope": _part_field(
+        "fake_bcc", maybe="from_id reply_to_id", text="recipient bcc cc",
+        headers=list_field(_part_field(text="name value")),
     ),
-    "css_inliner": _flag_shapes(
-        "enabled apply_style_tags remove_style_tags inline_pseudo_elements preserve_font_faces "
-        "preserve_important preserve_keyframes preserve_media_queries preserve_pseudos",
-        apply_html_attributes=_flag_shapes(
-            "enabled apply_height_attributes apply_width_attributes apply_table_element_attributes"
+    "transformers": _part_field(
+        accessibility=_part_field(
+            "enabled add_dir_to_content add_dir_to_html add_empty_alt_to_images "
+            "add_lang_to_content add_lang_to_html add_role_to_tables add_title_to_head "
+            "add_vml_alt_text remove_button_role_from_links remove_zoom_meta_tag", text="language",
         ),
-    ),
-    "css_variables": _flag_shapes("enabled preserve"),
-    "encode_entities": _flag_shapes("enabled"),
-    "prevent_widows": _flag_shapes("enabled"),
-    "formatter": {
-        "type": choice_field("none", "prettify", "minify"),
-        "minify": _flag_shapes(
-            "remove_css_comments remove_indentations remove_line_breaks", line_length_limit=int,
-            remove_html_comments=choice_field("0", "1", "2"),
+        css_inliner=_part_field(
+            "enabled apply_style_tags remove_style_tags inline_pseudo_elements "
+            "preserve_font_faces preserve_important preserve_keyframes preserve_media_queries "
+            "preserve_pseudos",
+            apply_html_attributes=_part_field(
+                "enabled apply_height_attributes apply_width_attributes "
+                "apply_table_element_attributes"
+            ),
         ),
-        "prettify": _flag_shapes(
-            "wrap_attributes", indent_character=choice_field("spaces", "tabs"), indent_size=int
+        css_variables=_part_field("enabled preserve"),
+        encode_entities=_part_field("enabled"),
+        prevent_widows=_part_field("enabled"),
+        formatter=_part_field(
+            type=choice_field("none", "prettify", "minify"),
+            minify=_part_field(
+                "remove_css_comments remove_indentations remove_line_breaks",
+                whole="line_length_limit", remove_html_comments=choice_field("0", "1", "2"),
+            ),
+            prettify=_part_field(
+                "wrap_attributes", indent_character=choice_field("spaces", "tabs"),
+                whole="indent_size",
+            ),
         ),
-    },
-    "remove_unused_css": _flag_shapes(
-        "enabled uglify", whitelist=[str], backend_markers=[{"heads": str, "tails": str}]
-    ),
-    "url_parameters": _flag_shapes(
-        "enabled", parameters=[{"key": str, "value": str, "url_encode": bool}]
+        remove_unused_css=_part_field(
+            "enabled uglify", whitelist=list_field(ANY_TEXT),
+            backend_markers=list_field(_part_field(text="heads tails")),
+        ),
+        url_parameters=_part_field(
+            "enabled", parameters=list_field(_part_field("url_encode", text="key value"))
+        ),
     ),
 }  # fmt: skip
-_SHAPES = {"content": CONTENT, "envelope": ENVELOPE, "transformers": TRANSFORMERS}
-_PARTS = {name: shaped(shape) for name, shape in _SHAPES.items()}
 _BLANK_PARTS: Json = {
     "content": dict.fromkeys(CONTENT, ""),
     "envelope": {
@@ -15580,16 +15575,8 @@ def _query_between(least: int, most: int, default: Optional[int] = None) -> Quer
     return read
 
 
-def _query_one_of(
-    choices: Union[Json, Sequence[str]], default: Optional[str] = None
-) -> QueryReader:
-    return lambda query, name: query_choice(query, name, choices) or default
-
-
-def _query_tri(query: Dict[str, str], name: str) -> Optional[bool]:
-    return cast(
-        Optional[bool], query_choice(query, name, {"true": True, "false": False, "any": None})
-    )
+def _query_one_of(choices: Any, default: Any = None) -> QueryReader:
+    return functools.partial(query_choice, choices=choices, default=default)
 
 
 def read_query(call: Call, readers: Mapping[str, QueryReader]) -> Json:
@@ -15615,21 +15602,18 @@ _ASSET_QUERY: Dict[str, QueryReader] = {
     "direct_descendants_only": query_flag,
 }
 _STUDIO_QUERY: Dict[str, QueryReader] = {
-    "created_after": _UNIX_TIME,
-    "created_before": _UNIX_TIME,
+    **dict.fromkeys(
+        ("created_after", "created_before", "updated_after", "updated_before"), _UNIX_TIME
+    ),
     "direct_descendants_only": query_flag,
     "parent_folder_id": _query_word,
     "sort_by": _query_one_of(("created", "updated", "name"), "created"),
     "sort_order": _query_one_of(("asc", "desc"), "asc"),
-    "updated_after": _UNIX_TIME,
-    "updated_before": _UNIX_TIME,
 }
+_YES_NO_ANY = _query_one_of({"true": True, "false": False, "any": None})
 _EMAIL_QUERY = {
-    **_STUDIO_QUERY,
-    "is_template": _query_tri,
-    "has_translations": _query_tri,
-    "is_linked": _query_tri,
-}
+    **_STUDIO_QUERY, **dict.fromkeys(("is_template", "has_translations", "is_linked"), _YES_NO_ANY)
+}  # fmt: skip
 
 
 def _changes(fields: FieldList) -> FieldList:
@@ -16148,11 +16132,10 @@ LINK_TARGETS = {
     "newsletter": ((NEWSLETTERS,), "newsletter_id"),
     "campaign_action": ((CAMPAIGNS, BROADCASTS), "action_id"),
 }
-_LINK_TARGET = {
-    "type": choice_field(*LINK_TARGETS),
-    **{key: int for _, key in LINK_TARGETS.values()},
-}
-_LINK = CLOSED.having("target", target=shaped(_LINK_TARGET), flag="force")
+_TARGET = _part_field(
+    type=choice_field(*LINK_TARGETS), whole=" ".join(key for _, key in LINK_TARGETS.values())
+)
+_LINK = CLOSED.having("target", target=_TARGET, flag="force")
 
 
 def _linked_content(call: Call, kind: str, number: int) -> Tuple[Family, Json]:
