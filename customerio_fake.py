@@ -1186,8 +1186,10 @@ def chosen(body: Json, name: str, table: Mapping[str, Any]) -> Any:
 #
 # Source text → tokens → nodes → text. A node is a closure that takes the rendering under way
 # (`_Render`); an expression is one that returns a value. Values are what JSON has: no attribute
-# of a Python object can be reached. Rules follow Shopify's Liquid, and where the two differ and
-# it is known, Customer.io's "latest" engine (LiquidJS, docs).
+# of a Python object can be reached. Rules are, in this order, the docs', those of LiquidJS
+# (Customer.io's "latest" engine) and Shopify's.
+
+
 class LiquidError(Exception):
     """A template that cannot be parsed or rendered: what is wrong, and where.
 
@@ -1217,11 +1219,11 @@ class MissingVariable(LiquidError):
 
 
 class LiquidLimits(NamedTuple):
-    """What one rendering may use up before it fails; all of it counted, none of it timed.
+    """What a message may use up before it fails; all of it counted, none of it timed.
 
     output: characters written, captured ones included; iterations: of all loops together;
-    work: nodes run, values and stretches of text handled; all of it takes a second or two;
-    nesting: snippets and render_liquid inside each other.
+    work: words of the templates run, values and stretches of text handled, each worth a
+    microsecond at most; nesting: snippets and render_liquid inside each other.
     """
 
     output: int = 2_000_000
@@ -1233,7 +1235,8 @@ class LiquidLimits(NamedTuple):
 _LIMITS = LiquidLimits()
 #: Pieces of a template that is rendered at once, without counting what it uses up.
 _MOST_AT_ONCE = 1000
-#: Blocks inside blocks in one template.
+#: Words and signs in the tags of one template, and blocks inside blocks.
+_MOST_WORDS = 100_000
 _DEEPEST_BLOCK = 100
 #: Characters of a text, values in a list, and bits of a number that a filter may make.
 _LONGEST_TEXT = 2_000_000
@@ -1243,6 +1246,25 @@ _LONGEST_NUMBER = 75
 
 #: Answers a tag that only the world outside can answer: text, or a function of its arguments.
 _Host = Mapping[str, Union[str, Callable[[Mapping[str, Any]], Any]]]
+
+
+class Budget:
+    """What is left of the limits for one message, whatever templates it consists of."""
+
+    __slots__ = ("iterations", "limits", "room", "work")
+
+    def __init__(self, limits: LiquidLimits = _LIMITS) -> None:
+        self.limits = limits
+        self.room, self.iterations, self.work, _ = limits
+
+    def check(self) -> None:
+        """Raise LiquidError, with the limit, once there is nothing left."""
+        if self.room < 0:
+            raise LiquidError(f"output is larger than {self.limits.output} characters")
+        if self.iterations < 0:
+            raise LiquidError(f"more than {self.limits.iterations} loop iterations")
+        if self.work < 0:
+            raise LiquidError(f"rendering takes more than {self.limits.work} steps")
 
 
 class _Break(Exception):
@@ -1280,8 +1302,8 @@ _LITERALS = {
     "empty": _EMPTY,
     "blank": _BLANK,
 }
-#: What a path leads to that isn't there; never seen outside path lookup.
-_ABSENT = object()
+#: What a path leads to that isn't there, and an argument that isn't given.
+_ABSENT: Any = object()
 
 
 # ---- one rendering
@@ -1294,49 +1316,39 @@ class _Render:
         self,
         data: Mapping[str, Any],
         strict: FrozenSet[str],
-        limits: LiquidLimits,
+        budget: Budget,
         now: float,
         host: _Host,
     ) -> None:
-        self.data, self.strict, self.limits = data, strict, limits
+        self.data, self.strict, self.budget = data, strict, budget
         self.now, self.host = now, host
-        self.variables = dict(data)
+        self.assigned: Dict[str, Any] = {}
         self.loops: Dict[str, Any] = {}
-        self.counters: Dict[str, int] = {}
-        self.cycles: Dict[Tuple[bool, str], int] = {}
-        self.offsets: Dict[str, int] = {}
-        self.changed = ""
+        #: Where cycles and loops with an offset go on.
+        self.places: Dict[Tuple[str, ...], int] = {}
         self.out: List[str] = []
-        self.room, self.work, self.iterations = limits.output, limits.work, limits.iterations
         self.nesting = 0
 
     def write(self, text: str) -> None:
         """Add to the output."""
-        self.room -= len(text)
-        if self.room < 0:
-            raise LiquidError(f"output is larger than {self.limits.output} characters")
+        self.budget.room -= len(text)
+        if self.budget.room < 0:
+            self.budget.check()
         self.out.append(text)
 
     def spend(self, work: int) -> None:
         """Count work; raise LiquidError once there was too much."""
-        self.work -= work
-        if self.work < 0:
-            raise LiquidError("rendering takes too long")
+        self.budget.work -= work
+        if self.budget.work < 0:
+            self.budget.check()
 
     def charge(self, value: Any) -> None:
         """Count the work that handling this value will take."""
         kind = value.__class__
         if kind is str:
-            if len(value) > 15:
-                self.spend(len(value) >> 4)
+            self.spend(len(value) >> 3)
         elif kind is list or kind is dict:
-            self.spend(_weight(value) >> 2)
-
-    def iterate(self) -> None:
-        """Count one round of a loop."""
-        self.iterations -= 1
-        if self.iterations < 0:
-            raise LiquidError(f"more than {self.limits.iterations} loop iterations")
+            self.spend(_weight(value))
 
     def text(self, value: Any) -> str:
         """Give a value as it is printed."""
@@ -1352,18 +1364,19 @@ class _Render:
         finally:
             self.out = kept
 
-    def include(self, source: str, variables: Optional[Dict[str, Any]] = None) -> str:
-        """Render another template in this one; by default it shares our variables."""
-        if self.nesting >= self.limits.nesting:
-            raise LiquidError(f"more than {self.limits.nesting} templates inside each other")
-        kept = self.variables, self.loops
+    def include(self, source: str, own: bool = False) -> str:
+        """Render another template in this one; with variables of its `own`, or with ours."""
+        limits = self.budget.limits
+        if self.nesting >= limits.nesting:
+            raise LiquidError(f"more than {limits.nesting} templates inside each other")
+        kept = self.assigned, self.loops
         self.nesting += 1
-        self.variables, self.loops = self.variables if variables is None else variables, {}
+        self.assigned, self.loops = {} if own else self.assigned, {}
         try:
             return self.captured(parse_liquid(source).run)
         finally:
             self.nesting -= 1
-            self.variables, self.loops = kept
+            self.assigned, self.loops = kept
 
     def absent(self, path: Sequence[Any]) -> None:
         """Stand for a variable that isn't there: nil, or an error in a strict namespace.
@@ -1371,22 +1384,9 @@ class _Render:
         A namespace the data lacks is an unknown one, and prints nothing (docs).
         """
         root = path[0]
-        if root not in self.strict or root not in self.data or len(path) < 2:
-            return
-        if self.variables.get(root) is self.data[root]:
-            raise MissingVariable(".".join(_text(part) for part in path))
-
-
-@contextlib.contextmanager
-def _placing(source: str) -> Iterator[None]:
-    """Tell errors from inside their place in this source."""
-    try:
-        yield
-    except LiquidError as error:
-        error.placed(source)
-        raise
-    except RecursionError:
-        raise LiquidError("liquid is nested too deeply", 0).placed(source) from None
+        known = root in self.data and root not in self.assigned
+        if known and root in self.strict and len(path) > 1:
+            raise MissingVariable(".".join([_text(part) for part in path]))
 
 
 #: Writes something.
@@ -1400,10 +1400,12 @@ _Plain = Union[str, Tuple[str, str]]
 class Template:
     """A parsed template; may be rendered any number of times, by several threads at once."""
 
-    def __init__(self, source: str, body: _Node, plain: Sequence[_Plain] = ()) -> None:
-        self.source = source
+    def __init__(self, source: str, body: _Node, words: int) -> None:
+        self.source, self.words = source, words
         self._body = body
-        self._plain = plain
+        self._plain = _plain_parts(source)
+        #: Bytes in memory, roughly.
+        self.size = 500 + len(source) + 500 * words
 
     def render(
         self,
@@ -1412,18 +1414,20 @@ class Template:
         limits: LiquidLimits = _LIMITS,
         now: float = 0.0,
         host: Optional[_Host] = None,
+        budget: Optional[Budget] = None,
     ) -> str:
         """Give the text this template makes of JSON-like `data`, which is not changed.
 
         `strict` names the namespaces of `data` in which an attribute must exist, `now` is
         the time in Unix seconds. `host` answers the tags of `_HOST_TAGS`, each with a text or
         a function of the tag's arguments; a bare argument, as in `random 6`, is named `value`.
-        Raises LiquidError (MissingVariable for a missing attribute) with line and column.
+        Templates of one message share a `budget`. Raises LiquidError (MissingVariable for a
+        missing attribute) with line and column.
         """
         text = self._at_once(data, limits.output) if self._plain else None
         if text is not None:
             return text
-        state = _Render(data, strict, limits, now, host or {})
+        state = _Render(data, strict, budget or Budget(limits), now, host or {})
         self.run(state)
         return "".join(state.out)
 
@@ -1446,22 +1450,76 @@ class Template:
     def run(self, state: _Render) -> None:
         """Write to a rendering under way; break and continue outside a loop end it."""
         try:
+            state.spend(self.words)
             self._body(state)
         except (_Break, _Continue):
             pass
-        except (LiquidError, RecursionError):
-            with _placing(self.source):
-                raise
+        except LiquidError as error:
+            error.placed(self.source)
+            raise
+        except RecursionError:
+            raise LiquidError(_TOO_DEEP, 0).placed(self.source) from None
 
 
-@functools.lru_cache(maxsize=1024)
+_TWO_NAMES = re.compile(r"(?<!\{)\{\{ ?([a-z_]\w*)\.([a-z_]\w*) ?\}\}", re.IGNORECASE | re.ASCII)
+
+
+def _plain_parts(source: str) -> List[_Plain]:
+    """The texts and the outputs of two names that a template consists of; none if of others."""
+    texts: List[_Plain] = []
+    pieces = _TWO_NAMES.split(source)
+    for text, root, name in zip(pieces[::3], [*pieces[1::3], ""], [*pieces[2::3], ""]):
+        if "{{" in text or "{%" in text or root in _RENDERED_NAMESPACES:
+            return []
+        texts += [text, (root, name)]
+    return texts[:-1] if len(texts) <= _MOST_AT_ONCE else []
+
+
+_TOO_DEEP = "liquid is nested too deeply"
+
+
+class _Parsed(Dict[str, Template]):
+    """Templates by source, the oldest first; it forgets them when they take too much memory."""
+
+    MOST = 32_000_000  # bytes, roughly
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._lock = threading.Lock()
+
+    def keep(self, template: Template) -> Template:
+        """Take a template in."""
+        with self._lock:
+            self._forget(template.source)
+            self[template.source] = template
+            self.size += template.size
+            while self.size > self.MOST:
+                self._forget(next(iter(self)))
+        return template
+
+    def _forget(self, source: str) -> None:
+        known = self.pop(source, None)
+        self.size -= known.size if known else 0
+
+
+_PARSED = _Parsed()
+
+
 def parse_liquid(source: str) -> Template:
     """Give the template for this source; LiquidError, with line and column, if it is broken."""
-    with _placing(source):
-        pieces, _ = _Parser(_tokens(source)).block()
-    plain = [piece.plain for piece in pieces if piece.plain is not None]
-    fits = len(plain) == len(pieces) < _MOST_AT_ONCE
-    return Template(source, _sequence_of(pieces), plain if fits else ())
+    return _PARSED.get(source) or _PARSED.keep(_parsed(source))
+
+
+def _parsed(source: str) -> Template:
+    try:
+        parser = _Parser(source, _tokens(source))
+        body, _ = parser.block()
+        return Template(source, body, parser.words)
+    except LiquidError as error:
+        error.placed(source)
+        raise
+    except RecursionError:
+        raise LiquidError(_TOO_DEEP, 0).placed(source) from None
 
 
 # ---- values
@@ -1474,24 +1532,61 @@ def _text(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, (int, float)):
-        return str(_bounded(value))
+        return _digits_of(value)
     if isinstance(value, list):
         return "".join([_text(item) for item in value])
-    if isinstance(value, range):
-        return f"{value.start}..{value.stop - 1}"
-    return _json(value) if isinstance(value, dict) else ""
+    return "[object Object]" if isinstance(value, dict) else ""
+
+
+def _joined(value: Any, separator: str = ",") -> str:
+    """A value as JavaScript joins it with others: lists inside lists have commas."""
+    if isinstance(value, list):
+        return separator.join([_joined(item) for item in value])
+    return _text(value)
+
+
+def _digits_of(number: Union[int, float]) -> str:
+    """A number as JavaScript writes it: 20.0 is 20."""
+    if isinstance(number, int):
+        return str(_bounded(number))
+    if not math.isfinite(number):
+        return "NaN" if number != number else "Infinity" if number > 0 else "-Infinity"
+    mantissa, e, power = repr(number).partition("e")
+    if number == int(number) and abs(number) < 1e21:
+        return str(int(number)) if not e else f"{_exact(number):f}"
+    if not e or -7 < int(power) < 0:
+        return f"{_exact(number):f}"
+    return f"{mantissa}e{int(power):+d}"
+
+
+def _exact(number: Union[int, float]) -> Any:
+    """A number as a Decimal, with the decimals that it is written with."""
+    from decimal import Decimal
+
+    return Decimal(repr(number))
 
 
 def _json(value: Any, indent: Any = None) -> str:
-    spaces = min(_integer(indent), 10) if indent else None
-    separators = (",", ":") if spaces is None else (",", ": ")
-    return json.dumps(
-        value, indent=spaces, separators=separators, ensure_ascii=False, default=_json_fallback
-    )
+    """A value in JSON, on lines of their own if it is to be indented: by spaces, or by a text."""
+    space = indent[:10] if isinstance(indent, str) else " " * min(_integer(indent), 10)
+    return _json_part(value, "\n" if space else "", space)
 
 
-def _json_fallback(value: Any) -> Any:
-    return _list(value) if isinstance(value, range) else None
+def _json_part(value: Any, line: str, space: str) -> str:
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, (list, dict)) and value:
+        inner, colon = line + space, ": " if line else ":"
+        if isinstance(value, list):
+            rows = [_json_part(item, inner, space) for item in value]
+        else:
+            names = [json.dumps(name, ensure_ascii=False) + colon for name in value]
+            rows = [n + _json_part(v, inner, space) for n, v in zip(names, value.values())]
+        text = ("," + inner).join(rows)
+        return f"[{inner}{text}{line}]" if isinstance(value, list) else f"{{{inner}{text}{line}}}"
+    if isinstance(value, (list, dict)):
+        return "[]" if isinstance(value, list) else "{}"
+    return _text(value) if isinstance(value, (int, float)) and value - value == 0 else "null"
 
 
 def _weight(value: Any) -> int:
@@ -1500,7 +1595,7 @@ def _weight(value: Any) -> int:
         return 1 + sum([_weight(item) for item in value])
     if isinstance(value, dict):
         return 1 + sum([_weight(item) for item in value.values()])
-    return 1 + (len(value) >> 4) if isinstance(value, str) else 1
+    return 1 + (len(value) >> 3) if isinstance(value, str) else 1
 
 
 def _bounded(value: Any) -> Any:
@@ -1510,65 +1605,56 @@ def _bounded(value: Any) -> Any:
     return value
 
 
-_DECIMAL = re.compile(r"\s*-?\d{1,75}\.\d{1,75}\s*\Z")
-_LEADING_INTEGER = re.compile(r"\s*[-+]?\d{1,80}")
+_NUMBER = re.compile(
+    r"[-+]?(?:\d{1,400}(?:\.\d{0,400})?|\.\d{1,400})(?:[eE][-+]?\d{1,9})?|0[xX][0-9a-fA-F]{1,60}"
+)
 
 
-def _number(value: Any) -> Any:
-    """A value to calculate with: int or Decimal, 0 for what is no number."""
-    from decimal import Decimal
-
+def _number(value: Any, otherwise: Any = 0) -> Any:
+    """A value to calculate with, as JavaScript makes it, or `otherwise` for what is no number."""
     if isinstance(value, str):
-        if _DECIMAL.match(value):
-            return Decimal(value.strip())
-        match = _LEADING_INTEGER.match(value)
-        return _bounded(int(match.group())) if match else 0
-    if isinstance(value, float):
-        return Decimal(repr(value))
-    return _bounded(value) if isinstance(value, int) and not isinstance(value, bool) else 0
+        text = value.strip() if len(value) < 1000 else "-"
+        if not _NUMBER.fullmatch(text):
+            known = {"": 0, "Infinity": math.inf, "-Infinity": -math.inf}
+            return known.get(text, otherwise)
+        return _as_data(int(text, 16) if text[:2] in ("0x", "0X") else float(text))
+    if isinstance(value, list):
+        return _number(_joined(value), otherwise) if len(value) < 2 else otherwise
+    return value + 0 if isinstance(value, (int, float)) and value == value else otherwise
 
 
-def _as_data(number: Any) -> Union[int, float]:
-    """What `_number` made, as data again."""
-    return int(_bounded(number)) if isinstance(number, int) else float(number)
+def _as_data(number: Any) -> Any:
+    """A number as data: whole ones as int, as far as JavaScript's are exact."""
+    if isinstance(number, int):
+        return number if abs(number) <= _MOST_EXACT else float(_bounded(number))
+    whole = math.isfinite(number) and number == int(number) and abs(number) <= _MOST_EXACT
+    return int(number) if whole else number
 
 
-def _integer(value: Any) -> int:
-    """A whole number; ValueError for what isn't one, text that doesn't look like one included."""
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return int(_bounded(value))
-    if not isinstance(value, str) or not re.match(r"\s*-?\d{1,80}\s*\Z", value):
-        raise ValueError("invalid integer")
-    return int(value)
+_MOST_EXACT = 2**53
 
 
-def _list(value: Any) -> List[Any]:
-    """The list inside a list or a range."""
-    if isinstance(value, range):
-        if len(value) > _LARGEST_LIST:
-            raise LiquidError(f"more than {_LARGEST_LIST} values in a list")
-        return list(value)
-    return value if isinstance(value, list) else []
+def _integer(value: Any, whole: Callable[[Any], int] = int) -> int:
+    """A whole number of what a filter or a tag is told."""
+    number = _number(value)
+    return whole(number) if math.isfinite(number) else int(math.copysign(_MOST_EXACT, number))
+
+
+def _units(text: str) -> int:
+    """The length of a text as JavaScript counts it."""
+    return len(text) if text.isascii() else len(text.encode("utf-16-le", "surrogatepass")) // 2
 
 
 def _items(value: Any) -> List[Any]:
-    """What an array filter works on: a flat list; anything else counts as its only value."""
-    if isinstance(value, (list, range)):
-        return list(_flat(_list(value)))
-    return [] if value is None or isinstance(value, _Special) else [value]
+    """What an array filter works on; anything else counts as its only value."""
+    if isinstance(value, list):
+        return value
+    return [] if value is None else ["" if isinstance(value, _Special) else value]
 
 
-def _flat(values: Iterable[Any]) -> Iterator[Any]:
-    for value in values:
-        if isinstance(value, list):
-            yield from _flat(value)
-        else:
-            yield value
-
-
-def _loopable(value: Any) -> Sequence[Any]:
+def _loopable(value: Any) -> List[Any]:
     """What `for` goes through: a text counts as one value, an object as its pairs."""
-    if isinstance(value, (list, range)):
+    if isinstance(value, list):
         return value
     if isinstance(value, dict):
         return [[key, item] for key, item in value.items()]
@@ -1577,74 +1663,108 @@ def _loopable(value: Any) -> Sequence[Any]:
 
 def _item(value: Any, key: Any) -> Any:
     """The part of a value that `.key` or `[key]` names; `_ABSENT` if there is none."""
+    if isinstance(key, (int, float)) and not isinstance(value, list):
+        key = _text(key)
     if isinstance(value, dict):
-        if isinstance(key, (str, int)) and key in value:
+        if isinstance(key, str) and key in value:
             return value[key]
-    elif isinstance(key, int) and isinstance(value, (list, range)):
-        return value[key] if -len(value) <= key < len(value) else _ABSENT
-    kinds, special = _SPECIAL_PARTS.get(key, _NO_PART) if isinstance(key, str) else _NO_PART
-    return special(value) if isinstance(value, kinds) else _ABSENT
+        return len(value) if key == "size" else _ABSENT
+    if not isinstance(value, (list, str)):
+        return _ABSENT
+    if key in ("size", "length"):
+        return _size(value)
+    if key in ("first", "last") and isinstance(value, list):
+        return _first(value) if key == "first" else _last(value)
+    return _element(value, key)
+
+
+def _element(value: Any, key: Any) -> Any:
+    if isinstance(key, str) and key.isdecimal() and len(key) < 10 and str(int(key)) == key:
+        key = int(key)
+    if not _is_number(key) or key != int(key):
+        return _ABSENT
+    return value[int(key)] if -len(value) <= key < len(value) else _ABSENT
+
+
+def _reached(value: Any, path: Sequence[str]) -> Any:
+    """What a path of names leads to; None if nothing."""
+    for name in path:
+        value = _item(value, name)
+    return None if value is _ABSENT or not path else value
 
 
 def _first(value: Any) -> Any:
-    return None if isinstance(value, str) else next(iter(_loopable(value)), None)
+    return (value[0] if value else None) if isinstance(value, (str, list)) else ""
 
 
 def _last(value: Any) -> Any:
-    return value[-1] if isinstance(value, (list, range)) and value else None
+    return (value[-1] if value else None) if isinstance(value, (str, list)) else ""
 
 
 def _size(value: Any) -> int:
-    return len(value) if isinstance(value, (str, list, dict, range)) else 0
+    return _units(value) if isinstance(value, str) else len(value) if isinstance(value, list) else 0
 
 
-_NO_PART: Tuple[Tuple[type, ...], Callable[[Any], Any]] = ((), _size)
-#: What can be asked of values, beside their keys and places: of which, and the answer.
-_SPECIAL_PARTS: Dict[str, Tuple[Tuple[type, ...], Callable[[Any], Any]]] = {
-    "first": ((list, range, dict), _first),
-    "last": ((list, range), _last),
-    "size": ((str, list, range, dict), _size),
-}
-
-
-# ---- comparing
+# ---- comparing: each takes the rendering, and charges what it does
 
 
 def _truthy(value: Any) -> bool:
     return value is not None and value is not False
 
 
-def _equal(left: Any, right: Any) -> bool:
-    """Liquid's `==`: 1 equals 1.0, but neither true nor "1"."""
+def _equal(state: _Render, left: Any, right: Any) -> bool:
+    """Liquid's `==`: 1 equals 1.0, but neither true nor "1"; an object equals itself alone."""
     if isinstance(right, _Special):
-        return left is right or right.matches(left)
+        left, right = right, left
     if isinstance(left, _Special):
-        return left.matches(right)
+        state.spend(len(right) >> 3 if isinstance(right, str) else 0)
+        return left is not right and left.matches(right)
+    if isinstance(left, str):
+        if len(left) > 500 and isinstance(right, str):
+            state.spend(len(left) >> 8)
+        return bool(left == right)
+    if isinstance(left, list):
+        return isinstance(right, list) and _equal_lists(state, left, right)
+    if isinstance(left, dict):
+        return left is right
     return bool(left == right) and isinstance(left, bool) is isinstance(right, bool)
 
 
-def _contains(left: Any, right: Any) -> bool:
-    if not _truthy(right):
+def _equal_lists(state: _Render, left: List[Any], right: List[Any]) -> bool:
+    if len(left) != len(right):
         return False
-    if isinstance(left, str):
-        return _text(right) in left
-    if isinstance(left, dict):
-        return isinstance(right, (str, int)) and right in left
-    return any(_equal(item, right) for item in _list(left))
+    for one, other in zip(left, right):
+        state.spend(1)
+        if not _equal(state, one, other):
+            return False
+    return True
+
+
+def _contains(state: _Render, left: Any, right: Any) -> bool:
+    if isinstance(left, list) and right is not None:
+        state.spend(len(left))
+        return any(_equal(state, item, right) for item in left)
+    return isinstance(left, str) and right is not None and _finds(state, left, _joined(right))
+
+
+def _finds(state: _Render, text: str, part: str) -> bool:
+    """Whether a text has a part. Old Pythons may take as long as both are long."""
+    state.spend((len(text) >> 4) * (1 + (len(part) >> 8)))
+    return part in text
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _ordering(compare: Callable[[Any, Any], Any]) -> Callable[[Any, Any], bool]:
+def _ordering(compare: Callable[[Any, Any], Any]) -> Callable[[_Render, Any, Any], bool]:
     """Make `<` and the like: false for what has no order, an error for a text and a number.
 
     Attributes are texts, so this is the error people meet ("Unidentified method", docs).
     """
 
-    def ordered(left: Any, right: Any) -> bool:
-        kinds = [(isinstance(value, str), _is_number(value)) for value in (left, right)]
+    def ordered(_: _Render, left: Any, right: Any) -> bool:
+        kinds = [(isinstance(it, str), isinstance(it, (int, float))) for it in (left, right)]
         if (False, False) in kinds:
             return False
         if kinds[0] != kinds[1]:
@@ -1654,10 +1774,10 @@ def _ordering(compare: Callable[[Any, Any], Any]) -> Callable[[Any, Any], bool]:
     return ordered
 
 
-_COMPARISONS: Dict[str, Callable[[Any, Any], bool]] = {
+_COMPARISONS: Dict[str, Callable[[_Render, Any, Any], bool]] = {
     "==": _equal,
-    "!=": lambda left, right: not _equal(left, right),
-    "<>": lambda left, right: not _equal(left, right),
+    "!=": lambda state, left, right: not _equal(state, left, right),
+    "<>": lambda state, left, right: False,  # not known, but not refused either (LiquidJS)
     "<": _ordering(operator.lt),
     "<=": _ordering(operator.le),
     ">": _ordering(operator.gt),
@@ -1685,6 +1805,10 @@ class _Token(NamedTuple):
 _OPENING = re.compile(r"\{\{|\{%")
 _TAG_NAME = re.compile(r"\s*(#|\w*)")
 _END_RAW = re.compile(r"\{%-?\s*endraw\s*(-?)%\}")
+#: What ends an output, and the texts in it that may hold such an end.
+_OUTPUT_END = re.compile(
+    r"""\}\}|"[^"\\]*(?:\\.[^"\\]*)*(?:"|\Z)|'[^'\\]*(?:\\.[^'\\]*)*(?:'|\Z)""", re.DOTALL
+)
 
 
 def _tokens(source: str) -> Iterator[_Token]:
@@ -1694,19 +1818,22 @@ def _tokens(source: str) -> Iterator[_Token]:
         opening = _OPENING.search(source, position)
         start = opening.start() if opening else len(source)
         text = source[position:start].lstrip() if trim else source[position:start]
-        yield _Token("text", text.rstrip() if source.startswith("-", start + 2) else text, position)
+        text = text.rstrip() if source.startswith("-", start + 2) else text
+        if text:
+            yield _Token("text", text, position)
         if opening is None:
             return
         token, position, trim = _bracketed(source, start)
+        yield token
         if token.name == "raw":
             token, position, trim = _raw(source, token, position)
-        yield token
+            yield token
 
 
 def _bracketed(source: str, start: int) -> Tuple[_Token, int, bool]:
     """The tag or output at `start`, where it ends, and whether it trims what follows."""
-    kind, closing = ("output", "}}") if source[start + 1] == "{" else ("tag", "%}")
-    end = source.find(closing, start + 2)
+    kind = "output" if source[start + 1] == "{" else "tag"
+    end = source.find("%}", start + 2) if kind == "tag" else _end_of_output(source, start + 2)
     if end < 0:
         near = source[start : start + 20].split("\n")[0]
         return _Token("broken", f'{kind} "{near}" not closed', start), len(source), False
@@ -1715,6 +1842,14 @@ def _bracketed(source: str, start: int) -> Tuple[_Token, int, bool]:
     markup = source[begin : end - 1 if trim else end]
     token = _tag(markup, start, begin) if kind == "tag" else _Token(kind, markup, start, begin)
     return token, end + 2, trim
+
+
+def _end_of_output(source: str, position: int) -> int:
+    end = source.find("}}", position)
+    if source.find('"', position, end) < 0 and source.find("'", position, end) < 0:
+        return end
+    matches = _OUTPUT_END.finditer(source, position)
+    return next((match.start() for match in matches if match[0] == "}}"), -1)
 
 
 def _tag(markup: str, start: int, offset: int) -> _Token:
@@ -1734,13 +1869,22 @@ def _raw(source: str, token: _Token, position: int) -> Tuple[_Token, int, bool]:
 # ---- expressions
 
 _LEXEME = re.compile(
-    r"""(?P<string>"[^"]*"|'[^']*')
-    |(?P<number>-?\d+(?:\.\d+)?)
-    |(?P<name>[^\W\d][\w-]*\??)
-    |(?P<symbol>==|!=|<>|<=|>=|\.\.|[-<>=.,:|\[\]()])
-    |\s+""",
-    re.VERBOSE,
+    r"""\s*(?:(?P<string>"[^"\\]*(?:\\.[^"\\]*)*"|'[^'\\]*(?:\\.[^'\\]*)*')
+    |(?P<number>[-+]?[0-9]+(?:\.(?!\.)[0-9]*)?(?![\w-])(?!\.(?!\.)))
+    |(?P<name>[^\s\x00-,./:-@\[-^`{-\x7f]+\??)
+    |(?P<symbol>==|!=|<>|<=|>=|\.\.|[<>=.,:|\[\]()])
+    |(?P<end>\Z))""",
+    re.VERBOSE | re.DOTALL,
 )
+_ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{0,4}|[0-7]{1,3}|.)", re.DOTALL)
+_ESCAPES = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
+
+
+def _unescaped(match: Match[str]) -> str:
+    text = match[1]
+    if text[0] == "u":
+        return chr(int(text[1:] or "0", 16))
+    return chr(int(text, 8)) if text[0] in "01234567" else _ESCAPES.get(text, text)
 
 
 class _Constant:
@@ -1761,33 +1905,32 @@ class _Markup:
 
     def __init__(self, text: str, offset: int = -1, locals: Sequence[str] = ()) -> None:
         self._text, self._offset, self._locals = text, offset, locals
-        self._lexemes = list(self._scan())
-        self._index = 0
-
-    def _scan(self) -> Iterator[Tuple[str, str, int]]:
-        position = 0
-        while position < len(self._text):
-            match = _LEXEME.match(self._text, position)
+        self.lexemes: List[Tuple[str, str, int]] = []
+        self._index = position = 0
+        while True:
+            match = _LEXEME.match(text, position)
             if match is None:
-                raise self._error(f'unexpected "{self._text[position]}"', position)
-            if match.lastgroup:
-                yield match.lastgroup, match.group(), position
+                position += len(text[position:]) - len(text[position:].lstrip())
+                raise self._error(f'unexpected "{text[position]}"', position)
+            kind = cast(str, match.lastgroup)
+            self.lexemes.append((kind, match[kind], match.start(kind)))
             position = match.end()
-        yield "end", "", position
+            if kind == "end":
+                break
 
     def _error(self, message: str, position: int) -> LiquidError:
         return LiquidError(message, self._offset + position if self._offset >= 0 else -1)
 
     def unexpected(self) -> LiquidError:
         """Make the error for the current lexeme, for the caller to raise."""
-        kind, text, position = self._lexemes[self._index]
+        kind, text, position = self.lexemes[self._index]
         # The text for an end too early is Customer.io's (2026 reference).
         what = "unexpected end of liquid tag" if kind == "end" else f'unexpected "{text}"'
         return self._error(what, position)
 
     def sees(self, *texts: str) -> bool:
         """Whether the current lexeme is one of these."""
-        kind, text, _ = self._lexemes[self._index]
+        kind, text, _ = self.lexemes[self._index]
         return text in texts and kind in ("name", "symbol")
 
     def accept(self, *texts: str) -> bool:
@@ -1803,7 +1946,7 @@ class _Markup:
 
     def take(self, *kinds: str) -> Tuple[str, str]:
         """Step over a lexeme of one of these kinds; gives its kind and text."""
-        kind, text, _ = self._lexemes[self._index]
+        kind, text, _ = self.lexemes[self._index]
         if kind not in kinds:
             raise self.unexpected()
         self._index += 1
@@ -1815,7 +1958,7 @@ class _Markup:
 
     def at_end(self) -> bool:
         """Whether everything has been read."""
-        return self._lexemes[self._index][0] == "end"
+        return self.lexemes[self._index][0] == "end"
 
     def end(self) -> None:
         """Raise LiquidError unless everything has been read."""
@@ -1824,25 +1967,26 @@ class _Markup:
 
     def source_of(self, read: Callable[[], _Read]) -> Tuple[_Read, str]:
         """Read an expression; gives it together with its source text."""
-        start = self._lexemes[self._index][2]
+        start = self.lexemes[self._index][2]
         expression = read()
-        return expression, self._text[start : self._lexemes[self._index][2]].strip()
+        return expression, self._text[start : self.lexemes[self._index][2]].strip()
 
     def value(self, lenient: bool = False) -> _Read:
         """Read a literal, a range or a path. A lenient path may lead nowhere."""
-        if self.accept("("):
-            return self._range()
         if self.sees("["):
             return self._dynamic_path(lenient)
+        if self.accept("("):
+            return self._part_of(self._range())
         kind, text = self.take("string", "number", "name")
         if kind == "string":
-            return _Constant(text[1:-1])
+            text = text[1:-1]
+            return self._part_of(_Constant(_ESCAPE.sub(_unescaped, text) if "\\" in text else text))
         if kind == "number":
             if len(text) > _LONGEST_NUMBER:
-                raise self._error("number is too large", self._lexemes[self._index - 1][2])
-            return _Constant(float(text) if "." in text else int(text))
+                raise self._error("number is too large", self.lexemes[self._index - 1][2])
+            return _Constant(_as_data(float(text) if "." in text else int(text)))
         if text in _LITERALS:
-            return _Constant(_LITERALS[text])
+            return self._part_of(_Constant(_LITERALS[text]))
         return _variable(text, self._keys(), text in self._locals, lenient)
 
     def _range(self) -> _Read:
@@ -1850,13 +1994,23 @@ class _Markup:
         self.expect("..")
         last = self.value()
         self.expect(")")
-        return lambda state: range(_whole(first(state)), _whole(last(state)) + 1)
+        return lambda state: _range_of(
+            state, *[_number(end(state), math.nan) for end in (first, last)]
+        )
+
+    def _part_of(self, whole: _Read) -> _Read:
+        """Read what follows a value that isn't a variable's: `"text".size`."""
+        if not self.sees(".", "["):
+            return whole
+        keys = self._keys()
+        return lambda state: _inside(whole(state), [key(state) for key in keys])
 
     def _keys(self) -> List[_Read]:
         keys: List[_Read] = []
         while True:
             if self.accept("."):
-                keys.append(_Constant(self.name()))
+                names = self.take("name", "number")[1].split(".")
+                keys += [_Constant(name) for name in names]
             elif self.accept("["):
                 keys.append(self.value(lenient=True))
                 self.expect("]")
@@ -1873,13 +2027,13 @@ class _Markup:
 
         return read
 
-    def filtered(self) -> _Read:
-        """Read a value and the filters after it; `default` first makes up for a missing one."""
+    def filtered(self, lenient: bool = False) -> _Read:
+        """Read an expression and its filters; `default` first makes up for a missing one."""
         start = self._index
-        read = self.value()
-        if self._lexemes[self._index][1] == "|" and self._lexemes[self._index + 1][1] == "default":
+        read = self.expression(lenient)
+        if self.sees("|") and self.lexemes[self._index + 1][1] == "default" and not lenient:
             self._index = start
-            read = self.value(lenient=True)
+            read = self.expression(lenient=True)
         while self.accept("|"):
             read = self._filter(read)
         return read
@@ -1891,49 +2045,66 @@ class _Markup:
         try:
             return _applied(name, read, positional, options)
         except LiquidError as error:
-            raise self._error(error.message, self._lexemes[where][2]) from None
+            raise self._error(error.message, self.lexemes[where][2]) from None
 
     def _arguments(self) -> Tuple[List[_Read], Dict[str, _Read]]:
         positional: List[_Read] = []
         options: Dict[str, _Read] = {}
-        while True:
-            kind, text, _ = self._lexemes[self._index]
-            if kind == "name" and self._lexemes[self._index + 1][1] == ":":
+        while not self.at_end() and not self.sees("|"):
+            kind, text, _ = self.lexemes[self._index]
+            if kind == "name" and self.lexemes[self._index + 1][1] == ":":
                 self._index += 2
                 options[text] = self.value()
             else:
                 positional.append(self.value())
             if not self.accept(","):
-                return positional, options
+                break
+        return positional, options
 
-    def condition(self) -> _Read:
+    def expression(self, lenient: bool = False) -> _Read:
         """Read comparisons joined by `and` and `or`, which bind to the right."""
-        left = self._comparison()
-        if self.accept("and"):
-            right = self.condition()
-            return lambda state: left(state) and right(state)
-        if self.accept("or"):
-            other = self.condition()
-            return lambda state: left(state) or other(state)
-        return left
+        reads, joints = [self._comparison(lenient)], []
+        while self.sees("and", "or"):
+            joints.append(self.name() == "or")
+            reads.append(self._comparison(lenient))
+        if not joints:
+            return reads[0]
+        chain, last = list(zip(reads, joints)), reads[-1]
 
-    def _comparison(self) -> _Read:
-        left = self.value(lenient=True)
+        def joined(state: _Render) -> bool:
+            for read, decides in chain:
+                if _truthy(read(state)) is decides:
+                    return decides
+            return _truthy(last(state))
+
+        return joined
+
+    def _comparison(self, lenient: bool) -> _Read:
+        if self.accept("not"):
+            negated = self._comparison(lenient)
+            return lambda state: not _truthy(negated(state))
+        left = self.value(lenient)
         if not self.sees(*_COMPARISONS):
-            return lambda state: _truthy(left(state))
+            return left
         compare = _COMPARISONS[self.take("name", "symbol")[1]]
-        right = self.value(lenient=True)
-
-        def read(state: _Render) -> bool:
-            value = left(state)
-            state.charge(value)
-            return compare(value, right(state))
-
-        return read
+        right = self._comparison(lenient)
+        return lambda state: compare(state, left(state), right(state))
 
 
-def _whole(value: Any) -> int:
-    return int(_number(value))
+def _range_of(state: _Render, first: Any, last: Any) -> List[Any]:
+    size = last - first + 1
+    if not size > 0:  # nor if one of them is no number
+        return []
+    if size > _LARGEST_LIST:
+        raise LiquidError(f"more than {_LARGEST_LIST} values in a list")
+    state.spend(int(size) >> 3)
+    return [_as_data(first + step) for step in range(math.ceil(size))]
+
+
+def _inside(value: Any, keys: Iterable[Any]) -> Any:
+    for key in keys:
+        value = _item(value, key)
+    return None if value is _ABSENT else value
 
 
 def _variable(root: str, keys: Sequence[_Read], local: bool, lenient: bool) -> _Read:
@@ -1943,40 +2114,26 @@ def _variable(root: str, keys: Sequence[_Read], local: bool, lenient: bool) -> _
         fixed = [key(None) for key in keys]  # type: ignore[arg-type]
 
     def read(state: _Render) -> Any:
-        value = (state.loops if local else state.variables).get(root, _ABSENT)
-        if value is _ABSENT:
-            value = state.counters.get(root, _ABSENT)
+        value = (state.loops if local else state.assigned).get(root, _ABSENT)
+        if value is _ABSENT and not local:
+            value = state.data.get(root, _ABSENT)
         parts = [key(state) for key in keys] if fixed is None else fixed
         for part in parts:
-            value = _item(value, part)
+            if value.__class__ is dict and part.__class__ is str and part in value:
+                value = value[part]
+            else:
+                value = _item(value, part)
         if value is not _ABSENT:
             return value
         return None if lenient or local else state.absent((root, *parts))
 
-    if root in _RENDERED_NAMESPACES and not local:
-        return _rendered(read)
-    return _attribute(root, keys[0], read) if len(keys) == 1 and not local else read
-
-
-def _attribute(root: str, key: _Read, otherwise: _Read) -> _Read:
-    """A quick way to what most templates print: `customer.name`."""
-    name = key.value if isinstance(key, _Constant) else None
-    if name.__class__ is not str:
-        return otherwise
-
-    def read(state: _Render) -> Any:
-        value = state.variables.get(root)
-        found = value.get(name, _ABSENT) if value.__class__ is dict else _ABSENT
-        return otherwise(state) if found is _ABSENT else found
-
-    return read
+    return _rendered(read) if root in _RENDERED_NAMESPACES and not local else read
 
 
 class _Signature(NamedTuple):
-    """How a filter is called."""
+    """How a filter is called: with how many arguments at most, and what options."""
 
     takes_state: bool
-    least: int
     most: int
     options: FrozenSet[str]
 
@@ -1987,154 +2144,145 @@ def _signature(function: Callable[..., Any]) -> _Signature:
     takes_state = parameters[0].name == "state"
     places = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD][1 + takes_state :]
     options = frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
-    least = sum(p.default is p.empty for p in places)
-    return _Signature(takes_state, least, len(places), options)
+    counts = parameters[-1].kind is inspect.Parameter.VAR_POSITIONAL
+    return _Signature(takes_state, 9 if counts else len(places), options)
 
 
 #: Filters that take no longer for a large value than for a small one.
-_CONSTANT_TIME = frozenset({"default", "first", "last", "size"})
+_CONSTANT_TIME = frozenset({"default", "first", "last", "raw", "size"})
 #: What a filter may raise over a value it can make nothing of.
 _TROUBLE: Tuple[Type[Exception], ...] = (ValueError, TypeError, ArithmeticError)
+_SIZED = frozenset({str, list, dict})
 
 
 def _applied(
     name: str, read: _Read, positional: Sequence[_Read], options: Mapping[str, _Read]
 ) -> _Read:
-    """Make a filtered expression; LiquidError for an unknown filter or wrong arguments."""
+    """Make a filtered expression; LiquidError for an unknown filter.
+
+    As in LiquidJS, arguments that are too many or unknown count for nothing.
+    """
     function = LIQUID_FILTERS.get(name)
     if function is None:
         raise LiquidError(f"undefined filter: {name}")
-    signature = _signature(function)
-    if not signature.least <= len(positional) <= signature.most:
-        raise LiquidError(f"{name}: wrong number of arguments")
-    if not signature.options.issuperset(options):
-        raise LiquidError(f"{name}: unknown option")
-
+    takes_state, most, known = _signature(function)
+    positional = positional[:most]
+    options = {key: option for key, option in options.items() if key in known}
     costs = name not in _CONSTANT_TIME
 
     def apply(state: _Render) -> Any:
-        value = read(state)
+        arguments = [read(state)]
+        for argument in positional:
+            arguments.append(argument(state))
         if costs:
-            state.charge(value)
-        arguments = [argument(state) for argument in positional]
+            for value in arguments:
+                if value.__class__ in _SIZED:
+                    state.charge(value)
         named = {key: option(state) for key, option in options.items()} if options else {}
         try:
-            if signature.takes_state:
-                result = function(state, value, *arguments, **named)
+            if takes_state:
+                result = function(state, *arguments, **named)
             else:
-                result = function(value, *arguments, **named)
+                result = function(*arguments, **named)
         except _TROUBLE as error:
             raise LiquidError(f"{name}: {error}") from None
-        return _checked_size(state, result) if costs else result
+        return _checked_size(state, result) if costs and result.__class__ in _SIZED else result
 
     return apply
 
 
 def _checked_size(state: _Render, value: Any) -> Any:
     state.charge(value)
-    if isinstance(value, (str, list)):
-        most = _LONGEST_TEXT if isinstance(value, str) else _LARGEST_LIST
-        if len(value) > most:
-            raise LiquidError("a value grows too large")
+    if len(value) > (_LONGEST_TEXT if isinstance(value, str) else _LARGEST_LIST):
+        raise LiquidError("a value grows too large")
     return value
 
 
 # ---- tokens into nodes
 
 
-_TWO_NAMES = re.compile(r"\s*([a-z_]\w*)\.([a-z_]\w*)\s*", re.IGNORECASE | re.ASCII)
-
-
-class _Piece(NamedTuple):
-    """A node, where it stands, and what blank bodies need to know.
-
-    A body in which nothing could print anything loses its whitespace, too.
-    """
-
-    run: _Node
-    offset: int
-    blank: bool = False
-    is_text: bool = False
-    plain: Optional[_Plain] = None
-
-
-_Pieces = List[_Piece]
-
-
-class _Tag(NamedTuple):
-    """What a tag's parser makes; `blank` if it never prints anything."""
-
-    run: _Node
-    blank: bool = False
+#: What a body consists of: texts and nodes, each with the place where it stands.
+_Piece = Tuple[Union[str, _Node], int]
 
 
 class _Parser:
-    """Makes nodes of tokens."""
+    """Makes nodes of tokens, and counts the words it has read."""
 
-    def __init__(self, tokens: Iterator[_Token], locals: Sequence[str] = (), depth: int = 0):
+    def __init__(self, source: str, tokens: Iterator[_Token]) -> None:
+        self.source = source
+        self.words = 0
         self._tokens = tokens
-        self._depth = depth
-        self._locals: List[str] = list(locals)
+        self._depth = 0
+        self._locals: List[str] = []
 
     def markup(self, token: _Token) -> _Markup:
         """Begin to read the inside of a token."""
-        return _Markup(token.text, token.offset, tuple(self._locals))
+        markup = _Markup(token.text, token.offset, tuple(self._locals))
+        self._count(len(markup.lexemes), token)
+        return markup
 
-    def block(self, opener: Optional[_Token] = None, *ends: str) -> Tuple[_Pieces, _Token]:
+    def _count(self, words: int, token: _Token) -> None:
+        self.words += words
+        if self.words > _MOST_WORDS:
+            raise LiquidError(f"more than {_MOST_WORDS} words in a template's tags", token.start)
+
+    def block(self, opener: Optional[_Token] = None, *ends: str) -> Tuple[_Node, _Token]:
         """Read up to one of the tags `ends`, or to the end of the template if there are none.
 
         `opener` is the tag that has to be closed.
         """
-        pieces: _Pieces = []
+        pieces: List[_Piece] = []
+        before = self.words
         for token in self._tokens:
+            if token.kind == "text":
+                pieces.append((token.text, token.start))
+                continue
+            self._count(1, token)
             if token.kind == "tag" and token.name in ends:
-                return pieces, token
-            if token.kind != "text" or token.text:
-                pieces.append(self._piece(token))
+                return _sequence_of(pieces, self.words - before), token
+            pieces.append((self._node(token), token.start))
         if opener is not None:
             raise LiquidError(f'tag "{opener.name}" not closed', opener.start)
-        return pieces, _Token("end", "", -1)
+        return _sequence_of(pieces, self.words - before), _Token("end", "", len(self.source))
 
-    def loop(self, opener: _Token, names: Sequence[str], *ends: str) -> Tuple[_Pieces, _Token]:
+    def loop(self, opener: _Token, names: Sequence[str], *ends: str) -> Tuple[_Node, _Token]:
         """Read the body of a loop, which has variables of its own."""
         self._locals += names
         found = self.block(opener, *ends)
         del self._locals[-len(names) :]
         return found
 
-    def skip(self, opener: _Token, nests: bool) -> None:
+    def skip(self, opener: _Token) -> None:
         """Step over everything up to the end of `opener`."""
-        depth = 1
         for token in self._tokens:
-            if token.kind == "tag":
-                depth += (nests and token.name == opener.name) - (token.name == "end" + opener.name)
-            if not depth:
+            self._count(1, token)
+            if token.kind == "broken":
+                raise LiquidError(token.text, token.start)
+            if token.name == "end" + opener.name:
                 return
         raise LiquidError(f'tag "{opener.name}" not closed', opener.start)
 
-    def lines(self, token: _Token) -> _Pieces:
+    def lines(self, token: _Token) -> _Node:
         """Read the inside of a `liquid` tag: one tag a line."""
-        tokens = _line_tokens(token)
-        return _Parser(tokens, self._locals, self._depth + 1).block()[0]
+        outer, self._tokens = self._tokens, _line_tokens(token)
+        body, _ = self.block()
+        self._tokens = outer
+        return body
 
-    def _piece(self, token: _Token) -> _Piece:
-        if token.kind == "text":
-            return _text_piece(token)
+    def _node(self, token: _Token) -> _Node:
         if token.kind == "broken":
             raise LiquidError(token.text, token.start)
         if token.kind == "output":
-            names = _TWO_NAMES.fullmatch(token.text)
-            plain = names and names[1] not in _RENDERED_NAMESPACES and (names[1], names[2])
-            return _Piece(_echo_tag(self, token).run, token.start, plain=plain or None)
+            return _output(self, token)
         parse = LIQUID_TAGS.get(token.name)
         if parse is None:
             raise LiquidError(f'tag "{token.name}" not found', token.start)
         self._depth += 1
         if self._depth > _DEEPEST_BLOCK:
             raise LiquidError("tags are nested too deeply", token.start)
-        run, blank = parse(self, token)
+        node = parse(self, token)
         self._depth -= 1
-        return _Piece(run, token.start, blank)
+        return node
 
 
 def _line_tokens(token: _Token) -> Iterator[_Token]:
@@ -2146,31 +2294,28 @@ def _line_tokens(token: _Token) -> Iterator[_Token]:
         position += len(line) + 1
 
 
-def _text_piece(token: _Token) -> _Piece:
-    text, size = token.text, len(token.text)
+def _sequence_of(pieces: Sequence[_Piece], words: int) -> _Node:
+    """One node that runs all; an error from inside is told where it happened.
+
+    It costs as much as it has words, whether or not all of them come into play.
+    """
+    cost = 1 + len(pieces) + words
+    nodes: Sequence[Tuple[Any, int]] = pieces
+    size = sum([len(text) for text, _ in pieces if isinstance(text, str)])
 
     def run(state: _Render) -> None:
-        state.room -= size
-        if state.room < 0:
-            state.write("")  # which says so
-        state.out.append(text)
-
-    return _Piece(run, token.start, not text.strip(), True, text)
-
-
-def _sequence_of(pieces: _Pieces) -> _Node:
-    """One node that runs all; an error from inside is told where it happened."""
-    nodes = [(piece.run, piece.offset) for piece in pieces]
-    cost = 1 + len(nodes)
-
-    def run(state: _Render) -> None:
-        offset = -1
-        state.work -= cost
-        if state.work < 0:
-            state.spend(0)  # which says so
+        budget = state.budget
+        budget.work -= cost
+        budget.room -= size
+        write, offset = state.out.append, -1
         try:
+            if budget.work < 0 or budget.room < 0:
+                budget.check()
             for node, offset in nodes:  # noqa: B007 - for the error
-                node(state)
+                if node.__class__ is str:
+                    write(node)
+                else:
+                    node(state)
         except LiquidError as error:
             if error.offset < 0:
                 error.offset = offset
@@ -2181,150 +2326,168 @@ def _sequence_of(pieces: _Pieces) -> _Node:
     return run
 
 
-def _bodies(*blocks: _Pieces) -> Tuple[List[_Node], bool]:
-    """The bodies of one tag as nodes, and whether they are all blank."""
-    blank = all(piece.blank for pieces in blocks for piece in pieces)
-    if blank:
-        blocks = tuple([piece for piece in pieces if not piece.is_text] for pieces in blocks)
-    return [_sequence_of(pieces) for pieces in blocks], blank
-
-
 # ---- tags
 
 
-def _echo_tag(parser: _Parser, token: _Token) -> _Tag:
+def _output(parser: _Parser, token: _Token) -> _Node:
     markup = parser.markup(token)
-    read = _Constant("") if markup.at_end() else markup.filtered()
+    read = markup.filtered()
     markup.end()
 
     def run(state: _Render) -> None:
-        value = read(state)
-        state.write(value if value.__class__ is str else state.text(value))
+        text = read(state)
+        if text.__class__ is not str:
+            text = state.text(text)
+        budget = state.budget
+        budget.room -= len(text)
+        if budget.room < 0:
+            budget.check()
+        state.out.append(text)
 
-    return _Tag(run)
+    return run
 
 
-def _assign_tag(parser: _Parser, token: _Token) -> _Tag:
+def _echo_tag(parser: _Parser, token: _Token) -> _Node:
+    return _output(parser, token) if token.text.strip() else _nothing
+
+
+def _assign_tag(parser: _Parser, token: _Token) -> _Node:
     markup = parser.markup(token)
     name = markup.name()
-    if name.endswith("?"):
-        raise LiquidError(f'unexpected "{name}"', token.offset)
     markup.expect("=")
     read = markup.filtered()
     markup.end()
 
     def run(state: _Render) -> None:
-        state.variables[name] = read(state)
+        state.assigned[name] = read(state)
 
-    return _Tag(run, blank=True)
+    return run
 
 
-def _capture_tag(parser: _Parser, token: _Token) -> _Tag:
+def _capture_tag(parser: _Parser, token: _Token) -> _Node:
     name = token.text.strip().strip("'\"")
-    if not re.match(r"\w[\w-]*\Z", name):
+    if not re.match(r"[\w-]+\??\Z", name):
         raise LiquidError(f'unexpected "{name}"', token.offset)
-    pieces, _ = parser.block(token, "endcapture")
-    body = _sequence_of(pieces)
+    body, _ = parser.block(token, "endcapture")
 
     def run(state: _Render) -> None:
-        state.variables[name] = state.captured(body)
+        state.assigned[name] = state.captured(body)
 
-    return _Tag(run, blank=True)
+    return run
 
 
-def _if_tag(parser: _Parser, token: _Token) -> _Tag:
+def _if_tag(parser: _Parser, token: _Token) -> _Node:
     """Parse `if` and `unless`, which is an `if` whose first condition is turned round."""
-    closing = "end" + token.name
-    tests, blocks = [_test(parser, token)], []
+    closing, strict = "end" + token.name, token.name == "if"
+    branches: List[Tuple[_Read, bool, _Node]] = []
+    test, wanted = _test(parser, token), strict
+    ends: Tuple[str, ...] = ("elsif", "else", closing)
     while True:
-        pieces, end = parser.block(token, "elsif", "else", closing)
-        blocks.append(pieces)
+        body, end = parser.block(token, *ends)
+        branches.append((test, wanted, body))
+        _alone(parser, end)
         if end.name == closing:
             break
-        tests.append(_test(parser, end))
-    bodies, blank = _bodies(*blocks)
-    branches = list(zip(tests, bodies))
+        if end.name == "else" and strict:  # the last one; in `unless`, more are never run
+            ends = (closing,)
+        test, wanted = _test(parser, end), True
 
     def run(state: _Render) -> None:
-        for test, body in branches:
-            if test(state):
+        for test, wanted, body in branches:
+            if _truthy(test(state)) is wanted:
                 return body(state)
         return None
 
-    return _Tag(run, blank)
+    return run
 
 
 def _test(parser: _Parser, token: _Token) -> _Read:
     if token.name == "else":
         return _Constant(True)
     markup = parser.markup(token)
-    test = markup.condition()
+    test = markup.filtered(lenient=True)
     markup.end()
-    return (lambda state: not test(state)) if token.name == "unless" else test
+    return test
 
 
-def _case_tag(parser: _Parser, token: _Token) -> _Tag:
+def _alone(parser: _Parser, token: _Token) -> None:
+    """Refuse what stands in an `else` or the end of a tag: `else if` is no branch (docs)."""
+    if token.name not in ("elsif", "when") and token.text.strip():
+        raise parser.markup(token).unexpected()
+
+
+def _case_tag(parser: _Parser, token: _Token) -> _Node:
     markup = parser.markup(token)
-    target = markup.value(lenient=True)
+    target = markup.filtered(lenient=True)
     markup.end()
-    choices: List[Optional[List[_Read]]] = []
-    blocks: List[_Pieces] = []
+    branches: List[Tuple[List[_Read], _Node]] = []
+    others: List[_Node] = []
     _, end = parser.block(token, "when", "else", "endcase")
+    elses = 0
     while end.name != "endcase":
-        choices.append(_choices(parser.markup(end)) if end.name == "when" else None)
-        pieces, end = parser.block(token, "when", "else", "endcase")
-        blocks.append(pieces)
-    bodies, blank = _bodies(*blocks)
-    branches = list(zip(choices, bodies))
+        _alone(parser, end)
+        choices = _choices(parser.markup(end)) if end.name == "when" else []
+        elses += end.name == "else"
+        body, end = parser.block(token, "when", "else", "endcase")
+        if not elses:
+            branches.append((choices, body))
+        elif elses == 1:  # what follows belongs to it, even a `when` (LiquidJS)
+            others.append(body)
 
     def run(state: _Render) -> None:
         value, found = target(state), False
-        state.charge(value)
-        for choice, body in branches:
-            hit = choice is not None and any(_equal(value, read(state)) for read in choice)
-            found = found or hit
-            if hit or (choice is None and not found):
+        value = "" if isinstance(value, _Special) else value  # as LiquidJS has it
+        for choices, body in branches:
+            if any(_equal(state, value, read(state)) for read in choices):
+                found = True
                 body(state)
+        for body in () if found else others:
+            body(state)
 
-    return _Tag(run, blank)
+    return run
 
 
 def _choices(markup: _Markup) -> List[_Read]:
-    """Read the values of a `when`; what follows them is ignored, as Shopify's engine does."""
+    """Read the values of a `when`; what follows them is ignored, as LiquidJS does."""
     choices = [markup.value(lenient=True)]
-    while markup.accept(",", "or"):
+    while markup.accept(",", "or") and not markup.at_end():
         choices.append(markup.value(lenient=True))
     return choices
 
 
 class _LoopHead(NamedTuple):
-    """The inside of `for` and `tablerow`; `key` is what `offset: continue` goes by."""
+    """The inside of `for` and `tablerow`."""
 
     variable: str
-    key: str
+    source: str
     collection: _Read
     options: Dict[str, _Read]
     reverse: bool
     resume: bool
 
-    def items(self, state: _Render) -> Sequence[Any]:
-        """Give the values to go through, this time."""
-        value = self.collection(state)
-        values = _loopable(value)
-        state.spend(len(values) if isinstance(value, dict) else 0)
-        start = state.offsets.get(self.key, 0) if self.resume else self.option(state, "offset", 0)
-        limit = self.option(state, "limit", len(values))
-        chosen = values[max(start, 0) : max(start, 0) + max(limit, 0)]
-        state.offsets[self.key] = start + len(chosen)
+    @property
+    def name(self) -> str:
+        """What `forloop.name` says, and what `offset: continue` goes by."""
+        return f"{self.variable}-{self.source}"
+
+    def items(self, state: _Render) -> Optional[List[Any]]:
+        """Give the values to go through, this time; None if there are none at all."""
+        values = _loopable(self.collection(state))
+        if not values:
+            return None
+        state.spend(len(values) >> 4)
+        before = state.places.get((self.name,))
+        start = (before if self.resume else self.option(state, "offset")) or 0
+        limit = self.option(state, "limit")
+        chosen = values[start:] if limit is None else values[start:][:limit]
+        if before is not None or not self.resume:  # nothing before it, nothing to go on (LiquidJS)
+            state.places[(self.name,)] = start + len(chosen)
         return chosen[::-1] if self.reverse else chosen
 
-    def option(self, state: _Render, name: str, otherwise: int) -> int:
-        """Give a numeric option; LiquidError if it is set to something else."""
+    def option(self, state: _Render, name: str) -> Optional[int]:
+        """Give a numeric option; None if it isn't set."""
         value = self.options[name](state) if name in self.options else None
-        try:
-            return otherwise if value is None else _integer(value)
-        except ValueError as error:
-            raise LiquidError(f"{name}: {error}") from None
+        return None if value is None else _integer(value)
 
 
 def _loop_head(markup: _Markup, allowed: Sequence[str]) -> _LoopHead:
@@ -2339,199 +2502,193 @@ def _loop_head(markup: _Markup, allowed: Sequence[str]) -> _LoopHead:
         elif markup.sees(*allowed):
             name = markup.name()
             markup.expect(":")
-            resume = name == "offset" and markup.accept("continue")
-            if not resume:
+            if name == "offset" and markup.accept("continue"):
+                resume = True
+            else:
                 options[name] = markup.value()
         elif not markup.accept(","):
             raise markup.unexpected()
-    return _LoopHead(variable, f"{variable}-{source}", collection, options, reverse, resume)
+    return _LoopHead(variable, source, collection, options, reverse, resume)
 
 
-def _advance(loop: Dict[str, Any], index: int, length: int) -> None:
-    """Set what a loop says about its current round."""
-    loop["index"] = index + 1
-    loop["index0"] = index
-    loop["rindex"] = length - index
-    loop["rindex0"] = length - index - 1
-    loop["first"] = index == 0
-    loop["last"] = index == length - 1
-
-
-def _for_tag(parser: _Parser, token: _Token) -> _Tag:
+def _for_tag(parser: _Parser, token: _Token) -> _Node:
     head = _loop_head(parser.markup(token), ("limit", "offset"))
-    pieces, end = parser.loop(token, (head.variable, "forloop"), "else", "endfor")
-    others: _Pieces = []
-    while end.name == "else":
-        more, end = parser.block(token, "else", "endfor")
-        others = others or more
-    (body, otherwise), blank = _bodies(pieces, others)
+    body, end = parser.loop(token, (head.variable, "forloop"), "else", "endfor")
+    told = "forloop" in parser.source[token.start : end.start]
+    otherwise: _Node = _nothing
+    _alone(parser, end)
+    if end.name == "else":
+        otherwise, end = parser.block(token, "endfor")
+        _alone(parser, end)
 
     def run(state: _Render) -> None:
         items = head.items(state)
-        if not items:
+        if items is None:
             return otherwise(state)
-        outer = state.loops
-        loop = {"name": head.key, "length": len(items), "parentloop": outer.get("forloop")}
-        state.loops = {**outer, "forloop": loop}
-        try:
-            _go_through(state, items, head.variable, loop, body)
-        finally:
-            state.loops = outer
-        return None
+        loop = {"name": head.name, "length": len(items)} if told else None
+        return _go_through(state, items, head.variable, "forloop", loop, body)
 
-    return _Tag(run, blank)
+    return run
 
 
 def _go_through(
-    state: _Render, items: Sequence[Any], variable: str, loop: Dict[str, Any], body: _Node
+    state: _Render,
+    items: Sequence[Any],
+    variable: str,
+    name: str,
+    loop: Optional[Dict[str, Any]],
+    body: _Node,
 ) -> None:
-    length, scope = len(items), state.loops
-    for index, item in enumerate(items):
-        state.iterate()
-        scope[variable] = item
-        _advance(loop, index, length)
-        try:
-            body(state)
-        except _Continue:
-            pass
-        except _Break:
-            break
+    """Run a body for each item; `loop`, where it is asked for, tells of the current round."""
+    outer, length, budget = state.loops, len(items), state.budget
+    scope = state.loops = {**outer, name: loop}
+    try:
+        for index, item in enumerate(items):
+            budget.iterations -= 1
+            if budget.iterations < 0:
+                budget.check()
+            scope[variable] = item
+            if loop is not None:
+                loop["index"] = index + 1
+                loop["index0"] = index
+                loop["rindex"] = length - index
+                loop["rindex0"] = length - index - 1
+                loop["first"] = index == 0
+                loop["last"] = index == length - 1
+            try:
+                body(state)
+            except _Continue:
+                continue
+    except _Break:
+        pass
+    finally:
+        state.loops = outer
 
 
-def _tablerow_tag(parser: _Parser, token: _Token) -> _Tag:
+def _tablerow_tag(parser: _Parser, token: _Token) -> _Node:
     head = _loop_head(parser.markup(token), ("limit", "offset", "cols"))
-    names = (head.variable, "tablerowloop")
-    (body,), _ = _bodies(parser.loop(token, names, "endtablerow")[0])
+    body, end = parser.loop(token, (head.variable, "tablerowloop"), "endtablerow")
+    _alone(parser, end)
 
     def run(state: _Render) -> None:
-        items, outer = head.items(state), state.loops
-        columns = max(head.option(state, "cols", len(items)), 1)
-        loop: Dict[str, Any] = {"length": len(items)}
-        state.loops = {**outer, "tablerowloop": loop}
-        state.write('<tr class="row1">\n')
-        try:
-            _go_through(state, items, head.variable, loop, _cell(body, loop, columns))
-        finally:
-            state.loops = outer
-        state.write("</tr>\n")
+        items = head.items(state) or []
+        columns = max(head.option(state, "cols") or len(items), 1)
+        loop: Dict[str, Any] = {"name": head.name, "length": len(items)}
+        cell = _cell(body, loop, columns)
+        _go_through(state, items, head.variable, "tablerowloop", loop, cell)
+        state.write("</tr>" if items else "")
 
-    return _Tag(run)
+    return run
 
 
 def _cell(body: _Node, loop: Dict[str, Any], columns: int) -> _Node:
-    """Make the node that writes one cell, and the row's end where it is the last in its row."""
+    """Make the node that writes one cell, and a row's beginning where it is the first in it."""
 
     def run(state: _Render) -> None:
         row, column = divmod(loop["index0"], columns)
         loop.update(row=row + 1, col=column + 1, col0=column)
         loop.update(col_first=column == 0, col_last=column == columns - 1)
+        if not column:
+            state.write(f'{"</tr>" if row else ""}<tr class="row{row + 1}">')
         state.write(f'<td class="col{column + 1}">')
         try:
             body(state)
-        except _Continue:
-            pass
-        except _Break:
+        finally:
             state.write("</td>")
-            raise
-        state.write("</td>")
-        if loop["col_last"] and not loop["last"]:
-            state.write(f'</tr>\n<tr class="row{row + 2}">')
 
     return run
 
 
-def _leaving(signal: Type[Exception]) -> Callable[[_Parser, _Token], _Tag]:
+def _leaving(signal: Type[Exception]) -> Callable[[_Parser, _Token], _Node]:
     """Make the parser of `break` or `continue`."""
 
-    def parse(parser: _Parser, token: _Token) -> _Tag:
+    def parse(parser: _Parser, token: _Token) -> _Node:
         parser.markup(token).end()
 
         def run(state: _Render) -> None:
             raise signal
 
-        return _Tag(run)
+        return run
 
     return parse
 
 
-def _cycle_tag(parser: _Parser, token: _Token) -> _Tag:
+def _cycle_tag(parser: _Parser, token: _Token) -> _Node:
     markup = parser.markup(token)
-    values, group = [markup.value()], None
+    group: _Read = _Constant(None)
+    first, source = markup.source_of(markup.filtered)
+    values, sources = [first], [source]
     if markup.accept(":"):
-        group, values = values[0], [markup.value()]
-    while markup.accept(","):
-        values.append(markup.value())
-    markup.end()
+        group, values, sources = first, [], []
+    while not markup.at_end():
+        if values:
+            markup.expect(",")
+        if not markup.at_end():
+            value, source = markup.source_of(markup.filtered)
+            values.append(value)
+            sources.append(source)
+    if not values:
+        raise markup.unexpected()
 
     def run(state: _Render) -> None:
-        key = (False, token.text) if group is None else (True, _text(group(state)))
-        index = state.cycles.get(key, 0)
-        state.cycles[key] = index + 1 if index + 1 < len(values) else 0
-        if index < len(values):
-            state.write(state.text(values[index](state)))
+        key = (_text(group(state)), *sources)
+        index = state.places.get(key, 0)
+        state.places[key] = (index + 1) % len(values)
+        value = values[index](state)
+        if value or isinstance(value, (list, dict)):  # neither 0 nor false is printed (LiquidJS)
+            state.write(state.text(value))
 
-    return _Tag(run)
+    return run
 
 
-def _counter(step: int, prints_before: bool) -> Callable[[_Parser, _Token], _Tag]:
-    """Make the parser of `increment` or `decrement`; counters are apart from variables."""
+def _counter(step: int, prints_before: bool) -> Callable[[_Parser, _Token], _Node]:
+    """Make the parser of `increment` or `decrement`, which count in the data (LiquidJS)."""
 
-    def parse(parser: _Parser, token: _Token) -> _Tag:
+    def parse(parser: _Parser, token: _Token) -> _Node:
         markup = parser.markup(token)
         name = markup.name()
         markup.end()
 
         def run(state: _Render) -> None:
-            before = state.counters.get(name, 0)
-            state.counters[name] = before + step
-            state.write(str(before if prints_before else before + step))
+            value = state.data.get(name)
+            before: Any = value if _is_number(value) else 0
+            state.spend(len(state.data))
+            state.data = {**state.data, name: _as_data(before + step)}
+            state.write(_text(before if prints_before else state.data[name]))
 
-        return _Tag(run)
+        return run
 
     return parse
 
 
-def _ifchanged_tag(parser: _Parser, token: _Token) -> _Tag:
-    (body,), blank = _bodies(parser.block(token, "endifchanged")[0])
-
-    def run(state: _Render) -> None:
-        text = state.captured(body)
-        if text != state.changed:
-            state.changed = text
-            state.write(text)
-
-    return _Tag(run, blank)
-
-
-def _liquid_tag(parser: _Parser, token: _Token) -> _Tag:
-    (body,), blank = _bodies(parser.lines(token))
-    return _Tag(body, blank)
+def _liquid_tag(parser: _Parser, token: _Token) -> _Node:
+    return parser.lines(token)
 
 
 def _nothing(_: _Render) -> None:
     """Write nothing."""
 
 
-def _comment_tag(parser: _Parser, token: _Token) -> _Tag:
-    parser.skip(token, nests=True)
-    return _Tag(_nothing, blank=True)
+def _comment_tag(parser: _Parser, token: _Token) -> _Node:
+    parser.skip(token)
+    return _nothing
 
 
-def _doc_tag(parser: _Parser, token: _Token) -> _Tag:
+def _raw_tag(parser: _Parser, token: _Token) -> _Node:
+    """The text of `raw` follows as a token of its own."""
     parser.markup(token).end()
-    parser.skip(token, nests=False)
-    return _Tag(_nothing, blank=True)
+    return _nothing
 
 
-def _inline_comment_tag(_: _Parser, token: _Token) -> _Tag:
+def _inline_comment_tag(_: _Parser, token: _Token) -> _Node:
     rest = [line.strip() for line in token.text.split("\n")[1:]]
     if any(line and not line.startswith("#") for line in rest):
         raise LiquidError("each line of a comment must begin with #", token.offset)
-    return _Tag(_nothing, blank=True)
+    return _nothing
 
 
-#: Tags by name; each function reads what belongs to its tag. `raw` is part of the tokeniser.
-LIQUID_TAGS: Dict[str, Callable[[_Parser, _Token], _Tag]] = {
+#: Tags by name; each function reads what belongs to its tag.
+LIQUID_TAGS: Dict[str, Callable[[_Parser, _Token], _Node]] = {
     "#": _inline_comment_tag,
     "assign": _assign_tag,
     "break": _leaving(_Break),
@@ -2541,13 +2698,12 @@ LIQUID_TAGS: Dict[str, Callable[[_Parser, _Token], _Tag]] = {
     "continue": _leaving(_Continue),
     "cycle": _cycle_tag,
     "decrement": _counter(-1, prints_before=False),
-    "doc": _doc_tag,
     "echo": _echo_tag,
     "for": _for_tag,
     "if": _if_tag,
-    "ifchanged": _ifchanged_tag,
     "increment": _counter(1, prints_before=True),
     "liquid": _liquid_tag,
+    "raw": _raw_tag,
     "tablerow": _tablerow_tag,
     "unless": _if_tag,
 }
@@ -2561,9 +2717,15 @@ def _on_text(function: Callable[[str], Any]) -> Callable[[Any], Any]:
     return lambda value: function(_text(value))
 
 
-_HTML_ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;"}
-_HTML_ESCAPES = {ord(sign): entity for sign, entity in _HTML_ENTITIES.items()}
-_UNESCAPED = re.compile(r"[<>\"']|&(?!(?:[a-zA-Z]+|#\d+);)")
+_HTML_ESCAPES = {
+    ord("&"): "&amp;",
+    ord("<"): "&lt;",
+    ord(">"): "&gt;",
+    ord('"'): "&#34;",
+    ord("'"): "&#39;",
+}
+_HTML_ENTITY = re.compile("&(?:amp|lt|gt|#34|#39);")
+_HTML_SIGNS = {entity: chr(sign) for sign, entity in _HTML_ESCAPES.items()}
 
 
 def _escape(text: str) -> str:
@@ -2571,93 +2733,128 @@ def _escape(text: str) -> str:
 
 
 def _escape_once(text: str) -> str:
-    return _UNESCAPED.sub(lambda match: _HTML_ENTITIES[match.group()], text)
-
-
-_HTML_PARTS = [
-    (re.compile(opening, re.IGNORECASE), re.compile(closing, re.IGNORECASE))
-    for opening, closing in (
-        ("<script", "</script>"),
-        ("<!--", "-->"),
-        ("<style", "</style>"),
-        ("<", ">"),
-    )
-]
+    return _escape(_HTML_ENTITY.sub(lambda match: _HTML_SIGNS[match[0]], text))
 
 
 def _strip_html(text: str) -> str:
-    for opening, closing in _HTML_PARTS:
-        text = _cut(text, opening, closing)
-    return text
-
-
-def _cut(text: str, opening: Any, closing: Any) -> str:
-    """Leave out all from an opening to the next closing; in one go, whatever the text."""
+    """Leave out scripts, styles, comments and tags that end; in one go, whatever the text."""
+    ends = {"<script": "</script>", "<style": "</style>", "<!--": "-->", "<": ">"}
     kept, position = [], 0
-    start = opening.search(text)
-    end = closing.search(text, start.end()) if start else None
-    while start and end:
-        kept.append(text[position : start.start()])
-        position = end.end()
-        start = opening.search(text, position)
-        end = closing.search(text, start.end()) if start else None
+    while "<" in ends:
+        start = text.find("<", position)
+        if start < 0:
+            break
+        kept.append(text[position:start])
+        position = start
+        for opening in [it for it in ends if text.startswith(it, start)]:
+            end = text.find(ends[opening], start + len(opening))
+            if end >= 0:
+                position = end + len(ends[opening])
+                break
+            del ends[opening]
     return "".join(kept) + text[position:]
 
 
-def _replace(value: Any, old: Any, new: Any, count: int = -1) -> str:
+def _replace(state: _Render, value: Any, old: Any = "", new: Any = "", count: int = -1) -> str:
     text, old, new = _text(value), _text(old), _text(new)
+    state.spend((len(text) >> 4) * (1 + (len(old) >> 8)))
+    if not old and count < 0:
+        return _join(list(text), new)
     times = text.count(old) if count < 0 else count
     if len(text) + times * len(new) > _LONGEST_TEXT:
         raise ValueError("the text grows too large")
     return text.replace(old, new, count)
 
 
-def _replace_last(value: Any, old: Any, new: Any) -> str:
+def _replace_last(state: _Render, value: Any, old: Any = "", new: Any = "") -> str:
     text, old = _text(value), _text(old)
+    state.spend((len(text) >> 4) * (1 + (len(old) >> 8)))
     at = text.rfind(old)
     return text if at < 0 else text[:at] + _text(new) + text[at + len(old) :]
 
 
-def _split(value: Any, separator: Any) -> List[str]:
+def _split(state: _Render, value: Any, separator: Any = "") -> List[str]:
     """Cut a text up; empty parts at the end are left out, as Ruby does."""
     text, separator = _text(value), _text(separator)
-    if separator == " ":
-        return text.split()
+    state.spend((len(text) >> 4) * (1 + (len(separator) >> 8)))
     parts = text.split(separator) if separator else list(text)
     while parts and not parts[-1]:
         parts.pop()
     return parts
 
 
-def _slice(value: Any, start: Any, length: Any = None) -> Any:
+def _slice(value: Any, start: Any = 0, length: Any = None) -> Any:
+    values = value if isinstance(value, list) else [] if value is None else _text(value)
     begin, count = _integer(start), 1 if length is None else _integer(length)
-    values = _list(value) if isinstance(value, (list, range)) else _text(value)
     begin = begin + len(values) if begin < 0 else begin
-    return values[begin : begin + max(count, 0)] if begin >= 0 else values[:0]
+    return values[begin : begin + count] if begin >= 0 and count >= 0 else values[:0]
 
 
-def _truncate(value: Any, length: Any = 50, ellipsis: Any = "...") -> str:
-    text, end, most = _text(value), _text(ellipsis), _integer(length)
-    return text if len(text) <= most else text[: max(most - len(end), 0)] + end
+def _truncate(value: Any, length: Any = None, ellipsis: Any = None) -> Any:
+    text, end = _text(value), "..." if ellipsis is None else _text(ellipsis)
+    most = 50 if length is None else _integer(length, math.ceil)
+    return value if len(text) <= max(most, 0) else text[: max(most - len(end), 0)] + end
 
 
-def _truncatewords(value: Any, words: Any = 15, ellipsis: Any = "...") -> str:
-    text, most = _text(value), max(_integer(words), 1)
-    parts = text.split(None, most)
-    return text if len(parts) <= most else " ".join(parts[:most]) + _text(ellipsis)
+def _truncatewords(value: Any, words: Any = None, ellipsis: Any = None) -> str:
+    """The first words; the ellipsis follows even if there are no more of them (LiquidJS)."""
+    parts, end = re.split(r"\s+", _text(value).lstrip()), "..." if ellipsis is None else ellipsis
+    most = 15 if words is None else max(_integer(words), 1)
+    return " ".join(parts[:most]) + (_text(end) if len(parts) >= most else "")
 
 
-def _pluralize(value: Any, singular: Any, plural: Any = None) -> str:
+def _stripping(function: Callable[..., str]) -> Callable[..., str]:
+    """Make a filter that takes white space, or given characters, off a text's ends."""
+    return lambda value, characters=None: function(_text(value), _text(characters) or None)
+
+
+def _extending(first: int, second: int) -> Callable[..., str]:
+    """Make a filter of two texts, the only kind whose arguments are counted (LiquidJS)."""
+
+    def apply(*texts: Any) -> str:
+        if len(texts) != 2:
+            raise ValueError("expect 2 arguments")
+        return _text(texts[first]) + _text(texts[second])
+
+    return apply
+
+
+def _pluralize(value: Any, singular: Any = "", plural: Any = None) -> str:
     """The number with the word that goes with it: `3 | pluralize: "item", "items"` (docs)."""
     many = _text(singular) + "s" if plural is None else _text(plural)
     return f"{_text(value)} {_text(singular) if _number(value) == 1 else many}"
 
 
-def _sentence(value: Any, connector: Any = "and") -> str:
-    words = [_text(item) for item in _items(value)]
+def _sentence(value: Any, connector: Any = "and") -> Any:
+    items = _items(value)
+    words = [_joined(item) for item in items]
+    if len(words) < 2:
+        return items[0] if items else ""
     if len(words) < 3:
         return f" {_text(connector)} ".join(words)
     return f"{', '.join(words[:-1])}, {_text(connector)} {words[-1]}"
+
+
+#: What becomes a dash, by the mode of `slugify` (LiquidJS); marks belong to their letters.
+_SLUG_GAPS = {
+    "default": re.compile(r"(?:[\W_](?<![\u0300-\u036f]))+"),
+    "raw": re.compile(r"\s+"),
+    "pretty": re.compile(r"[^\w.~!$&'()+,;=@]+"),
+    "ascii": re.compile(r"[^A-Za-z0-9]+"),
+}
+
+
+def _slugify(value: Any, mode: Any = "default", cased: Any = False) -> str:
+    gaps, text = _SLUG_GAPS.get(mode) if isinstance(mode, str) else None, _text(value)
+    if gaps:
+        text = re.sub("^-|-$", "", gaps.sub("-", text))
+    return text if cased else text.lower()
+
+
+def _url_decoded(text: str) -> str:
+    if re.search("%(?![0-9a-fA-F]{2})", text):
+        raise ValueError("URI malformed")  # JavaScript's text
+    return unquote_plus(text, errors="strict")
 
 
 def _base64(function: Callable[[bytes], bytes]) -> Callable[[Any], str]:
@@ -2665,12 +2862,21 @@ def _base64(function: Callable[[bytes], bytes]) -> Callable[[Any], str]:
     return lambda value: function(_text(value).encode()).decode(errors="replace")
 
 
+def _base64_decoded(text: bytes) -> bytes:
+    """Decode base64; its padding may be missing, but nothing else be in it."""
+    signs = re.sub(rb"[\t\n\f\r ]", b"", text)
+    signs = re.sub(rb"={1,2}\Z", b"", signs) if not len(signs) % 4 else signs
+    if len(signs) % 4 == 1 or re.search(rb"[^A-Za-z0-9+/]", signs):
+        raise ValueError("invalid base64")
+    return base64.b64decode(signs + b"==")
+
+
 def _hashing(algorithm: str) -> Callable[[Any], str]:
     return lambda value: hashlib.new(algorithm, _text(value).encode()).hexdigest()
 
 
-def _signing(algorithm: str) -> Callable[[Any, Any], str]:
-    return lambda value, key: hmac.new(
+def _signing(algorithm: str) -> Callable[..., str]:
+    return lambda value, key="": hmac.new(
         _text(key).encode(), _text(value).encode(), algorithm
     ).hexdigest()
 
@@ -2678,142 +2884,151 @@ def _signing(algorithm: str) -> Callable[[Any, Any], str]:
 # ---- filters: numbers
 
 
-def _calculating(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+def _calculating(function: Callable[..., Any]) -> Callable[..., Any]:
     """Make a filter of a function of two numbers."""
-    return lambda value, other: _as_data(function(_number(value), _number(other)))
+    return lambda value, other=_ABSENT: _as_data(function(_number(value), _operand(other)))
 
 
-def _quotient(left: Any, right: Any) -> Any:
-    """Two whole numbers give a whole number, rounded down."""
+def _operand(value: Any) -> Any:
+    return math.nan if value is _ABSENT else _number(value)
+
+
+def _limiting(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *values: function([_number(value) for value in values])
+
+
+def _quotient(value: Any, other: Any = _ABSENT, whole: Any = False) -> Any:
+    """Exact, unless it is asked to round down; by zero it is infinite (LiquidJS)."""
+    left, right = _number(value), _operand(other)
     if right == 0:
-        raise ValueError("divided by 0")
-    whole = isinstance(left, int) and isinstance(right, int)
-    return left // right if whole else _without_zeros(left / right)
+        return math.copysign(math.inf, left) if left else math.nan
+    exact = left / right
+    return _as_data(math.floor(exact) if _number(whole) and math.isfinite(exact) else exact)
 
 
-def _without_zeros(number: Any) -> Any:
-    """`times` and `divided_by` drop the decimals of a whole number (docs)."""
-    return int(number) if number == int(number) else number
-
-
-def _modulo(left: Any, right: Any) -> Any:
+def _modulo(value: Any, other: Any = _ABSENT) -> Any:
     """Never negative (docs)."""
-    if right == 0:
-        raise ValueError("divided by 0")
-    rest = left % abs(right)
-    return rest + abs(right) if rest < 0 else rest
+    left, right = _number(value), abs(_operand(other))
+    if not right or not math.isfinite(left):
+        return math.nan
+    exact = isinstance(left, int) and isinstance(right, int)
+    return _as_data(left % right if exact else math.fmod(math.fmod(left, right) + right, right))
+
+
+def _to_integer(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def apply(value: Any) -> Any:
+        number = _number(value)
+        return _as_data(function(number)) if math.isfinite(number) else number
+
+    return apply
 
 
 def _round(value: Any, places: Any = 0) -> Any:
-    number, digits = _number(value), max(min(_whole(places), 30), -30)
-    if isinstance(number, int) and digits >= 0:
+    """Half away from zero, by the number as it is written (LiquidJS)."""
+    number, digits = _number(value), _number(places)
+    if not math.isfinite(number) or digits != int(digits) or abs(digits) > 30:
         return number
-    rounded = _rounded(number, digits)
-    return float(rounded) if digits > 0 else int(rounded)
+    scaled = _shifted_by(abs(number), int(digits))
+    if scaled > _MOST_EXACT:
+        return number
+    rounded = _shifted_by(math.floor(scaled + 0.5), -int(digits))
+    return _as_data(-rounded if number < 0 else rounded)
+
+
+def _shifted_by(number: Any, digits: int) -> float:
+    mantissa, _, power = repr(number).partition("e")
+    return float(f"{mantissa}e{int(power or 0) + digits}")
 
 
 def _rounded(number: Any, digits: int) -> Any:
     """A number rounded half away from zero, as a Decimal."""
     from decimal import ROUND_HALF_UP, Decimal
 
-    return Decimal(number).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP)
+    return _exact(number).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP)
 
 
 # ---- filters: arrays
 
-
-def _property(item: Any, key: Any) -> Any:
-    """Ruby's `item[key]`, which is what the filters with a property ask for.
-
-    Raises TypeError where Ruby does: a number has no property named by a text.
-    """
-    if isinstance(item, dict):
-        return item.get(key) if isinstance(key, (str, int)) else None
-    if isinstance(item, str):
-        return key if isinstance(key, str) and key in item else None
-    if isinstance(item, int) and not isinstance(item, bool):
-        if not _is_number(key):
-            raise TypeError(f"cannot select the property '{_text(key)}'")
-        return item >> min(abs(int(key)), _WIDEST_NUMBER) & 1
-    return None
+_KEY = re.compile(r"""[^\s.\[\]"']+""")
 
 
-def _judged(value: Any, key: Any, target: Any) -> Optional[List[Tuple[Any, bool]]]:
-    """The items, each with whether its property is `target` (or just set, without one).
-
-    None if some have no properties at all, in which case the filters give nil.
-    """
-    items = _items(value)
-    if key is None:
-        return []
-    if any(item is None or isinstance(item, (bool, float)) for item in items):
-        return None
-    found = [_property(item, key) for item in items]
-    if target is None:
-        return [(item, _truthy(part)) for item, part in zip(items, found)]
-    return [(item, _equal(part, target)) for item, part in zip(items, found)]
+def _names_in(key: Any) -> List[str]:
+    """The names in a path given as text, such as `a.b` or `a["b"]`."""
+    return _KEY.findall(_text(key))
 
 
-def _judging(answer: Callable[[List[Tuple[Any, bool]]], Any]) -> Callable[..., Any]:
+def _judging(answer: Callable[[Any], Any]) -> Callable[..., Any]:
     """Make a filter such as `where: key` or `where: key, target`."""
 
-    def apply(value: Any, key: Any, target: Any = None) -> Any:
-        judged = _judged(value, key, target)
-        return None if judged is None else answer(judged)
+    def apply(state: _Render, value: Any, key: Any = "", target: Any = None) -> Any:
+        path, judged = _names_in(key), []
+        for item in _items(value):
+            found = _reached(item, path)
+            hit = _truthy(found) if target is None else _equal(state, found, target)
+            judged.append((item, hit))
+        return answer(judged)
 
     return apply
 
 
 def _hits(judged: Iterable[Tuple[Any, Any]]) -> List[Any]:
-    return [item for item, hit in judged if _truthy(hit)]
+    return [item for item, hit in judged if hit is True]
 
 
 def _misses(judged: Iterable[Tuple[Any, Any]]) -> List[Any]:
-    return [item for item, hit in judged if not _truthy(hit)]
+    return [item for item, hit in judged if hit is False]
 
 
 def _first_hit(judged: Iterable[Tuple[Any, Any]]) -> Any:
-    return _first(_hits(judged))
+    return next((item for item, hit in judged if hit), None)
 
 
 def _index_of_hit(judged: Iterable[Tuple[Any, Any]]) -> Any:
     return next((index for index, (_, hit) in enumerate(judged) if hit), None)
 
 
-def _evaluating(answer: Callable[[List[Tuple[Any, Any]]], Any]) -> Callable[..., Any]:
+def _any_hit(judged: Iterable[Tuple[Any, Any]]) -> bool:
+    return any(hit for _, hit in judged)
+
+
+def _evaluating(
+    answer: Callable[[List[Tuple[Any, Any]]], Any], items: Callable[[Any], List[Any]] = _items
+) -> Callable[..., Any]:
     """Make a filter such as `where_exp: "item", "item.price > 10"`."""
 
-    def apply(state: _Render, value: Any, name: Any, expression: Any) -> Any:
-        return answer(_evaluated(state, value, _text(name), _text(expression)))
+    def apply(state: _Render, value: Any, name: Any = "", expression: Any = "") -> Any:
+        return answer(_evaluated(state, items(value), _text(name), _text(expression)))
 
     return apply
 
 
-def _evaluated(state: _Render, value: Any, name: str, expression: str) -> List[Tuple[Any, Any]]:
+def _evaluated(
+    state: _Render, items: List[Any], name: str, expression: str
+) -> List[Tuple[Any, Any]]:
     """The items, each with the value of an expression given as text, in which it is `name`."""
-    items, locals = _items(value), (*state.loops, name)
-    markup = _Markup(expression, locals=locals)
+    markup = _Markup(expression, locals=(*state.loops, name))
+    cost = len(markup.lexemes)
+    state.spend(cost)
     read = markup.filtered()
-    if not markup.at_end():
-        markup = _Markup(expression, locals=locals)
-        read = markup.condition()
     markup.end()
     outer = state.loops
+    state.loops = {**outer}
+    pairs = []
     try:
-        return [(item, _with_item(state, outer, name, item, read)) for item in items]
+        for item in items:
+            state.spend(cost)
+            state.loops[name] = item
+            pairs.append((item, read(state)))
     finally:
         state.loops = outer
-
-
-def _with_item(state: _Render, outer: Dict[str, Any], name: str, item: Any, read: _Read) -> Any:
-    state.iterate()
-    state.loops = {**outer, name: item}
-    return read(state)
+    return pairs
 
 
 def _identity(value: Any) -> Any:
     """Something hashable that is the same for the same values only."""
-    return _json(value) if isinstance(value, (list, dict)) else (value.__class__, value)
+    if isinstance(value, (list, dict)):
+        return (list, id(value))
+    return (isinstance(value, bool), value)
 
 
 def _grouped(pairs: Iterable[Tuple[Any, Any]]) -> List[Any]:
@@ -2824,48 +3039,76 @@ def _grouped(pairs: Iterable[Tuple[Any, Any]]) -> List[Any]:
     return list(groups.values())
 
 
-def _compact(value: Any, key: Any = None) -> List[Any]:
-    items = _items(value)
-    return [item for item in items if (item if key is None else _property(item, key)) is not None]
+def _group_by(value: Any, key: Any = "") -> List[Any]:
+    path = _names_in(key)
+    return _grouped([(item, _reached(item, path)) for item in _loopable(value)])
 
 
-def _uniq(value: Any, key: Any = None) -> List[Any]:
+def _map(value: Any, key: Any = "") -> List[Any]:
+    path = _text(key).split(".")
+    return [_reached(item, path) for item in _items(value)]
+
+
+def _uniq(value: Any) -> List[Any]:
     seen: Dict[Any, Any] = {}
     for item in _items(value):
-        seen.setdefault(_identity(item if key is None else _property(item, key)), item)
+        seen.setdefault(_identity(item), item)
     return list(seen.values())
 
 
-def _sorting(order: Callable[[Any], Any], moves_nil: bool) -> Callable[..., List[Any]]:
+def _sorting(
+    order: Callable[[List[Any]], Callable[[Any], Any]], moves_nil: bool
+) -> Callable[..., List[Any]]:
     """Make a filter that sorts by a property.
 
     The items without it come last, or keep all others from moving, as `sort` has it (docs).
     """
 
-    def apply(value: Any, key: Any = None) -> List[Any]:
+    def apply(state: _Render, value: Any, key: Any = None) -> List[Any]:
         items = _items(value)
-        found = [(item if key is None else _property(item, key), item) for item in items]
-        known = [pair for pair in found if pair[0] is not None]
+        parts = _map(items, key) if key else items
+        known = [(part, item) for part, item in zip(parts, items) if part is not None]
         if len(known) < len(items) and not moves_nil:
             return items
-        known.sort(key=lambda pair: order(pair[0]))
-        return [item for _, item in known] + [item for part, item in found if part is None]
+        key_of = order([part for part, _ in known])
+        state.spend(len(known) * (20 if key_of is _Sortable else 2))
+        known.sort(key=lambda pair: key_of(pair[0]))
+        return [item for _, item in known] + [it for p, it in zip(parts, items) if p is None]
 
     return apply
 
 
-def _join(value: Any, separator: Any = " ") -> str:
-    texts, between = [_text(item) for item in _items(value)], _text(separator)
+class _Sortable:
+    """A value in JavaScript's order, in which what can't be compared stays where it is."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __lt__(self, other: Any) -> bool:
+        left, right = [
+            _joined(it) if isinstance(it, (list, dict)) else it for it in (self.value, other.value)
+        ]
+        if isinstance(left, str) and isinstance(right, str):
+            return left < right
+        return bool(_number(left, math.nan) < _number(right, math.nan))
+
+
+def _natural(parts: List[Any]) -> Callable[[Any], Any]:
+    """The order of values: their own, if all are texts or all are numbers."""
+    alike = {str if isinstance(part, str) else _is_number(part) for part in parts}
+    return _Sortable if False in alike or len(alike) > 1 else lambda part: part
+
+
+def _caseless(_: List[Any]) -> Callable[[Any], Any]:
+    return lambda part: _joined(part).lower()
+
+
+def _join(value: Any, separator: Any = None) -> str:
+    texts = [_joined(item) for item in _items(value)]
+    between = " " if separator is None else _text(separator)
     if len(texts) * len(between) > _LONGEST_TEXT:
         raise ValueError("the text grows too large")
     return between.join(texts)
-
-
-def _concat(value: Any, more: Any) -> List[Any]:
-    """Two lists in one; an object counts as a list of one (docs)."""
-    if not isinstance(more, (list, range, dict)):
-        raise TypeError("requires an array argument")
-    return _checked(_items(value) + _items(more))
 
 
 def _checked(values: List[Any]) -> List[Any]:
@@ -2876,63 +3119,153 @@ def _checked(values: List[Any]) -> List[Any]:
 
 
 def _sum(value: Any, key: Any = None) -> Any:
-    items = _items(value)
-    return _as_data(sum(_number(item if key is None else _property(item, key)) for item in items))
+    return _as_data(sum([_number(it) for it in (_map(value, key) if key else _items(value))]))
 
 
 # ---- filters: dates
 
-#: Texts that `date` understands beside Unix seconds, "now" and ISO 8601.
-_WORDED_DATES = (
-    *("%B %d, %Y", "%b %d, %Y", "%d %B %Y", "%d %b %Y", "%Y/%m/%d", "%m/%d/%Y"),
-    *("%a, %d %b %Y %H:%M:%S %z", "%a, %d %b %Y %H:%M:%S GMT", "%d %b %Y %H:%M:%S %z"),
-    *("%B %d, %Y %H:%M", "%B %d, %Y %H:%M:%S", "%b %d, %Y %H:%M", "%b %d, %Y %H:%M:%S"),
-)
 _ISO_MOMENT = re.compile(
-    r"(\d{4})-(\d\d)-(\d\d)(?:[T ](\d\d):(\d\d)(?::(\d\d)(?:\.(\d{1,9}))?)?)?"
-    r"\s{0,3}(Z|UTC|[+-]\d\d:?\d\d)?\Z"
+    r"([0-9]{4})-([0-9]{2})-([0-9]{2})(?:[Tt ]([0-9]{2}):([0-9]{2})"
+    r"(?::([0-9]{2}(?:\.[0-9]{1,9})?))?)?\s{0,3}(Z|z|UTC|[+-][0-9]{2}:?[0-9]{2})?\Z"
 )
+_WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+_MONTHS = (
+    *("January", "February", "March", "April", "May", "June"),
+    *("July", "August", "September", "October", "November", "December"),
+)
+#: Hours from UTC of the zones that JavaScript knows by name.
+_ZONE_WORDS = {
+    "utc": 0, "ut": 0, "gmt": 0, "z": 0, "est": -5, "edt": -4, "cst": -6, "cdt": -5,
+    "mst": -7, "mdt": -6, "pst": -8, "pdt": -7,
+}  # fmt: skip
 
 
 def _moment(state: _Render, value: Any) -> Optional[datetime]:
-    """The time a value means; in UTC unless it says otherwise, None if it means none."""
+    """The time a value means, in UTC; None if it means none."""
     state.spend(50)
-    if _is_number(value):
-        return moment_of(value)
-    if not isinstance(value, str) or not value or len(value) > 60:
-        return None
     if value in ("now", "today"):
-        return moment_of(state.now)
-    if value.isdigit():
-        return moment_of(_integer(value))
-    return _iso_moment(value) or _worded_moment(value)
+        value = state.now
+    if isinstance(value, bool):
+        value = value / 1000
+    if isinstance(value, (str, list)):
+        text = _joined(value)
+        seconds = float(text) if re.fullmatch("[0-9]{1,20}", text) else _written_seconds(text)
+        return None if seconds is None else _utc(seconds)
+    return _utc(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
-def _iso_moment(text: str) -> Optional[datetime]:
+def _utc(seconds: float) -> datetime:
+    return moment_of(math.floor(seconds * 1000) / 1000)
+
+
+def _iso_seconds(text: str) -> Optional[float]:
+    """Unix seconds of a date in ISO 8601, in UTC unless it says otherwise; None if it is none."""
     match = _ISO_MOMENT.match(text)
     if match is None:
         return None
-    *parts, fraction, zone = match.groups()
-    numbers = [int(part or 0) for part in parts]
-    micro = int((fraction or "").ljust(6, "0")[:6])
-    year, month, day, hour, minute, second = numbers
-    return datetime(year, month, day, hour, minute, second, micro, _offset(zone or "Z"))
+    year, month, day, hour, minute, second, zone = match.groups()
+    seconds = _seconds(
+        int(year), int(month), int(day), int(hour or 0), int(minute or 0), float(second or 0)
+    )
+    if seconds is None or not zone or zone[0] in "ZzU":
+        return seconds
+    return seconds - (1 if zone[0] == "+" else -1) * (int(zone[1:3]) * 60 + int(zone[-2:])) * 60
 
 
-def _worded_moment(text: str) -> Optional[datetime]:
-    for pattern in _WORDED_DATES:
-        try:
-            moment = datetime.strptime(text, pattern)
-        except ValueError:
-            continue
-        return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
-    return None
+def _seconds(
+    year: int, month: int, day: int, hour: int, minute: int, second: float
+) -> Optional[float]:
+    """Unix seconds; None if there is no such time. A day too many is the next month's first."""
+    if not (0 < month < 13 and 0 < day < 32 and 0 < year < 10000 and minute < 60 > second):
+        return None
+    if hour > 24 or (hour == 24 and (minute or second)):
+        return None
+    days = datetime(year, month, 1).toordinal() - _EPOCH.toordinal() + day - 1
+    return days * 86400 + hour * 3600 + minute * 60 + second
+
+
+def _written_seconds(text: str) -> Optional[float]:
+    """Read a date as JavaScript's `Date` does: ISO 8601, and nearly anything in English."""
+    if len(text) > 100:
+        return None
+    seconds = _iso_seconds(text.strip())
+    return _WrittenDate(text).seconds() if seconds is None else seconds
+
+
+class _WrittenDate:
+    """A date in words, read from left to right by the rules of V8's own parser."""
+
+    def __init__(self, text: str) -> None:
+        self.days: List[int] = []
+        self.times: List[float] = []
+        self.month = self.half = 0
+        self.zone: Optional[int] = None
+        self.is_date = True
+        self._rest = text.lower()
+        while self._rest and self.is_date:
+            self._step()
+
+    def seconds(self) -> Optional[float]:
+        """Give the Unix seconds; None if the text is no date."""
+        if not self.is_date or not 0 < len(self.days) < 4:
+            return None
+        first, second, third = (*self.days, 1, 1)[:3]
+        if self.month:
+            day, year = (first, second) if 0 < first < 32 else (second, first)
+            month = self.month
+        else:
+            monthly = 0 < first < 32
+            month, day, year = (first, second, third) if monthly else (second, third, first)
+        year += 2000 if year < 50 else 1900 if year < 100 else 0
+        hour, minute, rest = (*self.times, 0, 0, 0)[:3]
+        if self.half:
+            hour = hour % 12 + self.half - 1 if 0 < hour < 13 or not hour else 99
+        seconds = _seconds(year, month, day, int(hour), int(minute), rest)
+        return None if seconds is None else seconds - (self.zone or 0) * 60
+
+    def _taken(self, pattern: str) -> Optional[Match[str]]:
+        match = re.match(pattern, self._rest)
+        self._rest = self._rest[match.end() :] if match else self._rest
+        return match
+
+    def _step(self) -> None:
+        begun = bool(self.days or self.times)
+        time = self._taken(
+            r"([0-9]{1,9}):([0-9]{1,9})(?::([0-9]{1,9}(?:\.[0-9]{1,9})?))?(?=[\sz+-]|$)"
+        )
+        if time:
+            self.is_date = not self.times
+            self.times = [float(part or 0) for part in time.groups()]
+        elif found := self._taken(r"([0-9]{1,9})-?"):
+            self.days.append(int(found[1]))
+        elif found := self._taken(r"([^\x00-@\s]+)"):
+            self._word(found[1], begun)
+        elif (self.times or self.zone == 0) and (
+            found := self._taken(r"([+-])([0-9]{1,2}):?([0-9]{2})?(?![0-9])")
+        ):
+            minutes = int(found[2]) * 60 + int(found[3] or 0)
+            self.zone = -minutes if found[1] == "-" else minutes
+        elif not self._taken(r"\([^()]*\)?|\s+"):
+            self.is_date = not (begun and self._rest[0] in "+-)")
+            self._rest = self._rest[1:]
+
+    def _word(self, word: str, begun: bool) -> None:
+        if word[:3] in _MONTH_NUMBERS:
+            self.month = _MONTH_NUMBERS[word[:3]]
+            self._taken("-")
+        elif word in ("am", "pm") and self.times:
+            self.half = 1 if word == "am" else 13
+        elif word in _ZONE_WORDS and begun:
+            self.zone = _ZONE_WORDS[word] * 60
+        else:  # before the date, anything may stand
+            self.is_date = not begun and not self._rest[:1].isdigit()
+
+
+_MONTH_NUMBERS = {name[:3].lower(): number for number, name in enumerate(_MONTHS, 1)}
 
 
 def _offset(text: str) -> timezone:
-    """A zone from `Z`, `UTC` or `-05:00`."""
-    if text in ("Z", "UTC"):
-        return timezone.utc
+    """A zone from `-05:00`."""
     minutes = int(text[1:3]) * 60 + int(text[-2:])
     return timezone(timedelta(minutes=-minutes if text[0] == "-" else minutes))
 
@@ -2957,13 +3290,6 @@ def _named_zone(name: str) -> Any:
         raise LiquidError(f"unknown time zone '{name}'") from None
 
 
-_WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-_MONTHS = (
-    *("January", "February", "March", "April", "May", "June"),
-    *("July", "August", "September", "October", "November", "December"),
-)
-
-
 def _ordinal(number: int) -> str:
     if number % 100 in (11, 12, 13):
         return "th"
@@ -2976,18 +3302,22 @@ def _utc_offset(moment: datetime, colon: str = "") -> str:
     return f"{'-' if minutes < 0 else '+'}{hours:02d}{colon}{rest:02d}"
 
 
+def _zone_name(moment: datetime) -> str:
+    name = moment.tzname() or ""
+    return _utc_offset(moment) if name[:3] == "UTC" and name != "UTC" else name
+
+
 #: Directives of a date format: the value, and the width and padding it gets by default.
 _DIRECTIVES: Dict[str, Tuple[Callable[[datetime], Any], int, str]] = {
     "a": (lambda t: _WEEKDAYS[t.weekday()][:3], 0, " "),
     "A": (lambda t: _WEEKDAYS[t.weekday()], 0, " "),
     "b": (lambda t: _MONTHS[t.month - 1][:3], 0, " "),
     "B": (lambda t: _MONTHS[t.month - 1], 0, " "),
+    "c": (lambda t: f"{_american(t)}, {_clock(t)}", 0, " "),
     "C": (lambda t: t.year // 100, 2, "0"),
     "d": (lambda t: t.day, 2, "0"),
     "e": (lambda t: t.day, 2, " "),
-    "g": (lambda t: t.isocalendar()[0] % 100, 2, "0"),
-    "G": (lambda t: t.isocalendar()[0], 4, "0"),
-    "h": (lambda t: _MONTHS[t.month - 1][:3], 0, " "),
+    "h": (lambda t: _MONTHS[t.month - 1][:3], 0, "0"),
     "H": (lambda t: t.hour, 2, "0"),
     "I": (lambda t: t.hour % 12 or 12, 2, "0"),
     "j": (lambda t: t.timetuple().tm_yday, 3, "0"),
@@ -2996,53 +3326,51 @@ _DIRECTIVES: Dict[str, Tuple[Callable[[datetime], Any], int, str]] = {
     "L": (lambda t: t.microsecond // 1000, 3, "0"),
     "m": (lambda t: t.month, 2, "0"),
     "M": (lambda t: t.minute, 2, "0"),
-    "n": (lambda t: "\n", 0, " "),
-    "N": (lambda t: t.microsecond * 1000, 9, "0"),
+    "n": (lambda t: "\n", 0, "0"),
     "p": (lambda t: "AM" if t.hour < 12 else "PM", 0, " "),
     "P": (lambda t: "am" if t.hour < 12 else "pm", 0, " "),
-    "q": (lambda t: _ordinal(t.day), 0, " "),
+    "q": (lambda t: _ordinal(t.day), 0, "0"),
     "s": (lambda t: math.floor(t.timestamp()), 0, "0"),
     "S": (lambda t: t.second, 2, "0"),
-    "t": (lambda t: "\t", 0, " "),
-    "u": (lambda t: t.isoweekday(), 1, "0"),
+    "t": (lambda t: "\t", 0, "0"),
+    "u": (lambda t: t.isoweekday(), 0, "0"),
     "U": (lambda t: (t.timetuple().tm_yday + 6 - t.isoweekday() % 7) // 7, 2, "0"),
-    "V": (lambda t: t.isocalendar()[1], 2, "0"),
-    "w": (lambda t: t.isoweekday() % 7, 1, "0"),
+    "w": (lambda t: t.isoweekday() % 7, 0, "0"),
     "W": (lambda t: (t.timetuple().tm_yday + 6 - t.weekday()) // 7, 2, "0"),
+    "x": (lambda t: _american(t), 0, "0"),
+    "X": (lambda t: _clock(t), 0, "0"),
     "y": (lambda t: t.year % 100, 2, "0"),
     "Y": (lambda t: t.year, 4, "0"),
     "z": (_utc_offset, 0, "0"),
-    ":z": (lambda t: _utc_offset(t, ":"), 0, "0"),
-    "Z": (lambda t: t.tzname(), 0, " "),
-    "%": (lambda t: "%", 0, " "),
+    "Z": (_zone_name, 0, "0"),
+    "%": (lambda t: "%", 0, "0"),
 }
-#: Directives that stand for several others.
-_LONG_DIRECTIVES = {
-    "c": "%a %b %e %H:%M:%S %Y",
-    "D": "%m/%d/%y",
-    "F": "%Y-%m-%d",
-    "r": "%I:%M:%S %p",
-    "R": "%H:%M",
-    "T": "%H:%M:%S",
-    "v": "%e-%^b-%Y",
-    "x": "%m/%d/%y",
-    "X": "%H:%M:%S",
-    "+": "%a %b %e %H:%M:%S %Z %Y",
-}
-_DIRECTIVE = re.compile(r"%([-0^_#]*)(\d{0,2})(:?[a-zA-Z%+])")
+_DIRECTIVE = re.compile(r"%([-_0^#:]*)(\d{0,9})[EO]?(.)")
 
 
-def _formatted(moment: datetime, pattern: str) -> str:
-    """A time in a format like Ruby's strftime, in English wherever we run."""
+def _american(moment: datetime) -> str:
+    return f"{moment.month}/{moment.day}/{moment.year}"
 
-    def part(match: Any) -> str:
+
+def _clock(moment: datetime) -> str:
+    half = "AM" if moment.hour < 12 else "PM"
+    return f"{moment.hour % 12 or 12}:{moment.minute:02d}:{moment.second:02d} {half}"
+
+
+def _formatted(state: _Render, moment: datetime, pattern: str) -> str:
+    """A time in a format as LiquidJS's strftime writes it, in English."""
+
+    def part(match: Match[str]) -> str:
         flags, width, letter = match.groups()
-        if letter in _LONG_DIRECTIVES:
-            return _formatted(moment, _LONG_DIRECTIVES[letter])
+        state.spend(5 + int(width or 0))
+        if letter == "N":  # to the millisecond, as JavaScript's dates go
+            digits = f"{moment.microsecond // 1000:03d}"[: int(width or 9)]
+            return digits.ljust(int(width or 9), "0")
         if letter not in _DIRECTIVES:
-            return str(match.group())
+            return match[0]
         function, usual, padding = _DIRECTIVES[letter]
-        return _padded(str(function(moment)), flags, int(width or usual), padding)
+        text = _utc_offset(moment, ":") if letter == "z" and ":" in flags else function(moment)
+        return _padded(str(text), flags, int(width or usual), padding)
 
     return _DIRECTIVE.sub(part, pattern)
 
@@ -3050,22 +3378,26 @@ def _formatted(moment: datetime, pattern: str) -> str:
 def _padded(text: str, flags: str, width: int, padding: str) -> str:
     if "^" in flags:
         text = text.upper()
-    if "#" in flags:
-        text = text.swapcase()
+    elif "#" in flags:
+        text = text.upper() if any("a" <= sign <= "z" for sign in text) else text.lower()
     if "-" in flags:
         return text
-    fill = "0" if "0" in flags else " " if "_" in flags else padding
+    fill = " " if "_" in flags else "0" if "0" in flags else padding
+    if fill == "0" and text[:1] == "-":
+        return "-" + text[1:].rjust(width - 1, "0")
     return text.rjust(width, fill)
 
 
-def _date_filter(state: _Render, value: Any, pattern: Any, zone: Any = None) -> Any:
+_USUAL_DATE = "%A, %B %-e, %Y at %-l:%M %P %z"
+
+
+def _date_filter(state: _Render, value: Any, pattern: Any = None, zone: Any = None) -> Any:
     """A time in a format, in a time zone; what is no time stays as it is."""
     moment = _moment(state, value)
-    pattern = _text(pattern)
-    if moment is None or not pattern:
+    if moment is None:
         return value
-    state.spend(len(pattern))
-    return _formatted(moment if zone is None else moment.astimezone(_zone(zone)), pattern)
+    moment = moment if zone is None else moment.astimezone(_zone(zone))
+    return _formatted(state, moment, _USUAL_DATE if pattern is None else _text(pattern))
 
 
 def _date_as(plain: str, british: str, american: str) -> Callable[..., Any]:
@@ -3081,11 +3413,11 @@ def _date_as(plain: str, british: str, american: str) -> Callable[..., Any]:
 def _shifting(unit: str, sign: int) -> Callable[..., Any]:
     """Make `add_day` and the like: a time in, Unix seconds out."""
 
-    def apply(state: _Render, value: Any, count: Any) -> Any:
+    def apply(state: _Render, value: Any, count: Any = 0) -> Any:
         moment = _moment(state, value)
         if moment is None:
             return value
-        return math.floor(_shifted(moment, unit, sign * _whole(count)).timestamp())
+        return math.floor(_shifted(moment, unit, sign * _integer(count)).timestamp())
 
     return apply
 
@@ -3099,10 +3431,12 @@ def _shifted(moment: datetime, unit: str, count: int) -> datetime:
     return first.replace(day=min(moment.day, (following - timedelta(days=1)).day))
 
 
-def _timezone(state: _Render, value: Any, zone: Any) -> Any:
-    """Legacy: the same time elsewhere, for `date` to format."""
+def _timezone(state: _Render, value: Any, zone: Any = "") -> Any:
+    """Legacy: the same time elsewhere, for `date` to format as if it were in UTC."""
     moment = _moment(state, value)
-    return value if moment is None else moment.astimezone(_zone(zone)).isoformat()
+    if moment is None:
+        return value
+    return moment.astimezone(_zone(zone)).replace(tzinfo=None).isoformat()
 
 
 _TIME_UNITS = ("second", "minute", "hour", "day", "week", "month", "year")
@@ -3114,71 +3448,98 @@ _TIME_UNITS = ("second", "minute", "hour", "day", "week", "month", "year")
 def _default(value: Any, fallback: Any = "", *, allow_false: Any = False) -> Any:
     if value is False:
         return value if _truthy(allow_false) else fallback
-    return fallback if value is None or value is _EMPTY or _is_empty(value) else value
+    nothing = value is None or value.__class__ is _Special or (value in ("", []))
+    return fallback if nothing else value
 
 
 #: Filters by name. The first parameter is the value (after `state`, for those that need the
 #: rendering); the others are the filter's arguments, and those after `*` its options.
 LIQUID_FILTERS: Dict[str, Callable[..., Any]] = {
-    "abs": lambda value: _as_data(abs(_number(value))),
-    "append": lambda value, more: _text(value) + _text(more),
-    "at_least": _calculating(max),
-    "at_most": _calculating(min),
-    "base64_decode": _base64(base64.b64decode),
+    "abs": lambda value: abs(_number(value)),
+    "append": _extending(0, 1),
+    "array_to_sentence_string": _sentence,
+    "at_least": _limiting(max),
+    "at_most": _limiting(min),
+    "base64_decode": lambda value: _base64_decoded(_text(value).encode()).decode(errors="replace"),
     "base64_encode": _base64(base64.b64encode),
-    "base64_url_safe_decode": _base64(base64.urlsafe_b64decode),
-    "base64_url_safe_encode": _base64(base64.urlsafe_b64encode),
-    "capitalize": _on_text(str.capitalize),
-    "ceil": lambda value: math.ceil(_number(value)),
-    "compact": _compact,
-    "concat": _concat,
+    "capitalize": _on_text(lambda text: text[:1].upper() + text[1:].lower()),
+    "ceil": _to_integer(math.ceil),
+    "cgi_escape": _on_text(lambda text: quote_plus(text)),
+    "compact": lambda value: [item for item in _items(value) if item is not None],
+    "concat": lambda value, more=None: _checked(_items(value) + _items(more)),
     "date": _date_filter,
+    "date_to_long_string": _date_as("%d %B %Y", "%-d%q %B %Y", "%B %-d%q, %Y"),
+    "date_to_rfc822": _date_as(*["%a, %d %b %Y %H:%M:%S %z"] * 3),
+    "date_to_string": _date_as("%d %b %Y", "%-d%q %b %Y", "%b %-d%q, %Y"),
+    "date_to_xmlschema": _date_as(*["%Y-%m-%dT%H:%M:%S%:z"] * 3),
     "default": _default,
-    "divided_by": _calculating(_quotient),
+    "divided_by": _quotient,
     "downcase": _on_text(str.lower),
     "escape": _on_text(_escape),
     "escape_once": _on_text(_escape_once),
     "find": _judging(_first_hit),
+    "find_exp": _evaluating(_first_hit),
     "find_index": _judging(_index_of_hit),
+    "find_index_exp": _evaluating(_index_of_hit),
     "first": _first,
-    "floor": lambda value: math.floor(_number(value)),
-    "has": _judging(lambda judged: any(hit for _, hit in judged)),
+    "floor": _to_integer(math.floor),
+    "group_by": _group_by,
+    "group_by_exp": _evaluating(_grouped, _loopable),
+    "has": _judging(_any_hit),
+    "has_exp": _evaluating(_any_hit),
+    "inspect": _json,
     "join": _join,
+    "json": _json,
+    "jsonify": _json,
     "last": _last,
-    "lstrip": _on_text(str.lstrip),
-    "map": lambda value, key: [_property(item, key) for item in _items(value)],
+    "lstrip": _stripping(str.lstrip),
+    "map": _map,
     "minus": _calculating(operator.sub),
-    "modulo": _calculating(_modulo),
+    "modulo": _modulo,
     "newline_to_br": _on_text(lambda text: re.sub(r"\r?\n", "<br />\n", text)),
+    "normalize_whitespace": _on_text(lambda text: re.sub(r"\s+", " ", text)),
+    "number_of_words": _on_text(lambda text: len(text.split())),
     "plus": _calculating(operator.add),
-    "prepend": lambda value, more: _text(more) + _text(value),
+    "pop": lambda value: _items(value)[:-1],
+    "prepend": _extending(1, 0),
+    "push": lambda value, item=None: _checked([*_items(value), item]),
+    "raw": lambda value: value,
     "reject": _judging(_misses),
-    "remove": lambda value, old: _replace(value, old, ""),
-    "remove_first": lambda value, old: _replace(value, old, "", 1),
-    "remove_last": lambda value, old: _replace_last(value, old, ""),
-    "replace": lambda value, old, new="": _replace(value, old, new),
-    "replace_first": lambda value, old, new="": _replace(value, old, new, 1),
+    "reject_exp": _evaluating(_misses),
+    "remove": lambda state, value, old="": _replace(state, value, old),
+    "remove_first": lambda state, value, old="": _replace(state, value, old, "", 1),
+    "remove_last": lambda state, value, old="": _replace_last(state, value, old),
+    "replace": lambda state, value, old="", new="": _replace(state, value, old, new),
+    "replace_first": lambda state, value, old="", new="": _replace(state, value, old, new, 1),
     "replace_last": _replace_last,
     "reverse": lambda value: _items(value)[::-1],
     "round": _round,
-    "rstrip": _on_text(str.rstrip),
+    "rstrip": _stripping(str.rstrip),
+    "shift": lambda value: _items(value)[1:],
     "size": _size,
     "slice": _slice,
-    "sort": _sorting(lambda part: part, moves_nil=False),
-    "sort_natural": _sorting(lambda part: _text(part).lower(), moves_nil=True),
+    "slugify": _slugify,
+    "sort": _sorting(_natural, moves_nil=False),
+    "sort_natural": _sorting(_caseless, moves_nil=True),
     "split": _split,
-    "strip": _on_text(str.strip),
+    "squish": _on_text(lambda text: " ".join(text.split())),
+    "strip": _stripping(str.strip),
     "strip_html": _on_text(_strip_html),
     "strip_newlines": _on_text(lambda text: re.sub(r"\r?\n", "", text)),
     "sum": _sum,
-    "times": _calculating(lambda left, right: _without_zeros(left * right)),
+    "times": _calculating(operator.mul),
+    "to_integer": lambda value: _number(value, math.nan),
     "truncate": _truncate,
     "truncatewords": _truncatewords,
     "uniq": _uniq,
+    "unshift": lambda value, item=None: _checked([item, *_items(value)]),
     "upcase": _on_text(str.upper),
-    "url_decode": _on_text(unquote_plus),
-    "url_encode": _on_text(quote_plus),
+    "uri_escape": _on_text(lambda text: quote(text, safe="!#$&'()*+,-./:;=?@_~[]")),
+    "url_decode": _on_text(_url_decoded),
+    "url_encode": _on_text(lambda text: quote_plus(text, safe="!'()*")),
     "where": _judging(_hits),
+    "where_exp": _evaluating(_hits),
+    "xml_escape": _on_text(_escape),
 }
 
 
@@ -3191,9 +3552,7 @@ _RENDERED_NAMESPACES = frozenset({"snippets"})
 def _rendered(read: _Read) -> _Read:
     def rendered(state: _Render) -> Any:
         value = read(state)
-        if isinstance(value, str) and "{" in value:
-            return state.include(value, dict(state.data))
-        return value
+        return state.include(value, own=True) if isinstance(value, str) and "{" in value else value
 
     return rendered
 
@@ -3218,15 +3577,16 @@ _TAG_ARGUMENT = re.compile(
 )
 
 
-def _host_tag(_: _Parser, token: _Token) -> _Tag:
+def _host_tag(_: _Parser, token: _Token) -> _Node:
     """Parse `name:value` and `name=value`; a value may be unquoted, and hold outputs."""
     values = {match[0] or "value": match[1] for match in _TAG_ARGUMENT.findall(token.text)}
 
     def run(state: _Render) -> None:
         arguments = {name: _argument(state, value) for name, value in values.items()}
+        state.spend(10)
         state.write(_text(_host_answer(state, token.name, arguments)))
 
-    return _Tag(run)
+    return run
 
 
 def _argument(state: _Render, text: str) -> str:
@@ -3240,7 +3600,7 @@ def _host_answer(state: _Render, name: str, arguments: Mapping[str, Any]) -> Any
     return answer(arguments) if callable(answer) else answer
 
 
-def _render_liquid_tag(parser: _Parser, token: _Token) -> _Tag:
+def _render_liquid_tag(parser: _Parser, token: _Token) -> _Node:
     """Parse `render_liquid path`: the text there is a template."""
     markup = parser.markup(token)
     read = markup.filtered()
@@ -3249,7 +3609,7 @@ def _render_liquid_tag(parser: _Parser, token: _Token) -> _Tag:
     def run(state: _Render) -> None:
         state.out.append(state.include(state.text(read(state))))
 
-    return _Tag(run)
+    return run
 
 
 LIQUID_TAGS.update(dict.fromkeys(_HOST_TAGS, _host_tag))
@@ -3317,7 +3677,7 @@ def _digits(number: Any, places: int, locale: _Locale) -> str:
 
 def _format_number(value: Any, locale: Any = "en") -> str:
     number, where = _number(value), _locale(locale)
-    places = min(max(-number.as_tuple().exponent, 0), 3) if not isinstance(number, int) else 0
+    places = min(max(-_exact(number).as_tuple().exponent, 0), 3)
     return ("-" if number < 0 else "") + _digits(abs(number), places, where)
 
 
@@ -3336,52 +3696,29 @@ def _random(state: _Render, value: Any) -> Any:
 
 LIQUID_FILTERS.update(
     {
-        "array_to_sentence_string": _sentence,
         "base64": _base64(base64.b64encode),
-        "cgi_escape": _on_text(quote_plus),
         "contains": _contains,
         "currency": lambda value, locale="en", code="": _money(value, locale, code),
-        "date_to_long_string": _date_as("%d %B %Y", "%-d%q %B %Y", "%B %-d%q, %Y"),
-        "date_to_rfc822": _date_as(*["%a, %d %b %Y %H:%M:%S %z"] * 3),
-        "date_to_string": _date_as("%d %b %Y", "%-d%q %b %Y", "%b %-d%q, %Y"),
-        "date_to_xmlschema": _date_as(*["%Y-%m-%dT%H:%M:%S%:z"] * 3),
-        "find_exp": _evaluating(_first_hit),
         "format_number": _format_number,
         "from_json": lambda value: json.loads(_text(value)),
-        "group_by": lambda value, key: _grouped(
-            [(item, _property(item, key)) for item in _items(value)]
-        ),
-        "group_by_exp": _evaluating(_grouped),
         "hex_base64": _base64(lambda text: base64.b64encode(bytes.fromhex(text.decode()))),
         "hmac_sha1": _signing("sha1"),
         "hmac_sha256": _signing("sha256"),
         "htmlencode": _on_text(_escape),  # legacy
-        "json": _json,
         "json_array_uniq": _uniq,
-        "limit": lambda value, count: _list(value)[: max(_integer(count), 0)],
+        "limit": lambda value, count=0: _items(value)[: max(_integer(count), 0)],
         "md5": _hashing("md5"),
-        "normalize_whitespace": _on_text(lambda text: " ".join(text.split())),
-        "number_of_words": _on_text(lambda text: len(text.split())),
         "pluralize": _pluralize,
-        "pop": lambda value: _list(value)[:-1],
-        "push": lambda value, item: _checked([*_list(value), item]),
         "random": _random,
-        "reject_exp": _evaluating(_misses),
         "rounded_currency": lambda value, locale="en", code="": _money(value, locale, code, 0),
         "sha1": _hashing("sha1"),
         "sha256": _hashing("sha256"),
-        "shift": lambda value: _list(value)[1:],
-        "slugify": _on_text(lambda text: re.sub(r"[\W_]+", "-", text.lower()).strip("-")),
         "timezone": _timezone,  # legacy
         "titlecase": _on_text(
             lambda text: " ".join([word.capitalize() for word in text.split(" ")])
         ),
         "to_json": _json,
-        "unshift": lambda value, item: _checked([item, *_list(value)]),
-        "uri_escape": _on_text(lambda text: quote(text, safe="!#$&'()*+,-./:;=?@_~[]")),
-        "where_exp": _evaluating(_hits),
         "where_not": _judging(_misses),
-        "xml_escape": _on_text(_escape),
         **{f"add_{unit}": _shifting(unit, 1) for unit in _TIME_UNITS},
         **{f"subtract_{unit}": _shifting(unit, -1) for unit in _TIME_UNITS},
     }
@@ -3481,10 +3818,7 @@ def time_meant(text: Optional[str]) -> Optional[float]:
     number = _as_number(text)
     if number is not None:
         return number if abs(number) <= MAX_NUMBER else None
-    with contextlib.suppress(ValueError, OverflowError):
-        moment = _iso_moment(text)
-        return None if moment is None else moment.timestamp()
-    return None
+    return _iso_seconds(text)
 
 
 def _after(have: Optional[str], moment: float) -> bool:

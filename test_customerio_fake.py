@@ -8272,11 +8272,14 @@ class Liquid(LiquidTest):
             ("{{ o.k.x }} {{ o['k'].x }} {{ o[key]['x'] }} {{ ['key'] }}", "deep deep deep k"),
             ("{{ a[0] }}{{ a[-1] }}{{ a[7] }}|{{ a.first }}{{ a.last }}{{ a.size }}", "13|133"),
             ("{{ o.size }} {{ key.size }}", "9 1"),
-            ("{{ a }}|{{ o }}", '123|{"k":{"x":"deep"},"size":9}'),
+            ("{{ a }}|{{ o }}", "123|[object Object]"),
             ("{{ true }} {{ nil }}{{ f }} {{ -3 }} {{ 'x' }}", "true 1.5 -3 x"),
-            ("{{ }}{{-}}{{ blank }}{{ empty }}|", "|"),
-            ("{{ (1..3) }} {{ (1..3) | join: '' }}", "1..3 123"),
+            ("{{ blank }}{{ empty }}|{{ 20.0 }} {{ 1e3 }}{{ a.0 }}{{ 'abc'[1] }}", "|20 1b"),
+            ("{{ (1..3) }} {{ (1..3) | join: '' }} {{ (1.5..3) | join }}", "123 123 1.5 2.5 3.5"),
             ('{{ "a|b" | append: \'"\' }}', 'a|b"'),
+            (r"""{{ "}}\"\n\u0041\101" }}{{ 'it\'s' }}""", "}}\"\nAAit's"),
+            ("{{ a contains 2 and f < 2 }}{{ not f }}{{ 1 == 1 == true }}", "truefalsefalse"),
+            ("{{ 'x' | append: 'y', | upcase: }}", "XY"),
         ]
         self.becomes(rows, data)
 
@@ -8287,7 +8290,7 @@ class Liquid(LiquidTest):
                 ("a {%- if true -%} b {%- endif -%} c", "abc"),
                 ("a \n\t{%- # note -%}\n b", "ab"),
                 ("a {% raw -%} {{ x }} {%- endraw -%} b", "a  {{ x }} b"),
-                ("[{% if true %} \n {% assign x = 1 %} {% endif %}]", "[]"),
+                ("[{% if true %} \n {% assign x = 1 %} {% endif %}]", "[ \n  ]"),
                 ("[{% if true %} {{ '' }} {% endif %}]", "[  ]"),
             ]
         )
@@ -8298,7 +8301,7 @@ class Liquid(LiquidTest):
             ("n == 5.0", True),
             ("n == '5'", False),
             ("n != 5", False),
-            ("n <> 4", True),
+            ("n <> 4", False),  # LiquidJS knows no such sign
             ("1 == true", False),
             ("n > 4 and n < 6", True),
             ("n >= 5 and n <= 5", True),
@@ -8307,7 +8310,12 @@ class Liquid(LiquidTest):
             ("s contains 'b'", True),
             ("a contains 1", True),
             ("a contains true", False),
-            ("o contains 'k'", True),
+            ("o contains 'k'", False),
+            ("not n == 4", True),
+            ("not n > 4 or f", False),
+            ("a == a", True),
+            ("o == o", True),
+            ("s | size", True),
             ("nothing contains 'k'", False),
             ("s < 'abd'", True),
             ("nothing > 1", False),
@@ -8336,6 +8344,9 @@ class Liquid(LiquidTest):
             [
                 ("{% if a %}1{% elsif b %}2{% else %}3{% endif %}", "2"),
                 ("{% unless b %}1{% elsif a %}2{% else %}3{% endunless %}", "3"),
+                ("{% case x %}{% when 3, 3 %}a{% when 3 %}b{% else %}c{% endcase %}", "ab"),
+                ("{% case x %}{% when 4 %}a{% else %}b{% when 3 %}c{% endcase %}", "bc"),
+                ("{% unless b %}1{% else %}2{% else %}3{% elsif b %}4{% endunless %}", "2"),
                 ("{% case x %}{% when 1 or 2 %}a{% when 3, 4 %}b{% else %}c{% endcase %}", "b"),
                 ("{% case x %} not shown {% when 'no' %}a{% else %}c{% endcase %}", "c"),
             ],
@@ -8353,6 +8364,12 @@ class Liquid(LiquidTest):
                     "-{% for i in a offset:continue %}{{ i }}{% endfor %}",
                     "xy-z",
                 ),
+                (
+                    "{% for i in a limit:1 %}{{ i }}{% endfor %}"
+                    "{% for i in a offset:continue, limit:1 reversed %}{{ i }}{% endfor %}",
+                    "xy",
+                ),
+                ("{% for i in a limit:0 %}{{ i }}{% else %}none{% endfor %}", ""),
                 ("{% for i in (2..4) %}{{ i }}{% else %}none{% endfor %}", "234"),
                 ("{% for i in nothing %}{{ i }}{% else %}none{% endfor %}", "none"),
                 ("{% for p in o %}{{ p[0] }}={{ p[1] }}{% endfor %}", "k=1"),
@@ -8373,10 +8390,14 @@ class Liquid(LiquidTest):
                 ),
                 ("{% for i in a %}{% cycle 'o', 'e' %}{% endfor %}", "oeo"),
                 ("{% for i in (1..3) %}{% cycle 'g': i, 9 %}{% endfor %}", "193"),
+                ("{% cycle 'a', 'b', %}{% cycle  'a','b' %}{% cycle 'b', 'a' %}", "abb"),
                 ("{% for i in a %}{% assign i = 1 %}{{ i }}{% endfor %}{{ i }}", "xyz1"),
                 ("{% tablerow i in a cols:2 %}{{ i }}{% endtablerow %}", TABLE),
                 ("{% tablerow i in (1..2) cols:2 %}{% endtablerow %}", FULL_TABLE),
                 ("{% tablerow i in a %}{{ tablerowloop.col_last }} {% endtablerow %}", LAST_COLUMN),
+                ("{% tablerow i in (1..2) cols:0 %}{% endtablerow %}", FULL_TABLE),
+                ("{% tablerow i in (1..2) cols:nil %}{% endtablerow %}", FULL_TABLE),
+                ("{% tablerow i in nothing %}{% endtablerow %}.", "."),
                 ("a{% break %}b", "a"),
             ],
             data,
@@ -8389,14 +8410,10 @@ class Liquid(LiquidTest):
                 ("{% capture x %}{{ 1 }}2{% endcapture %}[{{ x }}]", "[12]"),
                 ("{% increment n %}{% increment n %}{% decrement n %}{{ n }}", "0111"),
                 ("{% assign n = 7 %}{% increment n %}{{ n }}", "07"),
-                ("{% ifchanged %}a{% endifchanged %}{% ifchanged %}a{% endifchanged %}", "a"),
+                ("{% assign x = 1 == 1 %}{{ x }}", "true"),
                 ("{% liquid\n assign x = 2\n if x == 2\n echo x | plus: 1\n endif %}", "3"),
                 ("{% comment %}{% if %}{% endcomment %}.", "."),
-                ("{% comment %}{% comment %}a{% endcomment %}b{% endcomment %}c", "c"),
-                (
-                    "{% doc %} {% if %} {% enddoc %}{% # note %}{% raw %}{{ x }}{% endraw %}",
-                    "{{ x }}",
-                ),
+                ("{% # note %}{% raw %}{{ x }}{% endraw %}", "{{ x }}"),
             ]
         )
 
@@ -8409,8 +8426,10 @@ class Liquid(LiquidTest):
                 ("{{ 'a,b,,' | split: ',' | size }}", "2"),
                 ("{{ ' x ' | strip }}|{{ ' x ' | lstrip }}|{{ ' x ' | rstrip }}", "x|x | x"),
                 ("{{ 'hello' | truncate: 4 }}{{ 'a b c' | truncatewords: 2, '' }}", "h...a b"),
+                ("{{ 'a b ' | truncatewords: 2 }}{{ 'a' | truncatewords: 3 }}", "a b...a"),
+                ("{{ 'abc' | first }}{{ 'abc' | last }}{{ 5 | first }}", "ac"),
                 ("{{ 'hello' | slice: 1, 3 }}{{ 'hello' | slice: '-2', 2 }}", "elllo"),
-                ("{{ '<b>\"x\"</b>' | escape }}", "&lt;b&gt;&quot;x&quot;&lt;/b&gt;"),
+                ("{{ '<b>\"x\"</b>' | escape }}", "&lt;b&gt;&#34;x&#34;&lt;/b&gt;"),
                 ("{{ '1 < 2 &amp; 3' | escape_once }}", "1 &lt; 2 &amp; 3"),
                 ("{{ '<p>a<!-- b -->c</p><script>d</script>' | strip_html }}", "ac"),
                 ("{{ 'a b&c' | url_encode }} {{ 'a+b%26c' | url_decode }}", "a+b%26c a b&c"),
@@ -8436,12 +8455,15 @@ class Liquid(LiquidTest):
     def test_number_filters(self) -> None:
         self.becomes(
             [
-                ("{{ '5' | plus: 2 }} {{ 5 | minus: 2.0 }} {{ 'x' | plus: 1 }}", "7 3.0 1"),
-                ("{{ 0.1 | plus: 0.2 }} {{ 2.5 | times: 2 }}", "0.3 5"),
+                ("{{ '5' | plus: 2 }} {{ 5 | minus: 2.0 }} {{ 'x' | plus: 1 }}", "7 3 1"),
+                ("{{ 0.1 | plus: 0.2 }} {{ 2.5 | times: 2 }}", "0.30000000000000004 5"),
                 (
-                    "{{ 7 | divided_by: 2 }} {{ 7 | divided_by: 2.0 }} {{ 8.0 | divided_by: 2 }}",
-                    "3 3.5 4",
+                    "{{ 7 | divided_by: 2 }} {{ 7 | divided_by: 2, true }} {{ 8 | divided_by: 2 }}",
+                    "3.5 3 4",
                 ),
+                ("{{ 1 | divided_by: 0 }} {{ 0 | divided_by: 0 }}", "Infinity NaN"),
+                ("{{ '9007199254740993' | plus: 0 }} {{ 1e21 | plus: 0 }}", "9007199254740992 0"),
+                ("{{ '1e21' | times: 1.5 }} {{ '1.5e-7' | plus: 0 }}", "1.5e+21 1.5e-7"),
                 ("{{ -7 | modulo: 3 }} {{ 7 | modulo: -3 }}", "2 1"),
                 ("{{ 2.5 | round }} {{ 1.005 | round: 2 }} {{ 1234 | round: -2 }}", "3 1.01 1200"),
                 ("{{ -1.5 | abs }} {{ 1.1 | ceil }} {{ '-1.1' | floor }}", "1.5 2 -2"),
@@ -8509,25 +8531,30 @@ class Liquid(LiquidTest):
         self.becomes(
             [
                 ("{{ 'now' | date: '%Y-%m-%d %H:%M:%S %z %Z' }}", "2017-01-01 12:00:00 +0000 UTC"),
-                ("{{ -1 | date: '%F %T' }}", "1969-12-31 23:59:59"),
-                ("{{ '32536850400' | date: '%F' }}", "3001-01-19"),
+                ("{{ -1 | date: '%Y-%m-%d %H:%M:%S' }}", "1969-12-31 23:59:59"),
+                ("{{ '32536850400' | date: '%Y-%m-%d' }}", "3001-01-19"),
                 ("{{ 1483272000 | date: '%A %-d %B, %l:%M %p' }}", "Sunday 1 January, 12:00 PM"),
                 (
                     "{{ '1483272000' | date: '%e|%_m|%^b|%j|%s|%q|%%' }}",
                     " 1| 1|JAN|001|1483272000|st|%",
                 ),
                 (
-                    "{{ '2024-02-29T10:00:00+02:00' | date: '%F %T %:z' }}",
-                    "2024-02-29 10:00:00 +02:00",
+                    "{{ '2024-02-29T10:00:00+02:00' | date: '%H:%M %:z' }}",
+                    "08:00 +00:00",
                 ),
-                ("{{ 'March 14, 2016' | date: '%D' }}{{ 'soon' | date: '%Y' }}", "03/14/16soon"),
+                (
+                    "{{ 'March 14, 2016' | date: '%D %m/%d' }}{{ 'soon' | date: '%Y' }}",
+                    "%D 03/14soon",
+                ),
+                ("{{ 0.0456 | date: '%3N %-N %::z %+ %L' }}", "045 045000000 +00:00 %+ 045"),
+                ("{{ 0 | date }}", "Thursday, January 1, 1970 at 12:00 am +0000"),
                 ("{{ 1483272000 | date: '%H:%M', 'America/New_York' }}", "07:00"),
                 ("{{ 1483272000 | date: '%H %z', 360 }}", "06 -0600"),
                 ("{{ 1483272000 | date: '%H', '(GMT-11:00) Hawaii' }}", "01"),
                 ("{{ 1483272000 | timezone: 'Asia/Tokyo' | date: '%H' }}", "21"),
                 ("{{ 'now' | date: '%s' | plus: 0 | add_day: 1 | minus: 1483272000 }}", "86400"),
-                ("{{ '2024-01-31' | add_month: 1 | date: '%F' }}", "2024-02-29"),
-                ("{{ '2024-02-29' | subtract_year: 1 | date: '%F' }}", "2023-02-28"),
+                ("{{ '2024-01-31' | add_month: 1 | date: '%Y-%m-%d' }}", "2024-02-29"),
+                ("{{ '2024-02-29' | subtract_year: 1 | date: '%Y-%m-%d' }}", "2023-02-28"),
                 ("{{ 'now' | date_to_string }}, {{ 'now' | date_to_xmlschema }}", DATES),
                 ("{{ 'now' | date_to_long_string: 'ordinal', 'US' }}", "January 1st, 2017"),
             ],
@@ -8541,6 +8568,15 @@ class Liquid(LiquidTest):
                 self.failing(f"{{{{ 0 | date: '%Y', '{zone}' }}}}")
         self.assertIn("48294", self.failing("{{ 1461866400000 | date: '%Y' }}").message)
 
+    def test_dates_in_words_are_read_as_javascript_reads_them(self) -> None:
+        for moment, texts in WRITTEN_DATES.items():
+            for text in texts:
+                with self.subTest(text):
+                    source = f"{{{{ '{text}' | date: '%Y-%m-%d %H:%M:%S' }}}}"
+                    self.assertEqual(render(source), moment)
+        for text in NO_DATES:
+            self.assertEqual(render(f"{{{{ '{text}' | date: '%Y' }}}}"), text)
+
     def test_every_filter_and_tag_is_callable(self) -> None:
         for name, function in LIQUID_FILTERS.items():
             with self.subTest(filter=name):
@@ -8551,14 +8587,32 @@ class Liquid(LiquidTest):
 
 
 TABLE = (
-    '<tr class="row1">\n<td class="col1">x</td><td class="col2">y</td></tr>\n'
-    '<tr class="row2"><td class="col1">z</td></tr>\n'
+    '<tr class="row1"><td class="col1">x</td><td class="col2">y</td></tr>'
+    '<tr class="row2"><td class="col1">z</td></tr>'
 )
-FULL_TABLE = '<tr class="row1">\n<td class="col1"></td><td class="col2"></td></tr>\n'
+FULL_TABLE = '<tr class="row1"><td class="col1"></td><td class="col2"></td></tr>'
 LAST_COLUMN = (
-    '<tr class="row1">\n<td class="col1">false </td><td class="col2">false </td>'
-    '<td class="col3">true </td></tr>\n'
+    '<tr class="row1"><td class="col1">false </td><td class="col2">false </td>'
+    '<td class="col3">true </td></tr>'
 )
+#: What JavaScript's Date makes of texts, in UTC.
+WRITTEN_DATES = {
+    "2021-01-05 00:00:00": (
+        "Jan 5 2021", "2021-1-5", "Tue, 05 Jan 2021", "2021/01/05", "01/05/2021", "05-Jan-2021",
+        "5 January 2021", "5 Jan 21", "2021-01-05T24:00:00+24:00",
+    ),
+    "2021-01-05 15:04:00": (
+        "January 5, 2021 3:04 PM", "Jan 5 2021 15:04 UTC", "15:04 Jan 5 2021", "2021-01-05 15:04",
+        "Tue Jan 05 2021 17:04:00 GMT+0200 (Central European Time)", "Jan 5 2021 10:04 EST",
+        "2021-01-05T15:04:00.999Z", "2021-01-05T09:34-0530",
+    ),
+    "2001-01-05 00:00:00": ("Jan 5", "1/5"),
+    "2021-03-02 00:00:00": ("2021-02-30", "Feb 30 2021"),
+}  # fmt: skip
+NO_DATES = (
+    "soon", "13/13/2021", "Jan 5 2021 3:04PM", "Jan 32 2021", "5 - Jan 2021",
+    "Jan 5 2021 25:00", "Jan 5 2021 10:00,", "Jan 5 2021 today", "2021-01-05T25:00:00Z", "",
+)  # fmt: skip
 DATES = "01 Jan 2017, 2017-01-01T12:00:00+00:00"
 
 
@@ -8576,16 +8630,26 @@ class LiquidErrors(LiquidTest):
             ("{% if %}{% endif %}", "unexpected end of liquid tag", 1, 7),
             ("{{ a | }}", "unexpected end of liquid tag", 1, 8),
             ("{% if a = 1 %}{% endif %}", 'unexpected "="', 1, 9),
-            ("x\n{{ 'a }}", 'unexpected "\'"', 2, 4),
+            ("x\n{{ 'a }}", 'output "{{ \'a }}" not closed', 2, 1),
+            ("{{ }}", "unexpected end of liquid tag", 1, 4),
+            ("{% if a %}{% else if b %}{% endif %}", 'unexpected "if"', 1, 19),
+            ("{% for i in a %}{% else if b %}{% endfor %}", 'unexpected "if"', 1, 25),
+            ("{% if a %}{% else %}{% elsif b %}{% endif %}", 'tag "elsif" not found', 1, 21),
+            (
+                "{% comment %}{{ x {% endcomment %}",
+                'output "{{ x {% endcomment %" not closed',
+                1,
+                14,
+            ),
+            ("{% doc %}{% enddoc %}", 'tag "doc" not found', 1, 1),
+            ("{% cycle %}", "unexpected end of liquid tag", 1, 10),
             ("{{ a b }}", 'unexpected "b"', 1, 6),
             ("{{ a..b }}", 'unexpected ".."', 1, 5),
             ("{% bogus %}", 'tag "bogus" not found', 1, 1),
             ("{% include 'x' %}", 'tag "include" not found', 1, 1),
             ("{{ 'x' | nosuch }}", "undefined filter: nosuch", 1, 10),
-            ("{{ 'x' | append }}", "append: wrong number of arguments", 1, 10),
-            ("{{ 'x' | upcase: loud: 1 }}", "upcase: unknown option", 1, 10),
+            ("{{ 'x' | append }}", "append: expect 2 arguments", 1, 1),
             ("{% liquid\n echo 1\n  bogus %}", 'tag "bogus" not found', 3, 3),
-            ("{% assign a? = 1 %}", 'unexpected "a?"', 1, 10),
             ("{% for i in a what %}{% endfor %}", 'unexpected "what"', 1, 15),
         ]
         for source, message, line, column in rows:
@@ -8595,9 +8659,8 @@ class LiquidErrors(LiquidTest):
 
     def test_failing_filters_name_line_and_column(self) -> None:
         rows = [
-            ("\n {{ 1 | divided_by: 0 }}", "divided_by: divided by 0", 2, 2),
-            ("{% if true %}\n{{ 'x' | slice: 'y' }}{% endif %}", "slice: invalid integer", 2, 1),
-            ("{% for i in (1..2) limit: 'x' %}{% endfor %}", "limit: invalid integer", 1, 1),
+            ("\n {{ 'a' | base64_decode }}", "base64_decode: invalid base64", 2, 2),
+            ("{% if true %}\n{{ '%' | url_decode }}{% endif %}", "url_decode: URI malformed", 2, 1),
             ("{{ '{' | from_json }}", "from_json", 1, 1),
         ]
         for source, message, line, column in rows:
@@ -8682,13 +8745,12 @@ class LiquidRunaways(LiquidTest):
             ("{{ (1..1000000000) | join }}", {}),
             ("{{ (1..1000000000) | json }}", {}),
             ("{{ (1..n) | size }}", {"n": float("inf")}),
-            ("{{ '1' | plus: n }}", {"n": "9" * 100_000}),
             ("{{ " + "9" * 5000 + " }}", {}),
             ("{{ n }}", {"n": 10**5000}),
             ("{{ " + "a[" * 5000 + "1" + "]" * 5000 + " }}", {}),
             ("{{ 1" + " | plus: 1" * 5000 + " }}", {}),
             ("{% if true %}" * 500 + "{% endif %}" * 500, {}),
-            ("{% if 1" + " and 1" * 5000 + " %}{% endif %}", {}),
+            ("{% if 1" + " and 1" * 50_000 + " %}{% endif %}", {}),
             ("{{ a }}", {"a": deep}),
             ("{{ a | json }}", {"a": deep}),
             ("{{ snippets.a }}", {"snippets": {"a": "{{ snippets.a }}"}}),
