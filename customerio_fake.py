@@ -5515,6 +5515,7 @@ class Occasions:
     changed(person, old): attributes are others than `old`, or an identifier is
     happened(event, person): an event of a person
     joined(person, number), left(person, number): manual segments
+    refused(who, args): a write for somebody who is suppressed
     reported(delivery, metric, when, first, fact): something became of a message
     subscription(person, what, cause, text): a person wants other messages than before
     related(person, key, change): `add`, `update` or `delete` of a relationship
@@ -5529,7 +5530,7 @@ class Occasions:
 
     __slots__ = KINDS = (
         "called", "changed", "gone", "happened", "joined", "left", "merged", "related",
-        "reported", "rested", "settled", "submitted", "subscription", "thing",
+        "refused", "reported", "rested", "settled", "submitted", "subscription", "thing",
     )  # fmt: skip
 
     called: Listeners
@@ -5540,6 +5541,7 @@ class Occasions:
     left: Listeners
     merged: Listeners
     related: Listeners
+    refused: Listeners
     reported: Listeners
     rested: Listeners
     settled: Listeners
@@ -7311,6 +7313,8 @@ class Workspace:
             blocked = self.people.blocked
             if blocked and _folded(who) in blocked and verb.__name__ != "unsuppress":
                 outcome = SUPPRESSED
+                for tell in self.occasions.refused:
+                    tell(who, args)
             else:
                 outcome = verb(who, *args)
             if outcome is not DONE:
@@ -8655,8 +8659,6 @@ _TOLD = LAX.having(
     start_hour=number_field(0, 23, int), start_minutes=number_field(0, 59, int),
     object=f"audience {_CONDITIONS_TOLD}",
 )  # fmt: skip
-#: What a message or a webhook is in a workflow; the rest is its content.
-_TILE_PARTS = ("id", "type", "preconditions", "response", "language", "parent_action_id")
 _GOAL = CLOSED.having(
     object="segment event", flag="inverse", within=number_field(0, LONGEST_GOAL, int, float),
     after=choice_field("delivered", "opened", "clicked"),
@@ -8802,95 +8804,13 @@ class Layout:
         return tuple([self.lay(path, f"{where}.paths[{i}]", after) for i, path in pairs])
 
 
-# ---- campaigns as seeds
-
-
-def campaign_parts(
-    row: Json, where: str, taken: Mapping[int, Json]
-) -> Tuple[Json, Json, List[Tuple[Json, str]]]:
-    """A seeded campaign in parts: what the App API shows, what it runs by, and its contents.
-
-    Numbers in `taken` belong to actions of other campaigns. Raises ApiError 400 with the place.
-    """
-    plain = {k: v for k, v in row.items() if k not in ("actions", *WORKFLOW.checks)}
-    plain.setdefault("type", _type_told(row))
-    for name in plain:
-        near = [] if name in _TOLD.checks else spelt_alike(name, [*WORKFLOW.checks], 1, 0.8)
-        if near:
-            place = f"{where}.{name}"
-            raise invalid(f"{place} is no field of campaigns; did you mean {near[0]}?", place)
-    _TOLD.read(spelt_out(plain), f"{where}.")
-    flow = WORKFLOW.read(row, f"{where}.")
-    numbering = Numbering(row.get("actions") or [], taken)
-    flow["actions"] = numbering.rows(row.get("actions") or [], f"{where}.actions")
-    return plain, {**flow, "_where": where}, numbering.contents
+# ---- campaigns that run
 
 
 def spelt_out(row: Json) -> Json:
     """A campaign with its conditions as objects; answers have some as JSON texts (description)."""
     texts = [name for name in _CONDITIONS_TOLD.split() if row.get(name) and type(row[name]) is str]
     return {**row, **{name: decode_json(row[name].encode()) for name in texts}}
-
-
-def _type_told(row: Json) -> str:
-    """The type of a campaign that only says who enters."""
-    told = [type for type, kind in TRIGGERS.items() if any(row.get(n) for n in kind.told_by)]
-    return told[0] if told else "segment"
-
-
-class Numbering:
-    """Takes a workflow apart: tiles without contents, each with a number; and the contents."""
-
-    def __init__(self, actions: Json, taken: Mapping[int, Json]) -> None:
-        given = [row.get("id") for row in tiles_in(actions)]
-        self.taken = {*taken}
-        #: With their places.
-        self.contents: List[Tuple[Json, str]] = []
-        self._last = max([0, *taken, *(id for id in given if isinstance(id, int))])
-
-    def rows(self, actions: Json, where: str, parent: int = 0) -> Json:
-        """The tiles of a list, or of paths, and all that are inside of them."""
-        if not isinstance(actions, list):
-            return actions  # which will be refused
-        take = [self.rows if isinstance(row, list) else self.tile for row in actions]
-        return [take[i](row, f"{where}[{i}]", parent) for i, row in enumerate(actions)]
-
-    def tile(self, action: Json, where: str, parent: int) -> Json:
-        """One tile; `parent` is the test or the language branch that it is a variation of."""
-        if not isinstance(action, dict):
-            raise invalid(f"{where} must be an object, not {kind_of(action)}", where)
-        type = plain_type(action.get("type", "email"))
-        tile = {**action, "type": type, "id": self._number(action, where)}
-        for name in ("variations", "paths"):
-            if name in tile:
-                inner = tile["id"] if name == "variations" else 0
-                tile[name] = self.rows(tile[name], f"{where}.{name}", inner)
-        if type not in (*_MESSAGE_TILES, "webhook"):
-            return tile
-        self.contents.append((_content_of(tile, parent), where))
-        return {name: value for name, value in tile.items() if name in _TILE_PARTS}
-
-    def _number(self, action: Json, where: str) -> int:
-        number = action.get("id")
-        if number is None:
-            number = self._last = self._last + 1
-        if WHOLE.wrong(number) or number < 1:
-            raise invalid(f"{where}.id must be a number from 1 up", f"{where}.id")
-        if number in self.taken:
-            raise invalid(f"{where}.id {number} is there already", f"{where}.id")
-        self.taken.add(number)
-        return int(number)
-
-
-def _content_of(action: Json, parent: int) -> Json:
-    """What is sent by a tile, as the App API has it."""
-    content = {k: v for k, v in action.items() if k not in ("preconditions", "response", "assign")}
-    if content["type"] in ("twilio", "whatsapp"):
-        content.setdefault("recipient", "{{customer.phone}}")
-    return {**content, "parent_action_id": content.get("parent_action_id") or parent}
-
-
-# ---- campaigns that run
 
 
 class Plan:
@@ -9008,9 +8928,14 @@ class Plan:
         """Refuse what nobody can fit; pasted answers of the App API may lack their segments."""
         known = self.workspace.segments.rows
         needs = self.needs | (self.trigger.needs if self.trigger else frozenset())
-        missing = sorted(n for kind, n in needs if kind == "segment" and n not in known)
-        if missing and set(self.flow) > {"actions", "_where"}:
-            text = f"{self.where}: there is no segment {missing[0]}, so that nobody can be in it; "
+        missing = {n for kind, n in needs if kind == "segment" and n not in known}
+        if not set(self.flow) - {"actions", "_where"}:
+            names = ("trigger_segment_ids", "filter_segment_ids")
+            missing -= {n for name in names for n in self.row.get(name) or ()}
+        if missing:
+            text = (
+                f"{self.where}: there is no segment {min(missing)}, so that nobody can be in it; "
+            )
             raise invalid(text + f"there are {', '.join(map(str, known)) or 'none'}", self.where)
 
     def _needs(self) -> FrozenSet[Need]:
@@ -9684,117 +9609,6 @@ def _exit_tile(runner: Runner, journey: Journey, node: Node, texts: Json) -> Don
     return Done("exited")
 
 
-# ---- webhooks as tiles
-
-#: How often one that fails is tried again, and after how many seconds, doubled each time: eleven
-#: times in about an hour (docs; the steps are inferred).
-CALL_RETRIES, CALL_RETRY = 11, 2.0
-#: How long an endpoint may take, in seconds (docs).
-CALL_TIMEOUT = 16.0
-CALL_METHODS = ("get", "post", "put", "delete", "patch")
-
-
-def _webhook_tile(runner: Runner, journey: Journey, node: Node, texts: Json) -> Done:
-    """Call an endpoint, and go on once it has answered, or failed to, for the first time."""
-    if journey.waits:
-        return Done("created", delivery=journey.steps[-1].delivery)
-    plan, workspace = runner.plan_of(journey), runner.workspace
-    content = workspace.shelves[CAMPAIGNS.shelf].rows[node.id]
-    if content["sending_state"] == "off":
-        return Done("skipped", "sending_state off")
-    delivery = new_delivery(runner, journey, plan, content)
-    now = workspace.clock.now()
-    if content["sending_state"] == "draft":
-        workspace.deliveries.report(delivery, "drafted", int(now))
-        return Done("created", delivery=delivery)
-    mail = mail_of(runner, journey, plan, content)
-    workspace.agenda.later(now, call_webhook, journey.serial, delivery, mail)
-    return Done("waiting", delivery=delivery, until=math.inf)
-
-
-@chore
-def call_webhook(workspace: Workspace, number: int, delivery: Delivery, mail: Mail) -> None:
-    """Render the request of a webhook, and have it sent."""
-    data = template_data(workspace, delivery, mail, as_text(mail.content))
-    try:
-        rendered = webhook_request(mail.content, data, workspace.clock.now())
-    except (LiquidError, ApiError, TypeError, KeyError) as error:
-        with workspace.lock:
-            workspace.deliveries.report(delivery, "failed", workspace.seconds(), reason=str(error))
-            workspace.beside(Runner).answered(number, delivery)
-        return
-    with workspace.lock:
-        delivery.rendered, delivery.recipient = rendered, rendered["url"]
-    call_again(workspace, number, delivery, 1)
-
-
-def webhook_request(content: Json, data: Json, now: float) -> Json:
-    """The request that a webhook makes. Raises LiquidError, or ApiError for what is no request."""
-    method = str(content.get("request_method") or content.get("method") or "post").lower()
-    pairs = header_pairs(content.get("headers"))
-    rendered = render_texts({"url": content["url"], "body": content.get("body") or ""}, data, now)
-    if URL.wrong(rendered["url"]):
-        raise invalid(f"url {URL.wrong(rendered['url'])}: {rendered['url']!r:.200}", "url")
-    return {
-        "method": method.upper(),
-        "headers": {name: render_texts(value, data, now) for name, value in pairs},
-        **rendered,
-    }
-
-
-@chore
-def call_again(workspace: Workspace, number: int, delivery: Delivery, attempt: int) -> None:
-    """Have a webhook's request sent, for the first time or once more."""
-    for tell in workspace.occasions.called:
-        tell(number, delivery, attempt)
-
-
-@chore
-def webhook_answered(
-    workspace: Workspace, number: int, delivery: Delivery, attempt: int, status: int, text: str
-) -> None:
-    """Take an answer to a webhook, or what went wrong if the status is 0."""
-    runner, journey = workspace.beside(Runner), workspace.journeys.rows[number]
-    good, now = 200 <= status < 300, workspace.seconds()
-    values = _response_values(runner, journey, delivery, text) if good else {}
-    reason = f"the endpoint answered {status}" if status else text
-    again = (status in (0, 408, 429) or status >= 500) and attempt <= CALL_RETRIES
-    with workspace.lock:
-        if good:
-            workspace.deliveries.report(delivery, "sent", now)
-            give(runner, journey, {}, values)
-        elif not again:
-            workspace.deliveries.report(delivery, "failed", now, reason=reason)
-        elif attempt == 1:
-            workspace.deliveries.report(delivery, "attempted", now, reason=reason)
-        if not good and again:
-            when = workspace.clock.now() + CALL_RETRY * 2 ** (attempt - 1)
-            workspace.agenda.later(when, call_again, number, delivery, attempt + 1)
-        runner.answered(number, delivery)
-
-
-def _response_values(runner: Runner, journey: Journey, delivery: Delivery, text: str) -> Json:
-    """What the webhook's `response` rows make of an answer, by name of the attribute."""
-    plan = runner.plans.get(journey.campaign_id)
-    node = plan.nodes.get(delivery.parents["action_id"]) if plan else None
-    rows = node.body.get("response") if node else None
-    if not rows:
-        return {}
-    try:
-        answer = decode_json(text.encode())
-    except ApiError:
-        answer = {}
-    with runner.workspace.lock:
-        data = {**journey_data(runner.workspace, journey), "response": answer}
-    values = {}
-    for row in rows:
-        with contextlib.suppress(LiquidError):
-            values[row["attribute"]] = parse_liquid(row["value"]).render(
-                data, now=runner.workspace.clock.now()
-            )
-    return values
-
-
 # ---- the tiles as a table
 
 _TIME_OF_DAY = pattern_field(r"([01]\d|2[0-3]):[0-5]\d|24:00", 'a time of day, as in "09:00"')
@@ -9841,7 +9655,6 @@ _WINDOW_ZONE = read_field(
 #: What can stand in a workflow, by the web app's name (observed).
 TILES: Dict[str, Tile] = {
     **dict.fromkeys(_MESSAGE_TILES, _MESSAGE_TILE),
-    "webhook": Tile(_webhook_tile),
     "split_randomized": Tile(_split_tile, _ANY_TILE.having(
         "variations", variations=list_field(OBJECT, 2), allocations=list_field(_DURATION, 2),
         object="assign", any="split_state")),
@@ -9903,7 +9716,7 @@ class Gate:
         self.touched: Dict[int, Tuple[Person, Set[Need]]] = {}
         self.entering: List[Tuple[Plan, Person, Event]] = []
         self.related: List[Tuple[Plan, ObjectKey, Optional[Person]]] = []
-        self.settling = False
+        self.settling = self.called = False
         #: When it has been planned to look at somebody again, by campaign and serial number.
         self.planned: Dict[Tuple[int, int], float] = {}
 
@@ -9941,7 +9754,7 @@ class Gate:
             happened=self.heard_event, changed=self.heard_change, joined=self.heard_membership,
             left=self.heard_membership, reported=self.heard_report,
             related=self.heard_relationship, thing=self.heard_thing, settled=self.settle,
-            submitted=self.heard_form, merged=self.heard_merge,
+            submitted=self.heard_form, merged=self.heard_merge, refused=self.heard_refusal,
         )  # fmt: skip
 
     # ---- what happens
@@ -9950,6 +9763,13 @@ class Gate:
         """Note that something has changed for a person that somebody may ask for."""
         if need in self.watched:
             self.touched.setdefault(person.serial, (person, set()))[1].add(need)
+            self._settle_soon()
+
+    def _settle_soon(self) -> None:
+        """See to it that what has happened has its consequences, also outside of Track writes."""
+        if not self.called:
+            self.called = True
+            self.workspace.agenda.later(self.workspace.clock.now(), settle_journeys)
 
     def heard_event(self, event: Event, person: Person) -> None:
         """Somebody has done something."""
@@ -9996,6 +9816,12 @@ class Gate:
             if any(old.get(name) != thing.attributes.get(name) for name in names):
                 self.related.append((plan, thing.key, None))
 
+    def heard_refusal(self, who: Identifier, args: Sequence[Any]) -> None:
+        """Somebody is suppressed who else would have entered."""
+        for event in args:
+            for plan in self.by_event.get(event.name, ()) if isinstance(event, Event) else ():
+                turn_away(self.workspace, plan, SUPPRESSED.text, who[1], event)
+
     def heard_form(self, form_id: str, data: Json, who: Identifier) -> None:
         """A form has been submitted, with all that this changes."""
         with self.workspace.lock:
@@ -10009,7 +9835,7 @@ class Gate:
         """After a write: first who leaves, then who has waited, then who enters."""
         if self.settling or not (self.touched or self.entering or self.related):
             return
-        self.settling = True
+        self.settling, self.called = True, False
         try:
             while self.touched or self.entering or self.related:
                 self._settle_once()
@@ -10167,6 +9993,15 @@ REFUSALS = (
 
 
 @chore
+def settle_journeys(workspace: Workspace) -> None:
+    """Let what has happened outside of Track writes have its consequences."""
+    gate = workspace.beside(Gate)
+    gate.called = False
+    with workspace.lock:
+        gate.settle()
+
+
+@chore
 def look_again(workspace: Workspace, number: int, serial: int, when: float) -> None:
     """See whether time alone has let somebody into a segment campaign, or out."""
     gate = workspace.beside(Gate)
@@ -10255,16 +10090,21 @@ def enter_related(gate: Gate, plan: Plan, thing: Thing, person: Optional[Person]
     if len(people) > MAX_RELATED:
         told = {"object_id": thing.key[1], "people": len(people), "limit": MAX_RELATED}
         gate.workspace.note("failed_object_journeys", None, lambda: told)
-        reason = f"more than {MAX_RELATED} people"
-        _turn_away(gate, plan, reason)
+        turn_away(gate.workspace, plan, f"more than {MAX_RELATED} people")
         return
     for each in people:
         gate.enter(plan, each, related_data(gate.workspace, thing, each, person), None, thing.key)
 
 
-def _turn_away(gate: Gate, plan: Plan, reason: str, who: Optional[str] = None) -> None:
+def turn_away(
+    workspace: Workspace,
+    plan: Plan,
+    reason: str,
+    who: Optional[str] = None,
+    event: Optional[Event] = None,
+) -> None:
     """Write down that nobody, or somebody who isn't here, has nearly entered."""
-    journey, workspace = Journey(plan.number, None, {}, None), gate.workspace
+    journey = Journey(plan.number, None, event.data if event else {}, event)
     journey.started = journey.ended = workspace.clock.now()
     journey.serial, journey.customer_id = len(workspace.journeys.rows), who
     journey.state, journey.reason = "not_entered", reason
@@ -10311,24 +10151,8 @@ def attach(workspace: Workspace, restored: bool = False) -> None:
         for row in rows if restored else ():
             gate.add(Plan(gate.workspace, row, row["_journey"]["_where"]))
         gate.listen()
-        if restored:
-            _call_once_more(workspace)
-            return
-        for plan in gate.runner.plans.values():
+        for plan in () if restored else list(gate.runner.plans.values()):
             begin_campaign(workspace, plan, plan.flow.get("audience_at_start", "future"))
-
-
-def _call_once_more(workspace: Workspace) -> None:
-    """Call the endpoints that had not answered yet when a snapshot was made."""
-    due = {chore.args[1] for _, chore in workspace.clock.pending if chore.name in _CALLING}
-    for journey in workspace.journeys.rows:
-        delivery = journey.steps[-1].delivery if journey.waits else None
-        if delivery is not None and delivery.rendered and delivery not in due:
-            now = workspace.clock.now()
-            workspace.agenda.later(now, call_again, journey.serial, delivery, 1)
-
-
-_CALLING = ("call_webhook", "call_again", "webhook_answered")
 
 
 def begin_campaign(workspace: Workspace, plan: Plan, audience: str) -> None:
@@ -10607,6 +10431,136 @@ def what_comes_of(answer: HTTPResponse) -> str:
         return answer.read(65536).decode("utf-8", "replace")
     except (OSError, HTTPException):
         return ""
+
+
+# ---- webhooks as tiles
+
+#: How often one that fails is tried again, and after how many seconds, doubled each time: eleven
+#: times in about an hour (docs; the steps are inferred).
+CALL_RETRIES, CALL_RETRY = 11, 2.0
+#: How long an endpoint may take, in seconds (docs).
+CALL_TIMEOUT = 16.0
+CALL_METHODS = ("get", "post", "put", "delete", "patch")
+
+
+def _webhook_tile(runner: Runner, journey: Journey, node: Node, texts: Json) -> Done:
+    """Call an endpoint, and go on once it has answered, or failed to, for the first time."""
+    if journey.waits:
+        return Done("created", delivery=journey.steps[-1].delivery)
+    plan, workspace = runner.plan_of(journey), runner.workspace
+    content = workspace.shelves[CAMPAIGNS.shelf].rows[node.id]
+    if content["sending_state"] == "off":
+        return Done("skipped", "sending_state off")
+    delivery = new_delivery(runner, journey, plan, content)
+    now = workspace.clock.now()
+    if content["sending_state"] == "draft":
+        workspace.deliveries.report(delivery, "drafted", int(now))
+        return Done("created", delivery=delivery)
+    mail = mail_of(runner, journey, plan, content)
+    workspace.agenda.later(now, call_webhook, journey.serial, delivery, mail)
+    return Done("waiting", delivery=delivery, until=math.inf)
+
+
+@chore
+def call_webhook(workspace: Workspace, number: int, delivery: Delivery, mail: Mail) -> None:
+    """Render the request of a webhook, and have it sent."""
+    data = template_data(workspace, delivery, mail, as_text(mail.content))
+    try:
+        rendered = webhook_request(mail.content, data, workspace.clock.now())
+    except (LiquidError, ApiError, TypeError, KeyError) as error:
+        with workspace.lock:
+            workspace.deliveries.report(delivery, "failed", workspace.seconds(), reason=str(error))
+            workspace.beside(Runner).answered(number, delivery)
+        return
+    with workspace.lock:
+        delivery.rendered, delivery.recipient = rendered, rendered["url"]
+    call_again(workspace, number, delivery, 1)
+
+
+def webhook_request(content: Json, data: Json, now: float) -> Json:
+    """The request that a webhook makes. Raises LiquidError, or ApiError for what is no request."""
+    method = str(content.get("request_method") or content.get("method") or "post").lower()
+    pairs = header_pairs(content.get("headers"))
+    rendered = render_texts({"url": content["url"], "body": content.get("body") or ""}, data, now)
+    if URL.wrong(rendered["url"]):
+        raise invalid(f"url {URL.wrong(rendered['url'])}: {rendered['url']!r:.200}", "url")
+    return {
+        "method": method.upper(),
+        "headers": {name: render_texts(value, data, now) for name, value in pairs},
+        **rendered,
+    }
+
+
+@chore
+def call_again(workspace: Workspace, number: int, delivery: Delivery, attempt: int) -> None:
+    """Have a webhook's request sent, for the first time or once more."""
+    for tell in workspace.occasions.called:
+        tell(number, delivery, attempt)
+
+
+@chore
+def webhook_answered(
+    workspace: Workspace, number: int, delivery: Delivery, attempt: int, status: int, text: str
+) -> None:
+    """Take an answer to a webhook, or what went wrong if the status is 0."""
+    runner, journey = workspace.beside(Runner), workspace.journeys.rows[number]
+    good, now = 200 <= status < 300, workspace.seconds()
+    values = _response_values(runner, journey, delivery, text) if good else {}
+    reason = f"the endpoint answered {status}" if status else text
+    again = (status in (0, 408, 429) or status >= 500) and attempt <= CALL_RETRIES
+    with workspace.lock:
+        if good:
+            workspace.deliveries.report(delivery, "sent", now)
+            give(runner, journey, {}, values)
+        elif not again:
+            workspace.deliveries.report(delivery, "failed", now, reason=reason)
+        elif attempt == 1:
+            workspace.deliveries.report(delivery, "attempted", now, reason=reason)
+        if not good and again:
+            when = workspace.clock.now() + CALL_RETRY * 2 ** (attempt - 1)
+            workspace.agenda.later(when, call_again, number, delivery, attempt + 1)
+        runner.answered(number, delivery)
+
+
+def _response_values(runner: Runner, journey: Journey, delivery: Delivery, text: str) -> Json:
+    """What the webhook's `response` rows make of an answer, by name of the attribute."""
+    plan = runner.plans.get(journey.campaign_id)
+    node = plan.nodes.get(delivery.parents["action_id"]) if plan else None
+    rows = node.body.get("response") if node else None
+    if not rows:
+        return {}
+    try:
+        answer = decode_json(text.encode())
+    except ApiError:
+        answer = {}
+    with runner.workspace.lock:
+        data = {**journey_data(runner.workspace, journey), "response": answer}
+    values = {}
+    for row in rows:
+        with contextlib.suppress(LiquidError):
+            values[row["attribute"]] = parse_liquid(row["value"]).render(
+                data, now=runner.workspace.clock.now()
+            )
+    return values
+
+
+TILES["webhook"] = Tile(_webhook_tile)
+
+
+def call_once_more(workspace: Workspace) -> None:
+    """Call the endpoints that had not answered yet when a snapshot was made."""
+    due = {chore.args[1] for _, chore in workspace.clock.pending if chore.name in _CALLING}
+    for journey in workspace.journeys.rows:
+        delivery = journey.steps[-1].delivery if journey.waits else None
+        if delivery is not None and delivery.rendered and delivery not in due:
+            now = workspace.clock.now()
+            workspace.agenda.later(now, call_again, journey.serial, delivery, 1)
+
+
+_CALLING = ("call_webhook", "call_again", "webhook_answered")
+
+
+# ---- sending
 
 
 class Outbox:
@@ -11266,7 +11220,7 @@ _SEEDED: Dict[str, FieldList] = {
     ),
     "segments": stored(
         "name", whole="id", text="name", tags="tags", some_text="description type state "
-        "deduplicate_id", words="ids emails", condition="conditions", any="progress",
+        "deduplicate_id", words="ids emails", some_object="conditions", any="progress",
         once="created_at updated_at",
     ),
     "messages": stored(
@@ -11352,6 +11306,89 @@ def _seed_family(family: Family) -> Seeder:
             _shelve(workspace, "test_groups", {**group, "_parent": made["id"]}, at)
 
     return plant
+
+
+#: What a message or a webhook is in a workflow; the rest is its content.
+_TILE_PARTS = ("id", "type", "preconditions", "response", "language", "parent_action_id")
+
+
+def campaign_parts(
+    row: Json, where: str, taken: Mapping[int, Json]
+) -> Tuple[Json, Json, List[Tuple[Json, str]]]:
+    """A seeded campaign in parts: what the App API shows, what it runs by, and its contents.
+
+    Numbers in `taken` belong to actions of other campaigns. Raises ApiError 400 with the place.
+    """
+    plain = {k: v for k, v in row.items() if k not in ("actions", *WORKFLOW.checks)}
+    plain.setdefault("type", _type_told(row))
+    for name in plain:
+        near = [] if name in _TOLD.checks else spelt_alike(name, [*WORKFLOW.checks], 1, 0.8)
+        if near:
+            place = f"{where}.{name}"
+            raise invalid(f"{place} is no field of campaigns; did you mean {near[0]}?", place)
+    _TOLD.read(spelt_out(plain), f"{where}.")
+    flow = WORKFLOW.read(row, f"{where}.")
+    numbering = Numbering(row.get("actions") or [], taken)
+    flow["actions"] = numbering.rows(row.get("actions") or [], f"{where}.actions")
+    return plain, {**flow, "_where": where}, numbering.contents
+
+
+def _type_told(row: Json) -> str:
+    """The type of a campaign that only says who enters."""
+    told = [type for type, kind in TRIGGERS.items() if any(row.get(n) for n in kind.told_by)]
+    return told[0] if told else "segment"
+
+
+class Numbering:
+    """Takes a workflow apart: tiles without contents, each with a number; and the contents."""
+
+    def __init__(self, actions: Json, taken: Mapping[int, Json]) -> None:
+        given = [row.get("id") for row in tiles_in(actions)]
+        self.taken = {*taken}
+        #: With their places.
+        self.contents: List[Tuple[Json, str]] = []
+        self._last = max([0, *taken, *(id for id in given if isinstance(id, int))])
+
+    def rows(self, actions: Json, where: str, parent: int = 0) -> Json:
+        """The tiles of a list, or of paths, and all that are inside of them."""
+        if not isinstance(actions, list):
+            return actions  # which will be refused
+        take = [self.rows if isinstance(row, list) else self.tile for row in actions]
+        return [take[i](row, f"{where}[{i}]", parent) for i, row in enumerate(actions)]
+
+    def tile(self, action: Json, where: str, parent: int) -> Json:
+        """One tile; `parent` is the test or the language branch that it is a variation of."""
+        if not isinstance(action, dict):
+            raise invalid(f"{where} must be an object, not {kind_of(action)}", where)
+        type = plain_type(action.get("type", "email"))
+        tile = {**action, "type": type, "id": self._number(action, where)}
+        for name in ("variations", "paths"):
+            if name in tile:
+                inner = tile["id"] if name == "variations" else 0
+                tile[name] = self.rows(tile[name], f"{where}.{name}", inner)
+        if type not in (*_MESSAGE_TILES, "webhook"):
+            return tile
+        self.contents.append((_content_of(tile, parent), where))
+        return {name: value for name, value in tile.items() if name in _TILE_PARTS}
+
+    def _number(self, action: Json, where: str) -> int:
+        number = action.get("id")
+        if number is None:
+            number = self._last = self._last + 1
+        if WHOLE.wrong(number) or number < 1:
+            raise invalid(f"{where}.id must be a number from 1 up", f"{where}.id")
+        if number in self.taken:
+            raise invalid(f"{where}.id {number} is there already", f"{where}.id")
+        self.taken.add(number)
+        return int(number)
+
+
+def _content_of(action: Json, parent: int) -> Json:
+    """What is sent by a tile, as the App API has it."""
+    content = {k: v for k, v in action.items() if k not in ("preconditions", "response", "assign")}
+    if content["type"] in ("twilio", "whatsapp"):
+        content.setdefault("recipient", "{{customer.phone}}")
+    return {**content, "parent_action_id": content.get("parent_action_id") or parent}
 
 
 def _seed_campaign(workspace: Workspace, row: Json, where: str) -> None:
@@ -13895,6 +13932,15 @@ def _send(channel: str) -> Handler:
 
 for _channel, _fields in SEND_FIELDS.items():
     route("POST", f"/v1/send/{_channel}", APP_SEND, fields=_fields)(_send(_channel))
+
+
+@route("POST", "/v1/webhook/{token}", APP_OPEN, fields=FieldList(free="the webhook's data"))
+def incoming_webhook(call: Call, token: str) -> Json:
+    """Start the campaigns of an incoming webhook; any JSON is their `trigger`."""
+    known = re.fullmatch(r"[0-9a-f]{16}", token) is not None
+    if not known or not receive_webhook(call.workspace, token, call.json()):
+        raise ApiError(404, f"no campaign has the webhook '{token:.40}'")
+    return {}
 
 
 @route("POST", "/v1/campaigns/{broadcast_id}/triggers", APP, True, TRIGGER_FIELDS)
@@ -18534,12 +18580,20 @@ def _has_text(have: Json, text: str) -> bool:
 _NUMBERS = (int, float)
 
 
+def _are_among(steps: List[Json], wanted: List[Json]) -> bool:
+    """Whether a journey took the steps that are wanted, in this order, whatever came between."""
+    rest = iter(steps)
+    return all(any(_fits(step, part) for step in rest) for part in wanted)
+
+
 def _fits(have: Json, wanted: Json) -> bool:
     """Whether a value is as wanted: equal, as MATCHERS say, or an object with these parts."""
     if is_matcher(wanted):
         return all(MATCHERS[name](have, value) for name, value in wanted.items())
     if isinstance(wanted, dict) and isinstance(have, dict):
         return all(_fits(have.get(name, MISSING), part) for name, part in wanted.items())
+    if isinstance(have, list) and have and isinstance(have[0], dict) and "outcome" in have[0]:
+        return isinstance(wanted, list) and _are_among(have, wanted)
     if isinstance(wanted, list) and isinstance(have, list):
         return len(have) == len(wanted) and all(map(_fits, have, wanted))
     numbers = type(have) in _NUMBERS and type(wanted) in _NUMBERS  # 10 and 10.0, but not True
@@ -18558,7 +18612,7 @@ _IDENTIFIER_NAMES = ("id", "email", "cio_id", "phone")
 OBJECT_FIELDS: Dict[str, Sequence[str]] = {
     **dict.fromkeys(
         ("attributes", "data", "message", "parents", "metrics", "payload", "body", "query",
-         "headers", "response", "properties", "traits", "context", "integrations"),
+         "headers", "response", "trigger", "properties", "traits", "context", "integrations"),
         (),
     ),
     **dict.fromkeys(("identifiers", "primary", "secondary"), _IDENTIFIER_NAMES),
@@ -18570,6 +18624,7 @@ FIELD_VALUES: Dict[Tuple[str, str], Callable[[], Iterable[str]]] = {
     ("deliveries", "state"): lambda: ("created", *DELIVERY_METRICS),
     ("deliveries", "channel"): lambda: _CHANNEL_NAMES,
     ("devices", "platform"): lambda: ("ios", "android"),
+    ("journeys", "state"): lambda: JOURNEY_STATES,
     ("webhooks", "metric"): lambda: (
         "subscribed",
         "cio_subscription_preferences_changed",
@@ -18633,9 +18688,22 @@ def _check_value(name: str, path: str, wanted: str) -> None:
 
 def nearest(rows: List[Json], match: Json) -> str:
     """The records that come closest, each with the fields that differ."""
-    found = [differences(row, match) for row in rows]
-    ranked = sorted(found, key=lambda texts: (len(texts), " is missing" in "".join(texts)))[:3]
-    return "".join("\n  near miss: " + "\n             ".join(texts) for texts in ranked)
+    found = [(differences(row, match), row) for row in rows]
+    found.sort(key=lambda pair: (len(pair[0]), " is missing" in "".join(pair[0])))
+    near = [[*texts, *_standing(row)] for texts, row in found[:3]]
+    return "".join("\n  near miss: " + "\n             ".join(texts) for texts in near)
+
+
+def _standing(row: Json) -> List[str]:
+    """Where somebody stands in a journey, and what for; nothing for other records."""
+    if "exit_reason" not in row:
+        return []
+    who = f"{row['customer_id'] or 'nobody'} in campaign {row['campaign_id']}"
+    if row["state"] != "active":
+        return [f"{who}: {row['state']}, {row['exit_reason'] or 'at the end'}"]
+    until, what = row["next_wake_up"], row["waiting_for"] or "its turn"
+    until = f" until {until}" if until else ""
+    return [f"{who}: at action {row['next_action_id']}, waiting for {what}{until}"]
 
 
 def listing(rows: List[Json]) -> str:
@@ -18887,6 +18955,57 @@ def show_delivery(call: Call, delivery_id: str) -> Json:
         if delivery is not None:
             return delivery_record(delivery)
     raise ApiError(404, f"there is no delivery '{delivery_id}'")
+
+
+# ---- journeys
+
+
+def journey_of(call: Call, journey_id: str) -> Journey:
+    """A journey by its id. Raises ApiError 404."""
+    for journey in call.workspace.journeys.rows:
+        if journey.id == journey_id:
+            return journey
+    raise ApiError(404, f"there is no journey '{journey_id}'")
+
+
+@route("GET", "/__parlel/journeys/{journey_id}", CONTROL)
+def show_journey(call: Call, journey_id: str) -> Json:
+    """Show one journey with all its steps."""
+    with call.workspace.lock:
+        return journey_of(call, journey_id).record()
+
+
+@route("POST", "/__parlel/journeys/{journey_id}/force_exit", CONTROL, fields=NO_FIELDS)
+def force_exit(call: Call, journey_id: str) -> Json:
+    """Take one person out of a campaign, wherever they stand."""
+    with call.workspace.lock:
+        journey = journey_of(call, journey_id)
+        if journey.state != "active":
+            raise ApiError(409, f"the journey '{journey_id}' is over: {journey.state}")
+        call.workspace.beside(Runner).leave(journey, "force_exit")
+        return journey.record()
+
+
+#: What becomes of a campaign, of those inside once it stops, of those who match once it starts.
+_CAMPAIGN_CHANGE = FieldList(
+    closed=True, needed=("state",), example={"state": "stopped", "journeys": "finish"}
+).having(
+    state=choice_field(*CAMPAIGN_STATES), journeys=choice_field("finish", "exit"),
+    audience=choice_field("current", "future"),
+)  # fmt: skip
+
+
+@route("PUT", "/__parlel/campaigns/{campaign_id}", CONTROL, fields=_CAMPAIGN_CHANGE)
+def put_campaign(call: Call, campaign_id: str) -> Json:
+    """Start or stop a campaign, which the App API can't."""
+    given, number = call.fields(), path_number(call.workspace, campaign_id)
+    with call.workspace.lock:
+        if number not in call.workspace.shelves["campaigns"].rows:
+            raise ApiError(404, f"there is no campaign {number}")
+        wishes = given.get("journeys", "finish"), given.get("audience", "future")
+        change_campaign(call.workspace, number, given["state"], *wishes)
+        row = call.workspace.shelves["campaigns"].rows[number]
+        return {"campaign": family_document(call.workspace, CAMPAIGNS, row)}
 
 
 #: What may be said of something that happens to a delivery, beside when and why.
@@ -19751,6 +19870,7 @@ def _read_all(document: Json, state: State) -> None:
     _read_workspace(workspace, document["workspace"], ledger)
     _read_clock(workspace.clock, document["clock"], ledger)
     attach(workspace, restored=True)
+    call_once_more(workspace)
     _check_sound(state)
 
 

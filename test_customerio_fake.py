@@ -45,6 +45,7 @@ import urllib.request
 import warnings
 import weakref
 import zlib
+import zoneinfo
 from concurrent.futures import ThreadPoolExecutor
 from typing import (
     Any,
@@ -5359,6 +5360,990 @@ class TrialEnds(JourneyTest):
         self.clock(advance=self.DAY)
         self.track("7", "trial_ending", plan="gold")
         self.assertEqual(self.journeys()[-1]["state"], "active")
+
+
+class Tiles(JourneyTest):
+    """What each tile does, alone in a campaign."""
+
+    def run_through(self, *actions: Any, who: str = "1", **fields: Any) -> None:
+        """Send somebody through a campaign of these tiles."""
+        self.campaign(*actions, **fields)
+        self.identify(who, email=f"{who}@example.com")
+        self.track(who, "go", plan="gold", items=[{"n": 1}])
+
+    def test_a_message_of_each_channel(self) -> None:
+        kinds = {"email": "sent", "slack": "sent", "in_app": "sent", "twilio": "sent",
+                 "push": "sent", "whatsapp": "sent"}  # fmt: skip
+        self.campaign(*({"type": f"{kind}_action", "subject": "s", "body": "b"} for kind in kinds))
+        self.identify("1", email="1@example.com", phone="+15550100")
+        self.call("PUT", "/api/v1/customers/1/devices", {"device": {"id": "t", "platform": "ios"}})
+        self.track("1", "go")
+        rows = self.journeys()[0]["steps"]
+        self.assertEqual({row["type"]: row["outcome"] for row in rows}, kinds)
+        self.assertEqual(self.delivery(40)["recipient"], "+15550100")
+
+    def test_sending_states(self) -> None:
+        self.run_through(mail(1, sending_state="draft"), mail(2, sending_state="off"), mail(3))
+        self.assertEqual(
+            self.steps(), [(1, "drafted"), (2, "skipped", "sending_state off"), (3, "sent")]
+        )
+
+    def test_content_that_is_changed_counts_from_then_on(self) -> None:
+        self.run_through(mail(1, "old"), {"type": "delay_seconds", "delay": 60}, mail(3, "old"))
+        self.ok("PUT", "/v1/campaigns/1/actions/3", {"subject": "new {{event.plan}}"})
+        self.clock(advance=60)
+        self.assertEqual(self.delivery(3)["rendered"]["subject"], "new gold")
+
+    def test_what_a_template_can_name(self) -> None:
+        names = "campaign.type campaign.id message.type message.journey_id event_name event_id "
+        names += "event_timestamp journey.x trigger.x campaign.subscription_topic_ids"
+        body = "|".join("{{" + name + "}}" for name in names.split())
+        update = {"type": "attribute_update", "attributes": {"journey.x": "{{event.plan}}!"}}
+        self.run_through(update, mail(2, body=body), topics=[{"id": 7, "name": "n"}],
+                         subscription_topic_id=7)  # fmt: skip
+        row, event = self.journeys()[0], self.records("events")[0]["id"]
+        wanted = ["transactional", "1", "email_action", row["id"], "go", event]
+        wanted += [str(self.START), "gold!", "", "7"]
+        text = self.delivery(2)["rendered"]["body"].partition("<img")[0]
+        self.assertEqual(text.split("|"), wanted)
+
+    def test_a_missing_variable_fails_the_message_and_not_the_journey(self) -> None:
+        with self.assertLogs("customerio_fake", "WARNING"):
+            self.run_through(mail(1, "{{event.none}}"), mail(2))
+            self.assertEqual(
+                self.steps(), [(1, "failed", "Variable 'event.none' is missing"), (2, "sent")]
+            )
+
+    def test_whoever_is_unsubscribed_goes_through_and_gets_nothing(self) -> None:
+        for fields, outcome in (({}, "undeliverable"), ({"send_to_unsubscribed": True}, "sent")):
+            self.campaign(mail(1), **fields)
+            self.identify("1", email="1@example.com", unsubscribed=True)
+            self.track("1", "go")
+            self.assertEqual(self.steps()[0][:2], (1, outcome))
+            self.assertEqual(self.journeys()[0]["state"], "finished")
+        self.campaign(mail(1, send_to_unsubscribed=True))
+        self.identify("1", email="1@example.com", unsubscribed=True)
+        self.track("1", "go")
+        self.assertEqual(self.steps(), [(1, "sent")])
+
+    def test_translations_and_the_language_branch(self) -> None:
+        german = {**mail(11, "Hallo"), "parent_action_id": 10, "language": "de"}
+        branch = {
+            "id": 20,
+            "type": "multi_lang_branch",
+            "variations": [mail(21, "Hi"), {**mail(22, "Moin"), "language": "de"}],
+        }
+        self.campaign(mail(10, "Hello"), german, branch)
+        for id, language in (("1", "de"), ("2", "fr")):
+            self.identify(id, email=f"{id}@example.com", language=language)
+            self.track(id, "go")
+        subjects = [row["rendered"]["subject"] for row in self.records("deliveries")]
+        self.assertEqual(subjects, ["Hallo", "Moin", "Hello", "Hi"])
+
+    def test_updates_of_the_person_of_another_and_of_the_journey(self) -> None:
+        self.run_through(
+            {
+                "type": "attribute_update",
+                "attributes": {"a": "{{event.plan}}", "customer.b": 5},
+            },
+            {"type": "attribute_update", "attributes": {"x": "y"},
+             "person": {"id": "{{event.plan}}"}},
+            {"type": "attribute_update", "attributes": {"journey.d": "{{customer.a}}"}},
+        )  # fmt: skip
+        attributes = self.person("1")["attributes"]
+        self.assertEqual((attributes["a"], attributes["b"]), ("gold", 5))
+        self.assertEqual(self.person("gold")["attributes"], {"x": "y"})
+        row = self.journeys()[0]
+        self.assertEqual([step["outcome"] for step in row["steps"]], ["updated"] * 3)
+        self.assertEqual(row["attributes"], {"d": "gold"})
+
+    def test_an_attribute_that_can_not_be_set_fails_the_tile_alone(self) -> None:
+        long = {"type": "attribute_update", "attributes": {"a": "x" * 1001}}
+        self.run_through(long, mail(2))
+        first, second = self.steps()
+        self.assertEqual((first[1], second[1]), ("failed", "sent"))
+        self.assertIn("1000", first[2])
+
+    def test_a_journey_remembers_a_hundred_attributes(self) -> None:
+        many = {f"journey.a{i}": "x" for i in range(101)}
+        self.run_through({"type": "attribute_update", "attributes": many})
+        self.assertEqual(len(self.journeys()[0]["attributes"]), 100)
+
+    def test_an_event_of_the_person_or_of_another(self) -> None:
+        self.run_through(
+            {"type": "create_event", "event_name": "lead_{{event.plan}}",
+             "data": {"n": [1, "{{event.plan}}"]}},
+            {"type": "create_event", "event_name": "x", "person": {"email": "b@example.com"}},
+        )  # fmt: skip
+        lead, other = self.records("events")[1:]
+        self.assertEqual((lead["name"], lead["data"]), ("lead_gold", {"n": [1, "gold"]}))
+        self.assertEqual((lead["customer_id"], other["customer_id"]), ("1", "b@example.com"))
+        self.assertEqual(self.steps(), [(10, "created"), (20, "created")])
+
+    def test_manual_segments(self) -> None:
+        actions = [{"type": "static_seg_update", "segment_id": 3, "operation": operation}
+                   for operation in ("add", "remove")]  # fmt: skip
+        pause = {"type": "delay_seconds", "delay": 60}
+        self.run_through(actions[0], pause, actions[1], segments=[{"id": 3, "name": "s"}])
+        self.assertEqual(self.ok("GET", "/v1/segments/3/customer_count")["count"], 1)
+        self.clock(advance=60)
+        self.assertEqual(self.ok("GET", "/v1/segments/3/customer_count")["count"], 0)
+
+    def test_rows_of_a_collection(self) -> None:
+        rows = [
+            {"sku": "a", "plan": "gold"},
+            {"sku": "b", "plan": "tin"},
+            {"sku": "c", "plan": "gold"},
+        ]
+        fits = {"field": "plan", "operator": "eq", "value": "{{event.plan}}"}
+        query = {
+            "type": "collection_query",
+            "collection": "shop",
+            "filter": fits,
+            "attribute": "rows",
+        }
+        self.run_through(
+            {**query, "limit": 1}, query, {**query, "collection": "none"},
+            mail(40, "{{journey.rows[1].sku}}"),
+            collections=[{"id": 1, "name": "shop", "content": rows}],
+        )  # fmt: skip
+        self.assertEqual(self.journeys()[0]["attributes"], {"rows": [rows[0], rows[2]]})
+        self.assertEqual(self.steps()[2], (30, "failed", "there is no collection 'none'"))
+        self.assertEqual(self.delivery(40)["rendered"]["subject"], "c")
+        types = [row["type"] for row in self.ok("GET", "/v1/activities")["activities"]]
+        self.assertIn("failed_query_collection", types)
+
+    def test_a_batch_update_reaches_everybody_who_fits(self) -> None:
+        wanted = {"filter": eq("team", "{{event.plan}}")}
+        self.campaign(
+            {"type": "batch_update", **wanted, "attributes": {"told": "yes"}},
+            {"type": "batch_update", **wanted, "event_name": "told"},
+        )
+        for id in ("1", "2", "3"):
+            self.identify(id, team="gold" if id > "1" else "tin")
+        self.track("1", "go", plan="gold")
+        self.assertEqual(self.steps(), [(10, "updated"), (20, "updated")])
+        told = [row["id"] for row in self.records("customers") if "told" in row["attributes"]]
+        self.assertEqual(told, ["2", "3"])
+        events = [(row["name"], row["customer_id"]) for row in self.records("events")]
+        self.assertEqual(events, [("go", "1"), ("told", "2"), ("told", "3")])
+
+    def test_a_batch_update_of_too_many_reaches_nobody(self) -> None:
+        self.campaign({"type": "batch_update", "filter": exists("n"), "attributes": {"told": 1}})
+        with unittest.mock.patch.object(customerio_fake, "MAX_BATCH_UPDATE", 1):
+            for id in ("1", "2"):
+                self.identify(id, n=1)
+            self.track("1", "go")
+            self.assertEqual(self.steps(), [(10, "failed", "2 people match, more than 1")])
+        self.assertNotIn("told", self.person("2")["attributes"])
+        types = [row["type"] for row in self.ok("GET", "/v1/activities")["activities"]]
+        self.assertIn("failed_batch_update", types)
+
+    def test_a_delay_is_flat_and_one_of_nothing_is_none(self) -> None:
+        nothing = {"type": "delay_seconds", "delay": 0}
+        self.run_through(nothing, {"type": "delay_seconds", "delay": 90.5})
+        self.assertEqual(self.steps(), [(10, "waited"), (20, "waiting")])
+        self.clock(advance=90)
+        self.assertEqual(self.journeys()[0]["state"], "active")
+        self.clock(advance=0.5)
+        self.assertEqual(self.journeys()[0]["state"], "finished")
+
+    def test_a_random_delay_is_the_same_in_every_run(self) -> None:
+        wakes = []
+        for _ in range(2):
+            self.run_through({"type": "randomized_delay", "min_delay": 100, "max_delay": 900})
+            wakes.append(self.journeys()[0]["next_wake_up"] - self.START)
+        self.assertEqual(wakes[0], wakes[1])
+        self.assertTrue(100 <= wakes[0] <= 900, wakes)
+
+    def test_true_and_false(self) -> None:
+        paths = [[mail(11)], [mail(12)]]
+        rows: list[tuple[Any, int]] = [
+            ({}, 12),
+            ([], 12),
+            (eq("plan", "a"), 12),
+            (eq("email", "1@example.com"), 11),
+            ([exists("email"), eq("plan", "a")], 12),
+            ({"event_attribute": {"field": "plan", "operator": "eq", "value": "GOLD"}}, 11),
+            ({"event_attribute": {"field": "items[].n", "operator": "eq", "value": 1}}, 11),
+            ({"event": {"name": "go"}, "times": 1}, 11),
+            ({"event": {"name": "go"}, "times": 2}, 12),
+            ({"event": {"name": "go"}, "since": "journey"}, 12),
+        ]
+        for conditions, action in rows:
+            with self.subTest(conditions):
+                branch = {"id": 10, "type": "conditional_branch", "conditions": conditions}
+                self.run_through({**branch, "paths": paths}, mail(13))
+                self.assertEqual([number for number, _ in self.sent()], [action, 13])
+                self.assertEqual(self.steps()[0], (10, "branched", action - 11))
+
+    def test_message_activity_decides(self) -> None:
+        opened = {"message": {"action_id": 1, "metric": "opened"}}
+        branch = {"id": 3, "type": "conditional_branch", "conditions": opened,
+                  "paths": [[mail(4)], [mail(5)]]}  # fmt: skip
+        self.campaign(mail(1), {"id": 2, "type": "delay_seconds", "delay": 60}, branch)
+        for id in ("1", "2"):
+            self.identify(id, email=f"{id}@example.com")
+            self.track(id, "go")
+        self.journeys()
+        self.ok("POST", f"/__parlel/deliveries/{self.delivery(1)['delivery_id']}/opened", {})
+        self.track("1", "go")
+        self.clock(advance=60)
+        self.assertEqual(self.sent()[3:], [(4, "1"), (5, "2"), (5, "1")])
+
+    def test_the_first_path_from_the_left(self) -> None:
+        split = {
+            "id": 10,
+            "type": "multi_split_branch",
+            "multi_conditions": [eq("a", 1), exists("a")],
+            "paths": [[mail(11)], [mail(12)], [mail(13)]],
+        }
+        for a, action in (("1", 11), ("2", 12), ("", 13)):
+            self.campaign(split)
+            self.identify("1", email="1@example.com", a=a)
+            self.track("1", "go")
+            self.assertEqual(self.sent(), [(action, "1")])
+
+    def test_an_exit_on_a_path_ends_the_journey(self) -> None:
+        branch = {"id": 10, "type": "conditional_branch", "conditions": exists("email"),
+                  "paths": [[{"id": 11, "type": "exit"}], []]}  # fmt: skip
+        self.run_through(branch, mail(12))
+        self.assertEqual(self.steps(), [(10, "branched", 0), (11, "exited")])
+        self.campaign(branch, mail(12))
+        self.track("2", "go")
+        self.assertEqual(self.steps()[0], (10, "branched", 1))
+        self.assertEqual(self.steps()[1][0], 12)
+
+    def test_a_wait_that_is_over_before_it_begins(self) -> None:
+        wait = {"id": 10, "type": "conditional_wait", "multi_conditions": [exists("email")]}
+        self.run_through(wait, mail(20))
+        self.assertEqual(self.steps(), [(10, "matched", 0), (20, "sent")])
+
+    def test_a_wait_without_an_end_waits_for_ever(self) -> None:
+        wait = {"id": 10, "type": "conditional_wait", "multi_conditions": [exists("plan")],
+                "exit_type": "never", "delay": 0}  # fmt: skip
+        self.run_through(wait, mail(20))
+        self.clock(advance=1000 * self.DAY)
+        row = self.journeys()[0]
+        self.assertEqual((row["waiting_for"], row["next_wake_up"]), ("conditional_wait", None))
+        self.identify("1", plan="a")
+        self.assertEqual(self.steps(), [(10, "matched", 0), (20, "sent")])
+
+    def test_who_came_and_left_before_the_wait_waits(self) -> None:
+        wait = {"id": 20, "type": "conditional_wait", "multi_conditions": [{"segment": {"id": 1}}]}
+        self.run_through({"type": "delay_seconds", "delay": 7 * self.DAY}, wait,
+                         segments=[{"id": 1, "name": "Paying", "ids": []}])  # fmt: skip
+        self.call("POST", "/api/v1/segments/1/add_customers", {"ids": ["1"]})
+        self.call("POST", "/api/v1/segments/1/remove_customers", {"ids": ["1"]})
+        self.clock(advance=7 * self.DAY)
+        self.assertEqual(self.journeys()[0]["waiting_for"], "conditional_wait")
+        self.call("POST", "/api/v1/segments/1/add_customers", {"ids": ["1"]})
+        self.assertEqual(self.journeys()[0]["state"], "finished")
+
+    def test_a_wait_ends_when_time_alone_says_so(self) -> None:
+        old = {"attribute": {"field": "seen", "operator": "timestamp_lt", "value": "-3600"}}
+        wait = {"id": 10, "type": "conditional_wait", "multi_conditions": [old], "delay": 9999}
+        self.campaign(wait)
+        self.identify("1", seen=self.START - 600)
+        self.track("1", "go")
+        self.assertEqual(self.journeys()[0]["next_wake_up"], self.START + 3000)
+        self.clock(advance=2999)
+        self.assertEqual(self.journeys()[0]["state"], "active")
+        self.clock(advance=1)
+        self.assertEqual(self.steps(), [(10, "matched", 0)])
+
+    def test_a_wait_for_the_time_that_the_event_names(self) -> None:
+        wait = {"id": 10, "type": "conditional_wait",
+                "multi_conditions": [{"event_time": {"field": "at"}}]}  # fmt: skip
+        self.campaign(wait)
+        self.track("1", "go", at=self.START + 500)
+        self.assertEqual(self.journeys()[0]["next_wake_up"], self.START + 500)
+        self.clock(advance=500)
+        self.assertEqual(self.steps(), [(10, "matched", 0)])
+
+    def test_a_wait_for_a_click(self) -> None:
+        clicked = {"message": {"action_id": 1, "metric": "clicked"}}
+        wait = {"id": 2, "type": "conditional_wait", "multi_conditions": [clicked], "delay": 60}
+        self.run_through(mail(1), wait)
+        self.journeys()
+        self.ok("POST", f"/__parlel/deliveries/{self.delivery(1)['delivery_id']}/clicked", {})
+        # What a call to the control endpoints brings about follows at once, too.
+        self.assertEqual(self.steps()[1], (2, "matched", 0))
+
+    def test_the_worked_example_of_the_time_window(self) -> None:
+        """In on Monday 18:00: email on Thursday 09:00, push on Saturday 09:00 (docs)."""
+        two = {"type": "delay_seconds", "delay": 2 * self.DAY}
+        window = {"type": "delay_time_window", "start_time": "09:00", "end_time": "17:00",
+                  "days": ["mon", "tue", "wed", "thu", "fri"],
+                  "zone": "customer_time_zone"}  # fmt: skip
+        push = {"id": 50, "type": "push", "body": "b"}
+        self.campaign(two, window, mail(30), {**two, "id": 40}, push)
+        monday = 1_699_898_400  # 2023-11-13 18:00 UTC
+        self.clock(now=monday)
+        self.identify("1", email="1@example.com", timezone="UTC")
+        self.track("1", "go")
+        self.clock(advance=7 * self.DAY)
+        times = {row["action_id"]: row["at"] for row in self.journeys()[0]["steps"]}
+        self.assertEqual(times[30], monday + 2 * self.DAY + 15 * 3600)
+        self.assertEqual(times[50], monday + 4 * self.DAY + 15 * 3600)
+
+    def test_an_open_window_is_no_wait_and_a_new_zone_counts(self) -> None:
+        # The clock stands at 22:13 on a Tuesday, UTC.
+        window = {"type": "delay_time_window", "start_time": "09:00", "end_time": "17:00",
+                  "zone": "customer_time_zone", "fallback_zone": "Asia/Tokyo"}  # fmt: skip
+        self.campaign({**window, "fallback_zone": "America/Los_Angeles"})
+        self.track("1", "go")
+        self.assertEqual(self.steps(), [(10, "waited")])
+        self.campaign(window)
+        self.track("1", "go")
+        wake = self.START - 22 * 3600 - 13 * 60 - 20 + 24 * 3600
+        self.assertEqual(self.journeys()[0]["next_wake_up"], wake)
+        self.identify("1", timezone="America/Los_Angeles")
+        self.assertEqual(self.steps(), [(10, "waited")])
+
+    def test_windows_past_midnight_on_some_days_and_across_summer_time(self) -> None:
+        berlin = zoneinfo.ZoneInfo("Europe/Berlin")
+        rows = [
+            # now, days, from, to, when it opens; 2030-03-31 is a Sunday without 02:00 to 03:00
+            ("2030-03-30T23:30", {5}, "22:00", "02:00", "2030-03-30T23:30"),
+            ("2030-03-31T01:30", {5}, "22:00", "02:00", "2030-03-31T01:30"),
+            ("2030-03-31T04:00", {5}, "22:00", "02:00", "2030-04-06T22:00"),
+            ("2030-03-31T00:00", {6}, "02:30", "05:00", "2030-03-31T03:30"),
+            ("2030-10-27T00:00", {6}, "03:00", "04:00", "2030-10-27T03:00"),
+            ("2030-03-30T09:00", {0}, "09:00", "09:00", "2030-04-01T09:00"),
+        ]
+        for now, days, start, end, opens in rows:
+            with self.subTest(now=now):
+                moment = datetime.datetime.fromisoformat(now).replace(tzinfo=berlin).timestamp()
+                found = customerio_fake.next_opening(moment, berlin, days, start, end)
+                text = datetime.datetime.fromtimestamp(found, berlin).isoformat()[:16]
+                self.assertEqual(text, opens)
+
+    def test_tiles_whose_condition_is_not_met_are_skipped(self) -> None:
+        no = {"preconditions": exists("none")}
+        self.run_through(
+            {"type": "delay_seconds", "delay": 60, **no},
+            {"type": "attribute_update", "attributes": {"a": 1}, **no},
+            {"type": "webhook", "url": "http://127.0.0.1:1", **no},
+            mail(40),
+        )
+        outcomes = [step[1] for step in self.steps()]
+        self.assertEqual(outcomes, ["skipped"] * 3 + ["sent"])
+
+    def test_webhooks_that_are_drafts_off_or_broken(self) -> None:
+        hook = {"type": "webhook", "url": "http://127.0.0.1:1/"}
+        self.run_through(
+            {**hook, "sending_state": "draft"},
+            {**hook, "sending_state": "off"},
+            {**hook, "url": "ftp://x"},
+            {**hook, "body": "{{event.none}}"},
+            {**hook, "headers": {"X-Plan": "{{event.none}}"}},
+        )
+        self.assertEqual(
+            [step[1] for step in self.steps()],
+            ["drafted", "skipped", "failed", "failed", "failed"],
+        )
+        self.assertIn("url must be", self.steps()[2][2])
+        self.assertEqual(self.journeys()[0]["state"], "finished")
+
+
+class Entries(JourneyTest):
+    """Who enters a campaign, and who nearly does."""
+
+    def reasons(self) -> list[str | None]:
+        return [row["exit_reason"] for row in self.journeys()]
+
+    def test_how_often(self) -> None:
+        rows: list[tuple[dict[str, Any], list[str | None]]] = [
+            ({}, [None, None, None]),
+            ({"restart_mode": "once"}, [None, "restart_mode once", "restart_mode once"]),
+            ({"restart_min_interval": 60}, [None, "restart_min_interval", None]),
+            ({"restart_mode": "interval", "restart_min_interval": 61},
+             [None, "restart_min_interval", "restart_min_interval"]),
+        ]  # fmt: skip
+        for fields, reasons in rows:
+            with self.subTest(fields):
+                self.campaign(mail(1), **fields)
+                for _ in range(3):
+                    self.track("1", "go")
+                    self.clock(advance=30)
+                self.assertEqual(self.reasons(), reasons)
+
+    def test_two_journeys_of_one_person_run_side_by_side(self) -> None:
+        self.campaign({"type": "delay_seconds", "delay": 60}, mail(20, "{{event.n}}"))
+        self.identify("1", email="1@example.com")
+        for n in (1, 2):
+            self.track("1", "go", n=n)
+        self.clock(advance=60)
+        subjects = [row["rendered"]["subject"] for row in self.records("deliveries")]
+        self.assertEqual(subjects, ["1", "2"])
+
+    def test_a_campaign_that_does_not_run_says_so(self) -> None:
+        for state in ("draft", "stopped", "archived"):
+            self.campaign(mail(1), state=state)
+            self.track("1", "go")
+            self.assertEqual(self.reasons(), [f"the campaign is {state}"])
+
+    def test_without_a_trigger_nobody_enters(self) -> None:
+        self.campaign(mail(1), event_name="", type="event")
+        self.track("1", "go")
+        self.identify("1", a=1)
+        self.assertEqual(self.journeys(), [])
+
+    def test_pages_and_screens_start_it_by_their_name(self) -> None:
+        self.campaign(mail(1), event_name="https://x.io/buy")
+        page = {"type": "page", "name": "https://x.io/buy"}
+        self.call("POST", "/api/v1/customers/1/events", page)
+        self.assertEqual(len(self.journeys()), 1)
+
+    def test_an_event_that_came_twice_starts_it_once(self) -> None:
+        self.campaign(mail(1))
+        for _ in range(2):
+            body = {"name": "go", "id": "01ARZ3NDEKTSV4RRFFQ69G5FAV"}
+            self.call("POST", "/api/v1/customers/1/events", body)
+        self.assertEqual(len(self.journeys()), 1)
+        self.assertEqual(self.journeys()[0]["trigger_event_id"], body["id"])
+
+    def test_an_anonymous_event_starts_it_once_it_has_a_person(self) -> None:
+        self.campaign(mail(1))
+        for anonymous, hours in (("a", 71), ("b", 73)):
+            self.call("POST", "/api/v1/events", {"name": "go", "anonymous_id": anonymous})
+            self.clock(advance=hours * 3600)
+            self.assertEqual(len(self.journeys()), "ab".index(anonymous))
+            self.identify(anonymous, anonymous_id=anonymous)
+            self.assertEqual(len(self.journeys()), "ab".index(anonymous) + 1)
+        self.assertEqual(self.reasons(), [None, "timestamp older than 72 hours"])
+
+    def test_who_is_suppressed_does_not_enter_and_that_is_told(self) -> None:
+        self.campaign(mail(1))
+        self.identify("1")
+        self.call("POST", "/api/v1/customers/1/suppress")
+        self.track("1", "go")
+        self.track("1", "other")
+        row = self.journeys()[0]
+        self.assertEqual((row["customer_id"], row["state"]), ("1", "not_entered"))
+        self.assertIn("suppressed", row["exit_reason"])
+        self.assertEqual(len(self.journeys()), 1)
+
+    def test_segment_campaigns_look_at_the_filter_before_the_first_act(self) -> None:
+        self.campaign({"type": "delay_seconds", "delay": 60}, mail(20), type="segment",
+                      trigger=exists("a"), filter=eq("b", 1))  # fmt: skip
+        self.identify("1", email="1@example.com", a=1)
+        self.identify("2", email="2@example.com", a=1)
+        self.clock(advance=59)
+        self.identify("2", b=1)
+        self.clock(advance=1)
+        states = [(row["state"], row["exit_reason"]) for row in self.journeys()]
+        self.assertEqual(states, [("never_activated", "filter"), ("finished", None)])
+
+    def test_segment_campaigns_of_all_segments_and_again_after_an_interval(self) -> None:
+        segments = [{"id": n, "name": "s", "conditions": exists(f"a{n}")} for n in (1, 2)]
+        self.campaign(mail(1), type="segment", trigger_segment_ids=[1, 2], segments=segments,
+                      restart_mode="interval", restart_min_interval=600)  # fmt: skip
+        self.identify("1", email="1@example.com", a1=1)
+        self.assertEqual(self.journeys(), [])
+        self.identify("1", a2=1)
+        self.assertEqual(len(self.journeys()), 1)
+        self.clock(advance=1300)
+        begins = [row["match_time"] - self.START for row in self.journeys()]
+        self.assertEqual(begins, [0, 600, 1200])
+        self.identify("1", a2="")
+        self.clock(advance=1300)
+        self.assertEqual(len(self.journeys()), 3)
+
+    def test_time_alone_lets_people_in_at_the_exact_second(self) -> None:
+        quiet = {"event": {"name": "login"}, "within": 3600, "inverse": True}
+        segments = [{"id": 1, "name": "q", "conditions": quiet}]
+        self.campaign(mail(1), type="segment", segments=segments, trigger_segment_ids=[1],
+                      restart_mode="rematch")  # fmt: skip
+        self.identify("1", email="1@example.com")
+        self.clock(advance=3599)
+        self.assertEqual(self.journeys(), [])
+        self.track("1", "login")
+        self.clock(advance=10_000)
+        begins = [row["match_time"] - self.START for row in self.journeys()]
+        self.assertEqual(begins, [3599 + 3600])
+
+    def test_people_match_what_they_lack(self) -> None:
+        lack = {"attribute": {"field": "plan", "operator": "not_exists"}}
+        self.campaign(mail(1), type="segment", trigger=lack)
+        self.track("1", "x")
+        self.identify("2", plan="a")
+        self.identify("3")
+        entered = [row["customer_id"] for row in self.journeys()]
+        self.assertEqual(entered, ["1", "3"])
+
+    def test_who_is_there_when_it_starts(self) -> None:
+        for audience, entered in (("future", 0), ("current", 1)):
+            self.campaign(mail(1), type="segment", trigger=exists("a"), audience_at_start=audience,
+                          customers=[{"id": "1", "attributes": {"a": 1}}])  # fmt: skip
+            self.assertEqual(len(self.journeys()), entered)
+            self.identify("2", a=1)
+            self.assertEqual(len(self.journeys()), entered + 1)
+
+    def test_forms(self) -> None:
+        self.campaign(mail(1, "{{event.color}}"), type="form", form_id="f1")
+        data = {"email": "a@example.com", "color": "red"}
+        for form in ("f1", "f2"):
+            self.call("POST", f"/api/v1/forms/{form}/submit", {"data": data})
+        self.assertEqual(self.delivery(1)["rendered"]["subject"], "red")
+        self.assertEqual(len(self.journeys()), 1)
+
+    def test_incoming_webhooks_have_no_person(self) -> None:
+        update = {"type": "attribute_update", "attributes": {"city": "{{trigger.city}}"}}
+        event = {"type": "create_event", "event_name": "moved", "person": {"id": "{{trigger.who}}"}}
+        self.campaign({**update, "person": {"id": "{{trigger.who}}"}}, event, update,
+                      type="webhook", webhook_id=0xABC)  # fmt: skip
+        path = "/v1/webhook/0000000000000abc"
+        self.assertEqual(self.call("POST", path, {"who": "7", "city": "Rome"}).status, 200)
+        self.assertEqual(self.person("7")["attributes"], {"city": "Rome"})
+        self.assertEqual(self.records("events")[0]["name"], "moved")
+        row = self.journeys()[0]
+        self.assertEqual((row["customer_id"], row["trigger"]["city"]), (None, "Rome"))
+        self.assertEqual(self.steps()[2][1], "failed")
+        for wrong in ("0000000000000abd", "abc", "zzzzzzzzzzzzzzzz"):
+            self.assertEqual(self.call("POST", f"/v1/webhook/{wrong}", {}).status, 404)
+        types = [row["type"] for row in self.ok("GET", "/v1/activities")["activities"]]
+        self.assertIn("webhook_event", types)
+
+    def relate(self, id: str, who: str, **attributes: Any) -> None:
+        ids = {"object_type_id": "1", "object_id": id}
+        related = [{"identifiers": {"id": who}, "relationship_attributes": attributes}]
+        body = {"type": "object", "action": "identify", "identifiers": ids, "attributes": {},
+                "cio_relationships": related}  # fmt: skip
+        self.assertEqual(self.call("POST", "/api/v2/entity", body).status, 200)
+
+    def update(self, id: str, **attributes: Any) -> None:
+        body = {"type": "object", "action": "identify", "attributes": attributes,
+                "identifiers": {"object_type_id": "1", "object_id": id}}  # fmt: skip
+        self.assertEqual(self.call("POST", "/api/v2/entity", body).status, 200)
+
+    OBJECT_TYPES = [{"id": 1, "name": "Shops", "singular_slug": "shop"}]
+
+    def objects_campaign(self, **fields: Any) -> None:
+        row = {"id": 1, "name": "C", "object_type_id": 1, "restart_mode": "rematch",
+               "actions": [mail(1, "{{trigger.shop.name}} {{trigger.relationship.role}} "
+                                "{{trigger.customer.id}} {{customer.id}}")], **fields}  # fmt: skip
+        self.seed({"object_types": self.OBJECT_TYPES, "campaigns": [row]})
+        self.update("acme", name="Acme")
+        for id in ("1", "2"):
+            self.identify(id, email=f"{id}@example.com", team="a" if id == "1" else "b")
+
+    def subjects(self) -> list[str]:
+        return [row["rendered"]["subject"] for row in self.records("deliveries")]
+
+    def test_an_updated_object_reaches_all_its_people(self) -> None:
+        changed = {"object_attribute": {"field": "open", "operator": "eq", "value": "yes"}}
+        self.objects_campaign(type="object", audience={"type": 1},
+                              object_attribute_triggers={"and": [changed]})  # fmt: skip
+        for id in ("1", "2"):
+            self.relate("acme", id, role=f"r{id}")
+        self.update("acme", color="red")
+        self.update("acme", open="no")
+        self.assertEqual(self.subjects(), [])
+        self.update("acme", open="yes")
+        self.assertEqual(self.subjects(), ["Acme r1 1 1", "Acme r2 2 2"])
+        self.update("acme", color="blue")
+        self.assertEqual(len(self.subjects()), 2)
+
+    def test_certain_people_of_an_object(self) -> None:
+        fits = {"person_filters": {"and": [eq("team", "b")]}, "type": 1}
+        self.objects_campaign(type="object", audience=fits)
+        for id in ("1", "2"):
+            self.relate("acme", id, role=f"r{id}")
+        self.update("acme", color="red")
+        self.assertEqual(self.subjects(), ["Acme r2 2 2"])
+        self.assertEqual(self.reasons(), ["filter", None])
+
+    def test_a_new_relationship_is_for_one_or_for_all(self) -> None:
+        for audience, second in ((0, ["Acme r2 2 2"]), (1, ["Acme r2 2 1", "Acme r2 2 2"])):
+            self.objects_campaign(type="relationship", audience={"type": audience})
+            self.relate("acme", "1", role="r1")
+            self.assertEqual(self.subjects(), ["Acme r1 1 1"])
+            self.relate("acme", "2", role="r2")
+            self.assertEqual(self.subjects()[1:], second)
+
+    def test_a_changed_relationship(self) -> None:
+        boss = {"relationship_attribute": {"field": "role", "operator": "eq", "value": "boss"}}
+        self.objects_campaign(type="relationship", audience={"type": 0},
+                              relationship_attribute_triggers={"and": [boss]})  # fmt: skip
+        self.relate("acme", "1", role="clerk")
+        self.assertEqual(self.subjects(), [])
+        self.relate("acme", "1", role="boss")
+        self.assertEqual(self.subjects(), ["Acme boss 1 1"])
+
+    def test_an_object_of_too_many_people_reaches_nobody(self) -> None:
+        self.objects_campaign(type="object", audience={"type": 1})
+        for id in ("1", "2"):
+            self.relate("acme", id)
+        with unittest.mock.patch.object(customerio_fake, "MAX_RELATED", 1):
+            self.update("acme", color="red")
+        self.assertEqual(self.reasons(), ["more than 1 people"])
+        types = [row["type"] for row in self.ok("GET", "/v1/activities")["activities"]]
+        self.assertIn("failed_object_journeys", types)
+
+    def test_dates_once_monthly_and_at_the_end_of_short_months(self) -> None:
+        # 2023-11-14 22:13:20 UTC
+        rows = [
+            ("once", "2023-12-01", ["2023-12-01"]),
+            ("once", "2023-11-14", []),
+            ("once", "1700086400", ["2023-11-15"]),
+            ("once", "never", []),
+            ("monthly", "2023-08-31", ["2023-11-30", "2023-12-31", "2024-01-31", "2024-02-29"]),
+            ("yearly", "1999-11-15T05:00:00Z", ["2023-11-15"]),
+            ("yearly", "2020-02-29", ["2024-02-29"]),
+            ("yearly", 0, ["2024-01-01"]),
+        ]
+        for frequency, when, begins in rows:
+            with self.subTest(frequency=frequency, when=when):
+                self.campaign(mail(1), type="date", date_attribute="when", frequency=frequency,
+                              start_hour=8, start_minutes=30)  # fmt: skip
+                self.identify("1", email="1@example.com", when=when)
+                self.clock(now=1_709_510_400)  # 2024-03-04
+                times = [datetime.datetime.fromtimestamp(row["match_time"], datetime.timezone.utc)
+                         for row in self.journeys()]  # fmt: skip
+                self.assertEqual([f"{time:%Y-%m-%d}" for time in times], begins)
+                self.assertEqual(
+                    {f"{time:%H:%M}" for time in times}, {"08:30"} if begins else set()
+                )
+
+    def test_days_before_and_after(self) -> None:
+        for lead, day in ((3, 12), (0, 15), (-3, 18)):
+            self.campaign(mail(1), type="date", date_attribute="when", lead_days=lead)
+            self.clock(now=1_699_000_000)
+            self.identify("1", when="2023-11-15")
+            self.clock(now=1_701_000_000)
+            begin = self.journeys()[0]["match_time"]
+            moment = datetime.datetime.fromtimestamp(begin, datetime.timezone.utc)
+            self.assertEqual(moment.day, day)
+
+
+class Leaving(JourneyTest):
+    """How journeys end before their end."""
+
+    DELAY = {"type": "delay_seconds", "delay": 600}
+
+    def begin(self, *actions: Any, **fields: Any) -> None:
+        self.campaign(*(actions or (mail(10), self.DELAY, mail(30))), **fields)
+        self.identify("1", email="1@example.com", a="1")
+        self.track("1", "go")
+
+    def state(self) -> tuple[str, str | None]:
+        row = self.journeys()[-1]
+        return row["state"], row["exit_reason"]
+
+    def test_exit_conditions_take_out_at_once(self) -> None:
+        exits = [exists("x"), {"event": {"name": "stop"}, "since": "journey"}]
+        for i in range(2):
+            self.begin(global_exit_conditions=exits)
+            if i:
+                self.track("1", "stop")
+            else:
+                self.identify("1", x=1)
+            self.assertEqual(self.state(), ("exited_early", f"global_exit_conditions[{i}]"))
+            self.clock(advance=600)
+            self.assertEqual(self.sent(), [(10, "1")])
+
+    def test_a_filter_that_stops_matching_counts_at_the_next_act(self) -> None:
+        for stops, state in ((True, ("exited_early", "filter")), (False, ("finished", None))):
+            self.begin(filter=eq("a", "1"), exit_on_trigger_or_filter_not_matched=stops)
+            self.identify("1", a="2")
+            self.assertEqual(self.state()[0], "active")
+            self.clock(advance=600)
+            self.assertEqual(self.state(), state)
+
+    def test_who_leaves_before_the_first_act_was_never_active(self) -> None:
+        self.begin(self.DELAY, mail(20), global_exit_conditions=[exists("x")])
+        self.identify("1", x=1)
+        self.assertEqual(self.state(), ("never_activated", "global_exit_conditions[0]"))
+
+    def test_goals(self) -> None:
+        segment = [{"id": 1, "name": "p", "conditions": exists("x")}]
+        rows: list[tuple[Any, Any, bool]] = [
+            ({"event": {"name": "buy"}}, lambda: self.track("1", "buy"), True),
+            ({"event": {"name": "buy"}}, lambda: self.track("1", "sell"), False),
+            ({"event": {"name": "buy"}, "after": "opened"}, lambda: self.track("1", "buy"), False),
+            ({"segment": {"id": 1}}, lambda: self.identify("1", x=1), True),
+            ({"segment": {"id": 1}, "inverse": True}, lambda: self.identify("1", x=1), False),
+            ({"event": {"name": "buy"}, "within": 59}, lambda: self.track("1", "buy"), False),
+            ({"event": {"name": "buy"}, "within": 60}, lambda: self.track("1", "buy"), True),
+        ]
+        for goal, reach, converted in rows:
+            with self.subTest(goal=goal):
+                self.begin(goal=goal, segments=segment)
+                self.journeys()
+                self.clock(advance=60)
+                reach()
+                self.assertEqual(self.journeys()[0]["converted_at"] is not None, converted)
+                self.assertEqual("converted" in self.delivery(10)["metrics"], converted)
+                self.assertEqual(self.state()[0], "active")
+
+    def test_leaving_a_segment_is_a_goal_for_those_who_were_in(self) -> None:
+        self.begin(goal={"segment": {"id": 1}, "inverse": True},
+                   segments=[{"id": 1, "name": "p", "conditions": exists("a")}])  # fmt: skip
+        self.journeys()
+        self.identify("1", a="")
+        self.assertEqual(self.journeys()[0]["converted_at"], self.START)
+
+    def test_a_conversion_counts_after_the_end_for_ninety_days(self) -> None:
+        for days, converted in ((89, True), (91, False)):
+            self.begin(mail(10), goal={"event": {"name": "buy"}})
+            self.assertEqual(self.state()[0], "finished")
+            self.clock(advance=days * self.DAY)
+            self.track("1", "buy")
+            self.assertEqual(self.journeys()[0]["converted_at"] is not None, converted)
+
+    def test_a_forced_exit(self) -> None:
+        self.begin()
+        id = self.journeys()[0]["id"]
+        self.assertEqual(self.ok("GET", f"/__parlel/journeys/{id}")["waiting_for"], "delay_seconds")
+        row = self.ok("POST", f"/__parlel/journeys/{id}/force_exit")
+        self.assertEqual((row["state"], row["exit_reason"]), ("exited_early", "force_exit"))
+        self.assertEqual(self.call("POST", f"/__parlel/journeys/{id}/force_exit").status, 409)
+        self.assertEqual(self.call("GET", "/__parlel/journeys/x").status, 404)
+        self.clock(advance=600)
+        self.assertEqual(self.sent(), [(10, "1")])
+
+    def test_who_is_deleted_or_suppressed_leaves(self) -> None:
+        for verb, path in (("DELETE", ""), ("POST", "/suppress")):
+            self.begin()
+            self.journeys()
+            self.call(verb, f"/api/v1/customers/1{path}")
+            self.assertEqual(self.state(), ("exited_early", "person deleted"))
+            self.assertEqual(self.journeys()[0]["identifiers"]["id"], "1")
+            self.clock(advance=600)
+            self.assertEqual(self.sent(), [(10, "1")])
+
+    def test_who_is_merged_goes_on_as_the_other_one(self) -> None:
+        self.begin(restart_mode="once")
+        self.journeys()
+        body = {"primary": {"id": "2"}, "secondary": {"id": "1"}}
+        self.identify("2", email="2@example.com")
+        self.call("POST", "/api/v1/merge_customers", body)
+        self.clock(advance=600)
+        self.assertEqual(self.sent(), [(10, "2"), (30, "2")])
+        self.track("2", "go")
+        self.assertEqual(self.state(), ("not_entered", "restart_mode once"))
+
+    def test_who_is_merged_into_somebody_inside_leaves(self) -> None:
+        self.begin()
+        self.identify("2", email="2@example.com")
+        self.track("2", "go")
+        self.journeys()
+        self.call("POST", "/api/v1/merge_customers",
+                  {"primary": {"id": "2"}, "secondary": {"id": "1"}})  # fmt: skip
+        states = [(row["state"], row["exit_reason"]) for row in self.journeys()]
+        self.assertEqual(states, [("exited_early", "person merged"), ("active", None)])
+
+    def test_a_stopped_campaign_lets_people_finish_or_not(self) -> None:
+        for journeys, sent in (("finish", [(10, "1"), (30, "1")]), ("exit", [(10, "1")])):
+            self.begin()
+            self.journeys()
+            body = {"state": "stopped", "journeys": journeys}
+            campaign = self.ok("PUT", "/__parlel/campaigns/1", body)["campaign"]
+            self.assertEqual(
+                (campaign["state"], campaign["active"]), ("stopped", journeys == "finish")
+            )
+            self.track("1", "go")
+            self.assertEqual(self.state(), ("not_entered", "the campaign is stopped"))
+            self.clock(advance=600)
+            self.assertEqual(self.sent(), sent)
+            self.ok("PUT", "/__parlel/campaigns/1", {"state": "running"})
+            self.track("1", "go")
+            self.assertEqual(self.state()[0], "active")
+
+    def test_a_campaign_starts_with_those_who_are_there_or_without(self) -> None:
+        for audience, entered in (("future", []), ("current", ["1"])):
+            self.campaign(mail(1), type="segment", trigger=exists("a"), state="draft")
+            self.identify("1", a=1)
+            self.assertEqual(self.state()[1], "the campaign is draft")
+            self.ok("PUT", "/__parlel/campaigns/1", {"state": "running", "audience": audience})
+            rows = self.records("journeys", "?state=finished")
+            self.assertEqual([row["customer_id"] for row in rows], entered)
+
+    def test_what_can_not_be_done_to_a_campaign(self) -> None:
+        self.begin()
+        reply = self.call("PUT", "/__parlel/campaigns/1", {"state": "paused"})
+        self.assert_errors(reply, 400, "state must be one of", "draft", "running", "stopped")
+        self.assertEqual(
+            self.call("PUT", "/__parlel/campaigns/9", {"state": "running"}).status, 404
+        )
+
+    def test_circles_are_broken_and_told(self) -> None:
+        again = {"type": "create_event", "event_name": "go"}
+        with self.assertLogs("customerio_fake", "WARNING"):
+            self.begin(again)
+            rows = self.journeys()
+        self.assertEqual(len(rows), 102)
+        self.assertIn("100 journeys have set off each other", rows[-1]["exit_reason"])
+        self.begin(self.DELAY, again)
+        self.clock(advance=600 * 200)
+        self.assertEqual({row["state"] for row in self.journeys()}, {"finished", "active"})
+
+
+class JourneyLists(JourneyTest):
+    """What tests see of journeys."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.campaign(mail(10), {"type": "delay_seconds", "delay": 60}, mail(30))
+        self.identify("7", email="7@example.com")
+        self.track("7", "go")
+
+    def test_an_assertion_about_steps_passes_over_others(self) -> None:
+        self.clock(advance=60)
+        steps = [{"action_id": 10, "outcome": "sent"}, {"action_id": 30}]
+        match = {"campaign_id": 1, "state": "finished", "steps": steps}
+        body = {"list": "journeys", "match": match, "exactly": 1}
+        self.ok("POST", "/__parlel/assert", body)
+        for wrong in ([{"action_id": 11}], steps[::-1]):
+            reply = self.call("POST", "/__parlel/assert", {**body, "match": {"steps": wrong}})
+            self.assertEqual(reply.status, 422)
+
+    def test_a_failed_assertion_says_where_the_person_stands(self) -> None:
+        match = {"customer_id": "7", "state": "finished"}
+        reply = self.call("POST", "/__parlel/assert", {"list": "journeys", "match": match})
+        self.assert_errors(reply, 422, "7 in campaign 1: at action 20, waiting for delay_seconds "
+                           f"until {self.START + 60}")  # fmt: skip
+        reply = self.call(
+            "POST", "/__parlel/assert", {"list": "journeys", "match": {"state": "done"}}
+        )
+        self.assert_errors(reply, 400, "no state is 'done'", "finished")
+
+    def test_two_runs_give_the_same_document(self) -> None:
+        documents = []
+        for _ in range(2):
+            self.setUp()
+            self.clock(advance=60)
+            documents.append(self.ok("GET", "/__parlel/journeys"))
+        self.assertEqual(*documents)
+
+    def test_a_jump_leaves_what_living_through_leaves(self) -> None:
+        jumped = self.run_to([14 * self.DAY])
+        lived = self.run_to([3600] * (14 * 24))
+        self.assertEqual(jumped, lived)
+
+    def run_to(self, steps: list[int]) -> Any:
+        window = {"type": "delay_time_window", "start_time": "09:00", "end_time": "10:00"}
+        wait = {"id": 40, "type": "conditional_wait", "multi_conditions": [exists("x")],
+                "delay": 5 * self.DAY}  # fmt: skip
+        self.campaign(
+            {"type": "delay_seconds", "delay": self.DAY}, window, mail(30), wait, mail(50)
+        )
+        self.identify("1", email="1@example.com")
+        self.track("1", "go")
+        for step in steps:
+            self.clock(advance=step)
+        return self.records("journeys"), self.records("deliveries"), self.records("webhooks")
+
+    def test_journeys_are_in_snapshots(self) -> None:
+        self.journeys()
+        state = self.ok("GET", "/__parlel/state")
+        self.fake = Fake(Settings())
+        self.ok("PUT", "/__parlel/state", state)
+        again = self.ok("GET", "/__parlel/state")
+        self.assertEqual({**again, "clock": 0}, {**state, "clock": 0})
+        self.clock(advance=60)
+        self.assertEqual(self.steps(), [(10, "sent"), (20, "waited"), (30, "sent")])
+        self.track("7", "go")
+        self.assertEqual(len(self.journeys()), 2)
+
+    def test_a_reset_begins_anew(self) -> None:
+        self.ok("POST", "/__parlel/reset")
+        self.assertEqual(self.journeys(), [])
+        self.track("7", "go")
+        self.assertEqual(len(self.journeys()), 1)
+
+    def test_in_python(self) -> None:
+        with customerio_fake.CustomerioServer(port=0, seed={"campaigns": [
+            {"id": 1, "name": "C", "event_name": "go", "actions": [mail(1)]}
+        ]}) as cio:  # fmt: skip
+            self.fake = cio.fake
+            self.identify("1", email="1@example.com")
+            self.track("1", "go")
+            cio.expect("journeys", customer_id=1, state="finished", timeout=5)
+            self.assertEqual(cio.journeys[0]["steps"][0]["action_id"], 1)
+            link = f"{cio.url}/e/o/{cio.deliveries[0]['delivery_id']}"
+            self.assertIn(link, cio.deliveries[0]["rendered"]["body"])
+
+
+class WrongCampaigns(JourneyTest):
+    """A campaign that can't run is refused whole, with its place and the nearest right word."""
+
+    def refused(self, *actions: Any, **fields: Any) -> str:
+        row = {"id": 1, "name": "C", "event_name": "go", "actions": list(actions), **fields}
+        reply = self.call("POST", "/__parlel/seed", {"campaigns": [row]})
+        self.assertEqual(reply.status, 400, row)
+        return str(reply.json["meta"]["error"])
+
+    def test_tiles(self) -> None:
+        branch = {"id": 1, "type": "conditional_branch", "conditions": exists("a")}
+        rows: list[tuple[Any, str]] = [
+            ({"type": "delay_second"}, "actions[0].type 'delay_second' is no tile; did you mean "
+             "delay_seconds?"),
+            ({"type": "llm_action"}, "actions[0].type 'llm' is no tile"),
+            ({"type": "delay_seconds"}, "actions[0].delay is required"),
+            ({"type": "delay_seconds", "delay": -1}, "actions[0].delay must be"),
+            ({"type": "delay_seconds", "delay": 1, "dealy": 1}, "actions[0].dealy is no"),
+            ({"id": "x"}, "actions[0].id must be"),
+            ("x", "actions[0] must be an object"),
+            (branch, "actions[0].paths"),
+            ({**branch, "paths": [[]]}, "actions[0].paths must be 2 lists of actions: true, false"),
+            ({**branch, "paths": [[], [{"type": "nap"}]]}, "actions[0].paths[1][0].type 'nap'"),
+            ({**branch, "paths": [[], [mail(1)]]}, "actions[0].paths[1][0].id 1 is there already"),
+            ({**branch, "paths": [[], []], "conditions": {"atribute": {}}},
+             "actions[0].conditions has 'atribute'"),
+            ({"type": "random_cohort_branch", "cohorts": [500, 400], "paths": [[], []]},
+             "actions[0].cohorts must be"),
+            ({"type": "random_cohort_branch", "cohorts": [500, 500], "paths": [[]]},
+             "actions[0].paths must be 2 lists"),
+            ({"type": "delay_time_window", "start_time": "9"}, "actions[0].start_time must be"),
+            ({"type": "delay_time_window", "days": ["someday"]}, "actions[0].days[0] must be"),
+            ({"type": "delay_time_window", "zone": "Berlin"}, "actions[0].zone"),
+            ({"type": "split_randomized", "variations": [mail(5)]}, "actions[0].variations"),
+            (mail(1, preconditions={"event": {}}), "actions[0].preconditions.event.name"),
+            ({"type": "conditional_wait", "multi_conditions": [{"segment": {"id": 4}}]},
+             "there is no segment 4"),
+        ]  # fmt: skip
+        for action, text in rows:
+            with self.subTest(action=action):
+                self.assertIn(text, self.refused(action))
+        self.assertIn("actions[1].id 1 is there already", self.refused(mail(1), mail(1)))
+        self.assertIn(
+            "actions[1] is never reached", self.refused({"id": 1, "type": "exit"}, mail(2))
+        )
+
+    def test_campaigns(self) -> None:
+        rows: list[tuple[dict[str, Any], str]] = [
+            ({"type": "events"}, "campaigns[0].type must be one of"),
+            ({"state": "runing"}, "campaigns[0].state must be one of"),
+            ({"restart_mod": "once"}, "campaigns[0].restart_mod is no field of campaigns; did you "
+             "mean restart_mode?"),
+            ({"restart_mode": "twice"}, "campaigns[0].restart_mode must be one of"),
+            ({"filter": {"x": 1}}, "campaigns[0].filter"),
+            ({"attribute_filters": [{}]}, "campaigns[0].attribute_filters"),
+            ({"attribute_filters": {"field": "a", "operator": "is", "value": 1}},
+             "campaigns[0].attribute_filters.operator must be one of"),
+            ({"global_exit_conditions": [{"segment": {}}]},
+             "campaigns[0].global_exit_conditions[0].segment.id"),
+            ({"goal": {"event": {"name": "x"}, "after": "sent"}}, "campaigns[0].goal.after"),
+            ({"goal": {"within": 3}}, "campaigns[0].goal"),
+            ({"timezone": "Mars"}, "campaigns[0].timezone"),
+            ({"trigger": exists("a"), "type": "segment", "trigger_segment_ids": [3]},
+             "there is no segment 3"),
+        ]  # fmt: skip
+        for fields, text in rows:
+            with self.subTest(fields=fields):
+                self.assertIn(text, self.refused(mail(1), **fields))
+        self.assertEqual(self.journeys(), [])
+
+    def test_the_message_limit(self) -> None:
+        for value, text in (
+            ({"message_limit": {"limit": 2}}, "workspace.message_limit.within"),
+            ({"message_limits": {}}, "did you mean message_limit?"),
+        ):
+            reply = self.call("POST", "/__parlel/seed", {"workspace": value})
+            self.assert_errors(reply, 400, text)
 
 
 class Webhooks(FakeTest):
