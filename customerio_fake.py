@@ -26,7 +26,7 @@ The file is read from top to bottom; each section uses only the sections above i
      6  Conditions              one grammar for filters, segments and journeys
      7  Records                 what is kept, and what the parts of a workspace stand on
      8  People                  identifiers, attributes, devices: who is who
-     9  Events, objects and segments   what happens, and what people belong to
+     9  Events, objects and segments  what happens, and what people belong to
     10  Deliveries              what was sent, and what became of it
     11  Workspace               the holder of its parts: one lock, one way in, one agenda
     12  Rendering               a message as its recipient sees it
@@ -42,9 +42,10 @@ The file is read from top to bottom; each section uses only the sections above i
     22  Pipelines API           /v1/identify, track, page, screen, group, alias, batch
     23  Control                 /__parlel/*, for the test that drives us
     24  Snapshots               a workspace as one JSON document, and back
-    25  Server                  HTTP on the wire
-    26  Beside the real service   a workspace elsewhere, read into a seed
-    27  Public face             CustomerioServer and the command line
+    25  JavaScript              a client for tests in Node and in browsers, and its types
+    26  Server                  HTTP on the wire
+    27  Beside the real service  a workspace elsewhere, read into a seed
+    28  Public face             CustomerioServer and the command line
 
 Rules are taken from, in this order: what was observed of the live service ("observed"),
 the official API description ("reference"), the documentation ("docs"), and where all are
@@ -20100,7 +20101,383 @@ def put_state(call: Call) -> Json:
 
 
 # ======================================================================================
-# ==== §25 Server
+# ==== §25 JavaScript
+# ======================================================================================
+
+#: The client, as `python customerio_fake.py client` prints it.
+JS_CLIENT = r"""// Drives customerio_fake, a local Customer.io for tests, from Node 20 or newer,
+// or a browser's test runner. Made by `python customerio_fake.py client`; needs nothing else.
+
+/** What the fake said: an assertion that failed, or a call that it refused (`status` tells). */
+export class CustomerioFakeError extends Error {
+  constructor(message, status, trace) {
+    super(message);
+    this.name = status === 422 ? "AssertionError" : "CustomerioFakeError";
+    this.status = status;
+    // Where the test asked, not where the answer came.
+    if (trace) this.stack = trace.stack.replace(/^[^\n]*/, () => `${this.name}: ${message}`);
+  }
+}
+
+const DISPOSE = Symbol.asyncDispose ?? Symbol("asyncDispose");
+
+/** Where we were called, without our own frames. */
+function traceOf(frames) {
+  const trace = new Error();
+  Error.captureStackTrace?.(trace, frames);
+  return trace;
+}
+
+const AMOUNTS = ["exactly", "at_least", "at_most", "none", "in_order", "timeout"];
+const snake = (name) => name.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`);
+
+/** Splits `{ name: "signup", timeout: 5 }` into what is matched and how many, and for how long. */
+function expectation(match = {}) {
+  const body = { match: {} };
+  for (const [name, value] of Object.entries(match)) {
+    if (AMOUNTS.includes(snake(name))) body[snake(name)] = value;
+    else body.match[name] = value;
+  }
+  return body;
+}
+
+/** One world of people, events and messages, which only calls with its keys can see. */
+export class Workspace {
+  #path;
+  constructor(url, record = {}) {
+    this.url = url;
+    this.name = record.name ?? "";
+    this.#path = record.path ?? "";
+    this.siteId = record.site_id || "fake-site-id";
+    this.apiKey = record.api_key || "fake-api-key";
+    this.appKey = record.app_key || "fake-app-key";
+    this.writeKey = record.write_key || "fake-write-key";
+    this.signingKey = record.signing_key || "fake-signing-key";
+    /** Time, as the fake sees it: Unix seconds. */
+    this.clock = {
+      now: async () => (await this.call("GET", "clock")).now,
+      freeze: async (at) => this.call("PUT", "clock", { freeze: true, ...(at && { now: at }) }),
+      advance: async (seconds) => this.call("PUT", "clock", { advance: seconds }),
+      resume: async () => this.call("PUT", "clock", { freeze: false }),
+    };
+  }
+
+  /** What `new TrackClient(…, { url })` of customerio-node takes. */
+  get trackUrl() { return `${this.url}/api/v1`; }
+  /** What `new APIClient(…, { url })` takes. */
+  get apiUrl() { return `${this.url}/v1`; }
+  /** What `new PipelinesClient(…, { url })` takes. */
+  get pipelinesUrl() { return `${this.url}/v1`; }
+
+  /** Environment variables for the code under test. */
+  get environment() {
+    return {
+      CUSTOMERIO_TRACK_URL: this.trackUrl, CUSTOMERIO_API_URL: this.apiUrl,
+      CUSTOMERIO_PIPELINES_URL: this.pipelinesUrl, CUSTOMERIO_SITE_ID: this.siteId,
+      CUSTOMERIO_API_KEY: this.apiKey, CUSTOMERIO_APP_KEY: this.appKey,
+      CUSTOMERIO_WRITE_KEY: this.writeKey, CUSTOMERIO_SIGNING_KEY: this.signingKey,
+    };
+  }
+
+  /** Any control endpoint, as in `call("GET", "requests?status=401")`. */
+  async call(method, endpoint, body, frames = this.call) {
+    const trace = traceOf(frames);
+    const response = await fetch(`${this.url}${this.#path}/__parlel/${endpoint}`, {
+      method, body: body === undefined ? undefined : JSON.stringify(body),
+    });
+    const text = await response.text();
+    let answer = text;
+    try { answer = JSON.parse(text); } catch { /* a page, or plain text */ }
+    if (response.ok) return answer;
+    const message = answer?.meta?.error ?? answer?.meta?.errors?.join("; ") ?? text;
+    throw new CustomerioFakeError(message, response.status, trace);
+  }
+
+  /** The records of a list, oldest first: all, or those with these fields. */
+  async list(list, match) {
+    const query = match ? `?match=${encodeURIComponent(JSON.stringify(match))}` : "";
+    const answer = await this.call("GET", `${list}${query}`, undefined, this.list);
+    return answer[list === "pipeline-events" ? "events" : list];
+  }
+
+  people(match) { return this.list("customers", match); }
+  events(match) { return this.list("events", match); }
+  deliveries(match) { return this.list("deliveries", match); }
+  devices(match) { return this.list("devices", match); }
+  objects(match) { return this.list("objects", match); }
+  journeys(match) { return this.list("journeys", match); }
+  webhooks(match) { return this.list("webhooks", match); }
+  requests(match) { return this.list("requests", match); }
+  dropped(match) { return this.list("dropped", match); }
+
+  /**
+   * The records that are as wanted; throws the fake's own text, with the nearest ones, if it isn't
+   * as expected. `match` has fields and values or matchers, and `exactly`, `atLeast`, `atMost`,
+   * `none`, `inOrder`; with a `timeout` in seconds it is waited for.
+   */
+  async expect(list, match, frames = this.expect) {
+    const body = { list, ...expectation(match) };
+    return (await this.call("POST", "assert", body, frames)).records;
+  }
+
+  expectEvent(name, match) { return this.expect("events", { name, ...match }, this.expectEvent); }
+  expectDelivery(match) { return this.expect("deliveries", match, this.expectDelivery); }
+  expectNoDelivery(match) {
+    return this.expect("deliveries", { none: true, ...match }, this.expectNoDelivery);
+  }
+
+  /** The first such record, as soon as it is there: within `timeout` seconds, 5 unless told. */
+  async waitFor(list, match, frames = this.waitFor) {
+    return (await this.expect(list, { timeout: 5, ...match }, frames))[0];
+  }
+
+  waitForEvent(name, match) {
+    return this.waitFor("events", { name, ...match }, this.waitForEvent);
+  }
+  waitForDelivery(match) { return this.waitFor("deliveries", match, this.waitForDelivery); }
+
+  /** The newest such record; throws if there is none. */
+  async latest(list, match) { return (await this.expect(list, match, this.latest)).at(-1); }
+
+  /** A link in the newest such message: the first with `text` in it. */
+  async link(match, text = "") {
+    const { rendered } = await this.latest("deliveries", match);
+    const links = rendered.links?.map((link) => link.href)
+      ?? rendered.body?.match(/https?:\/\/[^\s"'<>]+/g) ?? [];
+    return this.#found(links.find((link) => link.includes(text)), `link with '${text}'`, rendered);
+  }
+
+  /** The one-time code in the newest such message: four to ten digits. */
+  async code(match) {
+    const { rendered } = await this.latest("deliveries", match);
+    const text = rendered.body_plain ?? rendered.body?.replace(/<[^>]*>/g, " ") ?? "";
+    return this.#found(text.match(/(?<![\w#.-])\d{4,10}(?![\w.-])/)?.[0], "code", rendered);
+  }
+
+  #found(value, what, rendered) {
+    if (value !== undefined) return value;
+    const text = `no ${what} in this message: ${JSON.stringify(rendered).slice(0, 500)}`;
+    throw new CustomerioFakeError(text, 422);
+  }
+
+  /** Begin afresh with a seed document, to which `reset` returns. */
+  seed(document) { return this.call("POST", "seed", document); }
+  /** Forget everything, or only "state", "journal", "faults" or "clock". */
+  reset(only) { return this.call("POST", "reset", only ? { only } : {}); }
+  snapshot() { return this.call("GET", "state"); }
+  restore(snapshot) { return this.call("PUT", "state", snapshot); }
+
+  /**
+   * Let requests go wrong: `fail("POST /v1/send/email", { status: 503, times: 2 })`, or
+   * `responses`, one after the other. Ends with `stop()`, or with the block of `await using`.
+   */
+  async fail(operation, rule) {
+    const { match, ...rest } = rule;
+    const body = { match: { ...(operation && { operation }), ...match }, ...rest };
+    const { id } = await this.call("POST", "faults", body, this.fail);
+    const stop = async () => { await this.call("DELETE", `faults/${id}`).catch(() => {}); };
+    return { id, stop, [DISPOSE]: stop };
+  }
+}
+
+/** The fake itself, whose default workspace this is. */
+export class CustomerioFake extends Workspace {
+  #child;
+
+  /** Use a fake that runs already, as one in a container. */
+  static async connect(url = "http://127.0.0.1:4668") {
+    const fake = new CustomerioFake(url.replace(/\/+$/, ""));
+    await fake.call("GET", "clock");
+    return fake;
+  }
+
+  /**
+   * Run customerio_fake.py on a free port until `stop()`, or until this process ends. `file` is
+   * where it lies, `python` what runs it, `args` are further flags, `seed` is a seed document.
+   */
+  static async start({ file = "customerio_fake.py", python = "python3", args = [], seed } = {}) {
+    const { spawn } = await import("node:child_process");
+    const child = spawn(python, [file, "0", ...args], { stdio: ["ignore", "pipe", "pipe"] });
+    const url = await new Promise((resolve, reject) => {
+      let said = "";
+      const hear = (chunk) => {
+        said += chunk;
+        const match = /listens on (\S+)/.exec(said);
+        if (match) resolve(match[1]);
+      };
+      child.stdout.on("data", hear);
+      child.stderr.on("data", hear);
+      child.on("error", (error) => reject(new CustomerioFakeError(`${python}: ${error.message}`)));
+      child.on("exit", (code) => reject(
+        new CustomerioFakeError(`${python} ${file} ended with ${code}: ${said.trim()}`)));
+    });
+    const end = () => child.kill();
+    process.on("exit", end);
+    child.on("exit", () => process.off("exit", end));
+    for (const handle of [child, child.stdout, child.stderr]) handle.unref?.();
+    const fake = new CustomerioFake(url);
+    fake.#child = child;
+    if (seed) await fake.seed(seed);
+    return fake;
+  }
+
+  /** A world of its own for one test: `await using world = await fake.workspace()`. */
+  async workspace({ name, seed } = {}) {
+    const wanted = { ...(name && { name }), ...(seed && { seed }) };
+    const record = await this.call("POST", "workspaces", wanted, this.workspace);
+    const world = new Workspace(this.url, record);
+    world.drop = async () => { await this.call("DELETE", `workspaces/${record.name}`); };
+    world[DISPOSE] = world.drop;
+    return world;
+  }
+
+  /** Stop what `start` has begun. */
+  async stop() {
+    if (!this.#child || this.#child.exitCode !== null) return;
+    const ended = new Promise((resolve) => this.#child.once("exit", resolve));
+    this.#child.ref();
+    this.#child.kill();
+    await ended;
+  }
+}
+
+CustomerioFake.prototype[DISPOSE] = CustomerioFake.prototype.stop;
+"""
+#: Its types, but for the records.
+_JS_TYPES = """// Types of customerio-fake.mjs. Made by `python customerio_fake.py client --types`.
+
+%(records)s/** A value, or what is said of it; several of these must all hold. */
+export type Wanted<T> = T | {
+  contains?: string; regex?: string; gt?: unknown; gte?: unknown; lt?: unknown; lte?: unknown;
+  absent?: boolean; one_of?: unknown[]; not?: unknown;
+} | Record<string, unknown>;
+
+export interface Amounts {
+  exactly?: number; atLeast?: number; atMost?: number; none?: boolean;
+  inOrder?: Record<string, unknown>[];
+  /** Seconds to wait. */
+  timeout?: number;
+}
+export type Match<T> = { [K in keyof T]?: Wanted<T[K]> };
+export type DeliveryMatch = Match<DeliveryRecord>
+  & { to?: Wanted<string>; subject?: Wanted<string>; body?: Wanted<string> };
+export interface Lists {
+%(lists)s}
+type Asked<L extends keyof Lists> =
+  (L extends "deliveries" ? DeliveryMatch : Match<Lists[L]>) & Amounts;
+
+export interface Rule {
+  match?: Record<string, string>;
+  times?: number; every?: number; after?: number; probability?: number; seed?: number;
+  when?: "before" | "after"; status?: number; body?: unknown; retry_after?: number | string;
+  latency?: number; jitter?: number; reset?: boolean; empty?: boolean; truncate?: number;
+  hang?: boolean; trickle?: number; responses?: Omit<Rule, "responses" | "match" | "times">[];
+}
+export interface Failing extends AsyncDisposable { id: number; stop(): Promise<void>; }
+
+export class CustomerioFakeError extends Error { status?: number; }
+
+export class Workspace {
+  readonly url: string; readonly name: string; readonly siteId: string; readonly apiKey: string;
+  readonly appKey: string; readonly writeKey: string; readonly signingKey: string;
+  readonly trackUrl: string; readonly apiUrl: string; readonly pipelinesUrl: string;
+  readonly environment: Record<string, string>;
+  readonly clock: {
+    now(): Promise<number>; freeze(at?: number): Promise<unknown>;
+    advance(seconds: number): Promise<unknown>; resume(): Promise<unknown>;
+  };
+  call(method: string, endpoint: string, body?: unknown): Promise<any>;
+  list<L extends keyof Lists>(list: L, match?: Match<Lists[L]>): Promise<Lists[L][]>;
+  people(match?: Match<PersonRecord>): Promise<PersonRecord[]>;
+  events(match?: Match<EventRecord>): Promise<EventRecord[]>;
+  deliveries(match?: DeliveryMatch): Promise<DeliveryRecord[]>;
+  devices(match?: Match<DeviceRecord>): Promise<DeviceRecord[]>;
+  objects(match?: Match<ObjectRecord>): Promise<ObjectRecord[]>;
+  journeys(match?: Match<JourneyRecord>): Promise<JourneyRecord[]>;
+  webhooks(match?: Match<ReportRecord>): Promise<ReportRecord[]>;
+  requests(match?: Match<RequestRecord>): Promise<RequestRecord[]>;
+  dropped(match?: Match<DroppedRecord>): Promise<DroppedRecord[]>;
+  expect<L extends keyof Lists>(list: L, match?: Asked<L>): Promise<Lists[L][]>;
+  expectEvent(name: string, match?: Asked<"events">): Promise<EventRecord[]>;
+  expectDelivery(match?: Asked<"deliveries">): Promise<DeliveryRecord[]>;
+  expectNoDelivery(match?: Asked<"deliveries">): Promise<DeliveryRecord[]>;
+  waitFor<L extends keyof Lists>(list: L, match?: Asked<L>): Promise<Lists[L]>;
+  waitForEvent(name: string, match?: Asked<"events">): Promise<EventRecord>;
+  waitForDelivery(match?: Asked<"deliveries">): Promise<DeliveryRecord>;
+  latest<L extends keyof Lists>(list: L, match?: Asked<L>): Promise<Lists[L]>;
+  link(match: Asked<"deliveries">, text?: string): Promise<string>;
+  code(match: Asked<"deliveries">): Promise<string>;
+  seed(document: Record<string, unknown>): Promise<unknown>;
+  reset(only?: "state" | "journal" | "faults" | "clock"): Promise<unknown>;
+  snapshot(): Promise<unknown>;
+  restore(snapshot: unknown): Promise<unknown>;
+  fail(operation: string, rule: Rule): Promise<Failing>;
+}
+
+export interface World extends Workspace, AsyncDisposable { drop(): Promise<void>; }
+
+export class CustomerioFake extends Workspace implements AsyncDisposable {
+  static connect(url?: string): Promise<CustomerioFake>;
+  static start(options?: {
+    file?: string; python?: string; args?: string[]; seed?: Record<string, unknown>;
+  }): Promise<CustomerioFake>;
+  workspace(options?: { name?: string; seed?: Record<string, unknown> }): Promise<World>;
+  stop(): Promise<void>;
+  [Symbol.asyncDispose](): Promise<void>;
+}
+"""
+
+
+def js_types() -> str:
+    """The types of the client; those of the records follow from the TypedDicts above."""
+    from typing import get_type_hints
+
+    kinds = {row.type: None for row in COLLECTIONS.values() if row.fields and row.type is not str}
+    records = ""
+    for kind in kinds:
+        names = "".join(f"  {name}: {_js_type(h)};\n" for name, h in get_type_hints(kind).items())
+        records += f"export interface {kind.__name__} {{\n{names}}}\n\n"
+    lists = "".join(f'  "{n}": {_js_type(row.type)};\n' for n, row in COLLECTIONS.items())
+    return _JS_TYPES % {"records": records, "lists": lists}
+
+
+def _js_type(hint: Any) -> str:
+    """A Python type of a record in TypeScript."""
+    from typing import get_args, get_origin
+
+    origin, parts = get_origin(hint), [_js_type(part) for part in get_args(hint)]
+    if origin is Union:
+        return " | ".join(parts)
+    if origin is list:
+        return f"{parts[0]}[]"
+    if origin is dict or hint is dict:
+        return f"Record<string, {parts[1] if parts else 'unknown'}>"
+    return _JS_NAMES.get(hint) or hint.__name__
+
+
+_JS_NAMES = {
+    str: "string", int: "number", float: "number", bool: "boolean", type(None): "null",
+    Any: "unknown",
+}  # fmt: skip
+
+
+@route("GET", "/__parlel/client.mjs", CONTROL)
+def js_client(call: Call) -> Response:
+    """The client for JavaScript, one file without dependencies."""
+    return Response(200, JS_CLIENT.encode(), _SCRIPT)
+
+
+@route("GET", "/__parlel/client.d.ts", CONTROL)
+def js_client_types(call: Call) -> Response:
+    """The types of the client for JavaScript."""
+    return Response(200, js_types().encode(), _SCRIPT)
+
+
+_SCRIPT = (("Content-Type", "text/javascript; charset=utf-8"),)
+
+
+# ======================================================================================
+# ==== §26 Server
 # ======================================================================================
 
 #: Limits of one request's head.
@@ -21144,7 +21521,7 @@ def _load_built_in(context: ssl.SSLContext) -> None:
 
 
 # ======================================================================================
-# ==== §26 Beside the real service
+# ==== §27 Beside the real service
 # ======================================================================================
 
 #: The hosts of the App API (reference), its limit of requests a second, and how patient we are.
@@ -21372,7 +21749,7 @@ def _pull_person(api: Elsewhere, seed: Json, person: str) -> None:
 
 
 # ======================================================================================
-# ==== §27 Public face
+# ==== §28 Public face
 # ======================================================================================
 
 
@@ -22113,6 +22490,11 @@ def _ill(host: str, port: int) -> str:
         return f"no healthy server at {host}:{port}: {error}"
 
 
+def _print_client(arguments: Any) -> int:
+    print(js_types() if arguments.types else JS_CLIENT, end="")
+    return 0
+
+
 def _kinds_wanted(arguments: Any) -> List[str]:
     """What a pull is about. Raises ValueError for a kind that there is not."""
     for kind in (*arguments.only, *arguments.without):
@@ -22166,6 +22548,11 @@ COMMANDS: Dict[str, Command] = {
             },
         },
         settings=True,
+    ),
+    "client": Command(
+        _print_client,
+        "Print the client for JavaScript, one file without dependencies.",
+        {"--types": {"action": "store_true", "help": "its types, for a .d.ts file, instead"}},
     ),
     "pull": Command(
         _pull,

@@ -11539,6 +11539,33 @@ def run_command(*arguments: str, **environment: str) -> Tuple[int, str, str]:
     return code, out.getvalue(), err.getvalue()
 
 
+class JavaScript(FakeTest):
+    """The client for tests in JavaScript; `.ci/examples` and `.ci/clients` run it."""
+
+    def test_it_is_printed_and_served(self) -> None:
+        code, out, _ = run_command("client")
+        self.assertEqual((code, out), (0, self.call("GET", "/__parlel/client.mjs").body.decode()))
+        self.assertIn("export class CustomerioFake", out)
+        self.assertLessEqual(out.count("\n"), 250)
+
+    def test_its_types_know_the_records(self) -> None:
+        _, out, _ = run_command("client", "--types")
+        self.assertEqual(out.encode(), self.call("GET", "/__parlel/client.d.ts").body)
+        for line in (
+            "export interface PersonRecord {\n  id: string | null;\n",
+            "  metrics: Record<string, number>;",
+            '  "pipeline-events": Record<string, unknown>;',
+            "  history: Record<string, unknown>[];",
+        ):
+            self.assertIn(line, out)
+
+    def test_it_has_a_method_for_what_it_types(self) -> None:
+        names = re.findall(r"^  (?:static )?(\w+)[(<]", customerio_fake.js_types(), re.M)
+        self.assertGreater(len(names), 25)
+        for name in names:
+            self.assertRegex(customerio_fake.JS_CLIENT, rf"\b{name}\(")
+
+
 class Pulls(unittest.TestCase):
     """A workspace elsewhere becomes a seed that answers the same."""
 
