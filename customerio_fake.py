@@ -14780,8 +14780,14 @@ def query_range(call: Call) -> Tuple[List[float], str]:
     return range_edges(start, end, period, zone_named(query.get("tz") or "UTC")), period
 
 
-def metrics_answer(call: Call, family: Family, id: str, content_id: str = "") -> Json:
+def family_of(call: Call) -> Family:
+    """The family that a path is about."""
+    return FAMILIES[call.operation.path.split("/")[2]]
+
+
+def metrics_answer(call: Call, id: str, content_id: str = "") -> Json:
     """Metrics of a campaign, … or of one content."""
+    family = family_of(call)
     with call.workspace.lock:
         deliveries = sent_by(call, family, family_row(call, family, id), content_id)
         edges, period = query_edges(call)
@@ -14794,16 +14800,17 @@ def metrics_answer(call: Call, family: Family, id: str, content_id: str = "") ->
     return {"metric": {"series": series}, **(bounds if family is CAMPAIGNS else {})}
 
 
-def links_answer(call: Call, family: Family, id: str, content_id: str = "") -> Json:
+def links_answer(call: Call, id: str, content_id: str = "") -> Json:
     """Link metrics of a campaign, … or of one content."""
-    unique = query_flag(call.request.query(), "unique")
+    family, unique = family_of(call), query_flag(call.request.query(), "unique")
     with call.workspace.lock:
         deliveries = sent_by(call, family, family_row(call, family, id), content_id)
         return {"links": link_series(call.workspace, deliveries, query_edges(call)[0], unique)}
 
 
+@route("GET", "/v1/campaigns/{campaign_id}/journey_metrics", APP, heavy=True)
 def journeys_answer(call: Call, campaign_id: str) -> Json:
-    """Journeys of a campaign, by the period in which they began."""
+    """Count the journeys of a campaign, by the period in which they began."""
     with call.workspace.lock:
         row = family_row(call, CAMPAIGNS, campaign_id)
         edges, _ = query_range(call)
@@ -14814,9 +14821,9 @@ def journeys_answer(call: Call, campaign_id: str) -> Json:
     return {"journey_metric": count_series(facts, JOURNEY_METRICS, edges)}
 
 
-def family_messages(call: Call, family: Family, id: str) -> Json:
+def family_messages(call: Call, id: str) -> Json:
     """Messages of a campaign, broadcast, newsletter or transactional message."""
-    workspace = call.workspace
+    family, workspace = family_of(call), call.workspace
     with workspace.lock:
         row = family_row(call, family, id)
         sent, first = sent_by(call, family, row), None
@@ -14835,140 +14842,93 @@ def family_messages(call: Call, family: Family, id: str) -> Json:
 _FROM_THE_FIRST = {NEWSLETTERS: MESSAGE_WINDOW, BROADCASTS: 31 * 86400}
 
 
-def _list_family(family: Family) -> Handler:
-    def handler(call: Call) -> Json:
-        workspace = call.workspace
-        with workspace.lock:
-            rows = workspace.shelves[family.kind].rows.values()
-            documents = [family_document(workspace, family, row) for row in rows]
-        if family is not NEWSLETTERS:
-            return {family.many: documents}
-        newest_first = query_choice(call.request.query(), "sort", ("asc", "desc")) == "desc"
-        return paged(call, family.many, documents[::-1] if newest_first else documents)
-
-    return handler
+def list_family(call: Call) -> Json:
+    """All campaigns, …; newsletters page by page."""
+    family, workspace = family_of(call), call.workspace
+    with workspace.lock:
+        rows = workspace.shelves[family.kind].rows.values()
+        documents = [family_document(workspace, family, row) for row in rows]
+    if family is not NEWSLETTERS:
+        return {family.many: documents}
+    newest_first = query_choice(call.request.query(), "sort", ("asc", "desc")) == "desc"
+    return paged(call, family.many, documents[::-1] if newest_first else documents)
 
 
-def _list_contents(family: Family) -> Handler:
-    def handler(call: Call, id: str) -> Json:
-        with call.workspace.lock:
-            row = family_row(call, family, id)
-            rows = call.workspace.shelves[family.shelf].where(_parent=row["id"])
-        documents = [content_document(family, row) for row in rows]
-        if family is not CAMPAIGNS:
-            return {family.contents: documents}
-        return paged(call, family.contents, documents, 10, 10)  # ten a page (reference)
-
-    return handler
+def read_family(call: Call, id: str) -> Json:
+    """One campaign, …."""
+    family = family_of(call)
+    with call.workspace.lock:
+        row = family_row(call, family, id)
+        return {family.one: family_document(call.workspace, family, row)}
 
 
-def _content(family: Family, change: bool, by: str, listed: bool = False) -> Handler:
-    """A handler that reads or changes one content: by id, language, or both (`by`)."""
+def list_contents(call: Call, id: str) -> Json:
+    """The contents (actions) of a campaign, …; those of campaigns ten a page (reference)."""
+    family = family_of(call)
+    with call.workspace.lock:
+        row = family_row(call, family, id)
+        rows = call.workspace.shelves[family.shelf].where(_parent=row["id"])
+    documents = [content_document(family, row) for row in rows]
+    whole = family is not CAMPAIGNS
+    return (
+        {family.contents: documents} if whole else paged(call, family.contents, documents, 10, 10)
+    )
 
-    def handler(call: Call, id: str, *rest: str) -> Json:
-        with call.workspace.lock:
-            parent = family_row(call, family, id)
-            named = dict(zip(by.split(), rest))
-            row = content_row(call, family, parent, named.get("id", ""), named.get("language"))
-            document = content_document(family, row)
-            if change:
-                document = change_content(call, family, row)
-        return {family.content: [document] if listed else document}
 
-    return handler
+def one_content(call: Call, id: str, *rest: str) -> Json:
+    """Read, or with PUT change, a content: by id, language, or both, as the path names them."""
+    family, change = family_of(call), call.operation.method == "PUT"
+    named = dict(zip(re.findall(r"{(\w+)}", call.operation.path)[1:], rest))
+    listed = family is TRANSACTIONAL and (change or "language" in named)
+    language = named.pop("language", None if named else "")
+    with call.workspace.lock:
+        parent = family_row(call, family, id)
+        row = content_row(call, family, parent, "".join(named.values()), language)
+        document = change_content(call, family, row) if change else content_document(family, row)
+    return {family.content: [document] if listed else document}
+
+
+def _serve_content(path: str, words: str) -> None:
+    serve("GET", path, f"Read {words}.", one_content)
+    serve("PUT", path, f"Change {words}.", one_content, fields=CONTENT_FIELDS)
 
 
 def _serve_family(family: Family) -> None:
     """Routes that all four families have."""
-    kind, one = family.kind, family.one
+    kind = family.kind
     words = "transactional messages" if family is TRANSACTIONAL else kind
-    base = f"/v1/{kind}/{{{one}_id}}"
-
-    def read(call: Call, id: str) -> Json:
-        with call.workspace.lock:
-            row = family_row(call, family, id)
-            return {one: family_document(call.workspace, family, row)}
-
-    metrics = functools.partial(_bound, metrics_answer, family)
-    links = functools.partial(_bound, links_answer, family)
-    messages = functools.partial(_bound, family_messages, family)
-    serve("GET", f"/v1/{kind}", f"List the {words}.", _list_family(family))
-    serve("GET", base, f"Read one of the {words}.", read)
-    serve("GET", f"{base}/metrics", f"Count what {words} sent.", metrics, heavy=True)
-    serve("GET", f"{base}/metrics/links", f"Count clicks by link of {words}.", links, heavy=True)
-    serve("GET", f"{base}/messages", f"List what {words} sent.", messages, heavy=True)
+    base = f"/v1/{kind}/{{{family.one}_id}}"
     contents = f"{base}/{family.contents}"
-    serve("GET", contents, f"List the {family.contents} of {words}.", _list_contents(family))
+    serve("GET", f"/v1/{kind}", f"List the {words}.", list_family)
+    serve("GET", base, f"Read one of the {words}.", read_family)
+    serve("GET", f"{base}/metrics", f"Count what {words} sent.", metrics_answer, True)
+    serve("GET", f"{base}/metrics/links", f"Count clicks by link of {words}.", links_answer, True)
+    serve("GET", f"{base}/messages", f"List what {words} sent.", family_messages, True)
+    serve("GET", contents, f"List the {family.contents} of {words}.", list_contents)
     if family is TRANSACTIONAL:
-        serve("GET", f"{base}/deliveries", f"List what {words} sent.", messages)
+        serve("GET", f"{base}/deliveries", f"List what {words} sent.", family_messages)
         return
-    read_one, change_one = _content(family, False, "id"), _content(family, True, "id")
-    inner = f"{contents}/{{{family.content}_id}}"
-    serve("GET", inner, f"Read one of the {family.contents} of {words}.", read_one)
-    summary = f"Change one of the {family.contents} of {words}."
-    serve("PUT", inner, summary, change_one, fields=CONTENT_FIELDS)
-    serve(
-        "GET", f"{inner}/metrics", f"Count what one of the {family.contents} sent.", metrics, True
-    )
-    serve(
-        "GET", f"{inner}/metrics/links", f"Count clicks in one of {family.contents}.", links, True
-    )
+    inner, some = f"{contents}/{{{family.content}_id}}", f"one of the {family.contents}"
+    _serve_content(inner, f"{some} of {words}")
+    serve("GET", f"{inner}/metrics", f"Count what {some} sent.", metrics_answer, True)
+    serve("GET", f"{inner}/metrics/links", f"Count clicks in {some}.", links_answer, True)
     if family is not NEWSLETTERS:
-        for method, change in (("GET", False), ("PUT", True)):
-            translate = _content(family, change, "id language")
-            summary = f"{'Change' if change else 'Read'} a translation of {kind}."
-            fields = CONTENT_FIELDS if change else None
-            path = f"{inner}/language/{{language}}"
-            serve(method, path, summary, translate, fields=fields)
-
-
-def _bound(answer_of: Handler, family: Family, call: Call, *ids: str) -> Json:
-    return answer_of(call, family, *ids)
+        _serve_content(f"{inner}/language/{{language}}", f"a translation of {kind}")
 
 
 for _family in FAMILIES.values():
     _serve_family(_family)
 
-serve(
-    "GET",
-    "/v1/campaigns/{campaign_id}/journey_metrics",
-    "Count the journeys of a campaign.",
-    journeys_answer,
-    heavy=True,
-)
 _MESSAGE = "/v1/transactional/{transactional_id}"
 _LETTER = "/v1/newsletters/{newsletter_id}"
-for _method, _change, _verb in (("GET", False, "Read"), ("PUT", True, "Change")):
-    _changed = CONTENT_FIELDS if _change else None
-    for _path, _words, _handler in (
-        (
-            f"{_MESSAGE}/language/{{language}}",
-            "a translation of a transactional message",
-            _content(TRANSACTIONAL, _change, "language", listed=True),
-        ),
-        (
-            f"{_LETTER}/language/{{language}}",
-            "a translation of a newsletter",
-            _content(NEWSLETTERS, _change, "language"),
-        ),
-        (
-            f"{_MESSAGE}/content{'' if _change else 's'}/{{content_id}}",
-            "a content of a message",
-            _content(TRANSACTIONAL, _change, "id", listed=_change),
-        ),
-    ):
-        serve(_method, _path, f"{_verb} {_words}.", _handler, fields=_changed)
-# Seed 003 leaves the content's number out.
-serve(
-    "GET", f"{_MESSAGE}/content", "List the contents of a message.", _list_contents(TRANSACTIONAL)
-)
-serve(
-    "PUT",
-    f"{_MESSAGE}/content",
-    "Change the default content of a message.",
-    lambda call, id: _content(TRANSACTIONAL, True, "language", listed=True)(call, id, ""),
-    fields=CONTENT_FIELDS,
-)
+_serve_content(f"{_MESSAGE}/language/{{language}}", "a translation of a transactional message")
+_serve_content(f"{_LETTER}/language/{{language}}", "a translation of a newsletter")
+serve("GET", f"{_MESSAGE}/contents/{{content_id}}", "Read a content of a message.", one_content)
+# Seed 003 leaves the content's number out; the default one is meant.
+serve("GET", f"{_MESSAGE}/content", "List the contents of a message.", list_contents)
+for _path in (f"{_MESSAGE}/content", f"{_MESSAGE}/content/{{content_id}}"):
+    _words = "Change a content of a message."
+    serve("PUT", _path, _words, one_content, fields=CONTENT_FIELDS)
 
 
 # ---- broadcast triggers
@@ -15139,12 +15099,9 @@ def create_test_group(call: Call, newsletter_id: str) -> Json:
     workspace = call.workspace
     with workspace.lock:
         row = unsent_newsletter(call, newsletter_id)
-        groups, contents = (
-            workspace.shelves["test_groups"],
-            workspace.shelves["newsletter_contents"],
-        )
-        if not groups.where(_parent=row["id"]):
-            own = [content["id"] for content in contents.where(_parent=row["id"])]
+        if not workspace.shelves["test_groups"].where(_parent=row["id"]):
+            contents = workspace.shelves["newsletter_contents"].where(_parent=row["id"])
+            own = [content["id"] for content in contents]
             _add_test_group(workspace, row["id"], own)
         first = {k: v for k, v in content_row(call, NEWSLETTERS, row, "", "").items() if k != "id"}
         copy = add_content(workspace, NEWSLETTERS, row["id"], first)
@@ -15152,32 +15109,39 @@ def create_test_group(call: Call, newsletter_id: str) -> Json:
         return newsletter_answer(call, row)
 
 
-def variant_of(call: Call, newsletter_id: str, group_id: str, language: str) -> Tuple[Json, Json]:
-    """A newsletter and its content in a language, in a test group if one is named."""
+def variant_of(call: Call, newsletter_id: str, group_id: str, language: str) -> Json:
+    """A newsletter's content in a language, in a test group if one is named."""
     row = family_row(call, NEWSLETTERS, newsletter_id)
     if not group_id:
-        return row, content_row(call, NEWSLETTERS, row, "", language)
+        return content_row(call, NEWSLETTERS, row, "", language)
     group = test_group_of(call, row, group_id)
     for content in call.workspace.shelves["newsletter_contents"].where(_parent=row["id"]):
         if content["id"] in group["content_ids"] and content["language"] == language:
-            return row, content
+            return content
     raise not_found(call.workspace)
 
 
-def read_variant(call: Call, newsletter_id: str, group_id: str, language: str) -> Json:
-    """Read a translation in a test group."""
+# Seed 003 writes the plural.
+_IN_GROUP = f"{_LETTER}/test_group/{{test_group_id}}/language"
+_IN_GROUPS = f"{_LETTER}/test_groups/{{test_group_id}}/language"
+
+
+@route("GET", _IN_GROUP + "/{language}", APP)
+@route("GET", _IN_GROUPS + "/{language}", APP)
+@route("PUT", _IN_GROUP + "/{language}", APP, fields=CONTENT_FIELDS)
+@route("PUT", _IN_GROUPS + "/{language}", APP, fields=CONTENT_FIELDS)
+def one_variant(call: Call, newsletter_id: str, group_id: str, language: str) -> Json:
+    """Read, or with PUT change, a translation in a test group."""
     with call.workspace.lock:
-        _, content = variant_of(call, newsletter_id, group_id, language)
+        content = variant_of(call, newsletter_id, group_id, language)
+        if call.operation.method == "PUT":
+            return {"content": change_content(call, NEWSLETTERS, content)}
         return {"content": content_document(NEWSLETTERS, content)}
 
 
-def change_variant(call: Call, newsletter_id: str, group_id: str, language: str) -> Json:
-    """Change a translation in a test group."""
-    with call.workspace.lock:
-        _, content = variant_of(call, newsletter_id, group_id, language)
-        return {"content": change_content(call, NEWSLETTERS, content)}
-
-
+@route("POST", f"{_LETTER}/language", APP, fields=TRANSLATION_FIELDS)
+@route("POST", _IN_GROUP, APP, fields=TRANSLATION_FIELDS)
+@route("POST", _IN_GROUPS, APP, fields=TRANSLATION_FIELDS)
 def create_variant(call: Call, newsletter_id: str, group_id: str = "") -> Json:
     """Add a translation to a newsletter, or to one of its test groups."""
     workspace, body = call.workspace, call.body()
@@ -15200,40 +15164,19 @@ def create_variant(call: Call, newsletter_id: str, group_id: str = "") -> Json:
         return newsletter_answer(call, row)
 
 
-def delete_variant(call: Call, newsletter_id: str, group_id: str, language: str) -> Response:
+@route("DELETE", f"{_LETTER}/language/{{language}}", APP)
+@route("DELETE", _IN_GROUP + "/{language}", APP)
+@route("DELETE", _IN_GROUPS + "/{language}", APP)
+def delete_variant(call: Call, newsletter_id: str, *rest: str) -> Response:
     """Delete a translation of a newsletter, or of one of its test groups."""
+    *group, language = rest
     with call.workspace.lock:
         row = unsent_newsletter(call, newsletter_id)
-        if group_id:
+        for group_id in group:
             test_group_of(call, row, group_id, 400)
-        _, content = variant_of(call, newsletter_id, group_id, language)
+        content = variant_of(call, newsletter_id, "".join(group), language)
         del call.workspace.shelves["newsletter_contents"].rows[content["id"]]
     return no_content()
-
-
-serve(
-    "POST",
-    f"{_LETTER}/language",
-    "Add a translation to a newsletter.",
-    create_variant,
-    fields=TRANSLATION_FIELDS,
-)
-serve(
-    "DELETE",
-    f"{_LETTER}/language/{{language}}",
-    "Delete a translation of a newsletter.",
-    lambda call, id, language: delete_variant(call, id, "", language),
-)
-# Seed 003 writes the plural.
-for _group in ("test_group", "test_groups"):
-    _path = f"{_LETTER}/{_group}/{{test_group_id}}/language"
-    _words = "Add a translation to a test group."
-    serve("POST", _path, _words, create_variant, fields=TRANSLATION_FIELDS)
-    _path += "/{language}"
-    serve("GET", _path, "Read a translation in a test group.", read_variant)
-    _words = "Change a translation in a test group."
-    serve("PUT", _path, _words, change_variant, fields=CONTENT_FIELDS)
-    serve("DELETE", _path, "Delete a translation in a test group.", delete_variant)
 
 
 # ---- snippets, collections, senders, reporting webhooks
@@ -15745,8 +15688,14 @@ _INDEX_ROW = NO_FIELDS.having(
 )
 
 
-def change_index(call: Call, kind: str) -> Response:
+_INDEX_ROWS = list_field(object_field(_INDEX_ROW))
+
+
+@route("POST", "/v1/data_index/attributes", APP, fields=NO_FIELDS.having(attributes=_INDEX_ROWS))
+@route("POST", "/v1/data_index/events", APP, fields=NO_FIELDS.having(events=_INDEX_ROWS))
+def change_index(call: Call) -> Response:
     """Describe attributes or events."""
+    kind = call.operation.path.split("/")[3]
     rows = call.body().get(kind)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ApiError(400, "Invalid request format")
@@ -15761,9 +15710,12 @@ def change_index(call: Call, kind: str) -> Response:
     return no_content()
 
 
-def list_index(call: Call, kind: str) -> Json:
+# Seed 003's paths and method.
+@route("GET", "/v1/index/attributes", APP, heavy=True)
+@route("GET", "/v1/index/events", APP, heavy=True)
+def list_index(call: Call) -> Json:
     """List the attributes or events that have been seen, with what is known about them."""
-    workspace = call.workspace
+    workspace, kind = call.workspace, call.operation.path.split("/")[3]
     with workspace.lock:
         people = workspace.people
         seen = {name for person in people for name in person.attributes}
@@ -15772,24 +15724,6 @@ def list_index(call: Call, kind: str) -> Json:
         known = workspace.index.get(kind, {})
         rows = [{"name": name, **known.get(name, {})} for name in sorted(seen | set(known))]
     return {kind: rows}
-
-
-for _kind in ("attributes", "events"):
-    serve(
-        "POST",
-        f"/v1/data_index/{_kind}",
-        f"Describe {_kind}.",
-        functools.partial(lambda kind, call: change_index(call, kind), _kind),
-        fields=NO_FIELDS.having("", **{_kind: list_field(object_field(_INDEX_ROW))}),
-    )
-    # Seed 003's path and method.
-    serve(
-        "GET",
-        f"/v1/index/{_kind}",
-        f"List the known {_kind}.",
-        functools.partial(lambda kind, call: list_index(call, kind), _kind),
-        heavy=True,
-    )
 
 
 @route("GET", "/v1/workspaces", APP)
@@ -17460,8 +17394,12 @@ def _live_row(call: Call, instance_id: Json) -> Json:
     return shelved(call, "live_notifications", instance_id)
 
 
-def _live_step(operation: str, call: Call) -> Json:
+@route("POST", "/v1/live_notifications/update", APP, fields=_STEP_FIELDS.having("content_state"))
+@route("POST", "/v1/live_notifications/end", APP, fields=_STEP_FIELDS)
+def change_live_notification(call: Call) -> Json:
+    """Update or end a live notification."""
     fields, body, workspace = call.fields(), call.body(), call.workspace
+    operation = call.operation.path.split("/")[3]
     with workspace.lock:
         row, now = _live_row(call, body.get("instance_id")), workspace.seconds()
         state = _live_state(row, now)
@@ -17471,17 +17409,6 @@ def _live_step(operation: str, call: Call) -> Json:
         _check_live_type(row["notification_type"], row)
         row = {**row, "ended_at": now} if operation == "end" else row
         return _push_live(workspace, row, operation, body)
-
-
-for _live_operation, _live_needed in (("update", ("content_state",)), ("end", ())):
-    _live_summary = f"{_live_operation.capitalize()} a live notification."
-    serve(
-        "POST",
-        f"/v1/live_notifications/{_live_operation}",
-        _live_summary,
-        functools.partial(_live_step, _live_operation),
-        fields=_STEP_FIELDS._replace(needed=_live_needed),
-    )
 
 
 @route("GET", "/v1/live_notifications/{instance_id}", APP)
