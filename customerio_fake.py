@@ -11821,18 +11821,19 @@ _LATER.later = True
 
 def is_bulky(value: Json) -> bool:
     """Whether JSON of a value is longer than the loop should make; looks no further than that."""
-    left, stack = LOOP_BODY, [value]
-    while stack:
-        value = stack.pop()
-        if isinstance(value, str):
-            left -= len(value)
-        elif isinstance(value, (dict, list)):
-            left -= 16 * len(value)  # a number and its name, say
-            if left > 0:
-                stack += value if isinstance(value, list) else value.values()
+    left, parts = LOOP_BODY, [value]
+    for part in parts:  # which grow meanwhile
+        values = part.values() if type(part) is dict else part
+        left -= 16 * len(values)  # a number and its name, say
         if left <= 0:
             return True
-    return False
+        for each in values:
+            kind = type(each)
+            if kind is str:
+                left -= len(each)
+            elif kind is dict or kind is list:
+                parts.append(each)
+    return left <= 0
 
 
 def compact_line(value: Json) -> bytes:
@@ -12121,7 +12122,7 @@ def route(
 def find_operation(request: Request, path: str = "") -> Operation:
     """Set the operation and arguments of a request; gives it. Raises ApiError 404 or 405."""
     method, path = request.method, path or request.path
-    for fullmatch, operation in _candidates(method, path.count("/")):
+    for fullmatch, operation in _candidates(method, path.count("/"), path[:8]):
         match = fullmatch(path)
         if match:
             request.operation, request.arguments = operation, match.groups()
@@ -12130,7 +12131,8 @@ def find_operation(request: Request, path: str = "") -> Operation:
     if plain != path:
         return find_operation(request, plain)
     methods = {row.method for row in ROUTES}
-    allowed = [m for m in methods for match, _ in _candidates(m, path.count("/")) if match(path)]
+    count, begin = path.count("/"), path[:8]
+    allowed = [m for m in methods for match, _ in _candidates(m, count, begin) if match(path)]
     if allowed:
         names = ", ".join(sorted({*allowed, "OPTIONS"} | ({"HEAD"} if "GET" in allowed else set())))
         text = f"{method[:20]} is not allowed here, only {names}"
@@ -12145,10 +12147,11 @@ def plain_path(path: str) -> str:
 
 @functools.lru_cache(maxsize=512)
 def _candidates(
-    method: str, slashes: int
+    method: str, slashes: int, begin: str
 ) -> List[Tuple[Callable[[str], Optional[Match[str]]], Operation]]:
     rows = _INDEX.get(("GET" if method == "HEAD" else method, slashes), ())
-    return [(row.pattern.fullmatch, row) for row in rows]
+    near = [row for row in rows if begin.startswith(row.path[: len(begin)].partition("{")[0])]
+    return [(row.pattern.fullmatch, row) for row in near]
 
 
 @functools.lru_cache(maxsize=256)
@@ -13823,11 +13826,12 @@ def person_of(call: Call, value: str) -> Person:
 
 
 @route("GET", "/v1/customers/{customer_id}/attributes", APP)
-def get_attributes(call: Call, customer_id: str) -> Json:
+def get_attributes(call: Call, customer_id: str) -> Response:
     """Read a person's attributes and devices."""
     with call.workspace.lock:
         person = person_of(call, customer_id)
-        return {"customer": person_document(call.workspace, person)}
+        document = {"customer": person_document(call.workspace, person)}
+    return Response(200, compact(document), APP.headers)  # the limits of attributes keep it small
 
 
 def person_document(workspace: Workspace, person: Person) -> Json:
@@ -13840,7 +13844,10 @@ def person_document(workspace: Workspace, person: Person) -> Json:
     return {
         "id": person.id,
         "identifiers": person.identifiers(),
-        "attributes": {name: as_text(attributes[name]) for name in names},
+        "attributes": {
+            name: value if isinstance(value := attributes[name], str) else as_text(value)
+            for name in names
+        },
         "timestamps": {name: stamps[name] for name in names},
         "unsubscribed": person.unsubscribed(),
         "devices": [*map(device_document, person.has.devices.values())],
