@@ -1412,7 +1412,6 @@ class Template:
         self,
         data: Mapping[str, Any],
         strict: FrozenSet[str] = frozenset(),
-        limits: LiquidLimits = _LIMITS,
         now: float = 0.0,
         host: Optional[_Host] = None,
         budget: Optional[Budget] = None,
@@ -1422,13 +1421,14 @@ class Template:
         `strict` names the namespaces of `data` in which an attribute must exist, `now` is
         the time in Unix seconds. `host` answers the tags of `_HOST_TAGS`, each with a text or
         a function of the tag's arguments; a bare argument, as in `random 6`, is named `value`.
-        Templates of one message share a `budget`. Raises LiquidError (MissingVariable for a
+        The templates of one message share a `budget`. Raises LiquidError (MissingVariable for a
         missing attribute) with line and column.
         """
-        text = self._at_once(data, limits.output) if self._plain else None
+        budget = budget or Budget()
+        text = self._at_once(data, budget.room) if self._plain else None
         if text is not None:
             return text
-        state = _Render(data, strict, budget or Budget(limits), now, host or {})
+        state = _Render(data, strict, budget, now, host or {})
         self.run(state)
         return "".join(state.out)
 
@@ -1451,7 +1451,7 @@ class Template:
     def run(self, state: _Render) -> None:
         """Write to a rendering under way; break and continue outside a loop end it."""
         try:
-            state.spend(self.words)
+            state.spend(3 * self.words)  # for parsing it, whether or not it was parsed before
             self._body(state)
         except (_Break, _Continue):
             pass
@@ -1764,12 +1764,14 @@ def _ordering(compare: Callable[[Any, Any], Any]) -> Callable[[_Render, Any, Any
     Attributes are texts, so this is the error people meet ("Unidentified method", docs).
     """
 
-    def ordered(_: _Render, left: Any, right: Any) -> bool:
+    def ordered(state: _Render, left: Any, right: Any) -> bool:
         kinds = [(isinstance(it, str), isinstance(it, (int, float))) for it in (left, right)]
         if (False, False) in kinds:
             return False
         if kinds[0] != kinds[1]:
             raise LiquidError("Unidentified method: a text and a number have no order")
+        if isinstance(left, str):
+            state.spend(len(left) >> 8)
         return bool(compare(left, right))
 
     return ordered
@@ -2219,10 +2221,11 @@ class _Parser:
     def markup(self, token: _Token) -> _Markup:
         """Begin to read the inside of a token."""
         markup = _Markup(token.text, token.offset, tuple(self._locals))
-        self._count(len(markup.lexemes), token)
+        self.count(len(markup.lexemes), token)
         return markup
 
-    def _count(self, words: int, token: _Token) -> None:
+    def count(self, words: int, token: _Token) -> None:
+        """Count words; raise LiquidError once the template has too many."""
         self.words += words
         if self.words > _MOST_WORDS:
             raise LiquidError(f"more than {_MOST_WORDS} words in a template's tags", token.start)
@@ -2238,7 +2241,7 @@ class _Parser:
             if token.kind == "text":
                 pieces.append((token.text, token.start))
                 continue
-            self._count(1, token)
+            self.count(1, token)
             if token.kind == "tag" and token.name in ends:
                 return _sequence_of(pieces, self.words - before), token
             pieces.append((self._node(token), token.start))
@@ -2256,7 +2259,7 @@ class _Parser:
     def skip(self, opener: _Token) -> None:
         """Step over everything up to the end of `opener`."""
         for token in self._tokens:
-            self._count(1, token)
+            self.count(1, token)
             if token.kind == "broken":
                 raise LiquidError(token.text, token.start)
             if token.name == "end" + opener.name:
@@ -2473,10 +2476,12 @@ class _LoopHead(NamedTuple):
 
     def items(self, state: _Render) -> Optional[List[Any]]:
         """Give the values to go through, this time; None if there are none at all."""
-        values = _loopable(self.collection(state))
+        value = self.collection(state)
+        if isinstance(value, (list, dict)):
+            state.spend(len(value) >> 4 if isinstance(value, list) else len(value))
+        values = _loopable(value)
         if not values:
             return None
-        state.spend(len(values) >> 4)
         before = state.places.get((self.name,))
         start = (before if self.resume else self.option(state, "offset")) or 0
         limit = self.option(state, "limit")
@@ -2737,8 +2742,10 @@ def _escape_once(text: str) -> str:
     return _escape(_HTML_ENTITY.sub(lambda match: _HTML_SIGNS[match[0]], text))
 
 
-def _strip_html(text: str) -> str:
+def _strip_html(state: _Render, value: Any) -> str:
     """Leave out scripts, styles, comments and tags that end; in one go, whatever the text."""
+    text = _text(value)
+    state.spend(2 * text.count("<"))
     ends = {"<script": "</script>", "<style": "</style>", "<!--": "-->", "<": ">"}
     kept, position = [], 0
     while "<" in ends:
@@ -3007,9 +3014,10 @@ def _evaluated(
     state: _Render, items: List[Any], name: str, expression: str
 ) -> List[Tuple[Any, Any]]:
     """The items, each with the value of an expression given as text, in which it is `name`."""
+    state.spend(len(expression))
     markup = _Markup(expression, locals=(*state.loops, name))
     cost = len(markup.lexemes)
-    state.spend(cost)
+    state.spend(4 * cost)
     read = markup.filtered()
     markup.end()
     outer = state.loops
@@ -3525,7 +3533,7 @@ LIQUID_FILTERS: Dict[str, Callable[..., Any]] = {
     "split": _split,
     "squish": _on_text(lambda text: " ".join(text.split())),
     "strip": _stripping(str.strip),
-    "strip_html": _on_text(_strip_html),
+    "strip_html": _strip_html,
     "strip_newlines": _on_text(lambda text: re.sub(r"\r?\n", "", text)),
     "sum": _sum,
     "times": _calculating(operator.mul),
@@ -3578,9 +3586,10 @@ _TAG_ARGUMENT = re.compile(
 )
 
 
-def _host_tag(_: _Parser, token: _Token) -> _Node:
+def _host_tag(parser: _Parser, token: _Token) -> _Node:
     """Parse `name:value` and `name=value`; a value may be unquoted, and hold outputs."""
     values = {match[0] or "value": match[1] for match in _TAG_ARGUMENT.findall(token.text)}
+    parser.count(len(values), token)
 
     def run(state: _Render) -> None:
         arguments = {name: _argument(state, value) for name, value in values.items()}
@@ -7688,10 +7697,11 @@ def render_mail(workspace: Workspace, delivery: Delivery, mail: Mail, now: float
         data = template_data(workspace, delivery, mail, text)
         tags = "{%" in text or "snippets" in text or "render_liquid" in text
         host = template_host(workspace, delivery, mail, links) if tags else {}
+        budget = Budget()
         for part, source in rendered.items():
             if "{" in source or len(source) > _LIMITS.output:
                 template = parse_liquid(source)
-                rendered[part] = template.render(data, STRICT_NAMESPACES, now=now, host=host)
+                rendered[part] = template.render(data, STRICT_NAMESPACES, now, host, budget)
     for part, field_name in (("from", "from_id"), ("reply_to", "reply_to_id")):
         number = mail.content.get(field_name)
         if number and rendered and not rendered.get(part):
@@ -9273,15 +9283,20 @@ def wake_journey(workspace: Workspace, number: int, when: float) -> None:
     workspace.beside(Runner).wake(number, when)
 
 
-def render_texts(value: Json, data: Json, now: float) -> Json:
+def render_texts(value: Json, data: Json, now: float, budget: Optional[Budget] = None) -> Json:
     """A value with all templates in it rendered. Raises LiquidError."""
+    budget = budget or Budget()
     if isinstance(value, str):
         if "{{" not in value and "{%" not in value:
             return value
-        return parse_liquid(value).render(data, STRICT_NAMESPACES, now=now)
+        return parse_liquid(value).render(data, STRICT_NAMESPACES, now=now, budget=budget)
     if isinstance(value, dict):
-        return {name: render_texts(part, data, now) for name, part in value.items()}
-    return [render_texts(part, data, now) for part in value] if isinstance(value, list) else value
+        return {name: render_texts(part, data, now, budget) for name, part in value.items()}
+    return (
+        [render_texts(part, data, now, budget) for part in value]
+        if isinstance(value, list)
+        else value
+    )
 
 
 # ---- messages of a journey
@@ -10536,11 +10551,11 @@ def _response_values(runner: Runner, journey: Journey, delivery: Delivery, text:
         answer = {}
     with runner.workspace.lock:
         data = {**journey_data(runner.workspace, journey), "response": answer}
-    values = {}
+    values, budget = {}, Budget()
     for row in rows:
         with contextlib.suppress(LiquidError):
             values[row["attribute"]] = parse_liquid(row["value"]).render(
-                data, now=runner.workspace.clock.now()
+                data, now=runner.workspace.clock.now(), budget=budget
             )
     return values
 
@@ -16798,11 +16813,11 @@ def proof_of(call: Call, draft: Draft, data: Json, strict: Iterable[str]) -> Pro
         rows = list(call.workspace.shelves["snippets"].rows.values())
     world = {**{name: data.get(name) or {} for name in PREVIEW_DATA}, "delivery_id": "unsent"}
     world["snippets"] = {row["name"]: row["value"] for row in rows}
-    complete, now = frozenset(strict), call.workspace.clock.now()
+    complete, now, budget = frozenset(strict), call.workspace.clock.now(), Budget()
 
     def render(source: str) -> Tuple[str, List[str]]:
         try:
-            return parse_liquid(source).render(world, complete, now=now, host=_UNSENT_LINKS), []
+            return parse_liquid(source).render(world, complete, now, _UNSENT_LINKS, budget), []
         except LiquidError as error:
             return "", [error.message]
 

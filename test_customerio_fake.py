@@ -68,6 +68,7 @@ from customerio_fake import (
     LIQUID_TAGS,
     ROUTES,
     ApiError,
+    Budget,
     CustomerioServer,
     Fake,
     LiquidError,
@@ -9748,6 +9749,92 @@ class LiquidRunaways(LiquidTest):
                 self.assertGreater(error.line, 0, error)
                 self.assertLess(time.perf_counter() - start, 3)
 
+    def test_work_is_charged_where_it_is_done(self) -> None:
+        many, rows = "{% for i in (1..99000) %}", [{"a": {"b": [i]}} for i in range(2000)]
+        data = {"o": rows, "t": "<a> " * 50_000, "d": {str(i): i for i in range(50_000)}}
+        on_lists = (
+            "sum", "uniq", "sort", "reverse", "join", "map: 'a'", "where: 'a'", "compact",
+            "concat: r", "where_exp: 'i', 'i'", "has: 'a'", "find: 'a'", "find_index: 'a'",
+            "push: 1", "pop", "json", "shift", "unshift: 1", "slice: 0, 9999", "group_by: 'a'",
+            "group_by_exp: 'i', 'i'", "array_to_sentence_string", "sort_natural", "limit: 9999",
+            "json_array_uniq", "upcase",
+        )  # fmt: skip
+        on_texts = (
+            "upcase", "escape", "strip_html", "url_encode", "split: ' '", "truncatewords: 9999",
+            "slugify", "replace: 'a', 'b'", "remove: 'a'", "sha256", "base64_encode", "json",
+            "append: t", "replace_last: 'q', ''", "titlecase", "md5", "contains: 'q'",
+            "newline_to_br", "strip",
+        )  # fmt: skip
+        sources = [
+            *(f"{{% assign r = (1..10000) %}}{many}{{% assign x = r | {f} %}}" for f in on_lists),
+            *(f"{many}{{% assign x = o | {f} %}}" for f in ("uniq", "json", "sort: 'a'")),
+            *(f"{many}{{% assign x = t | {f} %}}" for f in on_texts),
+            "{% assign r = (1..10000) %}" + many + "{% if r contains 0 %}{% endif %}",
+            "{% assign r = (1..10000) %}{% assign q = (1..10000) %}"
+            + many
+            + "{% if r == q %}{% endif %}",
+            many + "{% if " + " or ".join(["i == 0"] * 200) + " %}{% endif %}",
+            many + "{% if i == 0 %}" + "{% elsif i == 0 %}" * 500 + "{% endif %}",
+            many + "{% case i %}{% when " + ", ".join(["0"] * 500) + " %}{% endcase %}",
+            many + "{% case i %}" + "{% when 0 %}" * 500 + "{% endcase %}",
+            many + "{{ a" + ".b" * 1000 + " }}",
+            many + "{{ o" + " | first" * 200 + " }}",
+            many + "{{ o" + " | default | size" * 200 + " }}",
+            many + "{% if t == blank %}{% endif %}" + "{% if t < t %}{% endif %}",
+            many + "{% case t %}{% when t" + ", t" * 300 + " %}{% endcase %}",
+            many + "{% for j in d limit: 1 %}{% endfor %}",
+            many + "{% increment x %}",
+            many + "{% assign x = 'Jan 5 2021' | date: '%Y' %}",
+            many + "{{ 0 | date: '%999d' }}",
+            many + "{% random " + "a " * 500 + "%}",
+            many + "{% assign r = (1..10000) %}",
+        ]
+        for source in sources:
+            with self.subTest(source[:120]):
+                budget = Budget(LiquidLimits(work=50_000, iterations=10**9, output=10**9))
+                start = time.thread_time()
+                error = self.failing(source + "{% endfor %}", data, budget=budget)
+                self.assertIn("more than 50000 steps", error.message)
+                self.assertLess(time.thread_time() - start, 3)  # a twentieth, as a rule
+
+    def test_parsing_has_a_budget(self) -> None:
+        sources = [
+            "{{x}}" * 50_000, "{{ x" + " | upcase" * 60_000 + " }}", "{{ a" + ".b" * 60_000 + " }}",
+            "{% if a %}{% endif %}" * 30_000, "{% comment %}" + "{{x}}" * 200_000,
+        ]  # fmt: skip
+        for source in sources:
+            with self.subTest(source[:20]):
+                self.assertIn("more than 100000 words", self.failing(source).message)
+
+    def test_parts_of_a_message_share_a_budget(self) -> None:
+        source, budget = "{% for i in (1..50) %}{{ i }}{% endfor %}", Budget(LiquidLimits(work=700))
+        self.assertEqual(len(render(source, budget=budget)), 91)
+        self.failing(source, budget=budget)
+
+    def test_templates_are_kept_in_bounded_memory(self) -> None:
+        kept = customerio_fake._PARSED
+        for number in range(14):
+            customerio_fake.parse_liquid(f"{number}" + "{{ x | upcase }}" * 1000)
+        self.assertLessEqual(kept.size, kept.MOST)
+        self.assertEqual(kept.size, sum(template.size for template in kept.values()))
+
+    def test_a_small_template_takes_few_calls(self) -> None:
+        calls: list[str] = []
+
+        def note(frame: Any, event: str, _: Any) -> None:
+            if event == "call":
+                calls.append(frame.f_code.co_name)
+
+        for source, most in (("Hi {{customer.first_name}}", 8), ("Hi {{ event.items.size }}", 18)):
+            render(source, READER)
+            calls.clear()
+            sys.setprofile(note)
+            try:
+                render(source, READER)
+            finally:
+                sys.setprofile(None)
+            self.assertLessEqual(len(calls), most, calls)
+
     def test_awkward_texts_take_no_time(self) -> None:
         start = time.perf_counter()
         for piece in ("<script>", "<!--", "&a", "_ ", "\r", "<a "):
@@ -9764,7 +9851,7 @@ class LiquidRunaways(LiquidTest):
         self.assertEqual(len(render(source)), 91)
         for limits in (LiquidLimits(output=90), LiquidLimits(iterations=49), LiquidLimits(work=90)):
             with self.subTest(limits=limits):
-                self.failing(source, limits=limits)
+                self.failing(source, budget=Budget(limits))
 
     def test_a_parsed_template_is_kept_and_fast(self) -> None:
         source = '<p>{{ customer.first_name | default: "you" | upcase }}</p>\n' * 200
