@@ -13933,28 +13933,23 @@ def _not_sendable(reason: str, status: int = 400) -> ApiError:
     return ApiError(status, words, headers=[(REASON_HEADER, reason)])
 
 
-def _send(channel: str) -> Handler:
-    def handler(call: Call) -> Response:
-        # A service account has several workspaces, so its calls name one.
-        headers = call.request.headers
-        service = re.match(r"bearer +sa_live_", headers.get("authorization", ""), re.IGNORECASE)
-        if service and not headers.get("x-workspace-id"):
-            raise invalid("workspace_id is required")  # the command-line client's tests
-        base_url = call.base_url
-        delivery = send(call.workspace, channel, send_body(call), base_url)
-        scheduled = {} if delivery.send_at is None else {"send_at": delivery.send_at}
-        # `queued` is the reference fake's; the real answer ends after send_at (reference).
-        moments = {"queued_at": delivery.created, **scheduled, "queued": True}
-        told = answer(APP_SEND, {"delivery_id": delivery.delivery_id, **moments})
-        return with_reason(told, delivery.failure if delivery.person is None else "")
-
-    handler.__name__ = f"send_{channel}"
-    handler.__doc__ = f"Send a transactional message ({channel})."
-    return handler
+def send_message(call: Call) -> Response:
+    """Send a transactional message through the channel that the path names."""
+    # A service account has several workspaces, so its calls name one.
+    headers, channel = call.request.headers, call.operation.path.split("/")[3]
+    service = re.match(r"bearer +sa_live_", headers.get("authorization", ""), re.IGNORECASE)
+    if service and not headers.get("x-workspace-id"):
+        raise invalid("workspace_id is required")  # the command-line client's tests
+    delivery = send(call.workspace, channel, send_body(call), call.base_url)
+    scheduled = {} if delivery.send_at is None else {"send_at": delivery.send_at}
+    # `queued` is the reference fake's; the real answer ends after send_at (reference).
+    moments = {"queued_at": delivery.created, **scheduled, "queued": True}
+    told = answer(APP_SEND, {"delivery_id": delivery.delivery_id, **moments})
+    return with_reason(told, delivery.failure if delivery.person is None else "")
 
 
 for _channel, _fields in SEND_FIELDS.items():
-    route("POST", f"/v1/send/{_channel}", APP_SEND, fields=_fields)(_send(_channel))
+    route("POST", f"/v1/send/{_channel}", APP_SEND, fields=_fields)(send_message)
 
 
 @route("POST", "/v1/webhook/{token}", APP_OPEN, fields=FieldList(free="the webhook's data"))
@@ -15377,17 +15372,6 @@ def update_webhook(call: Call, webhook_id: str) -> Json:
         return call.workspace.shelves["reporting_webhooks"].change(number, given)
 
 
-class Listed(NamedTuple):
-    """A kind of rows that are just listed, read and deleted."""
-
-    shelf: str
-    path: str
-    many: str
-    one: str = ""
-    document: Callable[[Json], Json] = shown
-    can_delete: bool = False
-
-
 def topic_document(row: Json) -> Json:
     """A subscription topic with all its fields."""
     blank = {"name": "", "description": "", "subscribed_by_default": True}
@@ -15404,45 +15388,68 @@ def channel_document(row: Json) -> Json:
     return {**blank, **shown(row)}
 
 
-for _listed in (
-    Listed("snippets", "snippets", "snippets"),
-    Listed("collections", "collections", "collections", "collection", shown, True),
-    Listed("sender_identities", "sender_identities", "", "sender_identity", sender_document),
-    Listed("reporting_webhooks", "reporting_webhooks", "reporting_webhooks", "-", shown, True),
-    Listed("topics", "subscription_topics", "topics", "", topic_document),
-    Listed("channels", "subscription_channels", "channels", "", channel_document),
-):
+class Listed(NamedTuple):
+    """A kind of rows that are just listed, read and deleted."""
 
-    def _serve_listed(kind: Listed) -> None:
-        def rows(call: Call) -> Json:
-            with call.workspace.lock:
-                found = list(call.workspace.shelves[kind.shelf].rows.values())
-                if kind.shelf == "channels" and not found:
-                    named = enumerate(DEFAULT_CHANNELS, 1)
-                    found = [{"id": n, "name": type, "type": type} for n, type in named]
-                documents = [kind.document(row) for row in found]
-                # Like exports, these two are null when there are none (observed).
-                return {kind.many: documents or (None if kind.can_delete else [])}
+    shelf: str
+    #: What an answer calls many and one of them; "-" where it is the answer itself.
+    many: str
+    one: str = ""
+    document: Callable[[Json], Json] = shown
+    can_delete: bool = False
 
-        def read(call: Call, id: str) -> Json:
-            document = kind.document(shelved(call, kind.shelf, path_number(call.workspace, id)))
-            return document if kind.one == "-" else {kind.one: document}
 
-        def delete(call: Call, id: str) -> Response:
-            with call.workspace.lock:
-                row = shelved(call, kind.shelf, path_number(call.workspace, id))
-                del call.workspace.shelves[kind.shelf].rows[row["id"]]
-            return no_content()
+#: The kinds by their path.
+LISTED = {
+    "snippets": Listed("snippets", "snippets"),
+    "collections": Listed("collections", "collections", "collection", shown, True),
+    "sender_identities": Listed("sender_identities", "", "sender_identity", sender_document),
+    "reporting_webhooks": Listed("reporting_webhooks", "reporting_webhooks", "-", shown, True),
+    "subscription_topics": Listed("topics", "topics", "", topic_document),
+    "subscription_channels": Listed("channels", "channels", "", channel_document),
+}
 
-        words = kind.path.replace("_", " ")
-        if kind.many:
-            serve("GET", f"/v1/{kind.path}", f"List the {words}.", rows)
-        if kind.one:
-            serve("GET", f"/v1/{kind.path}/{{id}}", f"Read one of the {words}.", read)
-        if kind.can_delete:
-            serve("DELETE", f"/v1/{kind.path}/{{id}}", f"Delete one of the {words}.", delete)
 
-    _serve_listed(_listed)
+def _listed(call: Call) -> Listed:
+    return LISTED[call.operation.path.split("/")[2]]
+
+
+def list_rows(call: Call) -> Json:
+    """All rows of a kind."""
+    kind = _listed(call)
+    with call.workspace.lock:
+        found = list(call.workspace.shelves[kind.shelf].rows.values())
+        if kind.shelf == "channels" and not found:
+            found = [{"id": n, "name": t, "type": t} for n, t in enumerate(DEFAULT_CHANNELS, 1)]
+        documents = [kind.document(row) for row in found]
+    # Like exports, these two are null when there are none (observed).
+    return {kind.many: documents or (None if kind.can_delete else [])}
+
+
+def read_row(call: Call, id: str) -> Json:
+    """One row of a kind."""
+    kind = _listed(call)
+    document = kind.document(shelved(call, kind.shelf, path_number(call.workspace, id)))
+    return document if kind.one == "-" else {kind.one: document}
+
+
+def delete_row(call: Call, id: str) -> Response:
+    """Delete one row of a kind."""
+    shelf = _listed(call).shelf
+    with call.workspace.lock:
+        row = shelved(call, shelf, path_number(call.workspace, id))
+        del call.workspace.shelves[shelf].rows[row["id"]]
+    return no_content()
+
+
+for _path, _one_kind in LISTED.items():
+    _words = _path.replace("_", " ")
+    if _one_kind.many:
+        serve("GET", f"/v1/{_path}", f"List the {_words}.", list_rows)
+    if _one_kind.one:
+        serve("GET", f"/v1/{_path}/{{id}}", f"Read one of the {_words}.", read_row)
+    if _one_kind.can_delete:
+        serve("DELETE", f"/v1/{_path}/{{id}}", f"Delete one of the {_words}.", delete_row)
 
 
 # ---- subscriptions
@@ -15864,8 +15871,7 @@ _PARTS = {
                 "apply_table_element_attributes"
             ),
         ),
-        css_variables=_part_field("enabled preserve"),
-        encode_entities=_part_field("enabled"),
+        css_variables=_part_field("enabled preserve"), encode_entities=_part_field("enabled"),
         prevent_widows=_part_field("enabled"),
         formatter=_part_field(
             type=choice_field("none", "prettify", "minify"),
@@ -16178,11 +16184,8 @@ def _shared_parts(workspace: Workspace, email: Json, node: Json) -> Json:
         "is_linked": email["_link"] is not None,
         "parent_folder_id": email["parent_folder_id"],
         "available_languages": [row["language"] for row in languages_of(workspace, email)],
-        "content": node["content"],
+        **{name: node[name] for name in ("content", "transformers", "created", "updated")},
         "envelope": envelope_document(workspace, node["envelope"]),
-        "transformers": node["transformers"],
-        "created": node["created"],
-        "updated": node["updated"],
     }
 
 
@@ -16886,36 +16889,21 @@ class ReviewCheck(NamedTuple):
 
 #: The checks of a review, under our own names: Customer.io's are not known.
 REVIEW_CHECKS = {
-    "subject": ReviewCheck(
-        "error", "The subject is missing",
-        lambda content, page: "" if content["subject"].strip() else "write a subject", False,
-    ),
-    "preheader": ReviewCheck(
-        "tip", "The preheader text is missing",
-        lambda content, page: "" if content["preheader_text"].strip() else "write one", False,
-    ),
-    "plain-text": ReviewCheck(
-        "warning", "The plain text version is missing",
-        lambda content, page: "" if content["text"].strip() else "write a plain text", False,
-    ),
-    "image-alt": ReviewCheck(
-        "warning", "Images have no alt text", lambda content, page: ", ".join(page.without_alt),
-    ),
-    "links": ReviewCheck(
-        "error", "Links lead nowhere",
-        lambda content, page: ", ".join(row["text"] or "?" for row in page.links if row["errors"]),
-    ),
-    "size": ReviewCheck(
-        "warning", "Gmail clips the email",
-        lambda content, page: (
-            f"{size} bytes, {CLIPPED_AT} at most"
-            if (size := len(content["html"].encode())) > CLIPPED_AT else ""
-        ),
-    ),
-    "unsubscribe": ReviewCheck(
-        "error", "The unsubscribe link is missing",
-        lambda content, page: "" if _UNSUBSCRIBE.search(content["html"]) else "add one",
-    ),
+    "subject": ReviewCheck("error", "The subject is missing", lambda content, page:
+        "" if content["subject"].strip() else "write a subject", of_html=False),
+    "preheader": ReviewCheck("tip", "The preheader text is missing", lambda content, page:
+        "" if content["preheader_text"].strip() else "write one", of_html=False),
+    "plain-text": ReviewCheck("warning", "The plain text version is missing", lambda content, page:
+        "" if content["text"].strip() else "write a plain text", of_html=False),
+    "image-alt": ReviewCheck("warning", "Images have no alt text", lambda content, page:
+        ", ".join(page.without_alt)),
+    "links": ReviewCheck("error", "Links lead nowhere", lambda content, page:
+        ", ".join(row["text"] or "?" for row in page.links if row["errors"])),
+    "size": ReviewCheck("warning", "Gmail clips the email", lambda content, page:
+        "" if (size := len(content["html"].encode())) <= CLIPPED_AT
+        else f"{size} bytes, {CLIPPED_AT} at most"),
+    "unsubscribe": ReviewCheck("error", "The unsubscribe link is missing", lambda content, page:
+        "" if _UNSUBSCRIBE.search(content["html"]) else "add one"),
 }  # fmt: skip
 #: What a failed check takes off the score of 100.
 REVIEW_WEIGHTS = {"error": 20, "warning": 10, "tip": 5}
@@ -17820,17 +17808,13 @@ _SEMANTIC_EVENTS: Dict[str, Callable[[Workspace, Json], Action]] = {
 # ---- the operations
 
 
-def _pipelines(kind: str) -> Handler:
-    def handler(call: Call) -> Response:
-        body = call.body()
-        _check_names(kind, body)
-        if _strict(call):
-            _check_strictly(call.workspace, kind, body)
-        return _taken(take_pipelines_call(call.workspace, kind, body))
-
-    handler.__name__ = f"pipelines_{kind}"
-    handler.__doc__ = f"Take a Pipelines {kind} call."
-    return handler
+def take_call(kind: str, call: Call) -> Response:
+    """Take one Pipelines call."""
+    body = call.body()
+    _check_names(kind, body)
+    if _strict(call):
+        _check_strictly(call.workspace, kind, body)
+    return _taken(take_pipelines_call(call.workspace, kind, body))
 
 
 def _taken(outcome: Outcome) -> Response:
@@ -17838,8 +17822,17 @@ def _taken(outcome: Outcome) -> Response:
 
 
 for _kind, _fields in PIPELINES_FIELDS.items():
-    _handler = route("POST", f"/v1/{_kind}", PIPELINES, fields=_fields)(_pipelines(_kind))
-    route("POST", f"/v1/{_kind[0]}", PIPELINES_SDK, fields=_fields)(_handler)
+    for _path, _api in ((_kind, PIPELINES), (_kind[0], PIPELINES_SDK)):
+        _handler = functools.partial(take_call, _kind)
+        serve(
+            "POST",
+            f"/v1/{_path}",
+            f"Take a Pipelines {_kind} call.",
+            _handler,
+            False,
+            _api,
+            _fields,
+        )
 
 
 @route("POST", "/v1/b", PIPELINES_SDK, fields=_CALLS)
@@ -18183,22 +18176,18 @@ def records_aside(fake: Fake, name: str) -> List[Json]:
     return list(map(COLLECTIONS[name].record, rows))
 
 
-def _list_handler(name: str) -> Handler:
-    def handler(call: Call) -> Json:
-        query = call.request.query()
-        page, tests = _page(query, collection), _tests(query, name)
-        # Only the records of the page are made, and with others held up as little as can be.
-        with call.workspace.lock:
-            rows = collection.rows(call.fake)
-            rows = list(rows) if tests or isinstance(rows, deque) else rows
-            if not tests or name in _ABOUT_PEOPLE:
-                return _one_page(call.fake, name, page, tests, rows)
-        return _one_page(call.fake, name, page, tests, rows)
-
+def list_records(call: Call) -> Json:
+    """List what was recorded of a kind; filter by field, page by limit and offset."""
+    name, query = call.operation.path.split("/")[2], call.request.query()
     collection = COLLECTIONS[name]
-    handler.__name__ = f"list_{name.replace('-', '_')}"
-    handler.__doc__ = f"List the recorded {name}; filter by field, page by limit and offset."
-    return handler
+    page, tests = _page(query, collection), _tests(query, name)
+    # Only the records of the page are made, and with others held up as little as can be.
+    with call.workspace.lock:
+        rows = collection.rows(call.fake)
+        rows = list(rows) if tests or isinstance(rows, deque) else rows
+        if not tests or name in _ABOUT_PEOPLE:
+            return _one_page(call.fake, name, page, tests, rows)
+    return _one_page(call.fake, name, page, tests, rows)
 
 
 def _one_page(fake: Fake, name: str, page: Page, tests: Sequence[Test], rows: Any) -> Json:
@@ -18217,7 +18206,7 @@ def listed(fake: Fake, name: str, page: List[Json], count: int) -> Json:
 
 
 for _name in COLLECTIONS:
-    route("GET", f"/__parlel/{_name}", CONTROL, heavy=True)(_list_handler(_name))
+    route("GET", f"/__parlel/{_name}", CONTROL, heavy=True)(list_records)
 
 
 class Page(NamedTuple):
@@ -19136,23 +19125,17 @@ _MATCH = object_field(CLOSED.having(short=" ".join(FAULT_MATCHES)))
 #: What a rule may have, and an example of it.
 _FAULT: Dict[str, Tuple[Check, Json]] = {
     "match": (_MATCH, {"operation": "POST /v1/send/email"}),
-    "times": (_COUNT, 2),
-    "every": (_COUNT, 3),
-    "after": (number_field(0, 10**9, int), 1),
-    "probability": (number_field(0, 1, int, float), 0.5),
-    "seed": (number_field(0, 10**15, int), 7),
+    "times": (_COUNT, 2), "every": (_COUNT, 3), "after": (number_field(0, 10**9, int), 1),
+    "probability": (number_field(0, 1, int, float), 0.5), "seed": (number_field(0, 10**15, int), 7),
     "when": (choice_field("before", "after"), "after"),
     "status": (number_field(200, 599, int), 503),
     "body": (ANYTHING, {"meta": {"error": "down for maintenance"}}),
     "retry_after": (typed_field(int, float, str), 1),
-    "latency": (_SECONDS, 0.5),
-    "jitter": (_SECONDS, 0.1),
-    "reset": (_SWITCH, True),
-    "empty": (_SWITCH, True),
+    "latency": (_SECONDS, 0.5), "jitter": (_SECONDS, 0.1),
+    "reset": (_SWITCH, True), "empty": (_SWITCH, True), "hang": (_SWITCH, True),
     "truncate": (number_field(0, 10**9, int), 10),
-    "hang": (_SWITCH, True),
     "trickle": (number_field(1, 10**9, int, float), 100),
-}
+}  # fmt: skip
 _FAULT_NEEDS = {"body": "status", "retry_after": "status", "jitter": "latency"}
 
 
