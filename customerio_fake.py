@@ -122,14 +122,23 @@ from typing import (
     cast,
     overload,
 )
-from urllib.parse import parse_qsl, quote, quote_plus, unquote, unquote_plus, urlencode, urlsplit
+from urllib.parse import (
+    parse_qsl,
+    quote,
+    quote_plus,
+    unquote,
+    unquote_plus,
+    urlencode,
+    urljoin,
+    urlsplit,
+)
 
 if sys.version_info < (3, 9):  # noqa: UP036 - else it would fail later, and in riddles
     _ending = SystemExit if __name__ == "__main__" else ImportError
     raise _ending(f"customerio_fake needs Python 3.9 or newer; this is {sys.version.split()[0]}")
 if TYPE_CHECKING:
     import ssl
-    from http.client import HTTPConnection, HTTPResponse
+    from http.client import HTTPResponse
 
 __all__ = ["ApiError", "CustomerioServer", "CustomerioTests", "Settings", "main"]
 __version__ = "1.0.0"
@@ -8237,24 +8246,186 @@ def _check_attachments(attachments: Dict[str, str]) -> None:
         raise ApiError(413, "Total attachment size exceeds the limit")
 
 
-# ---- files behind a URL
+# ---- what others have: requests of ours
 
-MAX_FILE = 100 * 1000 * 1000
+#: The largest file that is fetched, in bytes, how long that may take, in seconds, and how often
+#: it may be elsewhere.
+MAX_FILE, FILE_TIMEOUT, MAX_REDIRECTS = 100 * 1000 * 1000, 10, 5
+#: More lines of a file are not read, and of more errors only the number is kept.
+MAX_LINES, MAX_ERRORS = 100_000, 1000
+
+
+def hang_up(sock: socket.socket) -> None:
+    """Wake whoever waits for this socket."""
+    with contextlib.suppress(OSError):
+        # The base class's, because SSLSocket's own is not meant for other threads.
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+
+class Deadline:
+    """Hangs up on a peer after so many seconds, as a socket's own time-out is for each step."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.passed = seconds, False
+        self._socket: Optional[socket.socket] = None
+        self._timer = threading.Timer(seconds, self._pass)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def watch(self, sock: socket.socket) -> None:
+        """From now on this socket is what to hang up. Raises TimeoutError if it is too late."""
+        self._socket = sock
+        self.check()
+
+    def check(self) -> None:
+        """Raises TimeoutError if time is up."""
+        if self.passed:
+            raise TimeoutError(f"no answer within {self.seconds:g} seconds")
+
+    def cancel(self) -> None:
+        """Let the socket live."""
+        self._timer.cancel()
+
+    def hang_up(self) -> None:
+        """Wake whoever waits for the peer."""
+        if self._socket is not None:
+            hang_up(self._socket)
+
+    def _pass(self) -> None:
+        self.passed = True
+        self.hang_up()
+
+
+def places_of(host: str, port: int) -> List[Tuple[str, int]]:
+    """The addresses of a host. Raises OSError, or ValueError for one like 169.254.169.254.
+
+    There clouds keep their secrets, so no name or spelling of such an address may lead to it.
+    """
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    places = [(str(place[0]), port) for *_, place in found]
+    for place, _ in places:
+        for address in _meant_by(ipaddress.ip_address(place.partition("%")[0])):
+            if address.is_link_local:
+                raise ValueError(f"{host} is a link-local address, which is refused")
+    return places
+
+
+def _meant_by(address: Any) -> Iterator[Any]:
+    """An address, and those of IPv4 inside of it."""
+    yield address
+    if address.version == 6:
+        inside = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
+        # As ::169.254.169.254, and what NAT64 makes of it (RFC 6052).
+        if address.packed[:12] in (bytes(12), b"\0\x64\xff\x9b" + bytes(8)):
+            inside.append(ipaddress.IPv4Address(address.packed[12:]))
+        yield from filter(None, inside)
+
+
+def dial(host: str, port: int, context: Optional[ssl.SSLContext], deadline: Deadline) -> Any:
+    """Connect, with TLS if there is a context for it. Raises OSError or ValueError."""
+    failure: OSError = OSError(f"{host} has no address")
+    for place in places_of(host, port):  # and no other: a name may mean something else next time
+        try:
+            sock = socket.create_connection(place, deadline.seconds)
+            break
+        except OSError as error:
+            failure = error
+    else:
+        raise failure
+    sock.settimeout(deadline.seconds + 1)  # the deadline comes first, and has the better words
+    try:
+        deadline.watch(sock)
+        if context is not None:
+            # TLS goes over a new socket, which has to be watched while hands are shaken.
+            sock = context.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False)
+            deadline.watch(sock)
+            sock.do_handshake()
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+@contextlib.contextmanager
+def asked(
+    url: str, method: str, headers: Mapping[str, str], body: bytes, deadline: Deadline
+) -> Iterator[HTTPResponse]:
+    """The answer to a request of ours, with its body to be read; follows no redirect.
+
+    Raises OSError or ValueError, also for what goes wrong with the body; TimeoutError if the
+    deadline passes, however slowly the answer comes.
+    """
+    import ssl
+    from http.client import HTTPConnection, HTTPException
+
+    parts, more = urlsplit(url), {}
+    context = ssl.create_default_context() if parts.scheme == "https" else None
+    port = parts.port or (80 if context is None else 443)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"{url!r:.100} is not an http or https URL")
+    if parts.username:
+        pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
+        more["Authorization"] = f"Basic {base64.b64encode(pair).decode()}"
+    connection = HTTPConnection(parts.hostname, port)
+    connection.default_port = 80 if context is None else 443
+    try:
+        connection.sock = dial(parts.hostname, port, context, deadline)
+        path = f"{parts.path or '/'}{'?' + parts.query if parts.query else ''}"
+        connection.request(method, path, body or None, {**headers, **more})
+        answer = connection.getresponse()
+        deadline.check()
+        yield answer
+    except (OSError, HTTPException) as error:
+        deadline.check()
+        if isinstance(error, OSError):  # also who hung up without a word
+            raise
+        raise ValueError(repr(error)) from None
+    finally:
+        connection.close()
 
 
 def fetched(url: Json, name: str) -> bytes:
     """What is behind a URL, 100 MB at most, gzip or not. Raises ApiError 400."""
-    from urllib.request import Request as Get
-    from urllib.request import urlopen
-
     if not isinstance(url, str) or not re.match(r"https?://", url):
         raise invalid(f"{name} must be an http or https URL", name)
+    deadline = Deadline(FILE_TIMEOUT)
     try:
-        with urlopen(Get(url, headers={"User-Agent": "customerio_fake"}), timeout=10) as answer:
-            data = cast(bytes, answer.read(MAX_FILE))
+        data = _downloaded(url, deadline)
         return decompressed(data, 47, MAX_FILE) if data[:2] == b"\x1f\x8b" else data
     except (OSError, ValueError, zlib.error) as error:
-        raise invalid(f"{name} can't be fetched: {error}", name) from None
+        text = str(error) or type(error).__name__
+        raise invalid(f"{name} can't be fetched: {text}", name) from None
+    finally:
+        deadline.cancel()
+
+
+def _downloaded(url: str, deadline: Deadline) -> bytes:
+    for _ in range(MAX_REDIRECTS + 1):
+        with asked(url, "GET", {"User-Agent": "customerio_fake"}, b"", deadline) as answer:
+            elsewhere = answer.getheader("Location") if answer.status // 100 == 3 else None
+            if not elsewhere and answer.status != 200:
+                text = f"{answer.status} {answer.reason:.100}".strip()
+                raise ValueError(f"server responded with code {text}")
+            if not elsewhere:
+                return _whole_body(answer, deadline)
+            url = urljoin(url, elsewhere)
+    raise ValueError(f"it is elsewhere more than {MAX_REDIRECTS} times")
+
+
+def _whole_body(answer: HTTPResponse, deadline: Deadline) -> bytes:
+    """All of an answer's body. Raises ValueError if that is too much, or less than was said."""
+    data = bytearray()
+    while True:
+        piece = answer.read(1 << 16)
+        deadline.check()
+        data += piece
+        if len(data) > MAX_FILE:
+            raise ValueError(f"it is larger than {MAX_FILE} bytes")
+        if not piece:
+            break
+    if answer.length:
+        raise ValueError(f"it ends {answer.length} bytes too early")
+    return bytes(data)
 
 
 # ---- broadcasts
@@ -8286,7 +8457,8 @@ def trigger_broadcast(workspace: Workspace, broadcast_id: int, payload: Json) ->
     with workspace.lock:
         number, now = workspace.count("trigger"), workspace.seconds()
         audience = audience_of(workspace, broadcast_id, payload, listed, errors)
-        row = {"id": number, "campaign_id": broadcast_id, "payload": payload, "errors": errors}
+        row = {"id": number, "campaign_id": broadcast_id, "payload": payload}
+        row["errors"] = [*errors[:MAX_ERRORS], *_further(len(errors) - MAX_ERRORS)]
         done = {"processed_at": None if audience and not errors else now, "received_at": now}
         workspace.broadcasts.append({**row, **done})
     if errors:
@@ -8297,6 +8469,10 @@ def trigger_broadcast(workspace: Workspace, broadcast_id: int, payload: Json) ->
         )
         raise _unprocessable(text, "per_user_data")
     return Trigger(number, audience)
+
+
+def _further(count: int) -> List[str]:
+    return [f"and {count} further errors"] if count > 0 else []
 
 
 class Trigger(NamedTuple):
@@ -8338,7 +8514,16 @@ def _listed_rows(payload: Json, errors: List[str]) -> Optional[List[Json]]:
 def _file_rows(url: str, errors: List[str]) -> List[Json]:
     """The rows of a JSON Lines file, gzip or not; a bad line becomes an error and an empty row."""
     rows: List[Json] = []
-    for number, line in enumerate(fetched(url, "data_file_url").splitlines(), 1):
+    try:
+        data = fetched(url, "data_file_url")
+    except ApiError as error:  # which is the trigger's, not the call's (docs)
+        reason = error.message.partition(" can't be fetched: ")[2] or error.message
+        errors.append(f"failed to download data file, {reason}")
+        return rows
+    for number, line in enumerate(io.BytesIO(data), 1):
+        if number > MAX_LINES:
+            errors.append(f"line {number}: only {MAX_LINES} lines are read, and this file has more")
+            break
         try:
             row = decode_json(line)
             if not isinstance(row, dict) or not isinstance(row.get("data", {}), dict):
@@ -10390,55 +10575,6 @@ def _report_of(workspace: Workspace, note: Note) -> Report:
     return report
 
 
-class Deadline:
-    """Hangs up on a peer after so many seconds, as a socket's own time-out is for each step."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds, self.passed = seconds, False
-        self._socket: Optional[socket.socket] = None
-        self._timer = threading.Timer(seconds, self._pass)
-        self._timer.daemon = True
-        self._timer.start()
-
-    def watch(self, sock: socket.socket) -> None:
-        """From now on this socket is what to hang up. Raises TimeoutError if it is too late."""
-        self._socket = sock
-        self.check()
-
-    def check(self) -> None:
-        """Raises TimeoutError if time is up."""
-        if self.passed:
-            raise TimeoutError(f"no answer within {self.seconds:g} seconds")
-
-    def cancel(self) -> None:
-        """Let the socket live."""
-        self._timer.cancel()
-
-    def _pass(self) -> None:
-        self.passed = True
-        if self._socket is not None:
-            hang_up(self._socket)
-
-
-def dial(
-    connection: HTTPConnection, context: Optional[ssl.SSLContext], deadline: Deadline
-) -> socket.socket:
-    """Connect, with TLS if there is a context for it. Raises OSError or ValueError."""
-    refuse_link_local(connection.host)
-    address = (connection.host, connection.port)
-    connection.sock = sock = socket.create_connection(address, deadline.seconds)
-    sock.settimeout(deadline.seconds + 1)  # the deadline comes first, and has the better words
-    deadline.watch(sock)
-    if context is not None:
-        # The socket that TLS goes over is a new one, and has to be watched while hands are shaken.
-        connection.sock = sock = context.wrap_socket(
-            sock, server_hostname=connection.host, do_handshake_on_connect=False
-        )
-        deadline.watch(sock)
-        sock.do_handshake()
-    return sock
-
-
 def what_comes_of(answer: HTTPResponse) -> str:
     """The beginning of an answer's body, as far as it comes."""
     from http.client import HTTPException
@@ -10591,7 +10727,7 @@ class Outbox:
         self._queues, self._resting = workspace.unreported, workspace.resting
         self._changed = threading.Condition()
         self._thread: Optional[threading.Thread] = None
-        self._socket: Optional[socket.socket] = None
+        self._deadline: Optional[Deadline] = None
         self._closed = False
         #: How often anything has been sent.
         self.tried = 0
@@ -10783,35 +10919,13 @@ class Outbox:
 
         TimeoutError if the head of the answer is not there in time, however slowly it comes.
         """
-        import ssl
-        from http.client import HTTPConnection, HTTPException, HTTPSConnection
-
-        parts = urlsplit(url)
-        host, context = parts.hostname or "", None
-        connection = HTTPConnection(host, parts.port or 80)
-        if parts.scheme == "https":
-            context = ssl.create_default_context()
-            connection = HTTPSConnection(host, parts.port or 443, context=context)
-        if parts.username:
-            pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
-            headers["Authorization"] = f"Basic {base64.b64encode(pair).decode()}"
-        path = f"{parts.path or '/'}{'?' + parts.query if parts.query else ''}"
-        deadline = Deadline(timeout)
+        self._deadline = Deadline(timeout)
         try:
-            self._socket = dial(connection, context, deadline)
-            connection.request(method, path, body or None, headers)
-            answer = connection.getresponse()
-            deadline.check()
-            return {"status": answer.status, "response": what_comes_of(answer)}
-        except (OSError, HTTPException) as error:
-            deadline.check()
-            if isinstance(error, OSError):  # also who hung up without a word
-                raise
-            raise ValueError(repr(error)) from None
+            with asked(url, method, headers, body, self._deadline) as answer:
+                return {"status": answer.status, "response": what_comes_of(answer)}
         finally:
-            self._socket = None
-            deadline.cancel()
-            connection.close()
+            self._deadline.cancel()
+            self._deadline = None
 
     # ---- waiting and ending
 
@@ -10839,8 +10953,8 @@ class Outbox:
         """Stop sending; what is under way is cut off. `wait` until the thread has ended."""
         with self._changed:
             self._closed, thread = True, self._thread
-            if self._socket is not None:
-                hang_up(self._socket)
+            if self._deadline is not None:
+                self._deadline.hang_up()
         if wait and thread is not None:
             thread.join(WEBHOOK_TIMEOUT)
 
@@ -10858,26 +10972,6 @@ def is_slow_error(error: Exception) -> bool:
 
     slow = (ConnectionError, socket.gaierror, ssl.SSLEOFError, ssl.SSLCertVerificationError)
     return isinstance(error, slow)
-
-
-def hang_up(sock: socket.socket) -> None:
-    """Wake whoever waits for this socket."""
-    with contextlib.suppress(OSError):
-        # The base class's, because SSLSocket's own is not meant for other threads.
-        socket.socket.shutdown(sock, socket.SHUT_RDWR)
-
-
-def refuse_link_local(host: str) -> None:
-    """Raises ValueError for an address like 169.254.169.254, where clouds keep their secrets."""
-    try:
-        found = [ipaddress.ip_address(host)]
-    except ValueError:  # a name
-        places = [str(place[0]) for *_, place in socket.getaddrinfo(host, None)]
-        found = [ipaddress.ip_address(place.partition("%")[0]) for place in places]
-    for address in found:
-        mapped = getattr(address, "ipv4_mapped", None)  # ::ffff:169.254.169.254
-        if (mapped or address).is_link_local:
-            raise ValueError(f"{host} is a link-local address, which is refused")
 
 
 # ======================================================================================
@@ -10992,8 +11086,10 @@ def _finish_export(workspace: Workspace, type: str, names: List[str], rows: List
 # ---- imports
 
 
-def csv_rows(text: bytes) -> List[Dict[str, str]]:
-    """The rows of a CSV with a head line."""
+def csv_rows(text: bytes, name: str) -> List[Dict[str, str]]:
+    """The rows of a CSV with a head line. Raises ApiError 400 if there are too many."""
+    if text.count(b"\n") > MAX_LINES:
+        raise invalid(f"{name} has more than {MAX_LINES} lines", name)
     reader = csv.DictReader(io.StringIO(text.decode("utf-8-sig", "replace"), newline=""))
     return [{k: v or "" for k, v in row.items() if k} for row in reader]
 
@@ -15251,7 +15347,7 @@ def collection_rows(body: Json) -> Json:
     text = fetched(body["url"], "url")
     if text.lstrip()[:1] in (b"[", b"{"):
         return checked_collection(decode_json(text), "url")
-    return checked_collection(csv_rows(text), "url")
+    return checked_collection(csv_rows(text, "url"), "url")
 
 
 _COLLECTION = NO_FIELDS.having(
@@ -15684,7 +15780,10 @@ def create_import(call: Call) -> Json:
     """Import people, events, objects or relationships from a CSV behind a URL."""
     order, workspace = checked_import(call.fields()["import"]), call.workspace
     try:
-        rows, failed = csv_rows(fetched(order["data_file_url"], "data_file_url")), ""
+        rows, failed = (
+            csv_rows(fetched(order["data_file_url"], "data_file_url"), "data_file_url"),
+            "",
+        )
     except ApiError as error:
         rows, failed = [], error.message
     with workspace.lock:

@@ -4620,6 +4620,156 @@ class DrippingServer(socketserver.ThreadingTCPServer):
     drops: tuple[bytes, bytes]
 
 
+class Telling(socketserver.StreamRequestHandler):
+    """Answers as its server says, byte for byte, and ends; a path that it lacks gets no answer."""
+
+    server: TellingServer
+
+    def handle(self) -> None:
+        _, path, *_ = [*self.rfile.readline().decode().split(" "), "", ""]
+        while self.rfile.readline().strip():
+            pass
+        self.server.asked.append(path)
+        answer = self.server.answers.get(path)
+        if answer is None:
+            self.server.done.wait(PATIENCE)
+        else:
+            self.wfile.write(b"HTTP/1.1 " + answer)
+
+
+class TellingServer(socketserver.ThreadingTCPServer):
+    daemon_threads = True
+    answers: dict[str, bytes]
+    asked: list[str]
+    done: threading.Event
+
+
+class Fetching(SeededTest):
+    """Files behind a URL: whatever is wrong with them is the caller's or the trigger's error."""
+
+    ANSWERS = {
+        "/good": b'200 OK\r\nContent-Length: 11\r\n\r\n[{"a":"b"}]',
+        "/there": b"302 Found\r\nLocation: good\r\n\r\n",
+        "/short": b"200 OK\r\nContent-Length: 100\r\n\r\nabc",
+        "/chunks": b"200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nabc",
+        "/heads": b"200 OK\r\n" + b"X: y\r\n" * 150 + b"\r\n",
+        "/long": b"200 OK\r\nX: " + b"y" * 70_000 + b"\r\n\r\n",
+        "/odd": b"x\r\n\r\n",
+        "/gzip": b"200 OK\r\n\r\n\x1f\x8b" + b"x" * 40,
+        "/round": b"302 Found\r\nLocation: /round\r\n\r\n",
+        "/away": b"302 Found\r\nLocation: http://169.254.169.254/latest\r\n\r\n",
+        "/file": b"302 Found\r\nLocation: file:///etc/passwd\r\n\r\n",
+        "/closed": b"403 Forbidden\r\n\r\n",
+        "/many": b"200 OK\r\n\r\n" + b"\n" * 100_100,
+        "/lines": b"200 OK\r\n\r\n" + b"x\n" * 1100,
+    }
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.host = TellingServer(("127.0.0.1", 0), Telling)
+        self.host.answers, self.host.asked = self.ANSWERS, []
+        self.host.done = threading.Event()
+        thread = threading.Thread(target=self.host.serve_forever, args=(0.01,))
+        thread.start()
+        for clean in (self.host.server_close, thread.join, self.host.shutdown, self.host.done.set):
+            self.addCleanup(clean)
+        self.base = f"http://127.0.0.1:{self.host.server_address[1]}"
+
+    def test_what_is_wrong_is_told(self) -> None:
+        rows = [
+            (f"{self.base}/short", "97 bytes too early"),
+            (f"{self.base}/chunks", "can't be fetched"),
+            (f"{self.base}/heads", "100 headers"),
+            (f"{self.base}/long", "can't be fetched"),
+            (f"{self.base}/odd", "BadStatusLine"),
+            (f"{self.base}/gzip", "can't be fetched"),
+            (f"{self.base}/round", "elsewhere more than 5 times"),
+            (f"{self.base}/away", "link-local"),
+            (f"{self.base}/file", "not an http or https URL"),
+            (f"{self.base}/closed", "server responded with code 403 Forbidden"),
+            (f"{self.base}/a b", "can't be fetched"),
+            (f"{self.base}/\x01", "can't be fetched"),
+            ("http://127.0.0.1:abc/", "abc"),
+            ("http://127.0.0.1:99999/", "can't be fetched"),
+            ("http://[::1/", "can't be fetched"),
+            ("http://:80/", "not an http or https URL"),
+            ("http://127.0.0.1:1/", "refused"),
+            ("http://" + "a" * 300 + ".example/", "can't be fetched"),
+        ]
+        for url, words in rows:
+            with self.subTest(url=url):
+                with self.assertRaises(ApiError) as caught:
+                    customerio_fake.fetched(url, "file")
+                self.assertEqual(caught.exception.status, 400)
+                self.assertTrue(caught.exception.message.startswith("file "))
+                self.assertIn(words, caught.exception.message)
+
+    def test_a_file_may_be_elsewhere(self) -> None:
+        self.assertEqual(customerio_fake.fetched(f"{self.base}/there", "file"), b'[{"a":"b"}]')
+        self.assertEqual(self.host.asked, ["/there", "/good"])
+
+    def test_who_says_nothing_is_left_in_time(self) -> None:
+        late = self.assertRaisesRegex(ApiError, "no answer within 0.1 seconds")
+        with mock.patch.object(customerio_fake, "FILE_TIMEOUT", 0.1), late:
+            customerio_fake.fetched(f"{self.base}/silent", "file")
+
+    def test_no_spelling_of_a_link_local_address_is_reached(self) -> None:
+        hosts = ["169.254.169.254", "169.254.43518", "2852039166", "0xA9FEA9FE", "0251.0376.0.1"]
+        hosts += ["::ffff:169.254.169.254", "::169.254.169.254", "64:ff9b::a9fe:a9fe"]
+        hosts += ["2002:a9fe:a9fe::1", "fe80::1", "fe80::1%1"]
+        for host in hosts:
+            with self.assertRaises((ValueError, OSError), msg=host) as caught:
+                customerio_fake.places_of(host, 80)
+            self.assertRegex(str(caught.exception), "link-local|Errno", host)
+        for url in ("http://169.254.169.254/", "http://2852039166/", "http://[fe80::1]/"):
+            with self.assertRaisesRegex(ApiError, "link-local"):
+                customerio_fake.fetched(url, "file")
+
+    def test_a_name_is_asked_for_once_and_its_address_reached(self) -> None:
+        asked, port, real = [], self.host.server_address[1], socket.getaddrinfo
+
+        def resolve(host: Any, *rest: Any, **more: Any) -> Any:
+            if host != "rebound.example":
+                return real(host, *rest, **more)
+            asked.append(host)
+            address = "127.0.0.1" if len(asked) == 1 else "169.254.169.254"
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))]
+
+        with mock.patch.object(socket, "getaddrinfo", resolve):
+            url = f"http://rebound.example:{port}/good"
+            self.assertEqual(customerio_fake.fetched(url, "file"), b'[{"a":"b"}]')
+            self.assertEqual(asked, ["rebound.example"])
+            with self.assertRaisesRegex(ApiError, "link-local"):
+                customerio_fake.fetched(url, "file")
+
+    def test_the_error_is_the_callers_or_the_triggers(self) -> None:
+        body = {"name": "c", "url": f"{self.base}/closed"}
+        self.assert_errors(self.call("POST", "/v1/collections", body), 400, "url can't be fetched")
+        path = "/v1/campaigns/20/triggers"
+        rows = [
+            ("closed", ["failed to download data file, server responded with code 403 Forbidden"]),
+            ("many", None),
+            ("lines", None),
+        ]
+        for number, (name, wanted) in enumerate(rows, 1):
+            reply = self.call("POST", path, {"data_file_url": f"{self.base}/{name}"})
+            self.assert_errors(reply, 422, f"trigger {number}")
+            errors = self.fake.workspace.broadcasts[-1]["errors"]
+            if wanted is not None:
+                self.assertEqual(errors, wanted)
+                continue
+            self.assertEqual(len(errors), customerio_fake.MAX_ERRORS + 1)
+            count = 100 if name == "lines" else customerio_fake.MAX_LINES + 1 - 1000
+            self.assertEqual(errors[-1], f"and {count} further errors")
+        order = {"name": "i", "type": "people", "identifier": "id"}
+        for name, words in (("closed", "403 Forbidden"), ("many", "more than 100000 lines")):
+            asked = {"import": {**order, "data_file_url": f"{self.base}/{name}"}}
+            made = self.ok("POST", "/v1/imports", asked)["import"]
+            row = self.ok("GET", f"/v1/imports/{made['id']}")["import"]
+            self.assertEqual(row["state"], "failed")
+            self.assertIn(words, row["error"])
+
+
 class Mishaps(FakeTest):
     """What fails while nobody asks for it is told, and does no harm to the rest."""
 
