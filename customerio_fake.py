@@ -504,10 +504,13 @@ def _cio_id_numbers(cio_id: str) -> Optional[List[int]]:
     return numbers if numbers and len(numbers) == 4 else None
 
 
+_SHIFTS = range(125, -1, -5)
+
+
 def ulid(seconds: float, serial: int) -> str:
     """A ULID (26 characters) of a moment, Unix seconds, and a serial number."""
     number = int(seconds * 1000) << 80 | (serial + 1) * _SCATTER & _80_BITS
-    return "".join(_CROCKFORD[number >> shift & 31] for shift in range(125, -1, -5))
+    return "".join([_CROCKFORD[number >> shift & 31] for shift in _SHIFTS])
 
 
 #: The type byte inside a delivery id (inferred from real values).
@@ -4247,13 +4250,13 @@ def _message_condition(body: Json, where: str, grammar: Grammar, spec: Json) -> 
     own = set(parents) == {"action_id"}
 
     def moments(subject: Any) -> List[float]:
-        about, journey = person(subject), getattr(subject, "id", None) if own else None
+        about = person(subject)
         return [
             delivery.metrics[metric]
             for delivery in (about.has.deliveries if about else ())
             if metric in delivery.metrics
             and all(delivery.parents.get(k) == v for k, v in parents.items())
-            and (about is subject or not own or delivery.origin.get("journey_id") == journey)
+            and (about is subject or not own or delivery.journey is subject)
             and not (within and delivery.metrics[metric] <= clock.now() - within)
         ]
 
@@ -4803,7 +4806,7 @@ class Delivery:
 
     __slots__ = (
         "delivery_id", "channel", "message", "person", "customer_id", "recipient",
-        "created", "send_at", "metrics", "history", "parents", "origin", "rendered", "seen",
+        "created", "send_at", "metrics", "history", "parents", "journey", "rendered", "seen",
         "data", "devices", "base_url", "told",
     )  # fmt: skip
 
@@ -4819,8 +4822,8 @@ class Delivery:
     history: List[Annotated[Attributes, HAPPENED]]
     #: What it is part of: {"campaign_id": 1, "action_id": 2}, or newsletter, broadcast, …
     parents: Dict[str, int]
-    #: The journey that it is from, and the event that triggered that; empty for others.
-    origin: Dict[str, Optional[str]]
+    #: The journey that it is from.
+    journey: Optional[Journey]
     #: What was rendered: subject, body, links, …; empty until it is sent.
     rendered: Annotated[Attributes, RENDERED]
     #: The same with all that follows from it, once somebody has asked (`as_seen`).
@@ -4836,13 +4839,21 @@ class Delivery:
 
     def __init__(self, delivery_id: str, channel: str, message: Json, created: int) -> None:
         self.delivery_id, self.channel, self.message = delivery_id, channel, message
-        self.person = self.customer_id = self.send_at = self.seen = None
+        self.person = self.customer_id = self.send_at = self.seen = self.journey = None
         # The `to` of a push says which devices, not who.
         to = "" if channel == "push" else message.get("to") or ""
         self.recipient, self.base_url = as_text(to), ""
         self.created, self.metrics, self.history = created, _created_at(created), _NO_HISTORY
-        self.parents = self.rendered = self.data = self.devices = self.origin = _NONE
+        self.parents = self.rendered = self.data = self.devices = _NONE
         self.told = _NONE
+
+    @property
+    def origin(self) -> Dict[str, Optional[str]]:
+        """The journey that it is from, and the event that triggered that; empty for others."""
+        journey = self.journey
+        if journey is None:
+            return {}
+        return {"journey_id": journey.id, "trigger_event_id": journey.event_id}
 
     @property
     def state(self) -> str:
@@ -7300,7 +7311,7 @@ class Workspace:
         for delivery in self.deliveries.rows.values():
             delivery.person = None
         for journey in self.journeys.rows:
-            journey.person = None
+            journey.person, journey.steps = None, []
         for person in self.people:
             person.has = _NOTHING
 
@@ -7501,8 +7512,9 @@ class Mail(NamedTuple):
     family: Family
     parent: Attributes
     content: Attributes
-    #: What else its templates can name, by namespace; a journey has `event` or `trigger`.
-    data: Attributes = {}  # noqa: RUF012
+    #: What its templates can name: see NAMESPACES.
+    names: Tuple[str, ...] = ("customer", "trigger", "campaign", "message", "snippets",
+                              "delivery_id")  # fmt: skip
 
 
 #: The parts of a message that are templates: by what name they are given (an override first),
@@ -7580,17 +7592,35 @@ def _campaign_data(mail: Mail) -> Json:
     campaign = {name: mail.parent.get(name) for name in ("id", "name", "type")}
     if mail.family is TRANSACTIONAL:
         campaign["type"] = "transactional_message"
-    return {**campaign, **mail.data.get("campaign", {})}
+    if mail.family is CAMPAIGNS:
+        topic = mail.parent.get("subscription_topic_id")
+        campaign["subscription_topic_ids"] = [topic] if topic else []
+    return campaign
 
 
-def _message_data(mail: Mail) -> Json:
-    content = mail.content
+def _message_data(delivery: Delivery, mail: Mail) -> Json:
+    content, journey = mail.content, delivery.journey
+    more = {"type": f"{content.get('type')}_action", "journey_id": journey.id} if journey else {}
     return {
         **{name: content.get(name) for name in ("id", "name", "type", "subject")},
         "preheader": content.get("preheader_text"),
         "send_to_unsubs": content.get("send_to_unsubscribed", True),
-        **mail.data.get("message", {}),
+        **more,
     }
+
+
+#: What a journey has for its templates; its data are an `event` or a `trigger` (docs).
+OF_JOURNEYS: Dict[str, Callable[[Any], Json]] = {
+    "journey": lambda journey: journey.attributes,
+    **dict.fromkeys(("event", "trigger"), lambda journey: journey.data),
+    "event_name": lambda journey: journey.event and journey.event.name,
+    "event_id": lambda journey: journey.event_id,
+    "event_timestamp": lambda journey: journey.event and as_text(int(journey.event.when)),
+}
+
+
+def _of_journey(make: Callable[[Any], Json]) -> Callable[[Workspace, Delivery, Mail], Json]:
+    return lambda _, delivery, mail: make(delivery.journey)
 
 
 #: What a template can name, and how it is made, under the workspace's lock.
@@ -7598,11 +7628,12 @@ NAMESPACES: Dict[str, Callable[[Workspace, Delivery, Mail], Json]] = {
     "customer": lambda _, delivery, mail: customer_data(delivery.person) if delivery.person else {},
     "trigger": lambda _, delivery, mail: delivery.data,
     "campaign": lambda _, delivery, mail: _campaign_data(mail),
-    "message": lambda _, delivery, mail: _message_data(mail),
+    "message": lambda _, delivery, mail: _message_data(delivery, mail),
     "snippets": lambda workspace, delivery, mail: {
         row["name"]: row["value"] for row in workspace.shelves["snippets"].rows.values()
     },
     "delivery_id": lambda _, delivery, mail: delivery.delivery_id,
+    **{name: _of_journey(make) for name, make in OF_JOURNEYS.items() if name != "trigger"},
 }
 
 
@@ -7612,13 +7643,9 @@ def template_data(workspace: Workspace, delivery: Delivery, mail: Mail, text: st
     hidden = "snippets" in text or "render_liquid" in text or "[" in text
     made: Json = {}
     with workspace.lock:
-        for name, make in NAMESPACES.items():
+        for name in mail.names:
             if hidden or name in text:
-                made[name] = make(workspace, delivery, mail)
-    if mail.family is CAMPAIGNS:  # which have an event, a trigger, or nothing (docs)
-        made.pop("trigger", None)
-        own = ("campaign", "message")
-        made.update({name: mail.data[name] for name in mail.data if name not in own})
+                made[name] = NAMESPACES[name](workspace, delivery, mail)
     return made
 
 
@@ -8810,18 +8837,19 @@ class TriggerType(NamedTuple):
 
     #: `campaign.type` in a template (docs).
     liquid: str
-    #: What templates call its data: `event`, `trigger`, or nothing.
-    namespace: str
+    #: What templates call its data: `event …`, `trigger`, or nothing.
+    names: str
     #: How often somebody may enter unless the campaign says otherwise (docs).
     restart: str
     #: The fields of which one tells who enters.
     told_by: Tuple[str, ...]
 
 
+_OF_EVENT = "event event_name event_id event_timestamp"
 #: By the App API's `type`. A form's namespace is inferred.
 TRIGGERS: Dict[str, TriggerType] = {
     "segment": TriggerType("behavioral", "", "once", ("trigger_segment_ids", "trigger")),
-    "event": TriggerType("transactional", "event", "rematch", ("event_name",)),
+    "event": TriggerType("transactional", _OF_EVENT, "rematch", ("event_name",)),
     "date": TriggerType("date", "", "rematch", ("date_attribute",)),
     "form": TriggerType("form", "event", "rematch", ("form_id",)),
     "webhook": TriggerType("webhook", "trigger", "rematch", ("webhook_id",)),
@@ -8868,7 +8896,7 @@ class Done(NamedTuple):
     """What came of a tile: an outcome and its reason, the path to take, what was sent.
 
     `until` is when it goes on by itself if it waits (Unix seconds; infinity: when something
-    happens); `rest` asks to go on in a piece of work of its own.
+    happens); with `rest`, what it has set off goes on with the journey.
     """
 
     outcome: str
@@ -9036,6 +9064,10 @@ class Plan:
         self.interval = float(flow.get("restart_min_interval") or 0)
         #: What a message of it takes for its campaign.
         self.parent = self._parent()
+        names = f"customer campaign message snippets delivery_id journey {self.trigger_type.names}"
+        #: What its templates can name, and why somebody may be refused.
+        self.names = tuple(names.split())
+        self.refusals: List[Callable[..., str]] = []
         self.needs = self._needs()
         self._check_segments()
         #: When time alone lets somebody in or out; for what changes of an object it is.
@@ -9205,14 +9237,8 @@ def _render_value(workspace: Workspace, journey: Journey, source: str) -> str:
 
 def journey_data(workspace: Workspace, journey: Journey) -> Json:
     """What the templates of a journey can name beside the message."""
-    runner = workspace.beside(Runner)
-    namespace = runner.plans[journey.campaign_id].trigger_type.namespace
-    data: Json = {"journey": journey.attributes}
-    if namespace:
-        data[namespace] = journey.data
-    if journey.event is not None:
-        data["event_name"], data["event_id"] = journey.event.name, journey.event.id
-        data["event_timestamp"] = as_text(int(journey.event.when))
+    plan = workspace.beside(Runner).plans[journey.campaign_id]
+    data = {name: OF_JOURNEYS[name](journey) for name in plan.names if name in OF_JOURNEYS}
     if journey.person is not None:
         data["customer"] = customer_data(journey.person)
     return data
@@ -9227,8 +9253,16 @@ class Runner:
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
         self.plans: Dict[int, Plan] = {}
+        #: What any of them depends on once people are inside, and those who are, by serial number.
+        self.needs: Set[Need] = set()
+        self.live: Dict[int, List[Journey]] = {}
         #: The journey whose tile is at work, if one is: what follows from it is its doing.
         self.cause: Optional[Journey] = None
+
+    @property
+    def limit(self) -> bool:
+        """Whether there is a limit for messages."""
+        return "message_limit" in self.workspace.journeys.settings
 
     def plan_of(self, journey: Journey) -> Plan:
         """The campaign that a journey goes through."""
@@ -9260,33 +9294,42 @@ class Runner:
 
     # ---- from tile to tile
 
-    def go_on(self, journey: Journey) -> None:
-        """Go on until the journey has to wait, ends, or something is to be sent first."""
-        while self.step(journey):
+    def go_on(self, journey: Journey, locked: bool = False) -> None:
+        """Go on until the journey has to wait, ends, or something is to be sent first.
+
+        Templates are rendered without the workspace's lock, later if it is `locked` now.
+        """
+        while self.step(journey, locked):
             pass
 
-    def step(self, journey: Journey) -> bool:
-        """Do what the next tile says; whether the one after it can be done at once.
-
-        The tile's templates are rendered without the workspace's lock.
-        """
+    def step(self, journey: Journey, locked: bool = False) -> bool:
+        """Do what the next tile says; whether the one after it can be done at once."""
         workspace = self.workspace
         with workspace.lock:
             node = self._ready(journey)
             if node is None:
                 return False
+            if not node.tile.texts:
+                return self._run(journey, node, {})
+            if locked:
+                self.schedule(journey)
+                return False
             texts = {name: node.body[name] for name in node.tile.texts if name in node.body}
-            data = journey_data(workspace, journey) if texts else {}
+            data = journey_data(workspace, journey)
         try:
             texts = render_texts(texts, data, workspace.clock.now())
-            with workspace.lock:
-                active = journey.state == "active"
-                return active and self.done(
-                    journey, node, node.tile.run(self, journey, node, texts)
-                )
-        except (LiquidError, ApiError) as error:
+        except LiquidError as error:
             with workspace.lock:
                 return self.done(journey, node, Done("failed", str(error)))
+        with workspace.lock:
+            return journey.state == "active" and self._run(journey, node, texts)
+
+    def _run(self, journey: Journey, node: Node, texts: Json) -> bool:
+        try:
+            done = node.tile.run(self, journey, node, texts)
+        except ApiError as error:
+            done = Done("failed", str(error))
+        return self.done(journey, node, done)
 
     def _ready(self, journey: Journey) -> Optional[Node]:
         """The tile to do now; those whose condition isn't met are skipped (docs)."""
@@ -9324,8 +9367,6 @@ class Runner:
             journey.depth = 0
         if waited and self._leaves(journey):
             return False
-        if done.rest:
-            self.schedule(journey)
         return not done.rest
 
     def _wait(self, journey: Journey, node: Node, until: float) -> None:
@@ -9365,6 +9406,9 @@ class Runner:
         """End a journey."""
         node = self.node_of(journey)
         journey.end(self.workspace.clock.now(), state, reason, node.type if node else "")
+        live = self.live.get(journey.person.serial, []) if journey.person else []
+        if journey in live and self.plan_of(journey).goal is None:
+            live.remove(journey)
 
     # ---- what happens meanwhile
 
@@ -9373,8 +9417,8 @@ class Runner:
         pairs = [
             (journey, self.plan_of(journey))
             for person, needs in people
-            for journey in person.has.journeys
-            if journey.campaign_id in self.plans and needs & self.plan_of(journey).needs
+            for journey in self.live.get(person.serial, ())
+            if needs & self.plan_of(journey).needs
         ]
         for journey, plan in pairs:
             self._check_goal(journey, plan)
@@ -9390,14 +9434,14 @@ class Runner:
         node = self.node_of(journey)
         if journey.waiting_for == IN_FILTER:
             self.pass_filter(journey)
-        elif node is not None and node.type in _LIVELY_WAITS and self.step(journey):
-            self.schedule(journey)
+        elif node is not None and node.type in _LIVELY_WAITS:
+            self.go_on(journey, locked=True)
 
     def pass_filter(self, journey: Journey, last: bool = False) -> None:
         """Let somebody in who matches the filter by now; or nevermore, if it was the last try."""
         if self.plan_of(journey).fits(journey):
-            journey.waiting_for = ""
-            self.schedule(journey)
+            journey.waiting_for, journey.wake = "", None
+            self.go_on(journey, locked=True)
         elif last:
             self.end(journey, "never_activated", IN_FILTER)
 
@@ -9499,21 +9543,17 @@ def new_delivery(runner: Runner, journey: Journey, plan: Plan, content: Json) ->
     delivery.parents = {"campaign_id": plan.number, "action_id": content["id"]}
     if content.get("parent_action_id"):
         delivery.parents["parent_action_id"] = content["parent_action_id"]
-    delivery.origin = {"journey_id": journey.id, "trigger_event_id": journey.event_id}
+    delivery.journey = journey
     delivery.data, delivery.base_url = journey.data, workspace.address()
     workspace.deliveries.post(delivery)
     return delivery
 
 
-def mail_of(runner: Runner, journey: Journey, plan: Plan, content: Json) -> Mail:
+def mail_of(plan: Plan, content: Json) -> Mail:
     """What is to be rendered and sent of an action."""
-    data = {k: v for k, v in journey_data(runner.workspace, journey).items() if k != "customer"}
-    data["message"] = {"journey_id": journey.id, "type": f"{content['type']}_action"}
-    topic = plan.flow.get("subscription_topic_id")
-    data["campaign"] = {"subscription_topic_ids": [topic] if topic else []}
     unasked = {"send_to_unsubscribed": plan.flow.get("send_to_unsubscribed", False)}
-    draft = {"queue_draft": content["sending_state"] == "draft"}
-    return Mail(CAMPAIGNS, plan.parent, {**unasked, **content, **draft}, data)
+    draft = {"queue_draft": True} if content["sending_state"] == "draft" else {}
+    return Mail(CAMPAIGNS, plan.parent, {**unasked, **content, **draft}, plan.names)
 
 
 def post(runner: Runner, journey: Journey, node: Node, number: int, path: Optional[int]) -> Done:
@@ -9522,27 +9562,34 @@ def post(runner: Runner, journey: Journey, node: Node, number: int, path: Option
     content = shelf.rows[number]
     if content["sending_state"] == "off":
         return Done("skipped", "sending_state off", path)
-    if journey.person is not None:
-        content = translated(shelf.where(_parent=plan.number), content, journey.person)
+    if journey.text("language"):
+        content = translated(
+            shelf.where(_parent=plan.number), content, cast(Person, journey.person)
+        )
     delivery = new_delivery(runner, journey, plan, content)
     if content.get("holdout"):  # it goes into a trap, and counts (docs)
         return Done("created", "holdout", path, delivery)
-    mail = mail_of(runner, journey, plan, content)
-    runner.workspace.agenda.later(
-        runner.workspace.clock.now(), send_of_journey, journey.serial, delivery, mail
-    )
+    mail, agenda = mail_of(plan, content), runner.workspace.agenda
+    now = runner.workspace.clock.now()
+    agenda.later(now, send_of_journey, journey.serial, delivery, mail, True)
     return Done("created", "", path, delivery, rest=True)
 
 
 @chore
-def send_of_journey(workspace: Workspace, number: int, delivery: Delivery, mail: Mail) -> None:
-    """Send a message of a journey, once the person may get another one."""
-    with workspace.lock:
-        wait = _over_the_limit(workspace, number, delivery)
-    if not wait:
-        dispatch(workspace, delivery, mail)
-    elif wait < math.inf:
-        workspace.agenda.later(wait, send_of_journey, number, delivery, mail)
+def send_of_journey(
+    workspace: Workspace, number: int, delivery: Delivery, mail: Mail, first: bool
+) -> None:
+    """Send a message of a journey, once the person may get another one, and go on at once."""
+    runner = workspace.beside(Runner)
+    wait = _over_the_limit(workspace, number, delivery) if runner.limit else 0
+    try:
+        if not wait:
+            dispatch(workspace, delivery, mail)
+        elif wait < math.inf:
+            workspace.agenda.later(wait, send_of_journey, number, delivery, mail, False)
+    finally:
+        if first:
+            runner.go_on(workspace.journeys.rows[number])
 
 
 def _over_the_limit(workspace: Workspace, number: int, delivery: Delivery) -> float:
@@ -9551,8 +9598,8 @@ def _over_the_limit(workspace: Workspace, number: int, delivery: Delivery) -> fl
     Who has had enough messages is looked at again as soon as one of them is old enough, until
     the time for that is over (docs).
     """
-    limit, now = workspace.journeys.settings.get("message_limit"), workspace.clock.now()
-    if not limit or not _is_counted(workspace, delivery) or delivery.person is None:
+    limit, now = workspace.journeys.settings["message_limit"], workspace.clock.now()
+    if not _is_counted(workspace, delivery) or delivery.person is None:
         return 0
     begin, theirs = now - limit["within"], delivery.person.has.deliveries
     sent = [d.metrics.get("sent", 0) for d in theirs if _is_counted(workspace, d)]
@@ -9914,9 +9961,9 @@ class Gate:
         #: What any plan depends on, and which of it has changed for whom since it was looked at.
         self.watched: Set[Need] = set()
         self.names: Tuple[str, ...] = ()
-        self.touched: Dict[int, Tuple[Person, Set[Need]]] = {}
-        self.entering: List[Tuple[Plan, Person, Event]] = []
-        self.related: List[Tuple[Plan, ObjectKey, Optional[Person]]] = []
+        self.touched: Dict[int, Tuple[Person, Set[Need], int]] = {}
+        self.entering: List[Tuple[Plan, Person, Event, int]] = []
+        self.related: List[Tuple[Plan, ObjectKey, Optional[Person], int]] = []
         self.settling = self.called = False
         #: When it has been planned to look at somebody again, by campaign and serial number.
         self.planned: Dict[Tuple[int, int], float] = {}
@@ -9924,7 +9971,9 @@ class Gate:
     def add(self, plan: Plan) -> None:
         """Watch for what leads into a campaign."""
         self.runner.plans[plan.number] = plan
+        self.runner.needs |= plan.needs
         self.watched |= plan.needs
+        plan.refusals = [refused for applies, refused in REFUSALS if applies(plan)]
         row, type = plan.row, plan.row["type"]
         if plan.is_told:
             if type == "event":
@@ -9950,20 +9999,32 @@ class Gate:
         self.watched |= needs
 
     def listen(self) -> None:
-        """Hear of everything that happens in the workspace."""
-        self.workspace.occasions.join(
-            happened=self.heard_event, changed=self.heard_change, joined=self.heard_membership,
-            left=self.heard_membership, reported=self.heard_report,
-            related=self.heard_relationship, thing=self.heard_thing, settled=self.settle,
-            submitted=self.heard_form, merged=self.heard_merge, refused=self.heard_refusal,
-        )  # fmt: skip
+        """Hear of everything that happens in the workspace, as far as it matters to anybody."""
+        kinds, join = {kind for kind, _ in self.watched}, self.workspace.occasions.join
+        join(settled=self.settle, merged=self.heard_merge, gone=self.heard_end)
+        join(refused=self.heard_refusal, submitted=self.heard_form)
+        if "event" in kinds:
+            join(happened=self.heard_event)
+        if kinds & {"attribute", "person"}:
+            join(changed=self.heard_change)
+        if "segment" in kinds:
+            join(joined=self.heard_membership, left=self.heard_membership)
+        if "message" in kinds:
+            join(reported=self.heard_report)
+        join(related=self.heard_relationship, thing=self.heard_thing)
+
+    @property
+    def depth(self) -> int:
+        """How many journeys have set off each other if one has set off what happens now."""
+        cause = self.runner.cause
+        return cause.depth + 1 if cause else 0
 
     # ---- what happens
 
     def touch(self, person: Person, need: Need) -> None:
         """Note that something has changed for a person that somebody may ask for."""
         if need in self.watched:
-            self.touched.setdefault(person.serial, (person, set()))[1].add(need)
+            self.touched.setdefault(person.serial, (person, set(), self.depth))[1].add(need)
             self._settle_soon()
 
     def _settle_soon(self) -> None:
@@ -9975,8 +10036,9 @@ class Gate:
     def heard_event(self, event: Event, person: Person) -> None:
         """Somebody has done something."""
         for plan in self.by_event.get(event.name, ()):
-            self.entering.append((plan, person, event))
-        self.touch(person, ("event", event.name))
+            self.entering.append((plan, person, event, self.depth))
+        if ("event", event.name) in self.runner.needs or ("event", event.name) in self.by_need:
+            self.touch(person, ("event", event.name))
 
     def heard_change(self, person: Person, old: Attributes) -> None:
         """Somebody's attributes have changed, or one of their identifiers."""
@@ -9989,7 +10051,13 @@ class Gate:
 
     def heard_merge(self, person: Person, other: Person) -> None:
         """Somebody has got all that another one had."""
-        self.touched[person.serial] = (person, {*self.watched})
+        self.touched[person.serial] = (person, {*self.watched}, 0)
+        live = self.runner.live
+        live.setdefault(person.serial, []).extend(live.pop(other.serial, ()))
+
+    def heard_end(self, person: Person) -> None:
+        """Somebody is deleted."""
+        self.runner.live.pop(person.serial, None)
 
     def heard_membership(self, person: Person, number: int) -> None:
         """Somebody has been put into a manual segment, or taken out."""
@@ -10006,7 +10074,7 @@ class Gate:
         """Somebody has been related to an object, or parted, or the relationship has changed."""
         self.touch(person, ("object", ""))
         for plan in self.by_key.get(("relationship", key[0]), ()) if change != "delete" else ():
-            self.related.append((plan, key, person))
+            self.related.append((plan, key, person, self.depth))
 
     def heard_thing(self, thing: Thing, old: Attributes) -> None:
         """An object's attributes have changed."""
@@ -10015,7 +10083,7 @@ class Gate:
         for plan in self.by_key.get(("object", thing.key[0]), ()):
             names = plan.object_fields or {**old, **thing.attributes}
             if any(old.get(name) != thing.attributes.get(name) for name in names):
-                self.related.append((plan, thing.key, None))
+                self.related.append((plan, thing.key, None, self.depth))
 
     def heard_refusal(self, who: Identifier, args: Sequence[Any]) -> None:
         """Somebody is suppressed who else would have entered."""
@@ -10047,31 +10115,32 @@ class Gate:
         touched, entering, related = self.touched, self.entering, self.related
         self.touched, self.entering, self.related = {}, [], []
         known, objects = self.workspace.people, self.workspace.objects.rows
-        people = [pair for pair in touched.values() if pair[0] in known]
-        self.runner.look_after(people)
-        self._enter_touched(people)
-        for plan, person, event in entering:
+        people = [row for row in touched.values() if row[0] in known]
+        if people:
+            self.runner.look_after([row[:2] for row in people])
+            self._enter_touched(people)
+        for plan, person, event, depth in entering:
             if person in known:
-                self.enter(plan, person, event.data, event)
-        for plan, key, cause in related:
+                self.enter(plan, person, event.data, depth, event)
+        for plan, key, cause, depth in related:
             if key in objects:
-                enter_related(self, plan, objects[key], cause)
+                enter_related(self, plan, objects[key], cause, depth)
 
-    def _enter_touched(self, people: List[Tuple[Person, Set[Need]]]) -> None:
-        for person, needs in people:
+    def _enter_touched(self, people: List[Tuple[Person, Set[Need], int]]) -> None:
+        for person, needs, depth in people:
             plans = {plan.number: plan for need in needs for plan in self.by_need.get(need, ())}
             for number in sorted(plans):
-                self.look_at(plans[number], person)
+                self.look_at(plans[number], person, depth)
             for plan in self.dates:
                 self.plan_date(plan, person, self.workspace.clock.now())
 
-    def look_at(self, plan: Plan, person: Person) -> None:
+    def look_at(self, plan: Plan, person: Person, depth: int = 0) -> None:
         """Let somebody in who matches a segment campaign, now or when the time comes."""
         known = self.workspace.journeys.matching.setdefault(plan.number, set())
         matched = cast(Condition, plan.trigger).test(person)
         if matched and person.serial not in known:
             known.add(person.serial)
-            self.enter(plan, person, {})
+            self.enter(plan, person, {}, depth)
         elif not matched:
             known.discard(person.serial)
         now = self.workspace.clock.now()
@@ -10096,16 +10165,18 @@ class Gate:
         plan: Plan,
         person: Optional[Person],
         data: Json,
+        depth: int = 0,
         event: Optional[Event] = None,
         key: Optional[ObjectKey] = None,
-    ) -> Journey:
+    ) -> None:
         """Begin a journey, or write down why not."""
-        workspace, cause = self.workspace, self.runner.cause
+        workspace, reason = self.workspace, ""
         journey = Journey(plan.number, person, data, event)
         journey.started, journey.object_key = workspace.clock.now(), key
         journey.serial, journey.born = len(workspace.journeys.rows), len(workspace.events.rows)
-        journey.depth = cause.depth + 1 if cause else 0
-        reason = next(filter(None, (refused(self, plan, journey) for refused in REFUSALS)), "")
+        journey.depth = depth
+        for refused in plan.refusals:
+            reason = reason or refused(self, plan, journey)
         workspace.journeys.rows.append(journey)
         if person is not None:
             person.own().journeys.append(journey)
@@ -10113,13 +10184,14 @@ class Gate:
             journey.state, journey.reason, journey.ended = "not_entered", reason, journey.started
         else:
             self._begin(plan, journey)
-        return journey
 
     def _begin(self, plan: Plan, journey: Journey) -> None:
         journey.position = plan.first
+        if journey.person is not None:
+            self.runner.live.setdefault(journey.person.serial, []).append(journey)
         if plan.goal is not None and "segment" in plan.flow["goal"] and plan.goal.test(journey):
             journey.goal_seen = journey.started
-        if plan.is_patient and not plan.fits(journey):
+        if plan.filter is not None and plan.is_patient and not plan.fits(journey):
             journey.waiting_for = IN_FILTER
             self.runner.schedule(journey, journey.started + FILTER_PATIENCE)
             return
@@ -10128,7 +10200,7 @@ class Gate:
             self.workspace.agenda.later(
                 when, enter_again, plan.number, cast(Person, journey.person).serial
             )
-        self.runner.schedule(journey)
+        self.runner.go_on(journey, locked=True)
 
 
 #: That somebody is new here: people match what they lack, too.
@@ -10159,19 +10231,25 @@ def _unfitting_data(gate: Gate, plan: Plan, journey: Journey) -> str:
 
 def _too_often(gate: Gate, plan: Plan, journey: Journey) -> str:
     """The frequency of a campaign; who was turned away has not been in it."""
-    before = [one for one in (journey.person.has.journeys if journey.person else ())
-              if one.campaign_id == plan.number
-              and one.state not in ("not_entered", "never_activated")]  # fmt: skip
-    if not before:
+    person = cast(Person, journey.person)
+    away = ("not_entered", "never_activated")
+    mine = (one for one in reversed(person.has.journeys) if one.campaign_id == plan.number)
+    before = next((one for one in mine if one.state not in away), None)
+    if before is None:
         return ""
     if plan.restart == "once":
         return "restart_mode once"
-    if journey.started - before[-1].started < plan.interval:
+    if journey.started - before.started < plan.interval:
         return "restart_min_interval"
-    if plan.is_patient and any(one.waiting_for == IN_FILTER for one in before):
-        return "" if plan.fits(journey) else IN_FILTER
-    still = plan.row["type"] == "segment" and any(one.state == "active" for one in before)
+    still = plan.row["type"] == "segment" and before.state == "active"
     return "already in this campaign" if still else ""
+
+
+def _waits_already(gate: Gate, plan: Plan, journey: Journey) -> str:
+    """Only the first event of somebody who does not match the filter is tried again (docs)."""
+    live = gate.runner.live.get(cast(Person, journey.person).serial, ())
+    first = not any(j.waiting_for == IN_FILTER for j in live if j.campaign_id == plan.number)
+    return "" if first or plan.fits(journey) else IN_FILTER
 
 
 def _exits_at_once(gate: Gate, plan: Plan, journey: Journey) -> str:
@@ -10180,13 +10258,23 @@ def _exits_at_once(gate: Gate, plan: Plan, journey: Journey) -> str:
 
 
 def _not_fitting(gate: Gate, plan: Plan, journey: Journey) -> str:
-    waits = plan.is_patient or plan.row["type"] == "segment"
-    return "" if waits or plan.fits(journey) else IN_FILTER
+    return "" if plan.fits(journey) else IN_FILTER
 
 
-#: Why somebody does not enter after all, in the order in which it is looked at.
-REFUSALS = (
-    _not_running, _too_old, _in_circles, _unfitting_data, _too_often, _exits_at_once, _not_fitting,
+Refusal = Callable[[Gate, Plan, Journey], str]
+#: Why somebody does not enter after all, in the order in which it is looked at, and to which
+#: campaigns that applies.
+REFUSALS: Tuple[Tuple[Callable[[Plan], Any], Refusal], ...] = (
+    (lambda plan: True, _not_running),
+    (lambda plan: plan.row["type"] == "event", _too_old),
+    (lambda plan: True, _in_circles),
+    (lambda plan: plan.flow.get("attribute_filters"), _unfitting_data),
+    (lambda plan: plan.restart == "once" or plan.interval or plan.row["type"] == "segment",
+     _too_often),
+    (lambda plan: plan.filter and plan.is_patient, _waits_already),
+    (lambda plan: plan.exits, _exits_at_once),
+    (lambda plan: plan.filter and not plan.is_patient and plan.row["type"] != "segment",
+     _not_fitting),
 )  # fmt: skip
 
 
@@ -10278,7 +10366,9 @@ def _dates_of(first: date, frequency: str, after: float) -> Iterator[date]:
         yield date(year, month, min(first.day, end))
 
 
-def enter_related(gate: Gate, plan: Plan, thing: Thing, person: Optional[Person]) -> None:
+def enter_related(
+    gate: Gate, plan: Plan, thing: Thing, person: Optional[Person], depth: int
+) -> None:
     """Let in who belongs to an object that has changed, or to which somebody came."""
     candidate = Journey(plan.number, person, {}, None)
     candidate.object_key = thing.key
@@ -10294,7 +10384,8 @@ def enter_related(gate: Gate, plan: Plan, thing: Thing, person: Optional[Person]
         turn_away(gate.workspace, plan, f"more than {MAX_RELATED} people")
         return
     for each in people:
-        gate.enter(plan, each, related_data(gate.workspace, thing, each, person), None, thing.key)
+        data = related_data(gate.workspace, thing, each, person)
+        gate.enter(plan, each, data, depth, None, thing.key)
 
 
 def turn_away(
@@ -10351,6 +10442,9 @@ def attach(workspace: Workspace, restored: bool = False) -> None:
     with workspace.lock:
         for row in rows if restored else ():
             gate.add(Plan(gate.workspace, row, row["_journey"]["_where"]))
+        for journey in workspace.journeys.rows:
+            if journey.person is not None and (journey.state == "active" or journey.activated):
+                gate.runner.live.setdefault(journey.person.serial, []).append(journey)
         gate.listen()
         for plan in () if restored else list(gate.runner.plans.values()):
             begin_campaign(workspace, plan, plan.flow.get("audience_at_start", "future"))
@@ -10608,7 +10702,7 @@ def _webhook_tile(runner: Runner, journey: Journey, node: Node, texts: Json) -> 
     if content["sending_state"] == "draft":
         workspace.deliveries.report(delivery, "drafted", int(now))
         return Done("created", delivery=delivery)
-    mail = mail_of(runner, journey, plan, content)
+    mail = mail_of(plan, content)
     workspace.agenda.later(now, call_webhook, journey.serial, delivery, mail)
     return Done("waiting", delivery=delivery, until=math.inf)
 
@@ -14930,7 +15024,7 @@ def journeys_answer(call: Call, campaign_id: str) -> Json:
         rows = [one for one in call.workspace.journeys.rows if one.campaign_id == row["id"]]
         sent = call.workspace.deliveries.sent.get(("campaign_id", row["id"]), [])
         facts = [fact for journey in rows for fact in journey_facts(journey)]
-        facts += seeded_facts(delivery for delivery in sent if not delivery.origin)
+        facts += seeded_facts(delivery for delivery in sent if delivery.journey is None)
     return {"journey_metric": count_series(facts, JOURNEY_METRICS, edges)}
 
 
