@@ -9068,6 +9068,7 @@ class Plan:
         #: What its templates can name, and why somebody may be refused.
         self.names = tuple(names.split())
         self.refusals: List[Callable[..., str]] = []
+        self.mails: Dict[int, Tuple[Json, Attributes, Mail]] = {}
         self.needs = self._needs()
         self._check_segments()
         #: When time alone lets somebody in or out; for what changes of an object it is.
@@ -9531,12 +9532,15 @@ def render_texts(value: Json, data: Json, now: float, budget: Optional[Budget] =
 # ---- messages of a journey
 
 
-def new_delivery(runner: Runner, journey: Journey, plan: Plan, content: Json) -> Delivery:
+def new_delivery(
+    runner: Runner, journey: Journey, plan: Plan, content: Json
+) -> Tuple[Delivery, Mail]:
     """A delivery of a journey, not yet sent."""
     workspace, person = runner.workspace, journey.person
     now, type = workspace.clock.now(), str(content["type"])
     delivery_id = delivery_id_of(now, workspace.count("delivery"), "campaign")
-    delivery = Delivery(delivery_id, _CHANNELS.get(type, type), shown(content), int(now))
+    message, mail = mail_of(plan, content)
+    delivery = Delivery(delivery_id, _CHANNELS.get(type, type), message, int(now))
     delivery.person, delivery.customer_id = person, journey.customer_id
     if person is not None:
         delivery.recipient = recipient_of(person, delivery.channel)
@@ -9546,14 +9550,19 @@ def new_delivery(runner: Runner, journey: Journey, plan: Plan, content: Json) ->
     delivery.journey = journey
     delivery.data, delivery.base_url = journey.data, workspace.address()
     workspace.deliveries.post(delivery)
-    return delivery
+    return delivery, mail
 
 
-def mail_of(plan: Plan, content: Json) -> Mail:
-    """What is to be rendered and sent of an action."""
-    unasked = {"send_to_unsubscribed": plan.flow.get("send_to_unsubscribed", False)}
-    draft = {"queue_draft": True} if content["sending_state"] == "draft" else {}
-    return Mail(CAMPAIGNS, plan.parent, {**unasked, **content, **draft}, plan.names)
+def mail_of(plan: Plan, content: Json) -> Tuple[Attributes, Mail]:
+    """What is to be rendered and sent of an action, made once for everybody who gets it."""
+    known, message, mail = plan.mails.get(content["id"], (None, {}, None))
+    if known is not content or mail is None:
+        unasked = {"send_to_unsubscribed": plan.flow.get("send_to_unsubscribed", False)}
+        draft = {"queue_draft": True} if content["sending_state"] == "draft" else {}
+        mail = Mail(CAMPAIGNS, plan.parent, {**unasked, **content, **draft}, plan.names)
+        message = shown(content)
+        plan.mails[content["id"]] = content, message, mail
+    return message, mail
 
 
 def post(runner: Runner, journey: Journey, node: Node, number: int, path: Optional[int]) -> Done:
@@ -9566,11 +9575,10 @@ def post(runner: Runner, journey: Journey, node: Node, number: int, path: Option
         content = translated(
             shelf.where(_parent=plan.number), content, cast(Person, journey.person)
         )
-    delivery = new_delivery(runner, journey, plan, content)
+    delivery, mail = new_delivery(runner, journey, plan, content)
     if content.get("holdout"):  # it goes into a trap, and counts (docs)
         return Done("created", "holdout", path, delivery)
-    mail, agenda = mail_of(plan, content), runner.workspace.agenda
-    now = runner.workspace.clock.now()
+    agenda, now = runner.workspace.agenda, runner.workspace.clock.now()
     agenda.later(now, send_of_journey, journey.serial, delivery, mail, True)
     return Done("created", "", path, delivery, rest=True)
 
@@ -10697,12 +10705,11 @@ def _webhook_tile(runner: Runner, journey: Journey, node: Node, texts: Json) -> 
     content = workspace.shelves[CAMPAIGNS.shelf].rows[node.id]
     if content["sending_state"] == "off":
         return Done("skipped", "sending_state off")
-    delivery = new_delivery(runner, journey, plan, content)
+    delivery, mail = new_delivery(runner, journey, plan, content)
     now = workspace.clock.now()
     if content["sending_state"] == "draft":
         workspace.deliveries.report(delivery, "drafted", int(now))
         return Done("created", delivery=delivery)
-    mail = mail_of(plan, content)
     workspace.agenda.later(now, call_webhook, journey.serial, delivery, mail)
     return Done("waiting", delivery=delivery, until=math.inf)
 
