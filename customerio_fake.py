@@ -88,7 +88,7 @@ import zlib
 from collections import deque
 from dataclasses import dataclass, field, fields, replace
 from datetime import date, datetime, timedelta, timezone, tzinfo
-from email.utils import formatdate, getaddresses
+from email.utils import formatdate, getaddresses, parseaddr
 from html import escape, unescape
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -4791,6 +4791,8 @@ METRICS = (
     "opened", "clicked", "converted", "delivered", "bounced", "deferred", "dropped", "spammed",
 )  # fmt: skip
 PUSH_METRICS = ("opened", "converted", "delivered")
+#: After what the email provider suppresses an address, and on which list (docs: ESP suppression).
+SUPPRESSING = {"bounced": "bounces", "spammed": "spam_reports"}
 CHANNEL_METRICS = {
     "in_app": ("clicked", "converted", "opened"),
     "push": ("clicked", *PUSH_METRICS),
@@ -6926,6 +6928,8 @@ class Deliveries(Keeper):
     sent: Dict[Tuple[str, int], List[Delivery]] = kept(dict)
     #: Numbers of tracked links.
     links: Dict[str, int] = kept(dict)
+    #: Addresses on the lists of the email provider, by kind of list and lower-case address.
+    esp: Dict[str, Dict[str, Annotated[Attributes, SUPPRESSION]]] = kept(dict)
 
     def post(self, delivery: Delivery) -> None:
         """File a new delivery under everything that it is part of."""
@@ -6966,6 +6970,15 @@ class Deliveries(Keeper):
             if delivery.channel == "email" and "opened" not in delivery.metrics:
                 self.report(delivery, "opened", when, synthetic=True)
         self.report(delivery, metric, when, **more)
+        if delivery.channel == "email" and metric in SUPPRESSING:
+            reason = as_text(more.get("reason") or metric)
+            for _, address in getaddresses([as_text(more.get("recipient") or delivery.recipient)]):
+                self.suppress_address(SUPPRESSING[metric], address, reason, when)
+
+    def suppress_address(self, type: str, email: str, reason: str, when: int) -> None:
+        """Put an address on a list of the email provider, as of `when`, Unix seconds."""
+        row = {"created": when, "email": email, "reason": reason, "status": "550"}
+        self.esp.setdefault(type, {})[email.lower()] = row
 
     def _clicked_link(self, delivery: Delivery, fact: Json) -> Json:
         """The `href` and `link_id` of a click; the first link of the message if it names none."""
@@ -7266,8 +7279,6 @@ class Workspace:
     broadcasts: List[Annotated[Attributes, TRIGGER]] = kept(list)
     exports: Dict[int, Export] = kept(dict)
     forms: Dict[str, List[Attributes]] = kept(dict)
-    #: Addresses on the lists of the email provider, by kind of list and lower-case address.
-    esp: Dict[str, Dict[str, Annotated[Attributes, SUPPRESSION]]] = kept(dict)
     #: Senders that people don't want to hear from: channel and sender, by serial number.
     optouts: Dict[int, Tuple[Tuple[str, str], ...]] = kept(dict)
     #: What was said about attributes and events, by name.
@@ -7990,16 +8001,45 @@ def obstacle(workspace: Workspace, delivery: Delivery, mail: Mail) -> Tuple[str,
         return "failed", "subject is blank"
     if channel in _ADDRESSED_CHANNELS and not delivery.recipient.strip():
         return "undeliverable", "the message has no recipient"
-    if channel == "email" and any(workspace.esp.values()):
-        suppressed = suppressing_list(workspace, delivery)
-        return ("dropped", suppressed) if suppressed else ("", "")
-    return "", ""
+    return email_obstacle(workspace, delivery) if channel == "email" else ("", "")
+
+
+def email_obstacle(workspace: Workspace, delivery: Delivery) -> Tuple[str, str]:
+    """What keeps an email from being sent that has all that it needs, as `obstacle` gives it."""
+    suppressed = suppressing_list(workspace, delivery)
+    if suppressed:
+        return "dropped", suppressed
+    return ("undeliverable", UNVERIFIED) if is_from_elsewhere(workspace, delivery) else ("", "")
+
+
+#: Why nothing is sent since 22 June 2026 (docs).
+UNVERIFIED = "from address does not belong to a verified sending domain"
+
+
+def domains_of(workspace: Workspace) -> Set[str]:
+    """The domains of the sender identities, which count as verified; none if none are seeded."""
+    senders = workspace.shelves["sender_identities"].rows.values()
+    named = [as_text(row.get("email") or row.get("address") or "") for row in senders]
+    return {domain_in(text) for text in named} - {""}
+
+
+def domain_in(text: str) -> str:
+    """The domain of an address like `Ada <ada@example.com>`, in lower case; "" if it has none."""
+    return parseaddr(text)[1].rpartition("@")[2].lower()
+
+
+def is_from_elsewhere(workspace: Workspace, delivery: Delivery) -> bool:
+    """Whether an email's sender is of a domain that nobody verified, once senders are seeded."""
+    known, sender = domains_of(workspace), as_text(delivery.rendered.get("from") or "")
+    return bool(known and sender) and domain_in(sender) not in known
 
 
 def suppressing_list(workspace: Workspace, delivery: Delivery) -> str:
     """Which list of the email provider keeps this email back, as a reason, or ""."""
+    if not any(workspace.deliveries.esp.values()):
+        return ""
     named = {address.lower() for _, address in getaddresses([delivery.recipient])}
-    for name, rows in workspace.esp.items():
+    for name, rows in workspace.deliveries.esp.items():
         if not named.isdisjoint(rows):
             return f"the email provider suppresses this address: {name}"
     return ""
@@ -8081,6 +8121,13 @@ _CHANNELS = {type: channel for channel, type in MESSAGE_TYPES.items()}
 
 # ---- transactional sends
 
+
+def _wrong_headers(value: Json) -> str:
+    wrong = typed_field(str, list, dict).wrong(value)
+    rows = value if isinstance(value, list) else ()
+    return wrong or next((OBJECT.wrong(row) for row in rows if OBJECT.wrong(row)), "")
+
+
 #: What every transactional send takes; what is missing is told in the service's words (its
 #: clients' tests).
 _SEND = FieldList(
@@ -8096,7 +8143,7 @@ SEND_FIELDS = {
         "to identifiers",
         text="body body_amp body_plain subject from cc bcc reply_to preheader",
         word="from_id reply_to_id", flag="fake_bcc disable_css_preprocessing",
-        object="attachments", headers=typed_field(str, list, dict),
+        object="attachments", headers=Check("a JSON list of {name, value}", _wrong_headers),
     ),
     "push": _SEND.having(
         "transactional_message_id identifiers", text="title message image_url link sound",
@@ -8221,9 +8268,18 @@ def _by_trigger_name(shelf: Shelf, text: str) -> Optional[Json]:
     return rows[0] if rows else None
 
 
+class Misread(ApiError):
+    """A send with a value of the wrong JSON type, which the service refuses as a whole."""
+
+
 def _check_send(channel: str, message: Json, now: float) -> Identifier:
     whole = channel == "email" and message.get("transactional_message_id") in (None, "")
-    (_SEND_WHOLE if whole else SEND_FIELDS[channel]).read(message)
+    problems = list((_SEND_WHOLE if whole else SEND_FIELDS[channel]).problems(message))
+    for problem in problems:
+        if problem.reason != "required":
+            raise Misread(400, problem)
+    if problems:
+        raise ApiError(400, problems[0])
     _check_recipients(channel, message)
     if (whole_number(message.get("send_at"), "send_at") or 0) > now + MAX_SEND_AHEAD:
         raise invalid('"send_at" must not be more than 90 days ahead', "send_at")
@@ -8596,7 +8652,7 @@ def _wrong_data(value: Json) -> str:
 
 
 #: The fields of a trigger (reference).
-TRIGGER_FIELDS = FieldList(status=422).having(
+TRIGGER_FIELDS = FieldList(status=422, closed=True).having(
     filter="recipients",
     **dict.fromkeys(("ids", "emails"), list_field(ANYTHING, most=MAX_AUDIENCE)),
     per_user_data=list_field(Check("an object", _wrong_row), most=MAX_AUDIENCE),
@@ -11800,7 +11856,7 @@ def _seed_esp(workspace: Workspace, row: Json, where: str) -> None:
     for entry, at in _each(row.get("suppressions", []), f"{where}.suppressions"):
         _sound_row(_SEEDED["suppressions"], entry, at)
         blank = {"created": workspace.seconds(), "reason": "", "status": ""}
-        workspace.esp.setdefault(type, {})[entry["email"].lower()] = {**blank, **entry}
+        workspace.deliveries.esp.setdefault(type, {})[entry["email"].lower()] = {**blank, **entry}
 
 
 def _seed_trigger(workspace: Workspace, row: Json, where: str) -> None:
@@ -13927,6 +13983,12 @@ def not_found(workspace: Workspace) -> ApiError:
     return ApiError(404, f"not found (reference {reference})")
 
 
+def bad_request(workspace: Workspace, error: ApiError) -> ApiError:
+    """The App API's 400 of what is no JSON (docs); the header says why."""
+    reference = not_found(workspace).message.partition(" (")[2]
+    return ApiError(400, f"bad request ({reference}", headers=[(REASON_HEADER, error.message)])
+
+
 def shelved(call: Call, kind: str, id: Any) -> Json:
     """The row of a shelf with this id. Raises ApiError 404."""
     shelf = call.workspace.shelves[kind]
@@ -14137,7 +14199,10 @@ def send_message(call: Call) -> Response:
     service = re.match(r"bearer +sa_live_", headers.get("authorization", ""), re.IGNORECASE)
     if service and not headers.get("x-workspace-id"):
         raise invalid("workspace_id is required")  # the command-line client's tests
-    delivery = send(call.workspace, channel, send_body(call), call.base_url)
+    try:
+        delivery = send(call.workspace, channel, send_body(call), call.base_url)
+    except Misread as error:
+        raise _not_sendable(error.message) from None
     scheduled = {} if delivery.send_at is None else {"send_at": delivery.send_at}
     # `queued` is the reference fake's; the real answer ends after send_at (reference).
     moments = {"queued_at": delivery.created, **scheduled, "queued": True}
@@ -14164,7 +14229,13 @@ def trigger(call: Call, broadcast_id: str) -> Json:
     number, shelf = path_number(call.workspace, broadcast_id), call.workspace.shelves["broadcasts"]
     if not shelf.open and number not in shelf.rows:
         raise ApiError(404, f"broadcast with id {number} does not exist")  # Go client's tests
-    body = call.body()
+    label = call.request.headers.get("content-type", "application/json")
+    if "json" not in label.lower():
+        raise ApiError(422, f"Content-Type must be application/json, not {label}")  # docs
+    try:
+        body = call.body()
+    except ApiError as error:
+        raise bad_request(call.workspace, error) from None
     started = trigger_broadcast(call.workspace, number, body)
     send_broadcast(call.workspace, number, started, call.base_url)
     return {"id": started.number}
@@ -15791,24 +15862,25 @@ def esp_page(call: Call, type: str, rows: List[Json]) -> Json:
 def list_suppressions(call: Call, suppression_type: str) -> Json:
     """List the addresses that the email provider suppresses."""
     type = esp_type(call, suppression_type)
-    return esp_page(call, type, list(call.workspace.esp.get(type, {}).values()))
+    return esp_page(call, type, list(call.workspace.deliveries.esp.get(type, {}).values()))
 
 
 @route("GET", "/v1/esp/domains/{domain_name}/suppression/{suppression_type}", APP)
 def list_domain_suppressions(call: Call, domain_name: str, suppression_type: str) -> Json:
     """List the suppressed addresses of a sending domain; an unknown domain has none."""
     workspace, type = call.workspace, esp_type(call, suppression_type)
-    senders = workspace.shelves["sender_identities"].rows.values()
-    ours = {as_text(row.get("email")).rpartition("@")[2].lower() for row in senders}
-    known = not ours - {""} or domain_name.lower() in ours
-    return esp_page(call, type, list(workspace.esp.get(type, {}).values()) if known else [])
+    ours = domains_of(workspace)
+    known = not ours or domain_name.lower() in ours
+    return esp_page(
+        call, type, list(workspace.deliveries.esp.get(type, {}).values()) if known else []
+    )
 
 
 @route("GET", "/v1/esp/search_suppression/{email_address}", APP)
 @route("GET", "/v1/esp_suppression/{email_address}", APP)
 def find_suppression(call: Call, email_address: str) -> Json:
     """Look an address up in the lists of the email provider."""
-    for type, rows in call.workspace.esp.items():
+    for type, rows in call.workspace.deliveries.esp.items():
         if email_address.lower() in rows:
             row = rows[email_address.lower()]
             return {"category": _esp_category(type), "suppressions": [row]}
@@ -15819,10 +15891,10 @@ def suppress_address(call: Call, type: str, email: str) -> Json:
     """Put an address on a list of the email provider."""
     if not _EMAIL_SHAPE.fullmatch(email):
         raise invalid("email_address must be an email address", "email_address")
+    reason = "Uploaded manually via api.customer.io"  # description
     with call.workspace.lock:
-        row = {"created": call.workspace.seconds(), "email": email, "reason": "suppressed by API"}
-        rows = call.workspace.esp.setdefault(type, {})
-        rows[email.lower()] = {**row, "status": "550"}
+        now = call.workspace.seconds()
+        call.workspace.deliveries.suppress_address(type, email, reason, now)
     return {}
 
 
@@ -15835,7 +15907,7 @@ def suppress_email(call: Call, suppression_type: str, email_address: str) -> Jso
 @route("DELETE", "/v1/esp/suppression/{suppression_type}/{email_address}", APP)
 def unsuppress_email(call: Call, suppression_type: str, email_address: str) -> Response:
     """Take an address off a list of the email provider."""
-    rows = call.workspace.esp.get(esp_type(call, suppression_type), {})
+    rows = call.workspace.deliveries.esp.get(esp_type(call, suppression_type), {})
     if rows.pop(email_address.lower(), None) is None:
         raise not_found(call.workspace)
     return no_content()
@@ -15850,7 +15922,9 @@ def suppress_email_seed(call: Call, email_address: str) -> Json:
 @route("DELETE", "/v1/esp_suppression/{email_address}", APP)
 def unsuppress_email_seed(call: Call, email_address: str) -> Response:
     """Take an address off all lists."""
-    gone = [rows.pop(email_address.lower(), None) for rows in call.workspace.esp.values()]
+    gone = [
+        rows.pop(email_address.lower(), None) for rows in call.workspace.deliveries.esp.values()
+    ]
     if not any(gone):
         raise not_found(call.workspace)
     return no_content()
@@ -15865,7 +15939,7 @@ def search_suppressions(call: Call) -> Json:
     body = call.fields()
     emails = body.get("emails") or [body.get("email")]
     wanted = [as_text(email).lower() for email in emails if email]
-    lists = call.workspace.esp.values()
+    lists = call.workspace.deliveries.esp.values()
     rows = [row for rows in lists for key, row in rows.items() if not wanted or key in wanted]
     return paged(call, "suppressions", rows)
 

@@ -1985,14 +1985,9 @@ class Sends(FakeTest):
             ("push", {"identifiers": {"id": "1"}}, '"transactional_message_id"'),
             ("sms", {**self.GOOD, "to": None}, '"to"'),
             ("sms", {**self.GOOD, "to": "555"}, "E.164"),
-            ("email", {**self.GOOD, "to": ["x"]}, '"to" must be a string'),
-            ("email", {**self.GOOD, "from_id": [1]}, '"from_id" must not be a list'),
-            ("email", {**self.GOOD, "reply_to_id": {}}, '"reply_to_id" must not be an object'),
             ("email", {**self.GOOD, "identifiers": {"id": "1", "email": "x"}}, "exactly one"),
-            ("email", {**self.GOOD, "identifiers": "1"}, "identifiers"),
             ("email", {**self.GOOD, "to": ",".join(["a@b.cd"] * 16)}, "15 at most"),
             ("email", {**self.GOOD, "attachments": {"f.pdf": "?"}}, 'base64 encoded: "f.pdf"'),
-            ("email", {**self.GOOD, "send_at": "x"}, "send_at"),
             ("email", {**self.GOOD, "send_at": 9_999_999_999}, "90 days"),
         ]
         for channel, message, text in rows:
@@ -2011,12 +2006,24 @@ class Sends(FakeTest):
             ({**self.GOOD, "attachments": {"a": 1}}, "attachments must map"),
             ({**self.GOOD, "attachments": []}, "attachments must map"),
             ({**self.GOOD, "message_data": {"a": "x" * 1_000_000}}, "1000000 at most"),
+            ({**self.GOOD, "to": ["x"]}, '"to" must be a string'),
+            ({**self.GOOD, "to": []}, '"to" must be a string'),
+            ({**self.GOOD, "from_id": [1]}, '"from_id" must not be a list'),
+            ({**self.GOOD, "reply_to_id": {}}, '"reply_to_id" must not be an object'),
+            ({**self.GOOD, "identifiers": "1"}, '"identifiers" must be'),
+            ({**self.GOOD, "send_at": "x"}, '"send_at" must be'),
+            ({**self.GOOD, "fake_bcc": "false"}, '"fake_bcc" must be true or false'),
+            ({**self.GOOD, "tracked": "true"}, '"tracked" must be true or false'),
+            ({**self.GOOD, "headers": ["1"]}, '"headers" must be an object'),
+            ({**self.GOOD, "headers": 5}, '"headers" must'),
+            ({"tracked": 1}, '"tracked"'),  # before what is missing
         ]
         text = "Request entity must be JSON encoded and not exceed 2048 KB."
         for body, reason in rows:
             reply = self.call("POST", "/v1/send/email", body)
             self.assertEqual((reply.status, reply.json), (400, {"meta": {"error": text}}))
             self.assertIn(reason, reply.reason)
+        self.assertEqual((self.records("deliveries"), self.records("customers")), ([], []))
 
     def test_a_service_account_names_its_workspace(self) -> None:
         token = {"authorization": "Bearer sa_live_abc"}
@@ -3205,7 +3212,7 @@ class AppPeople(SeededTest):
         (bob,) = self.ok("POST", "/v1/customers/attributes", body)["customers"]
         self.assertNotIn("_last_emailed", bob["customer"]["attributes"])
         self.fake.workspace.clock.freeze(1_800_000_000)
-        email = {"to": "bob@example.com", "from": "a@b.c", "subject": "Hi", "body": "Hi"}
+        email = {"to": "bob@example.com", "from": "shop@example.com", "subject": "Hi", "body": "Hi"}
         self.ok("POST", "/v1/send/email", {**email, "identifiers": {"id": "bob"}})
         read = self.ok("GET", "/v1/customers/bob/attributes")["customer"]
         self.assertEqual(read["attributes"]["_last_emailed"], "1800000000")
@@ -3947,7 +3954,12 @@ class Messages(SeededTest):
 
     def send(self, **message: Any) -> Any:
         """Send an email of our own to Ada; gives the delivery."""
-        own = {"subject": "Hi", "body": "<p>x</p>", "from": "a@b.cd", "to": "ada@example.com"}
+        own = {
+            "subject": "Hi",
+            "body": "<p>x</p>",
+            "from": "shop@example.com",
+            "to": "ada@example.com",
+        }
         body = {**own, "identifiers": {"id": "ada"}, **message}
         sent = self.ok("POST", "/v1/send/email", body)
         return self.ok("GET", f"/__parlel/deliveries/{sent['delivery_id']}")
@@ -4138,6 +4150,39 @@ class Messages(SeededTest):
         delivery = self.ok("GET", f"/__parlel/deliveries/{delivery_id}")
         self.assertEqual((delivery["state"], delivery["devices"]), ("delivered", ["t"]))
 
+    def test_bounces_and_complaints_keep_later_emails_back(self) -> None:
+        to = {"bounced": "bo@example.com", "spammed": "sp@example.com"}
+        lists = {"bounced": ("bounces", "mailbox full"), "spammed": ("spam_reports", "spammed")}
+        for metric, address in to.items():
+            sent = self.send(to=f"Some One <{address.upper()}>")
+            report = {"delivery_id": sent["delivery_id"], "metric": metric, "timestamp": 1700000000}
+            if metric == "bounced":
+                report["reason"] = "mailbox full"
+            self.ok("POST", "/api/v1/metrics", report)
+            name, reason = lists[metric]
+            (row,) = self.ok("GET", f"/v1/esp/suppression/{name}")["suppressions"]
+            known = {"email": address.upper(), "reason": reason, "created": 1700000000}
+            self.assertEqual(row, {**known, "status": "550"})
+            again = self.send(to=address)
+            self.assertEqual((again["state"], name in again["failure_message"]), ("dropped", True))
+            self.ok("GET", "/v1/customers/ada/attributes")  # the person stays
+            path = f"/v1/esp/suppression/{name}/{address}"
+            self.assertEqual(self.status("DELETE", path), 204)
+            self.assertEqual(self.send(to=address)["state"], "delivered")
+
+    def test_senders_of_domains_that_nobody_verified_reach_nobody(self) -> None:
+        text = "from address does not belong to a verified sending domain"
+        for sender, state in (
+            ("Shop <SHOP@Example.com>", "delivered"),
+            ("shop@example.org", "undeliverable"),
+            ("shop@mail.example.com", "undeliverable"),
+        ):
+            delivery = self.send(**{"from": sender})
+            self.assertEqual(delivery["state"], state, sender)
+            self.assertEqual(delivery["failure_message"] == text, state != "delivered", sender)
+        self.fake.seed({"customers": [{"id": "ada"}]})  # no senders: none is wrong
+        self.assertEqual(self.send(**{"from": "shop@example.org"})["state"], "delivered")
+
     def test_a_push_does_not_wait_for_its_own_device_to_be_ingested(self) -> None:
         self.fake = Fake(Settings(ingest_delay=2))
         self.identify("ada")
@@ -4148,7 +4193,7 @@ class Messages(SeededTest):
     def test_a_bad_custom_device_is_refused_at_once(self) -> None:
         push = {"transactional_message_id": 3, "identifiers": {"id": "ada"}}
         rows: list[tuple[Any, str]] = [
-            ("t", "custom_device"),
+            ("t", "Request entity must be JSON"),
             ({"token": "t"}, "platform"),
             ({"platform": "ios"}, "token"),
         ]
@@ -4551,6 +4596,19 @@ class BroadcastSends(SeededTest):
             for payload, expected in rows:
                 with self.subTest(payload=payload):
                     self.assertEqual(self.trigger(**payload), expected)
+
+    def test_what_is_no_trigger_is_refused_in_the_services_ways(self) -> None:
+        path = "/v1/campaigns/20/triggers"
+        reply = self.call("POST", path, {"receipients": {"segment": {"id": 2}}})
+        self.assert_errors(reply, 422, "receipients is no field", "recipients")
+        form = {"content_type": "application/x-www-form-urlencoded"}
+        self.assert_errors(self.call("POST", path, {}, **form), 422, "application/json")
+        reply = self.call("POST", path, b"{")
+        detail = reply.json["errors"][0]["detail"]
+        self.assertRegex(detail, r"^bad request \(reference [0-9A-Z]{26}\)$")
+        self.assertEqual((reply.status, "invalid JSON" in reply.reason), (400, True))
+        self.assertEqual(self.records("broadcasts"), [])
+        self.ok("POST", path, {}, content_type="application/json; charset=utf-8")
 
     def test_it_is_counted_and_processed(self) -> None:
         self.trigger(ids=["ada"])
