@@ -1055,7 +1055,8 @@ def bytes_field(longest: int) -> Check:
 
 def typed_field(*kinds: type) -> Check:
     """A value of one of these JSON types; NoneType for null."""
-    names = " or ".join(_TYPE_NAMES[kind] for kind in kinds)
+    named = [kind for kind in kinds if kind is not int or float not in kinds]
+    names = " or ".join(_TYPE_NAMES[kind] for kind in named)
 
     def wrong(value: Json) -> str:
         fits = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
@@ -1067,32 +1068,28 @@ def typed_field(*kinds: type) -> Check:
     return Check(names, wrong)
 
 
+def must_be(type: str, fits: Callable[[Json], Any]) -> Check:
+    """A value that passes a test; `type` says it in words."""
+    return Check(type, lambda value: "" if fits(value) else f"must be {type}")
+
+
 def number_field(least: float, most: float, *kinds: type) -> Check:
     """A number within bounds."""
     typed = typed_field(*kinds)
-    type = f"{typed.type} from {least} to {most}"
-    return Check(
-        type,
-        lambda value: (
-            "" if not typed.wrong(value) and least <= value <= most else f"must be {type}"
-        ),
+    return must_be(
+        f"{typed.type} from {least} to {most}",
+        lambda value: not typed.wrong(value) and least <= value <= most,
     )
 
 
 def choice_field(*choices: Json) -> Check:
     """One of some values."""
-    type = f"one of: {', '.join(map(str, choices))}"
-    return Check(type, lambda value: "" if value in choices else f"must be {type}")
+    return must_be(f"one of: {', '.join(map(str, choices))}", lambda value: value in choices)
 
 
 def pattern_field(pattern: str, wanted: str) -> Check:
     """A string of some form, which `wanted` tells."""
-
-    def wrong(value: Json) -> str:
-        fits = isinstance(value, str) and re.fullmatch(pattern, value)
-        return "" if fits else f"must be {wanted}"
-
-    return Check(wanted, wrong)
+    return must_be(wanted, lambda value: isinstance(value, str) and re.fullmatch(pattern, value))
 
 
 def read_field(type: str, read: Callable[[Json, str], Any]) -> Check:
@@ -13884,30 +13881,20 @@ def _delivery_event(call: Call, item: Json) -> Action:
 #: What v2 can do: a type and an action of it, and how the item is read.
 ENTITY_ACTIONS: Dict[str, Dict[str, Callable[[Call, Json], Action]]] = {
     "person": {
-        "identify": _person_identify,
-        "delete": _person_verb,
-        "event": _person_event,
-        "page": _person_event,
-        "screen": _person_event,
-        "viewed_content": _person_content,
-        "clicked_content": _person_content,
-        "add_relationships": _person_relationships,
-        "delete_relationships": _person_relationships,
-        "add_device": _person_add_device,
-        "delete_device": _person_delete_device,
-        "merge": _person_merge,
-        "suppress": _person_verb,
-        "unsuppress": _person_verb,
+        "identify": _person_identify, "delete": _person_verb,
+        "event": _person_event, "page": _person_event, "screen": _person_event,
+        "viewed_content": _person_content, "clicked_content": _person_content,
+        "add_relationships": _person_relationships, "delete_relationships": _person_relationships,
+        "add_device": _person_add_device, "delete_device": _person_delete_device,
+        "merge": _person_merge, "suppress": _person_verb, "unsuppress": _person_verb,
     },
     "object": {
-        "identify": _object_identify,
-        "identify_anonymous": _object_identify,
-        "delete": _object_delete,
-        "add_relationships": _object_relationships,
+        "identify": _object_identify, "identify_anonymous": _object_identify,
+        "delete": _object_delete, "add_relationships": _object_relationships,
         "delete_relationships": _object_relationships,
     },
     "delivery": {"event": _delivery_event},
-}
+}  # fmt: skip
 
 
 def entity_action(call: Call, item: Json) -> Action:
@@ -16107,15 +16094,11 @@ def _wrong_folder_name(value: Json) -> str:
 
 
 _FOLDER_NAME = Check("a string", _wrong_folder_name)
-_PARENT_UUID = Check("a UUID or null", lambda value: "" if value is None else _UUID.wrong(value))
-
-
-def _wrong_parent(value: Json) -> str:
-    fits = value is None or (type(value) is int and value >= 0)
-    return "" if fits else "must be the number of a folder, or null"
-
-
-_PARENT_NUMBER = Check("a whole number or null", _wrong_parent)
+_PARENT_UUID = must_be("a UUID or null", lambda value: value is None or not _UUID.wrong(value))
+_PARENT_NUMBER = must_be(
+    "the number of a folder, or null",
+    lambda value: value is None or (type(value) is int and value >= 0),
+)
 
 
 def _part_field(flags: str = "", **others: Union[str, Check]) -> Check:
@@ -17561,10 +17544,7 @@ LIVE_TYPES = {
 _LIVE_HEADER = NO_FIELDS.having("header", short="header")
 
 
-_FILLED = Check(
-    "an object with a property",
-    lambda value: "" if isinstance(value, dict) and value else "must be an object with a property",
-)
+_FILLED = must_be("an object with a property", lambda value: value and isinstance(value, dict))
 _ALERT = CLOSED.having("title body", filled="title body", text="sound")
 _PUSH_PAYLOAD = FieldList(free="FCM and APNs").having(alert=object_field(_ALERT))
 _LIVE_FIELDS = NO_FIELDS.having(
@@ -19164,10 +19144,15 @@ def show_profile(call: Call, customer_id: str) -> Json:
 def show_delivery(call: Call, delivery_id: str) -> Json:
     """Show one delivery."""
     with call.workspace.lock:
-        delivery = call.workspace.deliveries.rows.get(delivery_id)
-        if delivery is not None:
-            return delivery_record(delivery)
-    raise ApiError(404, f"there is no delivery '{delivery_id}'")
+        return delivery_record(known_delivery(call, delivery_id))
+
+
+def known_delivery(call: Call, delivery_id: str) -> Delivery:
+    """A delivery by its id. Raises ApiError 404."""
+    delivery = call.workspace.deliveries.rows.get(delivery_id)
+    if delivery is None:
+        raise ApiError(404, f"there is no delivery '{delivery_id}'")
+    return delivery
 
 
 # ---- journeys
@@ -19249,9 +19234,7 @@ def let_happen(call: Call, delivery_id: str, metric: str) -> Json:
     if metric not in DELIVERY_METRICS:
         raise ApiError(404, f"'{metric}' is none of {', '.join(DELIVERY_METRICS)}")
     with workspace.lock:
-        delivery = workspace.deliveries.rows.get(delivery_id)
-        if delivery is None:
-            raise ApiError(404, f"there is no delivery '{delivery_id}'")
+        delivery = known_delivery(call, delivery_id)
         if metric == "unsubscribed":
             workspace.deliveries.unsubscribe(("delivery_id", delivery_id), delivery_id)
         else:
@@ -19267,8 +19250,8 @@ def let_happen(call: Call, delivery_id: str, metric: str) -> Json:
 
 def rendered_part(call: Call, delivery_id: str) -> Delivery:
     """A delivery that has been rendered. Raises ApiError 404."""
-    delivery = call.workspace.deliveries.rows.get(delivery_id)
-    if delivery is None or not delivery.rendered:
+    delivery = known_delivery(call, delivery_id)
+    if not delivery.rendered:
         raise ApiError(404, f"there is no rendered delivery '{delivery_id}'")
     return delivery
 
@@ -19385,7 +19368,7 @@ def unsubscribe_by_link(call: Call, delivery_id: str) -> Response:
 
 _COUNT = number_field(1, 10**9, int)
 _SECONDS = number_field(0, 3600, int, float)
-_SWITCH = Check("true", lambda value: "" if value is True else "must be true")
+_SWITCH = must_be("true", lambda value: value is True)
 #: What a rule can match, each by an example.
 FAULT_MATCHES = {
     "operation": "POST /v1/send/email",
