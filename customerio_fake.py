@@ -352,20 +352,32 @@ def moment_of(seconds: float, zone: tzinfo = timezone.utc) -> datetime:
         raise ValueError(f"year {1970 + years:.0f} is out of range") from None
 
 
+#: When work is due, which was planned first, and what it is.
+Due = Tuple[float, int, Chore]
+
+#: Threads that nobody may keep waiting: the loops of servers.
+HURRIED: Set[int] = set()
+
+
+class TakesTime(Exception):
+    """Raised in a hurried thread by what is for another one, before anything has changed."""
+
+
 class Clock:
     """The only source of time: the real clock plus an offset, and a queue of what is due.
 
-    Times are Unix seconds. Due work runs when somebody next looks (`run_due`), in order of
-    its time, so nothing needs a thread of its own.
+    Times are Unix seconds. Due work is taken when somebody next looks (`take_due`), in order of
+    its time.
     """
 
     def __init__(self) -> None:
         self._offset = 0.0
         self._frozen: Optional[float] = None
-        #: While `step` does what has become due, which is done before it returns.
+        #: While it is moved ahead, and what becomes due is done at its time.
         self.advancing = False
         self._order = 0
-        self.queue: List[Tuple[float, int, Chore]] = []
+        self._lock = threading.Lock()
+        self.queue: List[Due] = []
 
     def now(self) -> float:
         """The current time, Unix seconds with a fraction."""
@@ -389,26 +401,21 @@ class Clock:
         self._frozen = when if frozen else None
         self._offset = when - time.time()
 
-    def step(self, target: float, frozen: bool, do: Callable[[Chore], Any]) -> bool:
-        """Go on to the next work that is due until `target`, Unix seconds, and do it.
+    def step(self, target: float, frozen: bool) -> bool:
+        """Go on to the next work that is due until `target`, Unix seconds, and stand there.
 
         Returns False if there was none, and the clock shows the target, standing if `frozen`.
         """
-        if not self.queue or self.queue[0][0] > target:
-            self.move_to(target, frozen)
-            return False
-        self.move_to(max(self.queue[0][0], self.now()), True)
-        self.advancing = True
-        try:
-            self.run_due(do)
-        finally:
-            self.advancing = False
-        return True
+        more = bool(self.queue) and self.queue[0][0] <= target
+        when = max(self.queue[0][0], self.now()) if more else target
+        self.move_to(when, frozen or more)
+        return more
 
     def at(self, when: float, chore: Chore) -> None:
         """Have `chore` done once the time is `when` (Unix seconds) or later."""
-        self._order += 1
-        heapq.heappush(self.queue, (when, self._order, chore))
+        with self._lock:
+            self._order += 1
+            heapq.heappush(self.queue, (when, self._order, chore))
 
     @property
     def pending(self) -> List[Tuple[float, Chore]]:
@@ -421,13 +428,18 @@ class Clock:
         return bool(self.queue)
 
     def has_due(self) -> bool:
-        """Whether `run_due` has anything to do."""
+        """Whether there is any work whose time has come."""
         return bool(self.queue) and self.queue[0][0] <= self.now()
 
-    def run_due(self, do: Callable[[Chore], Any]) -> None:
-        """Do what is due, oldest first."""
-        while self.has_due():
-            do(heapq.heappop(self.queue)[2])
+    def take_due(self) -> Optional[Due]:
+        """Take the oldest work whose time has come off the queue; None if there is none."""
+        with self._lock:
+            return heapq.heappop(self.queue) if self.has_due() else None
+
+    def put_back(self, due: Due) -> None:
+        """Put work that was taken where it stood."""
+        with self._lock:
+            heapq.heappush(self.queue, due)
 
 
 #: The workspace number inside every cio_id and delivery id, and `environment_id` of Track.
@@ -7096,6 +7108,9 @@ class Journeys(Keeper):
 MAX_REPORTS = 10_000
 #: Up to this many messages are sent before the call that asked for them is answered.
 FOREGROUND = 200
+#: How long due work may hold up a hurried thread, and others, in seconds.
+SLICE, PATIENCE = 0.003, 5.0
+_DUE_WORK = "customerio-fake-due-work"
 
 
 #: What can wait for its time on a workspace's clock, by name.
@@ -7169,13 +7184,13 @@ class News:
 class Agenda:
     """What is done later, at its time on the clock, and what is done in the background."""
 
-    def __init__(
-        self, clock: Clock, news: News, lock: threading.RLock, do: Callable[[Chore], None]
-    ) -> None:
-        self.clock, self.news, self.lock, self._do = clock, news, lock, do
+    def __init__(self, clock: Clock, news: News, do: Callable[[Chore], None]) -> None:
+        self.clock, self.news, self._do = clock, news, do
         #: Work in the background; it ends once this is closed.
         self.jobs: List[threading.Thread] = []
         self.closed = False
+        #: Held by who does what is due: one thing after another.
+        self.turn, self._busy = threading.RLock(), False
 
     def open(self) -> None:
         """Let things run in the background again."""
@@ -7189,11 +7204,62 @@ class Agenda:
             job.join()
         self.jobs.clear()
 
-    def tick(self) -> None:
-        """Do what has become due since somebody last looked."""
-        if self.clock.queue and self.clock.has_due():
-            with self.lock:
-                self.clock.run_due(self._do)
+    def tick(self) -> bool:
+        """Do what has become due since somebody last looked; whether any of it is left.
+
+        A hurried thread does a little of it, others what can be done in PATIENCE seconds; a
+        thread in the background does the rest.
+        """
+        if not self._busy and not (self.clock.queue and self.clock.has_due()):
+            return False
+        hurried = threading.get_ident() in HURRIED
+        at_it = any(job.name == _DUE_WORK and job.is_alive() for job in self.jobs)
+        if hurried and at_it or not (self._work(0) if hurried else self._work_through(PATIENCE)):
+            if not at_it:
+                self._in_background(_DUE_WORK, self._work_through)
+            return True
+        return False
+
+    def _work_through(self, seconds: float = math.inf) -> bool:
+        """Do what is due, at most for so long; whether all is done."""
+        end = time.monotonic() + seconds
+        while not self._work(SLICE):
+            if time.monotonic() > end or self.closed:
+                return False
+            time.sleep(SLICE / 10)  # so that others get at the interpreter
+        return True
+
+    def _work(self, patience: float) -> bool:
+        """Do what is due, oldest first, for the time of a slice; whether all is done.
+
+        Who is at it already is waited for with `patience`, in seconds. Each piece of work takes
+        the workspace's lock itself, where it needs it.
+        """
+        if not self.turn.acquire(timeout=patience):
+            return False
+        try:
+            end = time.monotonic() + SLICE
+            while not self._busy and (due := self.clock.take_due()):
+                self._do_now(due)
+                if time.monotonic() > end:
+                    return not self.clock.has_due()
+            return True
+        except TakesTime:
+            return False
+        finally:
+            self.turn.release()
+
+    def _do_now(self, due: Due) -> None:
+        """Do one thing that is due. Raises TakesTime, with that thing on the queue again."""
+        self._busy = True
+        try:
+            self._do(due[2])
+        except TakesTime:
+            self.clock.put_back(due)
+            raise
+        finally:
+            self._busy = False
+            if self.news.waiting:
                 self.news.tell()
 
     def later(self, when: float, chore: Callable[..., Any], *args: Any) -> None:
@@ -7205,11 +7271,15 @@ class Agenda:
 
         After each moment `settle` may wait for what that set off.
         """
-        target, frozen = self.clock.now() + seconds, self.clock.frozen
-        more = True
+        clock = self.clock
+        target, frozen, more = clock.now() + seconds, clock.frozen, True
         while more:
-            with self.lock:
-                more = self.clock.step(target, frozen, self._do)
+            with self.turn:
+                more = clock.advancing = clock.step(target, frozen)
+                try:
+                    self._work_through()
+                finally:
+                    clock.advancing = False
             settle()
 
     def run_for_all(
@@ -7234,9 +7304,12 @@ class Agenda:
         if len(things) <= FOREGROUND or self.clock.advancing:
             run()
         else:
-            thread = threading.Thread(target=run, name="customerio-fake-sending", daemon=True)
-            self.jobs = [job for job in self.jobs if job.is_alive()] + [thread]
-            thread.start()
+            self._in_background("customerio-fake-sending", run)
+
+    def _in_background(self, name: str, work: Callable[[], Any]) -> None:
+        thread = threading.Thread(target=work, name=name, daemon=True)
+        self.jobs = [job for job in self.jobs if job.is_alive()] + [thread]
+        thread.start()
 
 
 #: The parts of a workspace that keep something, by name.
@@ -7308,7 +7381,7 @@ class Workspace:
         people.keepers = tuple(getattr(self, part) for part in dict.fromkeys(OWNED.values()))
         self.news = News(self.lock)
         me = weakref.ref(self)  # so that a reset frees it at once
-        self.agenda = Agenda(self.clock, self.news, self.lock, lambda chore: _do(me(), chore))
+        self.agenda = Agenda(self.clock, self.news, lambda chore: _do(me(), chore))
 
     def __del__(self) -> None:
         """Part what points at each other, so that it is freed at once: the GC may come late."""
@@ -7375,9 +7448,11 @@ class Workspace:
 
 
 def _do(workspace: Optional[Workspace], chore: Chore) -> None:
-    """Do what has become due; a failure is told and goes no further. Under the lock."""
+    """Do what has become due; a failure is told and goes no further. Raises TakesTime."""
     try:
         CHORES[chore.name](workspace, *chore.args)
+    except TakesTime:
+        raise
     except Exception as error:
         log.error("%s failed when it was due: %r", chore.name, error)
 
@@ -21092,15 +21167,15 @@ class Server(ThreadingHTTPServer):
             waiting = self._open or any(f.workspace.clock.waits for f in self.fake.all)
             timeout = IDLE if self._spent else poll_interval if waiting else None
             timeout = min(timeout or LOOK, LOOK) if self._parked else timeout
-            if not self._turn(timeout) or len(self._spent) > MAX_SPENT:
+            if not self.turn(timeout) or len(self._spent) > MAX_SPENT:
                 self._spent.clear()
             if self._now - swept >= poll_interval:
                 swept = self._now
                 self._sweep(swept)
-        self._turn(0)  # what has arrived by now is answered, within reason
+        self.turn(0)  # what has arrived by now is answered, within reason
         end = time.monotonic() + LAST_TURNS
         while self._more and time.monotonic() < end:
-            self._turn(0)
+            self.turn(0)
         self.fake.hurried, self.fake.discard = None, lambda thing: None
         self._spent.clear()
 
@@ -21397,7 +21472,7 @@ class Server(ThreadingHTTPServer):
             self.process_request(connection, connection.peer)
         except (RuntimeError, OSError) as error:
             log.warning("no thread for %s: %s", connection.peer, error)
-            self._turn_away(connection)
+            self.turn_away(connection)
 
     def _turn_away(self, connection: Connection) -> None:
         self._adopt(connection)
