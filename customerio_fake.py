@@ -359,6 +359,17 @@ Due = Tuple[float, int, Chore]
 HURRIED: Set[int] = set()
 
 
+@contextlib.contextmanager
+def hurrying() -> Iterator[None]:
+    """Keep nobody waiting in this thread."""
+    me = threading.get_ident()
+    HURRIED.add(me)
+    try:
+        yield
+    finally:
+        HURRIED.discard(me)
+
+
 class TakesTime(Exception):
     """Raised in a hurried thread by what is for another one, before anything has changed."""
 
@@ -1240,6 +1251,10 @@ class MissingVariable(LiquidError):
         self.name = name
 
 
+class Exhausted(LiquidError):
+    """A rendering that has used up its limits."""
+
+
 class LiquidLimits(NamedTuple):
     """What a message may use up before it fails; all of it counted, none of it timed.
 
@@ -1280,13 +1295,13 @@ class Budget:
         self.room, self.iterations, self.work, _ = limits
 
     def check(self) -> None:
-        """Raise LiquidError, with the limit, once there is nothing left."""
+        """Raise Exhausted, with the limit, once there is nothing left."""
         if self.room < 0:
-            raise LiquidError(f"output is larger than {self.limits.output} characters")
+            raise Exhausted(f"output is larger than {self.limits.output} characters")
         if self.iterations < 0:
-            raise LiquidError(f"more than {self.limits.iterations} loop iterations")
+            raise Exhausted(f"more than {self.limits.iterations} loop iterations")
         if self.work < 0:
-            raise LiquidError(f"rendering takes more than {self.limits.work} steps")
+            raise Exhausted(f"rendering takes more than {self.limits.work} steps")
 
 
 class _Break(Exception):
@@ -7212,13 +7227,14 @@ class Agenda:
         """
         if not self._busy and not (self.clock.queue and self.clock.has_due()):
             return False
-        hurried = threading.get_ident() in HURRIED
         at_it = any(job.name == _DUE_WORK and job.is_alive() for job in self.jobs)
-        if hurried and at_it or not (self._work(0) if hurried else self._work_through(PATIENCE)):
-            if not at_it:
-                self._in_background(_DUE_WORK, self._work_through)
-            return True
-        return False
+        if threading.get_ident() in HURRIED:
+            done = not at_it and self._work(0)
+        else:
+            done = self._work_through(PATIENCE)
+        if not (done or at_it):
+            self._in_background(_DUE_WORK, self._work_through)
+        return not done
 
     def _work_through(self, seconds: float = math.inf) -> bool:
         """Do what is due, at most for so long; whether all is done."""
@@ -7808,7 +7824,7 @@ def sources_of(delivery: Delivery, mail: Mail) -> Dict[str, str]:
 
 
 def render_mail(workspace: Workspace, delivery: Delivery, mail: Mail, now: float) -> Json:
-    """Render all parts of a message, at a time in Unix seconds. Raises LiquidError."""
+    """Render all parts of a message, at a time in Unix seconds. Raises LiquidError or TakesTime."""
     rendered: Json = sources_of(delivery, mail)
     links: List[Json] = []
     text = "\n".join(rendered.values())
@@ -7816,17 +7832,41 @@ def render_mail(workspace: Workspace, delivery: Delivery, mail: Mail, now: float
         data = template_data(workspace, delivery, mail, text)
         tags = "{%" in text or "snippets" in text or "render_liquid" in text
         host = template_host(workspace, delivery, mail, links) if tags else {}
-        budget = Budget()
+        budget = budget_now()
         for part, source in rendered.items():
             if "{" in source or len(source) > _LIMITS.output:
-                template = parse_liquid(source)
-                rendered[part] = template.render(data, STRICT_NAMESPACES, now, host, budget)
+                rendered[part] = rendered_within(budget, source, data, now, host)
     for part, field_name in (("from", "from_id"), ("reply_to", "reply_to_id")):
         number = mail.content.get(field_name)
         if number and rendered and not rendered.get(part):
             address = sender_address(workspace, number)
             rendered.update({part: address} if address else {})
     return {**rendered, "links": links} if links else rendered
+
+
+#: What a hurried thread may render: less than some milliseconds' work, however it is written.
+BRIEF = LiquidLimits(iterations=500, work=5_000)
+MAX_BRIEF_TEXT, MAX_BRIEF_TAGS = 64_000, 250
+
+
+def budget_now() -> Budget:
+    """What a message may use up: less in a hurried thread."""
+    return Budget(BRIEF) if threading.get_ident() in HURRIED else Budget()
+
+
+def rendered_within(
+    budget: Budget, source: str, data: Json, now: float, host: Optional[Json] = None
+) -> str:
+    """What a template prints. Raises LiquidError, and TakesTime for what a thread may take over."""
+    brief = budget.limits is BRIEF
+    if brief and (len(source) > MAX_BRIEF_TEXT or source.count("{") > MAX_BRIEF_TAGS):
+        raise TakesTime
+    try:
+        return parse_liquid(source).render(data, STRICT_NAMESPACES, now, host, budget)
+    except Exhausted:
+        if brief:
+            raise TakesTime from None
+        raise
 
 
 def sender_address(workspace: Workspace, number: Json) -> str:
@@ -8237,12 +8277,14 @@ MAX_RECIPIENTS = 15
 MAX_ATTACHMENTS = 2 * 1000 * 1000
 
 
-def send(workspace: Workspace, channel: str, message: Json, base_url: str = "") -> Delivery:
-    """Accept a transactional message and give back its delivery; an unknown person is created.
+def accept(
+    workspace: Workspace, channel: str, message: Json, base_url: str = ""
+) -> Tuple[Delivery, Optional[Mail]]:
+    """Accept a transactional message; gives its delivery, and what is to be sent of it now.
 
-    `base_url` is where links in the message lead. What goes wrong from here on shows in the
-    delivery, as in the real service. Raises ApiError in the order fields, recipients,
-    attachments, template (inferred).
+    An unknown person is created. `base_url` is where links in the message lead. What goes wrong
+    from here on shows in the delivery, as in the real service. Raises ApiError in the order
+    fields, recipients, attachments, template (inferred).
     """
     who = _check_send(channel, message, workspace.clock.now())
     with workspace.lock:
@@ -8257,20 +8299,19 @@ def send(workspace: Workspace, channel: str, message: Json, base_url: str = "") 
         delivery.send_at = send_at if send_at and send_at > now else None
         outcome = _address(workspace, delivery, who)
         workspace.deliveries.post(delivery)
-    content = transactional_content(workspace, delivery)
-    if content:
-        delivery.parents = {**delivery.parents, "content_id": content["id"]}
-    mail = Mail(TRANSACTIONAL, template, {**content, **message} if content else message)
-    if delivery.person is None:
-        metric = "dropped" if outcome.kind == "suppressed" else "failed"
-        reason = outcome.text or NO_PERSON.text
-        with workspace.lock:
+        content = transactional_content(workspace, delivery)
+        if content:
+            delivery.parents = {**delivery.parents, "content_id": content["id"]}
+        if delivery.person is None:
+            metric = "dropped" if outcome.kind == "suppressed" else "failed"
+            reason = outcome.text or NO_PERSON.text
             workspace.deliveries.report(delivery, metric, delivery.created, reason=reason)
-    elif delivery.send_at is None:
-        dispatch(workspace, delivery, mail)
-    else:
-        workspace.agenda.later(delivery.send_at, dispatch, delivery, mail)
-    return delivery
+            return delivery, None
+    mail = Mail(TRANSACTIONAL, template, {**content, **message} if content else message)
+    if delivery.send_at is None:
+        return delivery, mail
+    workspace.agenda.later(delivery.send_at, dispatch, delivery, mail)
+    return delivery, None
 
 
 def transactional_content(workspace: Workspace, delivery: Delivery) -> Json:
@@ -8860,13 +8901,16 @@ def segments_of(spec: Json) -> List[int]:
 
 def send_newsletter(workspace: Workspace, row: Json, base_url: str) -> Json:
     """Send a newsletter to its recipients now: each gets the content of one test group."""
-    contents = workspace.shelves["newsletter_contents"].where(_parent=row["id"])
-    if not contents:
-        raise invalid("this newsletter has no content")
-    groups = [contents]
-    for group in workspace.shelves["test_groups"].where(_parent=row["id"]):
-        groups.append([c for c in contents if c["id"] in group["content_ids"]])
-    people = newsletter_recipients(workspace, row)
+    with workspace.lock:
+        contents = workspace.shelves["newsletter_contents"].where(_parent=row["id"])
+        if not contents:
+            raise invalid("this newsletter has no content")
+        groups = [contents]
+        for group in workspace.shelves["test_groups"].where(_parent=row["id"]):
+            groups.append([c for c in contents if c["id"] in group["content_ids"]])
+        people = newsletter_recipients(workspace, row)
+        now = workspace.seconds()
+        row = workspace.shelves["newsletters"].change(row["id"], {"sent_at": now})
 
     def mail_to(position: int, person: Person) -> None:
         mine = groups[1:] or groups
@@ -8878,7 +8922,6 @@ def send_newsletter(workspace: Workspace, row: Json, base_url: str) -> Json:
         mail = Mail(NEWSLETTERS, row, {"send_to_unsubscribed": False, **content})
         deliver(workspace, person, mail, parents, {}, base_url)
 
-    row = workspace.shelves["newsletters"].change(row["id"], {"sent_at": workspace.seconds()})
     workspace.agenda.run_for_all(people, mail_to)
     return row
 
@@ -8926,6 +8969,8 @@ def _check_zone(name: Json) -> None:
 @chore
 def send_if_due(workspace: Workspace, number: int, when: int, base_url: str) -> None:
     """Send a newsletter that was scheduled for `when`, unless that has changed."""
+    if threading.get_ident() in HURRIED:
+        raise TakesTime
     row = workspace.shelves["newsletters"].rows.get(number)
     if row and row.get("scheduled_at") == when and not row.get("sent_at"):
         with contextlib.suppress(ApiError):
@@ -9642,12 +9687,12 @@ def wake_journey(workspace: Workspace, number: int, when: float) -> None:
 
 
 def render_texts(value: Json, data: Json, now: float, budget: Optional[Budget] = None) -> Json:
-    """A value with all templates in it rendered. Raises LiquidError."""
-    budget = budget or Budget()
+    """A value with all templates in it rendered. Raises LiquidError or TakesTime."""
+    budget = budget or budget_now()
     if isinstance(value, str):
         if "{{" not in value and "{%" not in value:
             return value
-        return parse_liquid(value).render(data, STRICT_NAMESPACES, now=now, budget=budget)
+        return rendered_within(budget, value, data, now)
     if isinstance(value, dict):
         return {name: render_texts(part, data, now, budget) for name, part in value.items()}
     return (
@@ -12036,7 +12081,8 @@ class Request:
     until: float
     operation: Optional[Operation]
     arguments: Sequence[str]
-    #: What the handler gave, where the loop has left it to a thread to make an answer of it.
+    #: What the handler gave, or a function that does the rest, where the loop has left it to a
+    #: thread to make an answer of it.
     made: Json
     #: Length of the body once `json` has undone its encoding, in bytes.
     size: int
@@ -12835,8 +12881,6 @@ class Fake:
         self.ending: threading.Event = root.ending if root else threading.Event()
         #: Takes what is not needed any more; a server frees it when it has nothing better to do.
         self.discard: Callable[[Any], None] = lambda thing: None
-        #: The thread that must never wait: the server's loop. No fault is for it.
-        self.hurried: Optional[int] = None
         #: Further workspaces by name, and by each of their keys; replaced, never changed.
         self.others: Dict[str, Fake] = {}
         self._owners: Dict[str, Optional[Fake]] = {}
@@ -13022,7 +13066,7 @@ class Fake:
             if self._owners or request.by_path or request.path[1:2] == "@" or request.query_text:
                 fake = self.of(request)
             workspace = fake.workspace
-            response = fake._answer(request) if request.made is None else _answer_made(request)
+            response = fake._answer(request)
         except ApiError as error:  # it names a workspace that there is not
             workspace, response = self.workspace, failure(SHARED, error)
         operation = request.operation
@@ -13047,30 +13091,38 @@ class Fake:
                 return _preflight(request)
             operation = request.operation or find_operation(request)
             api = operation.api
+            if request.made is not None:
+                return _answer_made(api, request)
             if api is not SHARED or request.method != "GET":
                 self.admit(api, request)
-            workspace = self.workspace
-            workspace.agenda.tick()
-            arguments = request.arguments
-            if "%" in request.path:
-                arguments = [*map(decoded, arguments)]
-            call = _new_call((self, workspace, request, operation))
-            if self.strict:
-                self._check_strictly(call)
-            hurried = threading.get_ident() == self.root.hurried
-            if self.faults.armed and not hurried:
-                return self._at_risk(call, arguments)
-            result = operation.handler(call, *arguments)
-            if hurried and isinstance(result, (dict, list)) and is_bulky(result):
-                request.made = result
-                return _LATER
-            return answer(api, result)
+            if self.workspace.agenda.tick():
+                _let_look(request, api)
+            return self._handled(request, operation)
+        except TakesTime:
+            request.made = functools.partial(self._answer, request)
+            return _LATER
         except NotANumber as error:
             return self._not_a_number(api, request, error)
         except ApiError as error:
             return self._refused(api, request, error)
         except Exception as error:
             return self._bug(api, request, error)
+
+    def _handled(self, request: Request, operation: Operation) -> Response:
+        arguments = request.arguments
+        if "%" in request.path:
+            arguments = [*map(decoded, arguments)]
+        call = _new_call((self, self.workspace, request, operation))
+        if self.strict:
+            self._check_strictly(call)
+        hurried = threading.get_ident() in HURRIED
+        if self.faults.armed and not hurried:
+            return self._at_risk(call, arguments)
+        result = operation.handler(call, *arguments)
+        if hurried and is_for_a_thread(result):
+            request.made = result
+            return _LATER
+        return answer(operation.api, result)
 
     def _check_strictly(self, call: Call) -> None:
         settings, operation = self.settings, call.operation
@@ -13164,10 +13216,21 @@ class Fake:
         return failure(api, ApiError(500, text[:500]))
 
 
-def _answer_made(request: Request) -> Response:
-    """Make an answer of what a handler has given already."""
+def _let_look(request: Request, api: Api) -> None:
+    """Raises TakesTime for who looks at a workspace while what is due there is not yet done."""
+    if request.method == "GET" and api is not SHARED:
+        raise TakesTime
+
+
+def is_for_a_thread(result: Any) -> bool:
+    """Whether the loop had better not make an answer of what a handler gave."""
+    return callable(result) or (isinstance(result, (dict, list)) and is_bulky(result))
+
+
+def _answer_made(api: Api, request: Request) -> Response:
+    """Make an answer of what the loop has left to a thread: what a handler gave, or a function."""
     result, request.made = request.made, None
-    return answer(cast(Operation, request.operation).api, result)
+    return answer(api, result() if callable(result) else result)
 
 
 #: What can be reset alone, and how; "state" is everything else.
@@ -14248,28 +14311,40 @@ def send_body(call: Call) -> Json:
 _SERVICE_ACCOUNT = re.compile("bearer +sa_live_", re.IGNORECASE)
 
 
+def _sent(workspace: Workspace, delivery: Delivery, mail: Mail, told: Response) -> Response:
+    dispatch(workspace, delivery, mail)
+    return told
+
+
 def _not_sendable(reason: str, status: int = 400) -> ApiError:
     """The service's one sentence for bodies that it can't read (docs); the header says why."""
     words = "Request entity must be JSON encoded and not exceed 2048 KB."
     return ApiError(status, words, headers=[(REASON_HEADER, reason)])
 
 
-def send_message(call: Call) -> Response:
+def send_message(call: Call) -> Any:
     """Send a transactional message through the channel that the path names."""
     # A service account has several workspaces, so its calls name one.
-    headers, channel = call.request.headers, call.operation.path.split("/")[3]
-    service = re.match(r"bearer +sa_live_", headers.get("authorization", ""), re.IGNORECASE)
+    workspace, headers = call.workspace, call.request.headers
+    channel = call.operation.path.split("/")[3]
+    service = _SERVICE_ACCOUNT.match(headers.get("authorization", ""))
     if service and not headers.get("x-workspace-id"):
         raise invalid("workspace_id is required")  # the command-line client's tests
     try:
-        delivery = send(call.workspace, channel, send_body(call), call.base_url)
+        delivery, mail = accept(workspace, channel, send_body(call), call.base_url)
     except Misread as error:
         raise _not_sendable(error.message) from None
     scheduled = {} if delivery.send_at is None else {"send_at": delivery.send_at}
     # `queued` is the reference fake's; the real answer ends after send_at (reference).
     moments = {"queued_at": delivery.created, **scheduled, "queued": True}
     told = answer(APP_SEND, {"delivery_id": delivery.delivery_id, **moments})
-    return with_reason(told, delivery.failure if delivery.person is None else "")
+    if mail is None:
+        return with_reason(told, delivery.failure if delivery.person is None else "")
+    try:
+        dispatch(workspace, delivery, mail)
+    except TakesTime:
+        return functools.partial(_sent, workspace, delivery, mail, told)
+    return told
 
 
 for _channel, _fields in SEND_FIELDS.items():
@@ -15329,7 +15404,7 @@ _NEWSLETTER = NO_FIELDS.having(
 _NEWSLETTER_FIELDS = CONTENT_FIELDS.having("", **{**RATE_FIELDS.checks, **_NEWSLETTER.checks})
 
 
-@route("POST", "/v1/newsletters", APP, fields=_NEWSLETTER_FIELDS)
+@route("POST", "/v1/newsletters", APP, True, _NEWSLETTER_FIELDS)
 def create_newsletter(call: Call) -> Json:
     """Create a newsletter; send or schedule it, if the body says so."""
     body, workspace = call.body(), call.workspace
@@ -15354,9 +15429,9 @@ def create_newsletter(call: Call) -> Json:
         add_content(workspace, NEWSLETTERS, row["id"], {**content, "type": row["type"]})
         if given.get("scheduled_at"):
             send_later(workspace, row, given["scheduled_at"], call.base_url)
-        return newsletter_answer(
-            call, send_newsletter(call.workspace, row, call.base_url) if now_or_later else row
-        )
+    if now_or_later:
+        row = send_newsletter(workspace, row, call.base_url)
+    return newsletter_answer(call, row)
 
 
 def newsletter_answer(call: Call, row: Json) -> Json:
@@ -15379,7 +15454,7 @@ def send_newsletter_now(call: Call, newsletter_id: str) -> Json:
         row = unsent_newsletter(call, newsletter_id)
         rate = checked_rate(call.body())
         row = call.workspace.shelves["newsletters"].change(row["id"], rate)
-        return newsletter_answer(call, send_newsletter(call.workspace, row, call.base_url))
+    return newsletter_answer(call, send_newsletter(call.workspace, row, call.base_url))
 
 
 _SCHEDULE = RATE_FIELDS.having(
@@ -16907,7 +16982,8 @@ def _do_publish(workspace: Workspace, publish_id: str, drafts: List[Draft]) -> J
 def publish_late(workspace: Workspace, publish_id: str, drafts: List[Draft]) -> None:
     """Publish in a workspace that lags behind."""
     try:
-        _do_publish(workspace, publish_id, drafts)
+        with workspace.lock:
+            _do_publish(workspace, publish_id, drafts)
     except ApiError as error:  # publish_status tells
         failed = {"_error": error.message, "_status": error.status}
         workspace.shelves["ds_publishes"].change(publish_id, failed)
@@ -20056,10 +20132,11 @@ def snapshot(fake: Fake) -> bytes:
 
     What is being sent in the background is sent before.
     """
-    for job in list(fake.workspace.agenda.jobs):
+    agenda = fake.workspace.agenda
+    for job in list(agenda.jobs):
         job.join()
-    fake.workspace.agenda.tick()
-    with fake.workspace.lock:
+    agenda.tick()
+    with agenda.turn, fake.workspace.lock:
         document = _document(fake)
     return compact_line(document)
 
@@ -21161,22 +21238,22 @@ class Server(ThreadingHTTPServer):
 
     def serve_forever(self, poll_interval: float = 1.0) -> None:
         """Answer until `shutdown`; look for timeouts every `poll_interval` seconds."""
-        swept, self.fake.hurried = self._now, threading.get_ident()
-        self.fake.discard = self._discard
-        while not self._stopping:
-            waiting = self._open or any(f.workspace.clock.waits for f in self.fake.all)
-            timeout = IDLE if self._spent else poll_interval if waiting else None
-            timeout = min(timeout or LOOK, LOOK) if self._parked else timeout
-            if not self.turn(timeout) or len(self._spent) > MAX_SPENT:
-                self._spent.clear()
-            if self._now - swept >= poll_interval:
-                swept = self._now
-                self._sweep(swept)
-        self.turn(0)  # what has arrived by now is answered, within reason
-        end = time.monotonic() + LAST_TURNS
-        while self._more and time.monotonic() < end:
-            self.turn(0)
-        self.fake.hurried, self.fake.discard = None, lambda thing: None
+        swept, self.fake.discard = self._now, self._discard
+        with hurrying():
+            while not self._stopping:
+                waiting = self._open or any(f.workspace.clock.waits for f in self.fake.all)
+                timeout = IDLE if self._spent else poll_interval if waiting else None
+                timeout = min(timeout or LOOK, LOOK) if self._parked else timeout
+                if not self._turn(timeout) or len(self._spent) > MAX_SPENT:
+                    self._spent.clear()
+                if self._now - swept >= poll_interval:
+                    swept = self._now
+                    self._sweep(swept)
+            self._turn(0)  # what has arrived by now is answered, within reason
+            end = time.monotonic() + LAST_TURNS
+            while self._more and time.monotonic() < end:
+                self._turn(0)
+        self.fake.discard = lambda thing: None
         self._spent.clear()
 
     def _discard(self, thing: Any) -> None:
@@ -21472,7 +21549,7 @@ class Server(ThreadingHTTPServer):
             self.process_request(connection, connection.peer)
         except (RuntimeError, OSError) as error:
             log.warning("no thread for %s: %s", connection.peer, error)
-            self.turn_away(connection)
+            self._turn_away(connection)
 
     def _turn_away(self, connection: Connection) -> None:
         self._adopt(connection)

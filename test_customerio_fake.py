@@ -11573,7 +11573,8 @@ class AfterTheEnd(unittest.TestCase):
             body = f'<p>Your code: {code}</p><a href="https://a.test/confirm?t={code}">Yes</a>'
             message = {"to": "ada@example.com", "identifiers": {"id": "1"}, "subject": "Code"}
             message.update(body=body, **{"from": "a@example.com"})
-            customerio_fake.send(workspace, "email", message)
+            delivery, mail = customerio_fake.accept(workspace, "email", message)
+            customerio_fake.dispatch(workspace, delivery, cast(customerio_fake.Mail, mail))
         self.assertEqual(cio.code(to="ada@example.com"), "482913")
         self.assertEqual(cio.link("confirm"), "https://a.test/confirm?t=482913")
         self.assertEqual(cio.latest("deliveries", subject="Code")["recipient"], "ada@example.com")
