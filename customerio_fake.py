@@ -1,3 +1,6 @@
+# /// script
+# requires-python = ">=3.9"
+# ///
 """customerio_fake: a local Customer.io for tests. One file, standard library only.
 
 It answers the Track, App and Pipelines APIs of Customer.io on one port, close enough
@@ -608,6 +611,7 @@ class Settings:
     region_check: bool = _setting(
         False, "answer 401 to calls for a customer.io host of another region than --region"
     )
+    webhook: str = _setting("", "URL to report everything to, as a reporting webhook")
     seed: str = _setting("", "JSON file that describes the workspace to begin with")
     state: str = _setting("", "JSON file to go on from, if it is there, and to save to at the end")
     max_body: int = _setting(32 << 20, "largest request body in bytes")
@@ -6963,6 +6967,15 @@ class Deliveries(Keeper):
         if delivery.person is not None:
             delivery.person.own().deliveries.append(delivery)
 
+    def forget(self, delivery_id: str) -> None:
+        """Take a delivery out of all lists and counts."""
+        delivery = self.rows.pop(delivery_id)
+        person = delivery.person
+        lists = [self.sent.get(parent, []) for parent in delivery.parents.items()]
+        for deliveries in [*lists, person.has.deliveries if person else []]:
+            with contextlib.suppress(ValueError):
+                deliveries.remove(delivery)
+
     def report(
         self, delivery: Delivery, metric: str, when: int, reason: str = "", **more: Json
     ) -> None:
@@ -12639,6 +12652,15 @@ def masked(name: str, value: str) -> str:
     return f"{scheme[0]}***" if scheme else "***"
 
 
+def told_of(request: Request, response: Response, took: float) -> str:
+    """A request in a line of the log: what was asked, how it went and how long, and about whom."""
+    body = body_as_read(request.plain())
+    person, events = request.named or (person_named(request, body), events_named(request, body))
+    about = [person or "", *sorted(events), request.prefix.strip("/")]
+    line = f"{request.method} {request.target} {response.status}  {took * 1000:.1f} ms  "
+    return (line + "  ".join(filter(None, about))).rstrip()
+
+
 def body_as_read(raw: bytes) -> Json:
     """A body as JSON if it is some, else as text."""
     try:
@@ -12938,6 +12960,9 @@ class Fake:
             workspace.clock.move_to(old.clock.now(), old.clock.frozen)
         if seed is not None:
             seed_workspace(workspace, seed)
+        if self.settings.webhook:
+            row = {"endpoint": self.settings.webhook, "events": list(WEBHOOK_EVENTS)}
+            SEEDERS["reporting_webhooks"](workspace, row, "--webhook")
         return workspace
 
     @property
@@ -18284,10 +18309,18 @@ def _take_item(workspace: Workspace, item: Json, shared: Json) -> Outcome:
 # ======================================================================================
 
 
+@route("GET", "/readyz", SHARED)
+@route("GET", "/livez", SHARED)
 @route("GET", "/health", SHARED)
 def health(call: Call) -> Json:
     """Say that the fake is up."""
     return {"status": "ok"}
+
+
+@route("GET", "/favicon.ico", SHARED)
+def favicon(call: Call) -> Response:
+    """Have none: browsers ask for it unasked."""
+    return Response(204)
 
 
 @route("GET", "/", SHARED)
@@ -18400,6 +18433,41 @@ def read_settings(call: Call) -> Json:
 def list_routes(call: Call) -> Json:
     """List every operation that the fake answers, with the fields of its body."""
     return {"routes": [row.document() for row in ROUTES], "count": len(ROUTES)}
+
+
+@route("GET", "/__parlel/openapi.json", CONTROL)
+def openapi(call: Call) -> Json:
+    """Describe the control endpoints in OpenAPI 3.1, for those who make a client of it."""
+    paths: Dict[str, Json] = {}
+    for row in ROUTES:
+        if row.api is CONTROL:
+            paths.setdefault(row.path, {})[row.method.lower()] = _described(row)
+    info = {"title": "customerio_fake: control endpoints", "version": __version__}
+    return {"openapi": "3.1.0", "info": info, "paths": paths}
+
+
+def _described(row: Operation) -> Json:
+    words = re.findall(r"\w+", row.path)[1:]
+    places = re.findall(r"{(\w+)}", row.path)
+    text = {"schema": {"type": "string"}, "required": True, "in": "path"}
+    told: Json = {
+        "operationId": "_".join((row.method.lower(), *words)),
+        "summary": row.summary,
+        "parameters": [{"name": place, **text} for place in places],
+        "responses": {"200": {"description": "as asked"}, "400": {"description": "refused"}},
+    }
+    if row.fields is not None and row.fields.checks:
+        content = {"application/json": {"schema": _schema(row.fields)}}
+        told["requestBody"] = {"content": content}
+    return told
+
+
+def _schema(fields: FieldList) -> Json:
+    """A field list as JSON Schema: what a value must be is told in words."""
+    parts = {name: {"description": check.type} for name, check in fields.checks.items()}
+    shape = {"type": "object", "properties": parts, "required": list(fields.needed)}
+    example = fields.example if isinstance(fields.example, dict) else None
+    return {**shape, "examples": [example]} if example else shape
 
 
 class Collection(NamedTuple):
@@ -19355,6 +19423,23 @@ def put_campaign(call: Call, campaign_id: str) -> Json:
         change_campaign(call.workspace, number, given["state"], *wishes)
         row = call.workspace.shelves["campaigns"].rows[number]
         return {"campaign": family_document(call.workspace, CAMPAIGNS, row)}
+
+
+@route("DELETE", "/__parlel/customers/{customer_id}", CONTROL)
+def forget_customer(call: Call, customer_id: str) -> Json:
+    """Remove one person, by id, email or cio_id, as a delete in Track does."""
+    person = show_customer(call, customer_id)
+    call.workspace.apply(call.workspace.people.delete, ("cio_id", person["cio_id"]), ())
+    return person
+
+
+@route("DELETE", "/__parlel/deliveries/{delivery_id}", CONTROL)
+def forget_delivery(call: Call, delivery_id: str) -> Json:
+    """Remove one delivery from all lists and counts."""
+    record = show_delivery(call, delivery_id)
+    with call.workspace.lock:
+        call.workspace.deliveries.forget(delivery_id)
+    return record
 
 
 #: What may be said of something that happens to a delivery, beside when and why.
@@ -21484,6 +21569,7 @@ class Server(ThreadingHTTPServer):
         None of them where there is nothing to say yet: ask again after LOOK seconds.
         """
         framer = connection.framer
+        began = time.perf_counter() if log.isEnabledFor(logging.INFO) else 0.0
         response = self.fake.handle(request)
         if response.later:
             return b""
@@ -21491,8 +21577,8 @@ class Server(ThreadingHTTPServer):
             framer.keep_alive = False
         if response.fault is not None:
             connection.fault = response.fault
-        if log.isEnabledFor(logging.INFO):
-            log.info("%s %s %d", request.method, request.target, response.status)
+        if began:
+            log.info(told_of(request, response, time.perf_counter() - began))
         return response_bytes(response, request.method, framer.version, framer.keep_alive)
 
     def _queue(self, connection: Connection, data: bytes) -> None:
@@ -22831,6 +22917,59 @@ def _ill(host: str, port: int) -> str:
         return f"no healthy server at {host}:{port}: {error}"
 
 
+def _print_routes(arguments: Any) -> int:
+    word = arguments.word.lower()
+    lines = [f"{row.method:6} {row.path}  {row.summary}" for row in ROUTES]
+    found = [line for line in lines if word in line.lower()]
+    print("\n".join(found) or f"no operation has {word!r} in it")
+    return 0 if found else 1
+
+
+def _asked(url: str, body: Json = None, headers: Mapping[str, str] = {}) -> Json:
+    """What a running fake answers to a GET, or to a POST of a body. Raises ValueError."""
+    from urllib.error import HTTPError
+    from urllib.request import Request as Get
+    from urllib.request import urlopen
+
+    data = None if body is None else compact(body)
+    try:
+        with urlopen(Get(url, data, {"Content-Type": "application/json", **headers})) as answer:
+            return decode_json(answer.read())
+    except HTTPError as error:
+        with error:
+            raise ValueError(error.read().decode("utf-8", "replace").strip()) from None
+    except OSError as error:
+        raise ValueError(f"no fake answers at {url}: {getattr(error, 'reason', error)}") from None
+
+
+def _send_event(arguments: Any) -> int:
+    data = decode_json(arguments.data.encode())
+    path = f"/api/v1/customers/{quote(arguments.person, safe='')}/events"
+    headers = {"Authorization": f"Basic {_ANY_KEY}"}
+    _asked(arguments.url + path, {"name": arguments.name, "data": data}, headers)
+    return 0
+
+
+def _tail(arguments: Any) -> int:
+    base = f"{arguments.url}/@{arguments.workspace}" if arguments.workspace else arguments.url
+    last, number = _asked(f"{base}/__parlel/requests?limit=1&order=newest")["requests"], 0
+    since = last[0]["id"] if last else 0
+    print(f"what happens at {base}:", file=sys.stderr, flush=True)
+    while True:
+        for row in _asked(f"{base}/__parlel/requests?since={since}")["requests"]:
+            since = row["id"]
+            print(_tail_line(row), flush=True)
+        number = _asked(f"{base}/__parlel/changes?since={number}&timeout=25")["number"]
+
+
+def _tail_line(row: RequestRecord) -> str:
+    about = "  ".join(filter(None, (row["person"], *row["events"], row["workspace"])))
+    took = f"{row['duration_ms']:7.1f} ms"
+    line = f"{time.strftime('%H:%M:%S')}  {row['status']}  {took}  {row['method']} {row['path']}"
+    told = row["reason"] or (row["response"] if row["status"] >= 400 else "")
+    return "  ".join(filter(None, (line, about, as_text(told)[:200])))
+
+
 def _print_client(arguments: Any) -> int:
     print(js_types() if arguments.types else JS_CLIENT, end="")
     return 0
@@ -22875,6 +23014,9 @@ def _write_whole(path: str, seed: Json) -> None:
 
 
 _MANY: Json = {"action": "append", "default": []}
+_WHERE: Json = {
+    "--url": {"default": "http://127.0.0.1:4668", "help": "where the fake is [%(default)s]"}
+}
 #: What the command line can do beside serving.
 COMMANDS: Dict[str, Command] = {
     "healthcheck": Command(
@@ -22889,6 +23031,26 @@ COMMANDS: Dict[str, Command] = {
             },
         },
         settings=True,
+    ),
+    "routes": Command(
+        _print_routes,
+        "List the operations that the fake answers.",
+        {"word": {"nargs": "?", "default": "", "help": "only those with this word in them"}},
+    ),
+    "send-event": Command(
+        _send_event,
+        "Track an event, as an app would.",
+        {
+            "name": {"help": "what happened"},
+            "--person": {"default": "1", "metavar": "ID", "help": "to whom [1]"},
+            "--data": {"default": "{}", "metavar": "JSON", "help": "the event's data"},
+            **_WHERE,
+        },
+    ),
+    "tail": Command(
+        _tail,
+        "Show what happens, request by request, until Ctrl-C.",
+        {"--workspace": {"default": "", "metavar": "NAME", "help": "of this workspace"}, **_WHERE},
     ),
     "client": Command(
         _print_client,
@@ -22947,7 +23109,11 @@ def _serve(server: CustomerioServer) -> Callable[[], int]:
         raise
     urls = {"track": server.track_url, "app": server.app_url, "pipelines": server.pipelines_url}
     urls["key"] = server.settings.signing_key
-    print(_READY.format(version=__version__, url=server.url, **urls), flush=True)
+    ready = _READY.format(version=__version__, url=server.url, **urls)
+    if log.isEnabledFor(logging.WARNING):
+        print(ready, flush=True)
+    elif not server.settings.port:  # who asks for a free one has to learn which
+        print(ready.partition("\n")[0], flush=True)
     return functools.partial(_end, server, alarm, waker)
 
 

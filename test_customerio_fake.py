@@ -11862,6 +11862,94 @@ class JavaScript(FakeTest):
             self.assertRegex(customerio_fake.JS_CLIENT, rf"\b{name}\(")
 
 
+class SmallThings(FakeTest):
+    """What programs ask for unasked, and what describes the control endpoints."""
+
+    def test_probes_and_browsers_are_answered_without_a_hint(self) -> None:
+        for path in ("/readyz", "/livez"):
+            self.assertEqual(self.ok("GET", path), {"status": "ok"})
+        reply = self.call("GET", "/favicon.ico")
+        self.assertEqual((reply.status, reply.body), (204, b""))
+
+    def test_the_control_endpoints_are_described(self) -> None:
+        document = self.ok("GET", "/__parlel/openapi.json")
+        assertion = document["paths"]["/__parlel/assert"]["post"]
+        schema = assertion["requestBody"]["content"]["application/json"]["schema"]
+        self.assertEqual(schema["required"], ["list"])
+        self.assertIn("timeout", schema["properties"])
+        shown = document["paths"]["/__parlel/deliveries/{delivery_id}"]["get"]
+        self.assertEqual(shown["parameters"][0]["name"], "delivery_id")
+        rows = [row for row in customerio_fake.ROUTES if row.api is customerio_fake.CONTROL]
+        self.assertEqual(sum(map(len, document["paths"].values())), len(rows))
+        names = [one["operationId"] for path in document["paths"].values() for one in path.values()]
+        self.assertEqual(len(names), len(set(names)))
+
+    def test_single_records_are_removed(self) -> None:
+        self.identify("1", email="ada@example.com")
+        message = {"to": "ada@example.com", "identifiers": {"id": "1"}, "subject": "Hi"}
+        body = {**message, "from": "a@example.com", "body": "x"}
+        sent = [self.ok("POST", "/v1/send/email", body)["delivery_id"] for _ in range(2)]
+        gone = self.ok("DELETE", f"/__parlel/deliveries/{sent[0]}")
+        self.assertEqual(gone["delivery_id"], sent[0])
+        self.assertEqual([row["delivery_id"] for row in self.records("deliveries")], sent[1:])
+        messages = self.ok("GET", "/v1/customers/1/messages")["messages"]
+        self.assertEqual([row["id"] for row in messages], sent[1:])
+        self.ok("PUT", "/__parlel/state", self.ok("GET", "/__parlel/state"))
+        self.assertEqual(self.ok("DELETE", "/__parlel/customers/ada@example.com")["id"], "1")
+        self.assertEqual(self.records("customers"), [])
+        self.assertEqual(self.call("DELETE", "/__parlel/customers/1").status, 404)
+
+
+class Commands(unittest.TestCase):
+    """What the command line can do beside serving."""
+
+    def setUp(self) -> None:
+        self.cio = CustomerioServer(port=0).start()
+        self.addCleanup(self.cio.stop)
+
+    def test_routes(self) -> None:
+        code, out, _ = run_command("routes", "SNIPPETS")
+        self.assertEqual(code, 0)
+        self.assertIn("GET    /v1/snippets  List", out)
+        self.assertNotIn("/v1/segments", out)
+        self.assertEqual(run_command("routes", "zzz")[0], 1)
+
+    def test_an_event_is_sent(self) -> None:
+        words = ("--person", "a b", "--data", '{"n": 1}', "--url", self.cio.url)
+        self.assertEqual(run_command("send-event", "signup", *words), (0, "", ""))
+        self.cio.assert_event("signup", customer_id="a b", data={"n": 1})
+        for wrong, text in (
+            (("--data", "{"), "invalid JSON"),
+            (("--url", "http://[::1]:1"), "no "),
+        ):
+            code, _, err = run_command("send-event", "x", *words, *wrong)
+            self.assertEqual((code, err.count("\n")), (2, 1), err)
+            self.assertIn(text, err)
+
+    def test_tail_shows_what_happens(self) -> None:
+        with self.cio.workspace("w") as world:
+            command = [sys.executable, customerio_fake.__file__, "tail", "--url", self.cio.url]
+            pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+            with subprocess.Popen([*command, "--workspace", "w"], **pipes) as process:
+                err, out = cast(Any, process.stderr), cast(Any, process.stdout)
+                self.assertIn("/@w:", err.readline())
+                run_command("send-event", "signup", "--url", world.url)
+                line = out.readline()
+                process.terminate()
+        self.assertRegex(line, r"^\d\d:\d\d:\d\d  200 +[\d.]+ ms  POST .*/1/events  1  signup  w$")
+
+    def test_a_webhook_of_the_command_line_gets_everything(self) -> None:
+        fake = Fake(Settings(webhook="http://127.0.0.1:9/hook"))
+        (row,) = fake.workspace.shelves["reporting_webhooks"].rows.values()
+        self.assertEqual(row["endpoint"], "http://127.0.0.1:9/hook")
+        self.assertIn("email_sent", row["events"])
+
+    def test_the_log_tells_whom_a_request_is_about(self) -> None:
+        with self.assertLogs("customerio_fake", "INFO") as logs:
+            run_command("send-event", "signup", "--person", "ada", "--url", self.cio.url)
+        self.assertRegex(logs.output[0], r"events 200  [\d.]+ ms  ada  signup$")
+
+
 class Pulls(unittest.TestCase):
     """A workspace elsewhere becomes a seed that answers the same."""
 
@@ -12117,7 +12205,7 @@ class CommandLine(WireTestCase):
                 _, err = process.communicate(timeout=PATIENCE)
                 self.assertEqual(process.returncode, 0, err)
                 self.assertTrue(idle.ended())
-                self.assertEqual(err.splitlines()[0], "GET /health 200")
+                self.assertRegex(err.splitlines()[0], r"^GET /health 200  [\d.]+ ms$")
                 self.assertNotIn("Traceback", err)
 
     @unittest.skipIf(os.name == "nt", "there are no such signals")
