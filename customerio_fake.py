@@ -863,6 +863,17 @@ def decompressed(raw: bytes, window: int, limit: int) -> bytes:
     return bytes(data)
 
 
+#: The key that browsers send in bodies, and passwords in URLs.
+_SECRETS = re.compile(
+    rb"""("writeKey"\s*:\s*")(?:[^"\\]|\\.)+|(https?:(?:\\?/){2}[^\s/@:"'\\]*:)[^\s/"']*(?=@)"""
+)
+
+
+def unsecret(raw: bytes) -> bytes:
+    """A body, or a URL, as it may be shown."""
+    return _SECRETS.sub(rb"\1\2***", raw)
+
+
 # ---- numbers, sizes, kinds
 
 #: The largest whole number: 64 bits hold it, as in the real service (inferred).
@@ -11186,7 +11197,8 @@ class Outbox:
         data = {**report.data, **(report.content if endpoint["with_content"] else {})}
         body = compact({**report.head(), "data": data})
         headers = self._signed(body)
-        request = {"url": endpoint["endpoint"], "headers": headers, "body": body.decode()}
+        request = {"url": unsecret(endpoint["endpoint"].encode()).decode(), "headers": headers}
+        request["body"] = body.decode()
         try:
             answer = self._exchange(endpoint["endpoint"], headers, body, "POST", WEBHOOK_TIMEOUT)
             return {"request": request, **answer}, answer["status"] in _SLOW_STATUSES
@@ -12611,7 +12623,7 @@ class Entry(NamedTuple):
     def record(self) -> RequestRecord:
         """The entry as `/__parlel/requests` shows it; secrets are masked."""
         request, response, operation = self.request, self.response, self.request.operation
-        reasons, body = dict(response.headers), body_as_read(request.plain())
+        reasons, body = dict(response.headers), body_as_read(unsecret(request.plain()))
         person, events = request.named or (
             person_named(request, body),
             sorted(events_named(request, body)),
@@ -12632,7 +12644,7 @@ class Entry(NamedTuple):
             "events": events,
             "status": response.status,
             "duration_ms": round(self.took * 1000, 3),
-            "response": body_as_read(response.body),
+            "response": body_as_read(unsecret(response.body)),
             "reason": reasons.get(REASON_HEADER),
             "fault": response.fault.id if response.fault else None,
         }
@@ -18845,7 +18857,7 @@ def _curl_words(request: Request, base_url: str, secret: str) -> List[str]:
     for name, value in request.headers.items():
         if name not in _NOT_REPEATED:
             words += ["-H", f"{name}: {masked(name, value).replace('***', secret)}"]
-    body = request.plain().decode("utf-8", "replace")
+    body = unsecret(request.plain()).decode("utf-8", "replace")
     if body and "content-type" not in request.headers:
         words += ["-H", "content-type:"]  # or curl would call it a form
     return [*words, *(["--data-raw", body] if body else [])]
@@ -20100,7 +20112,18 @@ def _write_people(people: People, ledger: Ledger) -> Json:
 def _write_request(request: Request, ledger: Ledger) -> Json:
     """A request without its secrets: snapshots end up in files."""
     headers = {name: masked(name, value) for name, value in request.headers.items()}
-    return {**_write_fields(request, ledger), "headers": headers}
+    row, plain = {**_write_fields(request, ledger), "headers": headers}, request.plain()
+    body = unsecret(plain)
+    if body != plain:
+        row.update(body=_write_bytes(body, ledger), headers=without(headers, ("content-encoding",)))
+    return row
+
+
+def _write_response(response: Response, ledger: Ledger) -> Json:
+    return {
+        **_write_fields(response, ledger),
+        "body": _write_bytes(unsecret(response.body), ledger),
+    }
 
 
 #: The codecs of types that need one of their own; all others follow from what they are made of.
@@ -20120,6 +20143,7 @@ _CODECS: Dict[Any, Codec] = {
         lambda value, ledger: value(), lambda value, ledger, where: lambda: value
     ),
     Request: Codec(_write_request, _record_codec(Request).read),
+    Response: Codec(_write_response, _record_codec(Response).read),
     Family: _named("a family", lambda: FAMILIES, lambda family: family.kind),
     Operation: _named(
         "an operation",
@@ -20240,6 +20264,9 @@ def _document(fake: Fake) -> Json:
         "everybody": everybody,
         "workspace": {**parts, **_write_fields(workspace, ledger)},
     }
+    hooks = document["workspace"]["shelves"]["reporting_webhooks"]
+    for _, row in hooks["rows"]:  # fresh ones
+        row["endpoint"] = unsecret(row["endpoint"].encode()).decode()
     rows: Dict[type, List[Json]] = {kind: [] for kind in _LISTS}
     # Writing a thing may bring up others.
     while any(len(rows[kind]) < len(things) for kind, things in ledger.things.items()):

@@ -8793,6 +8793,31 @@ class Snapshots(SeededTest):
             self.assertEqual(shown["frozen"], frozen)
             self.assertAlmostEqual(shown["now"], 2_000_000_000 + (not frozen) * 3600, delta=60)
 
+    def test_keys_in_bodies_and_passwords_in_urls_stay_out(self) -> None:
+        batch = {"batch": [{"type": "identify", "userId": "1"}], "writeKey": "my\\hidden"}
+        for body in (json.dumps(batch).encode(), gzip.compress(json.dumps(batch).encode())):
+            zipped = {"content_encoding": "gzip"} if body[:1] == b"\x1f" else {}
+            self.ok("POST", "/v1/b", body, authorization="", **zipped)
+        url = "http://ada:pass@hidden@127.0.0.1:1/hook"
+        hook = {"name": "w", "endpoint": url, "events": ["email_sent"]}
+        self.ok("POST", "/v1/reporting_webhooks", hook)
+        self.identify("1", plan="pro")
+        self.send()
+        self.fake.outbox.flush(1)
+        self.ok("GET", "/v1/reporting_webhooks")
+        state = self.state()
+        shown = [self.records(name) for name in ("requests", "webhooks", "batches", "events")]
+        shown.append(self.call("GET", "/__parlel/requests/1/curl").body.decode())
+        for text in (json.dumps(state), json.dumps(shown)):
+            self.assertNotIn("hidden", text)
+            self.assertIn("http://ada:***@127.0.0.1:1/hook", text)
+        self.assertEqual(len(self.records("webhooks", "?metric=sent")[0]["attempts"]), 1)
+        self.elsewhere(state)
+        entry = self.records("requests")[1]
+        self.assertEqual(
+            (entry["body"]["writeKey"], entry["body"]["batch"][0]["userId"]), ("***", "1")
+        )
+
     def test_secrets_stay_out(self) -> None:
         self.call("GET", "/v1/segments", authorization="Bearer top-secret")
         self.assertNotIn("top-secret", json.dumps(self.state()))
