@@ -604,6 +604,7 @@ class Settings:
     region: str = _setting("us", "data centre to report: us or eu")
     ingest_delay: float = _setting(0.0, "seconds until a Track write can be seen")
     journal: int = _setting(1000, "how many requests are kept for /__parlel/requests")
+    deliveries: int = _setting(100_000, "how many deliveries are kept; the oldest go first")
     rate_limits: bool = _setting(False, "answer 429 beyond the published limits of the App API")
     broadcast_limit: bool = _setting(False, "answer 429 to a broadcast's second trigger in 10 s")
     html_404: bool = _setting(False, "answer unknown paths with an HTML page, as the real hosts do")
@@ -6969,6 +6970,8 @@ class Deliveries(Keeper):
     links: Dict[str, int] = kept(dict)
     #: Addresses on the lists of the email provider, by kind of list and lower-case address.
     esp: Dict[str, Dict[str, Annotated[Attributes, SUPPRESSION]]] = kept(dict)
+    #: How many are not kept any more.
+    dropped: int = kept(int)
 
     def post(self, delivery: Delivery) -> None:
         """File a new delivery under everything that it is part of."""
@@ -6977,6 +6980,21 @@ class Deliveries(Keeper):
             self.sent.setdefault(parent, []).append(delivery)
         if delivery.person is not None:
             delivery.person.own().deliveries.append(delivery)
+        if len(self.rows) > self.ground.settings.deliveries:
+            self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        """Forget the oldest, some at once, because each time all lists are gone through."""
+        most = self.ground.settings.deliveries
+        old = set(islice(self.rows.values(), len(self.rows) - most + most // 64))
+        self.dropped += len(old)
+        for delivery in old:
+            del self.rows[delivery.delivery_id]
+        for parent in {parent for delivery in old for parent in delivery.parents.items()}:
+            self.sent[parent] = [one for one in self.sent.get(parent, ()) if one not in old]
+        for person in {delivery.person for delivery in old}:
+            if person is not None and person.has is not _NOTHING:
+                person.has.deliveries = [one for one in person.has.deliveries if one not in old]
 
     def forget(self, delivery_id: str) -> None:
         """Take a delivery out of all lists and counts."""
@@ -18687,7 +18705,8 @@ def listed(fake: Fake, name: str, page: List[Json], count: int) -> Json:
     key = "events" if name == "pipeline-events" else name
     answer = {key: [collection.shown(record) for record in page], "count": count}
     # What the journal does not keep may be what somebody looks for.
-    return {**answer, "dropped": fake.journal.dropped} if name == "requests" else answer
+    dropped = {"requests": fake.journal.dropped, "deliveries": fake.workspace.deliveries.dropped}
+    return {**answer, "dropped": dropped[name]} if name in dropped else answer
 
 
 for _name in COLLECTIONS:

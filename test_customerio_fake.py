@@ -4702,6 +4702,42 @@ class TellingServer(socketserver.ThreadingTCPServer):
     done: threading.Event
 
 
+class FewDeliveries(SeededTest):
+    settings = {"deliveries": 3}
+
+    def test_the_oldest_go_first_and_are_counted(self) -> None:
+        message = {"transactional_message_id": 3, "to": "a@b.cd", "identifiers": {"id": "bob"}}
+        sent = [self.ok("POST", "/v1/send/email", message)["delivery_id"] for _ in range(5)]
+        answer = self.ok("GET", "/__parlel/deliveries")
+        self.assertEqual([row["delivery_id"] for row in answer["deliveries"]], sent[2:])
+        self.assertEqual((answer["count"], answer["dropped"]), (3, 3))  # m1 is in the seed
+        for path, ids in (
+            ("/v1/transactional/3/messages", sent[2:]),
+            ("/v1/customers/bob/messages", sent[2:]),
+            ("/v1/customers/ada/messages", []),
+        ):
+            rows = self.ok("GET", path)["messages"] or []
+            self.assertEqual(sorted(row["id"] for row in rows), sorted(ids), path)
+        self.assertEqual(self.status("GET", f"/v1/messages/{sent[0]}"), 404)
+        state = self.ok("GET", "/__parlel/state")
+        self.ok("PUT", "/__parlel/state", state)
+        self.assertEqual(self.ok("GET", "/__parlel/deliveries")["dropped"], 3)
+        self.call("DELETE", "/api/v1/customers/bob")
+        self.ok("POST", "/v1/send/email", {**message, "identifiers": {"id": "ada"}})
+        self.ok("PUT", "/__parlel/state", self.ok("GET", "/__parlel/state"))
+
+    def test_what_waits_is_sent_although_it_is_forgotten(self) -> None:
+        self.ok("PUT", "/__parlel/clock", {"freeze": True})
+        message = {"transactional_message_id": 3, "to": "a@b.cd", "identifiers": {"id": "bob"}}
+        later = {"send_at": self.fake.workspace.seconds() + 60}
+        self.ok("POST", "/v1/send/email", {**message, **later})
+        for _ in range(4):
+            self.ok("POST", "/v1/send/email", message)
+        self.ok("PUT", "/__parlel/clock", {"advance": 61})
+        reported = [row["metric"] for row in self.records("webhooks")]
+        self.assertEqual(reported.count("sent"), 5)
+
+
 class Fetching(SeededTest):
     """Files behind a URL: whatever is wrong with them is the caller's or the trigger's error."""
 
