@@ -18730,11 +18730,15 @@ class Page(NamedTuple):
         found = map(record, rows)
         if not self.fields:
             return list(found)
-        return [{name: self._part(one, name) for name in self.fields} for one in found]
+        return [self._parts(one) for one in found]
 
-    def _part(self, record: Json, name: str) -> Json:
-        value = reach(record, name)
-        return value[: self.cut] if isinstance(value, str) else value
+    def _parts(self, record: Json) -> Json:
+        parts = {name: reach(record, name) for name in self.fields}
+        return {
+            name: value[: self.cut] if isinstance(value, str) else value
+            for name, value in parts.items()
+            if value is not MISSING
+        }
 
 
 def _page(query: Dict[str, str], collection: Collection) -> Page:

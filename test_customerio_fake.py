@@ -855,7 +855,7 @@ class ControlLists(FakeTest):
         self.assertEqual(len(self.records("events", "?text=odd&customer_id=1&limit=5")), 1)
 
     def test_a_record_can_be_cut_to_some_fields(self) -> None:
-        found = self.records("events", "?fields=name,data.deep.x&limit=1")
+        found = self.records("events", "?fields=name,data.deep.x,data.deep.y&limit=1")
         self.assertEqual(found, [{"name": "even", "data.deep.x": 0}])
         found = self.records("events", "?fields=name,data&limit=1&cut=2")
         self.assertEqual(found, [{"name": "ev", "data": {"n": 0, "deep": {"x": 0}}}])
