@@ -46,9 +46,10 @@ The file is read from top to bottom; each section uses only the sections above i
     23  Control                 /__parlel/*, for the test that drives us
     24  Snapshots               a workspace as one JSON document, and back
     25  JavaScript              a client for tests in Node and in browsers, and its types
-    26  Server                  HTTP on the wire
-    27  Beside the real service  a workspace elsewhere, read into a seed
-    28  Public face             CustomerioServer and the command line
+    26  Page                    what a person sees in a browser
+    27  Server                  HTTP on the wire
+    28  Beside the real service  a workspace elsewhere, read into a seed
+    29  Public face             CustomerioServer and the command line
 
 Rules are taken from, in this order: what was observed of the live service ("observed"),
 the official API description ("reference"), the documentation ("docs"), and where all are
@@ -18353,18 +18354,6 @@ def favicon(call: Call) -> Response:
     return Response(204)
 
 
-@route("GET", "/", SHARED)
-def about(call: Call) -> Json:
-    """Say what this is and where to go on."""
-    return {
-        "name": "customerio_fake",
-        "version": __version__,
-        "apis": ["track", "app", "pipelines"],
-        "operations": len(ROUTES),
-        "routes": "/__parlel/routes",
-    }
-
-
 _RESET = FieldList(closed=True, example={"only": "state"}).having(
     only=choice_field("state", *RESETS)
 )
@@ -20953,7 +20942,1113 @@ _SCRIPT = (("Content-Type", "text/javascript; charset=utf-8"),)
 
 
 # ======================================================================================
-# ==== §26 Server
+# ==== §26 Page
+# ======================================================================================
+
+# What a person sees who opens the server in a browser. It uses the control endpoints that serve
+# everybody, and nothing from elsewhere. Whatever the server tells goes into it as text.
+
+_PAGE_STYLE = r"""
+:root {
+  color-scheme: light dark;
+  --back: light-dark(#fff, #151518);
+  --side: light-dark(#f7f7f9, #1b1b1f);
+  --raised: light-dark(#fff, #232328);
+  --hover: light-dark(#f1f1f5, #26262c);
+  --line: light-dark(#e5e5ea, #303037);
+  --text: light-dark(#1d1d22, #ececf1);
+  --soft: light-dark(#63636e, #a2a2ae);
+  --accent: light-dark(#574bd6, #a9a1ff);
+  --tint: light-dark(#efedff, #2b2849);
+  --good: light-dark(#147343, #62cf97);
+  --warn: light-dark(#865300, #e9b44c);
+  --warn-tint: light-dark(#fff6e3, #352b17);
+  --bad: light-dark(#b9262d, #ff8b8e);
+  --bad-tint: light-dark(#ffefef, #3c2023);
+  --mono: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace;
+  font: 14px/1.45 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif;
+}
+* { box-sizing: border-box; }
+[hidden] { display: none !important; }
+body {
+  display: grid;
+  grid: auto minmax(0, 1fr) / 168px minmax(0, 1fr);
+  height: 100dvh;
+  margin: 0;
+  background: var(--back);
+  color: var(--text);
+}
+a { color: var(--accent); text-decoration: none; }
+a:hover { text-decoration: underline; }
+h1, h2, h3 { margin: 0; font-size: 14px; font-weight: 600; text-wrap: balance; }
+h2 { font-size: 18px; line-height: 1.3; }
+h3 { margin: 22px 0 8px; color: var(--soft); font-size: 12px; }
+:focus-visible { outline: 2px solid var(--accent); outline-offset: 1px; }
+.row:focus-visible { outline-offset: -2px; }
+button, select, input, textarea, summary, .button {
+  padding: 4px 10px;
+  border: 1px solid var(--line);
+  border-radius: 6px;
+  background: var(--raised);
+  color: inherit;
+  font: inherit;
+  white-space: nowrap;
+}
+button, summary, select, .button { cursor: pointer; }
+button:hover, summary:hover, .button:hover { background: var(--hover); text-decoration: none; }
+button.danger { color: var(--bad); }
+input, textarea { min-width: 0; }
+input::placeholder { color: var(--soft); }
+textarea { width: 100%; min-height: 150px; font: 12px/1.5 var(--mono); white-space: pre-wrap; }
+summary { list-style: none; font-variant-numeric: tabular-nums; }
+summary::-webkit-details-marker { display: none; }
+code, pre { font: 12px/1.55 var(--mono); }
+pre {
+  margin: 0;
+  padding: 10px 12px;
+  overflow: auto;
+  border: 1px solid var(--line);
+  border-radius: 8px;
+  background: var(--side);
+  white-space: pre-wrap;
+  overflow-wrap: anywhere;
+}
+pre .name { color: var(--accent); }
+kbd {
+  padding: 0 5px;
+  border: 1px solid var(--line);
+  border-radius: 4px;
+  color: var(--soft);
+  font: 11px/1.5 var(--mono);
+}
+bdi, .row span, td { unicode-bidi: isolate; overflow-wrap: anywhere; }
+time { font-variant-numeric: tabular-nums; white-space: nowrap; }
+
+header {
+  grid-column: 1 / -1;
+  display: flex;
+  gap: 8px;
+  align-items: center;
+  padding: 8px 14px;
+  border-bottom: 1px solid var(--line);
+}
+header h1 { width: 146px; }
+header h1 a { color: inherit; }
+search { position: relative; flex: 1; max-width: 480px; margin-right: auto; }
+search input { width: 100%; }
+search kbd { position: absolute; right: 8px; top: 7px; }
+search input:focus + kbd { display: none; }
+#badges { display: flex; gap: 6px; }
+#workspace { max-width: 140px; }
+#clock { position: relative; }
+#clock.frozen summary { color: var(--accent); }
+.menu, #hits {
+  position: absolute;
+  z-index: 9;
+  top: calc(100% + 6px);
+  right: 0;
+  padding: 6px;
+  border: 1px solid var(--line);
+  border-radius: 10px;
+  background: var(--raised);
+  box-shadow: 0 8px 30px #0003;
+}
+.menu button { display: block; width: 100%; border: 0; text-align: left; }
+.menu p { margin: 4px 10px; color: var(--soft); font-size: 12px; white-space: nowrap; }
+#hits { left: 0; max-height: 70vh; overflow: auto; }
+#hits h3 { margin: 8px 8px 2px; }
+#hits .row { border: 0; border-radius: 6px; }
+
+nav { display: flex; flex-direction: column; gap: 1px; padding: 10px 8px;
+  border-right: 1px solid var(--line); background: var(--side); overflow: auto; }
+nav a { display: flex; justify-content: space-between; padding: 5px 10px; border-radius: 6px;
+  color: var(--soft); white-space: nowrap; }
+nav a:hover { background: var(--hover); text-decoration: none; }
+nav a[aria-current] { background: var(--tint); color: var(--accent); font-weight: 600; }
+nav button { margin: auto 4px 0; border: 0; background: none; color: var(--soft);
+  text-align: left; }
+
+main { display: flex; min-width: 0; outline: 0; }
+.list { display: flex; flex: 1; flex-direction: column; min-width: 0; }
+.split .list { flex: 0 0 38%; max-width: 460px; border-right: 1px solid var(--line); }
+.detail { flex: 1; min-width: 0; overflow: auto; padding: 18px 22px 40px; }
+.detail > * { max-width: 1100px; }
+.bar { display: flex; flex-wrap: wrap; gap: 6px; align-items: center; padding: 8px 14px;
+  border-bottom: 1px solid var(--line); }
+.bar input[type=text] { flex: 1 1 120px; }
+.bar label { display: flex; gap: 5px; align-items: center; color: var(--soft);
+  white-space: nowrap; }
+.count { margin-left: auto; color: var(--soft); font-size: 12px; }
+.rows { position: relative; flex: 1; min-height: 0; overflow: auto; }
+.sheet { position: relative; overflow: hidden; }
+.sheet .row { position: absolute; right: 0; left: 0; }
+.row {
+  display: flex;
+  gap: 10px;
+  align-items: center;
+  padding: 0 14px;
+  height: 52px;
+  border-bottom: 1px solid var(--line);
+  color: inherit;
+}
+.row:hover { background: var(--hover); text-decoration: none; }
+.row[aria-current] { background: var(--tint); }
+.row > time { color: var(--soft); font-size: 12px; }
+.row > .what { flex: 1; min-width: 0; }
+.row .what > * { display: block; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.row .what b { font-weight: 500; }
+.row .what > :nth-child(2) { color: var(--soft); font-size: 12px; }
+.row.bad { box-shadow: inset 3px 0 var(--bad); background: var(--bad-tint); }
+.row.warn { box-shadow: inset 3px 0 var(--warn); background: var(--warn-tint); }
+.row.bad .what > :nth-child(2) { color: var(--bad); }
+.row.warn .what > :nth-child(2) { color: var(--warn); }
+.row.bad[aria-current], .row.warn[aria-current] { background: var(--tint); }
+.new { animation: new 1.5s; }
+@keyframes new { from { background: var(--tint); } }
+.tag {
+  padding: 1px 7px;
+  border-radius: 99px;
+  background: var(--hover);
+  color: var(--soft);
+  font-size: 12px;
+  white-space: nowrap;
+}
+.tag.good { color: var(--good); }
+.tag.warn { background: var(--warn-tint); color: var(--warn); }
+.tag.bad { background: var(--bad-tint); color: var(--bad); }
+.kind { flex: 0 0 66px; color: var(--soft); font-size: 12px; }
+.empty { max-width: 640px; margin: 8vh auto; padding: 0 20px; color: var(--soft); }
+.empty h2 { color: var(--text); }
+.facts { margin: 4px 0 14px; color: var(--soft); }
+.actions { display: flex; flex-wrap: wrap; gap: 6px; align-items: center; margin: 12px 0; }
+.tabs { display: flex; gap: 2px; margin: 16px 0 12px; overflow-x: auto;
+  border-bottom: 1px solid var(--line); }
+.tabs a { padding: 5px 10px; color: var(--soft); }
+.tabs a[aria-current] { color: var(--text); box-shadow: inset 0 -2px var(--accent); }
+table { width: 100%; border-collapse: collapse; }
+td, th { padding: 5px 12px 5px 0; border-bottom: 1px solid var(--line); text-align: left;
+  vertical-align: top; }
+th { color: var(--soft); font-weight: 400; }
+td time { color: var(--soft); font-size: 12px; }
+
+iframe { display: block; width: 100%; height: 68vh; border: 1px solid var(--line);
+  border-radius: 8px; background: #fff; color-scheme: light; }
+.phone { width: 391px; max-width: 100%; padding: 8px; border: 1px solid var(--line);
+  border-radius: 28px; background: var(--side); }
+.phone iframe, .phone .screen { height: 667px; border-radius: 20px; }
+.phone .screen { padding: 60px 14px; overflow: auto; border: 1px solid var(--line);
+  background: var(--back); }
+.bubble { max-width: 85%; padding: 8px 12px; border-radius: 16px 16px 16px 4px;
+  background: light-dark(#e9e9ee, #34343b); white-space: pre-wrap; overflow-wrap: anywhere; }
+.bubble.whatsapp { background: light-dark(#d9f7cd, #1d4a2f); }
+.card { padding: 10px 14px; border: 1px solid var(--line); border-radius: 14px;
+  background: var(--raised); box-shadow: 0 4px 16px #0002; overflow-wrap: anywhere; }
+.card p { margin: 2px 0 0; white-space: pre-wrap; }
+
+.flow { display: flex; flex-direction: column; align-items: center; width: max-content;
+  min-width: 100%; margin: 0; padding: 4px; list-style: none; }
+.flow li { display: flex; flex-direction: column; align-items: center; }
+.flow li + li::before, .paths .flow::before {
+  content: ""; width: 1px; height: 18px; background: var(--soft); }
+.tile { display: block; min-width: 170px; max-width: 250px; padding: 7px 12px;
+  border: 1px solid var(--line); border-radius: 10px; background: var(--raised); }
+.tile small { display: block; color: var(--soft); font-size: 12px; }
+.tile.here { border-color: var(--accent); box-shadow: 0 0 0 2px var(--tint); }
+.tile .tag { float: right; margin-left: 8px; background: var(--tint); color: var(--accent); }
+.paths { display: flex; gap: 18px; margin-top: 14px; padding: 0 8px;
+  border-top: 1px solid var(--soft); }
+.paths > div { display: flex; flex-direction: column; align-items: center; margin-top: -10px; }
+.paths > div > .tag { border: 1px solid var(--line); background: var(--back); }
+.scroll { overflow-x: auto; padding-bottom: 8px; }
+.drop { padding: 26px; border: 1px dashed var(--soft); border-radius: 10px; text-align: center; }
+.drop.over { background: var(--tint); }
+
+#toast { position: fixed; right: 16px; bottom: 16px; max-width: min(480px, 90vw);
+  padding: 9px 14px; border-radius: 8px; background: var(--text); color: var(--back);
+  opacity: 0; transition: opacity .2s; pointer-events: none; overflow-wrap: anywhere; }
+#toast.shown { opacity: 1; }
+dialog { max-width: 460px; padding: 20px; border: 1px solid var(--line); border-radius: 12px;
+  background: var(--raised); color: inherit; }
+dialog::backdrop { background: #0006; }
+dialog .actions { justify-content: flex-end; margin-bottom: 0; }
+dialog dl { display: grid; grid-template-columns: auto 1fr; gap: 6px 14px; margin: 12px 0; }
+dialog dd { margin: 0; }
+noscript { padding: 20px; }
+
+@media (max-width: 800px) {
+  body { grid: auto auto minmax(0, 1fr) / minmax(0, 1fr); }
+  header { flex-wrap: wrap; padding: 8px 10px; }
+  header h1 { width: auto; margin-right: auto; }
+  search { flex: 1 0 100%; order: 9; max-width: none; }
+  nav { flex-direction: row; border-right: 0; border-bottom: 1px solid var(--line); padding: 4px; }
+  nav button { display: none; }
+  .split .list { display: none; }
+  .detail { padding: 12px 14px 40px; }
+  .kind { display: none; }
+  .row { padding: 0 10px; }
+}
+@media (min-width: 801px) { .back { display: none; } }
+@media (prefers-reduced-motion: reduce) { .new { animation: none; } #toast { transition: none; } }
+"""
+
+_PAGE_SCRIPT = r"""
+"use strict";
+const base = location.pathname.replace(/\/+$/, "");
+const $ = (selector, from = document) => from.querySelector(selector);
+const main = $("main");
+
+// ---- elements: what comes from the server goes in as text, never as HTML
+
+/** Text in which signs that would turn other text round can be seen. */
+const plain = (text) => String(text).replace(/[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g,
+  (sign) => `⟨U+${sign.codePointAt().toString(16).toUpperCase()}⟩`);
+
+/** An element: h("a.row.bad", {href}, "text", child, [children]). */
+function h(kind, ...parts) {
+  const [tag, ...classes] = kind.split(".");
+  const element = document.createElement(tag || "div");
+  element.className = classes.join(" ");
+  for (const part of parts.flat(9)) {
+    if (part === undefined || part === null || part === false) continue;
+    if (part instanceof Node) element.append(part);
+    else if (typeof part !== "object") element.append(plain(part));
+    else for (const [name, value] of Object.entries(part)) {
+      if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+      else if (value || value === 0) element.setAttribute(name, value === true ? "" : value);
+    }
+  }
+  return element;
+}
+const fill = (element, ...parts) => element.replaceChildren(...h("", parts).childNodes);
+const button = (text, onclick) => h("button", {type: "button", onclick}, text);
+const tag = (text, kind = "") => text !== "" && h(`span.tag.${kind}`, text);
+const title = (text) => h("h3", text);
+const table = (rows) => h("table", h("tbody", rows.map(([name, ...values]) =>
+  h("tr", h("th", {scope: "row"}, name), values.map((value) => h("td", value))))));
+const shown = (value) => typeof value === "string" ? value : JSON.stringify(value);
+const words = (name) => String(name).replace(/_/g, " ");
+
+let clock = {}, ahead = 0; // by how many milliseconds the fake's clock is ahead of ours
+const now = () => clock.frozen ? clock.now * 1000 : Date.now() + ahead;
+const short = new Intl.DateTimeFormat([], {timeStyle: "medium"});
+const long = new Intl.DateTimeFormat([], {dateStyle: "medium", timeStyle: "short"});
+
+/** A moment in Unix seconds: local, and on hover in UTC and how long ago. */
+function time(seconds) {
+  if (!seconds) return "-";
+  const date = new Date(seconds * 1000), format = Math.abs(date - now()) < 43200e3 ? short : long;
+  return h("time", {datetime: date.toISOString()}, format.format(date));
+}
+addEventListener("mouseover", ({target}) => {
+  if (target.tagName !== "TIME") return;
+  const left = (new Date(target.dateTime) - now()) / 1000;
+  target.title = `${target.dateTime} · ${span(left)} ${left < 0 ? "ago" : "from now"}`;
+});
+function span(seconds) {
+  const units = [["day", 86400], ["hour", 3600], ["minute", 60], ["second", 1]];
+  const [name, size] = units.find((unit) => Math.abs(seconds) >= unit[1]) || units[3];
+  const count = Math.round(Math.abs(seconds) / size * 10) / 10;
+  return `${count} ${name}${count === 1 ? "" : "s"}`;
+}
+
+/** A value as JSON, its names in colour; a text as it is. What is very long is cut. */
+function json(value) {
+  const text = typeof value === "string" ? value : JSON.stringify(value, null, 2) || "";
+  const parts = text.slice(0, 1e5).split(/^( *"(?:[^"\\]|\\.)*":)/m);
+  return h("pre", {tabindex: 0}, parts.map((part, at) => at % 2 ? h("span.name", part) : part),
+    text.length > 1e5 && `… and ${text.length - 1e5} characters`);
+}
+
+// ---- the server, and the address that says what is looked at
+
+async function api(path, method = "GET", body = undefined) {
+  const response = await fetch(`${base}/__parlel/${path}`, {method, body: JSON.stringify(body)});
+  const text = await response.text();
+  if (path.endsWith("/curl")) return text;
+  const answer = JSON.parse(text);
+  if (!response.ok) throw new Error(answer.meta.error);
+  return answer;
+}
+const ask = (list, query) => api(`${list}?${new URLSearchParams(query)}`);
+const newest = async (list, limit, more) => (await ask(list,
+  {order: "newest", limit, fields: LISTS[list].fields, cut: 160, ...more}))[list];
+
+/** A button that calls the server, says so, and shows what came of it. */
+const does = (text, path, method = "POST", body = {}) =>
+  button(text, () => act(path, method, body));
+async function act(path, method, body) {
+  try {
+    await api(path, method, body);
+    toast("Done");
+    await refresh();
+  } catch (error) { toast(error.message); }
+}
+let quiet;
+function toast(text) {
+  fill($("#toast"), text);
+  $("#toast").classList.add("shown");
+  clearTimeout(quiet);
+  quiet = setTimeout(() => $("#toast").classList.remove("shown"), 4000);
+}
+const to = (view, ids = [], query = {}) => {
+  const path = [view, ...[].concat(ids)].map(encodeURIComponent).join("/");
+  const more = new URLSearchParams(query).toString();
+  return `#/${path}${more && "?"}${more}`;
+};
+function readAddress() {
+  const [path, query] = location.hash.slice(2).split("?");
+  const [view, id = "", more = ""] = path.split("/").map((part) => {
+    try { return decodeURIComponent(part); } catch { return part; }
+  });
+  const known = Object.hasOwn(VIEWS, view) ? view : "";
+  return {view: known, id, more, query: Object.fromEntries(new URLSearchParams(query))};
+}
+const filters = ({show, rule, without, ...rest}) => rest;
+const kept = (view) => address.view === view ? filters(address.query) : {};
+const person = (id) => id ? h("a", {href: to("people", id)}, h("bdi", id)) : "nobody";
+
+/** Shows a dialog; gives whether it was left by the button with the `verb`. */
+function dialog(heading, content, verb = "") {
+  const box = $("dialog");
+  return new Promise((resolve) => {
+    box.onclose = () => resolve(box.returnValue === "yes");
+    box.returnValue = "";
+    const leave = (text, value) => button(text, () => box.close(value));
+    fill(box, h("h2", heading), content,
+      h(".actions", leave(verb ? "Cancel" : "Close", ""), verb && leave(verb, "yes")));
+    box.showModal();
+  });
+}
+const copy = (text) => navigator.clipboard.writeText(text).then(() => toast("Copied"))
+  .catch(() => dialog("Copy this", json(text)));
+
+// ---- the rows of lists
+
+const GOOD = ["sent", "delivered", "opened", "clicked", "converted", "finished", "running"];
+const BAD = ["failed", "bounced", "dropped", "spammed", "undeliverable", "suppressed"];
+const state = (name) =>
+  tag(words(name), BAD.includes(name) ? "bad" : GOOD.includes(name) ? "good" : "");
+const row = (kind, href, at, label, what, about, ...tags) => h(`a.row.${kind}`, {href}, time(at),
+  h("span.kind", label), h("span.what", h("b", what), h("span", about)), tags);
+
+function callRow(call) {
+  const errors = [call["response.meta.errors"] || call["response.errors"] || []].flat();
+  const wrong = call["response.meta.error"]
+    || errors.map((one) => one.detail || one.message || one.reason || shown(one)).join("; ");
+  const bad = call.status >= 400, line = `${call.method} ${call.path}`, {events} = call;
+  const about = [events.length ? line : call.api || "no such path",
+    call.person && `person ${call.person}`].filter(Boolean).join(" · ");
+  return row(bad ? "bad" : call.reason ? "warn" : "", to("journal", call.id, kept("journal")),
+    call.at, events.length ? "event" : "call", events.join(", ") || line,
+    call.reason || (bad && wrong) || about,
+    call.fault && tag("fault", "warn"), tag(call.status, bad ? "bad" : "good"));
+}
+function messageRow(message) {
+  const {channel, recipient, "rendered.body": body} = message;
+  const text = message["rendered.subject"] || (channel !== "email" && body) || "(no subject)";
+  return row(BAD.includes(message.state) ? "bad" : "",
+    to("messages", message.delivery_id, kept("messages")), message.received_at, words(channel),
+    text, message.failure_message || `to ${recipient || message.customer_id || "nobody"}`,
+    state(message.state));
+}
+function reportRow(report) {
+  const last = report.attempts.at(-1), good = last?.status >= 200 && last.status < 300;
+  return row(last && !good ? "bad" : "", to("webhooks", report.event_id, kept("webhooks")),
+    report.timestamp, "webhook", words(`${report.object_type} ${report.metric}`),
+    report["data.recipient"] || report["data.customer_id"],
+    last?.retry_at && tag("again later", "warn"),
+    tag(last ? last.error || last.status : "nobody listens", last && (good ? "good" : "bad")));
+}
+const journeyRow = (one) => row(one.state === "not_entered" ? "warn" : "",
+  to("journeys", [one.campaign_id, one.id]), one.match_time, "journey",
+  `person ${one.customer_id ?? "?"} in campaign ${one.campaign_id}`,
+  one.exit_reason || (one.waiting_for && tileName(one.waiting_for)), state(one.state));
+function personRow(one) {
+  const name = one["attributes.name"] || one["attributes.first_name"];
+  const ids = [one.id, one["attributes.email"], one.cio_id].filter(Boolean);
+  return row("", to("people", one.id || one.cio_id, kept("people")), one.updated_at, "person",
+    name || ids.shift(), ids.join(" · "), one.unsubscribed && tag("unsubscribed", "warn"));
+}
+const eventRow = (event) => row("", to("people", event.customer_id || event.cio_id || ""),
+  event.timestamp, event.type, event.name, shown(event.data));
+function campaignRow(one) {
+  const counts = Object.entries(one.journeys).map(([name, count]) => `${count} ${words(name)}`);
+  return row("", to("journeys", one.id), one.updated, one.type, one.name || `Campaign ${one.id}`,
+    counts.join(", ") || "nobody yet", state(one.state));
+}
+/** The lists: which fields are needed for a row, how it is drawn, and when it was. */
+const LISTS = {
+  requests: {draw: callRow, at: "at", fields: "id,at,method,path,api,person,events,status,reason,"
+    + "fault,response.meta.error,response.meta.errors,response.errors"},
+  deliveries: {draw: messageRow, at: "received_at", fields: "delivery_id,channel,customer_id,"
+    + "recipient,state,failure_message,received_at,rendered.subject,rendered.body"},
+  journeys: {draw: journeyRow, at: "match_time", fields: "id,campaign_id,customer_id,state,"
+    + "match_time,waiting_for,exit_reason"},
+  webhooks: {draw: reportRow, at: "timestamp", fields: "event_id,object_type,metric,timestamp,"
+    + "data.recipient,data.customer_id,attempts"},
+  customers: {draw: personRow, fields: "id,cio_id,attributes.name,attributes.first_name,"
+    + "attributes.email,unsubscribed,updated_at"},
+  events: {draw: eventRow, at: "timestamp", fields: "name,type,customer_id,cio_id,timestamp,data"},
+  campaigns: {draw: campaignRow, fields: "id,name,type,state,updated,journeys"},
+};
+/** The newest rows of some lists as one, with when they were. */
+async function merged(lists, limit, query) {
+  const found = await Promise.all(lists.map(async (list, place) => {
+    const {draw, at} = LISTS[list], rows = await newest(list, limit, query);
+    // What is known to the second only came of the calls of that second.
+    const told = rows.filter((one) => one.api !== "shared" && one.attempts?.length !== 0);
+    return told.map((one) =>
+      [Number.isInteger(one[at]) ? one[at] + 0.999 + place / 1e4 : one[at], draw(one)]);
+  }));
+  return found.flat().sort((a, b) => b[0] - a[0]).map(([, drawn]) => drawn);
+}
+/** Puts rows in the place of others; the one with the focus keeps it. */
+function replaceRows(element, rows) {
+  const focused = document.activeElement?.hash, [here] = location.hash.split("?");
+  element.replaceChildren(...rows);
+  for (const one of rows) {
+    if (one.hash?.split("?")[0] === here) one.setAttribute("aria-current", "true");
+    if (focused && one.hash === focused) one.focus({preventScroll: true});
+  }
+}
+
+// ---- a list of any length: only the rows in sight are fetched and drawn
+
+const HEIGHT = 52, PAGE = 50;
+class List {
+  constructor(name, query, empty) {
+    Object.assign(this, {name, query, empty, count: 0, pages: new Map()});
+    this.sheet = h(".sheet");
+    this.element = h(".rows", {onscroll: () => this.paint(), tabindex: -1}, this.sheet);
+    this.total = h("span.count");
+  }
+  async load(page) {
+    const {fields} = LISTS[this.name], query = {order: "newest", fields, cut: 160, ...this.query};
+    return ask(this.name, {limit: PAGE, offset: page * PAGE, ...query});
+  }
+  inSight() {
+    const first = Math.max(0, Math.floor(this.element.scrollTop / HEIGHT) - 4);
+    return [first, first + Math.ceil((this.element.clientHeight || 800) / HEIGHT) + 8];
+  }
+  /** Fetches what is in sight anew; gives the newest record, if that was. */
+  async refresh() {
+    const [first, last] = this.inSight().map((at) => Math.floor(at / PAGE)), pages = new Map();
+    let count = 0, wrong = "";
+    for (let page = first; page <= last && (page === first || page * PAGE < count); page++) {
+      const answer = await this.load(page).catch((error) => ({count: 0, wrong: error.message}));
+      ({count, wrong} = answer);
+      pages.set(page, answer[this.name] || []);
+    }
+    const more = this.count && this.element.scrollTop > 0 ? count - this.count : 0;
+    Object.assign(this, {count, pages});
+    fill(this.total, count.toLocaleString());
+    if (count) this.paint();
+    else fill(this.sheet, h(".empty", wrong || this.empty));
+    this.element.scrollTop += more * HEIGHT; // what is being read stays where it is
+    return pages.get(0)?.[0];
+  }
+  paint() {
+    this.sheet.style.height = this.count ? `${this.count * HEIGHT}px` : "";
+    const [first, last] = this.inSight(), rows = [];
+    for (let at = first; at < Math.min(last, this.count); at++) {
+      const page = Math.floor(at / PAGE), record = this.pages.get(page)?.[at % PAGE];
+      if (!this.pages.has(page)) this.fetch(page);
+      rows.push(record ? LISTS[this.name].draw(record) : h(".row", "…"));
+      rows.at(-1).style.top = `${at * HEIGHT}px`;
+    }
+    if (this.count) replaceRows(this.sheet, rows);
+  }
+  async fetch(page) {
+    const pages = this.pages.set(page, []);
+    pages.set(page, (await this.load(page))[this.name]);
+    if (pages === this.pages) this.paint();
+  }
+}
+
+/** The bar over a list: a choice for some fields, a text, and what else the address asks for. */
+function bar(choices, ...more) {
+  const go = (name, value) => {
+    const {[name]: before, ...rest} = filters(readAddress().query);
+    location.replace(to(address.view, [], value ? {...rest, [name]: value} : rest));
+  };
+  const {text = "", ...others} = filters(address.query);
+  const selects = Object.entries(choices).map(([name, values]) => {
+    const {[name]: chosen} = others;
+    delete others[name];
+    return h("select", {"aria-label": words(name), onchange: ({target}) => go(name, target.value)},
+      h("option", {value: ""}, `Any ${words(name)}`),
+      values.map((value) => h("option", {value, selected: String(value) === chosen}, value)));
+  });
+  let typing;
+  return h(".bar", selects, h("input", {type: "text", placeholder: "Filter", value: text,
+    "aria-label": "Filter by a text", oninput: ({target}) => {
+      clearTimeout(typing);
+      typing = setTimeout(() => go("text", target.value), 200);
+    }}), Object.entries(others).map(([name, value]) =>
+    button(`${name}: ${value} ✕`, () => go(name, ""))), more);
+}
+
+/** A view of a list, and beside it of the one that is chosen from it. */
+const listView = (name, list, empty, detail, choices = {}, tools = () => [], also = []) => ({
+  title: name, lists: [list, ...also], key: null,
+  async show() {
+    const key = JSON.stringify(filters(address.query));
+    if (this.key !== key || !this.list.element.isConnected) {
+      const focus = document.activeElement?.ariaLabel;
+      Object.assign(this, {key, list: new List(list, JSON.parse(key), empty)});
+      Object.assign(this, {top: h(""), rest: h(""), drawn: null});
+      this.pane = h("section.detail", {"aria-label": "Details", tabindex: -1},
+        h("a.back", {href: to(address.view, [], filters(address.query))}, "← Back"),
+        this.top, this.rest);
+      fill(main, h(".list", bar(choices, tools(this), this.list.total), this.list.element));
+      if (focus) $(`.bar [aria-label="${focus}"]`)?.focus();
+      await this.list.refresh();
+    }
+    main.classList.toggle("split", Boolean(address.id));
+    this.list.paint();
+    if (!address.id) return this.pane.remove();
+    main.append(this.pane);
+    await this.open();
+  },
+  async open() {
+    let parts, key, rest;
+    try {
+      [parts, key = "", rest = () => []] = await detail(address);
+    } catch (error) { [parts, rest] = [h(".empty", error.message), () => []]; }
+    fill(this.top, parts);
+    if (key !== this.drawn) fill(this.rest, rest());
+    this.drawn = key; // so that a message that is being read is not loaded again
+  },
+  async refresh() {
+    const first = await this.list.refresh();
+    if (this.follow && first && first.delivery_id !== address.id) {
+      location.replace(to("messages", first.delivery_id, address.query));
+    } else if (address.id) await this.open();
+  },
+});
+
+// ---- live: one timeline of all that happens
+
+const live = {
+  title: "Live", lists: ["requests", "deliveries", "journeys", "webhooks"],
+  async show() {
+    const names = {requests: "Calls", deliveries: "Messages", journeys: "Journeys",
+      webhooks: "Webhooks"};
+    this.off = new Set((address.query.without || "").split(",").filter(Boolean));
+    const turn = (list) => ({target}) => {
+      this.off[target.checked ? "delete" : "add"](list);
+      location.replace(to("", [], this.off.size ? {without: [...this.off]} : {}));
+    };
+    this.rows = h(".rows", {tabindex: -1});
+    this.before = null;
+    fill(main, h(".list", h(".bar", this.lists.map((list) => h("label", h("input", {
+      type: "checkbox", checked: !this.off.has(list), onchange: turn(list)}), names[list]))),
+    this.rows));
+    await this.refresh();
+  },
+  async refresh() {
+    const rows = await merged(this.lists.filter((list) => !this.off.has(list)), 60);
+    for (const one of rows) if (this.before && !this.before.has(one.hash)) one.classList.add("new");
+    this.before = new Set(rows.map((one) => one.hash));
+    replaceRows(this.rows, rows.length ? rows.slice(0, 150) : [welcome()]);
+  },
+};
+function welcome() {
+  const url = location.origin + base;
+  return h(".empty", h("h2", "Nothing has arrived yet"),
+    h("p", "Point a client here. Any keys will do, unless some are set."),
+    table([["Track", h("code", `${url}/api/v1`)], ["App", h("code", `${url}/v1`)],
+      ["Pipelines", h("code", `${url}/v1`)]]), title("Try it"),
+  json(`curl ${url}/api/v1/customers/1/events -u site:key -d '{"name": "signup"}'`));
+}
+
+// ---- messages
+
+/** What may happen next, by channel. */
+const NEXT = {
+  email: ["opened", "clicked", "bounced", "spammed", "unsubscribed", "converted"],
+  push: ["delivered", "opened", "bounced", "converted"],
+  sms: ["delivered", "clicked", "bounced", "replied"],
+};
+function frame(id, name) {
+  // No script of a message runs, and it is of no origin; its own headers say so, too.
+  return h("iframe", {title: name, referrerpolicy: "no-referrer",
+    sandbox: "allow-popups allow-popups-to-escape-sandbox",
+    src: `${base}/__parlel/deliveries/${encodeURIComponent(id)}/html?tracked=false`});
+}
+/** A message as it looks to who gets it. */
+function screen({channel, delivery_id: id, rendered: {subject, body = ""}}, show) {
+  if (channel === "email" && show === "desktop") return frame(id, "On a desktop");
+  if (channel === "email") return h(".phone", frame(id, "On a phone"));
+  if (channel === "webhook") return json(body);
+  const inside = ["push", "in_app", "inbox_message"].includes(channel)
+    ? h(".card", h("b", subject || ""), /<\w/.test(body) ? frame(id, "The message") : h("p", body))
+    : h(`.bubble.${channel}`, body);
+  return h(".phone", h(".screen", inside));
+}
+function linksOf(id, links) {
+  return links.length > 0 && [title("Links"), table(links.map(({id: link_id, href, tracked}) => [
+    /^https?:/i.test(href) ? h("a", {href, target: "_blank", rel: "noreferrer"}, href) : href,
+    tracked ? does("Click as the customer", `deliveries/${id}/clicked`, "POST", {link_id})
+      : "not tracked"]))];
+}
+const SHOWS = {
+  phone: (message) => screen(message, "phone"),
+  desktop: (message) => screen(message, "desktop"),
+  text: ({rendered}) => json(rendered.body_plain || rendered.body || ""),
+  source: ({rendered}) => json(rendered.body || ""),
+  headers: ({rendered: {body, body_plain, body_amp, links, headers, ...parts}}) =>
+    table(Object.entries({...parts, ...headers}).map(([name, value]) => [name, shown(value)])),
+  data: ({parents, message}) => [title("Part of"), json(parents), title("Content and data"),
+    json(message)],
+  history: ({history}) => table(history.map(({metric, timestamp, ...more}) =>
+    [state(metric), time(timestamp), Object.values(more).map(shown).join(" · ")])),
+};
+async function messageDetail({id, query}) {
+  const path = `deliveries/${encodeURIComponent(id)}`, message = await api(path);
+  const {rendered, channel} = message, {links = []} = rendered, show = query.show || "phone";
+  const next = NEXT[channel] || ["delivered", "opened", "clicked", "bounced"];
+  const html = channel === "email" && [
+    h("a.button", {href: `${base}/e/v/${encodeURIComponent(id)}`, target: "_blank"},
+      "Open as the customer ↗"),
+    h("a.button", {href: `${base}/__parlel/${path}/eml`, download: "message.eml"}, "Download")];
+  return [[h("h2", h("bdi", rendered.subject || words(channel))),
+    h(".facts", h("bdi", rendered.from ? `${rendered.from} → ` : ""),
+      h("bdi", message.recipient || "nobody"), " · ", person(message.customer_id), " · ",
+      time(message.received_at), " ", state(message.state)),
+    message.failure_message && h("p.tag.bad", message.failure_message),
+    h(".actions", next.map((metric) => does(words(metric), `${path}/${metric}`)), html),
+    h(".tabs", Object.keys(SHOWS).map((name) => h("a", {"aria-current": show === name && "true",
+      href: to("messages", id, {...query, show: name})}, words(name))))],
+  [id, show, show === "history" && message.history.length].join(),
+  () => [(SHOWS[show] || SHOWS.phone)(message), linksOf(encodeURIComponent(id), links)]];
+}
+
+// ---- people
+
+async function personDetail({id}) {
+  const one = await api(`customers/${encodeURIComponent(id)}/profile`);
+  const {attributes, timestamps, identifiers} = one;
+  const name = one.id || identifiers.email || one.cio_id;
+  const rows = await merged(["events", "deliveries", "journeys"], 50, {customer_id: name});
+  const part = (text, list, line) => list.length > 0 && [title(text), table(list.map(line))];
+  return [[h("h2", h("bdi", attributes.name || attributes.first_name || name)),
+    h(".facts", Object.entries(identifiers).map(([kind, value]) =>
+      value && [tag(`${kind} ${value}`), " "]), "since ", time(one.created_at), " ",
+    one.unsubscribed && tag("unsubscribed", "warn")),
+    part("Attributes", Object.entries(attributes), ([key, value]) =>
+      [key, shown(value), time(timestamps[key])]),
+    part("Segments", one.segments, ({name: segment, type}) => [segment, tag(type)]),
+    part("Devices", one.devices, (device) => [device.platform, device.id, time(device.last_used)]),
+    part("Objects", one.objects, (thing) =>
+      [`${thing.object_type_id}: ${thing.object_id}`, shown(thing.attributes)]),
+    part("Topics", one.topics, (topic) => [topic.name, topic.subscribed
+      ? tag("subscribed", "good") : tag("unsubscribed", "warn")]),
+    title("What happened"), rows.length ? rows : "Nothing yet."]];
+}
+
+// ---- journeys
+
+const TILES = {
+  delay_seconds: "Wait", randomized_delay: "Random wait", delay_time_window: "Time window",
+  conditional_wait: "Wait until", conditional_branch: "True or false",
+  multi_split_branch: "Multi-split", random_cohort_branch: "Random cohort",
+  split_randomized: "A/B test", attribute_update: "Update person",
+  static_seg_update: "Manual segment", twilio: "SMS",
+};
+const tileName = (type) => TILES[type] || words(type);
+/** What a tile says of itself beside its name. */
+function tileText(tile) {
+  const {type, delay, name, event_name: event, subject, url, attributes} = tile;
+  if (type === "delay_time_window") return `${tile.start_time} to ${tile.end_time}`;
+  if (type === "randomized_delay") return `${span(tile.min_delay)} to ${span(tile.max_delay)}`;
+  if (delay) return `${span(delay)}${type === "conditional_wait" ? " at most" : ""}`;
+  return [name || event, subject || url].filter(Boolean).join(": ")
+    || Object.keys(attributes || {}).join(", ");
+}
+function pathName(tile, at, last) {
+  if (tile.variations) return `${"ABCDEFGH"[at]} ${tile.allocations?.[at] ?? ""}`;
+  if (tile.type === "conditional_branch") return at ? "false" : "true";
+  if (tile.cohorts || !last) return tile.cohort_names?.[at] || `path ${at + 1}`;
+  return tile.type === "conditional_wait" ? "too late" : "else";
+}
+/** A workflow from top to bottom: `at` says how many stand where, `here` where somebody is. */
+const flow = (tiles, at = {}, here = null) => h("ol.flow", tiles.map((tile) => {
+  const paths = tile.paths || (tile.variations || []).map((one) => [one]);
+  return h("li", h(`.tile.${tile.id === here ? "here" : ""}`, at[tile.id] && tag(at[tile.id]),
+    h("b", tileName(tile.type)), h("small", tileText(tile))),
+  paths.length > 0 && h(".paths", paths.map((path, number) => h("",
+    tag(pathName(tile, number, number === paths.length - 1)), flow(path, at, here)))));
+}));
+const drawn = (...parts) => h(".scroll", {tabindex: 0}, flow(...parts));
+const typesOf = (tiles) => tiles.flatMap(({id, type, paths = [], variations = []}) =>
+  [[id, type], ...typesOf([...paths.flat(), ...variations])]);
+
+async function campaignDetail({id, more}) {
+  const [one] = (await ask("campaigns", {id})).campaigns;
+  if (!one) throw new Error(`There is no campaign ${id}.`);
+  if (more) return journeyDetail(one, more);
+  const rows = await newest("journeys", 100, {campaign_id: id});
+  const put = (text, body) => does(text, `campaigns/${id}`, "PUT", body);
+  return [[h("h2", one.name || `Campaign ${id}`), h(".facts", tag(one.type), " ", state(one.state),
+    one.event_name && [" begins with ", h("code", one.event_name)]),
+  h(".actions", one.state === "running"
+    ? [put("Stop, let them finish", {state: "stopped", journeys: "finish"}),
+      put("Stop, all leave", {state: "stopped", journeys: "exit"})]
+    : put("Start", {state: "running"})), drawn(one.actions, one.at), title("Journeys"),
+  rows.length ? rows.map(journeyRow) : "Nobody has come by yet."]];
+}
+async function journeyDetail(campaign, id) {
+  const [one] = (await ask("journeys", {id})).journeys;
+  if (!one) throw new Error("There is no such journey.");
+  const types = Object.fromEntries(typesOf(campaign.actions));
+  const line = (step) => [tileName(types[step.action_id] || step.type), time(step.at),
+    [state(step.outcome), " ", "path" in step && `path ${step.path + 1} `, step.reason,
+      step.delivery_id && h("a", {href: to("messages", step.delivery_id)}, "message")]];
+  return [[h("a", {href: to("journeys", campaign.id)}, `← ${campaign.name || "Campaign"}`),
+    h("h2", "Journey of ", person(one.customer_id)),
+    h(".facts", state(one.state), " since ", time(one.match_time),
+      one.waiting_for && ` · ${tileName(one.waiting_for)}`,
+      one.next_wake_up && [" until ", time(one.next_wake_up)],
+      one.exit_reason && ` · ${one.exit_reason}`),
+    one.state === "active" && h(".actions", does("Force exit", `journeys/${id}/force_exit`)),
+    title("Steps"), table(one.steps.map(line)), title("What began it"), json(one.trigger),
+    title("Where it is"), drawn(campaign.actions, {}, one.next_action_id)]];
+}
+
+// ---- journal and webhooks
+
+async function callDetail({id}) {
+  const [call] = (await ask("requests", {id})).requests;
+  if (!call) throw new Error(`Call ${id} is not kept any more.`);
+  const {operation, status, body, query} = call, line = `${call.method} ${call.path}`;
+  const rule = JSON.stringify({match: {operation: operation || line}, status: 503, times: 1});
+  const match = {operation, status, ...(typeof body === "object" && body ? {body} : {})};
+  const wanted = JSON.stringify({list: "requests", match}).replace(/'/g, "'\\''");
+  const curl = `curl -s -X POST ${location.origin}${base}/__parlel/assert -d '${wanted}'`;
+  return [[h("h2", h("code", line)), h(".facts", tag(status, status >= 400 ? "bad" : "good"),
+    ` ${call.duration_ms} ms · `, time(call.at), ` · ${operation || "no operation"} · `,
+    person(call.person)),
+  call.reason && h("p.tag.warn", call.reason),
+  h(".actions", button("Copy as curl", async () => copy(await api(`requests/${id}/curl`))),
+    h("a.button", {href: to("faults", [], {rule})}, "Make a fault of this"),
+    button("Copy as an assertion", () => copy(curl))),
+  Object.keys(query).length > 0 && [title("Query"), json(query)],
+  body !== null && [title("Body"), json(body)], title("Answer"), json(call.response),
+  title("Headers"), table(Object.entries(call.headers))]];
+}
+async function reportDetail({id}) {
+  const [report] = (await ask("webhooks", {event_id: id})).webhooks;
+  if (!report) throw new Error("This report is not kept any more.");
+  const {attempts, data} = report;
+  return [[h("h2", words(`${report.object_type} ${report.metric}`)),
+    h(".facts", time(report.timestamp), " · ", person(data.customer_id)), title("Attempts"),
+    attempts.length ? table(attempts.map((one) => [time(one.at), one.error || one.status,
+      one.retry_at && ["again ", time(one.retry_at)]]))
+      : "Nobody listens: POST /v1/reporting_webhooks registers who does.",
+    title("Data"), json(data)]];
+}
+
+// ---- faults, settings
+
+const RULES = {
+  "503 once": {match: {operation: "POST /v1/send/email"}, status: 503, retry_after: 1, times: 1},
+  "429 every other time": {match: {operation: "POST /v1/send/*"}, status: 429, every: 2},
+  Slow: {match: {operation: "POST /v1/send/*"}, latency: 2},
+  "Done, but the answer is lost": {match: {method: "POST"}, reset: true, when: "after", times: 1},
+};
+const faults = {
+  title: "Faults", lists: ["faults"],
+  async show() {
+    const text = h("textarea", {"aria-label": "Rule", spellcheck: "false"});
+    const write = (rule) => { text.value = JSON.stringify(rule, null, 2); };
+    write(address.query.rule ? JSON.parse(address.query.rule) : RULES["503 once"]);
+    const add = () => {
+      try { act("faults", "POST", JSON.parse(text.value)); } catch (error) { toast(error.message); }
+    };
+    this.rules = h("");
+    fill(main, h(".detail", h("h2", "What goes wrong on purpose"), this.rules, title("Add a rule"),
+      h(".actions", Object.entries(RULES).map(([name, rule]) => button(name, () => write(rule)))),
+      text, h(".actions", button("Add", add))));
+    await this.refresh();
+  },
+  async refresh() {
+    const {faults: rules} = await api("faults");
+    fill(this.rules, rules.length ? table(rules.map(({id, matched, fired, active, ...rule}) =>
+      [h("code", JSON.stringify(rule)), `${fired} of ${matched} calls`,
+        active ? tag("active", "warn") : tag("spent"),
+        does("Remove", `faults/${id}`, "DELETE", undefined)])) : "No rules: all is well.");
+  },
+};
+async function load(file) {
+  let data;
+  try { data = JSON.parse(await file.text()); } catch { return toast(`${file.name} is no JSON`); }
+  const saved = "format" in data, what = saved ? "Go back to the state" : "Start with the seed";
+  const sure = await dialog(`${what} in ${file.name}?`, "What is recorded now is lost.", "Load");
+  if (sure) await (saved ? act("state", "PUT", data) : act("seed", "POST", data));
+}
+const settings = {
+  title: "Settings", lists: [],
+  async show() {
+    const [{settings: rows}, seed] = await Promise.all([api("settings"), api("seed")]);
+    const drop = h(".drop", {
+      ondragover: (event) => event.preventDefault(),
+      ondrop: (event) => {
+        event.preventDefault();
+        load(event.dataTransfer.files[0]);
+      }},
+    "Drop a seed or a saved state here, or ", h("label", "choose a file ", h("input", {type: "file",
+      onchange: ({target}) => load(target.files[0])})));
+    fill(main, h(".detail", h("h2", "State and seed"), h(".actions",
+      h("a.button", {href: `${base}/__parlel/state`, download: "state.json"}, "Download the state"),
+      button("Reset to the seed", reset)), drop, title("The seed"), json(seed), title("Settings"),
+    table(rows.map((one) => [one.name, [h("code", shown(one.value)), " ",
+      one.changed && tag("set", "warn")], one.help]))));
+  },
+};
+async function reset() {
+  const what = base ? `workspace ${base.slice(2)}` : "the default workspace";
+  if (await dialog(`Forget all that ${what} has recorded?`, "", "Reset")) act("reset", "POST", {});
+}
+
+// ---- the whole
+
+const CHANNELS = ["email", "push", "sms", "in_app", "inbox_message", "whatsapp", "slack",
+  "webhook"];
+const VIEWS = {
+  "": live,
+  messages: listView("Messages", "deliveries", "No messages here.", messageDetail,
+    {channel: CHANNELS, state: [...GOOD.slice(0, 5), ...BAD]}, (view) => h("label", h("input", {
+      type: "checkbox", checked: view.follow, onchange: ({target}) => {
+        view.follow = target.checked;
+        view.refresh();
+      }}), "Follow newest")),
+  people: listView("People", "customers", "Nobody is here.", personDetail, {}, () => [],
+    ["events", "deliveries", "journeys"]),
+  journeys: listView("Journeys", "campaigns", "No campaigns: a seed describes them.",
+    campaignDetail, {}, () => [], ["journeys"]),
+  journal: listView("Journal", "requests", "No calls here.", callDetail, {
+    status: [200, 204, 302, 400, 401, 403, 404, 422, 429, 500, 503],
+    api: ["track", "app", "pipelines", "shared"]}),
+  webhooks: listView("Webhooks", "webhooks", "Nothing has been reported.", reportDetail,
+    {object_type: ["customer", "email", "push", "sms", "in_app", "webhook"]},
+    () => does("Send what waits", "webhooks/flush")),
+  faults, settings,
+};
+let address = {view: "", query: {}};
+async function show() {
+  address = readAddress();
+  document.title = `${VIEWS[address.view].title} · ${base.slice(2) || "customerio_fake"}`;
+  for (const link of document.querySelectorAll("nav a")) {
+    link.ariaCurrent = link.hash === to(address.view) ? "page" : null;
+  }
+  $("#hits").hidden = true;
+  main.classList.remove("split");
+  await VIEWS[address.view].show();
+}
+const refresh = () => VIEWS[address.view].refresh?.();
+
+async function readBadges() {
+  const [dropped, {faults: rules}, {waiting}] = await Promise.all(
+    [ask("dropped", {limit: 0}), api("faults"), ask("webhooks", {limit: 0})]);
+  const badge = (count, text, href) => count > 0 && h("a.tag.warn", {href}, `${count} ${text}`);
+  fill($("#badges"), badge(dropped.count, "dropped", to("journal", [], {status: 200})),
+    badge(rules.filter((rule) => rule.active).length, "faults", to("faults")),
+    badge(waiting, "webhooks wait", to("webhooks")));
+}
+async function readClock() {
+  clock = await api("clock");
+  ahead = clock.now * 1000 - Date.now();
+  const {frozen, next} = clock, put = (text, body) => does(text, "clock", "PUT", body);
+  fill($("#clock .menu"), put(frozen ? "Let it go" : "Freeze", {freeze: !frozen}),
+    put("+1 minute", {advance: 60}), put("+1 hour", {advance: 3600}),
+    put("+1 day", {advance: 86400}), next ? put(`To what is due next, in ${span(next - clock.now)}`,
+      {advance: Math.max(next - clock.now, 0) + 0.001}) : h("p", "Nothing is due."));
+  tick();
+}
+function tick() {
+  const far = Math.abs(now() - Date.now()) > 43200e3;
+  fill($("#clock summary"), clock.frozen ? "❄ " : "", (far ? long : short).format(now()));
+}
+setInterval(() => document.hidden || clock.frozen || tick(), 1000);
+async function readWorkspaces() {
+  const {workspaces} = await (await fetch("/__parlel/workspaces")).json();
+  fill($("#workspace"), ["", ...workspaces.map(({name}) => `/@${name}`)].map((path) =>
+    h("option", {value: `${path}/`, selected: path === base}, path.slice(2) || "default")));
+}
+
+/** Waits for what changes, for as long as the page is open. */
+async function follow() {
+  const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
+  for (let number = 0, first = true;;) {
+    try {
+      const {changed, number: latest} = await api(`changes?since=${number}&timeout=25`);
+      const any = (...lists) => lists.some((one) => changed.includes(one));
+      const began = performance.now();
+      number = latest;
+      if (any("clock")) await readClock();
+      if (any("workspaces")) await readWorkspaces();
+      if (any("dropped", "faults", "webhooks")) await readBadges();
+      if (!first && any(...VIEWS[address.view].lists)) await refresh();
+      first = false;
+      // A fifth of the time at most, however much there is.
+      await pause(changed.length && Math.max(300, 4 * (performance.now() - began)));
+    } catch (error) {
+      toast(`No answer: ${error.message}`);
+      await pause(1000);
+    }
+  }
+}
+
+// ---- search and keys
+
+let typing, asked = 0;
+async function search(text) {
+  const mine = ++asked, kinds = ["customers", "deliveries", "events", "requests"];
+  const names = ["People", "Messages", "Events", "Calls"];
+  const found = text && await Promise.all(kinds.map((list) => newest(list, 4, {text})));
+  if (mine !== asked) return;
+  const parts = kinds.map((list, at) => found[at]?.length > 0
+    && [title(names[at]), found[at].map(LISTS[list].draw)]);
+  fill($("#hits"), parts.some(Boolean) ? parts : title("Nothing has this text."));
+  $("#hits").hidden = !text;
+}
+$("#search").addEventListener("input", ({target}) => {
+  clearTimeout(typing);
+  typing = setTimeout(() => search(target.value.trim()), 150);
+});
+addEventListener("click", ({target}) => {
+  if (!target.closest("search") || target.closest("a")) $("#hits").hidden = true;
+  if (!target.closest("#clock")) $("#clock").open = false;
+});
+function step(by) {
+  const rows = [...($("#hits").hidden ? main : $("#hits")).querySelectorAll("a.row")];
+  const at = rows.findIndex((one) => one === document.activeElement);
+  const here = at < 0 ? rows.findIndex((one) => one.ariaCurrent) : at;
+  (rows[Math.max(0, here + by)] || rows.at(-1))?.focus();
+}
+const KEYS = {
+  "/": () => $("#search").focus(),
+  "?": () => dialog("Keys", table([["/", "search"], ["↑ ↓", "from row to row"],
+    ["Enter", "open"], ["Esc", "close"], ["1 … 8", "the views"]]
+    .map(([key, text]) => [h("kbd", key), text]))),
+  ArrowDown: () => step(1),
+  ArrowUp: () => step(-1),
+  Escape: () => {
+    document.activeElement.blur();
+    if (!$("#hits").hidden || $("#clock").open) $("#hits").hidden = !($("#clock").open = false);
+    else if (address.id) location.hash = to(address.view, [], filters(address.query));
+  },
+};
+addEventListener("keydown", (event) => {
+  const {target, key} = event, view = Object.keys(VIEWS)[key - 1];
+  const writes = target.matches("input:not([type=checkbox]), textarea, select");
+  if (event.ctrlKey || event.metaKey || event.altKey || $("dialog").open) return;
+  if (writes && key !== "Escape" && !(target.id === "search" && key.startsWith("Arrow"))) return;
+  if (view !== undefined) location.hash = to(view);
+  if (!KEYS[key]) return;
+  event.preventDefault();
+  KEYS[key]();
+});
+
+fill($("nav"), Object.entries(VIEWS).map(([name, view]) => h("a", {href: to(name)}, view.title)),
+  button("Keys ?", KEYS["?"]));
+$("#reset").addEventListener("click", reset);
+$("#workspace").addEventListener("change", ({target}) =>
+  location.assign(target.value + location.hash));
+const start = () => show().catch((error) => toast(error.message));
+addEventListener("hashchange", start);
+start();
+follow();
+"""
+
+_PAGE_HTML = r"""<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>customerio_fake</title>
+<link rel="icon" href="data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg'
+viewBox='0 0 9 9'%3E%3Cpath fill='%23574bd6' d='M0 1h9v7H0zl4.5 4L9 1'/%3E%3C/svg%3E">
+<style>STYLE</style>
+<header>
+  <h1><a href="#/">customerio_fake</a></h1>
+  <select id="workspace" aria-label="Workspace"></select>
+  <search><input id="search" type="search" placeholder="Search people, events, messages, calls"
+    aria-label="Search everything" autocomplete="off" spellcheck="false"><kbd>/</kbd>
+    <div id="hits" hidden></div></search>
+  <div id="badges"></div>
+  <details id="clock"><summary aria-label="Clock"></summary><div class="menu"></div></details>
+  <button id="reset">Reset</button>
+</header>
+<nav aria-label="Views"></nav>
+<main tabindex="-1"></main>
+<div id="toast" role="status"></div>
+<dialog></dialog>
+<noscript>This page needs JavaScript. The same is told in JSON under <a href="__parlel/routes">
+__parlel/routes</a>.</noscript>
+<script>SCRIPT</script>
+</html>
+"""
+
+
+@functools.cache
+def page() -> Response:
+    """The page, with the headers that keep it to itself."""
+    from hashlib import sha256
+
+    def digest(text: str) -> str:
+        return f"'sha256-{base64.b64encode(sha256(text.encode()).digest()).decode()}'"
+
+    body = _PAGE_HTML.replace("STYLE", _PAGE_STYLE).replace("SCRIPT", _PAGE_SCRIPT).encode()
+    policy = (
+        f"default-src 'none'; script-src {digest(_PAGE_SCRIPT)}; style-src {digest(_PAGE_STYLE)}; "
+        "connect-src 'self'; img-src data:; frame-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    headers = (
+        ("Content-Type", "text/html; charset=utf-8"),
+        ("Content-Security-Policy", policy),
+        ("X-Content-Type-Options", "nosniff"),
+        ("Referrer-Policy", "no-referrer"),
+        ("Cache-Control", "no-cache"),
+        ("Vary", "Accept"),
+        ("ETag", f'"{sha256(body).hexdigest()[:20]}"'),
+    )
+    return Response(200, body, headers)
+
+
+def _prefers_html(accept: str) -> bool:
+    """Whether a client would rather have HTML than JSON (RFC 9110 12.5.1), as browsers do."""
+    liking = {"text/html": 0.0, "application/json": 0.0, "application/*": 0.0, "*/*": 0.0}
+    for part in accept.lower().split(","):
+        name, _, parameters = part.partition(";")
+        found = re.search(r"\bq=([01](?:\.\d{0,3})?)", parameters)
+        liking[name.strip()] = float(found[1]) if found else 1.0
+    return liking["text/html"] > max(liking[name] for name in list(liking)[1:4])
+
+
+@route("GET", "/", SHARED)
+def about(call: Call) -> Any:
+    """Say what this is and where to go on; to a browser, show the page."""
+    request = call.request
+    if _prefers_html(request.headers.get("accept", "")):
+        whole = page()
+        if dict(whole.headers)["ETag"] in request.headers.get("if-none-match", ""):
+            return Response(304, b"", whole.headers[1:])
+        return whole
+    about = {
+        "name": "customerio_fake",
+        "version": __version__,
+        "apis": ["track", "app", "pipelines"],
+        "operations": len(ROUTES),
+        "routes": "/__parlel/routes",
+    }
+    return Response(200, CONTROL.write(about), (*SHARED.headers, ("Vary", "Accept")))
+
+
+# ======================================================================================
+# ==== §27 Server
 # ======================================================================================
 
 #: Limits of one request's head.
@@ -21998,7 +23093,7 @@ def _load_built_in(context: ssl.SSLContext) -> None:
 
 
 # ======================================================================================
-# ==== §27 Beside the real service
+# ==== §28 Beside the real service
 # ======================================================================================
 
 #: The hosts of the App API (reference), its limit of requests a second, and how patient we are.
@@ -22226,7 +23321,7 @@ def _pull_person(api: Elsewhere, seed: Json, person: str) -> None:
 
 
 # ======================================================================================
-# ==== §28 Public face
+# ==== §29 Public face
 # ======================================================================================
 
 

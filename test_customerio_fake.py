@@ -17,6 +17,7 @@ import errno
 import functools
 import gc
 import gzip
+import hashlib
 import hmac
 import http.client
 import http.server
@@ -10181,6 +10182,59 @@ class LiquidOfCustomerio(LiquidTest):
 
 
 LINK = '{"url": "https://x.io/?a=1", "track": "false"}'
+
+
+# ---- the page
+
+
+class Page(FakeTest):
+    """What a browser gets from the root; `.ci/page` looks at it with chromium."""
+
+    HTML = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
+
+    def test_a_browser_gets_the_page_and_everybody_else_json(self) -> None:
+        rows = [
+            (self.HTML, True), ("text/html", True), ("TEXT/HTML;q=0.5, */*;q=0.1", True),
+            ("", False), ("*/*", False), ("application/json, text/html;q=0.9", False),
+            ("text/html;q=0", False), ("application/json", False), ("text/html, */*", False),
+        ]  # fmt: skip
+        for accept, html in rows:
+            with self.subTest(accept):
+                reply = self.call("GET", "/", accept=accept)
+                kind = "text/html" if html else "application/json"
+                self.assertEqual(reply.status, 200)
+                self.assertEqual(reply.headers["content-type"], f"{kind}; charset=utf-8")
+                self.assertEqual(reply.headers["vary"], "Accept")
+        self.assertEqual(self.call("GET", "/").json["name"], "customerio_fake")
+
+    def test_each_workspace_has_the_page(self) -> None:
+        self.ok("POST", "/__parlel/workspaces", {"name": "w"})
+        page = self.call("GET", "/@w/", accept=self.HTML)
+        self.assertEqual(page.body, self.call("GET", "/", accept=self.HTML).body)
+
+    def test_who_has_it_already_gets_no_more_than_that(self) -> None:
+        tag = self.call("GET", "/", accept=self.HTML).headers["etag"]
+        reply = self.call("GET", "/", accept=self.HTML, if_none_match=f'"x", {tag}')
+        self.assertEqual((reply.status, reply.body), (304, b""))
+        self.assertEqual(reply.headers["etag"], tag)
+        self.assertEqual(self.call("GET", "/", accept=self.HTML, if_none_match='"x"').status, 200)
+
+    def test_nothing_runs_in_it_but_its_own_script_and_style(self) -> None:
+        reply = self.call("GET", "/", accept=self.HTML)
+        html, policy = reply.body.decode(), reply.headers["content-security-policy"]
+        for name in ("script", "style"):
+            (text,) = re.findall(f"<{name}>(.*?)</{name}>", html, re.DOTALL)
+            digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+            self.assertIn(f"{name}-src 'sha256-{digest}';", policy)
+        for rule in ("default-src 'none'", "connect-src 'self'", "frame-ancestors 'none'"):
+            self.assertIn(rule, policy)
+        self.assertNotRegex(html, r"""(?i)<[^>]* on\w+=|innerHTML|outerHTML|insertAdjacentHTML""")
+        self.assertNotRegex(html, r"(?i)(src|href)=.?https?:|@import|url\(")
+
+    def test_it_is_small(self) -> None:
+        html = self.call("GET", "/", accept=self.HTML).body
+        self.assertLessEqual(len(html), 52_000)
+        self.assertLessEqual(html.count(b"\n"), 1040)
 
 
 # ---- the wire: framing, hostile input, connections, TLS, life, command line
