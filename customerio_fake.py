@@ -1009,9 +1009,13 @@ class FieldList(NamedTuple):
         """What is wrong with an object: first what is missing, then the others."""
         given = self.given(body)
         for name in self.needed:
-            if name not in given or (self.lax and given[name] in ("", {}, [])):
-                text = self.missing.format(where + name, self.checks[name].type)
+            check, value = self.checks[name], given.get(name)
+            if name not in given or (self.lax and value in ("", {}, [])):
+                text = self.missing.format(where + name, check.type)
                 yield Problem(text, where + name, "required")
+                # Nothing more is said of what is empty, unless it is of a wrong type, too.
+                if value == "" or check.type.startswith(kind_of(value)):
+                    given.pop(name, None)
         for name, value in given.items():
             wrong = self.checks[name].wrong(value)
             if wrong:
@@ -1102,8 +1106,8 @@ def typed_field(*kinds: type) -> Check:
         fits = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
         if fits:
             return ""
-        given = kind_of(value)
-        return f"must be {names}, not {given}" if len(kinds) == 1 else f"must not be {given}"
+        text = "must be {0}, not {1}" if len(kinds) == 1 else "must not be {1}: send {0}"
+        return text.format(names, kind_of(value))
 
     return Check(names, wrong)
 
@@ -8825,7 +8829,11 @@ def _check_audience(payload: Json) -> None:
     TRIGGER_FIELDS.read(payload)
     if given == ["recipients"]:
         _check_recipients_filter(payload["recipients"])
-    _check_flags(payload, given[0] if given else "")
+    allowed = AUDIENCE_FLAGS.get(given[0], ()) if given else ()
+    for flag in AUDIENCE_FLAGS["per_user_data"]:
+        if payload.get(flag) and flag not in allowed:
+            audience = given[0] if given else "this audience"
+            raise _unprocessable(f"{flag} does not go with {audience}", flag)
 
 
 def _check_recipients_filter(value: Json) -> None:
@@ -8835,13 +8843,6 @@ def _check_recipients_filter(value: Json) -> None:
         compile_filter(value, "recipients", lambda person, number: False)
     except ApiError as error:
         raise ApiError(422, *error.problems) from None
-
-
-def _check_flags(payload: Json, audience: str) -> None:
-    allowed = AUDIENCE_FLAGS.get(audience, ())
-    for flag in AUDIENCE_FLAGS["per_user_data"]:
-        if payload.get(flag) and flag not in allowed:
-            raise _unprocessable(f"{flag} does not go with {audience or 'this audience'}", flag)
 
 
 def send_broadcast(
@@ -12511,8 +12512,9 @@ class Operation(NamedTuple):
     def document(self) -> Json:
         """The operation as `/__parlel/routes` shows it."""
         named = {"method": self.method, "path": self.path, "api": self.api.name}
-        told = {"fields": self.fields.document(), "free": self.fields.free} if self.fields else {}
-        return {**named, "summary": self.summary, **told}
+        free = {"free": self.fields.free} if self.fields and self.fields.free else {}
+        fields = {"fields": self.fields.document()} if self.fields else {}
+        return {**named, "summary": self.summary, **fields, **free}
 
 
 @functools.cache

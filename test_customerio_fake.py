@@ -631,6 +631,29 @@ class FieldLists(FakeTest):
                     self.assertIn(reply.status, (400, 422))
                     self.assertIn(name, reply.body.decode())
 
+    def test_each_mistake_is_told_once_with_its_place(self) -> None:
+        hooks, device = "/v1/reporting_webhooks", "/api/v1/customers/1/devices"
+        rows: list[tuple[str, Any, list[str]]] = [
+            ("/api/v1/customers/1/events", {"name": ""}, ["name is required: send a string"]),
+            ("/api/v1/metrics", {"metric": "sent", "delivery_id": ""},
+             ["delivery_id is required: send a string", "metric must be one of: opened"]),
+            (device, {"device": {"id": "1"}}, ["device.platform is required: send one of: ios"]),
+            ("/api/v1/segments/1/add_customers", {"ids": ["1", {}]},
+             ["ids[1] must not be an object: send a whole number or a string"]),
+            (hooks, {"name": "x", "endpoint": "x", "events": []},
+             ["endpoint must be an http or https URL", "events must be a list of at least one"]),
+            ("/v1/customers/1/optouts", {"optouts": [{"from": 1, "optout": True}]},
+             ["optouts[0].from must be a string, not a number"]),
+        ]  # fmt: skip
+        for path, body, starts in rows:
+            with self.subTest(path):
+                method = "PUT" if path.endswith(("devices", "optouts")) else "POST"
+                error = self.call(method, path, body).json
+                told = error.get("meta", {}).get("errors") or [r["detail"] for r in error["errors"]]
+                self.assertEqual(len(told), len(starts), told)
+                for text, start in zip(told, starts):
+                    self.assertEqual(text[: len(start)], start)
+
     def test_the_routes_tell_the_fields(self) -> None:
         listed = self.ok("GET", "/__parlel/routes")["routes"]
         rows = {f"{row['method']} {row['path']}": row for row in listed}
