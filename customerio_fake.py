@@ -7171,7 +7171,7 @@ MAX_REPORTS = 10_000
 #: Up to this many messages are sent before the call that asked for them is answered.
 FOREGROUND = 200
 #: How long due work may hold up a hurried thread, and others, in seconds.
-SLICE, PATIENCE = 0.003, 5.0
+SLICE, PATIENCE = 0.001, 5.0
 _DUE_WORK = "customerio-fake-due-work"
 
 
@@ -7289,7 +7289,7 @@ class Agenda:
         while not self._work(SLICE):
             if time.monotonic() > end or self.closed:
                 return False
-            time.sleep(SLICE / 10)  # so that others get at the interpreter
+            time.sleep(SLICE / 4)  # so that others get at the interpreter
         return True
 
     def _work(self, patience: float) -> bool:
