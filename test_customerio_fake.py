@@ -11764,6 +11764,139 @@ class WorkspacesUnderLoad(unittest.TestCase):
         return {row["attributes"]["worker"] for row in world.people}, len(world.people)
 
 
+class Hurry(WireTestCase):
+    """The loop does what is quick; a thread does the rest, and only who looks waits for it."""
+
+    LONG = "{% for i in (1..2000) %}{{ i }}{% endfor %}"
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.agenda = self.server.fake.workspace.agenda
+
+    def post(self, path: str, body: Any, method: str = "POST") -> bytes:
+        fields = ["Authorization: Bearer key"] if path.startswith("/v1/") else []
+        raw = None if body is None else json.dumps(body).encode()
+        return message(method, path, raw, *fields)
+
+    def email(self, body: str, **more: Any) -> bytes:
+        mail = {"to": "a@example.com", "from": "b@example.com", "subject": "S", "body": body}
+        return self.post("/v1/send/email", {**mail, "identifiers": {"id": "ada"}, **more})
+
+    def renderings(self, body: str) -> List[bool]:
+        """Send an email; of each rendering that came to an end, whether the loop did it."""
+        where: List[bool] = []
+        render = customerio_fake.render_mail
+
+        def watched(*arguments: Any) -> Any:
+            rendered = render(*arguments)
+            where.append(threading.get_ident() in customerio_fake.HURRIED)
+            return rendered
+
+        with mock.patch.object(customerio_fake, "render_mail", watched):
+            self.assertEqual(self.ask(self.email(body)).status, 200)
+        return where
+
+    def test_a_long_rendering_is_for_a_thread_and_done_when_it_is_answered(self) -> None:
+        many = "{{ 1 }}" * customerio_fake.MAX_BRIEF_TAGS
+        large = "{{ 1 }}" + "x" * customerio_fake.MAX_BRIEF_TEXT
+        for body, loop in ((self.LONG, False), (many, False), (large, False), ("{{ 1 }}", True)):
+            with self.subTest(body[:20]):
+                self.assertEqual(self.renderings(body), [loop])
+                self.assertEqual(self.server.deliveries[-1]["state"], "delivered")
+        self.assertEqual(len(self.server.deliveries), 4)
+        self.assertEqual([row["status"] for row in self.server.requests], [200] * 4)
+
+    def test_a_message_that_is_too_much_fails_in_its_thread(self) -> None:
+        self.ask(self.email("{% for i in (1..60000) %}{{ i }}{% endfor %}" * 2))
+        (delivery,) = self.server.deliveries
+        self.assertEqual(delivery["state"], "failed")
+        self.assertIn("iterations", str(delivery["failure_message"]))
+
+    def test_a_template_is_rendered_without_the_workspaces_lock(self) -> None:
+        free: List[bool] = []
+        lock, render = self.server.fake.workspace.lock, customerio_fake.render_mail
+
+        def look() -> None:
+            free.append(lock.acquire(timeout=5))
+            if free[-1]:
+                lock.release()
+
+        def watched(*arguments: Any) -> Any:
+            other = threading.Thread(target=look)
+            other.start()
+            other.join()
+            return render(*arguments)
+
+        clock = self.server.fake.workspace.clock
+        clock.freeze()
+        self.ask(
+            self.email("Hi"),
+        )
+        self.ask(self.email("Hi", send_at=int(clock.now()) + 60))
+        with mock.patch.object(customerio_fake, "render_mail", watched):
+            self.ask(self.email("Hi"))
+            self.agenda.advance(60)
+        self.assertEqual(free, [True, True])
+
+    def test_due_work_that_lasts_holds_up_only_who_looks(self) -> None:
+        begun, end, done = threading.Event(), threading.Event(), []
+
+        def last(workspace: Any) -> None:
+            if threading.get_ident() in customerio_fake.HURRIED:
+                raise customerio_fake.TakesTime
+            begun.set()
+            done.append(end.wait(10))
+
+        def lay_up() -> None:
+            self.agenda.clock.at(0, customerio_fake.Chore("last", ()))
+
+        self.addCleanup(end.set)
+        with mock.patch.dict(customerio_fake.CHORES, last=last), self.dial() as looker:
+            lay_up()
+            self.assertEqual(self.ask(HEALTH).status, 200)
+            self.assertTrue(begun.wait(10))
+            lay_up()
+            event = self.post("/api/v1/customers/ada/events", {"name": "e"})
+            self.assertEqual(self.ask(event).status, 200)
+            looker.send(self.post("/__parlel/deliveries", None, "GET"))
+            self.assertEqual(self.ask(event).status, 200)
+            self.assertEqual(done, [])
+            end.set()
+            self.assertEqual(looker.reply().status, 200)
+            self.assertEqual(done, [True, True])
+
+    def test_what_is_due_at_once_is_done_in_its_order(self) -> None:
+        clock, seen = self.agenda.clock, []
+        with mock.patch.dict(customerio_fake.CHORES, look=lambda w, n: seen.append(n)):
+            clock.freeze()
+            for number in range(500):
+                clock.at(clock.now() - 500 + number, customerio_fake.Chore("look", (number,)))
+            people = self.post("/__parlel/customers", None, "GET")
+            with ThreadPoolExecutor(4) as pool:
+                self.assertEqual([r.status for r in pool.map(self.ask, [people] * 4)], [200] * 4)
+        self.assertEqual(seen, [*range(500)])
+
+    def test_a_snapshot_waits_for_what_is_being_done(self) -> None:
+        begun, end = threading.Event(), threading.Event()
+
+        def last(workspace: Any) -> None:
+            begun.set()
+            end.wait(10)
+            workspace.people.identify(("id", "late"), {})
+
+        self.addCleanup(end.set)
+        with mock.patch.dict(customerio_fake.CHORES, last=last), self.dial() as looker:
+            self.agenda.clock.at(0, customerio_fake.Chore("last", ()))
+            worker = threading.Thread(target=self.agenda.tick)
+            worker.start()
+            self.assertTrue(begun.wait(10))
+            looker.send(self.post("/__parlel/state", None, "GET"))
+            self.assertEqual(self.ask(HEALTH).status, 200)
+            end.set()
+            worker.join()
+            self.assertEqual([row["id"] for row in looker.reply().json["people"]], ["late"])
+
+
 class Lifecycle(WireTestCase):
     """start, stop, and what they leave behind: nothing."""
 
