@@ -1862,13 +1862,15 @@ class _Token(NamedTuple):
     name: str = ""
 
 
-_OPENING = re.compile(r"\{\{|\{%")
-_TAG_NAME = re.compile(r"\s*(#|\w*)")
-_END_RAW = re.compile(r"\{%-?\s*endraw\s*(-?)%\}")
-#: What ends an output, and the texts in it that may hold such an end.
-_OUTPUT_END = re.compile(
-    r"""\}\}|"[^"\\]*(?:\\.[^"\\]*)*(?:"|\Z)|'[^'\\]*(?:\\.[^'\\]*)*(?:'|\Z)""", re.DOTALL
+_OPENING = re.compile(r"\{[{%]")
+#: A tag or an output, in which texts may hold what ends it; it isn't closed if it can't be matched.
+_BRACKETED = re.compile(
+    r"""\{%-?\s*(?P<name>\#|\w*)(?P<tag>.*?)%\}
+    |\{\{-?(?P<output>[^"'}]*
+        (?:(?:"[^"\\]*(?:\\.[^"\\]*)*"|'[^'\\]*(?:\\.[^'\\]*)*'|\}(?!\}))[^"'}]*)*)\}\}""",
+    re.DOTALL | re.VERBOSE,
 )
+_END_RAW = re.compile(r"\{%-?\s*endraw\s*(-?)%\}")
 
 
 def _tokens(source: str) -> Iterator[_Token]:
@@ -1881,47 +1883,30 @@ def _tokens(source: str) -> Iterator[_Token]:
         text = text.rstrip() if source.startswith("-", start + 2) else text
         if text:
             yield _Token("text", text, position)
-        if opening is None:
+        match = opening and _BRACKETED.match(source, start)
+        if match is None:
+            if opening:
+                yield _unclosed(source, start)
             return
-        token, position, trim = _bracketed(source, start)
-        yield token
-        if token.name == "raw":
-            token, position, trim = _raw(source, token, position)
+        kind, name = cast(str, match.lastgroup), match["name"] or ""
+        markup, position = match[kind], match.end()
+        trim = markup[-1:] == "-"
+        yield _Token(kind, markup[:-1] if trim else markup, start, match.start(kind), name)
+        if name == "raw":
+            token, position, trim = _raw(source, start, position)
             yield token
 
 
-def _bracketed(source: str, start: int) -> Tuple[_Token, int, bool]:
-    """The tag or output at `start`, where it ends, and whether it trims what follows."""
+def _unclosed(source: str, start: int) -> _Token:
     kind = "output" if source[start + 1] == "{" else "tag"
-    end = source.find("%}", start + 2) if kind == "tag" else _end_of_output(source, start + 2)
-    if end < 0:
-        near = source[start : start + 20].split("\n")[0]
-        return _Token("broken", f'{kind} "{near}" not closed', start), len(source), False
-    begin = start + 3 if source[start + 2] == "-" else start + 2
-    trim = source[end - 1] == "-" and end > begin
-    markup = source[begin : end - 1 if trim else end]
-    token = _tag(markup, start, begin) if kind == "tag" else _Token(kind, markup, start, begin)
-    return token, end + 2, trim
+    near = source[start : start + 20].split("\n")[0]
+    return _Token("broken", f'{kind} "{near}" not closed', start)
 
 
-def _end_of_output(source: str, position: int) -> int:
-    end = source.find("}}", position)
-    if source.find('"', position, end) < 0 and source.find("'", position, end) < 0:
-        return end
-    matches = _OUTPUT_END.finditer(source, position)
-    return next((match.start() for match in matches if match[0] == "}}"), -1)
-
-
-def _tag(markup: str, start: int, offset: int) -> _Token:
-    match = _TAG_NAME.match(markup)
-    assert match is not None  # the pattern matches anything
-    return _Token("tag", markup[match.end() :], start, offset + match.end(), match.group(1))
-
-
-def _raw(source: str, token: _Token, position: int) -> Tuple[_Token, int, bool]:
+def _raw(source: str, start: int, position: int) -> Tuple[_Token, int, bool]:
     end = _END_RAW.search(source, position)
     if end is None:
-        return _Token("broken", 'tag "raw" not closed', token.start), len(source), False
+        return _Token("broken", 'tag "raw" not closed', start), len(source), False
     text = source[position : end.start()]
     return _Token("text", text, position), end.end(), bool(end.group(1))
 
@@ -1929,13 +1914,18 @@ def _raw(source: str, token: _Token, position: int) -> Tuple[_Token, int, bool]:
 # ---- expressions
 
 _LEXEME = re.compile(
-    r"""\s*(?:(?P<string>"[^"\\]*(?:\\.[^"\\]*)*"|'[^'\\]*(?:\\.[^'\\]*)*')
-    |(?P<number>[-+]?[0-9]+(?:\.(?!\.)[0-9]*)?(?![\w-])(?!\.(?!\.)))
-    |(?P<name>[^\s\x00-,./:-@\[-^`{-\x7f]+\??)
-    |(?P<symbol>==|!=|<>|<=|>=|\.\.|[<>=.,:|\[\]()])
-    |(?P<end>\Z))""",
+    r"""\s*("[^"\\]*(?:\\.[^"\\]*)*"|'[^'\\]*(?:\\.[^'\\]*)*'
+    |[-+]?[0-9]+(?:\.(?!\.)[0-9]*)?(?![\w-])(?!\.(?!\.))
+    |[^\s\x00-,./:-@\[-^`{-\x7f]+\??(?:\.[^\s\x00-,./:-@\[-^`{-\x7f]+\??)*
+    |==|!=|<>|<=|>=|\.\.|\S)""",
     re.VERBOSE | re.DOTALL,
 )
+#: What is no name, though it stands alone.
+_NO_NAMES = frozenset(["", "==", "!=", "<>", "<=", ">=", "..", *"!\"#$%&'()*+,./:;<=>?@[\\]^`{|}~"])
+_QUOTES = frozenset("\"'")
+_GOES_ON = frozenset(".[")
+_FIGURES = frozenset("0123456789+-")
+_FIGURE = re.compile(r"[-+]?[0-9]+(?:\.[0-9]*)?")
 _ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{0,4}|[0-7]{1,3}|.)", re.DOTALL)
 _ESCAPES = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
 
@@ -1963,39 +1953,33 @@ class _Markup:
     `locals` are the names of the loops around it.
     """
 
-    def __init__(self, text: str, offset: int = -1, locals: Sequence[str] = ()) -> None:
-        self._text, self._offset, self._locals = text, offset, locals
-        self.lexemes: List[Tuple[str, str, int]] = []
-        self._index = position = 0
-        while True:
-            match = _LEXEME.match(text, position)
-            if match is None:
-                position += len(text[position:]) - len(text[position:].lstrip())
-                raise self._error(f'unexpected "{text[position]}"', position)
-            kind = cast(str, match.lastgroup)
-            self.lexemes.append((kind, match[kind], match.start(kind)))
-            position = match.end()
-            if kind == "end":
-                break
+    def __init__(self, text: str, locals: Tuple[str, ...], offset: Optional[int] = None) -> None:
+        self._text, self._locals, self._offset = text, locals, offset
+        #: Texts with their quotes, figures, names (`a.b` is one), signs; an empty one at the end.
+        self.lexemes: List[str] = [*_LEXEME.findall(text), ""]
+        self.words = len(self.lexemes) + 2 * text.count(".")
+        self._index = 0
 
-    def _error(self, message: str, position: int) -> LiquidError:
-        return LiquidError(message, self._offset + position if self._offset >= 0 else -1)
+    def error(self, message: str, index: int) -> LiquidError:
+        """Make an error about a lexeme."""
+        places = [match.start(1) for match in _LEXEME.finditer(self._text)]
+        place = [*places, len(self._text)][index]
+        return LiquidError(message, -1 if self._offset is None else self._offset + place)
 
     def unexpected(self) -> LiquidError:
         """Make the error for the current lexeme, for the caller to raise."""
-        kind, text, position = self.lexemes[self._index]
+        text = self.lexemes[self._index]
         # The text for an end too early is Customer.io's (2026 reference).
-        what = "unexpected end of liquid tag" if kind == "end" else f'unexpected "{text}"'
-        return self._error(what, position)
+        what = f'unexpected "{text}"' if text else "unexpected end of liquid tag"
+        return self.error(what, self._index)
 
     def sees(self, *texts: str) -> bool:
         """Whether the current lexeme is one of these."""
-        kind, text, _ = self.lexemes[self._index]
-        return text in texts and kind in ("name", "symbol")
+        return self.lexemes[self._index] in texts
 
     def accept(self, *texts: str) -> bool:
         """Step over the current lexeme if it is one of these."""
-        found = self.sees(*texts)
+        found = self.lexemes[self._index] in texts
         self._index += found
         return found
 
@@ -2004,50 +1988,56 @@ class _Markup:
         if not self.accept(text):
             raise self.unexpected()
 
-    def take(self, *kinds: str) -> Tuple[str, str]:
-        """Step over a lexeme of one of these kinds; gives its kind and text."""
-        kind, text, _ = self.lexemes[self._index]
-        if kind not in kinds:
-            raise self.unexpected()
-        self._index += 1
-        return kind, text
-
     def name(self) -> str:
         """Read a name."""
-        return self.take("name")[1]
+        text = self.lexemes[self._index]
+        if text in _NO_NAMES or text[0] in _QUOTES or "." in text:
+            raise self.unexpected()
+        self._index += 1
+        return text
 
     def at_end(self) -> bool:
         """Whether everything has been read."""
-        return self.lexemes[self._index][0] == "end"
+        return not self.lexemes[self._index]
 
     def end(self) -> None:
         """Raise LiquidError unless everything has been read."""
-        if not self.at_end():
+        if self.lexemes[self._index]:
             raise self.unexpected()
 
     def source_of(self, read: Callable[[], _Read]) -> Tuple[_Read, str]:
         """Read an expression; gives it together with its source text."""
-        start = self.lexemes[self._index][2]
+        start = self._index
         expression = read()
-        return expression, self._text[start : self.lexemes[self._index][2]].strip()
+        return expression, "".join(self.lexemes[start : self._index])
 
     def value(self, lenient: bool = False) -> _Read:
         """Read a literal, a range or a path. A lenient path may lead nowhere."""
-        if self.sees("["):
-            return self._dynamic_path(lenient)
-        if self.accept("("):
-            return self._part_of(self._range())
-        kind, text = self.take("string", "number", "name")
-        if kind == "string":
+        text = self.lexemes[self._index]
+        if text in _NO_NAMES:
+            return self._enclosed(lenient)
+        self._index += 1
+        if text[0] in _QUOTES:
             text = text[1:-1]
             return self._part_of(_Constant(_ESCAPE.sub(_unescaped, text) if "\\" in text else text))
-        if kind == "number":
+        if text[0] in _FIGURES and _FIGURE.fullmatch(text):
             if len(text) > _LONGEST_NUMBER:
-                raise self._error("number is too large", self.lexemes[self._index - 1][2])
+                raise self.error("number is too large", self._index - 1)
             return _Constant(_as_data(float(text) if "." in text else int(text)))
-        if text in _LITERALS:
-            return self._part_of(_Constant(_LITERALS[text]))
-        return _variable(text, self._keys(), text in self._locals, lenient)
+        root, *keys = text.split(".")
+        if self.lexemes[self._index] in _GOES_ON:
+            keys += self._keys()
+        if root in _LITERALS:
+            return _part_of(_Constant(_LITERALS[root]), keys)
+        return _variable(root, keys, root in self._locals, lenient)
+
+    def _enclosed(self, lenient: bool) -> _Read:
+        """Read what begins with a bracket: a range, or a path with a name to look up."""
+        if self.lexemes[self._index] == "[":
+            return self._dynamic_path(lenient)
+        if not self.accept("("):
+            raise self.unexpected()
+        return self._part_of(self._range())
 
     def _range(self) -> _Read:
         first = self.value()
@@ -2060,30 +2050,34 @@ class _Markup:
 
     def _part_of(self, whole: _Read) -> _Read:
         """Read what follows a value that isn't a variable's: `"text".size`."""
-        if not self.sees(".", "["):
-            return whole
-        keys = self._keys()
-        return lambda state: _inside(whole(state), [key(state) for key in keys])
+        return _part_of(whole, self._keys())
 
-    def _keys(self) -> List[_Read]:
-        keys: List[_Read] = []
+    def _keys(self) -> List[Any]:
+        """Read what follows in a path: names, and readers of the keys in brackets."""
+        keys: List[Any] = []
         while True:
-            if self.accept("."):
-                names = self.take("name", "number")[1].split(".")
-                keys += [_Constant(name) for name in names]
-            elif self.accept("["):
-                keys.append(self.value(lenient=True))
-                self.expect("]")
-            else:
+            text = self.lexemes[self._index]
+            if text not in _GOES_ON:
                 return keys
+            self._index += 1
+            if text == ".":
+                names = self.lexemes[self._index]
+                if names in _NO_NAMES or names[0] in _QUOTES:
+                    raise self.unexpected()
+                keys += names.split(".")
+                self._index += 1
+            else:
+                key = self.value(lenient=True)
+                keys.append(key.value if isinstance(key, _Constant) else key)
+                self.expect("]")
 
     def _dynamic_path(self, lenient: bool) -> _Read:
         """A path whose first name is itself looked up: `["a name"].x`, `[which]`."""
-        keys = self._keys()
+        first, *keys = self._keys()
 
         def read(state: _Render) -> Any:
-            root = _text(keys[0](state))
-            return _variable(root, keys[1:], root in state.loops, lenient)(state)
+            root = _text(first(state) if callable(first) else first)
+            return _variable(root, keys, root in state.loops, lenient)(state)
 
         return read
 
@@ -2091,40 +2085,41 @@ class _Markup:
         """Read an expression and its filters; `default` first makes up for a missing one."""
         start = self._index
         read = self.expression(lenient)
-        if self.sees("|") and self.lexemes[self._index + 1][1] == "default" and not lenient:
+        if self.sees("|") and self.lexemes[self._index + 1] == "default" and not lenient:
             self._index = start
             read = self.expression(lenient=True)
-        while self.accept("|"):
+        while self.lexemes[self._index] == "|":
             read = self._filter(read)
         return read
 
     def _filter(self, read: _Read) -> _Read:
-        where = self._index
-        name = self.name()
+        self._index += 1
+        where, name = self._index, self.name()
         positional, options = self._arguments() if self.accept(":") else ([], {})
         try:
             return _applied(name, read, positional, options)
         except LiquidError as error:
-            raise self._error(error.message, self.lexemes[where][2]) from None
+            raise self.error(error.message, where) from None
 
     def _arguments(self) -> Tuple[List[_Read], Dict[str, _Read]]:
         positional: List[_Read] = []
         options: Dict[str, _Read] = {}
-        while not self.at_end() and not self.sees("|"):
-            kind, text, _ = self.lexemes[self._index]
-            if kind == "name" and self.lexemes[self._index + 1][1] == ":":
-                self._index += 2
-                options[text] = self.value()
+        while self.lexemes[self._index] not in ("", "|"):
+            if self.lexemes[self._index + 1] == ":":
+                name = self.name()
+                self._index += 1
+                options[name] = self.value()
             else:
                 positional.append(self.value())
-            if not self.accept(","):
+            if self.lexemes[self._index] != ",":
                 break
+            self._index += 1
         return positional, options
 
     def expression(self, lenient: bool = False) -> _Read:
         """Read comparisons joined by `and` and `or`, which bind to the right."""
         reads, joints = [self._comparison(lenient)], []
-        while self.sees("and", "or"):
+        while self.lexemes[self._index] in ("and", "or"):
             joints.append(self.name() == "or")
             reads.append(self._comparison(lenient))
         if not joints:
@@ -2144,11 +2139,13 @@ class _Markup:
             negated = self._comparison(lenient)
             return lambda state: not _truthy(negated(state))
         left = self.value(lenient)
-        if not self.sees(*_COMPARISONS):
+        compare = _COMPARISONS.get(self.lexemes[self._index])
+        if compare is None:
             return left
-        compare = _COMPARISONS[self.take("name", "symbol")[1]]
+        comparing = compare
+        self._index += 1
         right = self._comparison(lenient)
-        return lambda state: compare(state, left(state), right(state))
+        return lambda state: comparing(state, left(state), right(state))
 
 
 def _range_of(state: _Render, first: Any, last: Any) -> List[Any]:
@@ -2161,23 +2158,28 @@ def _range_of(state: _Render, first: Any, last: Any) -> List[Any]:
     return [_as_data(first + step) for step in range(math.ceil(size))]
 
 
-def _inside(value: Any, keys: Iterable[Any]) -> Any:
-    for key in keys:
-        value = _item(value, key)
-    return None if value is _ABSENT else value
+def _part_of(whole: _Read, keys: Sequence[Any]) -> _Read:
+    if not keys:
+        return whole
+
+    def read(state: _Render) -> Any:
+        value = whole(state)
+        for key in keys:
+            value = _item(value, key(state) if callable(key) else key)
+        return None if value is _ABSENT else value
+
+    return read
 
 
-def _variable(root: str, keys: Sequence[_Read], local: bool, lenient: bool) -> _Read:
-    """Make the lookup of a variable, `local` to a loop or not."""
-    fixed = None
-    if all(isinstance(key, _Constant) for key in keys):
-        fixed = [key(None) for key in keys]  # type: ignore[arg-type]
+def _variable(root: str, keys: Sequence[Any], local: bool, lenient: bool) -> _Read:
+    """Make the lookup of a variable, `local` to a loop or not; some keys have to be read first."""
+    dynamic = any(map(callable, keys))
 
     def read(state: _Render) -> Any:
         value = (state.loops if local else state.assigned).get(root, _ABSENT)
         if value is _ABSENT and not local:
             value = state.data.get(root, _ABSENT)
-        parts = [key(state) for key in keys] if fixed is None else fixed
+        parts = [key(state) if callable(key) else key for key in keys] if dynamic else keys
         for part in parts:
             if value.__class__ is dict and part.__class__ is str and part in value:
                 value = value[part]
@@ -2227,7 +2229,8 @@ def _applied(
         raise LiquidError(f"undefined filter: {name}")
     takes_state, most, known = _signature(function)
     positional = positional[:most]
-    options = {key: option for key, option in options.items() if key in known}
+    if options:
+        options = {key: option for key, option in options.items() if key in known}
     costs = name not in _CONSTANT_TIME
 
     def apply(state: _Render) -> Any:
@@ -2265,6 +2268,15 @@ def _checked_size(state: _Render, value: Any) -> Any:
 _Piece = Tuple[Union[str, _Node], int]
 
 
+@functools.lru_cache(maxsize=2048)
+def _filtered(text: str, locals: Tuple[str, ...]) -> Tuple[_Read, int]:
+    """An expression with its filters, which many templates have in common, and its words."""
+    markup = _Markup(text, locals, 0)
+    expression = markup.filtered()
+    markup.end()
+    return expression, markup.words
+
+
 class _Parser:
     """Makes nodes of tokens, and counts the words it has read."""
 
@@ -2273,13 +2285,24 @@ class _Parser:
         self.words = 0
         self._tokens = tokens
         self._depth = 0
-        self._locals: List[str] = []
+        self._locals: Tuple[str, ...] = ()
 
     def markup(self, token: _Token) -> _Markup:
         """Begin to read the inside of a token."""
-        markup = _Markup(token.text, token.offset, tuple(self._locals))
-        self.count(len(markup.lexemes), token)
+        markup = _Markup(token.text, self._locals, token.offset)
+        self.count(markup.words, token)
         return markup
+
+    def filtered(self, token: _Token) -> _Read:
+        """Read a token that is an expression with filters, and nothing else."""
+        read = _filtered if len(token.text) < 200 else _filtered.__wrapped__
+        try:
+            expression, words = read(token.text, self._locals)
+        except LiquidError as error:
+            error.offset += token.offset
+            raise
+        self.count(words, token)
+        return expression
 
     def count(self, words: int, token: _Token) -> None:
         """Count words; raise LiquidError once the template has too many."""
@@ -2298,8 +2321,8 @@ class _Parser:
             if token.kind == "text":
                 pieces.append((token.text, token.start))
                 continue
-            self.count(1, token)
-            if token.kind == "tag" and token.name in ends:
+            self.words += 1
+            if token.name in ends and token.kind == "tag":
                 return _sequence_of(pieces, self.words - before), token
             pieces.append((self._node(token), token.start))
         if opener is not None:
@@ -2308,9 +2331,9 @@ class _Parser:
 
     def loop(self, opener: _Token, names: Sequence[str], *ends: str) -> Tuple[_Node, _Token]:
         """Read the body of a loop, which has variables of its own."""
-        self._locals += names
+        outer, self._locals = self._locals, (*self._locals, *names)
         found = self.block(opener, *ends)
-        del self._locals[-len(names) :]
+        self._locals = outer
         return found
 
     def skip(self, opener: _Token) -> None:
@@ -2346,12 +2369,17 @@ class _Parser:
         return node
 
 
+_TAG_NAME = re.compile(r"\s*(#|\w*)")
+
+
 def _line_tokens(token: _Token) -> Iterator[_Token]:
     position = 0
     for line in token.text.split("\n"):
         if line.strip():
             indent = len(line) - len(line.lstrip())
-            yield _tag(line, token.offset + position + indent, token.offset + position)
+            match = cast(Match[str], _TAG_NAME.match(line))  # which matches anything
+            start, end = token.offset + position, match.end()
+            yield _Token("tag", line[end:], start + indent, start + end, match[1])
         position += len(line) + 1
 
 
@@ -2391,9 +2419,7 @@ def _sequence_of(pieces: Sequence[_Piece], words: int) -> _Node:
 
 
 def _output(parser: _Parser, token: _Token) -> _Node:
-    markup = parser.markup(token)
-    read = markup.filtered()
-    markup.end()
+    read = parser.filtered(token)
 
     def run(state: _Render) -> None:
         text = read(state)
@@ -3072,8 +3098,8 @@ def _evaluated(
 ) -> List[Tuple[Any, Any]]:
     """The items, each with the value of an expression given as text, in which it is `name`."""
     state.spend(len(expression))
-    markup = _Markup(expression, locals=(*state.loops, name))
-    cost = len(markup.lexemes)
+    markup = _Markup(expression, (*state.loops, name))
+    cost = markup.words
     state.spend(4 * cost)
     read = markup.filtered()
     markup.end()
@@ -3215,7 +3241,8 @@ def _moment(state: _Render, value: Any) -> Optional[datetime]:
         value = value / 1000
     if isinstance(value, (str, list)):
         text = _joined(value)
-        seconds = float(text) if re.fullmatch("[0-9]{1,20}", text) else _written_seconds(text)
+        number = re.fullmatch("[0-9]{1,20}", text) if text is value else None
+        seconds = float(text) if number else _written_seconds(text)
         return None if seconds is None else _utc(seconds)
     return _utc(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
 
@@ -3715,7 +3742,7 @@ _LOCALES = {
     "sv": _Locale("\xa0", ",", "SEK", _TRAILING),
     "zh": _Locale(",", ".", "CNY"),
 }
-_CURRENCY_SIGNS = {
+_CURRENCY_NO_NAMES = {
     "USD": "$",
     "EUR": "€",
     "GBP": "£",
@@ -3753,7 +3780,7 @@ def _money(value: Any, locale: Any, currency: Any, most_places: int = 2) -> str:
     code = _text(currency).upper() or where.currency
     places = 0 if code in _WITHOUT_CENTS else most_places
     amount = _digits(abs(number), places, where)
-    sign = _CURRENCY_SIGNS.get(code, code + "\xa0")
+    sign = _CURRENCY_NO_NAMES.get(code, code + "\xa0")
     return ("-" if number < 0 else "") + where.pattern.format(n=amount, s=sign)
 
 
@@ -10951,12 +10978,15 @@ def webhook_request(content: Json, data: Json, now: float) -> Json:
     """The request that a webhook makes. Raises LiquidError, or ApiError for what is no request."""
     method = str(content.get("request_method") or content.get("method") or "post").lower()
     pairs = header_pairs(content.get("headers"))
-    rendered = render_texts({"url": content["url"], "body": content.get("body") or ""}, data, now)
+    budget = Budget()
+    rendered = render_texts(
+        {"url": content["url"], "body": content.get("body") or ""}, data, now, budget
+    )
     if URL.wrong(rendered["url"]):
         raise invalid(f"url {URL.wrong(rendered['url'])}: {rendered['url']!r:.200}", "url")
     return {
         "method": method.upper(),
-        "headers": {name: render_texts(value, data, now) for name, value in pairs},
+        "headers": {name: render_texts(value, data, now, budget) for name, value in pairs},
         **rendered,
     }
 

@@ -337,17 +337,20 @@ def templates(count: int, seed: int) -> list[str]:
     return [maker.body() for _ in range(count)]
 
 
-#: A message of 200 lines: what newsletters are made of.
-LONG = "\n".join(
-    [
-        "<p>{{ s | upcase }}, {{ o.k }} and {{ rows[0].name | default: 'nobody' | escape }}</p>",
-        "{% if n > 3 and s contains 'World' %}<b>{{ n | times: 2 }}</b>{% else %}no{% endif %}",
-        "{% for row in rows %}<tr><td>{{ forloop.index }}</td><td>{{ row.name }}</td>",
-        "<td>{{ row.price | times: 1.2 | round: 2 }}</td></tr>{% endfor %}",
-        "{% assign total = rows | map: 'price' | sum %}{{ total }} {{ iso | date: '%B %-d, %Y' }}",
-        "{% unless no %}{% case n %}{% when 1, 2 %}few{% when 5 %}five{% endcase %}{% endunless %}",
-        "<p>Plain text without anything in it, as most of a message is.</p>",
-        "<a href='https://example.com/?q={{ s | url_encode }}'>{{ u | strip_html | truncate: 20 }}</a>",
+def _lines(number: int) -> list[str]:
+    """Eight lines of a newsletter; those of another number are others."""
+    return [
+        f"<p>{{{{ s | upcase }}}}, {{{{ o.k{number} }}}} and {{{{ rows[{number}].name | default: 'nobody{number}' | escape }}}}</p>",
+        f"{{% if n > {number} and s contains 'World{number}' %}}<b>{{{{ n | times: {number} }}}}</b>{{% else %}}no{{% endif %}}",
+        f"{{% for row{number} in rows %}}<tr><td>{{{{ forloop.index }}}}</td><td>{{{{ row{number}.name }}}}</td>",
+        f"<td>{{{{ row{number}.price | times: 1.{number} | round: 2 }}}}</td></tr>{{% endfor %}}",
+        f"{{% assign total{number} = rows | map: 'price' | sum %}}{{{{ total{number} }}}} {{{{ iso | date: '%B %-d, %Y {number}' }}}}",
+        f"{{% unless no %}}{{% case n %}}{{% when {number}, 2 %}}few{{% when 5 %}}five{{% endcase %}}{{% endunless %}}",
+        f"<p>Plain text without anything in it, as most of a message is. {number}</p>",
+        f"<a href='https://example.com/?q={{{{ s | url_encode }}}}'>{{{{ u | strip_html | truncate: {number} }}}}</a>",
     ]
-    * 25
-)
+
+
+def newsletter(number: int) -> str:
+    """A message of 200 lines, hardly any of them twice, or in one of another number."""
+    return "\n".join(line for part in range(25) for line in _lines(25 * number + part))
