@@ -304,8 +304,9 @@ def problem_list(error: ApiError) -> Json:
 
 def _problem_row(problem: Problem) -> Json:
     index = {} if problem.batch_index is None else {"batch_index": problem.batch_index}
-    rest = {"reason": problem.reason, "field": problem.field, "message": problem.message}
-    return {**index, **rest}
+    # "must be a string or a number", without the name (observed).
+    text = problem.message.replace(f"{problem.field} must ", "must ", 1)
+    return {**index, "reason": problem.reason, "field": problem.field, "message": text}
 
 
 def detail_list(error: ApiError) -> Json:
@@ -5752,8 +5753,10 @@ _TAKEN = "The identifier is already associated with a different profile."
 _SET = "The identifier is set already, and this call can't change it."
 _NOBODYS = "No profile has the identifier."
 
+#: Attributes that calls can't set (docs: attributes).
+SYSTEM_ATTRIBUTES = (*COMPUTED, "_created_in_customerio_at", "cio_timezone", "cio_id")
 # What an identify call carries beside attributes (reference).
-_CONTROL_KEYS = {"id", "cio_id", "_update", "_timestamp", "cio_relationships"}
+_CONTROL_KEYS = {"id", "_update", "_timestamp", "cio_relationships", *SYSTEM_ATTRIBUTES}
 # Structured attributes with their own rules; the 1000-byte limit is for plain values.
 _PREFERENCES = "cio_subscription_preferences"
 _DOTTED_PREFERENCES = _PREFERENCES + "."
@@ -5767,7 +5770,7 @@ def identifier_text(value: Json, name: str) -> str:
     if type(value) is str and 0 < len(value) <= MAX_IDENTIFIER // 4:
         return value
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise invalid(f"{name} must be a string, not {kind_of(value)}", name)
+        raise invalid(f"{name} must be a string or a number", name)
     text = as_text(value)
     if not text:
         raise required(name)
@@ -5832,9 +5835,10 @@ def difference(old: Attributes, new: Attributes) -> Json:
     return {name: {"from": texts[0].get(name, ""), "to": texts[1].get(name, "")} for name in names}
 
 
-def _left_out(skipped: Sequence[str], surplus: Sequence[str]) -> Outcome:
+def _left_out(skipped: Sequence[str], surplus: Sequence[str], system: Sequence[str]) -> Outcome:
     """Why part of an update was not done."""
     text = joined(
+        f"system attributes can't be set: {', '.join(system)} left out" if system else "",
         f"too many attributes: {', '.join(surplus)[:200]} left out" if surplus else "",
         f"skipped_update: {', '.join(skipped)[:200]} changed later" if skipped else "",
     )
@@ -5846,7 +5850,7 @@ def _left_out(skipped: Sequence[str], surplus: Sequence[str]) -> Outcome:
 _ORDINARY: Set[str] = set()
 _MOST_ORDINARY = 10_000
 #: Names, beside those in `cio_…`, of attributes that bring something about.
-_TELLING = {"timezone", "unsubscribed", "anonymous_id"}
+_TELLING = {"timezone", "unsubscribed", "anonymous_id", *SYSTEM_ATTRIBUTES}
 
 
 def ordinary(attributes: Attributes) -> bool:
@@ -6301,11 +6305,12 @@ class People(Directory):
         A value newer than `when` (Unix seconds) stays: `_timestamp` orders updates (reference).
         `cause` is the message that the person answered so, if it was one.
         """
-        update, plain, surplus = dict(attributes), ordinary(attributes), []
+        update, plain, surplus, system = dict(attributes), ordinary(attributes), [], []
         for name in self._not_attributes.intersection(attributes):
             del update[name]
         old = person.attributes
         if not plain:
+            system = [name for name in SYSTEM_ATTRIBUTES if attributes.get(name) is not None]
             update = completed(update, old)
         skipped = [] if when is None else self._keep_newer(person, update, when)
         new, stamps = changed(old, person.timestamps, update, now if when is None else when)
@@ -6322,7 +6327,8 @@ class People(Directory):
                 tell(person, old)
         if self._email_follows or not plain:
             self._follow_up(person, update, old, cause)
-        return _left_out(skipped, surplus) if skipped or surplus else DONE
+        left_out = skipped or surplus or system
+        return _left_out(skipped, surplus, system) if left_out else DONE
 
     def _keep_newer(self, person: Person, update: Attributes, when: int) -> List[str]:
         """Take out of an update what was changed after it, and tell; gives the names."""
@@ -6575,6 +6581,18 @@ def relationship_list(
         other = read(row.get("identifiers"), f"{name}.identifiers")
         rows.append((other, checked_attributes(row.get("relationship_attributes"), name)))
     return rows
+
+
+def object_attributes(value: Json, name: str) -> Attributes:
+    """Attributes of an object within the limits. Raises ApiError 400."""
+    attributes = checked_attributes(value, name)
+    if _longer(as_text(attributes), MAX_OBJECT_ATTRIBUTES):
+        raise invalid(f"{name} cannot be larger than {MAX_OBJECT_ATTRIBUTES} bytes", name)
+    for reserved in ("relationship", "_relationship"):  # docs: objects
+        if reserved in attributes:
+            text = f"{name}.{reserved} must have another name: this one is reserved"
+            raise invalid(text, f"{name}.{reserved}")
+    return attributes
 
 
 def object_key(identifiers: Json, name: str, create: bool = True) -> ObjectKey:
@@ -8716,6 +8734,8 @@ AUDIENCE_FLAGS: Dict[str, Sequence[str]] = {
 }
 MAX_AUDIENCE = 10_000
 MAX_TRIGGER_DATA = 50_000
+#: A call, and a line of its data file, in bytes (description).
+MAX_TRIGGER, MAX_USER_DATA = 25 * 1000 * 1000, 2 * 1000 * 1000
 
 
 def trigger_broadcast(workspace: Workspace, broadcast_id: int, payload: Json) -> Trigger:
@@ -8795,6 +8815,8 @@ def _file_rows(url: str, errors: List[str]) -> List[Json]:
             errors.append(f"line {number}: only {MAX_LINES} lines are read, and this file has more")
             break
         try:
+            if len(line) > MAX_USER_DATA:
+                raise invalid(f"{len(line)} bytes; {MAX_USER_DATA} at most")
             row = decode_json(line)
             if not isinstance(row, dict) or not isinstance(row.get("data", {}), dict):
                 raise invalid("expected an object with id or email, and data as an object")
@@ -11435,11 +11457,18 @@ def _finish_export(workspace: Workspace, type: str, names: List[str], rows: List
 # ---- imports
 
 
+#: The most columns that a CSV may have (docs).
+MAX_COLUMNS = 100
+
+
 def csv_rows(text: bytes, name: str) -> List[Dict[str, str]]:
-    """The rows of a CSV with a head line. Raises ApiError 400 if there are too many."""
+    """The rows of a CSV with a head line. Raises ApiError 400 if there are too many, or columns."""
     if text.count(b"\n") > MAX_LINES:
         raise invalid(f"{name} has more than {MAX_LINES} lines", name)
     reader = csv.DictReader(io.StringIO(text.decode("utf-8-sig", "replace"), newline=""))
+    columns = len(reader.fieldnames or ())
+    if columns > MAX_COLUMNS:
+        raise invalid(f"{name} has {columns} columns; {MAX_COLUMNS} at most", name)
     return [{k: v or "" for k, v in row.items() if k} for row in reader]
 
 
@@ -11550,6 +11579,8 @@ def _import_event(workspace: Workspace, order: Json, row: Dict[str, str]) -> Out
     who = _person_in(order, row)
     if _not_wanted(order, workspace.people.find(who)):
         return DONE
+    if workspace.people.find(who) is None:
+        return NO_PERSON  # events add nobody (docs: imports)
     own = ("id", "email", "cio_id", "name", "timestamp")
     data = {name: value for name, value in row.items() if name not in own}
     body = {"name": row.get("name"), "timestamp": row.get("timestamp") or None, "data": data}
@@ -11563,7 +11594,7 @@ def _import_object(workspace: Workspace, order: Json, row: Dict[str, str]) -> Ou
     own = {name: value for name, value in row.items() if name != "object_id"}
     who = ("object_id", ref[1])
     return workspace.ingest(
-        workspace.objects.identify_object, who, ref, checked_attributes(own, "row")
+        workspace.objects.identify_object, who, ref, object_attributes(own, "row")
     )
 
 
@@ -11914,7 +11945,7 @@ def _seed_person(workspace: Workspace, row: Json, where: str) -> None:
     if isinstance(row.get("customer"), dict):  # as in the answer for many people
         row, where = row["customer"], f"{where}.customer"
     _of_kind("customers", row, where)
-    given = _as_sent(without(row.get("attributes") or {}, COMPUTED))
+    given = _as_sent(without(row.get("attributes") or {}, SYSTEM_ATTRIBUTES))
     checked_attributes(given, f"{where}.attributes")
     named = {**(row.get("identifiers") or {}), **row, **given}
     known = {kind: named[kind] for kind in ("id", "email") if named.get(kind)}
@@ -11946,7 +11977,7 @@ def _as_sent(attributes: Json) -> Json:
 def _seed_object(workspace: Workspace, row: Json, where: str) -> None:
     _of_kind("objects", row, where)
     key = object_key({**(row.get("identifiers") or {}), **row, "cio_object_id": None}, where)
-    attributes = checked_attributes(row.get("attributes") or {}, f"{where}.attributes")
+    attributes = object_attributes(row.get("attributes") or {}, f"{where}.attributes")
     workspace.objects.identify_object(("object_id", key[1]), key, attributes)
     for related, at in _each(row.get("relationships", []), f"{where}.relationships"):
         ids = _of_kind("relationships", related, at)["identifiers"]
@@ -12478,6 +12509,8 @@ class Api(NamedTuple):
     envelope: Callable[[ApiError], Json]
     write: Callable[[Json], bytes]
     headers: Headers
+    #: Sent with a 200.
+    success: Headers
     #: Sent with a 401.
     challenge: Headers = ()
 
@@ -12487,12 +12520,27 @@ _ANY_ORIGIN = ("Access-Control-Allow-Origin", "*")
 _NO_CACHE = ("Cache-Control", "no-cache, no-store, must-revalidate, max-age=0")
 _TRACK_HEADERS = (_JSON, _ANY_ORIGIN, _NO_CACHE)
 _REALM = (("WWW-Authenticate", 'Basic realm="Customer.io edge event collection"'),)
-# Browsers may not call the App API: it names its own origin (observed).
+# All as observed, but for what is about the way there (Via, Alt-Svc, Strict-Transport-Security).
+_TRACK_SUCCESS = (*_TRACK_HEADERS, ("Status", "200 OK"))
+# Browsers may not call the App API: it names its own origin.
 _APP_HEADERS = (
     _JSON,
     ("Access-Control-Allow-Origin", "https://fly.customer.io"),
+    ("Access-Control-Allow-Credentials", "true"),
+    ("Access-Control-Allow-Methods", "GET, POST, PUT, DELETE, OPTIONS"),
+    (
+        "Access-Control-Allow-Headers",
+        "Authorization,Content-Type,x-ui-version,x-is-background-request,x-workspace-hydra-id,"
+        "x-workspace-id,x-active-session-index",
+    ),
+    ("Access-Control-Max-Age", "7200"),
     ("Cache-Control", "must-revalidate,no-cache,no-store"),
+    ("Expires", "0"),
+    ("Pragma", "no-cache"),
+    ("X-Frame-Options", "SAMEORIGIN"),
     ("X-Content-Type-Options", "nosniff"),
+    ("X-XSS-Protection", "1; mode=block"),
+    ("Referrer-Policy", "no-referrer-when-downgrade"),
 )
 #: For what somebody else has written: it may be looked at, but not act on this origin.
 SANDBOXED = (
@@ -12501,17 +12549,19 @@ SANDBOXED = (
 )
 _OWN_HEADERS = (_JSON, ("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff"))
 
-TRACK = Api("track", check_track, meta_errors, pretty, _TRACK_HEADERS, _REALM)
+TRACK = Api("track", check_track, meta_errors, pretty, _TRACK_HEADERS, _TRACK_SUCCESS, _REALM)
 TRACK_MERGE = TRACK._replace(envelope=meta_error)
 TRACK_OPEN = TRACK._replace(check=check_nothing)
 TRACK_V2 = TRACK._replace(envelope=problem_list)
-APP = Api("app", check_app, detail_list, compact, _APP_HEADERS)
+APP = Api("app", check_app, detail_list, compact, _APP_HEADERS, _APP_HEADERS)
 APP_SEND = APP._replace(envelope=meta_error)
 APP_OPEN = APP._replace(check=check_nothing)
-PIPELINES = Api("pipelines", check_pipelines, pipelines_errors, compact, _TRACK_HEADERS, _REALM)
+PIPELINES = Api(
+    "pipelines", check_pipelines, pipelines_errors, compact, _TRACK_HEADERS, _TRACK_SUCCESS, _REALM
+)
 PIPELINES_SDK = PIPELINES._replace(check=check_written_key)
-SHARED = Api("shared", check_nothing, meta_error, compact, _OWN_HEADERS)
-CONTROL = Api("control", check_local, meta_error, compact_line, _OWN_HEADERS)
+SHARED = Api("shared", check_nothing, meta_error, compact, _OWN_HEADERS, _OWN_HEADERS)
+CONTROL = Api("control", check_local, meta_error, compact_line, _OWN_HEADERS, _OWN_HEADERS)
 
 #: Takes a Call and the decoded path parameters; gives what `answer` takes.
 Handler = Callable[..., Any]
@@ -13477,12 +13527,12 @@ def answer(api: Api, result: Any) -> Response:
     happened; None is the same without one; anything else is JSON.
     """
     if result is DONE or not result:
-        return Response(200, b"{}\n", api.headers)
+        return Response(200, b"{}\n", api.success)
     if isinstance(result, Response):
         return result
     if isinstance(result, Outcome):
-        return with_reason(Response(200, b"{}\n", api.headers), result.text)
-    return Response(200, api.write(result), api.headers)
+        return with_reason(Response(200, b"{}\n", api.success), result.text)
+    return Response(200, api.write(result), api.success)
 
 
 def with_reason(response: Response, reason: str) -> Response:
@@ -14064,10 +14114,7 @@ def _object_people(item: Json, *kinds: str) -> List[Tuple[Identifier, Attributes
 
 def _object_identify(call: Call, item: Json) -> Action:
     ref, workspace = object_key(item.get("identifiers"), "identifiers"), call.workspace
-    attributes = checked_attributes(item.get("attributes"), "attributes")
-    if _longer(as_text(attributes), MAX_OBJECT_ATTRIBUTES):
-        text = f"attributes cannot be larger than {MAX_OBJECT_ATTRIBUTES} bytes"
-        raise invalid(text, "attributes")
+    attributes = object_attributes(item.get("attributes"), "attributes")
     anonymous = item["action"] == "identify_anonymous"
     kinds = ("anonymous_id",) if anonymous else (*workspace.people.kinds, "cio_id")
     people = _object_people(item, *kinds)
@@ -14461,6 +14508,8 @@ def trigger(call: Call, broadcast_id: str) -> Json:
         body = call.body()
     except ApiError as error:
         raise bad_request(call.workspace, error) from None
+    if call.request.size > MAX_TRIGGER:
+        raise ApiError(422, f"the request cannot be larger than {MAX_TRIGGER} bytes")
     started = trigger_broadcast(call.workspace, number, body)
     send_broadcast(call.workspace, number, started, call.base_url)
     return {"id": started.number}
@@ -15692,8 +15741,10 @@ def delete_variant(call: Call, newsletter_id: str, *rest: str) -> Response:
 # ---- snippets, collections, senders, reporting webhooks
 
 _SNIPPET = FieldList(status=422).having(
-    "name value", filled="name", value=text_field(16_000, blank=True), any="updated_at"
+    "name value", name=text_field(150), value=text_field(16_000, blank=True), any="updated_at"
 )
+#: What all snippets may come to, in bytes, and how many collections there may be (docs).
+MAX_SNIPPETS, MAX_COLLECTIONS = 5 * 1000 * 1000, 50
 
 
 @route("PUT", "/v1/snippets", APP, fields=_SNIPPET)
@@ -15706,6 +15757,9 @@ def save_snippet(call: Call) -> Json:
     if name in shelf.rows and call.operation.method == "POST":
         raise ApiError(422, Problem("name has already been taken", "name"))
     row = {"name": name, "value": given["value"].strip()}
+    others = sum(len(row["value"].encode()) for key, row in shelf.rows.items() if key != name)
+    if others + len(row["value"].encode()) > MAX_SNIPPETS:
+        raise ApiError(422, Problem(f"snippets come to {MAX_SNIPPETS} bytes at most", "value"))
     shelf.rows[name] = {**row, "updated_at": call.workspace.seconds()}
     return {"snippet": shelf.rows[name]}
 
@@ -15759,6 +15813,8 @@ def create_collection(call: Call) -> Json:
     moment = {"created_at": now, "updated_at": now}
     row = {"name": given["name"], **moment, **content_of(collection_rows(given))}
     with call.workspace.lock:
+        if len(call.workspace.shelves["collections"].rows) >= MAX_COLLECTIONS:
+            raise invalid(f"there can be {MAX_COLLECTIONS} collections at most", "name")
         return {"collection": shown(call.workspace.shelves["collections"].add(row))}
 
 
@@ -18168,7 +18224,7 @@ def _pipelines_group(workspace: Workspace, item: Json) -> Action:
     traits = part_of(item, "traits")
     ref = _object_ref({**item, **traits}, item.get("groupId"))
     own = {**_own_traits(traits), **_own_traits(part_of(traits, "objectAttributes"))}
-    attributes = checked_attributes(own, "traits")
+    attributes = object_attributes(own, "traits")
     extra = _dated(part_of(traits, "relationshipAttributes"))
     who = _user(workspace, item) if item.get("userId") or item.get("anonymousId") else ("", "")
 

@@ -1300,6 +1300,33 @@ class TrackBatch(FakeTest):
 class Attributes(FakeTest):
     """What attributes may be, and what happens to them on the way."""
 
+    def test_system_attributes_cannot_be_set(self) -> None:
+        names = ("_created_in_customerio_at", "cio_timezone", "_last_emailed", "cio_id",
+                 "_cio_subscription_preferences_computed")  # fmt: skip
+        for name in names:
+            reply = self.identify("1", plan="pro", **{name: "5"})
+            self.assertEqual((reply.status, name in reply.reason), (200, True), name)
+        self.assertEqual(self.person("1")["attributes"], {"plan": "pro"})
+        self.assertEqual(self.identify("1", cio_id=None).reason, "")
+
+    def test_some_names_are_reserved_on_objects(self) -> None:
+        ref = {"object_type_id": "1", "object_id": "acme"}
+        item = {"type": "object", "action": "identify", "identifiers": ref}
+        for name in ("relationship", "_relationship"):
+            reply = self.call("POST", "/api/v2/entity", {**item, "attributes": {name: 1}})
+            self.assert_errors(reply, 400, f"attributes.{name}", "reserved")
+        self.assertEqual(self.records("objects"), [])
+
+    def test_v2_says_what_an_identifier_must_be_beside_its_name(self) -> None:
+        for wrong in (True, ["1"], {"a": 1}):
+            sides = {"primary": {"id": wrong}, "secondary": {"id": "2"}}
+            merge = {"type": "person", "action": "merge", **sides}
+            error = self.call("POST", "/api/v2/entity", merge).json["errors"][0]
+            expected = {"field": "primary.id", "message": "must be a string or a number"}
+            self.assertEqual({**error, **expected}, error)
+        reply = self.call("POST", "/api/v1/merge_customers", sides)
+        self.assert_errors(reply, 400, "primary.id must be a string or a number")
+
     def test_limits_hold_at_the_limit_and_not_beyond(self) -> None:
         rows: list[tuple[Any, int, str]] = [
             ({"n" * 150: 1}, 200, ""),
@@ -3787,6 +3814,32 @@ class AppOthers(SeededTest):
         export = self.ok("GET", f"/v1/exports/{row['error_export_id']}")["export"]
         self.assertEqual(export["type"], "customers")
 
+    def test_events_that_are_imported_add_nobody(self) -> None:
+        text = "id,name\nada,bought\nstranger,bought\n"
+        row = self.imported(text, type="event", identifier="id")
+        self.assertEqual((row["rows_to_import"], row["rows_imported"]), (2, 1))
+        self.assertIn('3,"unknown person', self.errors_of(row))
+        self.assertEqual([e["customer_id"] for e in self.records("events")], ["ada"])
+        self.assertEqual(self.status("GET", "/v1/customers/stranger/attributes"), 404)
+
+    def test_a_csv_has_100_columns_at_most(self) -> None:
+        for columns, state in ((100, "imported"), (101, "failed")):
+            text = ",".join(["id", *(f"c{n}" for n in range(1, columns))]) + "\nada\n"
+            row = self.imported(text, type="people", identifier="id")
+            self.assertEqual(row["state"], state)
+        self.assertIn("101 columns", row["error"])
+
+    def test_how_many_collections_and_snippets_there_may_be(self) -> None:
+        for number in range(49):
+            self.ok("POST", "/v1/collections", {"name": f"c{number}", "data": []})
+        reply = self.call("POST", "/v1/collections", {"name": "one more", "data": []})
+        self.assert_errors(reply, 400, "50 collections")
+        self.ok("PUT", "/v1/collections/1", {"name": "renamed"})
+        self.assertEqual(self.status("PUT", "/v1/snippets", {"name": "n" * 151, "value": ""}), 422)
+        with mock.patch.object(customerio_fake, "MAX_SNIPPETS", 10):
+            self.ok("PUT", "/v1/snippets", {"name": "spare", "value": "1234567"})  # and "bye"
+            self.assertEqual(self.status("POST", "/v1/snippets", {"name": "x", "value": "1"}), 422)
+
     def test_an_import_repeats_what_belongs_to_its_type(self) -> None:
         rows = [
             ("people", {"identifier", "people_to_process"}),
@@ -4620,6 +4673,17 @@ class BroadcastSends(SeededTest):
             for payload, expected in rows:
                 with self.subTest(payload=payload):
                     self.assertEqual(self.trigger(**payload), expected)
+
+    def test_what_a_trigger_may_come_to(self) -> None:
+        with mock.patch.object(customerio_fake, "MAX_TRIGGER", 20):
+            reply = self.call("POST", "/v1/campaigns/20/triggers", {"ids": ["a" * 20]})
+            self.assert_errors(reply, 422, "20 bytes")
+        line = b'{"id":"ada","data":{"a":"' + b"x" * 2_000_000 + b'"}}'
+        with mock.patch.object(customerio_fake, "fetched", lambda url, name: line):
+            reply = self.call("POST", "/v1/campaigns/20/triggers", {"data_file_url": "http://x/f"})
+        self.assert_errors(reply, 422, "trigger 1")
+        (told,) = self.ok("GET", "/v1/campaigns/20/triggers/1/errors")["errors"]
+        self.assertRegex(told, "line 1: 20000.. bytes; 2000000 at most")
 
     def test_what_is_no_trigger_is_refused_in_the_services_ways(self) -> None:
         path = "/v1/campaigns/20/triggers"
@@ -9022,6 +9086,29 @@ class Snapshots(SeededTest):
             with self.assertRaisesRegex(OSError, "can't save the state to .*state.json: "):
                 server.stop()
             self.assertEqual(os.listdir(folder), ["state.json"])
+
+
+class SuccessHeaders(FakeTest):
+    """What every answer carries, as it was measured."""
+
+    def test_track_and_app(self) -> None:
+        track = {"access-control-allow-origin": "*", "status": "200 OK",
+                 "content-type": "application/json; charset=utf-8",
+                 "cache-control": "no-cache, no-store, must-revalidate, max-age=0"}  # fmt: skip
+        self.assertEqual(self.identify("1").headers, track)
+        refused = self.call("PUT", "/api/v1/customers/1", [])
+        self.assertEqual((refused.status, "status" in refused.headers), (400, False))
+        app = self.call("GET", "/v1/segments").headers
+        measured = {
+            "access-control-allow-origin": "https://fly.customer.io",
+            "access-control-allow-credentials": "true",
+            "access-control-max-age": "7200", "cache-control": "must-revalidate,no-cache,no-store",
+            "expires": "0", "pragma": "no-cache", "x-frame-options": "SAMEORIGIN",
+            "x-content-type-options": "nosniff", "x-xss-protection": "1; mode=block",
+            "referrer-policy": "no-referrer-when-downgrade",
+        }  # fmt: skip
+        self.assertEqual({**app, **measured}, app)
+        self.assertIn("x-workspace-id", app["access-control-allow-headers"])
 
 
 class UnseededReads(FakeTest):
