@@ -379,6 +379,54 @@ class TakesTime(Exception):
     """Raised in a hurried thread by what is for another one, before anything has changed."""
 
 
+def local_moment(day: date, minutes: int, zone: tzinfo) -> float:
+    """When so many minutes of a day have gone by on the clocks of a zone. Unix seconds."""
+    moment = datetime(day.year, day.month, day.day) + timedelta(minutes=minutes)
+    return moment.replace(tzinfo=zone).timestamp()
+
+
+WEEK = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+
+
+def plain_day(day: Json) -> int:
+    """The number of a day of the week, Monday is 0: from its name, or the web app's number."""
+    return (day - 1) % 7 if isinstance(day, int) else WEEK.index(day[:3].lower())
+
+
+def next_opening(now: float, zone: tzinfo, days: Set[int], start: str, end: str) -> float:
+    """When a time window is open next, which may be now. Unix seconds.
+
+    A time of day that daylight saving leaves out is as much later (inferred).
+    """
+    today = moment_of(now, zone).date()
+    begin, finish = (int(text[:2]) * 60 + int(text[3:]) for text in (start, end))
+    finish += 1440 if finish <= begin else 0  # past midnight
+    for ahead in range(-1, 9):
+        day = today + timedelta(days=ahead)
+        opens, closes = (local_moment(day, minutes, zone) for minutes in (begin, finish))
+        if day.weekday() in days and now < closes:
+            return max(now, opens)
+    return now
+
+
+def dates_of(first: date, frequency: str, after: float) -> Iterator[date]:
+    """The days of a date, from about `after` on."""
+    if frequency == "once":
+        yield first
+        return
+    months = 12 if frequency == "yearly" else 1
+    now = moment_of(after)
+    gone = (now.year - first.year) * 12 + now.month - first.month
+    begin = max(0, gone // months - 1)
+    for step in range(begin, begin + 4 + 24 // months):
+        number = first.year * 12 + first.month - 1 + step * months
+        year, month = number // 12, number % 12 + 1
+        if year > 9999:
+            return
+        end = (date(year + month // 12, month % 12 + 1, 1) - timedelta(days=1)).day
+        yield date(year, month, min(first.day, end))
+
+
 class Clock:
     """The only source of time: the real clock plus an offset, and a queue of what is due.
 
@@ -4177,7 +4225,7 @@ def _about(read: Callable[[Any, Any, Json], Iterable[Json]], *needs: Need) -> Ki
 
     def compile(body: Json, where: str, grammar: Grammar, spec: Json) -> Predicate:
         judge = _judge(body, where, grammar)
-        grammar.needs.update(needs)
+        grammar.needs.update(needs, [("field", judge.field)])
 
         def texts(subject: Any) -> List[Optional[str]]:
             rows = read(grammar, subject, body)
@@ -6883,6 +6931,30 @@ class Segments(Keeper):
         """What conditions about time go by."""
         return self.ground.clock
 
+    def needs(self, needs: Iterable[Need]) -> Set[Need]:
+        """What conditions depend on, with what the segments in them depend on."""
+        found: Set[Need] = set()
+        more = list(needs)
+        while more:
+            need = more.pop()
+            if need not in found:
+                found.add(need)
+                more += self._study(need).needs
+        return found
+
+    def turns(self, condition: Condition) -> Tuple[Turns, ...]:
+        """When conditions, and the segments in them, turn by themselves."""
+        inside = (self._study(need).turns for need in self.needs(condition.needs))
+        return sum(inside, condition.turns)
+
+    def _study(self, need: Need) -> Condition:
+        """The conditions of a segment that others depend on; empty for anything else."""
+        segment = self.rows.get(need[1]) if need[0] == "segment" else None
+        if segment is None or not segment.conditions:
+            return Condition(lambda subject: False, frozenset(), ())
+        where = f"segments[{segment.number}].conditions"
+        return compile_conditions(segment.conditions, where, self.grammar())
+
     def watch(self, name: str) -> None:
         """Keep from now on how an attribute changes."""
         if not self._watched:
@@ -7961,6 +8033,22 @@ def rendered_within(
         raise
 
 
+def render_texts(value: Json, data: Json, now: float, budget: Optional[Budget] = None) -> Json:
+    """A value with all templates in it rendered. Raises LiquidError or TakesTime."""
+    budget = budget or budget_now()
+    if isinstance(value, str):
+        if "{{" not in value and "{%" not in value:
+            return value
+        return rendered_within(budget, value, data, now)
+    if isinstance(value, dict):
+        return {name: render_texts(part, data, now, budget) for name, part in value.items()}
+    return (
+        [render_texts(part, data, now, budget) for part in value]
+        if isinstance(value, list)
+        else value
+    )
+
+
 def sender_address(workspace: Workspace, number: Json) -> str:
     """The address of a sender identity, "" if there is none of this number."""
     row = workspace.shelves["sender_identities"].rows.get(number) or {}
@@ -8300,20 +8388,27 @@ def _send_on(workspace: Workspace, delivery: Delivery, mail: Mail, now: int) -> 
             report(delivery, "delivered", now)
 
 
+def new_delivery(
+    workspace: Workspace, kind: str, person: Optional[Person], message: Attributes
+) -> Delivery:
+    """A delivery of a content to somebody, not filed yet; `kind` is one of DELIVERY_KINDS."""
+    now, type = workspace.clock.now(), str(message["type"])
+    delivery_id = delivery_id_of(now, workspace.count("delivery"), kind)
+    delivery = Delivery(delivery_id, _CHANNELS.get(type, type), message, int(now))
+    if person is not None:
+        delivery.person, delivery.customer_id = person, person.name
+        delivery.recipient = recipient_of(person, delivery.channel)
+    return delivery
+
+
 def deliver(
     workspace: Workspace, person: Person, mail: Mail, parents: Json, data: Json, base_url: str
 ) -> Delivery:
     """Send a content of a newsletter or broadcast to one person."""
+    kind = "newsletter" if mail.family is NEWSLETTERS else "broadcast"
     with workspace.lock:
-        now = workspace.clock.now()
-        kind = "newsletter" if mail.family is NEWSLETTERS else "broadcast"
-        delivery_id = delivery_id_of(now, workspace.count("delivery"), kind)
-        type: str = mail.content["type"]
-        channel = _CHANNELS.get(type, type)
-        delivery = Delivery(delivery_id, channel, shown(mail.content), int(now))
-        delivery.person, delivery.customer_id = person, person.name
-        delivery.recipient, delivery.parents = recipient_of(person, channel), parents
-        delivery.data, delivery.base_url = data, base_url
+        delivery = new_delivery(workspace, kind, person, shown(mail.content))
+        delivery.parents, delivery.data, delivery.base_url = parents, data, base_url
         workspace.deliveries.post(delivery)
     dispatch(workspace, delivery, mail)
     return delivery
@@ -9085,15 +9180,12 @@ def _add_test_group(workspace: Workspace, newsletter: int, content_ids: List[int
 #: to start anything (reference). Seconds.
 FILTER_PATIENCE = 1800.0
 OLDEST_TRIGGER = 72 * 3600.0
-#: How many people an object, or a batch update, may lead to at once (docs).
-MAX_RELATED = 1000
-MAX_BATCH_UPDATE = 1000
-#: What a journey can remember; more attributes are ignored (docs).
+#: How many people an object, or a batch update, may lead to at once; how many attributes a
+#: journey can remember, and further ones are ignored (docs).
+MAX_RELATED = MAX_BATCH_UPDATE = 1000
 MAX_JOURNEY_ATTRIBUTES = 100
 #: A conversion counts for as long as this after the message (docs). Seconds.
 LONGEST_GOAL = 90 * 86400.0
-#: Dates further from 1970 than this are taken for none. Seconds.
-MAX_DATE = 60e9
 #: How many journeys may set off each other in one instant; campaigns can go in circles.
 MAX_CHAIN = 100
 
@@ -9111,6 +9203,7 @@ class TriggerType(NamedTuple):
     told_by: Tuple[str, ...]
 
 
+_OF_ALL = "customer campaign message snippets delivery_id journey"
 _OF_EVENT = "event event_name event_id event_timestamp"
 #: By the App API's `type`. A form's namespace is inferred.
 TRIGGERS: Dict[str, TriggerType] = {
@@ -9189,6 +9282,8 @@ class Tile(NamedTuple):
     conditions: str = ""
     #: The fields that are templates.
     texts: Tuple[str, ...] = ()
+    #: What reads its `filter`: conditions, or those on data.
+    check_filter: Optional[Callable[[Json, str, Grammar], Any]] = None
 
 
 class Node(NamedTuple):
@@ -9205,21 +9300,6 @@ class Node(NamedTuple):
 
 
 _MESSAGE_TILES = ("email", "push", "twilio", "in_app", "whatsapp", "slack", "inbox")
-
-
-def plain_type(type: Json) -> str:
-    """A type of tile without the `_action` that the web app adds."""
-    return re.sub(r"_action\Z", "", as_text(type))
-
-
-def tiles_in(actions: Json) -> Iterator[Json]:
-    """All tiles of a workflow, those on paths and the variations of tests included, in order."""
-    for action in actions if isinstance(actions, list) else ():
-        if isinstance(action, dict):
-            yield action
-            yield from tiles_in(action.get("variations"))
-            for path in action.get("paths") or ():
-                yield from tiles_in(path)
 
 
 class Layout:
@@ -9242,7 +9322,7 @@ class Layout:
             action = actions[i]
             if action.get("parent_action_id"):  # a translation or variation of another
                 continue
-            if plain_type(action.get("type")) == "exit" and i < len(actions) - 1:
+            if action["type"] == "exit" and i < len(actions) - 1:
                 place = f"{where}[{i + 1}]"
                 raise invalid(f"{place} is never reached: the exit before it ends the path", place)
             first = self.place(action, f"{where}[{i}]", first)
@@ -9250,13 +9330,15 @@ class Layout:
 
     def place(self, action: Json, where: str, after: Optional[int]) -> int:
         """Put down one tile, and the paths that lead out of it."""
-        type = plain_type(action.get("type", "email"))
+        type = action["type"]
         tile = TILES.get(type)
         if tile is None:
-            text = f"{where}.type '{action.get('type')}' is no tile; "
+            text = f"{where}.type '{type}' is no tile; "
             raise invalid(text + suggestion(type, list(TILES)), f"{where}.type")
         if tile.fields is not None:
             tile.fields.read(action, f"{where}.")
+        if tile.check_filter is not None and "filter" in action:
+            tile.check_filter(action["filter"], f"{where}.filter", self.grammar)
         conditions = self._conditions(tile, action, type, where)
         paths = self._paths(tile, action, where, after)
         before = action.get("preconditions")
@@ -9308,116 +9390,90 @@ class Plan:
 
     def __init__(self, workspace: Workspace, row: Json, where: str) -> None:
         """Raises ApiError 400 with the place of what is wrong."""
-        self.workspace, self.number, flow = workspace, row["id"], row["_journey"]
-        self.row, self.flow, self.where = spelt_out(row), flow, where
-        self.trigger_type = TRIGGERS[row["type"]]
+        self.workspace, self.number, self.flow = workspace, row["id"], row["_journey"]
+        self.row, self.where, flow = spelt_out(row), where, self.flow
+        self.type, told = TRIGGERS[row["type"]], self.row.get("audience") or {}
         self.layout = Layout(journey_grammar(workspace))
         self.first = self.layout.lay(flow.get("actions", []), f"{where}.actions", None)
         self.nodes = self.layout.nodes
-        self.trigger = self._trigger()
-        self.filter = self._optional(
-            {"and": self._filters()} if self._filters() else None, "filter"
-        )
+        self.trigger, self.turns = self._trigger(), cast(Tuple[Turns, ...], ())
+        self.filter = self._compiled("filter", self._all_of(
+            "filter_segment_ids", self.row.get("filter_object_attributes"),
+            self.row.get("filter_relationship_attributes"), told.get("person_filters"),
+            told.get("relationship_filters"), flow.get("filter"),
+        ))  # fmt: skip
         self.exits = [
-            self._own(spec, f"global_exit_conditions[{i}]")
+            self.layout.compiled(spec, f"{where}.global_exit_conditions[{i}]")
             for i, spec in enumerate(flow.get("global_exit_conditions") or ())
         ]
         self.goal = self._goal(flow.get("goal"))
-        self.data_fits = compile_data(
-            flow.get("attribute_filters") or {}, f"{where}.attribute_filters", self.layout.grammar
-        )
-        self.restart = flow.get("restart_mode") or self.trigger_type.restart
+        data, grammar = flow.get("attribute_filters") or {}, self.layout.grammar
+        self.data_fits = compile_data(data, f"{where}.attribute_filters", grammar)
+        #: Whether who does not match the filter may come to do so for a while (docs).
+        self.is_patient = row["type"] in ("event", "form")
+        self.restart = flow.get("restart_mode") or self.type.restart
         self.interval = float(flow.get("restart_min_interval") or 0)
-        #: What a message of it takes for its campaign.
-        self.parent = self._parent()
-        names = f"customer campaign message snippets delivery_id journey {self.trigger_type.names}"
-        #: What its templates can name, and why somebody may be refused.
-        self.names = tuple(names.split())
-        self.refusals: List[Callable[..., str]] = []
+        # Which change of an object or a relationship begins it.
+        name = f"{row['type']}_attribute_triggers"
+        self.change = self._compiled(name, self.row.get(name))
+        needs = self.change.needs if self.change else ()
+        self.object_fields = {field for kind, field in needs if kind == "field"}
+        #: What its messages take for their campaign, and what their templates can name.
+        liquid = "seg_attr" if flow.get("trigger") else self.type.liquid
+        self.parent = {"id": self.number, "name": row["name"], "type": liquid,
+                       "subscription_topic_id": flow.get("subscription_topic_id")}  # fmt: skip
+        self.names = tuple(f"{_OF_ALL} {self.type.names}".split())
         self.mails: Dict[int, Tuple[Json, Attributes, Mail]] = {}
+        #: Why somebody may be refused.
+        self.refusals: List[Callable[..., str]] = []
         self.needs = self._needs()
         self._check_segments()
-        #: When time alone lets somebody in or out; for what changes of an object it is.
-        self.turns: Tuple[Turns, ...] = ()
-        triggers = self.row.get(f"{row['type']}_attribute_triggers")
-        self.change = self._optional(triggers, f"{row['type']}_attribute_triggers")
-        self.object_fields = fields_in(triggers) if row["type"] == "object" else set()
 
     @property
-    def runs(self) -> bool:
-        """Whether people enter now."""
-        return bool(self.current["state"] == "running")
+    def state(self) -> str:
+        """Whether it is a draft, runs or is stopped, now."""
+        return str(self.workspace.shelves["campaigns"].rows[self.number]["state"])
 
     @property
-    def current(self) -> Json:
-        """The campaign as it stands now; its state may have changed."""
-        return self.workspace.shelves["campaigns"].rows[self.number]
-
-    @property
-    def is_told(self) -> bool:
-        """Whether it is said who enters; a campaign without that has nobody."""
-        return any(self.told(name) for name in self.trigger_type.told_by)
-
-    def told(self, name: str) -> Json:
-        """A field of the campaign, of the App API's or of ours."""
-        return self.row.get(name) or self.flow.get(name)
-
-    @property
-    def is_patient(self) -> bool:
-        """Whether who does not match the filter may come to do so for a while (docs)."""
-        return self.row["type"] in ("event", "form")
+    def begins_with(self) -> str:
+        """Which event, date, form, … begins it; "" if nobody has told, and nobody enters."""
+        told = (self.row.get(name) or self.flow.get(name) for name in self.type.told_by)
+        return as_text(next(filter(None, told), ""))
 
     def fits(self, journey: Journey) -> bool:
         """Whether the person of a journey matches the filter."""
         return self.filter is None or self.filter.test(journey)
 
-    def _own(self, spec: Json, name: str) -> Condition:
-        return self.layout.compiled(spec, f"{self.where}.{name}")
+    def exit_of(self, journey: Journey) -> str:
+        """Which exit condition takes somebody out, or ""."""
+        met = [i for i, condition in enumerate(self.exits) if condition.test(journey)]
+        return f"global_exit_conditions[{met[0]}]" if met else ""
 
-    def _optional(self, spec: Json, name: str) -> Optional[Condition]:
-        return self._own(spec, name) if spec else None
+    def _compiled(self, name: str, spec: Json) -> Optional[Condition]:
+        return self.layout.compiled(spec, f"{self.where}.{name}") if spec else None
+
+    def _all_of(self, ids: str, *specs: Json) -> List[Json]:
+        """Conditions that all have to be met, those of the segments with these ids first."""
+        segments = [{"segment": {"id": number}} for number in self.row.get(ids) or ()]
+        return segments + [spec for spec in specs if spec]
 
     def _trigger(self) -> Optional[Condition]:
         """The conditions that a segment campaign begins with: all of them (docs)."""
-        ids = self.row.get("trigger_segment_ids") or []
-        parts = [{"segment": {"id": number}} for number in ids]
-        parts += [self.flow["trigger"]] if self.flow.get("trigger") else []
+        parts = self._all_of("trigger_segment_ids", self.flow.get("trigger"))
         if self.row["type"] != "segment" or not parts:
             return None
-        where = f"{self.where}.trigger"
-        if not ids:
-            return compile_conditions(parts[0], where, self.workspace.segments.grammar())
-        return compile_conditions({"and": parts}, where, self.workspace.segments.grammar())
-
-    def _filters(self) -> List[Json]:
-        """What has to be so beside the trigger."""
-        ids = self.row.get("filter_segment_ids") or []
-        parts = [{"segment": {"id": number}} for number in ids]
-        names = ("filter_object_attributes", "filter_relationship_attributes")
-        audience = self.row.get("audience") or {}
-        parts += [self.row[name] for name in names if self.row.get(name)]
-        names = ("person_filters", "relationship_filters")
-        parts += [audience[name] for name in names if audience.get(name)]
-        return parts + ([self.flow["filter"]] if self.flow.get("filter") else [])
+        spec = {"and": parts} if len(parts) > 1 else parts[0]
+        return compile_conditions(spec, f"{self.where}.trigger", self.workspace.segments.grammar())
 
     def _goal(self, spec: Json) -> Optional[Condition]:
         if not spec:
             return None
-        where = f"{self.where}.goal"
-        _GOAL.read(spec, f"{where}.")
+        _GOAL.read(spec, f"{self.where}.goal.")
         condition = {name: spec[name] for name in ("segment", "event", "inverse") if name in spec}
         grammar = self.layout.grammar._replace(
             begin=lambda journey: (max(journey.started, journey.goal_seen), journey.born)
         )
-        return compile_conditions(condition, where, grammar)
-
-    def _parent(self) -> Json:
-        type = self.trigger_type.liquid
-        if self.row["type"] == "segment" and self.flow.get("trigger"):
-            type = "seg_attr"
-        topic = self.flow.get("subscription_topic_id")
-        named = {"id": self.number, "name": self.row["name"], "type": type}
-        return {**named, "subscription_topic_id": topic}
+        return compile_conditions(condition, f"{self.where}.goal", grammar)
 
     def _check_segments(self) -> None:
         """Refuse what nobody can fit; pasted answers of the App API may lack their segments."""
@@ -9428,9 +9484,7 @@ class Plan:
             names = ("trigger_segment_ids", "filter_segment_ids")
             missing -= {n for name in names for n in self.row.get(name) or ()}
         if missing:
-            text = (
-                f"{self.where}: there is no segment {min(missing)}, so that nobody can be in it; "
-            )
+            text = f"{self.where}: there is no segment {min(missing)}, so that nobody can fit; "
             raise invalid(text + f"there are {', '.join(map(str, known)) or 'none'}", self.where)
 
     def _needs(self) -> FrozenSet[Need]:
@@ -9440,44 +9494,7 @@ class Plan:
         needs = {need for part in parts if part for need in part.needs}
         windows = [n for n in self.nodes.values() if n.type == "delay_time_window"]
         zones = {("attribute", "timezone"), ("attribute", "cio_timezone")} if windows else set()
-        return frozenset(all_needs(self.workspace, needs) | zones)
-
-
-def fields_in(spec: Json) -> Set[str]:
-    """The names of all fields that conditions ask for."""
-    if isinstance(spec, list):
-        return set().union(*map(fields_in, spec))
-    if not isinstance(spec, dict):
-        return set()
-    return fields_in(list(spec.values())) | ({spec["field"]} if "field" in spec else set())
-
-
-def all_needs(workspace: Workspace, needs: Iterable[Need]) -> Set[Need]:
-    """What conditions depend on, with what the segments in them depend on."""
-    found: Set[Need] = set()
-    more = list(needs)
-    while more:
-        need = more.pop()
-        if need not in found:
-            found.add(need)
-            more += _segment_study(workspace, need).needs
-    return found
-
-
-def all_turns(workspace: Workspace, condition: Condition) -> Tuple[Turns, ...]:
-    """When conditions, and the segments in them, turn by themselves."""
-    inside = [need for need in all_needs(workspace, condition.needs) if need[0] == "segment"]
-    studies = [_segment_study(workspace, need) for need in inside]
-    return sum([study.turns for study in studies], condition.turns)
-
-
-def _segment_study(workspace: Workspace, need: Need) -> Condition:
-    """The conditions of a segment that others depend on; empty for anything else."""
-    segment = workspace.segments.rows.get(need[1]) if need[0] == "segment" else None
-    if segment is None or not segment.conditions:
-        return Condition(lambda subject: False, frozenset(), ())
-    where = f"segments[{segment.number}].conditions"
-    return compile_conditions(segment.conditions, where, workspace.segments.grammar())
+        return frozenset(self.workspace.segments.needs(needs) | zones)
 
 
 def journey_grammar(workspace: Workspace) -> Grammar:
@@ -9526,19 +9543,10 @@ class Runner:
         #: The journey whose tile is at work, if one is: what follows from it is its doing.
         self.cause: Optional[Journey] = None
 
-    @property
-    def limit(self) -> bool:
-        """Whether there is a limit for messages."""
-        return "message_limit" in self.workspace.journeys.settings
-
-    def plan_of(self, journey: Journey) -> Plan:
-        """The campaign that a journey goes through."""
-        return self.plans[journey.campaign_id]
-
     def node_of(self, journey: Journey) -> Optional[Node]:
         """The tile that a journey stands before or waits in; None at the end."""
         position = journey.position
-        return None if position is None else self.plan_of(journey).nodes.get(position)
+        return None if position is None else self.plans[journey.campaign_id].nodes.get(position)
 
     def since(self, journey: Journey) -> float:
         """When a journey came to the tile where it is."""
@@ -9655,10 +9663,9 @@ class Runner:
 
     def reason_to_leave(self, journey: Journey) -> str:
         """Which condition takes somebody out, or "". Filters count before the first act, too."""
-        plan = self.plan_of(journey)
-        for i, condition in enumerate(plan.exits):
-            if condition.test(journey):
-                return f"global_exit_conditions[{i}]"
+        plan = self.plans[journey.campaign_id]
+        if reason := plan.exit_of(journey):
+            return reason
         stops = plan.flow.get("exit_on_trigger_or_filter_not_matched", True)
         if (stops or journey.activated is None) and not plan.fits(journey):
             return "filter"
@@ -9674,7 +9681,7 @@ class Runner:
         node = self.node_of(journey)
         journey.end(self.workspace.clock.now(), state, reason, node.type if node else "")
         live = self.live.get(journey.person.serial, []) if journey.person else []
-        if journey in live and self.plan_of(journey).goal is None:
+        if journey in live and self.plans[journey.campaign_id].goal is None:
             live.remove(journey)
 
     # ---- what happens meanwhile
@@ -9682,16 +9689,15 @@ class Runner:
     def look_after(self, people: Iterable[Tuple[Person, Set[Need]]]) -> None:
         """Let what happened to people change their journeys: first who leaves, then who waits."""
         pairs = [
-            (journey, self.plan_of(journey))
+            (journey, self.plans[journey.campaign_id])
             for person, needs in people
             for journey in self.live.get(person.serial, ())
-            if needs & self.plan_of(journey).needs
+            if needs & self.plans[journey.campaign_id].needs
         ]
         for journey, plan in pairs:
             self._check_goal(journey, plan)
-            for i, condition in enumerate(plan.exits):
-                if journey.state == "active" and condition.test(journey):
-                    self.leave(journey, f"global_exit_conditions[{i}]")
+            if journey.state == "active" and (reason := plan.exit_of(journey)):
+                self.leave(journey, reason)
         for journey, _ in pairs:
             if journey.state == "active" and journey.waiting_for:
                 self._look_at_wait(journey)
@@ -9706,22 +9712,31 @@ class Runner:
 
     def pass_filter(self, journey: Journey, last: bool = False) -> None:
         """Let somebody in who matches the filter by now; or nevermore, if it was the last try."""
-        if self.plan_of(journey).fits(journey):
+        if self.plans[journey.campaign_id].fits(journey):
             journey.waiting_for, journey.wake = "", None
             self.go_on(journey, locked=True)
         elif last:
             self.end(journey, "never_activated", IN_FILTER)
 
-    def wake(self, number: int, when: float) -> None:
-        """Go on with a journey that has waited until `when`, unless it has gone on before."""
+    def wake(self, number: int, when: Optional[float]) -> None:
+        """Go on with a journey that has waited until `when`, unless it has gone on before.
+
+        None is for one that has waited for what it sent. Raises TakesTime in a hurried thread.
+        """
         with self.workspace.lock:
             journey = self.workspace.journeys.rows[number]
             if journey.state != "active" or journey.wake != when:
                 return
             if journey.waiting_for == IN_FILTER:
-                self.pass_filter(journey, last=True)
-                return
-        self.go_on(journey)
+                return self.pass_filter(journey, last=True)
+        try:
+            self.go_on(journey)
+        except TakesTime:
+            if when is None:
+                self.schedule(journey)
+            else:
+                journey.wake = when
+                raise
 
     def answered(self, number: int, delivery: Delivery) -> None:
         """Go on with a journey that waits for what became of a webhook."""
@@ -9779,42 +9794,20 @@ def wake_journey(workspace: Workspace, number: int, when: float) -> None:
     workspace.beside(Runner).wake(number, when)
 
 
-def render_texts(value: Json, data: Json, now: float, budget: Optional[Budget] = None) -> Json:
-    """A value with all templates in it rendered. Raises LiquidError or TakesTime."""
-    budget = budget or budget_now()
-    if isinstance(value, str):
-        if "{{" not in value and "{%" not in value:
-            return value
-        return rendered_within(budget, value, data, now)
-    if isinstance(value, dict):
-        return {name: render_texts(part, data, now, budget) for name, part in value.items()}
-    return (
-        [render_texts(part, data, now, budget) for part in value]
-        if isinstance(value, list)
-        else value
-    )
-
-
 # ---- messages of a journey
 
 
-def new_delivery(
+def delivery_of_journey(
     runner: Runner, journey: Journey, plan: Plan, content: Json
 ) -> Tuple[Delivery, Mail]:
-    """A delivery of a journey, not yet sent."""
-    workspace, person = runner.workspace, journey.person
-    now, type = workspace.clock.now(), str(content["type"])
-    delivery_id = delivery_id_of(now, workspace.count("delivery"), "campaign")
-    message, mail = mail_of(plan, content)
-    delivery = Delivery(delivery_id, _CHANNELS.get(type, type), message, int(now))
-    delivery.person, delivery.customer_id = person, journey.customer_id
-    if person is not None:
-        delivery.recipient = recipient_of(person, delivery.channel)
+    """A delivery of a journey, not yet sent, and what is to be sent."""
+    workspace, (message, mail) = runner.workspace, mail_of(plan, content)
+    delivery = new_delivery(workspace, "campaign", journey.person, message)
     delivery.parents = {"campaign_id": plan.number, "action_id": content["id"]}
     if content.get("parent_action_id"):
         delivery.parents["parent_action_id"] = content["parent_action_id"]
-    delivery.journey = journey
-    delivery.data, delivery.base_url = journey.data, workspace.address()
+    delivery.journey, delivery.data = journey, journey.data
+    delivery.base_url = workspace.address()
     workspace.deliveries.post(delivery)
     return delivery, mail
 
@@ -9831,9 +9824,9 @@ def mail_of(plan: Plan, content: Json) -> Tuple[Attributes, Mail]:
     return message, mail
 
 
-def post(runner: Runner, journey: Journey, node: Node, number: int, path: Optional[int]) -> Done:
+def post(runner: Runner, journey: Journey, number: int, path: Optional[int]) -> Done:
     """Send the action of this number to the person of a journey."""
-    plan, shelf = runner.plan_of(journey), runner.workspace.shelves[CAMPAIGNS.shelf]
+    plan, shelf = runner.plans[journey.campaign_id], runner.workspace.shelves[CAMPAIGNS.shelf]
     content = shelf.rows[number]
     if content["sending_state"] == "off":
         return Done("skipped", "sending_state off", path)
@@ -9841,7 +9834,7 @@ def post(runner: Runner, journey: Journey, node: Node, number: int, path: Option
         content = translated(
             shelf.where(_parent=plan.number), content, cast(Person, journey.person)
         )
-    delivery, mail = new_delivery(runner, journey, plan, content)
+    delivery, mail = delivery_of_journey(runner, journey, plan, content)
     if content.get("holdout"):  # it goes into a trap, and counts (docs)
         return Done("created", "holdout", path, delivery)
     agenda, now = runner.workspace.agenda, runner.workspace.clock.now()
@@ -9855,15 +9848,14 @@ def send_of_journey(
 ) -> None:
     """Send a message of a journey, once the person may get another one, and go on at once."""
     runner = workspace.beside(Runner)
-    wait = _over_the_limit(workspace, number, delivery) if runner.limit else 0
-    try:
-        if not wait:
-            dispatch(workspace, delivery, mail)
-        elif wait < math.inf:
-            workspace.agenda.later(wait, send_of_journey, number, delivery, mail, False)
-    finally:
-        if first:
-            runner.go_on(workspace.journeys.rows[number])
+    limited = "message_limit" in workspace.journeys.settings
+    wait = _over_the_limit(workspace, number, delivery) if limited else 0
+    if not wait:
+        dispatch(workspace, delivery, mail)
+    elif wait < math.inf:
+        workspace.agenda.later(wait, send_of_journey, number, delivery, mail, False)
+    if first:
+        runner.wake(number, None)
 
 
 def _over_the_limit(workspace: Workspace, number: int, delivery: Delivery) -> float:
@@ -9905,10 +9897,6 @@ def _is_counted(workspace: Workspace, delivery: Delivery) -> bool:
 # ---- what the tiles do
 
 
-def _send_tile(runner: Runner, journey: Journey, node: Node, texts: Json) -> Done:
-    return post(runner, journey, node, node.id, None)
-
-
 def draw(runner: Runner, node: Node, journey: Journey) -> float:
     """A number from 0 to 1 that is always the same for a person at a tile."""
     seed = runner.workspace.journeys.settings.get("random_seed", 0)
@@ -9935,7 +9923,7 @@ def _split_tile(runner: Runner, journey: Journey, node: Node, texts: Json) -> Do
     variations = node.body["variations"]
     shares = node.body.get("allocations") or [1] * len(variations)
     index = _drawn(runner, node, journey, shares)
-    return post(runner, journey, node, variations[index]["id"], index)
+    return post(runner, journey, variations[index]["id"], index)
 
 
 def _language_tile(runner: Runner, journey: Journey, node: Node, texts: Json) -> Done:
@@ -9943,7 +9931,7 @@ def _language_tile(runner: Runner, journey: Journey, node: Node, texts: Json) ->
     languages = [row.get("language", "") for row in node.body["variations"]]
     wanted = journey.text("language")
     index = languages.index(wanted) if wanted in languages else 0
-    return post(runner, journey, node, node.body["variations"][index]["id"], index)
+    return post(runner, journey, node.body["variations"][index]["id"], index)
 
 
 def _cohort_tile(runner: Runner, journey: Journey, node: Node, texts: Json) -> Done:
@@ -9985,39 +9973,9 @@ def zone_of(person: Subject, name: str, fallback: str) -> tzinfo:
 def _window_tile(runner: Runner, journey: Journey, node: Node, texts: Json) -> Done:
     body = node.body
     zone = zone_of(journey, body.get("zone", "UTC"), body.get("fallback_zone", "UTC"))
-    days = {plain_day(day) for day in body.get("days") or _DAYS}
+    days = {plain_day(day) for day in body.get("days") or WEEK}
     times = body.get("start_time", "00:00"), body.get("end_time", "24:00")
     return _pause(runner, next_opening(runner.workspace.clock.now(), zone, days, *times))
-
-
-_DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
-
-
-def plain_day(day: Json) -> int:
-    """The number of a day of the week, Monday is 0: from its name, or the web app's number."""
-    return (day - 1) % 7 if isinstance(day, int) else _DAYS.index(day[:3].lower())
-
-
-def next_opening(now: float, zone: tzinfo, days: Set[int], start: str, end: str) -> float:
-    """When a time window is open next, which may be now. Unix seconds.
-
-    A time of day that daylight saving leaves out is as much later (inferred).
-    """
-    today = moment_of(now, zone).date()
-    begin, finish = (int(text[:2]) * 60 + int(text[3:]) for text in (start, end))
-    finish += 1440 if finish <= begin else 0  # past midnight
-    for ahead in range(-1, 9):
-        day = today + timedelta(days=ahead)
-        opens, closes = (local_moment(day, minutes, zone) for minutes in (begin, finish))
-        if day.weekday() in days and now < closes:
-            return max(now, opens)
-    return now
-
-
-def local_moment(day: date, minutes: int, zone: tzinfo) -> float:
-    """When so many minutes of a day have gone by on the clocks of a zone. Unix seconds."""
-    moment = datetime(day.year, day.month, day.day) + timedelta(minutes=minutes)
-    return moment.replace(tzinfo=zone).timestamp()
 
 
 def _wait_tile(runner: Runner, journey: Journey, node: Node, texts: Json) -> Done:
@@ -10101,7 +10059,7 @@ def _collection_tile(runner: Runner, journey: Journey, node: Node, texts: Json) 
         told: Json = {"collection": body.get("collection")}
         workspace.note("failed_query_collection", journey.person, lambda: told)
         return Done("failed", f"there is no collection {body.get('collection')!r}")
-    grammar = runner.plan_of(journey).layout.grammar
+    grammar = runner.plans[journey.campaign_id].layout.grammar
     fits = compile_data(body.get("filter") or {}, "filter", grammar)
     rows = [row for row in found[0]["_content"] if fits((journey, row))]
     remember(journey, body["attribute"], rows[: body.get("limit", len(rows))])
@@ -10142,20 +10100,14 @@ _WHOM = object_field(CLOSED.having(any="id", text="email cio_id"))
 _PATHS = list_field(list_field(OBJECT))
 
 
-def _waits_for(body: Json) -> List[str]:
-    names = [f"condition {i + 1}" for i in range(len(body.get("multi_conditions") or ()))]
-    return names + (["time is up"] if body.get("delay") else [])
+def _conditions_and(last: str, needs: str = "") -> Callable[[Json], List[str]]:
+    """The paths of a tile: one for each condition, and the last if it has what that needs."""
 
+    def paths(body: Json) -> List[str]:
+        names = [f"condition {i + 1}" for i in range(len(body.get("multi_conditions") or ()))]
+        return [*names, last] if not needs or body.get(needs) else names
 
-def _split_for(body: Json) -> List[str]:
-    count = len(body.get("multi_conditions") or ())
-    return [*[f"condition {i + 1}" for i in range(count)], "none of them"]
-
-
-def _cohort_for(body: Json) -> List[str]:
-    names = body.get("cohort_names") or []
-    return [str(names[i]) if i < len(names) else f"cohort {i + 1}"
-            for i in range(len(body.get("cohorts") or ()))]  # fmt: skip
+    return paths
 
 
 def _thousand(value: Json) -> str:
@@ -10165,12 +10117,16 @@ def _thousand(value: Json) -> str:
 
 
 def _window_day(value: Json) -> str:
-    named = isinstance(value, str) and value[:3].lower() in _DAYS
+    named = isinstance(value, str) and value[:3].lower() in WEEK
     fits = named or (type(value) is int and 0 <= value <= 7)
-    return "" if fits else f"must be one of: {', '.join(_DAYS)}"
+    return "" if fits else f"must be one of: {', '.join(WEEK)}"
 
 
-_MESSAGE_TILE = Tile(_send_tile)
+def _check_people(spec: Json, where: str, grammar: Grammar) -> None:
+    compile_conditions(spec, where, grammar._replace(kinds=PERSON_CONDITIONS))
+
+
+_MESSAGE_TILE = Tile(lambda runner, journey, node, texts: post(runner, journey, node.id, None))
 _WINDOW_ZONE = read_field(
     "a zone", lambda value, name: value == "customer_time_zone" or zone_named(as_text(value))
 )
@@ -10191,10 +10147,10 @@ TILES: Dict[str, Tile] = {
         "segment_id", whole="segment_id", operation=choice_field("add", "remove"))),
     "collection_query": Tile(_collection_tile, _ANY_TILE.having(
         "collection attribute", word="collection", object="filter", filled="attribute",
-        limit=number_field(0, MAX_NUMBER, int))),
+        limit=number_field(0, MAX_NUMBER, int)), check_filter=compile_data),
     "batch_update": Tile(_batch_tile, _ANY_TILE.having(
         "filter", object="filter attributes data", filled="event_name"),
-        texts=("filter", "attributes", "event_name", "data")),
+        texts=("filter", "attributes", "event_name", "data"), check_filter=_check_people),
     "delay_seconds": Tile(_delay_tile, _ANY_TILE.having("delay", delay=_DURATION), acts=False),
     "randomized_delay": Tile(_random_delay_tile, _ANY_TILE.having(
         "min_delay max_delay", min_delay=_DURATION, max_delay=_DURATION), acts=False),
@@ -10204,16 +10160,18 @@ TILES: Dict[str, Tile] = {
     "conditional_wait": Tile(_wait_tile, _ANY_TILE.having(
         multi_conditions=list_field(_CONDITIONS), delay=_DURATION, paths=_PATHS,
         exit_type=choice_field("never", "continue")),
-        acts=False, paths=_waits_for, onward=True, conditions="multi_conditions"),
+        acts=False, paths=_conditions_and("time is up", "delay"), onward=True,
+        conditions="multi_conditions"),
     "conditional_branch": Tile(_branch_tile, _ANY_TILE.having(
         "paths", conditions=_CONDITIONS, paths=_PATHS),
         acts=False, paths=lambda body: ["true", "false"], conditions="conditions"),
     "multi_split_branch": Tile(_branch_tile, _ANY_TILE.having(
         "multi_conditions paths", multi_conditions=list_field(_CONDITIONS), paths=_PATHS),
-        acts=False, paths=_split_for, conditions="multi_conditions"),
+        acts=False, paths=_conditions_and("none of them"), conditions="multi_conditions"),
     "random_cohort_branch": Tile(_cohort_tile, _ANY_TILE.having(
         "cohorts paths", cohorts=Check("shares", _thousand), cohort_names=list_field(TEXT),
-        object="assign", paths=_PATHS), acts=False, paths=_cohort_for),
+        object="assign", paths=_PATHS), acts=False,
+        paths=lambda body: [f"cohort {i + 1}" for i in range(len(body["cohorts"]))]),
     "exit": Tile(_exit_tile, _ANY_TILE, acts=False),
 }  # fmt: skip
 
@@ -10248,44 +10206,37 @@ class Gate:
         self.runner.needs |= plan.needs
         self.watched |= plan.needs
         plan.refusals = [refused for applies, refused in REFUSALS if applies(plan)]
-        row, type = plan.row, plan.row["type"]
-        if plan.is_told:
-            if type == "event":
-                self.by_event.setdefault(row["event_name"], []).append(plan)
-                self.watched.add(("event", row["event_name"]))
-            elif type == "date":
-                self.dates.append(plan)
-                zones = ("timezone", "cio_timezone")
-                self.watched |= {("attribute", name) for name in (row["date_attribute"], *zones)}
-            elif type != "segment":
-                name = plan.trigger_type.told_by[0]
-                self.by_key.setdefault((type, as_text(plan.told(name))), []).append(plan)
-            elif plan.trigger is not None:
-                self._watch_segment(plan, plan.trigger)
-        attributes = [name for kind, name in self.watched if kind == "attribute"]
-        self.names = tuple(sorted(set(attributes)))
-
-    def _watch_segment(self, plan: Plan, trigger: Condition) -> None:
-        plan.turns = all_turns(self.workspace, trigger)
-        needs = {*all_needs(self.workspace, trigger.needs), NEWCOMER}
-        for need in needs:
-            self.by_need.setdefault(need, []).append(plan)
-        self.watched |= needs
+        type, key = plan.row["type"], plan.begins_with
+        if plan.trigger is not None:
+            plan.turns = self.workspace.segments.turns(plan.trigger)
+            needs = {*self.workspace.segments.needs(plan.trigger.needs), NEWCOMER}
+            for need in needs:
+                self.by_need.setdefault(need, []).append(plan)
+            self.watched |= needs
+        elif type == "event":
+            self.by_event.setdefault(key, []).append(plan)
+            self.watched.add(("event", key))
+        elif type == "date" and key:
+            self.dates.append(plan)
+            self.watched |= {("attribute", name) for name in (key, "timezone", "cio_timezone")}
+        else:
+            self.by_key.setdefault((type, key), []).append(plan)
+        self.names = tuple(sorted({name for kind, name in self.watched if kind == "attribute"}))
 
     def listen(self) -> None:
         """Hear of everything that happens in the workspace, as far as it matters to anybody."""
         kinds, join = {kind for kind, _ in self.watched}, self.workspace.occasions.join
-        join(settled=self.settle, merged=self.heard_merge, gone=self.heard_end)
-        join(refused=self.heard_refusal, submitted=self.heard_form)
+        join(settled=self.settle, merged=self._heard_merge, gone=self._heard_end)
+        join(refused=self._heard_refusal, submitted=self._heard_form)
         if "event" in kinds:
-            join(happened=self.heard_event)
+            join(happened=self._heard_event)
         if kinds & {"attribute", "person"}:
-            join(changed=self.heard_change)
+            join(changed=self._heard_change)
         if "segment" in kinds:
-            join(joined=self.heard_membership, left=self.heard_membership)
+            join(joined=self._heard_membership, left=self._heard_membership)
         if "message" in kinds:
-            join(reported=self.heard_report)
-        join(related=self.heard_relationship, thing=self.heard_thing)
+            join(reported=self._heard_report)
+        join(related=self._heard_relationship, thing=self._heard_thing)
 
     @property
     def depth(self) -> int:
@@ -10307,15 +10258,13 @@ class Gate:
             self.called = True
             self.workspace.agenda.later(self.workspace.clock.now(), settle_journeys)
 
-    def heard_event(self, event: Event, person: Person) -> None:
-        """Somebody has done something."""
+    def _heard_event(self, event: Event, person: Person) -> None:
         for plan in self.by_event.get(event.name, ()):
             self.entering.append((plan, person, event, self.depth))
         if ("event", event.name) in self.runner.needs or ("event", event.name) in self.by_need:
             self.touch(person, ("event", event.name))
 
-    def heard_change(self, person: Person, old: Attributes) -> None:
-        """Somebody's attributes have changed, or one of their identifiers."""
+    def _heard_change(self, person: Person, old: Attributes) -> None:
         new = person.attributes
         if not old:
             self.touch(person, NEWCOMER)
@@ -10323,35 +10272,29 @@ class Gate:
             if old is new or old.get(name) != new.get(name):
                 self.touch(person, ("attribute", name))
 
-    def heard_merge(self, person: Person, other: Person) -> None:
-        """Somebody has got all that another one had."""
+    def _heard_merge(self, person: Person, other: Person) -> None:
         self.touched[person.serial] = (person, {*self.watched}, 0)
         live = self.runner.live
         live.setdefault(person.serial, []).extend(live.pop(other.serial, ()))
 
-    def heard_end(self, person: Person) -> None:
-        """Somebody is deleted."""
+    def _heard_end(self, person: Person) -> None:
         self.runner.live.pop(person.serial, None)
 
-    def heard_membership(self, person: Person, number: int) -> None:
-        """Somebody has been put into a manual segment, or taken out."""
+    def _heard_membership(self, person: Person, number: int) -> None:
         self.touch(person, ("segment", number))
 
-    def heard_report(
+    def _heard_report(
         self, delivery: Delivery, metric: str, when: int, first: bool, fact: Json
     ) -> None:
-        """Something has happened to a message."""
         if delivery.person is not None:
             self.touch(delivery.person, ("message", metric))
 
-    def heard_relationship(self, person: Person, key: ObjectKey, change: str) -> None:
-        """Somebody has been related to an object, or parted, or the relationship has changed."""
+    def _heard_relationship(self, person: Person, key: ObjectKey, change: str) -> None:
         self.touch(person, ("object", ""))
         for plan in self.by_key.get(("relationship", key[0]), ()) if change != "delete" else ():
             self.related.append((plan, key, person, self.depth))
 
-    def heard_thing(self, thing: Thing, old: Attributes) -> None:
-        """An object's attributes have changed."""
+    def _heard_thing(self, thing: Thing, old: Attributes) -> None:
         for person in thing.people.values():
             self.touch(person, ("object", ""))
         for plan in self.by_key.get(("object", thing.key[0]), ()):
@@ -10359,14 +10302,12 @@ class Gate:
             if any(old.get(name) != thing.attributes.get(name) for name in names):
                 self.related.append((plan, thing.key, None, self.depth))
 
-    def heard_refusal(self, who: Identifier, args: Sequence[Any]) -> None:
-        """Somebody is suppressed who else would have entered."""
+    def _heard_refusal(self, who: Identifier, args: Sequence[Any]) -> None:
         for event in args:
             for plan in self.by_event.get(event.name, ()) if isinstance(event, Event) else ():
                 turn_away(self.workspace, plan, SUPPRESSED.text, who[1], event)
 
-    def heard_form(self, form_id: str, data: Json, who: Identifier) -> None:
-        """A form has been submitted, with all that this changes."""
+    def _heard_form(self, form_id: str, data: Json, who: Identifier) -> None:
         with self.workspace.lock:
             person = self.workspace.people.find(who)
             for plan in self.by_key.get(("form", form_id), ()) if person else ():
@@ -10420,19 +10361,19 @@ class Gate:
         now = self.workspace.clock.now()
         times = [when for turn in plan.turns for when in turn(person) if when > now]
         if times:
-            self._plan(min(times), look_again, plan, person)
+            self._plan(min(times), "segment", plan, person)
 
-    def _plan(self, when: float, chore: Callable[..., Any], plan: Plan, person: Person) -> None:
+    def _plan(self, when: float, how: str, plan: Plan, person: Person) -> None:
         key = plan.number, person.serial
         if self.planned.get(key) != when:
             self.planned[key] = when
-            self.workspace.agenda.later(when, chore, *key, when)
+            self.workspace.agenda.later(when, look_again, *key, how, when)
 
     def plan_date(self, plan: Plan, person: Person, after: float) -> None:
         """Plan when a date campaign begins for somebody."""
         when = next_date(plan, person, after)
         if when is not None:
-            self._plan(when, begin_on_date, plan, person)
+            self._plan(when, "date", plan, person)
 
     def enter(
         self,
@@ -10470,10 +10411,8 @@ class Gate:
             self.runner.schedule(journey, journey.started + FILTER_PATIENCE)
             return
         if plan.restart == "interval" and plan.row["type"] == "segment":
-            when = journey.started + plan.interval
-            self.workspace.agenda.later(
-                when, enter_again, plan.number, cast(Person, journey.person).serial
-            )
+            when, key = journey.started + plan.interval, cast(Person, journey.person).serial
+            self.workspace.agenda.later(when, look_again, plan.number, key, "interval", when)
         self.runner.go_on(journey, locked=True)
 
 
@@ -10482,7 +10421,7 @@ NEWCOMER = ("person", "new")
 
 
 def _not_running(gate: Gate, plan: Plan, journey: Journey) -> str:
-    return "" if plan.runs else f"the campaign is {plan.current['state']}"
+    return "" if plan.state == "running" else f"the campaign is {plan.state}"
 
 
 def _too_old(gate: Gate, plan: Plan, journey: Journey) -> str:
@@ -10526,19 +10465,13 @@ def _waits_already(gate: Gate, plan: Plan, journey: Journey) -> str:
     return "" if first or plan.fits(journey) else IN_FILTER
 
 
-def _exits_at_once(gate: Gate, plan: Plan, journey: Journey) -> str:
-    met = [i for i, condition in enumerate(plan.exits) if condition.test(journey)]
-    return f"global_exit_conditions[{met[0]}]" if met else ""
-
-
 def _not_fitting(gate: Gate, plan: Plan, journey: Journey) -> str:
     return "" if plan.fits(journey) else IN_FILTER
 
 
-Refusal = Callable[[Gate, Plan, Journey], str]
 #: Why somebody does not enter after all, in the order in which it is looked at, and to which
 #: campaigns that applies.
-REFUSALS: Tuple[Tuple[Callable[[Plan], Any], Refusal], ...] = (
+REFUSALS: Tuple[Tuple[Callable[[Plan], Any], Callable[[Gate, Plan, Journey], str]], ...] = (
     (lambda plan: True, _not_running),
     (lambda plan: plan.row["type"] == "event", _too_old),
     (lambda plan: True, _in_circles),
@@ -10546,7 +10479,7 @@ REFUSALS: Tuple[Tuple[Callable[[Plan], Any], Refusal], ...] = (
     (lambda plan: plan.restart == "once" or plan.interval or plan.row["type"] == "segment",
      _too_often),
     (lambda plan: plan.filter and plan.is_patient, _waits_already),
-    (lambda plan: plan.exits, _exits_at_once),
+    (lambda plan: plan.exits, lambda gate, plan, journey: plan.exit_of(journey)),
     (lambda plan: plan.filter and not plan.is_patient and plan.row["type"] != "segment",
      _not_fitting),
 )  # fmt: skip
@@ -10565,38 +10498,36 @@ def settle_journeys(workspace: Workspace) -> None:
 
 
 @chore
-def look_again(workspace: Workspace, number: int, serial: int, when: float) -> None:
-    """See whether time alone has let somebody into a segment campaign, or out."""
+def look_again(workspace: Workspace, number: int, serial: int, how: str, when: float) -> None:
+    """See whether time lets somebody into a campaign, or out; `how` is one of ENTRANCES."""
     gate = workspace.beside(Gate)
     with workspace.lock:
         person, plan = workspace.people.at(serial), gate.runner.plans.get(number)
         gate.planned.pop((number, serial), None)
         if person is not None and plan is not None:
-            gate.look_at(plan, person)
+            ENTRANCES[how](gate, plan, person, when)
 
 
-@chore
-def enter_again(workspace: Workspace, number: int, serial: int) -> None:
-    """Let somebody in once more who still matches, after the interval of a campaign."""
-    gate = workspace.beside(Gate)
-    with workspace.lock:
-        person, plan = workspace.people.at(serial), gate.runner.plans.get(number)
-        if person is not None and plan and serial in workspace.journeys.matching.get(number, ()):
-            gate.enter(plan, person, {})
+def _enter_again(gate: Gate, plan: Plan, person: Person, when: float) -> None:
+    if person.serial in gate.workspace.journeys.matching.get(plan.number, ()):
+        gate.enter(plan, person, {})
 
 
-@chore
-def begin_on_date(workspace: Workspace, number: int, serial: int, when: float) -> None:
-    """Begin a date campaign for somebody whose date it still is."""
-    gate = workspace.beside(Gate)
-    with workspace.lock:
-        person, plan = workspace.people.at(serial), gate.runner.plans.get(number)
-        if person is None or plan is None or next_date(plan, person, when) != when:
-            return
-        begun = [one for one in person.has.journeys if one.campaign_id == number]
-        if not begun or begun[-1].started < when:
-            gate.enter(plan, person, {})
-        gate.plan_date(plan, person, when + 1)
+def _begin_on_date(gate: Gate, plan: Plan, person: Person, when: float) -> None:
+    if next_date(plan, person, when) != when:
+        return  # the date is another by now
+    begun = [one for one in person.has.journeys if one.campaign_id == plan.number]
+    if not begun or begun[-1].started < when:
+        gate.enter(plan, person, {})
+    gate.plan_date(plan, person, when + 1)
+
+
+#: What time alone brings about.
+ENTRANCES: Dict[str, Callable[[Gate, Plan, Person, float], None]] = {
+    "segment": lambda gate, plan, person, when: gate.look_at(plan, person),
+    "interval": _enter_again,
+    "date": _begin_on_date,
+}
 
 
 def next_date(plan: Plan, person: Person, after: float) -> Optional[float]:
@@ -10606,7 +10537,7 @@ def next_date(plan: Plan, person: Person, after: float) -> Optional[float]:
     where it has no such day (inferred). None for an attribute that is no date.
     """
     row, moment = plan.row, time_meant(person.text(plan.row["date_attribute"]))
-    if moment is None or abs(moment) > MAX_DATE:
+    if moment is None or abs(moment) > 60e9:
         return None
     own = row.get("use_customer_timezone") is True
     fallback = plan.flow.get("fallback_zone") or row.get("timezone") or "UTC"
@@ -10614,30 +10545,12 @@ def next_date(plan: Plan, person: Person, after: float) -> Optional[float]:
     minutes = row.get("start_hour", 0) * 60 + row.get("start_minutes", 0)
     lead = timedelta(days=plan.flow.get("lead_days", 0))
     first = moment_of(moment, zone).date()
-    for day in _dates_of(first, row.get("frequency", "once"), after):
+    for day in dates_of(first, row.get("frequency", "once"), after):
         with contextlib.suppress(OverflowError, ValueError):
             when = local_moment(day - lead, minutes, zone)
             if when >= after:
                 return when
     return None
-
-
-def _dates_of(first: date, frequency: str, after: float) -> Iterator[date]:
-    """The days of a date, from about `after` on."""
-    if frequency == "once":
-        yield first
-        return
-    months = 12 if frequency == "yearly" else 1
-    now = moment_of(after)
-    gone = (now.year - first.year) * 12 + now.month - first.month
-    begin = max(0, gone // months - 1)
-    for step in range(begin, begin + 4 + 24 // months):
-        number = first.year * 12 + first.month - 1 + step * months
-        year, month = number // 12, number % 12 + 1
-        if year > 9999:
-            return
-        end = (date(year + month // 12, month % 12 + 1, 1) - timedelta(days=1)).day
-        yield date(year, month, min(first.day, end))
 
 
 def enter_related(
@@ -10740,52 +10653,22 @@ def begin_campaign(workspace: Workspace, plan: Plan, audience: str) -> None:
 
 
 def change_campaign(
-    workspace: Workspace, number: int, state: str, journeys: str, audience: str
-) -> Json:
+    workspace: Workspace,
+    number: int,
+    state: str,
+    journeys: str = "finish",
+    audience: str = "future",
+) -> None:
     """Start or stop a campaign; those inside `finish` or `exit`, those who match enter or don't."""
     runner, shelf = workspace.beside(Runner), workspace.shelves["campaigns"]
     before, plan = shelf.rows[number]["state"], runner.plans.get(number)
-    goes_on = state == "stopped" and journeys == "finish"
-    row = shelf.change(number, {"state": state, "active": state == "running" or goes_on})
+    active = state == "running" or (state == "stopped" and journeys == "finish")
+    shelf.change(number, {"state": state, "active": active})
     for journey in workspace.journeys.rows if state != "running" and journeys == "exit" else ():
         if journey.campaign_id == number and journey.state == "active":
             runner.leave(journey, f"the campaign was {state}")
     if plan is not None and state == "running" and before != "running":
         begin_campaign(workspace, plan, audience)
-    return row
-
-
-#: What counts of a journey, in the period in which it began (reference).
-JOURNEY_METRICS = (
-    "started", "activated", "messaged", "converted", "finished", "exited_early", "never_activated",
-)  # fmt: skip
-
-
-def seeded_facts(deliveries: Iterable[Delivery]) -> List[Tuple[str, float]]:
-    """What counts of journeys that nothing tells of but messages: one for each person."""
-    begins: Dict[Optional[str], Tuple[float, Set[str]]] = {}
-    for delivery in deliveries:
-        _, happened = begins.setdefault(delivery.customer_id, (delivery.created, set()))
-        happened.update(delivery.metrics)
-    names = {"started": "created", "activated": "created", "messaged": "sent",
-             "converted": "converted"}  # fmt: skip
-    rows = begins.values()
-    return [(n, begin) for begin, done in rows for n, metric in names.items() if metric in done]
-
-
-def journey_facts(journey: Journey) -> Iterator[Tuple[str, float]]:
-    """What counts of a journey, and when it began."""
-    if journey.state == "not_entered":
-        return
-    acted = any(step.delivery or step.outcome in ("updated", "created") for step in journey.steps)
-    facts = {
-        "started": True,
-        "activated": journey.activated is not None,
-        "messaged": acted,
-        "converted": journey.converted is not None,
-        journey.state: True,
-    }
-    yield from ((name, journey.started) for name, so in facts.items() if so)
 
 
 # ======================================================================================
@@ -10967,11 +10850,11 @@ def _webhook_tile(runner: Runner, journey: Journey, node: Node, texts: Json) -> 
     """Call an endpoint, and go on once it has answered, or failed to, for the first time."""
     if journey.waits:
         return Done("created", delivery=journey.steps[-1].delivery)
-    plan, workspace = runner.plan_of(journey), runner.workspace
+    plan, workspace = runner.plans[journey.campaign_id], runner.workspace
     content = workspace.shelves[CAMPAIGNS.shelf].rows[node.id]
     if content["sending_state"] == "off":
         return Done("skipped", "sending_state off")
-    delivery, mail = new_delivery(runner, journey, plan, content)
+    delivery, mail = delivery_of_journey(runner, journey, plan, content)
     now = workspace.clock.now()
     if content["sending_state"] == "draft":
         workspace.deliveries.report(delivery, "drafted", int(now))
@@ -11829,6 +11712,21 @@ def _type_told(row: Json) -> str:
     """The type of a campaign that only says who enters."""
     told = [type for type, kind in TRIGGERS.items() if any(row.get(n) for n in kind.told_by)]
     return told[0] if told else "segment"
+
+
+def plain_type(type: Json) -> str:
+    """A type of tile without the `_action` that the web app adds."""
+    return re.sub(r"_action\Z", "", as_text(type))
+
+
+def tiles_in(actions: Json) -> Iterator[Json]:
+    """All tiles of a workflow, those on paths and the variations of tests included, in order."""
+    for action in actions if isinstance(actions, list) else ():
+        if isinstance(action, dict):
+            yield action
+            yield from tiles_in(action.get("variations"))
+            for path in action.get("paths") or ():
+                yield from tiles_in(path)
 
 
 class Numbering:
@@ -15365,6 +15263,39 @@ def links_answer(call: Call, id: str, content_id: str = "") -> Json:
     with call.workspace.lock:
         deliveries = sent_by(call, family, family_row(call, family, id), content_id)
         return {"links": link_series(call.workspace, deliveries, query_edges(call)[0], unique)}
+
+
+#: What counts of a journey, in the period in which it began (reference).
+JOURNEY_METRICS = (
+    "started", "activated", "messaged", "converted", "finished", "exited_early", "never_activated",
+)  # fmt: skip
+
+
+def seeded_facts(deliveries: Iterable[Delivery]) -> List[Tuple[str, float]]:
+    """What counts of journeys that nothing tells of but messages: one for each person."""
+    begins: Dict[Optional[str], Tuple[float, Set[str]]] = {}
+    for delivery in deliveries:
+        _, happened = begins.setdefault(delivery.customer_id, (delivery.created, set()))
+        happened.update(delivery.metrics)
+    names = {"started": "created", "activated": "created", "messaged": "sent",
+             "converted": "converted"}  # fmt: skip
+    rows = begins.values()
+    return [(n, begin) for begin, done in rows for n, metric in names.items() if metric in done]
+
+
+def journey_facts(journey: Journey) -> Iterator[Tuple[str, float]]:
+    """What counts of a journey, and when it began."""
+    if journey.state == "not_entered":
+        return
+    acted = any(step.delivery or step.outcome in ("updated", "created") for step in journey.steps)
+    facts = {
+        "started": True,
+        "activated": journey.activated is not None,
+        "messaged": acted,
+        "converted": journey.converted is not None,
+        journey.state: True,
+    }
+    yield from ((name, journey.started) for name, so in facts.items() if so)
 
 
 @route("GET", "/v1/campaigns/{campaign_id}/journey_metrics", APP, heavy=True)
@@ -19531,8 +19462,7 @@ def put_campaign(call: Call, campaign_id: str) -> Json:
     with call.workspace.lock:
         if number not in call.workspace.shelves["campaigns"].rows:
             raise ApiError(404, f"there is no campaign {number}")
-        wishes = given.get("journeys", "finish"), given.get("audience", "future")
-        change_campaign(call.workspace, number, given["state"], *wishes)
+        change_campaign(call.workspace, number, **given)
         row = call.workspace.shelves["campaigns"].rows[number]
         return {"campaign": family_document(call.workspace, CAMPAIGNS, row)}
 

@@ -6569,6 +6569,29 @@ class JourneyLists(JourneyTest):
             self.clock(advance=step)
         return self.records("journeys"), self.records("deliveries"), self.records("webhooks")
 
+    def test_what_takes_time_is_left_to_a_thread_and_done_once(self) -> None:
+        long = "{% for i in (1..900) %}{{i}}{% endfor %}"
+        self.campaign(
+            {"type": "delay_seconds", "delay": 0, "preconditions": exists("none")},
+            {"type": "attribute_update", "attributes": {"journey.a": long}},
+            mail(30, body=long),
+            {"type": "create_event", "event_name": "x", "data": {"a": long}},
+            mail(50),
+        )
+        self.identify("1", email="1@example.com")
+        with customerio_fake.hurrying():
+            self.track("1", "go")
+            self.fake.workspace.agenda.tick()
+        while self.fake.workspace.agenda.tick():
+            pass
+        outcomes = [step[:2] for step in self.steps()]
+        self.assertEqual(
+            outcomes,
+            [(10, "skipped"), (20, "updated"), (30, "sent"), (40, "created"), (50, "sent")],
+        )
+        self.assertEqual(self.sent(), [(30, "1"), (50, "1")])
+        self.assertEqual(len(self.records("events")), 2)
+
     def test_journeys_are_in_snapshots(self) -> None:
         self.journeys()
         state = self.ok("GET", "/__parlel/state")
