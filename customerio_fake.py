@@ -9728,7 +9728,8 @@ class Runner:
             if journey.state != "active" or journey.wake != when:
                 return
             if journey.waiting_for == IN_FILTER:
-                return self.pass_filter(journey, last=True)
+                self.pass_filter(journey, last=True)
+                return
         try:
             self.go_on(journey)
         except TakesTime:
