@@ -12114,33 +12114,26 @@ class Request:
     def json(self, limit: int, depth: int = MAX_DEPTH) -> Json:
         """The body as JSON, null if there is none; `limit` is for inflating, in bytes."""
         if self.read is _UNREAD:
+            raw, encoding = self.body, self.headers.get("content-encoding")
+            if encoding:
+                raw = without_encoding(raw, encoding.strip().lower(), limit)
+                self.size = len(raw)
+            operation = self.operation  # who tests may send what they like
+            bounded = operation is None or operation.api is not CONTROL
             try:
-                self.read = self._decoded(limit, depth)
+                self.read = decode_json(raw, depth, bounded)
             except ApiError as error:
-                self.read = error
+                self.read = error if isinstance(error, NotANumber) else self._judged(raw, error)
         if isinstance(self.read, ApiError):
             raise self.read
         return self.read
 
-    def _decoded(self, limit: int, depth: int) -> Json:
-        raw, encoding = self.body, self.headers.get("content-encoding")
-        if encoding:
-            raw = without_encoding(raw, encoding.strip().lower(), limit)
-            self.size = len(raw)
-        try:
-            operation = self.operation  # who tests may send what they like
-            bounded = operation is None or operation.api is not CONTROL
-            return decode_json(raw, depth, bounded)
-        except NotANumber:
-            raise
-        except ApiError:
-            # curl -d labels JSON as a form, so only what does not parse is judged by its label.
-            label = self.headers.get("content-type", "application/json").partition(";")[0].strip()
-            meant = raw.lstrip()[:1] in (b"{", b"[")
-            if label and "json" not in label.lower() and not meant:
-                text = f"Content-Type '{label}' is not supported: send application/json"
-                raise ApiError(415, text) from None
-            raise
+    def _judged(self, raw: bytes, error: ApiError) -> ApiError:
+        # curl -d labels JSON as a form, so only what does not parse is judged by its label.
+        label = self.headers.get("content-type", "application/json").partition(";")[0].strip()
+        if not label or "json" in label.lower() or raw.lstrip()[:1] in (b"{", b"["):
+            return error
+        return ApiError(415, f"Content-Type '{label}' is not supported: send application/json")
 
     def plain(self, limit: int = 1 << 24) -> bytes:
         """The body without its Content-Encoding, where that can be undone; `limit` in bytes."""
