@@ -2,8 +2,8 @@
 
 Runs in the build stage of the Dockerfile. TARGET receives the interpreter, the modules
 that probe.py saw in use (compiled, without their sources), the shared libraries, their
-licences, and the fake. A module that only a rare request needs must be there too, so
-every import statement of the fake is carried out, wherever in the file it stands.
+licences, time zones, and the fake. A module that only a rare request needs must be there
+too, so every import statement of the fake is carried out, wherever in the file it stands.
 """
 
 # ruff: noqa: D102, D103 - a script that nobody imports
@@ -11,7 +11,6 @@ every import statement of the fake is carried out, wherever in the file it stand
 from __future__ import annotations
 
 import ast
-import importlib.util
 import os
 import py_compile
 import shutil
@@ -46,6 +45,10 @@ SYSTEM_FILES = ("/etc/ld.so.cache", "/etc/nsswitch.conf")
 
 #: Directories which are links on a merged-/usr system, and through which the loader goes.
 TOP_LEVEL = ("/lib", "/lib64")
+
+#: What `{{ … | timezone: "Europe/Paris" }}` and people's time zones need; not its other spellings.
+ZONES = Path("/usr/share/zoneinfo")
+OTHER_ZONES = ("posix", "right")
 
 DEBIAN_LISTINGS = Path("/var/lib/dpkg/info")
 DEBIAN_DOCUMENTS = Path("/usr/share/doc")
@@ -121,20 +124,30 @@ class Root:
     def link(self, path: Path) -> None:
         self.place(path).symlink_to(path.readlink())
 
-    def compile(self, source: Path, compiled: Path) -> None:
+    def compile(self, source: Path, compiled: Path, level: int = 2) -> None:
+        """At level 2 without docstrings, which only the fake's own routes show."""
         py_compile.compile(
             str(source),
             cfile=str(self.place(compiled)),
             dfile=str(source),
             doraise=True,
+            optimize=level,
             # Time stamps may change on the way into a layer; the files do not.
             invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
         )
 
-    def install(self, source: Path, path: Path) -> None:
-        """A module whose source stays readable, beside its compiled form."""
-        shutil.copy2(source, self.place(path))
-        self.compile(source, Path(importlib.util.cache_from_source(str(path))))
+    def copy_zones(self) -> None:
+        """One file for each zone, and links where it has several names."""
+        seen: dict[bytes, Path] = {}
+        for path in sorted(path for path in ZONES.rglob("*") if path.is_file()):
+            content = path.read_bytes()
+            if content[:4] != b"TZif" or path.relative_to(ZONES).parts[0] in OTHER_ZONES:
+                continue
+            first = seen.setdefault(content, path)
+            if first is path:
+                self.copy(path)
+            else:
+                self.place(path).symlink_to(os.path.relpath(first, path.parent))
 
 
 def main() -> None:
@@ -150,7 +163,8 @@ def main() -> None:
             root.copy(path)
     for path in links_to(binaries):
         root.link(path)
-    root.install(FAKE, Path(site.getsitepackages()[0]) / FAKE.name)
+    root.copy_zones()
+    root.compile(FAKE, Path(site.getsitepackages()[0]) / f"{FAKE.stem}.pyc", level=0)
 
 
 if __name__ == "__main__":
