@@ -3760,77 +3760,116 @@ LIQUID_TAGS["render_liquid"] = _render_liquid_tag
 
 
 class _Locale(NamedTuple):
-    """How numbers are written; `pattern` places the amount (n) and the currency's sign (s)."""
+    """How numbers are written; the patterns place the amount (n) and the currency's sign (s)."""
 
     group: str
     point: str
     currency: str
-    pattern: str = "{s}{n}"
+    pattern: str
+    negative: str
+    minus: str
+    signs: Dict[str, str]
+    #: Whether four digits stand without a separator, and whether there is one at each lakh.
+    lone: bool
+    lakhs: bool
 
 
-_TRAILING = "{n}\xa0{s}"
-#: By lower-case tag; what isn't listed is looked up by its language, then written as English.
-_LOCALES = {
-    "en": _Locale(",", ".", "USD"),
-    "en-au": _Locale(",", ".", "AUD"),
-    "en-ca": _Locale(",", ".", "CAD"),
-    "en-gb": _Locale(",", ".", "GBP"),
-    "en-in": _Locale(",", ".", "INR"),
-    "da": _Locale(".", ",", "DKK", _TRAILING),
-    "de": _Locale(".", ",", "EUR", _TRAILING),
-    "de-ch": _Locale("\u2019", ".", "CHF", "{s}\xa0{n}"),
-    "es": _Locale(".", ",", "EUR", _TRAILING),
-    "es-mx": _Locale(",", ".", "MXN"),
-    "fr": _Locale("\u202f", ",", "EUR", _TRAILING),
-    "it": _Locale(".", ",", "EUR", _TRAILING),
-    "ja": _Locale(",", ".", "JPY"),
-    "nl": _Locale(".", ",", "EUR", "{s}\xa0{n}"),
-    "pl": _Locale("\xa0", ",", "PLN", _TRAILING),
-    "pt": _Locale(".", ",", "BRL", "{s}\xa0{n}"),
-    "pt-pt": _Locale("\xa0", ",", "EUR", _TRAILING),
-    "sv": _Locale("\xa0", ",", "SEK", _TRAILING),
-    "zh": _Locale(",", ".", "CNY"),
-}
-_CURRENCY_NO_NAMES = {
-    "USD": "$",
-    "EUR": "€",
-    "GBP": "£",
-    "JPY": "¥",
-    "CNY": "¥",
-    "INR": "₹",
-    "KRW": "₩",
-    "AUD": "A$",
-    "CAD": "CA$",
-    "MXN": "$",
-    "BRL": "R$",
-}
-_WITHOUT_CENTS = frozenset({"JPY", "KRW"})
+#: Tag, separators of groups and decimals, currency, patterns, and what else there is: the minus
+#: sign, signs that differ from English ones, "@" for codes in place of most of them (node's Intl).
+#: "_" is a space that doesn't break, "~" a narrow one.
+_LOCALES = (
+    "en , . USD sn",
+    "en-au , . AUD sn @ AUD:$",
+    "en-ca , . CAD sn USD:US$ JPY:JP¥ CAD:$",
+    "en-gb , . GBP sn USD:US$ JPY:JP¥",
+    "en-in , . INR sn lakhs JPY:JP¥",
+    "en-nz , . NZD sn USD:US$ JPY:JP¥ NZD:$",
+    "ar , . SAR \u200fn_s;\u200f\u200e-n_s \u200e- USD:US$ GBP:UK£ JPY:JP¥ AUD:AU$ "
+    "SAR:ر.س.\u200f AED:د.إ.\u200f",
+    "cs _ , CZK n_s USD:US$ JPY:JP¥ INR AUD:AU$ ILS CZK:Kč",
+    "da . , DKK n_s USD:US$ JPY:JP¥ AUD:AU$ DKK:kr.",
+    "de . , EUR n_s AUD:AU$",
+    "de-ch ' . CHF s_n;s-n EUR AUD:AU$",
+    "es . , EUR n_s lone @ USD:US$ EUR:€",
+    "es-mx , . MXN sn @ MXN:$",
+    "fi _ , EUR n_s \u2212 @ USD:$ EUR:€ GBP:£ JPY:¥",
+    "fr ~ , EUR n_s USD:$US GBP:£GB JPY CNY AUD:$AU CAD:$CA MXN:$MX NZD:$NZ",
+    "fr-ca _ , CAD n_s USD:$_US INR KRW AUD:$_AU CAD:$ MXN NZD:$_NZ ILS",
+    "he , . ILS \u200fn_\u200fs;\u200f\u200e-n_\u200fs \u200e-",
+    "hu _ , HUF n_s lone @ JPY:¥ HUF:Ft",
+    "it . , EUR n_s lone USD JPY INR KRW MXN BRL",
+    "ja , . JPY sn JPY:￥ CNY:元",
+    "ko , . KRW sn USD:US$ JPY:JP¥ AUD:AU$",
+    "nb _ , NOK n_s \u2212 @ EUR:€ GBP:£ NOK:kr",
+    "nl . , EUR s_n;s_-n USD:US$ JPY:JP¥ AUD:AU$ CAD:C$",
+    "pl _ , PLN n_s lone @ EUR:€ BRL:R$ PLN:zł",
+    "pt . , BRL s_n USD:US$ JPY:JP¥ AUD:AU$",
+    "pt-pt _ , EUR n_s lone USD:US$ JPY:JP¥ AUD:AU$",
+    "ru _ , RUB n_s RUB:₽ UAH:₴",
+    "sv _ , SEK n_s \u2212 USD:US$ GBP JPY CNY INR KRW AUD BRL:BR$ NZD SEK:kr NOK:Nkr DKK:Dkr",
+    "tr . , TRY sn AUD:AU$ TRY:₺",
+    "uk _ , UAH n_s @ JPY:¥ UAH:₴",
+    "zh , . CNY sn USD:US$ JPY:JP¥ CNY:¥ AUD:AU$",
+)  # fmt: skip
+_CURRENCY_SIGNS = {
+    "USD": "$", "EUR": "€", "GBP": "£", "JPY": "¥", "CNY": "CN¥", "INR": "₹", "KRW": "₩",
+    "AUD": "A$", "CAD": "CA$", "MXN": "MX$", "BRL": "R$", "NZD": "NZ$", "ILS": "₪",
+}  # fmt: skip
+_WITHOUT_CENTS = frozenset({"HUF", "JPY", "KRW"})
 
 
-def _locale(name: Any) -> _Locale:
-    tag = _text(name).lower().replace("_", "-")
-    return _LOCALES.get(tag) or _LOCALES.get(tag.split("-")[0]) or _LOCALES["en"]
+@functools.lru_cache(maxsize=64)
+def _locale(name: str) -> _Locale:
+    """The locale of this tag, else that of its language, else English."""
+    tag = name.lower().replace("_", "-")
+    rows = {row.split(" ", 1)[0]: row for row in _LOCALES}
+    row = rows.get(tag) or rows.get(tag.split("-")[0].replace("no", "nb")) or rows["en"]
+    _, group, point, currency, patterns, *more = row.split(" ")
+    minus = next((word for word in more if word[-1] in "-\u2212"), "-")
+    signs = {code: code for code in _CURRENCY_SIGNS} if "@" in more else dict(_CURRENCY_SIGNS)
+    for word in more:
+        code, _, sign = word.partition(":")
+        signs[code] = _spaced(sign or code)
+    pattern, _, negative = _spaced(patterns).replace("s", "{s}").replace("n", "{n}").partition(";")
+    return _Locale(
+        _spaced(group), point, currency, pattern, negative or minus + pattern, minus, signs,
+        "lone" in more, "lakhs" in more,
+    )  # fmt: skip
+
+
+def _spaced(text: str) -> str:
+    return text.replace("_", "\xa0").replace("~", "\u202f")
 
 
 def _digits(number: Any, places: int, locale: _Locale) -> str:
     """A number that isn't negative, with separators."""
-    whole, _, rest = f"{_rounded(number, places):,f}".partition(".")
-    return whole.replace(",", locale.group) + (locale.point + rest if rest else "")
+    whole, _, rest = f"{_rounded(number, places):f}".partition(".")
+    head, tail = whole[:-3], whole[-3:]
+    size = 2 if locale.lakhs else 3
+    groups = [head[max(end - size, 0) : end] for end in range(len(head), 0, -size)]
+    joined = locale.group.join([*reversed(groups), tail])
+    whole = whole if locale.lone and len(whole) < 5 else joined
+    return whole + (locale.point + rest if rest else "")
 
 
 def _format_number(value: Any, locale: Any = "en") -> str:
-    number, where = _number(value), _locale(locale)
+    number, where = _number(value), _locale(_text(locale))
     places = min(max(-_exact(number).as_tuple().exponent, 0), 3)
-    return ("-" if number < 0 else "") + _digits(abs(number), places, where)
+    text = _digits(abs(number), places, where)
+    text = text.rstrip("0").rstrip(where.point) if places else text
+    return (where.minus if number < 0 else "") + text
 
 
 def _money(value: Any, locale: Any, currency: Any, most_places: int = 2) -> str:
-    number, where = _number(value), _locale(locale)
+    from unicodedata import category
+
+    number, where = _number(value), _locale(_text(locale))
     code = _text(currency).upper() or where.currency
-    places = 0 if code in _WITHOUT_CENTS else most_places
-    amount = _digits(abs(number), places, where)
-    sign = _CURRENCY_NO_NAMES.get(code, code + "\xa0")
-    return ("-" if number < 0 else "") + where.pattern.format(n=amount, s=sign)
+    amount = _digits(abs(number), 0 if code in _WITHOUT_CENTS else most_places, where)
+    sign = where.signs.get(code, code)
+    if category(sign[-1])[0] not in "SZ" and "{s}{n}" in where.pattern:
+        sign += "\xa0"  # what isn't a sign of its own is kept apart
+    return (where.negative if number < 0 else where.pattern).format(n=amount, s=sign)
 
 
 def _random(state: _Render, value: Any) -> Any:

@@ -9866,7 +9866,29 @@ class Liquid(LiquidTest):
                     "$1,234,567.90 £5.00",
                 ),
                 ("{{ 1234567.896 | rounded_currency: 'en', 'EUR' }}", "€1,234,568"),
-                ("{{ -5 | currency: 'fr' }} {{ 5 | currency: 'ja' }}", "-5,00\xa0€ ¥5"),
+                ("{{ -5 | currency: 'fr' }} {{ 5 | currency: 'ja' }}", "-5,00\xa0€ ￥5"),
+                (
+                    "{{ 1234.5 | currency: 'sv' }} {{ -1 | currency: 'nb' }}",
+                    "1\xa0234,50\xa0kr −1,00\xa0kr",
+                ),
+                (
+                    "{{ 1234.5 | currency: 'pl' }} {{ 12345 | currency: 'cs' }}",
+                    "1234,50\xa0zł 12\xa0345,00\xa0Kč",
+                ),
+                (
+                    "{{ 5 | currency: 'hu' }} {{ 5 | currency: 'tr' }} {{ 5 | currency: 'ru' }}",
+                    "5\xa0Ft ₺5,00 5,00\xa0₽",
+                ),
+                (
+                    "{{ 5 | currency: 'uk' }} {{ 5 | currency: 'en', 'SEK' }}",
+                    "5,00\xa0₴ SEK\xa05.00",
+                ),
+                (
+                    "{{ 1234567.5 | currency: 'en-IN' }} {{ 1234567 | format_number: 'hi' }}",
+                    "₹12,34,567.50 1,234,567",
+                ),
+                ("{{ -5 | currency: 'he' }}", "\u200f\u200e-5.00\xa0\u200f₪"),
+                ("{{ 5 | currency: 'en-XX' }}{{ 5 | currency: 'xx' }}", "$5.00$5.00"),
             ]
         )
 

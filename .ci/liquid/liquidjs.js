@@ -15,10 +15,8 @@ function rendered({ template, data }) {
   }
 }
 
-function formatted({ locale, currency, number, digits }) {
-  const most = { maximumFractionDigits: digits };
-  const options = currency ? { style: "currency", currency } : {};
-  return { text: new Intl.NumberFormat(locale, digits === null ? options : { ...options, ...most }).format(number) };
+function formatted({ locale, currency, number }) {
+  return { text: new Intl.NumberFormat(locale, currency ? { style: "currency", currency } : {}).format(number) };
 }
 
 function timed({ times, data }) {
