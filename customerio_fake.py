@@ -1531,17 +1531,17 @@ class Template:
         missing attribute) with line and column.
         """
         budget = budget or Budget()
-        text = self._at_once(data, budget.room) if self._plain else None
-        if text is not None:
+        text = self.at_once(data)
+        if text is not None and len(text) <= budget.room:
             return text
         state = _Render(data, strict, budget, now, host or {})
         self.run(state)
         return "".join(state.out)
 
-    def _at_once(self, data: Mapping[str, Any], most: int) -> Optional[str]:
+    def at_once(self, data: Mapping[str, Any]) -> Optional[str]:
         """What a template of texts and `{{ a.b }}` prints, as most are; None if in doubt."""
         out: List[str] = []
-        for part in self._plain:
+        for part in self._plain or (("", ""),):
             if isinstance(part, tuple):
                 value = data.get(part[0])
                 value = value.get(part[1]) if value.__class__ is dict else None
@@ -1552,7 +1552,7 @@ class Template:
                 part = value
             out.append(part)
         text = "".join(out)
-        return text if len(text) <= most else None
+        return text if len(text) <= _LIMITS.output else None
 
     def run(self, state: _Render) -> None:
         """Write to a rendering under way; break and continue outside a loop end it."""
@@ -5870,6 +5870,10 @@ def one_identifier(
     identifiers: Json, kinds: Sequence[str], name: str, settings: Optional[Settings] = None
 ) -> Identifier:
     """Exactly one identifier out of an `identifiers` object. Raises ApiError 400."""
+    if isinstance(identifiers, dict) and len(identifiers) == 1:
+        ((kind, value),) = identifiers.items()
+        if kind in kinds and value not in (None, ""):
+            return kind, identifier_text(value, f"{name}.{kind}")
     wanted = f"an object with exactly one of: {', '.join(kinds)}"
     if not isinstance(identifiers, dict):
         raise required(name, wanted)
@@ -8035,10 +8039,15 @@ def render_mail(workspace: Workspace, delivery: Delivery, mail: Mail, now: float
         data = template_data(workspace, delivery, mail, text)
         tags = "{%" in text or "snippets" in text or "render_liquid" in text
         host = template_host(workspace, delivery, mail, links) if tags else {}
-        budget = budget_now()
+        leave_if_long(text)
+        budget = None
         for part, source in rendered.items():
             if "{" in source or len(source) > _LIMITS.output:
-                rendered[part] = rendered_within(budget, source, data, now, host)
+                made = parse_liquid(source).at_once(data)
+                if made is None:
+                    budget = budget or budget_now()
+                    made = rendered_within(budget, source, data, now, host)
+                rendered[part] = made
     for part, field_name in (("from", "from_id"), ("reply_to", "reply_to_id")):
         number = mail.content.get(field_name)
         if number and rendered and not rendered.get(part):
@@ -8052,6 +8061,13 @@ BRIEF = LiquidLimits(iterations=500, work=5_000)
 MAX_BRIEF_TEXT, MAX_BRIEF_TAGS = 64_000, 250
 
 
+def leave_if_long(text: str) -> None:
+    """Raises TakesTime in a hurried thread for templates that are much to read."""
+    long = len(text) > MAX_BRIEF_TEXT or text.count("{") > MAX_BRIEF_TAGS
+    if long and threading.get_ident() in HURRIED:
+        raise TakesTime
+
+
 def budget_now() -> Budget:
     """What a message may use up: less in a hurried thread."""
     return Budget(BRIEF) if threading.get_ident() in HURRIED else Budget()
@@ -8061,13 +8077,11 @@ def rendered_within(
     budget: Budget, source: str, data: Json, now: float, host: Optional[Json] = None
 ) -> str:
     """What a template prints. Raises LiquidError, and TakesTime for what a thread may take over."""
-    brief = budget.limits is BRIEF
-    if brief and (len(source) > MAX_BRIEF_TEXT or source.count("{") > MAX_BRIEF_TAGS):
-        raise TakesTime
+    leave_if_long(source)
     try:
         return parse_liquid(source).render(data, STRICT_NAMESPACES, now, host, budget)
     except Exhausted:
-        if brief:
+        if budget.limits is BRIEF:
             raise TakesTime from None
         raise
 
@@ -8316,7 +8330,7 @@ def refusal_of(workspace: Workspace, delivery: Delivery, mail: Mail) -> str:
 def obstacle(workspace: Workspace, delivery: Delivery, mail: Mail) -> Tuple[str, str]:
     """What keeps a rendered message from being sent: a metric and the reason, or ("", "")."""
     person, channel, content = delivery.person, delivery.channel, mail.content
-    if person not in workspace.people:
+    if person is None or workspace.people.at(person.serial) is not person:
         return "undeliverable", "the person has been deleted"
     if channel == "push" and not delivery.addressed():
         has = delivery.person is not None and delivery.person.has.devices
@@ -8337,10 +8351,13 @@ def obstacle(workspace: Workspace, delivery: Delivery, mail: Mail) -> Tuple[str,
 
 def email_obstacle(workspace: Workspace, delivery: Delivery) -> Tuple[str, str]:
     """What keeps an email from being sent that has all that it needs, as `obstacle` gives it."""
-    suppressed = suppressing_list(workspace, delivery)
-    if suppressed:
-        return "dropped", suppressed
-    return ("undeliverable", UNVERIFIED) if is_from_elsewhere(workspace, delivery) else ("", "")
+    if any(workspace.deliveries.esp.values()):
+        suppressed = suppressing_list(workspace, delivery)
+        if suppressed:
+            return "dropped", suppressed
+    if workspace.shelves["sender_identities"].rows and is_from_elsewhere(workspace, delivery):
+        return "undeliverable", UNVERIFIED
+    return "", ""
 
 
 #: Why nothing is sent since 22 June 2026 (docs).
@@ -8367,8 +8384,6 @@ def is_from_elsewhere(workspace: Workspace, delivery: Delivery) -> bool:
 
 def suppressing_list(workspace: Workspace, delivery: Delivery) -> str:
     """Which list of the email provider keeps this email back, as a reason, or ""."""
-    if not any(workspace.deliveries.esp.values()):
-        return ""
     named = {address.lower() for _, address in getaddresses([delivery.recipient])}
     for name, rows in workspace.deliveries.esp.items():
         if not named.isdisjoint(rows):
@@ -8543,7 +8558,8 @@ def accept(
 def transactional_content(workspace: Workspace, delivery: Delivery) -> Json:
     """The content of a delivery's template in the recipient's language, or the default one."""
     number = delivery.parents["transactional_message_id"]
-    contents = workspace.shelves["transactional_contents"].where(_parent=number)
+    shelf = workspace.shelves["transactional_contents"]
+    contents = [row for row in shelf.rows.values() if row["_parent"] == number]
     if not contents:
         return {}
     wanted = delivery.message.get("language")
@@ -8620,10 +8636,13 @@ def _check_send(channel: str, message: Json, now: float) -> Identifier:
     if problems:
         raise ApiError(400, problems[0])
     _check_recipients(channel, message)
-    if (whole_number(message.get("send_at"), "send_at") or 0) > now + MAX_SEND_AHEAD:
+    send_at = message.get("send_at") and whole_number(message["send_at"], "send_at")
+    if send_at and send_at > now + MAX_SEND_AHEAD:
         raise invalid('"send_at" must not be more than 90 days ahead', "send_at")
-    _check_attachments(message.get("attachments") or {})
-    checked_headers(message.get("headers"))
+    if message.get("attachments"):
+        _check_attachments(message["attachments"])
+    if message.get("headers"):
+        checked_headers(message["headers"])
     if channel == "push" and message.get("custom_device"):
         device_of(message["custom_device"], "token", int(now))
     return one_identifier(message["identifiers"], ("id", "email", "cio_id"), "identifiers")
@@ -8634,8 +8653,8 @@ def _check_recipients(channel: str, message: Json) -> None:
     if channel in ("sms", "whatsapp") and "{{" not in to and not _E164.fullmatch(to):
         raise invalid("Invalid phone number format. Phone numbers must be in E.164 format.", "to")
     if channel == "email":
-        lists = [message.get(name) for name in ("to", "cc", "bcc")]
-        count = sum(len(text.split(",")) for text in lists if text)
+        others = [message[name] for name in ("cc", "bcc") if message.get(name)]
+        count = ",".join([to, *others]).count(",") + 1
         if count > MAX_RECIPIENTS:
             raise invalid(f"to, cc and bcc name {count} addresses; {MAX_RECIPIENTS} at most", "to")
 
@@ -11031,16 +11050,16 @@ class Outbox:
 
     def heard(self, delivery: Delivery, metric: str, when: int, first: bool, fact: Json) -> None:
         """Take note that something happened to a delivery, and tell whoever asked for it."""
-        kind, workspace, person = (
-            OBJECT_TYPES.get(delivery.channel),
+        workspace, person, kind = (
             self.workspace,
             delivery.person,
+            OBJECT_TYPES.get(delivery.channel),
         )
         if kind is None or metric == "created":
             return
         number, at = workspace.count("report"), workspace.clock.now()
-        id, email = (person.id, person.email) if person else ("", "")
-        workspace.notes.append(Note(number, at, delivery, metric, when, fact, person, id, email))
+        named = (person, person.id, person.email) if person else (None, "", "")
+        workspace.notes.append(Note(number, at, delivery, metric, when, fact, *named))
         # The devices of a push that was not sent may be others later.
         if kind == "push" or workspace.shelves["reporting_webhooks"].rows:
             self._tell(reports_of(workspace)[-1], kind, first)
