@@ -11840,9 +11840,166 @@ def _content_of(action: Json, parent: int) -> Json:
     return {**content, "parent_action_id": content.get("parent_action_id") or parent}
 
 
+# ---- campaigns as the command line of the real service prints them (observed)
+
+#: What the web app calls the types of campaigns that the App API calls otherwise.
+_WEB_TYPES = {"behavioral": "segment", "seg_attr": "segment", "transactional": "event"}
+_WEB_NAMES = {
+    "date_triggered_attribute": "date_attribute",
+    "zone": "timezone",
+    "event": "event_name",
+}
+#: Tiles that the web app makes for itself, and that hold nobody up any more (docs).
+_WEB_OWN = ("filter_match_delay", "grace_period")
+#: Names of fields that say who goes where: what isn't understood of these is refused.
+_WEIGHTY = re.compile(r"condition|filter|trigger|anchor|goal|conversion|exit|edges|cohort|split")
+_INERT = {"conversion_type", "workflow_action_ids", "split_state", "exit_type"}
+
+
+def printed_campaign(document: Json, where: str) -> Json:
+    """The seed of a campaign out of `{"campaign": {… "edges"}, "actions": […]}`.
+
+    Raises ApiError 400 with the place of what is not understood: nothing is half-run.
+    """
+    row, place = dict(document["campaign"]), f"{where}.campaign"
+    edges, anchors = row.pop("edges", None) or [], web_conditions(row.pop("anchors", None), place)
+    filters = web_conditions(row.pop("filters", None), f"{place}.filters")
+    row = {_WEB_NAMES.get(name, name): value for name, value in row.items()}
+    row["type"] = _WEB_TYPES.get(row.get("type", ""), row.get("type", "segment"))
+    row["state"] = {"sunsetting": "stopped"}.get(row.get("state", ""), row.get("state", "draft"))
+    if isinstance(row.get("start_time"), str):
+        row["start_hour"], row["start_minutes"] = map(int, row.pop("start_time").split(":")[:2])
+    row.update({"trigger": {"and": anchors}} if anchors else {})
+    row.update({"filter": {"and": filters}} if filters else {})
+    known = {*WORKFLOW.checks, *_TOLD.checks, *SHELVES["campaigns"].checks}
+    tiles = [web_tile(tile, f"{where}.actions[{i}]") for i, tile in enumerate(document["actions"])]
+    return {**weighed(row, known, place), "actions": Edges(tiles, edges, place).path()}
+
+
+def weighed(row: Json, known: Iterable[str], where: str) -> Json:
+    """The known fields of a row; others may be left out unless they say who goes where."""
+    for name in row:
+        if name not in known and name not in _INERT and row[name] and _WEIGHTY.search(name):
+            raise invalid(f"{where}.{name} is not understood", f"{where}.{name}")
+    return {name: value for name, value in row.items() if name in known}
+
+
+def web_tile(action: Json, where: str) -> Json:
+    """A tile as seeds have it; its conditions are decoded."""
+    type, id = plain_type(action.get("type")), action.get("id")
+    tile = {**action, "type": type, "id": int(id) if str(id).isdigit() else id}
+    if type not in TILES:
+        return tile  # which will be refused, or is the web app's own
+    for name in ("conditions", "preconditions"):
+        tile[name] = web_conditions(action.get(name), f"{where}.{name}")
+    several = decoded_conditions(action.get("multi_conditions") or [], f"{where}.multi_conditions")
+    place = f"{where}.multi_conditions"
+    tile["multi_conditions"] = [
+        web_conditions(one, f"{place}[{i}]") for i, one in enumerate(several)
+    ]
+    fields = TILES[type].fields
+    more = (
+        "url body_json request_method tracked send_to_unsubscribed can_convert frequency_cap_mode"
+    )
+    content = {*_ACTION_FIELDS.checks, *_TILE_PARTS, *more.split()}
+    known = content if fields is None else {*fields.checks, "action_ids"}
+    tile = {name: value for name, value in tile.items() if value not in (None, [], "")}
+    return weighed(tile, known, where)
+
+
+def decoded_conditions(value: Json, where: str) -> Json:
+    """Conditions out of base64 of URL-encoded JSON, if they are that. Raises ApiError 400."""
+    if not isinstance(value, str):
+        return value or []
+    try:
+        return decode_json(unquote(base64.b64decode(value, validate=True).decode()).encode()) or []
+    except (ValueError, ApiError):
+        raise invalid(f"{where} must be JSON, URL-encoded, in base64", where) from None
+
+
+def web_conditions(value: Json, where: str) -> List[Json]:
+    """A flat list of conditions as a list in the grammar of seeds. Raises ApiError 400."""
+    rows = decoded_conditions(value, where)
+    rows = [rows] if isinstance(rows, dict) else rows
+    return [_web_condition(row, f"{where}[{i}]") for i, row in enumerate(rows)]
+
+
+def _web_condition(row: Json, where: str) -> Json:
+    type = row.get("type") if isinstance(row, dict) else None
+    if type == "segments_negatable":
+        either = {"or": [{"segment": {"id": number}} for number in row["segments"]]}
+        return {"not": either} if row.get("negate") else either
+    if type in JOURNEY_CONDITIONS and "field" in row:
+        return {type: without(row, ["type"])}
+    if type is None and isinstance(row, dict) and {*row} & {*JOURNEY_CONDITIONS}:
+        return row
+    raise invalid(f"{where} is not understood: {as_text(row):.100}", where)
+
+
+class Edges:
+    """Makes nested paths out of the edges of a workflow, whose branches meet again."""
+
+    def __init__(self, tiles: List[Json], edges: Json, where: str) -> None:
+        self.tiles, self.where = {tile["id"]: tile for tile in tiles}, f"{where}.edges"
+        self.after: Dict[int, List[int]] = {}
+        for edge in sorted(edges, key=lambda edge: edge.get("index") or 0):
+            self.after.setdefault(self._end(edge["from"]), []).append(self._end(edge["to"]))
+        self._known: Dict[int, List[int]] = {}
+
+    def _end(self, id: Json) -> int:
+        number = int(id) if str(id).isdigit() else 0
+        if number not in self.tiles:
+            raise invalid(f"{self.where} name {id!r:.40}, which is no action", self.where)
+        return number
+
+    def path(self) -> List[Json]:
+        """The workflow from its root on. Raises ApiError 400 unless there is one."""
+        reached = {id for ids in self.after.values() for id in ids}
+        parts = {id for tile in self.tiles.values() for id in tile.get("action_ids", ())}
+        roots = [id for id in self.tiles if id not in reached and id not in parts]
+        if len(roots) != 1:
+            text = f"{self.where} must lead from one root to everything, not from {len(roots)}"
+            raise invalid(text, self.where)
+        return self._walk(roots[0], None)
+
+    def _walk(self, id: Optional[int], stop: Optional[int]) -> List[Json]:
+        """The tiles from one to where its branches meet those beside it."""
+        found: List[Json] = []
+        while id is not None and id != stop:
+            tile, nexts = dict(self.tiles[id]), self.after.get(id, [])
+            self._reach(id, ())
+            id = nexts[0] if len(nexts) == 1 else self._meeting(nexts)
+            if len(nexts) > 1:
+                tile["paths"] = [self._walk(one, id) for one in nexts]
+            if "action_ids" in tile:
+                tile["variations"] = [self.tiles[one] for one in tile.pop("action_ids")]
+            if tile["type"] not in _WEB_OWN:
+                found.append(tile)
+        return found
+
+    def _reach(self, id: int, before: Tuple[int, ...]) -> List[int]:
+        """All tiles from one on, the nearest first. Raises ApiError 400 for a circle."""
+        if id in before:
+            raise invalid(f"{self.where} lead from {id} back to {id}: no end", self.where)
+        if id not in self._known:
+            parts = [self._reach(one, (*before, id)) for one in self.after.get(id, ())]
+            self._known[id] = list(dict.fromkeys([id, *(one for part in parts for one in part)]))
+        return self._known[id]
+
+    def _meeting(self, starts: List[int]) -> Optional[int]:
+        """Where branches meet; those that end in an exit of their own don't."""
+        reached = [self._reach(start, ()) for start in starts]
+        shared = [set(one) for one in reached if any(
+            set(one) & set(other) for other in reached if other is not one)]  # fmt: skip
+        return next((id for one in reached for id in one
+                     if shared and all(id in other for other in shared)), None)  # fmt: skip
+
+
 def _seed_campaign(workspace: Workspace, row: Json, where: str) -> None:
     """A campaign: what the App API shows of it, and what it runs by."""
     shelves = workspace.shelves
+    if isinstance(row.get("campaign"), dict) and isinstance(row.get("actions"), list):
+        row = printed_campaign(row, where)
     shelves["campaigns"].open = False
     parts = campaign_parts(without(row, ["test_groups"]), where, shelves["campaign_actions"].rows)
     plain, flow, contents = parts

@@ -6623,6 +6623,101 @@ class JourneyLists(JourneyTest):
             self.assertIn(link, cio.deliveries[0]["rendered"]["body"])
 
 
+class PrintedCampaigns(JourneyTest):
+    """Campaigns as the command line of the real service prints them."""
+
+    @staticmethod
+    def coded(*conditions: Any) -> str:
+        """Conditions as the web app stores them."""
+        return base64.b64encode(quote(json.dumps(conditions)).encode()).decode()
+
+    def printed(self, actions: list[Any], edges: list[str], **campaign: Any) -> Any:
+        """A document with edges written as "1>2", or "1>2:0" for those of branches."""
+        rows = []
+        for edge in edges:
+            ends, _, index = edge.partition(":")
+            start, end = ends.split(">")
+            kind = {"type": "branch", "index": int(index)} if index else {"type": "continue"}
+            rows.append({"from": start, "to": end, **kind})
+        head = {"id": 6, "name": "P", "type": "transactional", "event_name": "go",
+                "state": "running", "edges": rows, "created": 1, "deduplicate_id": "6:1",
+                "workflow_action_ids": ["1"], "conversion": None, **campaign}  # fmt: skip
+        return {"campaigns": [{"campaign": head, "actions": actions}]}
+
+    def tile(self, id: int, type: str, **more: Any) -> Any:
+        common = {"deduplicate_id": f"{id}:1", "campaign_id": 6, "preconditions": "JTVCJTVE"}
+        return {"id": str(id), "type": f"{type}_action", **common, **more}
+
+    def test_edges_become_paths_and_conditions_are_decoded(self) -> None:
+        rich = {"type": "event_attribute", "field": "total", "operator": "gt", "value": "9"}
+        pro = {"type": "attribute", "field": "plan", "operator": "eq", "value": "pro"}
+        out = {"type": "segments_negatable", "segments": [1], "negate": True}
+        document = self.printed(
+            [
+                self.tile(1, "filter_match_delay"),
+                self.tile(2, "delay_seconds", delay=60, next_send_time=0),
+                self.tile(3, "multi_split_branch", multi_conditions=[self.coded(rich),
+                          self.coded(pro)]),
+                self.tile(4, "email", template_id=9, tracked=True, subject="rich"),
+                self.tile(5, "email", subject="pro", preconditions=self.coded(out)),
+                self.tile(6, "exit"),
+                self.tile(7, "conditional_branch", conditions=self.coded(pro)),
+                self.tile(8, "email", subject="yes"),
+                self.tile(9, "email", subject="end"),
+            ],
+            ["1>2", "2>3", "3>4:0", "3>5:1", "3>6:2", "4>7", "5>7", "7>8:0", "7>9:1", "8>9"],
+            anchors=None,
+        )  # fmt: skip
+        self.seed({**document, "segments": [{"id": 1, "name": "s", "ids": []}]})
+        rows = [({"plan": "free"}, 10, [4, 9]), ({"plan": "pro"}, 1, [5, 8, 9]),
+                ({"plan": "free"}, 1, [])]  # fmt: skip
+        for id, (attributes, total, actions) in enumerate(rows, 1):
+            self.identify(str(id), email=f"{id}@example.com", **attributes)
+            self.track(str(id), "go", total=total)
+            self.clock(advance=60)
+            self.assertEqual([n for n, who in self.sent() if who == str(id)], actions)
+        shown = self.ok("GET", "/v1/campaigns/6")["campaign"]
+        self.assertEqual((shown["type"], "edges" in shown), ("event", False))
+
+    def test_segments_that_start_it_and_tests(self) -> None:
+        anchor = {"type": "segments_negatable", "segments": [1, 2], "negate": False}
+        document = self.printed(
+            [self.tile(1, "split_randomized", action_ids=[2, 3], allocations=[1, 0]),
+             self.tile(2, "email", subject="a"), self.tile(3, "email", subject="b")],
+            [], type="behavioral", anchors=[anchor], event_name=None, state="sunsetting",
+        )  # fmt: skip
+        segments: list[Any] = [{"id": n, "name": "s", "ids": []} for n in (1, 2)]
+        self.seed({**document, "segments": segments})
+        self.assertEqual(self.ok("GET", "/v1/campaigns/6")["campaign"]["state"], "stopped")
+        self.ok("PUT", "/__parlel/campaigns/6", {"state": "running"})
+        self.identify("1", email="1@example.com")
+        self.call("POST", "/api/v1/segments/2/add_customers", {"ids": ["1"]})
+        self.assertEqual(self.steps(), [(1, "sent", 0)])
+        self.assertEqual(self.sent(), [(2, "1")])
+
+    def test_what_is_not_understood_is_refused(self) -> None:
+        mails = [self.tile(n, "email", subject="s") for n in (1, 2)]
+        rows: list[tuple[Any, str]] = [
+            (self.printed(mails, ["1>2", "2>1"]), "one root"),
+            (self.printed([*mails, self.tile(3, "email")], ["1>2", "2>3", "3>2"]),
+             "lead from 2 back to 2"),
+            (self.printed(mails, []), "one root"),
+            (self.printed(mails, ["1>9"]), "name '9', which is no action"),
+            (self.printed([self.tile(1, "llm")], []), "type 'llm' is no tile"),
+            (self.printed([self.tile(1, "delay_seconds", delay=1, exit_filter="x")], []),
+             "actions[0].exit_filter is not understood"),
+            (self.printed(mails[:1], [], trigger_rules=[1]), "trigger_rules is not understood"),
+            (self.printed([self.tile(1, "email", preconditions="!")], []),
+             "actions[0].preconditions must be JSON"),
+            (self.printed([self.tile(1, "email", preconditions=self.coded(
+                {"type": "foreign_event", "name": "x"}))], []),
+             "preconditions[0] is not understood"),
+        ]  # fmt: skip
+        for document, text in rows:
+            reply = self.call("POST", "/__parlel/seed", document)
+            self.assert_errors(reply, 400, text)
+
+
 class WrongCampaigns(JourneyTest):
     """A campaign that can't run is refused whole, with its place and the nearest right word."""
 
