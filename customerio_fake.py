@@ -5866,9 +5866,7 @@ def identifier_text(value: Json, name: str) -> str:
     return text
 
 
-def one_identifier(
-    identifiers: Json, kinds: Sequence[str], name: str, settings: Optional[Settings] = None
-) -> Identifier:
+def one_identifier(identifiers: Json, kinds: Sequence[str], name: str) -> Identifier:
     """Exactly one identifier out of an `identifiers` object. Raises ApiError 400."""
     if isinstance(identifiers, dict) and len(identifiers) == 1:
         ((kind, value),) = identifiers.items()
@@ -5879,6 +5877,9 @@ def one_identifier(
         raise required(name, wanted)
     given = {kind: value for kind, value in identifiers.items() if value not in (None, "")}
     if len(given) != 1 or not set(given) <= set(kinds):
+        if "cio_id" in kinds and len(given) == 1 and set(given) <= {"id", "email", "phone"}:
+            setting = "--phone" if "phone" in given else "--identifiers"
+            wanted += f" (what identifies people is a setting: {setting})"
         raise invalid(f"{name} must be {wanted}", name, "invalid" if given else "required")
     ((kind, value),) = given.items()
     return kind, identifier_text(value, f"{name}.{kind}")

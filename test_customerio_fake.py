@@ -9206,6 +9206,60 @@ class Snapshots(SeededTest):
             self.assertEqual(os.listdir(folder), ["state.json"])
 
 
+class OtherPrograms(SeededTest):
+    """Requests as integrations of other makers send them."""
+
+    def test_they_are_answered(self) -> None:
+        ada = {"type": "person", "identifiers": {"id": "ada"}}
+        acme = {"type": "object", "identifiers": {"object_type_id": "1", "object_id": "acme"}}
+        device = {"id": "t", "platform": "ios", "last_used": 1700000000}
+        hook = {"name": "n", "endpoint": "https://x.example/", "events": ["email_opened"]}
+        upsert = {"email": "n@example.com", "created_at": 1700000000.5, "data": {"plan": "pro"}}
+        rows: list[tuple[str, str, Any]] = [
+            # n8n: bodies also with GET and DELETE, the App API under its older beginning
+            ("PUT", "/api/v1/customers/7", upsert),
+            ("DELETE", "/api/v1/customers/7", {"id": 7}),
+            ("POST", "/api/v1/customers/ada/events", {"name": "e", "data": {"type": "page"}}),
+            ("POST", "/api/v1/events", {"name": "e", "data": {}}),
+            ("POST", "/api/v1/segments/1/add_customers", {"id": 1, "ids": ["ada", "bob"]}),
+            ("GET", "/v1/api/campaigns", {}),
+            ("GET", "/v1/api/campaigns/1/metrics?period=weeks", {"steps": 2, "type": "email"}),
+            ("GET", "/v1/api/reporting_webhooks", {}),
+            ("POST", "/v1/api/reporting_webhooks", hook),
+            # singer and airbyte taps, ingestr: lists, and what hangs on each of their rows
+            ("GET", "/v1/campaigns/1/actions", None),
+            ("GET", "/v1/newsletters?limit=100&start=", None),
+            ("GET", "/v1/newsletters/30/test_groups", None),
+            ("GET", "/v1/activities?limit=100&start=", None),
+            ("POST", "/v1/customers/attributes", {"ids": []}),
+            # Segment's destination and RudderStack: v2, also in batches, and the calls of v1
+            ("POST", "/api/v2/entity", {**ada, "action": "event", "name": "e", "id": "m1",
+                                        "attributes": {"n": 1}, "timestamp": 1700000000}),
+            ("POST", "/api/v2/batch", {"batch": [
+                {**ada, "action": "identify", "attributes": {"anonymous_id": "a"}},
+                {**acme, "action": "identify", "attributes": {"name": "Acme"},
+                 "cio_relationships": [{"identifiers": {"id": "ada"}}]},
+                {**acme, "action": "identify_anonymous", "attributes": {},
+                 "cio_relationships": [{"identifiers": {"anonymous_id": "b"}}]},
+            ]}),
+            ("POST", "/api/v1/merge_customers", {"primary": {"id": "ada"},
+                                                 "secondary": {"id": "bob"}}),
+            ("PUT", "/api/v1/customers/ada/devices", {"device": device}),
+            ("DELETE", "/api/v1/customers/ada/devices/t", None),
+        ]  # fmt: skip
+        for method, path, body in rows:
+            reply = self.call(method, path, body, content_type="application/json")
+            self.assertEqual(reply.status, 200, (method, path, reply.body))
+
+    def test_identifiers_that_are_none_are_answered_with_what_there_is(self) -> None:
+        who = {"type": "person", "action": "identify", "identifiers": {"anonymous_id": "a"}}
+        reply = self.call("POST", "/api/v2/entity", who)
+        self.assert_errors(reply, 400, "exactly one of: id, email, cio_id")
+        self.assertNotIn("setting", reply.body.decode())
+        reply = self.call("POST", "/api/v2/entity", {**who, "identifiers": {"phone": "+15550100"}})
+        self.assert_errors(reply, 400, "is a setting: --phone")
+
+
 class SuccessHeaders(FakeTest):
     """What every answer carries, as it was measured."""
 
