@@ -8501,7 +8501,8 @@ SEND_FIELDS = {
     ),
     "push": _SEND.having(
         "transactional_message_id identifiers", text="title message image_url link sound",
-        object="custom_data custom_device custom_payload",
+        object="custom_data custom_payload",
+        custom_device=OBJECT._replace(inner=lambda device: DEVICE_FIELDS),
     ),
     **dict.fromkeys(
         ("sms", "whatsapp"),
@@ -9105,10 +9106,16 @@ RATE_FIELDS = FieldList(status=422).having(
 #: What can be changed of a content; the rest of a row is read-only and passed over (reference).
 CONTENT_FIELDS = FieldList().having(
     text="name from body body_amp body_plain body_json subject preheader_text recipient bcc url "
-    "request_method",
+    "request_method image_url",
     maybe="from_id reply_to_id sender_identity_id", flag="fake_bcc tracked",
     sending_state=choice_field("automatic", "draft", "off"), headers=typed_field(str, list, dict),
+    method=choice_field("get", "post", "put", "delete", "patch"),
 )  # fmt: skip
+#: A content as it is sent to be changed: often what was read, with what can't be changed.
+CONTENT_ROW = CONTENT_FIELDS.having(
+    any="id campaign_id broadcast_id newsletter_id parent_action_id deduplicate_id type layout "
+    "language reply_to preprocessor cc created updated send_to_unsubscribed"
+)
 TRANSLATION_FIELDS = CONTENT_FIELDS.having("language", filled="language")._replace(status=422)
 
 
@@ -15590,7 +15597,7 @@ def one_content(call: Call, id: str, *rest: str) -> Json:
 
 def _serve_content(path: str, words: str) -> None:
     serve("GET", path, f"Read {words}.", one_content)
-    serve("PUT", path, f"Change {words}.", one_content, fields=CONTENT_FIELDS)
+    serve("PUT", path, f"Change {words}.", one_content, fields=CONTENT_ROW)
 
 
 def _serve_family(family: Family) -> None:
@@ -15628,7 +15635,7 @@ serve("GET", f"{_MESSAGE}/contents/{{content_id}}", "Read a content of a message
 serve("GET", f"{_MESSAGE}/content", "List the contents of a message.", list_contents)
 for _path in (f"{_MESSAGE}/content", f"{_MESSAGE}/content/{{content_id}}"):
     _words = "Change a content of a message."
-    serve("PUT", _path, _words, one_content, fields=CONTENT_FIELDS)
+    serve("PUT", _path, _words, one_content, fields=CONTENT_ROW)
 
 
 # ---- broadcast triggers
@@ -15828,8 +15835,8 @@ _IN_GROUPS = f"{_LETTER}/test_groups/{{test_group_id}}/language"
 
 @route("GET", _IN_GROUP + "/{language}", APP)
 @route("GET", _IN_GROUPS + "/{language}", APP)
-@route("PUT", _IN_GROUP + "/{language}", APP, fields=CONTENT_FIELDS)
-@route("PUT", _IN_GROUPS + "/{language}", APP, fields=CONTENT_FIELDS)
+@route("PUT", _IN_GROUP + "/{language}", APP, fields=CONTENT_ROW)
+@route("PUT", _IN_GROUPS + "/{language}", APP, fields=CONTENT_ROW)
 def one_variant(call: Call, newsletter_id: str, group_id: str, language: str) -> Json:
     """Read, or with PUT change, a translation in a test group."""
     with call.workspace.lock:

@@ -3388,6 +3388,26 @@ class AppFamilies(SeededTest):
                 self.assert_errors(self.call("PUT", path, {"subject": 3}), 400, "subject")
                 self.assertEqual(self.status("GET", path[:-1] + "9"), 404)
 
+    def test_what_was_read_can_be_sent_back_in_strict_mode(self) -> None:
+        self.fake = Fake(Settings(strict_fields=True), self.SEED)
+        for path in ("/v1/campaigns/1/actions/11", "/v1/newsletters/30/contents/301"):
+            ((key, row),) = self.ok("GET", path).items()
+            self.assertEqual(self.ok("PUT", path, {**row, "subject": "B"})[key]["subject"], "B")
+            self.assert_errors(self.call("PUT", path, {"sbject": "B"}), 400, "did you mean subject")
+
+    def test_a_picture_and_a_method_can_be_changed(self) -> None:
+        actions = [
+            {"id": n, "type": type, "body": "x"} for n, type in ((71, "twilio"), (72, "webhook"))
+        ]
+        self.fake = Fake(Settings(), {"campaigns": [{"id": 7, "name": "C", "actions": actions}]})
+        path, url = "/v1/campaigns/7/actions", "https://example.com/a.png"
+        changed = self.ok("PUT", f"{path}/71", {"image_url": url})["action"]
+        self.assertEqual(changed["image_url"], url)
+        self.assertEqual(self.ok("PUT", f"{path}/72", {"method": "get"})["action"]["method"], "get")
+        self.assert_errors(
+            self.call("PUT", f"{path}/72", {"method": "head"}), 400, "method must be"
+        )
+
     def test_headers_go_in_as_a_list_and_come_back_as_text(self) -> None:
         headers = [{"name": "X-A", "value": "1"}]
         path = "/v1/campaigns/1/actions/11"
