@@ -789,6 +789,41 @@ def compact(value: Json) -> bytes:
     return "".join(_pieces(value, 0)).encode("utf-8", "replace")
 
 
+def is_bulky(value: Json) -> bool:
+    """Whether JSON of a value is longer than the loop should make; looks no further than that."""
+    left, parts = LOOP_BODY, [value]
+    for part in parts:  # which grow meanwhile
+        values = part.values() if type(part) is dict else part
+        left -= 16 * len(values)  # a number and its name, say
+        if left <= 0:
+            return True
+        for each in values:
+            kind = type(each)
+            if kind is str:
+                left -= len(each)
+            elif kind is dict or kind is list:
+                parts.append(each)
+    return left <= 0
+
+
+def compact_in_turns(value: Json) -> bytes:
+    """Like `compact`, for what is large: in pieces, between which others get their turn."""
+    return "".join(_texts_of(value)).encode("utf-8", "replace")
+
+
+def _texts_of(value: Json) -> Iterator[str]:
+    if not isinstance(value, (dict, list)) or not is_bulky(value):
+        yield compact_text(value)
+        return
+    pairs = value.items() if isinstance(value, dict) else ((None, part) for part in value)
+    begin, end = "{}" if isinstance(value, dict) else "[]"
+    for name, part in pairs:
+        yield begin if name is None else begin + compact_text({name: None})[1:-5]
+        yield from _texts_of(part)
+        begin = ","
+    yield end
+
+
 def as_text(value: Json) -> str:
     """An attribute as the App API gives it back: always a string (observed)."""
     if isinstance(value, str):
@@ -798,9 +833,11 @@ def as_text(value: Json) -> str:
 
 #: JSON nested deeper than this is refused; deeper would exhaust the interpreter's stack.
 MAX_DEPTH = 200
-#: What a body of one of the APIs may hold: bytes, and values. Nobody else gets a turn while the
-#: library reads a text, and 30 KB of gzip can be 32 MB of brackets, or a gigabyte of lists.
-MAX_JSON, MAX_VALUES = 12 << 20, 500_000
+#: What a body of one of the APIs may hold: bytes; and names and values, of which 30 KB of gzip
+#: can have 16 million, or a gigabyte. So many are read in a second or two.
+MAX_JSON, MAX_VALUES = 12 << 20, 1_200_000
+#: From here on, in bytes, a text is read in turns with others.
+LARGE_JSON = 500_000
 
 
 class NotANumber(ApiError):
@@ -812,15 +849,17 @@ def decode_json(raw: bytes, depth: int = MAX_DEPTH, bounded: bool = True) -> Jso
 
     Raises ApiError 400 with the place, or 413 if it is `bounded` and beyond its bounds.
     """
-    large = len(raw) > MAX_VALUES
-    if large and bounded:
-        _check_size(raw)
+    decoder = _DECODER
+    if len(raw) > LARGE_JSON:
+        decoder = _IN_TURNS if bounded else _PATIENT
+        if bounded:
+            _check_size(raw)
     try:
         text = raw.decode()
         start = _JSON_SPACE.match(text).end()  # type: ignore[union-attr]
         if start == len(text):
             return None
-        value, end = (_PATIENT if large else _DECODER).raw_decode(text, start)
+        value, end = decoder.raw_decode(text, start)
         if _JSON_SPACE.match(text, end).end() != len(text):  # type: ignore[union-attr]
             raise json.JSONDecodeError("Extra data", text, end)
     except UnicodeDecodeError as error:
@@ -840,9 +879,10 @@ _JSON_SPACE = re.compile(r"[ \t\r\n]*")
 
 
 def _check_size(raw: bytes) -> None:
-    values = raw.count(b",") + raw.count(b"[") + raw.count(b"{")
+    values = sum(map(raw.count, (b",", b":", b"[", b"{")))
     if len(raw) > MAX_JSON or values > MAX_VALUES:
-        raise ApiError(413, f"JSON of more than {MAX_JSON} bytes or {MAX_VALUES} values is refused")
+        most = f"{MAX_JSON} bytes, or {MAX_VALUES} names and values"
+        raise ApiError(413, f"JSON of more than {most}, is refused")
 
 
 def _not_json(what: str) -> ApiError:
@@ -865,6 +905,9 @@ _PATIENT = json.JSONDecoder(
     parse_float=_finite,
     object_pairs_hook=lambda pairs: dict(pairs),
 )
+#: Is all Python, for texts that may be made to hold others up; takes ten times as long.
+_IN_TURNS: Any = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
+_IN_TURNS.scan_once = cast(Any, json).scanner.py_make_scanner(_IN_TURNS)
 
 
 def _check_depth(value: Json, most: int) -> None:
@@ -5949,6 +5992,8 @@ def ordinary(attributes: Attributes) -> bool:
     """Whether all attributes have names that are short and mean nothing to the service itself."""
     if _ORDINARY.issuperset(attributes):
         return True
+    if len(attributes) > MAX_ATTRIBUTES:
+        return False
     if len(_ORDINARY) > _MOST_ORDINARY:
         _ORDINARY.clear()
     unknown = [name for name in attributes if name not in _ORDINARY and name not in _TELLING]
@@ -6022,7 +6067,7 @@ def oversized(attributes: Attributes) -> List[Problem]:
     if len(attributes) > MAX_ATTRIBUTES:
         text = f"too many attributes: {len(attributes)}, but {MAX_ATTRIBUTES} at most"
         problems.append(Problem(text, "attributes"))
-    for name, value in attributes.items():
+    for name, value in islice(attributes.items(), MAX_ATTRIBUTES):
         if _longer(name, MAX_ATTRIBUTE_NAME):
             text = f"attribute name '{name}' cannot be longer than {MAX_ATTRIBUTE_NAME} bytes"
             problems.append(Problem(text, "attributes"))
@@ -12426,23 +12471,6 @@ _LATER = Response()
 _LATER.later = True
 
 
-def is_bulky(value: Json) -> bool:
-    """Whether JSON of a value is longer than the loop should make; looks no further than that."""
-    left, parts = LOOP_BODY, [value]
-    for part in parts:  # which grow meanwhile
-        values = part.values() if type(part) is dict else part
-        left -= 16 * len(values)  # a number and its name, say
-        if left <= 0:
-            return True
-        for each in values:
-            kind = type(each)
-            if kind is str:
-                left -= len(each)
-            elif kind is dict or kind is list:
-                parts.append(each)
-    return left <= 0
-
-
 def compact_line(value: Json) -> bytes:
     """Compact JSON with a newline, for terminals."""
     return compact(value) + b"\n"
@@ -13372,9 +13400,9 @@ class Fake:
         if self.faults.armed and not hurried:
             return self._at_risk(call, arguments)
         result = operation.handler(call, *arguments)
-        if hurried and is_for_a_thread(result):
+        if is_for_a_thread(result):
             request.made = result
-            return _LATER
+            return _LATER if hurried else _answer_made(operation.api, request)
         return answer(operation.api, result)
 
     def _check_strictly(self, call: Call) -> None:
@@ -13483,7 +13511,11 @@ def is_for_a_thread(result: Any) -> bool:
 def _answer_made(api: Api, request: Request) -> Response:
     """Make an answer of what the loop has left to a thread: what a handler gave, or a function."""
     result, request.made = request.made, None
-    return answer(api, result() if callable(result) else result)
+    made = result() if callable(result) else result
+    if isinstance(made, (dict, list)) and made and api.write is not pretty:
+        end = b"\n" if api.write is compact_line else b""
+        return Response(200, compact_in_turns(made) + end, api.headers)
+    return answer(api, made)
 
 
 #: What can be reset alone, and how; "state" is everything else.
@@ -15998,10 +16030,10 @@ def update_collection_content(call: Call, collection_id: str) -> Json:
 
 
 @route("GET", "/v1/collections/{collection_id}/content", APP)
-def get_collection_content(call: Call, collection_id: str) -> Response:
+def get_collection_content(call: Call, collection_id: str) -> Json:
     """Read the content of a collection."""
     row = shelved(call, "collections", path_number(call.workspace, collection_id))
-    return Response(200, compact(row["_content"]), APP.headers)
+    return row["_content"] or Response(200, b"[]", APP.headers)
 
 
 @route("GET", "/v1/sender_identities", APP)
@@ -18599,6 +18631,8 @@ _RESET = FieldList(closed=True, example={"only": "state"}).having(
 def reset(call: Call) -> Json:
     """Forget everything that was recorded, or one part: `only` state, journal, faults, clock."""
     asked = _RESET.read({**call.request.query(), **call.body()})
+    if threading.get_ident() in HURRIED and is_bulky(call.fake.seeded_with or {}):
+        raise TakesTime
     call.fake.reset(asked.get("only", ""))
     return {"status": "ok"}
 
@@ -20494,7 +20528,7 @@ def snapshot(fake: Fake) -> bytes:
     agenda.tick()
     with agenda.turn, fake.workspace.lock:
         document = _document(fake)
-    return compact_line(document)
+    return compact_in_turns(document) + b"\n"
 
 
 def _document(fake: Fake) -> Json:

@@ -11094,10 +11094,11 @@ class Framing(WireTestCase):
     def test_a_large_answer_is_not_made_in_the_loop(self) -> None:
         """Whatever the operation: what counts is its size."""
         threads: List[str] = []
+        in_turns = customerio_fake.compact_in_turns
 
         def write(value: Any) -> bytes:
             threads.append(threading.current_thread().name)
-            return customerio_fake.compact(value)
+            return in_turns(value)
 
         rows: List[Tuple[str, Any, str]] = [
             ("small", [{"a": 1}] * 100, "customerio-fake"),
@@ -11118,7 +11119,8 @@ class Framing(WireTestCase):
                     return row
 
                 with self.subTest(name, method=method):
-                    with mock.patch.object(customerio_fake, "find_operation", found):
+                    changes: Dict[str, Any] = {"find_operation": found, "compact_in_turns": write}
+                    with mock.patch.multiple(customerio_fake, **changes):
                         reply = self.ask(message(method, "/x", b""))
                     self.assertEqual((reply.json, threads), (value, [thread]))
                     handler.assert_called_once()
