@@ -5575,6 +5575,7 @@ _STORED: Dict[str, Check] = {
     "once": _or_null(MOMENT), "tags": TAGS, "some_word": _or_null(KEY),
     "some_text": _or_null(ANY_TEXT), "some_object": _or_null(OBJECT),
     "some_numbers": _or_null(list_field(WHOLE)), "moments": _or_null(mapping_field(MOMENT)),
+    "stamps": _or_null(mapping_field(WHOLE)),
 }  # fmt: skip
 _STORED["files"] = _or_null(mapping_field(_STORED["base64"]))
 _STORED["links"] = list_field(
@@ -5650,7 +5651,7 @@ SHELVES: Dict[str, FieldList] = {
     "newsletters": stored(
         "id name type created updated sent_at", whole="id", text="name type",
         moment="created updated", once="sent_at scheduled_at", tags="tags",
-        some_numbers="recipient_segment_ids", maybe="subscription_topic_id",
+        some_numbers="recipient_segment_ids content_ids", maybe="subscription_topic_id",
         condition="_recipients",
     ),
     "campaign_actions": _ACTION_FIELDS,
@@ -9431,6 +9432,8 @@ class Layout:
         first = after
         for i in range(len(actions) - 1, -1, -1):
             action = actions[i]
+            if not isinstance(action, dict) or WHOLE.wrong(action.get("id")):
+                raise invalid(f"{where}[{i}] must be an object with a number", f"{where}[{i}]")
             if action.get("parent_action_id"):  # a translation or variation of another
                 continue
             if action["type"] == "exit" and i < len(actions) - 1:
@@ -11680,7 +11683,7 @@ _PARENTS = (*[family.key for family in FAMILIES.values()], "action_id", "content
 #: What a row of these kinds may have; of the other kinds everything is kept and shown.
 _SEEDED: Dict[str, FieldList] = {
     "customers": stored(
-        some_word="id email cio_id", some_object="identifiers attributes timestamps",
+        some_word="id email cio_id", some_object="identifiers attributes", stamps="timestamps",
         flag="unsubscribed", objects="devices", once="created_at updated_at",
     ),
     "devices": stored(
@@ -11688,7 +11691,7 @@ _SEEDED: Dict[str, FieldList] = {
     ),
     "objects": stored(
         some_word="object_type_id object_id cio_object_id", objects="relationships",
-        some_object="identifiers attributes timestamps", once="created_at updated_at",
+        some_object="identifiers attributes", stamps="timestamps", once="created_at updated_at",
     ),
     "relationships": stored(
         "identifiers", object="identifiers", some_object="attributes timestamps",
@@ -11778,15 +11781,11 @@ def _seed_family(family: Family) -> Seeder:
             workspace, family.kind, without(row, list(inner)), where,
             blank_row(workspace, family.kind),
         )  # fmt: skip
-        described = {
-            content.get("id") for content in inner[family.contents] if type(content) is dict
-        }
-        bare = [
-            {"id": n, "type": made["type"]}
-            for n in row.get("content_ids") or ()
-            if n not in described
-        ]
-        for content, at in _each([*inner[family.contents], *bare], f"{where}.{family.contents}"):
+        given = list(_each(inner[family.contents], f"{where}.{family.contents}"))
+        numbers = [content.get("id") for content, _ in given]
+        bare = [n for n in made.get("content_ids") or () if n not in numbers]
+        given += [({"id": n, "type": made["type"]}, f"{where}.content_ids") for n in bare]
+        for content, at in given:
             blank = blank_content(workspace, family)
             _shelve(workspace, family.shelf, {**content, "_parent": made["id"]}, at, blank)
         for group, at in _each(inner["test_groups"], f"{where}.test_groups"):
@@ -20385,6 +20384,12 @@ def _read_belongings(value: Json, ledger: Ledger, where: str) -> Belongings:
     return _NOTHING if value is None else _record_codec(Belongings).read(value, ledger, where)
 
 
+def _read_data(value: Json, ledger: Ledger, where: str) -> Callable[[], Json]:
+    if not isinstance(value, dict):
+        raise _misfit(where, "an object", value)
+    return lambda: value
+
+
 def _write_people(people: People, ledger: Ledger) -> Json:
     count = len(people) + people.gone
     return [None if (p := people.at(i)) is None else ledger.place(p) for i in range(count)]
@@ -20420,9 +20425,7 @@ _CODECS: Dict[Any, Codec] = {
         _read_belongings,
     ),
     # The data of an activity, which is made when it is asked for.
-    Callable[[], Any]: Codec(
-        lambda value, ledger: value(), lambda value, ledger, where: lambda: value
-    ),
+    Callable[[], Any]: Codec(lambda value, ledger: value(), _read_data),
     Request: Codec(_write_request, _record_codec(Request).read),
     Response: Codec(_write_response, _record_codec(Response).read),
     Family: _named("a family", lambda: FAMILIES, lambda family: family.kind),
@@ -20604,9 +20607,9 @@ def _read_all(document: Json, state: State) -> None:
     state.faults.rearm()
     _read_workspace(workspace, document["workspace"], ledger)
     _read_clock(workspace.clock, document["clock"], ledger)
+    _check_sound(state)
     attach(workspace, restored=True)
     call_once_more(workspace)
-    _check_sound(state)
 
 
 def _fill(part: Any, document: Json, ledger: Ledger, where: str) -> None:
@@ -20624,12 +20627,12 @@ def _check_head(head: Json, settings: Settings) -> None:
     _check_keys(head, ("format", "version", *_SNAPSHOT_SETTINGS), where)
     if head["format"] != SNAPSHOT_FORMAT:
         text = f"this snapshot has format {head['format']!r:.20}; version {__version__} reads"
-        raise invalid(f"{text} {SNAPSHOT_FORMAT}", f"{where}.format")
+        raise invalid(f"{where}.format: {text} {SNAPSHOT_FORMAT}", f"{where}.format")
     for name in _SNAPSHOT_SETTINGS:
         mine = getattr(settings, name)
         if head[name] != mine:
             text = f"this snapshot was made with {name} {head[name]!r:.20}, here it is {mine!r}"
-            raise invalid(text, f"{where}.{name}")
+            raise invalid(f"{where}.{name}: {text}", f"{where}.{name}")
 
 
 def _read_workspace(workspace: Workspace, document: Json, ledger: Ledger) -> None:

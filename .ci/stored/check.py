@@ -72,20 +72,31 @@ def change(document: Any, path: Path, how: str, odd: Any, other: Path) -> None:
 
 HOW = st.sampled_from(["put", "put", "put", "drop", "more", "more", "move", "twice", "wrap"])
 CHANGES = st.lists(
-    st.tuples(st.integers(0, 1 << 20), HOW, st.sampled_from(ODD), st.integers(0, 1 << 20)),
+    st.tuples(st.integers(0, 1 << 40), HOW, st.sampled_from(ODD), st.integers(0, 1 << 40)),
     min_size=1,
-    max_size=3,
+    max_size=2,
 )
+
+
+def somewhere(document: Any, number: int) -> Path:
+    """A place in a document; every part of it is met as often, however long it is."""
+    parts: dict[Path, list[Path]] = {}
+    for path in paths(document):
+        deep = 4 if "shelves" in path else 2
+        parts.setdefault(path[:deep], []).append(path)
+    if not parts:
+        return ()
+    number, turn = divmod(number, len(parts))
+    inside = list(parts.values())[turn]
+    return inside[number % len(inside)]
 
 
 def mutated(document: Any, changes: list[Any]) -> tuple[Any, list[Any]]:
     """A changed copy of a document, and what was done to it."""
     result, done = copy.deepcopy(document), []
     for number, how, odd, other in changes:
-        there = list(paths(result))
-        if there:
-            # Squared, so that what stands deep in long lists does not crowd out the rest.
-            path, second = there[number % len(there)], there[other % len(there)]
+        path, second = somewhere(result, number), somewhere(result, other)
+        if path and second:
             change(result, path, how, copy.deepcopy(odd), second)
             done.append((how, ".".join(map(str, path)), odd))
     return result, done

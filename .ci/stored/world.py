@@ -74,7 +74,24 @@ SEED: dict[str, Any] = {
             "filter_segment_ids": [1],
             "created": NOW,
             "actions": [ACTION, {"id": 12, "type": "push", "body": "x", "language": "fr"}],
-        }
+        },
+        {
+            "id": 40,
+            "name": "Trial",
+            "event_name": "signup",
+            "actions": [
+                {"id": 41, "type": "email", "subject": "{{ event.n }}", "body": "b"},
+                {"id": 42, "type": "attribute_update", "attributes": {"told": "yes"}},
+                {"id": 43, "type": "delay_seconds", "delay": 600},
+                {
+                    "id": 44,
+                    "type": "conditional_branch",
+                    "conditions": {"attribute": WHO},
+                    "paths": [[{"id": 45, "type": "email", "subject": "s", "body": "b"}], []],
+                },
+                {"id": 46, "type": "create_event", "event_name": "told", "data": {"n": 1}},
+            ],
+        },
     ],
     "broadcasts": [
         {
@@ -121,6 +138,19 @@ SEED: dict[str, Any] = {
     "inbox_preview_credits": [
         {"id": 1, "tier": "free", "credits_original": 9, "credits_remaining": 9}
     ],
+    "imports": [{"id": 1, "name": "i", "type": "people", "state": "imported", "created_at": NOW}],
+    "exports": [{"id": 1, "type": "customers", "created_at": NOW, "total": 2, "downloads": 1}],
+    "triggers": [{"id": 1, "broadcast_id": 20, "created_at": NOW, "errors": ["x"]}],
+    "esp_suppressions": [
+        {
+            "category": "bounces",
+            "suppressions": [{"email": "x@y.zz", "created": NOW, "reason": "r", "status": "550"}],
+        }
+    ],
+    "activities": [
+        {"id": "a1", "type": "event", "name": "x", "timestamp": NOW, "customer_id": "ada"}
+    ],
+    "design_studio_folders": [{"id": "11111111-2222-4333-8444-555555555555", "name": "F"}],
     "messages": [
         {
             "id": "m1",
