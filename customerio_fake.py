@@ -1445,13 +1445,8 @@ def _is_blank(value: Any) -> bool:
 _EMPTY = _Special(_is_empty)
 _BLANK = _Special(_is_blank)
 _LITERALS = {
-    "true": True,
-    "false": False,
-    "nil": None,
-    "null": None,
-    "empty": _EMPTY,
-    "blank": _BLANK,
-}
+    "true": True, "false": False, "nil": None, "null": None, "empty": _EMPTY, "blank": _BLANK,
+}  # fmt: skip
 #: What a path leads to that isn't there, and an argument that isn't given.
 _ABSENT: Any = object()
 
@@ -1718,25 +1713,20 @@ def _exact(number: Union[int, float]) -> Any:
 
 def _json(value: Any, indent: Any = None) -> str:
     """A value in JSON, on lines of their own if it is to be indented: by spaces, or by a text."""
-    space = indent[:10] if isinstance(indent, str) else " " * min(_integer(indent), 10)
-    return _json_part(value, "\n" if space else "", space)
+    space = indent[:10] if isinstance(indent, str) else min(_integer(indent), 10)
+    apart = (",", ": ") if space else (",", ":")
+    return json.dumps(_plain(value), ensure_ascii=False, indent=space or None, separators=apart)
 
 
-def _json_part(value: Any, line: str, space: str) -> str:
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
-    if isinstance(value, (list, dict)) and value:
-        inner, colon = line + space, ": " if line else ":"
-        if isinstance(value, list):
-            rows = [_json_part(item, inner, space) for item in value]
-        else:
-            names = [json.dumps(name, ensure_ascii=False) + colon for name in value]
-            rows = [n + _json_part(v, inner, space) for n, v in zip(names, value.values())]
-        text = ("," + inner).join(rows)
-        return f"[{inner}{text}{line}]" if isinstance(value, list) else f"{{{inner}{text}{line}}}"
-    if isinstance(value, (list, dict)):
-        return "[]" if isinstance(value, list) else "{}"
-    return _text(value) if isinstance(value, (int, float)) and value - value == 0 else "null"
+def _plain(value: Any) -> Any:
+    """A value as JSON has it: whole numbers without decimals."""
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, float):
+        return _as_data(value) if math.isfinite(value) else None
+    return value if isinstance(value, (str, int)) else None
 
 
 def _weight(value: Any) -> int:
@@ -2870,24 +2860,12 @@ def _inline_comment_tag(_: _Parser, token: _Token) -> _Node:
 
 #: Tags by name; each function reads what belongs to its tag.
 LIQUID_TAGS: Dict[str, Callable[[_Parser, _Token], _Node]] = {
-    "#": _inline_comment_tag,
-    "assign": _assign_tag,
-    "break": _leaving(_Break),
-    "capture": _capture_tag,
-    "case": _case_tag,
-    "comment": _comment_tag,
-    "continue": _leaving(_Continue),
-    "cycle": _cycle_tag,
-    "decrement": _counter(-1, prints_before=False),
-    "echo": _echo_tag,
-    "for": _for_tag,
-    "if": _if_tag,
-    "increment": _counter(1, prints_before=True),
-    "liquid": _liquid_tag,
-    "raw": _raw_tag,
-    "tablerow": _tablerow_tag,
-    "unless": _if_tag,
-}
+    "#": _inline_comment_tag, "assign": _assign_tag, "break": _leaving(_Break),
+    "capture": _capture_tag, "case": _case_tag, "comment": _comment_tag,
+    "continue": _leaving(_Continue), "cycle": _cycle_tag, "decrement": _counter(-1, False),
+    "echo": _echo_tag, "for": _for_tag, "if": _if_tag, "increment": _counter(1, True),
+    "liquid": _liquid_tag, "raw": _raw_tag, "tablerow": _tablerow_tag, "unless": _if_tag,
+}  # fmt: skip
 
 
 # ---- filters: text
@@ -2899,11 +2877,7 @@ def _on_text(function: Callable[[str], Any]) -> Callable[[Any], Any]:
 
 
 _HTML_ESCAPES = {
-    ord("&"): "&amp;",
-    ord("<"): "&lt;",
-    ord(">"): "&gt;",
-    ord('"'): "&#34;",
-    ord("'"): "&#39;",
+    ord(sign): f"&{name};" for sign, name in zip("&<>\"'", ("amp", "lt", "gt", "#34", "#39"))
 }
 _HTML_ENTITY = re.compile("&(?:amp|lt|gt|#34|#39);")
 _HTML_SIGNS = {entity: chr(sign) for sign, entity in _HTML_ESCAPES.items()}
@@ -3018,20 +2992,11 @@ def _sentence(value: Any, connector: Any = "and") -> Any:
     return f"{', '.join(words[:-1])}, {_text(connector)} {words[-1]}"
 
 
-#: What becomes a dash, by the mode of `slugify` (LiquidJS); marks belong to their letters.
-_SLUG_GAPS = {
-    "default": re.compile(r"(?:[\W_](?<![\u0300-\u036f]))+"),
-    "raw": re.compile(r"\s+"),
-    "pretty": re.compile(r"[^\w.~!$&'()+,;=@]+"),
-    "ascii": re.compile(r"[^A-Za-z0-9]+"),
-}
+_SLUG_GAP = re.compile(r"(?:[\W_](?<![\u0300-\u036f]))+")  # accents belong to their letters
 
 
-def _slugify(value: Any, mode: Any = "default", cased: Any = False) -> str:
-    gaps, text = _SLUG_GAPS.get(mode) if isinstance(mode, str) else None, _text(value)
-    if gaps:
-        text = re.sub("^-|-$", "", gaps.sub("-", text))
-    return text if cased else text.lower()
+def _slugify(value: Any) -> str:
+    return re.sub("^-|-$", "", _SLUG_GAP.sub("-", _text(value))).lower()
 
 
 def _url_decoded(text: str) -> str:
@@ -3152,26 +3117,6 @@ def _judging(answer: Callable[[Any], Any]) -> Callable[..., Any]:
         return answer(judged)
 
     return apply
-
-
-def _hits(judged: Iterable[Tuple[Any, Any]]) -> List[Any]:
-    return [item for item, hit in judged if hit is True]
-
-
-def _misses(judged: Iterable[Tuple[Any, Any]]) -> List[Any]:
-    return [item for item, hit in judged if hit is False]
-
-
-def _first_hit(judged: Iterable[Tuple[Any, Any]]) -> Any:
-    return next((item for item, hit in judged if hit), None)
-
-
-def _index_of_hit(judged: Iterable[Tuple[Any, Any]]) -> Any:
-    return next((index for index, (_, hit) in enumerate(judged) if hit), None)
-
-
-def _any_hit(judged: Iterable[Tuple[Any, Any]]) -> bool:
-    return any(hit for _, hit in judged)
 
 
 def _evaluating(
@@ -3497,39 +3442,24 @@ _DIRECTIVES: Dict[str, Tuple[Callable[[datetime], Any], int, str]] = {
     "a": (lambda t: _WEEKDAYS[t.weekday()][:3], 0, " "),
     "A": (lambda t: _WEEKDAYS[t.weekday()], 0, " "),
     "b": (lambda t: _MONTHS[t.month - 1][:3], 0, " "),
-    "B": (lambda t: _MONTHS[t.month - 1], 0, " "),
-    "c": (lambda t: f"{_american(t)}, {_clock(t)}", 0, " "),
-    "C": (lambda t: t.year // 100, 2, "0"),
-    "d": (lambda t: t.day, 2, "0"),
-    "e": (lambda t: t.day, 2, " "),
-    "h": (lambda t: _MONTHS[t.month - 1][:3], 0, "0"),
-    "H": (lambda t: t.hour, 2, "0"),
-    "I": (lambda t: t.hour % 12 or 12, 2, "0"),
-    "j": (lambda t: t.timetuple().tm_yday, 3, "0"),
-    "k": (lambda t: t.hour, 2, " "),
-    "l": (lambda t: t.hour % 12 or 12, 2, " "),
-    "L": (lambda t: t.microsecond // 1000, 3, "0"),
-    "m": (lambda t: t.month, 2, "0"),
-    "M": (lambda t: t.minute, 2, "0"),
-    "n": (lambda t: "\n", 0, "0"),
-    "p": (lambda t: "AM" if t.hour < 12 else "PM", 0, " "),
+    "B": (lambda t: _MONTHS[t.month - 1], 0, " "), "q": (lambda t: _ordinal(t.day), 0, "0"),
+    "c": (lambda t: f"{_american(t)}, {_clock(t)}", 0, " "), "C": (lambda t: t.year // 100, 2, "0"),
+    "d": (lambda t: t.day, 2, "0"), "e": (lambda t: t.day, 2, " "),
+    "h": (lambda t: _MONTHS[t.month - 1][:3], 0, "0"), "H": (lambda t: t.hour, 2, "0"),
+    "I": (lambda t: t.hour % 12 or 12, 2, "0"), "j": (lambda t: t.timetuple().tm_yday, 3, "0"),
+    "k": (lambda t: t.hour, 2, " "), "l": (lambda t: t.hour % 12 or 12, 2, " "),
+    "L": (lambda t: t.microsecond // 1000, 3, "0"), "m": (lambda t: t.month, 2, "0"),
+    "M": (lambda t: t.minute, 2, "0"), "n": (lambda t: "\n", 0, "0"), "t": (lambda t: "\t", 0, "0"),
+    "p": (lambda t: "AM" if t.hour < 12 else "PM", 0, " "), "%": (lambda t: "%", 0, "0"),
     "P": (lambda t: "am" if t.hour < 12 else "pm", 0, " "),
-    "q": (lambda t: _ordinal(t.day), 0, "0"),
-    "s": (lambda t: math.floor(t.timestamp()), 0, "0"),
-    "S": (lambda t: t.second, 2, "0"),
-    "t": (lambda t: "\t", 0, "0"),
-    "u": (lambda t: t.isoweekday(), 0, "0"),
+    "s": (lambda t: math.floor(t.timestamp()), 0, "0"), "S": (lambda t: t.second, 2, "0"),
+    "u": (lambda t: t.isoweekday(), 0, "0"), "w": (lambda t: t.isoweekday() % 7, 0, "0"),
     "U": (lambda t: (t.timetuple().tm_yday + 6 - t.isoweekday() % 7) // 7, 2, "0"),
-    "w": (lambda t: t.isoweekday() % 7, 0, "0"),
     "W": (lambda t: (t.timetuple().tm_yday + 6 - t.weekday()) // 7, 2, "0"),
-    "x": (lambda t: _american(t), 0, "0"),
-    "X": (lambda t: _clock(t), 0, "0"),
-    "y": (lambda t: t.year % 100, 2, "0"),
-    "Y": (lambda t: t.year, 4, "0"),
-    "z": (_utc_offset, 0, "0"),
-    "Z": (_zone_name, 0, "0"),
-    "%": (lambda t: "%", 0, "0"),
-}
+    "x": (lambda t: _american(t), 0, "0"), "X": (lambda t: _clock(t), 0, "0"),
+    "y": (lambda t: t.year % 100, 2, "0"), "Y": (lambda t: t.year, 4, "0"),
+    "z": (_utc_offset, 0, "0"), "Z": (_zone_name, 0, "0"),
+}  # fmt: skip
 _DIRECTIVE = re.compile(r"%([-_0^#:]*)(\d{0,9})[EO]?(.)")
 
 
@@ -3637,95 +3567,64 @@ def _default(value: Any, fallback: Any = "", *, allow_false: Any = False) -> Any
     return fallback if nothing else value
 
 
+#: What the filters with a property or an expression make of items, each with what became of it.
+_ANSWERS: Dict[str, Callable[[List[Tuple[Any, Any]]], Any]] = {
+    "where": lambda judged: [item for item, hit in judged if hit is True],
+    "reject": lambda judged: [item for item, hit in judged if hit is False],
+    "find": lambda judged: next((item for item, hit in judged if hit), None),
+    "find_index": lambda judged: next((i for i, (_, hit) in enumerate(judged) if hit), None),
+    "has": lambda judged: any(hit for _, hit in judged),
+}
+#: Filters of a text alone.
+_TEXT_FILTERS: Dict[str, Callable[[str], Any]] = {
+    "capitalize": lambda text: text[:1].upper() + text[1:].lower(),
+    "cgi_escape": quote_plus, "downcase": str.lower, "escape": _escape, "escape_once": _escape_once,
+    "newline_to_br": lambda text: re.sub(r"\r?\n", "<br />\n", text),
+    "normalize_whitespace": lambda text: re.sub(r"\s+", " ", text),
+    "number_of_words": lambda text: len(text.split()),
+    "squish": lambda text: " ".join(text.split()),
+    "strip_newlines": lambda text: re.sub(r"\r?\n", "", text), "upcase": str.upper,
+    "uri_escape": lambda text: quote(text, safe="!#$&'()*+,-./:;=?@_~[]"),
+    "url_decode": _url_decoded, "url_encode": lambda text: quote_plus(text, safe="!'()*"),
+    "xml_escape": _escape,
+}  # fmt: skip
 #: Filters by name. The first parameter is the value (after `state`, for those that need the
 #: rendering); the others are the filter's arguments, and those after `*` its options.
 LIQUID_FILTERS: Dict[str, Callable[..., Any]] = {
-    "abs": lambda value: abs(_number(value)),
-    "append": _extending(0, 1),
-    "array_to_sentence_string": _sentence,
-    "at_least": _limiting(max),
-    "at_most": _limiting(min),
+    **{name: _on_text(function) for name, function in _TEXT_FILTERS.items()},
+    **{name: _judging(answer) for name, answer in _ANSWERS.items()},
+    **{f"{name}_exp": _evaluating(answer) for name, answer in _ANSWERS.items()},
+    "abs": lambda value: abs(_number(value)), "append": _extending(0, 1),
+    "array_to_sentence_string": _sentence, "at_least": _limiting(max), "at_most": _limiting(min),
     "base64_decode": lambda value: _base64_decoded(_text(value).encode()).decode(errors="replace"),
-    "base64_encode": _base64(base64.b64encode),
-    "capitalize": _on_text(lambda text: text[:1].upper() + text[1:].lower()),
-    "ceil": _to_integer(math.ceil),
-    "cgi_escape": _on_text(lambda text: quote_plus(text)),
+    "base64_encode": _base64(base64.b64encode), "ceil": _to_integer(math.ceil),
     "compact": lambda value: [item for item in _items(value) if item is not None],
     "concat": lambda value, more=None: _checked(_items(value) + _items(more)),
-    "date": _date_filter,
+    "date": _date_filter, "default": _default, "divided_by": _quotient,
     "date_to_long_string": _date_as("%d %B %Y", "%-d%q %B %Y", "%B %-d%q, %Y"),
     "date_to_rfc822": _date_as(*["%a, %d %b %Y %H:%M:%S %z"] * 3),
     "date_to_string": _date_as("%d %b %Y", "%-d%q %b %Y", "%b %-d%q, %Y"),
     "date_to_xmlschema": _date_as(*["%Y-%m-%dT%H:%M:%S%:z"] * 3),
-    "default": _default,
-    "divided_by": _quotient,
-    "downcase": _on_text(str.lower),
-    "escape": _on_text(_escape),
-    "escape_once": _on_text(_escape_once),
-    "find": _judging(_first_hit),
-    "find_exp": _evaluating(_first_hit),
-    "find_index": _judging(_index_of_hit),
-    "find_index_exp": _evaluating(_index_of_hit),
-    "first": _first,
-    "floor": _to_integer(math.floor),
-    "group_by": _group_by,
-    "group_by_exp": _evaluating(_grouped, _loopable),
-    "has": _judging(_any_hit),
-    "has_exp": _evaluating(_any_hit),
-    "inspect": _json,
-    "join": _join,
-    "json": _json,
-    "jsonify": _json,
-    "last": _last,
-    "lstrip": _stripping(str.lstrip),
-    "map": _map,
-    "minus": _calculating(operator.sub),
-    "modulo": _modulo,
-    "newline_to_br": _on_text(lambda text: re.sub(r"\r?\n", "<br />\n", text)),
-    "normalize_whitespace": _on_text(lambda text: re.sub(r"\s+", " ", text)),
-    "number_of_words": _on_text(lambda text: len(text.split())),
-    "plus": _calculating(operator.add),
-    "pop": lambda value: _items(value)[:-1],
-    "prepend": _extending(1, 0),
-    "push": lambda value, item=None: _checked([*_items(value), item]),
-    "raw": lambda value: value,
-    "reject": _judging(_misses),
-    "reject_exp": _evaluating(_misses),
+    "first": _first, "floor": _to_integer(math.floor), "group_by": _group_by,
+    "group_by_exp": _evaluating(_grouped, _loopable), "inspect": _json, "join": _join,
+    "json": _json, "jsonify": _json, "last": _last, "lstrip": _stripping(str.lstrip), "map": _map,
+    "minus": _calculating(operator.sub), "modulo": _modulo, "plus": _calculating(operator.add),
+    "pop": lambda value: _items(value)[:-1], "prepend": _extending(1, 0),
+    "push": lambda value, item=None: _checked([*_items(value), item]), "raw": lambda value: value,
     "remove": lambda state, value, old="": _replace(state, value, old),
     "remove_first": lambda state, value, old="": _replace(state, value, old, "", 1),
     "remove_last": lambda state, value, old="": _replace_last(state, value, old),
     "replace": lambda state, value, old="", new="": _replace(state, value, old, new),
     "replace_first": lambda state, value, old="", new="": _replace(state, value, old, new, 1),
-    "replace_last": _replace_last,
-    "reverse": lambda value: _items(value)[::-1],
-    "round": _round,
-    "rstrip": _stripping(str.rstrip),
-    "shift": lambda value: _items(value)[1:],
-    "size": _size,
-    "slice": _slice,
-    "slugify": _slugify,
-    "sort": _sorting(_natural, moves_nil=False),
-    "sort_natural": _sorting(_caseless, moves_nil=True),
-    "split": _split,
-    "squish": _on_text(lambda text: " ".join(text.split())),
-    "strip": _stripping(str.strip),
-    "strip_html": _strip_html,
-    "strip_newlines": _on_text(lambda text: re.sub(r"\r?\n", "", text)),
-    "sum": _sum,
-    "times": _calculating(operator.mul),
-    "to_integer": lambda value: _number(value, math.nan),
-    "truncate": _truncate,
-    "truncatewords": _truncatewords,
-    "uniq": _uniq,
+    "replace_last": _replace_last, "reverse": lambda value: _items(value)[::-1], "round": _round,
+    "rstrip": _stripping(str.rstrip), "shift": lambda value: _items(value)[1:], "size": _size,
+    "slice": _slice, "slugify": _slugify, "sort": _sorting(_natural, moves_nil=False),
+    "sort_natural": _sorting(_caseless, moves_nil=True), "split": _split,
+    "strip": _stripping(str.strip), "strip_html": _strip_html, "sum": _sum,
+    "times": _calculating(operator.mul), "to_integer": lambda value: _number(value, math.nan),
+    "truncate": _truncate, "truncatewords": _truncatewords, "uniq": _uniq,
     "unshift": lambda value, item=None: _checked([item, *_items(value)]),
-    "upcase": _on_text(str.upper),
-    "uri_escape": _on_text(lambda text: quote(text, safe="!#$&'()*+,-./:;=?@_~[]")),
-    "url_decode": _on_text(_url_decoded),
-    "url_encode": _on_text(lambda text: quote_plus(text, safe="!'()*")),
-    "where": _judging(_hits),
-    "where_exp": _evaluating(_hits),
-    "xml_escape": _on_text(_escape),
-}
+}  # fmt: skip
 
 
 # ---- what Customer.io adds (docs: the list of its tags, keys and filters)
@@ -3744,19 +3643,13 @@ def _rendered(read: _Read) -> _Read:
 
 #: Tags the world outside answers, and what they print if it doesn't.
 _HOST_TAGS = {
-    "cio_link": "",
-    "cio_link_id": "",
-    "countdown": "",
-    "generate_uuid": "00000000-0000-4000-8000-000000000000",
-    "manage_subscription_preferences_url": "",
-    "random": "0",
-    "subscription_topic_name": "",
-    "tracking_consent_url": "",
-    "unsubscribe": "",
-    "unsubscribe_url": "",
-    "view_in_browser": "",
-    "view_in_browser_url": "",
-}
+    "generate_uuid": "00000000-0000-4000-8000-000000000000", "random": "0",
+    **dict.fromkeys((
+        "cio_link", "cio_link_id", "countdown", "manage_subscription_preferences_url",
+        "subscription_topic_name", "tracking_consent_url", "unsubscribe", "unsubscribe_url",
+        "view_in_browser", "view_in_browser_url",
+    ), ""),
+}  # fmt: skip
 _TAG_ARGUMENT = re.compile(
     r"""(?:(\w+)\s*[:=]\s*)?("[^"]*"|'[^']*'|(?:\{\{[^{}]*\}\}|[^\s{]|\{(?!\{))+)"""
 )
@@ -3838,7 +3731,7 @@ _LOCALES = (
     "fi _ , EUR n_s \u2212 @ USD:$ EUR:€ GBP:£ JPY:¥",
     "fr ~ , EUR n_s USD:$US GBP:£GB JPY CNY AUD:$AU CAD:$CA MXN:$MX NZD:$NZ",
     "fr-ca _ , CAD n_s USD:$_US INR KRW AUD:$_AU CAD:$ MXN NZD:$_NZ ILS",
-    "he , . ILS \u200fn_\u200fs;\u200f\u200e-n_\u200fs \u200e-",
+    "he , . ILS \u200fn_\u200fs;\u200f\u200e-n_\u200fs \u200e- CNY:\u200eCN¥\u200e",
     "hu _ , HUF n_s lone @ JPY:¥ HUF:Ft",
     "it . , EUR n_s lone USD JPY INR KRW MXN BRL",
     "ja , . JPY sn JPY:￥ CNY:元",
@@ -3919,35 +3812,22 @@ def _random(state: _Render, value: Any) -> Any:
     return _number(_text(_host_answer(state, "random", {"value": _text(value)})))
 
 
-LIQUID_FILTERS.update(
-    {
-        "base64": _base64(base64.b64encode),
-        "contains": _contains,
-        "currency": lambda value, locale="en", code="": _money(value, locale, code),
-        "format_number": _format_number,
-        "from_json": lambda value: json.loads(_text(value)),
-        "hex_base64": _base64(lambda text: base64.b64encode(bytes.fromhex(text.decode()))),
-        "hmac_sha1": _signing("sha1"),
-        "hmac_sha256": _signing("sha256"),
-        "htmlencode": _on_text(_escape),  # legacy
-        "json_array_uniq": _uniq,
-        "limit": lambda value, count=0: _items(value)[: max(_integer(count), 0)],
-        "md5": _hashing("md5"),
-        "pluralize": _pluralize,
-        "random": _random,
-        "rounded_currency": lambda value, locale="en", code="": _money(value, locale, code, 0),
-        "sha1": _hashing("sha1"),
-        "sha256": _hashing("sha256"),
-        "timezone": _timezone,  # legacy
-        "titlecase": _on_text(
-            lambda text: " ".join([word.capitalize() for word in text.split(" ")])
-        ),
-        "to_json": _json,
-        "where_not": _judging(_misses),
-        **{f"add_{unit}": _shifting(unit, 1) for unit in _TIME_UNITS},
-        **{f"subtract_{unit}": _shifting(unit, -1) for unit in _TIME_UNITS},
-    }
-)
+LIQUID_FILTERS.update({
+    "base64": _base64(base64.b64encode), "contains": _contains, "format_number": _format_number,
+    "currency": lambda value, locale="en", code="": _money(value, locale, code),
+    "from_json": lambda value: json.loads(_text(value)),
+    "hex_base64": _base64(lambda text: base64.b64encode(bytes.fromhex(text.decode()))),
+    "hmac_sha1": _signing("sha1"), "hmac_sha256": _signing("sha256"), "md5": _hashing("md5"),
+    "json_array_uniq": lambda value: list({_json(item): item for item in _items(value)}.values()),
+    "htmlencode": _on_text(_escape), "sha1": _hashing("sha1"), "sha256": _hashing("sha256"),
+    "limit": lambda value, count=0: _items(value)[: max(_integer(count), 0)],
+    "pluralize": _pluralize, "random": _random, "timezone": _timezone, "to_json": _json,
+    "rounded_currency": lambda value, locale="en", code="": _money(value, locale, code, 0),
+    "where_not": _judging(_ANSWERS["reject"]),
+    "titlecase": _on_text(lambda text: " ".join([w.capitalize() for w in text.split(" ")])),
+    **{f"add_{unit}": _shifting(unit, 1) for unit in _TIME_UNITS},
+    **{f"subtract_{unit}": _shifting(unit, -1) for unit in _TIME_UNITS},
+})  # fmt: skip
 
 
 # ======================================================================================
