@@ -18842,6 +18842,8 @@ def listed(fake: Fake, name: str, page: List[Json], count: int) -> Json:
     collection = COLLECTIONS[name]
     key = "events" if name == "pipeline-events" else name
     answer = {key: [collection.shown(record) for record in page], "count": count}
+    if name == "webhooks":
+        return {**answer, "waiting": fake.outbox.waiting}
     # What the journal does not keep may be what somebody looks for.
     dropped = {"requests": fake.journal.dropped, "deliveries": fake.workspace.deliveries.dropped}
     return {**answer, "dropped": dropped[name]} if name in dropped else answer
@@ -21114,230 +21116,153 @@ _PAGE_STYLE = r"""
   --tint: light-dark(#efedff, #2b2849);
   --good: light-dark(#147343, #62cf97);
   --warn: light-dark(#865300, #e9b44c);
-  --warn-tint: light-dark(#fff6e3, #352b17);
+  --warned: light-dark(#fff6e3, #352b17);
   --bad: light-dark(#b9262d, #ff8b8e);
-  --bad-tint: light-dark(#ffefef, #3c2023);
-  --mono: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace;
-  font: 14px/1.45 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif;
+  --wrong: light-dark(#ffefef, #3c2023);
+  --edge: 1px solid var(--line);
+  font: 14px/1.45 system-ui, sans-serif;
 }
 * { box-sizing: border-box; }
 [hidden] { display: none !important; }
-body {
-  display: grid;
-  grid: auto minmax(0, 1fr) / 168px minmax(0, 1fr);
-  height: 100dvh;
-  margin: 0;
-  background: var(--back);
-  color: var(--text);
-}
+body { display: grid; grid: auto minmax(0, 1fr) / 168px minmax(0, 1fr); height: 100dvh;
+  margin: 0; background: var(--back); color: var(--text); }
 a { color: var(--accent); text-decoration: none; }
-a:hover { text-decoration: underline; }
-h1, h2, h3 { margin: 0; font-size: 14px; font-weight: 600; text-wrap: balance; }
-h2 { font-size: 18px; line-height: 1.3; }
+h1, h2, h3 { margin: 0; font-size: 14px; font-weight: 600; }
+h2, h2 code { font-size: 18px; }
 h3 { margin: 22px 0 8px; color: var(--soft); font-size: 12px; }
-:focus-visible { outline: 2px solid var(--accent); outline-offset: 1px; }
-.row:focus-visible { outline-offset: -2px; }
-button, select, input, textarea, summary, .button {
-  padding: 4px 10px;
-  border: 1px solid var(--line);
-  border-radius: 6px;
-  background: var(--raised);
-  color: inherit;
-  font: inherit;
-  white-space: nowrap;
-}
+:focus-visible { outline: 2px solid var(--accent); outline-offset: -1px; }
+button, select, input, textarea, summary, .button { padding: 4px 10px; border: var(--edge);
+  border-radius: 6px; background: var(--raised); color: inherit; font: inherit;
+  white-space: nowrap; }
 button, summary, select, .button { cursor: pointer; }
-button:hover, summary:hover, .button:hover { background: var(--hover); text-decoration: none; }
-button.danger { color: var(--bad); }
-input, textarea { min-width: 0; }
+button:hover, summary:hover, .button:hover, .row:hover { background: var(--hover); }
+input { min-width: 0; max-width: 100%; }
 input::placeholder { color: var(--soft); }
-textarea { width: 100%; min-height: 150px; font: 12px/1.5 var(--mono); white-space: pre-wrap; }
-summary { list-style: none; font-variant-numeric: tabular-nums; }
-summary::-webkit-details-marker { display: none; }
-code, pre { font: 12px/1.55 var(--mono); }
-pre {
-  margin: 0;
-  padding: 10px 12px;
-  overflow: auto;
-  border: 1px solid var(--line);
-  border-radius: 8px;
-  background: var(--side);
-  white-space: pre-wrap;
-  overflow-wrap: anywhere;
-}
-pre .name { color: var(--accent); }
-kbd {
-  padding: 0 5px;
-  border: 1px solid var(--line);
-  border-radius: 4px;
-  color: var(--soft);
-  font: 11px/1.5 var(--mono);
-}
-bdi, .row span, td { unicode-bidi: isolate; overflow-wrap: anywhere; }
-time { font-variant-numeric: tabular-nums; white-space: nowrap; }
+summary { list-style: none; }
+code, pre, kbd, textarea { font: 12px/1.55 ui-monospace, Menlo, Consolas, monospace; }
+textarea { width: 100%; height: 170px; white-space: pre-wrap; }
+pre { margin: 0; padding: 10px 12px; overflow: auto; border: var(--edge); border-radius: 8px;
+  background: var(--side); white-space: pre-wrap; }
+.name { color: var(--accent); }
+kbd { padding: 0 5px; border: var(--edge); border-radius: 4px; color: var(--soft); }
+pre, td, th, bdi, p, #toast { overflow-wrap: anywhere; unicode-bidi: isolate; }
+time, summary { font-variant-numeric: tabular-nums; white-space: nowrap; }
 
-header {
-  grid-column: 1 / -1;
-  display: flex;
-  gap: 8px;
-  align-items: center;
-  padding: 8px 14px;
-  border-bottom: 1px solid var(--line);
-}
-header h1 { width: 146px; }
-header h1 a { color: inherit; }
+header { grid-column: 1 / -1; display: flex; gap: 8px; align-items: center; padding: 8px 14px;
+  border-bottom: var(--edge); }
+h1 { width: 146px; }
+h1 a { color: inherit; }
 search { position: relative; flex: 1; max-width: 480px; margin-right: auto; }
 search input { width: 100%; }
-search kbd { position: absolute; right: 8px; top: 7px; }
+search kbd { position: absolute; right: 8px; top: 6px; }
 search input:focus + kbd { display: none; }
-#badges { display: flex; gap: 6px; }
 #workspace { max-width: 140px; }
 #clock { position: relative; }
-#clock.frozen summary { color: var(--accent); }
-.menu, #hits {
-  position: absolute;
-  z-index: 9;
-  top: calc(100% + 6px);
-  right: 0;
-  padding: 6px;
-  border: 1px solid var(--line);
-  border-radius: 10px;
-  background: var(--raised);
-  box-shadow: 0 8px 30px #0003;
-}
+.menu, #hits { position: absolute; z-index: 9; top: 36px; right: 0; padding: 6px;
+  border: var(--edge); border-radius: 10px; background: var(--raised);
+  box-shadow: 0 8px 30px #0003; }
 .menu button { display: block; width: 100%; border: 0; text-align: left; }
-.menu p { margin: 4px 10px; color: var(--soft); font-size: 12px; white-space: nowrap; }
+.menu p { margin: 4px 10px; color: var(--soft); white-space: nowrap; }
 #hits { left: 0; max-height: 70vh; overflow: auto; }
-#hits h3 { margin: 8px 8px 2px; }
-#hits .row { border: 0; border-radius: 6px; }
+#hits h3 { margin: 8px 14px 2px; }
 
-nav { display: flex; flex-direction: column; gap: 1px; padding: 10px 8px;
-  border-right: 1px solid var(--line); background: var(--side); overflow: auto; }
-nav a { display: flex; justify-content: space-between; padding: 5px 10px; border-radius: 6px;
-  color: var(--soft); white-space: nowrap; }
-nav a:hover { background: var(--hover); text-decoration: none; }
+nav { display: flex; flex-direction: column; padding: 10px 8px; border-right: var(--edge);
+  background: var(--side); overflow: auto; }
+nav a { padding: 5px 10px; border-radius: 6px; color: var(--soft); white-space: nowrap; }
+nav a:hover { background: var(--hover); }
 nav a[aria-current] { background: var(--tint); color: var(--accent); font-weight: 600; }
-nav button { margin: auto 4px 0; border: 0; background: none; color: var(--soft);
+nav button { margin-top: auto; border: 0; background: none; color: var(--soft);
   text-align: left; }
 
 main { display: flex; min-width: 0; outline: 0; }
 .list { display: flex; flex: 1; flex-direction: column; min-width: 0; }
-.split .list { flex: 0 0 38%; max-width: 460px; border-right: 1px solid var(--line); }
+.split .list { flex: 0 0 38%; max-width: 460px; border-right: var(--edge); }
 .detail { flex: 1; min-width: 0; overflow: auto; padding: 18px 22px 40px; }
 .detail > * { max-width: 1100px; }
-.bar { display: flex; flex-wrap: wrap; gap: 6px; align-items: center; padding: 8px 14px;
-  border-bottom: 1px solid var(--line); }
-.bar input[type=text] { flex: 1 1 120px; }
-.bar label { display: flex; gap: 5px; align-items: center; color: var(--soft);
-  white-space: nowrap; }
-.count { margin-left: auto; color: var(--soft); font-size: 12px; }
-.rows { position: relative; flex: 1; min-height: 0; overflow: auto; }
-.sheet { position: relative; overflow: hidden; }
+.bar, .bar label, .actions, #badges { display: flex; flex-wrap: wrap; gap: 6px;
+  align-items: center; }
+.bar { padding: 8px 14px; border-bottom: var(--edge); }
+.bar [type=text] { flex: 1 1 120px; }
+.bar label, .count, .kind, .facts, .empty, .row > time, .row i, th, td time {
+  color: var(--soft); }
+.actions { margin: 12px 0; }
+.rows { position: relative; flex: 1; overflow: auto; }
 .sheet .row { position: absolute; right: 0; left: 0; }
-.row {
-  display: flex;
-  gap: 10px;
-  align-items: center;
-  padding: 0 14px;
-  height: 52px;
-  border-bottom: 1px solid var(--line);
-  color: inherit;
-}
-.row:hover { background: var(--hover); text-decoration: none; }
+.row { display: flex; gap: 10px; align-items: center; height: 52px; padding: 0 14px;
+  border-bottom: var(--edge); color: inherit; }
+.kind { flex: 0 0 66px; }
+.kind, .count, .tag, .row > time, .row i, td time, small { font-size: 12px; }
+.what { flex: 1; min-width: 0; }
+.what * { display: block; overflow: hidden; font-style: normal; font-weight: 500;
+  text-overflow: ellipsis; unicode-bidi: isolate; white-space: nowrap; }
+.row.bad { box-shadow: inset 3px 0 var(--bad); background: var(--wrong); }
+.row.warn { box-shadow: inset 3px 0 var(--warn); background: var(--warned); }
 .row[aria-current] { background: var(--tint); }
-.row > time { color: var(--soft); font-size: 12px; }
-.row > .what { flex: 1; min-width: 0; }
-.row .what > * { display: block; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
-.row .what b { font-weight: 500; }
-.row .what > :nth-child(2) { color: var(--soft); font-size: 12px; }
-.row.bad { box-shadow: inset 3px 0 var(--bad); background: var(--bad-tint); }
-.row.warn { box-shadow: inset 3px 0 var(--warn); background: var(--warn-tint); }
-.row.bad .what > :nth-child(2) { color: var(--bad); }
-.row.warn .what > :nth-child(2) { color: var(--warn); }
-.row.bad[aria-current], .row.warn[aria-current] { background: var(--tint); }
+.bad i, .tag.bad { color: var(--bad); }
+.warn i, .tag.warn { color: var(--warn); }
 .new { animation: new 1.5s; }
 @keyframes new { from { background: var(--tint); } }
-.tag {
-  padding: 1px 7px;
-  border-radius: 99px;
-  background: var(--hover);
-  color: var(--soft);
-  font-size: 12px;
-  white-space: nowrap;
-}
+.tag { padding: 1px 7px; border-radius: 99px; background: var(--hover); color: var(--soft);
+  white-space: nowrap; }
 .tag.good { color: var(--good); }
-.tag.warn { background: var(--warn-tint); color: var(--warn); }
-.tag.bad { background: var(--bad-tint); color: var(--bad); }
-.kind { flex: 0 0 66px; color: var(--soft); font-size: 12px; }
-.empty { max-width: 640px; margin: 8vh auto; padding: 0 20px; color: var(--soft); }
+.tag.warn { background: var(--warned); }
+.tag.bad { background: var(--wrong); }
+.empty { max-width: 640px; margin: 8vh auto; padding: 0 20px; }
 .empty h2 { color: var(--text); }
-.facts { margin: 4px 0 14px; color: var(--soft); }
-.actions { display: flex; flex-wrap: wrap; gap: 6px; align-items: center; margin: 12px 0; }
-.tabs { display: flex; gap: 2px; margin: 16px 0 12px; overflow-x: auto;
-  border-bottom: 1px solid var(--line); }
+.facts { margin: 4px 0 14px; }
+p.tag { border-radius: 6px; white-space: normal; }
+.tabs { display: flex; margin: 16px 0 12px; overflow-x: auto; border-bottom: var(--edge); }
 .tabs a { padding: 5px 10px; color: var(--soft); }
-.tabs a[aria-current] { color: var(--text); box-shadow: inset 0 -2px var(--accent); }
+.tabs [aria-current] { color: var(--text); box-shadow: inset 0 -2px var(--accent); }
 table { width: 100%; border-collapse: collapse; }
-td, th { padding: 5px 12px 5px 0; border-bottom: 1px solid var(--line); text-align: left;
-  vertical-align: top; }
-th { color: var(--soft); font-weight: 400; }
-td time { color: var(--soft); font-size: 12px; }
+td, th { min-width: 72px; padding: 5px 12px 5px 0; border-bottom: var(--edge); font-weight: 400;
+  text-align: left; vertical-align: top; }
 
-iframe { display: block; width: 100%; height: 68vh; border: 1px solid var(--line);
-  border-radius: 8px; background: #fff; color-scheme: light; }
-.phone { width: 391px; max-width: 100%; padding: 8px; border: 1px solid var(--line);
+iframe { display: block; width: 100%; height: 68vh; border: var(--edge); border-radius: 8px;
+  background: #fff; color-scheme: light; }
+.phone { width: 395px; max-width: 100%; padding: 8px; border: var(--edge);
   border-radius: 28px; background: var(--side); }
-.phone iframe, .phone .screen { height: 667px; border-radius: 20px; }
-.phone .screen { padding: 60px 14px; overflow: auto; border: 1px solid var(--line);
-  background: var(--back); }
-.bubble { max-width: 85%; padding: 8px 12px; border-radius: 16px 16px 16px 4px;
-  background: light-dark(#e9e9ee, #34343b); white-space: pre-wrap; overflow-wrap: anywhere; }
-.bubble.whatsapp { background: light-dark(#d9f7cd, #1d4a2f); }
-.card { padding: 10px 14px; border: 1px solid var(--line); border-radius: 14px;
-  background: var(--raised); box-shadow: 0 4px 16px #0002; overflow-wrap: anywhere; }
-.card p { margin: 2px 0 0; white-space: pre-wrap; }
+.phone iframe, .screen { height: 667px; border-radius: 20px; }
+.screen { padding: 60px 14px; overflow: auto; background: var(--back); }
+.bubble, .card { max-width: 85%; padding: 8px 14px; border-radius: 16px 16px 16px 4px;
+  background: var(--hover); overflow-wrap: anywhere; white-space: pre-wrap; }
+.whatsapp { background: light-dark(#d9f7cd, #1d4a2f); }
+.card { max-width: none; border: var(--edge); border-radius: 14px; }
+.card p { margin: 0; }
 
 .flow { display: flex; flex-direction: column; align-items: center; width: max-content;
   min-width: 100%; margin: 0; padding: 4px; list-style: none; }
-.flow li { display: flex; flex-direction: column; align-items: center; }
-.flow li + li::before, .paths .flow::before {
-  content: ""; width: 1px; height: 18px; background: var(--soft); }
-.tile { display: block; min-width: 170px; max-width: 250px; padding: 7px 12px;
-  border: 1px solid var(--line); border-radius: 10px; background: var(--raised); }
-.tile small { display: block; color: var(--soft); font-size: 12px; }
+.flow li, .paths div { display: flex; flex-direction: column; align-items: center; }
+.flow li + li::before, .paths .flow::before { content: ""; width: 1px; height: 18px;
+  background: var(--soft); }
+li > .tile { display: block; min-width: 170px; max-width: 250px; padding: 7px 12px;
+  border: var(--edge); border-radius: 10px; background: var(--raised); }
+.tile b, .tile small { display: block; }
+.tile b::first-letter { text-transform: uppercase; }
+.tile small { color: var(--soft); }
 .tile.here { border-color: var(--accent); box-shadow: 0 0 0 2px var(--tint); }
 .tile .tag { float: right; margin-left: 8px; background: var(--tint); color: var(--accent); }
-.paths { display: flex; gap: 18px; margin-top: 14px; padding: 0 8px;
+li > .paths { display: flex; align-items: start; gap: 18px; margin-top: 14px;
   border-top: 1px solid var(--soft); }
-.paths > div { display: flex; flex-direction: column; align-items: center; margin-top: -10px; }
-.paths > div > .tag { border: 1px solid var(--line); background: var(--back); }
-.scroll { overflow-x: auto; padding-bottom: 8px; }
+.paths > div { margin-top: -10px; }
+.paths > div > .tag { border: var(--edge); background: var(--back); }
+.scroll { overflow-x: auto; }
 .drop { padding: 26px; border: 1px dashed var(--soft); border-radius: 10px; text-align: center; }
-.drop.over { background: var(--tint); }
 
-#toast { position: fixed; right: 16px; bottom: 16px; max-width: min(480px, 90vw);
-  padding: 9px 14px; border-radius: 8px; background: var(--text); color: var(--back);
-  opacity: 0; transition: opacity .2s; pointer-events: none; overflow-wrap: anywhere; }
+#toast { position: fixed; right: 16px; bottom: 16px; max-width: 480px; padding: 9px 14px;
+  border-radius: 8px; background: var(--text); color: var(--back); opacity: 0;
+  transition: opacity .2s; pointer-events: none; }
 #toast.shown { opacity: 1; }
-dialog { max-width: 460px; padding: 20px; border: 1px solid var(--line); border-radius: 12px;
+dialog { max-width: 460px; padding: 20px; border: var(--edge); border-radius: 12px;
   background: var(--raised); color: inherit; }
-dialog::backdrop { background: #0006; }
-dialog .actions { justify-content: flex-end; margin-bottom: 0; }
-dialog dl { display: grid; grid-template-columns: auto 1fr; gap: 6px 14px; margin: 12px 0; }
-dialog dd { margin: 0; }
-noscript { padding: 20px; }
 
 @media (max-width: 800px) {
   body { grid: auto auto minmax(0, 1fr) / minmax(0, 1fr); }
-  header { flex-wrap: wrap; padding: 8px 10px; }
-  header h1 { width: auto; margin-right: auto; }
-  search { flex: 1 0 100%; order: 9; max-width: none; }
-  nav { flex-direction: row; border-right: 0; border-bottom: 1px solid var(--line); padding: 4px; }
-  nav button { display: none; }
-  .split .list { display: none; }
-  .detail { padding: 12px 14px 40px; }
-  .kind { display: none; }
-  .row { padding: 0 10px; }
+  header { flex-wrap: wrap; }
+  h1 { flex: 1; }
+  search { flex: 1 0 100%; order: 1; max-width: none; }
+  nav { flex-direction: row; padding: 4px; border-bottom: var(--edge); }
+  nav button, .kind, .split .list { display: none; }
 }
 @media (min-width: 801px) { .back { display: none; } }
 @media (prefers-reduced-motion: reduce) { .new { animation: none; } #toast { transition: none; } }
@@ -21346,7 +21271,7 @@ noscript { padding: 20px; }
 _PAGE_SCRIPT = r"""
 "use strict";
 const base = location.pathname.replace(/\/+$/, "");
-const $ = (selector, from = document) => from.querySelector(selector);
+const $ = (selector) => document.querySelector(selector);
 const main = $("main");
 
 // ---- elements: what comes from the server goes in as text, never as HTML
@@ -21357,26 +21282,25 @@ const plain = (text) => String(text).replace(/[\u061c\u200e\u200f\u202a-\u202e\u
 
 /** An element: h("a.row.bad", {href}, "text", child, [children]). */
 function h(kind, ...parts) {
-  const [tag, ...classes] = kind.split(".");
-  const element = document.createElement(tag || "div");
+  const [name, ...classes] = kind.split("."), element = document.createElement(name || "div");
   element.className = classes.join(" ");
   for (const part of parts.flat(9)) {
-    if (part === undefined || part === null || part === false) continue;
     if (part instanceof Node) element.append(part);
-    else if (typeof part !== "object") element.append(plain(part));
-    else for (const [name, value] of Object.entries(part)) {
-      if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
-      else if (value || value === 0) element.setAttribute(name, value === true ? "" : value);
+    else if (part === 0 || (part && typeof part !== "object")) {
+      if (part !== true) element.append(plain(part));
+    } else for (const [key, value] of Object.entries(part || {})) {
+      if (key.startsWith("on")) element.addEventListener(key.slice(2), value);
+      else if (value || value === 0) element.setAttribute(key, value);
     }
   }
   return element;
 }
 const fill = (element, ...parts) => element.replaceChildren(...h("", parts).childNodes);
-const button = (text, onclick) => h("button", {type: "button", onclick}, text);
-const tag = (text, kind = "") => text !== "" && h(`span.tag.${kind}`, text);
+const button = (text, onclick) => h("button", {onclick}, text);
+const tag = (text, kind = "") => h(`span.tag.${kind}`, text);
 const title = (text) => h("h3", text);
-const table = (rows) => h("table", h("tbody", rows.map(([name, ...values]) =>
-  h("tr", h("th", {scope: "row"}, name), values.map((value) => h("td", value))))));
+const table = (rows) => h("table", rows.map(([name, ...values]) =>
+  h("tr", h("th", {scope: "row"}, name), values.map((value) => h("td", value)))));
 const shown = (value) => typeof value === "string" ? value : JSON.stringify(value);
 const words = (name) => String(name).replace(/_/g, " ");
 
@@ -21384,12 +21308,12 @@ let clock = {}, ahead = 0; // by how many milliseconds the fake's clock is ahead
 const now = () => clock.frozen ? clock.now * 1000 : Date.now() + ahead;
 const short = new Intl.DateTimeFormat([], {timeStyle: "medium"});
 const long = new Intl.DateTimeFormat([], {dateStyle: "medium", timeStyle: "short"});
+const local = (date, near) => (Math.abs(date - near) < 43200e3 ? short : long).format(date);
 
 /** A moment in Unix seconds: local, and on hover in UTC and how long ago. */
 function time(seconds) {
-  if (!seconds) return "-";
-  const date = new Date(seconds * 1000), format = Math.abs(date - now()) < 43200e3 ? short : long;
-  return h("time", {datetime: date.toISOString()}, format.format(date));
+  const date = new Date(seconds * 1000);
+  return seconds && h("time", {datetime: date.toISOString()}, local(date, now()));
 }
 addEventListener("mouseover", ({target}) => {
   if (target.tagName !== "TIME") return;
@@ -21405,7 +21329,7 @@ function span(seconds) {
 
 /** A value as JSON, its names in colour; a text as it is. What is very long is cut. */
 function json(value) {
-  const text = typeof value === "string" ? value : JSON.stringify(value, null, 2) || "";
+  const text = shown(typeof value === "object" ? "" : value) || JSON.stringify(value, null, 2);
   const parts = text.slice(0, 1e5).split(/^( *"(?:[^"\\]|\\.)*":)/m);
   return h("pre", {tabindex: 0}, parts.map((part, at) => at % 2 ? h("span.name", part) : part),
     text.length > 1e5 && `… and ${text.length - 1e5} characters`);
@@ -21422,8 +21346,13 @@ async function api(path, method = "GET", body = undefined) {
   return answer;
 }
 const ask = (list, query) => api(`${list}?${new URLSearchParams(query)}`);
-const newest = async (list, limit, more) => (await ask(list,
-  {order: "newest", limit, fields: LISTS[list].fields, cut: 160, ...more}))[list];
+const newest = (list, limit, more) =>
+  ask(list, {order: "newest", limit, fields: LISTS[list].fields, cut: 160, ...more});
+async function one(list, query) {
+  const {[list]: [found]} = await ask(list, query);
+  if (!found) throw new Error("It is not here, or not any more.");
+  return found;
+}
 
 /** A button that calls the server, says so, and shows what came of it. */
 const does = (text, path, method = "POST", body = {}) =>
@@ -21438,38 +21367,34 @@ async function act(path, method, body) {
 let quiet;
 function toast(text) {
   fill($("#toast"), text);
-  $("#toast").classList.add("shown");
+  $("#toast").className = "shown";
   clearTimeout(quiet);
-  quiet = setTimeout(() => $("#toast").classList.remove("shown"), 4000);
+  quiet = setTimeout(() => { $("#toast").className = ""; }, 4000);
 }
-const to = (view, ids = [], query = {}) => {
-  const path = [view, ...[].concat(ids)].map(encodeURIComponent).join("/");
+function to(view, ids = [], query = {}) {
   const more = new URLSearchParams(query).toString();
-  return `#/${path}${more && "?"}${more}`;
-};
+  return `#/${[view, ...[ids].flat()].map(encodeURIComponent).join("/")}${more && "?"}${more}`;
+}
 function readAddress() {
   const [path, query] = location.hash.slice(2).split("?");
-  const [view, id = "", more = ""] = path.split("/").map((part) => {
+  const [view, id = "", more] = path.split("/").map((part) => {
     try { return decodeURIComponent(part); } catch { return part; }
   });
   const known = Object.hasOwn(VIEWS, view) ? view : "";
   return {view: known, id, more, query: Object.fromEntries(new URLSearchParams(query))};
 }
 const filters = ({show, rule, without, ...rest}) => rest;
-const kept = (view) => address.view === view ? filters(address.query) : {};
+/** The address of something in a view; filters that are set there stay. */
+const at = (view, id) => to(view, id, address.view === view ? filters(address.query) : {});
 const person = (id) => id ? h("a", {href: to("people", id)}, h("bdi", id)) : "nobody";
 
 /** Shows a dialog; gives whether it was left by the button with the `verb`. */
 function dialog(heading, content, verb = "") {
-  const box = $("dialog");
-  return new Promise((resolve) => {
-    box.onclose = () => resolve(box.returnValue === "yes");
-    box.returnValue = "";
-    const leave = (text, value) => button(text, () => box.close(value));
-    fill(box, h("h2", heading), content,
-      h(".actions", leave(verb ? "Cancel" : "Close", ""), verb && leave(verb, "yes")));
-    box.showModal();
-  });
+  const box = $("dialog"), leave = (text) => button(text, () => box.close(text));
+  fill(box, h("h2", heading), content, h(".actions", leave(verb ? "Cancel" : "Close"),
+    verb && leave(verb)));
+  box.showModal();
+  return new Promise((resolve) => { box.onclose = () => resolve(box.returnValue === verb); });
 }
 const copy = (text) => navigator.clipboard.writeText(text).then(() => toast("Copied"))
   .catch(() => dialog("Copy this", json(text)));
@@ -21478,195 +21403,175 @@ const copy = (text) => navigator.clipboard.writeText(text).then(() => toast("Cop
 
 const GOOD = ["sent", "delivered", "opened", "clicked", "converted", "finished", "running"];
 const BAD = ["failed", "bounced", "dropped", "spammed", "undeliverable", "suppressed"];
-const state = (name) =>
-  tag(words(name), BAD.includes(name) ? "bad" : GOOD.includes(name) ? "good" : "");
-const row = (kind, href, at, label, what, about, ...tags) => h(`a.row.${kind}`, {href}, time(at),
-  h("span.kind", label), h("span.what", h("b", what), h("span", about)), tags);
+const judged = (name) => BAD.includes(name) ? "bad" : GOOD.includes(name) ? "good" : "";
+const state = (name) => tag(words(name), judged(name));
+const row = (kind, href, when, label, what, about, ...tags) => h(`a.row.${kind}`, {href},
+  time(when), h("span.kind", label), h("span.what", h("b", what), h("i", about)), tags);
 
-function callRow(call) {
+function callRow({id, status, events, method, path, api: name, person: who, ...call}) {
   const errors = [call["response.meta.errors"] || call["response.errors"] || []].flat();
   const wrong = call["response.meta.error"]
-    || errors.map((one) => one.detail || one.message || one.reason || shown(one)).join("; ");
-  const bad = call.status >= 400, line = `${call.method} ${call.path}`, {events} = call;
-  const about = [events.length ? line : call.api || "no such path",
-    call.person && `person ${call.person}`].filter(Boolean).join(" · ");
-  return row(bad ? "bad" : call.reason ? "warn" : "", to("journal", call.id, kept("journal")),
-    call.at, events.length ? "event" : "call", events.join(", ") || line,
-    call.reason || (bad && wrong) || about,
-    call.fault && tag("fault", "warn"), tag(call.status, bad ? "bad" : "good"));
+    || errors.map((error) => error.detail || error.message || shown(error)).join("; ");
+  const bad = status >= 400, line = `${method} ${path}`;
+  const about = [events[0] ? line : name || "no such path", who && `person ${who}`];
+  return row(bad ? "bad" : call.reason ? "warn" : "", at("journal", id), call.at,
+    events[0] ? "event" : "call", events.join() || line,
+    call.reason || (bad && wrong) || about.filter(Boolean).join(" · "),
+    call.fault && tag("fault", "warn"), tag(status, bad ? "bad" : "good"));
 }
-function messageRow(message) {
-  const {channel, recipient, "rendered.body": body} = message;
-  const text = message["rendered.subject"] || (channel !== "email" && body) || "(no subject)";
-  return row(BAD.includes(message.state) ? "bad" : "",
-    to("messages", message.delivery_id, kept("messages")), message.received_at, words(channel),
-    text, message.failure_message || `to ${recipient || message.customer_id || "nobody"}`,
-    state(message.state));
-}
-function reportRow(report) {
-  const last = report.attempts.at(-1), good = last?.status >= 200 && last.status < 300;
-  return row(last && !good ? "bad" : "", to("webhooks", report.event_id, kept("webhooks")),
-    report.timestamp, "webhook", words(`${report.object_type} ${report.metric}`),
-    report["data.recipient"] || report["data.customer_id"],
+const messageRow = ({delivery_id: id, channel, recipient, ...message}) => row(
+  judged(message.state) === "bad" ? "bad" : "", at("messages", id), message.received_at,
+  words(channel), message["rendered.subject"]
+    || (channel !== "email" && message["rendered.body"]) || "(no subject)",
+  message.failure_message || `to ${recipient || message.customer_id || "nobody"}`,
+  state(message.state));
+function reportRow({event_id: id, object_type: type, metric, attempts, ...report}) {
+  const last = attempts.at(-1), good = last?.status < 300 && !last.error;
+  return row(last && !good ? "bad" : "", at("webhooks", id), report.timestamp, "webhook",
+    words(`${type} ${metric}`), report["data.recipient"] || report["data.customer_id"],
     last?.retry_at && tag("again later", "warn"),
     tag(last ? last.error || last.status : "nobody listens", last && (good ? "good" : "bad")));
 }
-const journeyRow = (one) => row(one.state === "not_entered" ? "warn" : "",
-  to("journeys", [one.campaign_id, one.id]), one.match_time, "journey",
-  `person ${one.customer_id ?? "?"} in campaign ${one.campaign_id}`,
-  one.exit_reason || (one.waiting_for && tileName(one.waiting_for)), state(one.state));
-function personRow(one) {
-  const name = one["attributes.name"] || one["attributes.first_name"];
-  const ids = [one.id, one["attributes.email"], one.cio_id].filter(Boolean);
-  return row("", to("people", one.id || one.cio_id, kept("people")), one.updated_at, "person",
-    name || ids.shift(), ids.join(" · "), one.unsubscribed && tag("unsubscribed", "warn"));
+const journeyRow = (journey) => row(journey.state === "not_entered" ? "warn" : "",
+  to("journeys", [journey.campaign_id, journey.id]), journey.match_time, "journey",
+  `person ${journey.customer_id ?? "?"} in campaign ${journey.campaign_id}`,
+  journey.exit_reason || tileName(journey.waiting_for || ""), state(journey.state));
+function personRow({id, cio_id: cio, "attributes.name": name, ...who}) {
+  const ids = [id, who["attributes.email"], cio].filter(Boolean);
+  return row("", at("people", id || cio), who.updated_at, "person", name || ids.shift(),
+    ids.join(" · "), who.unsubscribed && tag("unsubscribed", "warn"));
 }
 const eventRow = (event) => row("", to("people", event.customer_id || event.cio_id || ""),
   event.timestamp, event.type, event.name, shown(event.data));
-function campaignRow(one) {
-  const counts = Object.entries(one.journeys).map(([name, count]) => `${count} ${words(name)}`);
-  return row("", to("journeys", one.id), one.updated, one.type, one.name || `Campaign ${one.id}`,
-    counts.join(", ") || "nobody yet", state(one.state));
-}
-/** The lists: which fields are needed for a row, how it is drawn, and when it was. */
+const campaignRow = ({id, name, ...campaign}) => row("", to("journeys", id), campaign.updated,
+  campaign.type, name || `Campaign ${id}`, Object.entries(campaign.journeys).map(([kind, count]) =>
+    `${count} ${words(kind)}`).join(", ") || "nobody yet", state(campaign.state));
+
+/** The lists: how a row is drawn, when it was, and which fields that takes. */
 const LISTS = {
-  requests: {draw: callRow, at: "at", fields: "id,at,method,path,api,person,events,status,reason,"
-    + "fault,response.meta.error,response.meta.errors,response.errors"},
-  deliveries: {draw: messageRow, at: "received_at", fields: "delivery_id,channel,customer_id,"
-    + "recipient,state,failure_message,received_at,rendered.subject,rendered.body"},
-  journeys: {draw: journeyRow, at: "match_time", fields: "id,campaign_id,customer_id,state,"
+  requests: {draw: callRow, when: "at", fields: "id,at,method,path,api,person,events,status,"
+    + "reason,fault,response.meta.error,response.meta.errors,response.errors"},
+  deliveries: {draw: messageRow, when: "received_at", fields: "delivery_id,channel,recipient,"
+    + "customer_id,state,failure_message,received_at,rendered.subject,rendered.body"},
+  journeys: {draw: journeyRow, when: "match_time", fields: "id,campaign_id,customer_id,state,"
     + "match_time,waiting_for,exit_reason"},
-  webhooks: {draw: reportRow, at: "timestamp", fields: "event_id,object_type,metric,timestamp,"
+  webhooks: {draw: reportRow, when: "timestamp", fields: "event_id,object_type,metric,timestamp,"
     + "data.recipient,data.customer_id,attempts"},
-  customers: {draw: personRow, fields: "id,cio_id,attributes.name,attributes.first_name,"
-    + "attributes.email,unsubscribed,updated_at"},
-  events: {draw: eventRow, at: "timestamp", fields: "name,type,customer_id,cio_id,timestamp,data"},
+  customers: {draw: personRow, fields: "id,cio_id,attributes.name,attributes.email,unsubscribed,"
+    + "updated_at"},
+  events: {draw: eventRow, when: "timestamp", fields: "name,type,customer_id,cio_id,timestamp,"
+    + "data"},
   campaigns: {draw: campaignRow, fields: "id,name,type,state,updated,journeys"},
 };
-/** The newest rows of some lists as one, with when they were. */
+/** The newest rows of some lists as one. */
 async function merged(lists, limit, query) {
   const found = await Promise.all(lists.map(async (list, place) => {
-    const {draw, at} = LISTS[list], rows = await newest(list, limit, query);
+    const {draw, when} = LISTS[list], {[list]: records} = await newest(list, limit, query);
+    const told = records.filter((one) => one.api !== "shared" && one.attempts?.length !== 0);
     // What is known to the second only came of the calls of that second.
-    const told = rows.filter((one) => one.api !== "shared" && one.attempts?.length !== 0);
-    return told.map((one) =>
-      [Number.isInteger(one[at]) ? one[at] + 0.999 + place / 1e4 : one[at], draw(one)]);
+    return told.map((record) => [record[when] + (list === "requests" ? 0 : 0.999 + place / 1e4),
+      draw(record)]);
   }));
   return found.flat().sort((a, b) => b[0] - a[0]).map(([, drawn]) => drawn);
 }
 /** Puts rows in the place of others; the one with the focus keeps it. */
 function replaceRows(element, rows) {
-  const focused = document.activeElement?.hash, [here] = location.hash.split("?");
-  element.replaceChildren(...rows);
-  for (const one of rows) {
-    if (one.hash?.split("?")[0] === here) one.setAttribute("aria-current", "true");
-    if (focused && one.hash === focused) one.focus({preventScroll: true});
+  const {hash: focused} = document.activeElement, {view, id} = address;
+  fill(element, rows);
+  for (const drawn of rows) {
+    drawn.ariaCurrent = id && drawn.hash?.split("?")[0] === to(view, id) ? "true" : null;
+    if (focused && drawn.hash === focused) drawn.focus({preventScroll: true});
   }
 }
 
-// ---- a list of any length: only the rows in sight are fetched and drawn
+// ---- a list of any length: only what is in sight is fetched and drawn
 
-const HEIGHT = 52, PAGE = 50;
+const HEIGHT = 52;
 class List {
   constructor(name, query, empty) {
-    Object.assign(this, {name, query, empty, count: 0, pages: new Map()});
+    Object.assign(this, {name, query, empty, start: 0, rows: [], count: 0});
     this.sheet = h(".sheet");
-    this.element = h(".rows", {onscroll: () => this.paint(), tabindex: -1}, this.sheet);
     this.total = h("span.count");
+    this.element = h(".rows", {tabindex: -1, onscroll: () => this.paint() || this.refresh()},
+      this.sheet);
   }
-  async load(page) {
-    const {fields} = LISTS[this.name], query = {order: "newest", fields, cut: 160, ...this.query};
-    return ask(this.name, {limit: PAGE, offset: page * PAGE, ...query});
-  }
-  inSight() {
-    const first = Math.max(0, Math.floor(this.element.scrollTop / HEIGHT) - 4);
-    return [first, first + Math.ceil((this.element.clientHeight || 800) / HEIGHT) + 8];
-  }
-  /** Fetches what is in sight anew; gives the newest record, if that was. */
+  /** Fetches what is in sight and around it; gives the newest record, if it is there. */
   async refresh() {
-    const [first, last] = this.inSight().map((at) => Math.floor(at / PAGE)), pages = new Map();
-    let count = 0, wrong = "";
-    for (let page = first; page <= last && (page === first || page * PAGE < count); page++) {
-      const answer = await this.load(page).catch((error) => ({count: 0, wrong: error.message}));
-      ({count, wrong} = answer);
-      pages.set(page, answer[this.name] || []);
-    }
-    const more = this.count && this.element.scrollTop > 0 ? count - this.count : 0;
-    Object.assign(this, {count, pages});
+    const {element, name, query} = this, mine = this.asked = {};
+    const offset = Math.max(0, Math.floor(element.scrollTop / HEIGHT) - 40);
+    const {count, message, [name]: rows = []} = await newest(name, 100, {offset, ...query})
+      .catch((error) => ({count: 0, message: error.message}));
+    if (mine !== this.asked) return null;
+    const more = count - (this.count || count);
+    Object.assign(this, {start: offset, count, rows});
     fill(this.total, count.toLocaleString());
+    this.sheet.style.height = count ? `${count * HEIGHT}px` : "";
+    if (offset) element.scrollTop += more * HEIGHT; // what is being read stays where it is
     if (count) this.paint();
-    else fill(this.sheet, h(".empty", wrong || this.empty));
-    this.element.scrollTop += more * HEIGHT; // what is being read stays where it is
-    return pages.get(0)?.[0];
+    else fill(this.sheet, h(".empty", message || this.empty));
+    return offset ? null : rows[0];
   }
+  /** Draws what is in sight; gives whether all of it is there. */
   paint() {
-    this.sheet.style.height = this.count ? `${this.count * HEIGHT}px` : "";
-    const [first, last] = this.inSight(), rows = [];
-    for (let at = first; at < Math.min(last, this.count); at++) {
-      const page = Math.floor(at / PAGE), record = this.pages.get(page)?.[at % PAGE];
-      if (!this.pages.has(page)) this.fetch(page);
-      rows.push(record ? LISTS[this.name].draw(record) : h(".row", "…"));
-      rows.at(-1).style.top = `${at * HEIGHT}px`;
-    }
-    if (this.count) replaceRows(this.sheet, rows);
-  }
-  async fetch(page) {
-    const pages = this.pages.set(page, []);
-    pages.set(page, (await this.load(page))[this.name]);
-    if (pages === this.pages) this.paint();
+    const {element, start, rows, count} = this, first = Math.floor(element.scrollTop / HEIGHT);
+    const last = Math.min(count, first + Math.ceil(element.clientHeight / HEIGHT) + 1);
+    const from = Math.max(0, first - start), drawn = rows.slice(from, last - start)
+      .map((record) => LISTS[this.name].draw(record));
+    drawn.forEach((line, place) => { line.style.top = `${(start + from + place) * HEIGHT}px`; });
+    if (count) replaceRows(this.sheet, drawn);
+    return first >= start && last <= start + rows.length;
   }
 }
 
 /** The bar over a list: a choice for some fields, a text, and what else the address asks for. */
 function bar(choices, ...more) {
+  const {text = "", ...others} = filters(address.query);
   const go = (name, value) => {
-    const {[name]: before, ...rest} = filters(readAddress().query);
+    const {[name]: before, ...rest} = filters(address.query);
     location.replace(to(address.view, [], value ? {...rest, [name]: value} : rest));
   };
-  const {text = "", ...others} = filters(address.query);
   const selects = Object.entries(choices).map(([name, values]) => {
-    const {[name]: chosen} = others;
+    const chosen = others[name];
     delete others[name];
     return h("select", {"aria-label": words(name), onchange: ({target}) => go(name, target.value)},
-      h("option", {value: ""}, `Any ${words(name)}`),
-      values.map((value) => h("option", {value, selected: String(value) === chosen}, value)));
+      h("option", {value: ""}, `Any ${words(name)}`), values.map((value) =>
+        h("option", {value, selected: String(value) === chosen}, value)));
   });
   let typing;
   return h(".bar", selects, h("input", {type: "text", placeholder: "Filter", value: text,
-    "aria-label": "Filter by a text", oninput: ({target}) => {
+    "aria-label": "Filter", oninput: ({target}) => {
       clearTimeout(typing);
       typing = setTimeout(() => go("text", target.value), 200);
     }}), Object.entries(others).map(([name, value]) =>
     button(`${name}: ${value} ✕`, () => go(name, ""))), more);
 }
 
-/** A view of a list, and beside it of the one that is chosen from it. */
-const listView = (name, list, empty, detail, choices = {}, tools = () => [], also = []) => ({
-  title: name, lists: [list, ...also], key: null,
+/** A view of a list, and beside it of what is chosen from it. */
+const listView = (name, list, empty, detail, choices = {}, tools = () => "") => ({
+  title: name, lists: [list, "journeys", "events", "deliveries"],
   async show() {
     const key = JSON.stringify(filters(address.query));
     if (this.key !== key || !this.list.element.isConnected) {
-      const focus = document.activeElement?.ariaLabel;
-      Object.assign(this, {key, list: new List(list, JSON.parse(key), empty)});
-      Object.assign(this, {top: h(""), rest: h(""), drawn: null});
+      const {ariaLabel} = document.activeElement;
+      Object.assign(this, {key, list: new List(list, JSON.parse(key), empty), top: h(""),
+        rest: h(""), drawn: null});
       this.pane = h("section.detail", {"aria-label": "Details", tabindex: -1},
-        h("a.back", {href: to(address.view, [], filters(address.query))}, "← Back"),
-        this.top, this.rest);
+        h("a.back", {href: at(address.view, [])}, "← Back"), this.top, this.rest);
       fill(main, h(".list", bar(choices, tools(this), this.list.total), this.list.element));
-      if (focus) $(`.bar [aria-label="${focus}"]`)?.focus();
+      const again = ariaLabel && $(`.bar [aria-label="${ariaLabel}"]`);
+      again?.focus();
+      if (again?.select) again.selectionStart = again.value.length;
       await this.list.refresh();
     }
-    main.classList.toggle("split", Boolean(address.id));
-    this.list.paint();
     if (!address.id) return this.pane.remove();
+    main.className = "split";
     main.append(this.pane);
+    this.list.paint();
     await this.open();
   },
   async open() {
-    let parts, key, rest;
-    try {
-      [parts, key = "", rest = () => []] = await detail(address);
-    } catch (error) { [parts, rest] = [h(".empty", error.message), () => []]; }
+    const [parts, key = "", rest = () => ""] = await detail(address)
+      .catch((error) => [h(".empty", error.message)]);
     fill(this.top, parts);
     if (key !== this.drawn) fill(this.rest, rest());
     this.drawn = key; // so that a message that is being read is not loaded again
@@ -21684,258 +21589,226 @@ const listView = (name, list, empty, detail, choices = {}, tools = () => [], als
 const live = {
   title: "Live", lists: ["requests", "deliveries", "journeys", "webhooks"],
   async show() {
-    const names = {requests: "Calls", deliveries: "Messages", journeys: "Journeys",
-      webhooks: "Webhooks"};
-    this.off = new Set((address.query.without || "").split(",").filter(Boolean));
-    const turn = (list) => ({target}) => {
-      this.off[target.checked ? "delete" : "add"](list);
-      location.replace(to("", [], this.off.size ? {without: [...this.off]} : {}));
-    };
-    this.rows = h(".rows", {tabindex: -1});
+    const off = (address.query.without || "").split(",");
+    this.wanted = this.lists.filter((list) => !off.includes(list));
+    const turn = (list) => () => location.replace(to("", [], {without: this.lists.filter(
+      (other) => this.wanted.includes(other) === (other === list))}));
     this.before = null;
+    this.rows = h(".rows", {tabindex: -1});
     fill(main, h(".list", h(".bar", this.lists.map((list) => h("label", h("input", {
-      type: "checkbox", checked: !this.off.has(list), onchange: turn(list)}), names[list]))),
+      type: "checkbox", checked: this.wanted.includes(list), onchange: turn(list)}),
+    {requests: "calls", deliveries: "messages"}[list] || list))),
     this.rows));
     await this.refresh();
   },
   async refresh() {
-    const rows = await merged(this.lists.filter((list) => !this.off.has(list)), 60);
-    for (const one of rows) if (this.before && !this.before.has(one.hash)) one.classList.add("new");
-    this.before = new Set(rows.map((one) => one.hash));
-    replaceRows(this.rows, rows.length ? rows.slice(0, 150) : [welcome()]);
+    const rows = await merged(this.wanted, 60);
+    for (const line of rows) if (this.before?.has(line.hash) === false) line.classList.add("new");
+    this.before = new Set(rows.map((line) => line.hash));
+    const empty = this.wanted[3] ? welcome() : h(".empty", "Nothing of this kind.");
+    replaceRows(this.rows, rows[0] ? rows.slice(0, 150) : [empty]);
   },
 };
 function welcome() {
   const url = location.origin + base;
   return h(".empty", h("h2", "Nothing has arrived yet"),
     h("p", "Point a client here. Any keys will do, unless some are set."),
-    table([["Track", h("code", `${url}/api/v1`)], ["App", h("code", `${url}/v1`)],
-      ["Pipelines", h("code", `${url}/v1`)]]), title("Try it"),
-  json(`curl ${url}/api/v1/customers/1/events -u site:key -d '{"name": "signup"}'`));
+    table([["Track", `${url}/api/v1`], ["App", `${url}/v1`], ["Pipelines", `${url}/v1`]]),
+    title("Try it"),
+    json(`curl ${url}/api/v1/customers/1/events -u site:key -d '{"name": "signup"}'`));
 }
 
 // ---- messages
 
-/** What may happen next, by channel. */
-const NEXT = {
-  email: ["opened", "clicked", "bounced", "spammed", "unsubscribed", "converted"],
-  push: ["delivered", "opened", "bounced", "converted"],
-  sms: ["delivered", "clicked", "bounced", "replied"],
-};
-function frame(id, name) {
-  // No script of a message runs, and it is of no origin; its own headers say so, too.
-  return h("iframe", {title: name, referrerpolicy: "no-referrer",
-    sandbox: "allow-popups allow-popups-to-escape-sandbox",
-    src: `${base}/__parlel/deliveries/${encodeURIComponent(id)}/html?tracked=false`});
-}
+const frame = (id) => h("iframe", {title: "The message", referrerpolicy: "no-referrer",
+  // No script of it runs, and it is of no origin; its own headers say so, too.
+  sandbox: "allow-popups allow-popups-to-escape-sandbox",
+  src: `${base}/__parlel/deliveries/${encodeURIComponent(id)}/html?tracked=false`});
 /** A message as it looks to who gets it. */
-function screen({channel, delivery_id: id, rendered: {subject, body = ""}}, show) {
-  if (channel === "email" && show === "desktop") return frame(id, "On a desktop");
-  if (channel === "email") return h(".phone", frame(id, "On a phone"));
+function screen({channel, delivery_id: id, rendered: {subject, body = ""}}) {
+  if (channel === "email") return h(".phone", frame(id));
   if (channel === "webhook") return json(body);
-  const inside = ["push", "in_app", "inbox_message"].includes(channel)
-    ? h(".card", h("b", subject || ""), /<\w/.test(body) ? frame(id, "The message") : h("p", body))
-    : h(`.bubble.${channel}`, body);
-  return h(".phone", h(".screen", inside));
-}
-function linksOf(id, links) {
-  return links.length > 0 && [title("Links"), table(links.map(({id: link_id, href, tracked}) => [
-    /^https?:/i.test(href) ? h("a", {href, target: "_blank", rel: "noreferrer"}, href) : href,
-    tracked ? does("Click as the customer", `deliveries/${id}/clicked`, "POST", {link_id})
-      : "not tracked"]))];
+  return h(".phone", h(".screen", ["push", "in_app", "inbox_message"].includes(channel)
+    ? h(".card", h("b", subject), /<\w/.test(body) ? frame(id) : h("p", body))
+    : h(`.bubble.${channel}`, body)));
 }
 const SHOWS = {
-  phone: (message) => screen(message, "phone"),
-  desktop: (message) => screen(message, "desktop"),
-  text: ({rendered}) => json(rendered.body_plain || rendered.body || ""),
-  source: ({rendered}) => json(rendered.body || ""),
-  headers: ({rendered: {body, body_plain, body_amp, links, headers, ...parts}}) =>
+  phone: screen,
+  desktop: ({delivery_id: id}) => frame(id),
+  text: ({rendered}) => json(rendered.body_plain || rendered.body || " "),
+  source: ({rendered}) => json(rendered.body || " "),
+  headers: ({rendered: {body, body_plain: text, body_amp: amp, links, headers, ...parts}}) =>
     table(Object.entries({...parts, ...headers}).map(([name, value]) => [name, shown(value)])),
   data: ({parents, message}) => [title("Part of"), json(parents), title("Content and data"),
     json(message)],
   history: ({history}) => table(history.map(({metric, timestamp, ...more}) =>
     [state(metric), time(timestamp), Object.values(more).map(shown).join(" · ")])),
 };
-async function messageDetail({id, query}) {
-  const path = `deliveries/${encodeURIComponent(id)}`, message = await api(path);
-  const {rendered, channel} = message, {links = []} = rendered, show = query.show || "phone";
-  const next = NEXT[channel] || ["delivered", "opened", "clicked", "bounced"];
-  const html = channel === "email" && [
-    h("a.button", {href: `${base}/e/v/${encodeURIComponent(id)}`, target: "_blank"},
-      "Open as the customer ↗"),
-    h("a.button", {href: `${base}/__parlel/${path}/eml`, download: "message.eml"}, "Download")];
+async function messageDetail({id, query: {show = "phone", ...query}}) {
+  const safe = encodeURIComponent(id), path = `deliveries/${safe}`, message = await api(path);
+  const {rendered, channel, history, failure_message: failure} = message;
+  const click = ({id: number, href, tracked}) => [
+    /^https?:/i.test(href) ? h("a", {href, target: "_blank", rel: "noreferrer"}, href) : href,
+    tracked && does("Click as the customer", `${path}/clicked`, "POST", {link_id: number})];
   return [[h("h2", h("bdi", rendered.subject || words(channel))),
-    h(".facts", h("bdi", rendered.from ? `${rendered.from} → ` : ""),
-      h("bdi", message.recipient || "nobody"), " · ", person(message.customer_id), " · ",
-      time(message.received_at), " ", state(message.state)),
-    message.failure_message && h("p.tag.bad", message.failure_message),
-    h(".actions", next.map((metric) => does(words(metric), `${path}/${metric}`)), html),
+    h(".facts", h("bdi", rendered.from && `${rendered.from} → `), h("bdi", message.recipient),
+      " · ", person(message.customer_id), " · ", time(message.received_at), " ",
+      state(message.state)),
+    failure && h("p.tag.bad", failure),
+    h(".actions", ["delivered", "opened", "clicked", "bounced", "spammed", "unsubscribed",
+      "converted"].map((metric) => does(metric, `${path}/${metric}`)), channel === "email" && [
+      h("a.button", {href: `${base}/e/v/${safe}`, target: "_blank"}, "Open as the customer ↗"),
+      h("a.button", {href: `${base}/__parlel/${path}/eml`, download: "message.eml"}, "Download")]),
     h(".tabs", Object.keys(SHOWS).map((name) => h("a", {"aria-current": show === name && "true",
-      href: to("messages", id, {...query, show: name})}, words(name))))],
-  [id, show, show === "history" && message.history.length].join(),
-  () => [(SHOWS[show] || SHOWS.phone)(message), linksOf(encodeURIComponent(id), links)]];
+      href: to("messages", id, {...query, show: name})}, name)))],
+  [id, show, show === "history" && history.length].join(),
+  () => [(SHOWS[show] || screen)(message), rendered.links
+    && ["phone", "desktop"].includes(show) && [title("Links"), table(rendered.links.map(click))]]];
 }
 
 // ---- people
 
 async function personDetail({id}) {
-  const one = await api(`customers/${encodeURIComponent(id)}/profile`);
-  const {attributes, timestamps, identifiers} = one;
-  const name = one.id || identifiers.email || one.cio_id;
+  const who = await api(`customers/${encodeURIComponent(id)}/profile`);
+  const {attributes, timestamps, identifiers} = who;
+  const name = who.id || identifiers.email || who.cio_id;
   const rows = await merged(["events", "deliveries", "journeys"], 50, {customer_id: name});
-  const part = (text, list, line) => list.length > 0 && [title(text), table(list.map(line))];
-  return [[h("h2", h("bdi", attributes.name || attributes.first_name || name)),
-    h(".facts", Object.entries(identifiers).map(([kind, value]) =>
-      value && [tag(`${kind} ${value}`), " "]), "since ", time(one.created_at), " ",
-    one.unsubscribed && tag("unsubscribed", "warn")),
+  const part = (text, list, line) => list[0] && [title(text), table(list.map(line))];
+  return [[h("h2", h("bdi", attributes.name || name)),
+    h(".facts", Object.entries(identifiers).map(([kind, value]) => value && [
+      tag(`${kind} ${value}`), " "]), "since ", time(who.created_at), " ",
+    who.unsubscribed && tag("unsubscribed", "warn")),
     part("Attributes", Object.entries(attributes), ([key, value]) =>
       [key, shown(value), time(timestamps[key])]),
-    part("Segments", one.segments, ({name: segment, type}) => [segment, tag(type)]),
-    part("Devices", one.devices, (device) => [device.platform, device.id, time(device.last_used)]),
-    part("Objects", one.objects, (thing) =>
+    part("Segments", who.segments, ({name: segment, type}) => [segment, tag(type)]),
+    part("Devices", who.devices, (device) => [device.platform, device.id, time(device.last_used)]),
+    part("Objects", who.objects, (thing) =>
       [`${thing.object_type_id}: ${thing.object_id}`, shown(thing.attributes)]),
-    part("Topics", one.topics, (topic) => [topic.name, topic.subscribed
+    part("Topics", who.topics, (topic) => [topic.name, topic.subscribed
       ? tag("subscribed", "good") : tag("unsubscribed", "warn")]),
-    title("What happened"), rows.length ? rows : "Nothing yet."]];
+    title("What happened"), rows[0] ? rows : "Nothing yet."]];
 }
 
 // ---- journeys
 
 const TILES = {
-  delay_seconds: "Wait", randomized_delay: "Random wait", delay_time_window: "Time window",
-  conditional_wait: "Wait until", conditional_branch: "True or false",
-  multi_split_branch: "Multi-split", random_cohort_branch: "Random cohort",
-  split_randomized: "A/B test", attribute_update: "Update person",
-  static_seg_update: "Manual segment", twilio: "SMS",
+  delay_seconds: "wait", conditional_wait: "wait until", conditional_branch: "true or false",
+  split_randomized: "A/B test", static_seg_update: "manual segment", twilio: "SMS",
 };
 const tileName = (type) => TILES[type] || words(type);
 /** What a tile says of itself beside its name. */
-function tileText(tile) {
-  const {type, delay, name, event_name: event, subject, url, attributes} = tile;
-  if (type === "delay_time_window") return `${tile.start_time} to ${tile.end_time}`;
-  if (type === "randomized_delay") return `${span(tile.min_delay)} to ${span(tile.max_delay)}`;
+function tileText({type, delay, name, event_name: event, subject, url, ...tile}) {
+  if (tile.start_time) return `${tile.start_time} to ${tile.end_time}`;
+  if (tile.max_delay) return `${span(tile.min_delay)} to ${span(tile.max_delay)}`;
   if (delay) return `${span(delay)}${type === "conditional_wait" ? " at most" : ""}`;
   return [name || event, subject || url].filter(Boolean).join(": ")
-    || Object.keys(attributes || {}).join(", ");
+    || Object.keys(tile.attributes || {}).join();
 }
-function pathName(tile, at, last) {
-  if (tile.variations) return `${"ABCDEFGH"[at]} ${tile.allocations?.[at] ?? ""}`;
-  if (tile.type === "conditional_branch") return at ? "false" : "true";
-  if (tile.cohorts || !last) return tile.cohort_names?.[at] || `path ${at + 1}`;
-  return tile.type === "conditional_wait" ? "too late" : "else";
+function pathName({type, variations, cohorts, cohort_names: names}, place, last) {
+  if (type === "conditional_branch") return place ? "false" : "true";
+  if (variations || cohorts || !last) return names?.[place] || `path ${place + 1}`;
+  return type === "conditional_wait" ? "too late" : "else";
 }
-/** A workflow from top to bottom: `at` says how many stand where, `here` where somebody is. */
-const flow = (tiles, at = {}, here = null) => h("ol.flow", tiles.map((tile) => {
-  const paths = tile.paths || (tile.variations || []).map((one) => [one]);
-  return h("li", h(`.tile.${tile.id === here ? "here" : ""}`, at[tile.id] && tag(at[tile.id]),
-    h("b", tileName(tile.type)), h("small", tileText(tile))),
-  paths.length > 0 && h(".paths", paths.map((path, number) => h("",
-    tag(pathName(tile, number, number === paths.length - 1)), flow(path, at, here)))));
+/** A workflow: `counts` says how many stand where, `here` where somebody is. */
+const flow = (tiles, counts, here) => h("ol.flow", tiles.map((tile) => {
+  const paths = tile.paths || (tile.variations || []).map((variation) => [variation]);
+  return h("li", h(`.tile.${tile.id === here ? "here" : ""}`,
+    counts[tile.id] && tag(counts[tile.id]), h("b", tileName(tile.type)),
+    h("small", tileText(tile))),
+  paths[0] && h(".paths", paths.map((path, place) => h("",
+    tag(pathName(tile, place, place === paths.length - 1)), flow(path, counts, here)))));
 }));
 const drawn = (...parts) => h(".scroll", {tabindex: 0}, flow(...parts));
-const typesOf = (tiles) => tiles.flatMap(({id, type, paths = [], variations = []}) =>
-  [[id, type], ...typesOf([...paths.flat(), ...variations])]);
 
 async function campaignDetail({id, more}) {
-  const [one] = (await ask("campaigns", {id})).campaigns;
-  if (!one) throw new Error(`There is no campaign ${id}.`);
-  if (more) return journeyDetail(one, more);
-  const rows = await newest("journeys", 100, {campaign_id: id});
+  const campaign = await one("campaigns", {id}), {name = `Campaign ${id}`, actions} = campaign;
+  if (more) return journeyDetail(name, actions, await one("journeys", {id: more}));
+  const {journeys} = await newest("journeys", 100, {campaign_id: id});
   const put = (text, body) => does(text, `campaigns/${id}`, "PUT", body);
-  return [[h("h2", one.name || `Campaign ${id}`), h(".facts", tag(one.type), " ", state(one.state),
-    one.event_name && [" begins with ", h("code", one.event_name)]),
-  h(".actions", one.state === "running"
+  return [[h("h2", name), h(".facts", tag(campaign.type), " ", state(campaign.state), " ",
+    campaign.event_name && tag(campaign.event_name)),
+  h(".actions", campaign.state === "running"
     ? [put("Stop, let them finish", {state: "stopped", journeys: "finish"}),
       put("Stop, all leave", {state: "stopped", journeys: "exit"})]
-    : put("Start", {state: "running"})), drawn(one.actions, one.at), title("Journeys"),
-  rows.length ? rows.map(journeyRow) : "Nobody has come by yet."]];
+    : put("Start", {state: "running"})), drawn(actions, campaign.at), title("Journeys"),
+  journeys[0] ? journeys.map(journeyRow) : "Nobody has come by yet."]];
 }
-async function journeyDetail(campaign, id) {
-  const [one] = (await ask("journeys", {id})).journeys;
-  if (!one) throw new Error("There is no such journey.");
-  const types = Object.fromEntries(typesOf(campaign.actions));
-  const line = (step) => [tileName(types[step.action_id] || step.type), time(step.at),
+const journeyDetail = (name, actions, {id, steps, waiting_for: tile, ...journey}) => [[
+  h("a", {href: to("journeys", journey.campaign_id)}, `← ${name}`),
+  h("h2", "Journey of ", person(journey.customer_id)),
+  h(".facts", state(journey.state), " since ", time(journey.match_time),
+    tile && ` · ${tileName(tile)}`,
+    journey.next_wake_up && [" until ", time(journey.next_wake_up)],
+    journey.exit_reason && ` · ${journey.exit_reason}`),
+  journey.state === "active" && h(".actions", does("Force exit", `journeys/${id}/force_exit`)),
+  title("Steps"), table(steps.map((step) => [tileName(step.type), time(step.at),
     [state(step.outcome), " ", "path" in step && `path ${step.path + 1} `, step.reason,
-      step.delivery_id && h("a", {href: to("messages", step.delivery_id)}, "message")]];
-  return [[h("a", {href: to("journeys", campaign.id)}, `← ${campaign.name || "Campaign"}`),
-    h("h2", "Journey of ", person(one.customer_id)),
-    h(".facts", state(one.state), " since ", time(one.match_time),
-      one.waiting_for && ` · ${tileName(one.waiting_for)}`,
-      one.next_wake_up && [" until ", time(one.next_wake_up)],
-      one.exit_reason && ` · ${one.exit_reason}`),
-    one.state === "active" && h(".actions", does("Force exit", `journeys/${id}/force_exit`)),
-    title("Steps"), table(one.steps.map(line)), title("What began it"), json(one.trigger),
-    title("Where it is"), drawn(campaign.actions, {}, one.next_action_id)]];
-}
+      step.delivery_id && h("a", {href: to("messages", step.delivery_id)}, "message")]])),
+  title("What began it"), json(journey.trigger), title("Where it is"),
+  drawn(actions, {}, journey.next_action_id)]];
 
 // ---- journal and webhooks
 
 async function callDetail({id}) {
-  const [call] = (await ask("requests", {id})).requests;
-  if (!call) throw new Error(`Call ${id} is not kept any more.`);
-  const {operation, status, body, query} = call, line = `${call.method} ${call.path}`;
+  const call = await one("requests", {id}), {operation, status, body, query} = call;
+  const line = `${call.method} ${call.path}`;
   const rule = JSON.stringify({match: {operation: operation || line}, status: 503, times: 1});
-  const match = {operation, status, ...(typeof body === "object" && body ? {body} : {})};
+  const match = {operation, status, ...(typeof body === "object" && body && {body})};
   const wanted = JSON.stringify({list: "requests", match}).replace(/'/g, "'\\''");
   const curl = `curl -s -X POST ${location.origin}${base}/__parlel/assert -d '${wanted}'`;
   return [[h("h2", h("code", line)), h(".facts", tag(status, status >= 400 ? "bad" : "good"),
     ` ${call.duration_ms} ms · `, time(call.at), ` · ${operation || "no operation"} · `,
-    person(call.person)),
-  call.reason && h("p.tag.warn", call.reason),
+    person(call.person)), call.reason && h("p.tag.warn", call.reason),
   h(".actions", button("Copy as curl", async () => copy(await api(`requests/${id}/curl`))),
     h("a.button", {href: to("faults", [], {rule})}, "Make a fault of this"),
     button("Copy as an assertion", () => copy(curl))),
-  Object.keys(query).length > 0 && [title("Query"), json(query)],
-  body !== null && [title("Body"), json(body)], title("Answer"), json(call.response),
-  title("Headers"), table(Object.entries(call.headers))]];
+  Object.keys(query)[0] && [title("Query"), json(query)], body && [title("Body"), json(body)],
+  title("Answer"), json(call.response), title("Headers"), table(Object.entries(call.headers))]];
 }
 async function reportDetail({id}) {
-  const [report] = (await ask("webhooks", {event_id: id})).webhooks;
-  if (!report) throw new Error("This report is not kept any more.");
-  const {attempts, data} = report;
+  const {attempts, data, ...report} = await one("webhooks", {event_id: id});
   return [[h("h2", words(`${report.object_type} ${report.metric}`)),
     h(".facts", time(report.timestamp), " · ", person(data.customer_id)), title("Attempts"),
-    attempts.length ? table(attempts.map((one) => [time(one.at), one.error || one.status,
-      one.retry_at && ["again ", time(one.retry_at)]]))
+    attempts[0] ? table(attempts.map((attempt) => [time(attempt.at), attempt.error
+      || attempt.status, attempt.retry_at && ["again ", time(attempt.retry_at)]]))
       : "Nobody listens: POST /v1/reporting_webhooks registers who does.",
     title("Data"), json(data)]];
 }
 
 // ---- faults, settings
 
-const RULES = {
-  "503 once": {match: {operation: "POST /v1/send/email"}, status: 503, retry_after: 1, times: 1},
-  "429 every other time": {match: {operation: "POST /v1/send/*"}, status: 429, every: 2},
-  Slow: {match: {operation: "POST /v1/send/*"}, latency: 2},
-  "Done, but the answer is lost": {match: {method: "POST"}, reset: true, when: "after", times: 1},
-};
 const faults = {
   title: "Faults", lists: ["faults"],
   async show() {
     const text = h("textarea", {"aria-label": "Rule", spellcheck: "false"});
     const write = (rule) => { text.value = JSON.stringify(rule, null, 2); };
-    write(address.query.rule ? JSON.parse(address.query.rule) : RULES["503 once"]);
+    const match = {operation: "POST /v1/send/*"};
+    const once = {match, status: 503, retry_after: 1, times: 1};
+    const rules = {"503 once": once, "429 every other time": {match, status: 429, every: 2},
+      slow: {match, latency: 2}, "answer lost": {match, reset: true, when: "after", times: 1}};
+    write(address.query.rule ? JSON.parse(address.query.rule) : once);
     const add = () => {
       try { act("faults", "POST", JSON.parse(text.value)); } catch (error) { toast(error.message); }
     };
     this.rules = h("");
     fill(main, h(".detail", h("h2", "What goes wrong on purpose"), this.rules, title("Add a rule"),
-      h(".actions", Object.entries(RULES).map(([name, rule]) => button(name, () => write(rule)))),
+      h(".actions", Object.entries(rules).map(([name, rule]) => button(name, () => write(rule)))),
       text, h(".actions", button("Add", add))));
     await this.refresh();
   },
   async refresh() {
     const {faults: rules} = await api("faults");
-    fill(this.rules, rules.length ? table(rules.map(({id, matched, fired, active, ...rule}) =>
+    fill(this.rules, rules[0] ? table(rules.map(({id, matched, fired, active, ...rule}) =>
       [h("code", JSON.stringify(rule)), `${fired} of ${matched} calls`,
-        active ? tag("active", "warn") : tag("spent"),
-        does("Remove", `faults/${id}`, "DELETE", undefined)])) : "No rules: all is well.");
+        active ? tag("active", "warn") : tag("spent"), does("Remove", `faults/${id}`, "DELETE")]))
+      : "No rules: all is well.");
   },
 };
 async function load(file) {
   let data;
   try { data = JSON.parse(await file.text()); } catch { return toast(`${file.name} is no JSON`); }
-  const saved = "format" in data, what = saved ? "Go back to the state" : "Start with the seed";
+  const saved = "customerio_fake" in data;
+  const what = saved ? "Go back to the state" : "Start with the seed";
   const sure = await dialog(`${what} in ${file.name}?`, "What is recorded now is lost.", "Load");
   if (sure) await (saved ? act("state", "PUT", data) : act("seed", "POST", data));
 }
@@ -21943,19 +21816,19 @@ const settings = {
   title: "Settings", lists: [],
   async show() {
     const [{settings: rows}, seed] = await Promise.all([api("settings"), api("seed")]);
-    const drop = h(".drop", {
-      ondragover: (event) => event.preventDefault(),
-      ondrop: (event) => {
-        event.preventDefault();
-        load(event.dataTransfer.files[0]);
-      }},
-    "Drop a seed or a saved state here, or ", h("label", "choose a file ", h("input", {type: "file",
-      onchange: ({target}) => load(target.files[0])})));
-    fill(main, h(".detail", h("h2", "State and seed"), h(".actions",
-      h("a.button", {href: `${base}/__parlel/state`, download: "state.json"}, "Download the state"),
-      button("Reset to the seed", reset)), drop, title("The seed"), json(seed), title("Settings"),
-    table(rows.map((one) => [one.name, [h("code", shown(one.value)), " ",
-      one.changed && tag("set", "warn")], one.help]))));
+    const drop = (event) => {
+      event.preventDefault();
+      load(event.dataTransfer.files[0]);
+    };
+    fill(main, h(".detail", h("h2", "State and seed"), h(".actions", h("a.button",
+      {href: `${base}/__parlel/state`, download: "state.json"}, "Download the state"),
+    button("Reset to the seed", reset)),
+    h(".drop", {ondragover: (event) => event.preventDefault(), ondrop: drop},
+      "Drop a seed or a saved state here, or ", h("label", "choose a file ", h("input",
+        {type: "file", onchange: ({target}) => load(target.files[0])}))),
+    title("The seed"), json(seed), title("Settings"), table(rows.map((setting) => [setting.name,
+      [h("code", shown(setting.value)), " ", setting.changed && tag("set", "warn")],
+      setting.help]))));
   },
 };
 async function reset() {
@@ -21965,20 +21838,18 @@ async function reset() {
 
 // ---- the whole
 
-const CHANNELS = ["email", "push", "sms", "in_app", "inbox_message", "whatsapp", "slack",
-  "webhook"];
 const VIEWS = {
   "": live,
-  messages: listView("Messages", "deliveries", "No messages here.", messageDetail,
-    {channel: CHANNELS, state: [...GOOD.slice(0, 5), ...BAD]}, (view) => h("label", h("input", {
-      type: "checkbox", checked: view.follow, onchange: ({target}) => {
-        view.follow = target.checked;
-        view.refresh();
-      }}), "Follow newest")),
-  people: listView("People", "customers", "Nobody is here.", personDetail, {}, () => [],
-    ["events", "deliveries", "journeys"]),
+  messages: listView("Messages", "deliveries", "No messages here.", messageDetail, {
+    channel: ["email", "push", "sms", "in_app", "whatsapp", "slack", "webhook"],
+    state: [...GOOD.slice(0, 5), ...BAD]}, (view) => h("label", h("input", {type: "checkbox",
+    checked: view.follow, onchange: ({target}) => {
+      view.follow = target.checked;
+      view.refresh();
+    }}), "Follow newest")),
+  people: listView("People", "customers", "Nobody is here.", personDetail),
   journeys: listView("Journeys", "campaigns", "No campaigns: a seed describes them.",
-    campaignDetail, {}, () => [], ["journeys"]),
+    campaignDetail),
   journal: listView("Journal", "requests", "No calls here.", callDetail, {
     status: [200, 204, 302, 400, 401, 403, 404, 422, 429, 500, 503],
     api: ["track", "app", "pipelines", "shared"]}),
@@ -21995,33 +21866,31 @@ async function show() {
     link.ariaCurrent = link.hash === to(address.view) ? "page" : null;
   }
   $("#hits").hidden = true;
-  main.classList.remove("split");
+  main.className = "";
   await VIEWS[address.view].show();
 }
 const refresh = () => VIEWS[address.view].refresh?.();
 
 async function readBadges() {
-  const [dropped, {faults: rules}, {waiting}] = await Promise.all(
+  const [{count}, {faults: rules}, {waiting}] = await Promise.all(
     [ask("dropped", {limit: 0}), api("faults"), ask("webhooks", {limit: 0})]);
-  const badge = (count, text, href) => count > 0 && h("a.tag.warn", {href}, `${count} ${text}`);
-  fill($("#badges"), badge(dropped.count, "dropped", to("journal", [], {status: 200})),
+  const badge = (many, text, href) => many > 0 && h("a.tag.warn", {href}, `${text} ${many}`);
+  fill($("#badges"), badge(count, "dropped", to("journal", [], {status: 200})),
     badge(rules.filter((rule) => rule.active).length, "faults", to("faults")),
-    badge(waiting, "webhooks wait", to("webhooks")));
+    badge(waiting, "webhooks waiting", to("webhooks")));
 }
 async function readClock() {
   clock = await api("clock");
   ahead = clock.now * 1000 - Date.now();
-  const {frozen, next} = clock, put = (text, body) => does(text, "clock", "PUT", body);
-  fill($("#clock .menu"), put(frozen ? "Let it go" : "Freeze", {freeze: !frozen}),
+  const {frozen, next} = clock, left = Math.max(next - clock.now, 0);
+  const put = (text, body) => does(text, "clock", "PUT", body);
+  fill($(".menu"), put(frozen ? "Let it go" : "Freeze", {freeze: !frozen}),
     put("+1 minute", {advance: 60}), put("+1 hour", {advance: 3600}),
-    put("+1 day", {advance: 86400}), next ? put(`To what is due next, in ${span(next - clock.now)}`,
-      {advance: Math.max(next - clock.now, 0) + 0.001}) : h("p", "Nothing is due."));
+    put("+1 day", {advance: 86400}), next ? put(`To what is due next, in ${span(left)}`,
+      {advance: left + 0.001}) : h("p", "Nothing is due."));
   tick();
 }
-function tick() {
-  const far = Math.abs(now() - Date.now()) > 43200e3;
-  fill($("#clock summary"), clock.frozen ? "❄ " : "", (far ? long : short).format(now()));
-}
+const tick = () => fill($("summary"), clock.frozen && "❄ ", local(now(), Date.now()));
 setInterval(() => document.hidden || clock.frozen || tick(), 1000);
 async function readWorkspaces() {
   const {workspaces} = await (await fetch("/__parlel/workspaces")).json();
@@ -22032,12 +21901,12 @@ async function readWorkspaces() {
 /** Waits for what changes, for as long as the page is open. */
 async function follow() {
   const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
-  for (let number = 0, first = true;;) {
+  for (let since = 0, first = true;;) {
     try {
-      const {changed, number: latest} = await api(`changes?since=${number}&timeout=25`);
-      const any = (...lists) => lists.some((one) => changed.includes(one));
+      const {changed, number} = await ask("changes", {since, timeout: 25});
+      const any = (...lists) => lists.some((list) => changed.includes(list));
       const began = performance.now();
-      number = latest;
+      since = number;
       if (any("clock")) await readClock();
       if (any("workspaces")) await readWorkspaces();
       if (any("dropped", "faults", "webhooks")) await readBadges();
@@ -22056,13 +21925,13 @@ async function follow() {
 
 let typing, asked = 0;
 async function search(text) {
-  const mine = ++asked, kinds = ["customers", "deliveries", "events", "requests"];
+  const mine = ++asked, lists = ["customers", "deliveries", "events", "requests"];
   const names = ["People", "Messages", "Events", "Calls"];
-  const found = text && await Promise.all(kinds.map((list) => newest(list, 4, {text})));
+  const found = text ? await Promise.all(lists.map((list) => newest(list, 4, {text}))) : [];
   if (mine !== asked) return;
-  const parts = kinds.map((list, at) => found[at]?.length > 0
-    && [title(names[at]), found[at].map(LISTS[list].draw)]);
-  fill($("#hits"), parts.some(Boolean) ? parts : title("Nothing has this text."));
+  const rows = found.map((answer, place) => answer[lists[place]].map(LISTS[lists[place]].draw));
+  fill($("#hits"), rows.map((drawn, place) => drawn[0] && [title(names[place]), drawn]),
+    rows.flat().length === 0 && title("Nothing has this text."));
   $("#hits").hidden = !text;
 }
 $("#search").addEventListener("input", ({target}) => {
@@ -22071,12 +21940,12 @@ $("#search").addEventListener("input", ({target}) => {
 });
 addEventListener("click", ({target}) => {
   if (!target.closest("search") || target.closest("a")) $("#hits").hidden = true;
-  if (!target.closest("#clock")) $("#clock").open = false;
+  if (!target.closest("details")) $("details").open = false;
 });
 function step(by) {
   const rows = [...($("#hits").hidden ? main : $("#hits")).querySelectorAll("a.row")];
-  const at = rows.findIndex((one) => one === document.activeElement);
-  const here = at < 0 ? rows.findIndex((one) => one.ariaCurrent) : at;
+  const focused = rows.indexOf(document.activeElement);
+  const here = focused < 0 ? rows.findIndex((line) => line.ariaCurrent) : focused;
   (rows[Math.max(0, here + by)] || rows.at(-1))?.focus();
 }
 const KEYS = {
@@ -22087,9 +21956,10 @@ const KEYS = {
   ArrowDown: () => step(1),
   ArrowUp: () => step(-1),
   Escape: () => {
+    const shut = $("#hits").hidden && !$("details").open;
     document.activeElement.blur();
-    if (!$("#hits").hidden || $("#clock").open) $("#hits").hidden = !($("#clock").open = false);
-    else if (address.id) location.hash = to(address.view, [], filters(address.query));
+    $("#hits").hidden = !($("details").open = false);
+    if (shut && address.id) location.hash = at(address.view, []);
   },
 };
 addEventListener("keydown", (event) => {
@@ -22130,7 +22000,7 @@ viewBox='0 0 9 9'%3E%3Cpath fill='%23574bd6' d='M0 1h9v7H0zl4.5 4L9 1'/%3E%3C/sv
     aria-label="Search everything" autocomplete="off" spellcheck="false"><kbd>/</kbd>
     <div id="hits" hidden></div></search>
   <div id="badges"></div>
-  <details id="clock"><summary aria-label="Clock"></summary><div class="menu"></div></details>
+  <details id="clock"><summary title="Clock"></summary><div class="menu"></div></details>
   <button id="reset">Reset</button>
 </header>
 <nav aria-label="Views"></nav>
@@ -22185,6 +22055,8 @@ def about(call: Call) -> Any:
     """Say what this is and where to go on; to a browser, show the page."""
     request = call.request
     if _prefers_html(request.headers.get("accept", "")):
+        # Nobody's call of an API, so that the journal is not about who looks at it.
+        request.operation = call.operation._replace(api=CONTROL)
         whole = page()
         if dict(whole.headers)["ETag"] in request.headers.get("if-none-match", ""):
             return Response(304, b"", whole.headers[1:])

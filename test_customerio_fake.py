@@ -8069,6 +8069,11 @@ class ForPeopleToRead(FakeTest):
         self.assertEqual((rows["region"]["value"], rows["region"]["changed"]), ("us", False))
         self.assertIn("requests are kept", rows["journal"]["help"])
 
+    def test_it_is_told_how_many_reports_wait(self) -> None:
+        self.assertEqual(self.ok("GET", "/__parlel/webhooks")["waiting"], 0)
+        with mock.patch.object(type(self.fake.outbox), "waiting", 3):
+            self.assertEqual(self.ok("GET", "/__parlel/webhooks?limit=0")["waiting"], 3)
+
     def test_campaigns_are_listed_with_their_workflow(self) -> None:
         actions = [{"id": 7, "type": "email", "name": "Hello", "subject": "Hi", "body": "b"}]
         self.fake.seed({"campaigns": [{"id": 4, "name": "Welcome", "actions": actions}]})
@@ -10530,6 +10535,12 @@ class Page(FakeTest):
                 self.assertEqual(reply.headers["content-type"], f"{kind}; charset=utf-8")
                 self.assertEqual(reply.headers["vary"], "Accept")
         self.assertEqual(self.call("GET", "/").json["name"], "customerio_fake")
+
+    def test_who_looks_is_not_in_the_journal(self) -> None:
+        self.call("GET", "/", accept=self.HTML)
+        self.assertEqual(self.records("requests"), [])
+        self.call("GET", "/")
+        self.assertEqual(len(self.records("requests")), 1)
 
     def test_each_workspace_has_the_page(self) -> None:
         self.ok("POST", "/__parlel/workspaces", {"name": "w"})

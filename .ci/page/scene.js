@@ -5,7 +5,7 @@ import { call } from './fake.js';
 
 const EMAIL = `<!doctype html><html><body style="margin:0;background:#f4f1ea;font-family:Georgia,serif">
 <table width="100%" cellpadding="0" cellspacing="0"><tr><td align="center" style="padding:24px">
-<table width="560" style="max-width:100%;background:#fff;border-radius:8px"><tr><td style="padding:32px">
+<table style="width:100%;max-width:560px;background:#fff;border-radius:8px"><tr><td style="padding:32px">
 <h1 style="margin:0 0 12px;font-size:24px">Thank you, {{customer.first_name}}</h1>
 <p style="line-height:1.6;color:#444">Your order <b>{{trigger.order}}</b> is on its way. You can follow it from
 our warehouse in Leith to your door.</p>
