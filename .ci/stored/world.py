@@ -98,7 +98,16 @@ SEED: dict[str, Any] = {
             "id": 20,
             "name": "Restock",
             "recipients": {"segment": {"id": 1}},
-            "actions": [{"id": 201, "type": "email", "subject": "Back", "body": "b", "from_id": 5}],
+            "actions": [
+                {"id": 201, "type": "email", "subject": "Back", "body": "b", "from_id": 5},
+                {
+                    "id": 202,
+                    "parent_action_id": 201,
+                    "language": "es",
+                    "subject": "Ya",
+                    "body": "b",
+                },
+            ],
         }
     ],
     "newsletters": [
@@ -109,9 +118,10 @@ SEED: dict[str, Any] = {
             "sent_at": None,
             "recipient_segment_ids": [1],
             "contents": [
-                {"id": 301, "subject": "March", "body": "news", "from": "shop@example.com"}
+                {"id": 301, "subject": "March", "body": "news", "from_id": 5},
+                {"id": 302, "subject": "Marzo", "body": "b", "language": "es"},
             ],
-            "test_groups": [{"id": "A", "label": "A", "content_ids": [301], "winner": False}],
+            "test_groups": [{"id": "A", "label": "A", "content_ids": [301, 302], "winner": False}],
         }
     ],
     "transactional": [
