@@ -11136,6 +11136,32 @@ class Framing(WireTestCase):
                     self.assertEqual((reply.json, threads), (value, [thread]))
                     handler.assert_called_once()
 
+    def test_large_json_is_the_same_in_pieces(self) -> None:
+        rows = [{"a": n, "é": [n * 1.5, None, True], "\\": 'x\n"' * 9} for n in range(20_000)]
+        for value in (rows, {"a": rows, "b": [], "c": {}}, ["x" * 200_000, [], {}], {}, [], 1, "x"):
+            text = customerio_fake.compact(value)
+            self.assertEqual(customerio_fake.compact_in_turns(value), text)
+            for bounded in (True, False):
+                self.assertEqual(customerio_fake.decode_json(text, bounded=bounded), value)
+        self.assertGreater(len(customerio_fake.compact(rows)), customerio_fake.LARGE_JSON)
+
+    def test_a_reset_to_a_large_seed_is_for_a_thread(self) -> None:
+        names: List[str] = []
+        reset = self.server.fake.reset
+
+        def noted(only: str = "") -> None:
+            names.append(threading.current_thread().name)
+            reset(only)
+
+        with mock.patch.object(self.server.fake, "reset", noted):
+            for count in (2, 3000):
+                rows = [{"id": str(n), "attributes": {"x": "y" * 50}} for n in range(count)]
+                self.server.seed({"customers": rows})
+                self.assertEqual(self.ask(message("POST", "/__parlel/reset")).status, 200)
+                self.assertEqual(len(self.server.people), count)
+        self.server.seed({})
+        self.assertEqual(names, ["customerio-fake", "customerio-fake-waiting"])
+
     def test_what_is_large_is_journaled_once_and_short(self) -> None:
         rows = [{"id": str(n), "attributes": {"x": "y" * 900}} for n in range(300)]
         reply = self.ask(
