@@ -11600,9 +11600,10 @@ _SEEDED: Dict[str, FieldList] = {
         once="created_at updated_at",
     ),
     "messages": stored(
-        some_text="id deduplicate_id type recipient subject body from failure_message",
+        some_text="id deduplicate_id type recipient subject body from failure_message reply_to bcc "
+        "preheader_text url request_method",
         some_word="customer_id trigger_event_id", moments="metrics", once="created",
-        some_object="customer_identifiers", flag="forgotten",
+        some_object="customer_identifiers headers", flag="forgotten fake_bcc",
         maybe="message_template_id msg_template_id parent_action_id " + " ".join(_PARENTS),
     ),
 }  # fmt: skip
@@ -12041,6 +12042,18 @@ def _seed_object(workspace: Workspace, row: Json, where: str) -> None:
         workspace.objects.add_relationship(who, key, more)
 
 
+#: What an archived message tells of what was sent.
+ARCHIVED = (
+    "subject",
+    "body",
+    "from",
+    "reply_to",
+    "bcc",
+    "fake_bcc",
+    "headers",
+    "url",
+    "request_method",
+)
 #: What is shown of a seeded message as it was told.
 _TOLD_OF_MESSAGES = (
     "deduplicate_id", "message_template_id", "msg_template_id", "parent_action_id",
@@ -12051,7 +12064,8 @@ _TOLD_OF_MESSAGES = (
 def _seed_message(workspace: Workspace, row: Json, where: str) -> None:
     _of_kind("messages", row, where)
     created, type = row.get("created") or workspace.seconds(), row.get("type") or "email"
-    message = {name: row[name] for name in ("subject", "body", "from") if row.get(name)}
+    message = {name: row[name] for name in ARCHIVED if row.get(name)}
+    message["preheader"] = row.get("preheader_text") or ""
     number = workspace.count("delivery")
     id = row.get("id") or delivery_id_of(created, number, "campaign")
     if id in workspace.deliveries.rows:
@@ -14864,7 +14878,9 @@ def get_object_relationships(call: Call, object_type_id: str, object_id: str) ->
     """List the people whom an object is related to."""
     with call.workspace.lock:
         thing = object_of(call, object_type_id, object_id)
-        kind = {"object_type_id": thing.key[0], "object_type_disabled": False}
+        types = call.workspace.shelves["object_types"].rows.values()
+        off = [as_text(row["id"]) for row in types if row.get("enabled") is False]
+        kind = {"object_type_id": thing.key[0], "object_type_disabled": thing.key[0] in off}
         people = thing.people.values()
         rows = [{"identifiers": p.identifiers(), **kind, **bond(p, thing)} for p in people]
     return paged(call, "cio_relationships", rows)
@@ -15126,6 +15142,7 @@ def get_archived_message(call: Call, message_id: str) -> Json:
         forgotten = message.get("disable_message_retention") is True
     names = ("body", "from", "reply_to", "subject", "bcc", "preheader_text")
     texts = {name: "" if forgotten else as_text(message.get(name) or "") for name in names}
+    texts.update({name: message[name] for name in ("url", "request_method") if name in message})
     more = {"fake_bcc": message.get("fake_bcc") is True, "headers": message.get("headers") or {}}
     named = {"id": delivery.delivery_id, "recipient": delivery.recipient, "forgotten": forgotten}
     return {"archived_message": {**texts, **more, **named}}

@@ -3503,6 +3503,8 @@ class AppFamilies(SeededTest):
         old = {"id": "m2", "deduplicate_id": "m2:5", "msg_template_id": 9, "forgotten": True,
                "created": then, "failure_message": "why", "trigger_event_id": "e"}  # fmt: skip
         new = {**old, "id": "m3", "created": then + 1, "customer_identifiers": identifiers}
+        archived = {"id": "m4", "body": "b", "reply_to": "r@b.cd", "preheader_text": "p", "url": "u",
+                    "fake_bcc": True, "headers": {"X-A": "1"}, "recipient": "a@b.cd"}  # fmt: skip
         export = {"id": 4, "type": "customers", "total": 7, "status": "done", "user_id": 5}
         activity = {"id": "a1", "type": "event", "name": "x", "timestamp": then, "data": {"n": 1}}
         blocked = {"category": "bounces", "suppressions": [{"email": "A@b.cd", "status": "550"}]}
@@ -3511,7 +3513,7 @@ class AppFamilies(SeededTest):
             "segments": [{"name": "s", "deduplicate_id": "1:77", "state": "events"}],
             "imports": [{"id": 3, "name": "i", "state": "imported"}],
             "collections": [{"id": 1, "name": "c", "rows": 2, "bytes": 40, "schema": ["a"]}],
-            "exports": [export], "messages": [new, old], "activities": [activity],
+            "exports": [export], "messages": [new, old, archived], "activities": [activity],
             "esp_suppressions": [blocked],
             "triggers": [{"id": 2, "broadcast_id": 8, "errors": ["line 1: no"]}],
         })  # fmt: skip
@@ -3529,6 +3531,8 @@ class AppFamilies(SeededTest):
         listed = read(f"messages?end_ts={then + 9}")
         self.assertEqual([row["id"] for row in listed], ["m3", "m2"])
         self.assertEqual({**listed[0], **new}, listed[0])
+        shown = read("messages/m4/archived_message")
+        self.assertEqual({**shown, **archived}, shown)
         self.assertEqual({**read("activities")[0], **activity}, read("activities")[0])
         self.assertEqual(read("esp/search_suppression/a@b.cd"), "bounces")
         self.assertEqual(read("campaigns/8/triggers/2/errors"), ["line 1: no"])

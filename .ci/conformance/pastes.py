@@ -150,6 +150,32 @@ _VARIANTS = _inside("newsletters", "contents", "newsletter_id")
 _CONTENTS = _inside("transactional", "contents", "-")
 _GROUPS = _inside("newsletters", "test_groups", "-")
 _ADA = "/v1/customers/ada"
+
+
+def _sent_by(kind: str, key: str) -> Seed:
+    """Messages of a campaign, …, with what sent them."""
+
+    def seed(rows: List[Json]) -> Json:
+        number = rows[0].get(key, 1)
+        return {kind: [{"id": number}], "messages": [{**row, key: number} for row in rows]}
+
+    return seed
+
+
+def _of_broadcast(rows: List[Json]) -> Json:
+    number = rows[0].get("broadcast_id", 1) if isinstance(rows[0], dict) else 1
+    told = {} if isinstance(rows[0], dict) else {"errors": rows}
+    triggers = [{"id": 1, "broadcast_id": number, **told}] if told else rows
+    return {"broadcasts": [{"id": number}], "triggers": triggers}
+
+
+def _to_people(rows: List[Json]) -> Json:
+    people = [{"identifiers": row["identifiers"]} for row in rows]
+    thing = {"object_type_id": "1", "object_id": "acme", "relationships": rows}
+    type = {"id": "1", "name": "Companies", "enabled": not rows[0]["object_type_disabled"]}
+    return {"object_types": [type], "customers": people, "objects": [thing]}
+
+
 _THEN = "start_ts=1552340000&end_ts=1552350000"
 
 PASTES = (
@@ -173,11 +199,42 @@ PASTES = (
     Paste("/v1/broadcasts/{broadcast_id}", "broadcast", _as("broadcasts")),
     Paste("/v1/broadcasts/{broadcast_id}/actions", "actions", _BROADCAST_ACTIONS),
     Paste("/v1/broadcasts/{broadcast_id}/actions/{action_id}", "action", _BROADCAST_ACTIONS),
+    Paste("/v1/broadcasts/{broadcast_id}/triggers", "triggers", _of_broadcast),
+    Paste("/v1/campaigns/{broadcast_id}/triggers/{trigger_id}", "", _of_broadcast),
     Paste(
-        "/v1/broadcasts/{broadcast_id}/triggers",
-        "triggers",
-        lambda rows: {"broadcasts": [{"id": rows[0]["broadcast_id"]}], "triggers": rows},
+        "/v1/campaigns/{broadcast_id}/triggers/{trigger_id}/errors", "errors", _of_broadcast,
+        "/v1/campaigns/1/triggers/1/errors",
     ),
+    Paste(
+        "/v1/campaigns/{campaign_id}/messages", "messages", _sent_by("campaigns", "campaign_id"),
+        f"/v1/campaigns/{{campaign_id}}/messages?{_THEN}",
+    ),
+    Paste(
+        "/v1/broadcasts/{broadcast_id}/messages", "messages",
+        _sent_by("broadcasts", "broadcast_id"), f"/v1/broadcasts/{{broadcast_id}}/messages?{_THEN}",
+    ),
+    Paste(
+        "/v1/newsletters/{newsletter_id}/messages", "messages",
+        _sent_by("newsletters", "newsletter_id"),
+        f"/v1/newsletters/{{newsletter_id}}/messages?{_THEN}",
+    ),
+    Paste(
+        "/v1/transactional/{transactional_id}/messages", "messages",
+        _sent_by("transactional", "transactional_message_id"),
+        f"/v1/transactional/1/messages?{_THEN}",
+    ),
+    Paste("/v1/campaigns/{campaign_id}/actions/{action_id}/language/{language}", "action",
+          _ACTIONS, "/v1/campaigns/{campaign_id}/actions/{id}/language/{language}"),
+    Paste("/v1/broadcasts/{broadcast_id}/actions/{action_id}/language/{language}", "action",
+          _BROADCAST_ACTIONS, "/v1/broadcasts/{broadcast_id}/actions/{id}/language/{language}"),
+    Paste("/v1/newsletters/{newsletter_id}/language/{language}", "content", _VARIANTS),
+    Paste("/v1/transactional/{transactional_id}/language/{language}", "content", _CONTENTS,
+          "/v1/transactional/1/language/{language}"),
+    Paste("/v1/messages/{message_id}/archived_message", "archived_message", _as("messages")),
+    Paste("/v1/esp/search_suppression/{email_address}", "", _as("esp_suppressions"),
+          "/v1/esp/search_suppression/bounced.person@example.com"),
+    Paste("/v1/objects/{object_type_id}/{object_id}/relationships", "cio_relationships",
+          _to_people, "/v1/objects/1/acme/relationships"),
     Paste("/v1/newsletters", "newsletters", _as("newsletters")),
     Paste("/v1/newsletters/{newsletter_id}", "newsletter", _as("newsletters")),
     Paste("/v1/newsletters/{newsletter_id}/contents", "contents", _VARIANTS),
@@ -247,6 +304,8 @@ def faults(fake: Fake, paste: Paste, schema: Json) -> Iterator[str]:
     listed, found = schema.get("type") == "array", examples(schema)
     rows = found[0] if listed else found
     rows = numbered(rows) if isinstance(rows[0], dict) else rows
+    if "{language}" in paste.path:  # not all alternatives have one
+        rows = [row for row in rows if row.get("language")]
     for pasted in [rows] if listed else [[row] for row in rows]:
         yield from _read_back(fake, paste, pasted, listed)
 
