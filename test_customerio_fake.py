@@ -3503,8 +3503,9 @@ class AppFamilies(SeededTest):
         old = {"id": "m2", "deduplicate_id": "m2:5", "msg_template_id": 9, "forgotten": True,
                "created": then, "failure_message": "why", "trigger_event_id": "e"}  # fmt: skip
         new = {**old, "id": "m3", "created": then + 1, "customer_identifiers": identifiers}
-        archived = {"id": "m4", "body": "b", "reply_to": "r@b.cd", "preheader_text": "p", "url": "u",
-                    "fake_bcc": True, "headers": {"X-A": "1"}, "recipient": "a@b.cd"}  # fmt: skip
+        archived = {"id": "m4", "body": "b", "reply_to": "r@b.cd", "preheader_text": "p",
+                    "url": "u", "fake_bcc": True, "headers": {"X-A": "1"},
+                    "recipient": "a@b.cd"}  # fmt: skip
         export = {"id": 4, "type": "customers", "total": 7, "status": "done", "user_id": 5}
         activity = {"id": "a1", "type": "event", "name": "x", "timestamp": then, "data": {"n": 1}}
         blocked = {"category": "bounces", "suppressions": [{"email": "A@b.cd", "status": "550"}]}
