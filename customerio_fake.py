@@ -44,12 +44,13 @@ The file is read from top to bottom; each section uses only the sections above i
     21  Design Studio, assets and live notifications  the newest part of the App API
     22  Pipelines API           /v1/identify, track, page, screen, group, alias, batch
     23  Control                 /__parlel/*, for the test that drives us
-    24  Snapshots               a workspace as one JSON document, and back
-    25  JavaScript              a client for tests in Node and in browsers, and its types
-    26  Page                    what a person sees in a browser
-    27  Server                  HTTP on the wire
-    28  Beside the real service  a workspace elsewhere, read into a seed
-    29  Public face             CustomerioServer and the command line
+    24  In-app messages         the queue and inbox that the web and mobile SDKs ask for
+    25  Snapshots               a workspace as one JSON document, and back
+    26  JavaScript              a client for tests in Node and in browsers, and its types
+    27  Page                    what a person sees in a browser
+    28  Server                  HTTP on the wire
+    29  Beside the real service  a workspace elsewhere, read into a seed
+    30  Public face             CustomerioServer and the command line
 
 Rules are taken from, in this order: what was observed of the live service ("observed"),
 the official API description ("reference"), the documentation ("docs"), and where all are
@@ -5558,6 +5559,9 @@ SHELVES: Dict[str, FieldList] = {
     "collections": stored(
         "id _content", whole="id", text="name", objects="_content", moment="created_at updated_at"
     ),
+    "in_app_messages": stored(
+        "id body", whole="id views", text="name body", object="in_app frequency"
+    ),
     "snippets": stored("name value updated_at", text="name value", moment="updated_at"),
     "reporting_webhooks": stored(
         "id endpoint events disabled full_resolution with_content", whole="id",
@@ -7064,6 +7068,8 @@ class Deliveries(Keeper):
     sent: Dict[Tuple[str, int], List[Delivery]] = kept(dict)
     #: Numbers of tracked links.
     links: Dict[str, int] = kept(dict)
+    #: What became of in-app and inbox messages in the queues of their people, by delivery.
+    queue: Dict[str, Attributes] = kept(dict)
     #: Addresses on the lists of the email provider, by kind of list and lower-case address.
     esp: Dict[str, Dict[str, Annotated[Attributes, SUPPRESSION]]] = kept(dict)
     #: How many are not kept any more.
@@ -7956,6 +7962,8 @@ def sources_of(delivery: Delivery, mail: Mail) -> Dict[str, str]:
                 if source.__class__ is str:
                     sources[part] = source
                 break
+    words = (content.get("in_app") or {}).get("properties") or {}
+    sources.update({f"properties.{k}": v for k, v in words.items() if v.__class__ is str})
     usual = sources.get("to") == BLANKS["content"]["recipient"] and not content.get("to")
     if usual and delivery.channel not in _ADDRESSED_CHANNELS:  # which the person need not have
         del sources["to"]
@@ -7985,6 +7993,13 @@ def render_mail(workspace: Workspace, delivery: Delivery, mail: Mail, now: float
         if number and rendered and not rendered.get(part):
             address = sender_address(workspace, number)
             rendered.update({part: address} if address else {})
+    look = mail.content.get("in_app")
+    if look:
+        words = {
+            name: rendered.pop(f"properties.{name}", value)
+            for name, value in (look.get("properties") or {}).items()
+        }
+        rendered["in_app"] = {**look, "properties": words}
     return {**rendered, "links": links} if links else rendered
 
 
@@ -12228,7 +12243,8 @@ class Request:
 
     __slots__ = (
         "arguments", "awaited", "body", "by_path", "headers", "made", "method", "named",
-        "operation", "path", "prefix", "query_text", "read", "scheme", "size", "target", "until",
+        "operation", "path", "prefix", "query_text", "read", "scheme", "size", "target", "told",
+        "until",
     )  # fmt: skip
 
     method: str
@@ -12250,6 +12266,8 @@ class Request:
     #: Whether anybody still waits for the answer.
     awaited: Callable[[], bool]
     #: Where it waits for news: for how long at most, monotonic seconds. Unset for all others.
+    #: What a stream of events has told last, and when; None before its first.
+    told: Optional[Tuple[Json, float]]
     until: float
     operation: Optional[Operation]
     arguments: Sequence[str]
@@ -12276,6 +12294,7 @@ class Request:
         self.by_path, self.awaited = False, _always
         self.named = self.made = None
         self.read = _UNREAD
+        self.told = None
         self.size = len(body)
 
     def json(self, limit: int, depth: int = MAX_DEPTH) -> Json:
@@ -12347,7 +12366,7 @@ class Request:
 class Response:
     """One HTTP answer. `close` ends the connection after it."""
 
-    __slots__ = ("body", "close", "fault", "headers", "later", "status")
+    __slots__ = ("body", "close", "fault", "headers", "later", "status", "stream")
 
     status: int
     body: bytes
@@ -12358,11 +12377,14 @@ class Response:
     #: There is nothing to say yet: the request is to be handled again in a moment.
     later: bool
 
+    #: Whether more will follow: the body is a part of it, empty while there is nothing to say.
+    stream: bool
+
     def __init__(
         self, status: int = 200, body: bytes = b"", headers: Headers = (), close: bool = False
     ) -> None:
         self.status, self.body, self.headers, self.close = status, body, headers, close
-        self.fault, self.later = None, False
+        self.fault, self.later, self.stream = None, False, False
 
 
 #: The answer of the loop to what is for a thread, see `Request.made`.
@@ -13250,7 +13272,7 @@ class Fake:
         except ApiError as error:  # it names a workspace that there is not
             workspace, response = self.workspace, failure(SHARED, error)
         operation = request.operation
-        if response.later:
+        if response.later or response.stream:
             return response
         if operation is None or operation.api is not CONTROL:
             # What was refused before its body was read may be larger than it looks.
@@ -13446,6 +13468,18 @@ def _take_workspace(request: Request) -> bool:
     return True
 
 
+_SITE_HEADERS = ("x-cio-site-id", "x-gist-site-id")
+
+
+def _header_of(request: Request, names: Sequence[str]) -> str:
+    return next((request.headers[name] for name in names if name in request.headers), "")
+
+
+def site_of(request: Request) -> str:
+    """The site id that an SDK names, in a header or, where it can't send one, in the query."""
+    return _header_of(request, _SITE_HEADERS) or request.query().get("siteId", "")
+
+
 def key_of(request: Request, limit: int) -> str:
     """The key that says whose a request is: site id, write key or app key; "" if there is none.
 
@@ -13455,6 +13489,8 @@ def key_of(request: Request, limit: int) -> str:
     try:
         if not header and _OF_AN_SDK.search(request.path):
             return written_key(request, limit)
+        if not header:
+            return site_of(request)
         bearer = header[:7].lower() == "bearer "
         return bearer_token(header) if bearer else basic_pair(header)[0]
     except (ValueError, ApiError):
@@ -13725,10 +13761,16 @@ def _fault_answer(api: Api, rule: Json) -> Response:
     return response
 
 
-_METHODS = "GET, HEAD, POST, PUT, DELETE, OPTIONS"
+_METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 _PREFLIGHT = (
     ("Access-Control-Allow-Methods", _METHODS),
-    ("Access-Control-Allow-Headers", "Authorization, Content-Type, X-Strict-Mode"),
+    (
+        "Access-Control-Allow-Headers",
+        "Authorization, Content-Type, Content-Language, X-Strict-Mode, X-CIO-Site-Id, "
+        "X-CIO-Client-Platform, X-CIO-Client-Version, X-CIO-Datacenter, X-Gist-Site-ID, "
+        "X-Gist-Encoded-User-Token, X-Gist-User-Token, X-Gist-User-Anonymous, X-Gist-Is-Anonymous, "
+        "X-Gist-Data-Center",
+    ),
     ("Access-Control-Max-Age", "7200"),
 )
 
@@ -20043,7 +20085,345 @@ def ca_pem(call: Call) -> Response:
 
 
 # ======================================================================================
-# ==== §24 Snapshots
+# ==== §24 In-app messages
+# ======================================================================================
+#
+# What the official web and mobile SDKs ask the queue of in-app and inbox messages for (the source
+# of customerio-gist-web and of the in-app modules for iOS and Android). How long an entry lives is
+# inferred.
+
+QUEUE_CHANNELS = ("in_app", "inbox_message")
+#: Seconds until the SDKs ask again, and between two signs of life of a stream of events.
+POLLING, HEARTBEAT = 10, 30
+_TOKEN_HEADERS = ("x-gist-encoded-user-token", "x-gist-user-token")
+_ANONYMOUS_HEADERS = ("x-gist-user-anonymous", "x-gist-is-anonymous")
+_IN_APP_HEADERS = (
+    _JSON,
+    _ANY_ORIGIN,
+    _NO_CACHE,
+    ("Access-Control-Expose-Headers", "X-Gist-Queue-Polling-Interval, X-CIO-Use-SSE"),
+    ("X-Gist-Queue-Polling-Interval", str(POLLING)),
+)
+_STREAM = (("Content-Type", "text/event-stream"), _ANY_ORIGIN, ("Cache-Control", "no-store"))
+
+#: What a template, a seed or a send may say in `in_app` of how a message appears: names of the
+#: SDKs' `gist` properties, and what they are called here.
+GIST_FIELDS = {
+    "element_id": "elementId", "position": "position", "route_rule_web": "routeRuleWeb",
+    "route_rule_apple": "routeRuleApple", "route_rule_android": "routeRuleAndroid",
+    "persistent": "persistent", "exit_click": "exitClick", "message_width": "messageWidth",
+    "overlay_color": "overlayColor", "tooltip_position": "tooltipPosition",
+}  # fmt: skip
+
+
+def check_site(settings: Settings, request: Request) -> None:
+    """A site id, without a secret: pages of other people have it in their source."""
+    site = site_of(request)
+    if not site:
+        raise ValueError("missing: no X-CIO-Site-Id header")
+    if settings.site_id:
+        _verify(settings.site_id, site, "site id")
+
+
+IN_APP = Api("in-app", check_site, meta_error, compact, _IN_APP_HEADERS, _IN_APP_HEADERS)
+
+
+def visitor_of(call: Call) -> Optional[Person]:
+    """Who asks: by id, else by email, else by cio_id; None for somebody anonymous or unknown.
+
+    Raises ApiError 400 for a token that isn't the base64 of a text.
+    """
+    request = call.request
+    token = _header_of(request, _TOKEN_HEADERS) or request.query().get("userToken", "")
+    if not token:
+        raise required("X-Gist-Encoded-User-Token", "the base64 of an id, an email or a cio_id")
+    try:
+        name = base64.b64decode(token.translate(_URL_SAFE), validate=True).decode()
+    except ValueError:
+        text = "X-Gist-Encoded-User-Token must be the base64 of an id, an email or a cio_id"
+        raise invalid(text, "X-Gist-Encoded-User-Token") from None
+    if _header_of(request, _ANONYMOUS_HEADERS).lower() == "true":
+        return None
+    return person_called(call.workspace.people, name)
+
+
+def queue_of(workspace: Workspace, person: Optional[Person]) -> Json:
+    """What somebody's SDK gets: messages to show, the most urgent first, and those of the inbox."""
+    now, entries = workspace.clock.now(), cast(Dict[str, List[Json]], {"in_app": [], "inbox": []})
+    for delivery in person.has.deliveries if person else ():
+        if delivery.channel in QUEUE_CHANNELS and _is_queued(workspace, delivery, now):
+            inbox = delivery.channel == "inbox_message"
+            make = _inbox_entry if inbox else _in_app_entry
+            entries["inbox" if inbox else "in_app"].append(make(workspace, delivery))
+    entries["in_app"] += map(_entry_for_all, workspace.shelves["in_app_messages"].rows.values())
+    entries["in_app"].sort(key=lambda entry: entry["priority"])
+    return {"inAppMessages": entries["in_app"], "inboxMessages": entries["inbox"][::-1]}
+
+
+def _is_queued(workspace: Workspace, delivery: Delivery, now: float) -> bool:
+    """Whether a message was sent, has not expired, and was neither shown nor deleted."""
+    gone = workspace.deliveries.queue.get(delivery.delivery_id, {}).get("gone")
+    expiry = _expiry(delivery)
+    return "sent" in delivery.metrics and not gone and (expiry is None or now < expiry)
+
+
+def _expiry(delivery: Delivery) -> Optional[float]:
+    look = delivery.rendered.get("in_app") or {}
+    after = look.get("expires_in")
+    sent = delivery.metrics.get("sent", delivery.created)
+    return look.get("expires_at") if after is None else sent + after
+
+
+def _gist(look: Json, campaign: Json) -> Json:
+    named = {theirs: look[ours] for ours, theirs in GIST_FIELDS.items() if ours in look}
+    return {**(look.get("properties") or {}), "gist": {**named, **campaign}}
+
+
+def _in_app_entry(workspace: Workspace, delivery: Delivery) -> Json:
+    look = delivery.rendered.get("in_app") or {}
+    return {
+        "queueId": delivery.delivery_id,
+        "messageId": str(delivery.template_id or delivery.delivery_id),
+        "priority": look.get("priority", 0),
+        "properties": _gist(look, {"campaignId": delivery.delivery_id}),
+    }
+
+
+def _entry_for_all(row: Json) -> Json:
+    """A message for everybody, whom the SDK shows it as often as `frequency` says."""
+    often = {"count": 1, "delay": 0, "ignoreDismiss": False, **(row.get("frequency") or {})}
+    ids = {"broadcastId": str(row["id"]), "broadcastIdInt": row["id"], "templateId": row["id"]}
+    look = row.get("in_app") or {}
+    return {
+        "messageId": str(row["id"]),
+        "priority": look.get("priority", 0),
+        "properties": _gist(look, {"broadcast": {**ids, "frequency": often}}),
+    }
+
+
+def _inbox_entry(workspace: Workspace, delivery: Delivery) -> Json:
+    rendered, expiry = delivery.rendered, _expiry(delivery)
+    look = rendered.get("in_app") or {}
+    words = {"title": rendered.get("subject", ""), "body": rendered.get("body", "")}
+    opened = workspace.deliveries.queue.get(delivery.delivery_id, {}).get("opened", False)
+    return {
+        "queueId": delivery.delivery_id,
+        "deliveryId": delivery.delivery_id,
+        "sentAt": _iso_time(delivery.metrics["sent"]),
+        **({} if expiry is None else {"expiry": _iso_time(expiry)}),
+        "topics": look.get("topics") or [],
+        "type": look.get("type") or "basic",
+        "opened": opened,
+        "priority": look.get("priority", 0),
+        "properties": {**words, **(look.get("properties") or {})},
+    }
+
+
+def _iso_time(when: float) -> str:
+    return moment_of(when).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+# ---- what the SDKs call
+
+
+@route("POST", "/api/v4/users", IN_APP, fields=NO_FIELDS)
+def ask_for_messages(call: Call) -> Response:
+    """Give somebody's queue of in-app messages, and their inbox."""
+    with call.workspace.lock:
+        person = visitor_of(call)
+        queue = queue_of(call.workspace, person)
+    streams = person is not None and call.request.scheme == "http"
+    headers = (*IN_APP.headers, ("X-CIO-Use-SSE", "true" if streams else "false"))
+    if not any(queue.values()):
+        return Response(204, b"", headers)
+    return Response(200, compact(queue), headers)
+
+
+def _queued(call: Call, queue_id: str) -> Delivery:
+    """The message of a queue entry. Raises ApiError 404."""
+    delivery = call.workspace.deliveries.rows.get(queue_id)
+    if delivery is None or delivery.channel not in QUEUE_CHANNELS:
+        raise ApiError(404, f"there is no queue entry '{queue_id}'")
+    return delivery
+
+
+def _note_entry(call: Call, queue_id: str, **facts: Json) -> None:
+    queue = call.workspace.deliveries.queue
+    queue[queue_id] = {**queue.get(queue_id, {}), **facts}
+
+
+@route("POST", "/api/v1/logs/queue/{queue_id}", IN_APP, fields=NO_FIELDS)
+def log_queue_view(call: Call, queue_id: str) -> Json:
+    """Take note that an in-app message was shown, or one of the inbox deleted: it leaves."""
+    with call.workspace.lock:
+        _queued(call, queue_id)
+        _note_entry(call, queue_id, gone=call.workspace.seconds())
+    return {}
+
+
+@route("POST", "/api/v1/logs/message/{message_id}", IN_APP, fields=NO_FIELDS)
+def log_message_view(call: Call, message_id: str) -> Json:
+    """Take note that a message for everybody was shown."""
+    shelf, number = (
+        call.workspace.shelves["in_app_messages"],
+        path_number(call.workspace, message_id),
+    )
+    with call.workspace.lock:
+        row = shelf.rows.get(number)
+        if row is None:
+            raise ApiError(404, f"there is no message '{message_id}'")
+        shelf.change(number, {"views": row.get("views", 0) + 1})
+    return {}
+
+
+@route(
+    "PATCH", "/api/v1/messages/{queue_id}", IN_APP, fields=FieldList({"opened": FLAG}, ["opened"])
+)
+def mark_inbox_message(call: Call, queue_id: str) -> Json:
+    """Mark an inbox message opened, or unopened again."""
+    opened = call.fields()["opened"]
+    with call.workspace.lock:
+        _queued(call, queue_id)
+        _note_entry(call, queue_id, opened=opened)
+    return {}
+
+
+@route("GET", "/api/v3/sse", IN_APP)
+def stream_messages(call: Call) -> Response:
+    """Stream somebody's messages: what is there at once, and again whenever that changes."""
+    request, now = call.request, time.monotonic()
+    with call.workspace.lock:
+        person = visitor_of(call)
+        queue = queue_of(call.workspace, person)
+    before, at = request.told or ({}, now)
+    events: List[Tuple[str, Json]] = [] if before else [("connected", {"heartbeat": HEARTBEAT})]
+    events += [(name, queue[key]) for name, key in _STREAMED if queue[key] != before.get(key)]
+    if not events and now - at > HEARTBEAT / 2:
+        events.append(("heartbeat", {"heartbeat": HEARTBEAT}))
+    request.told = (queue, now) if events else request.told
+    lines = [b"event: %b\ndata: %b\n\n" % (name.encode(), compact(data)) for name, data in events]
+    response = Response(200, b"".join(lines), _STREAM)
+    response.stream = True
+    return response
+
+
+#: The events of a stream, and what each brings.
+_STREAMED = (("messages", "inAppMessages"), ("inbox_messages", "inboxMessages"))
+
+
+# ---- what shows a message: the page that the web SDK puts into an iframe
+
+RENDERER = """<!doctype html><meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>In-app message</title>
+<style>
+html, body { margin: 0; background: transparent; font: 16px/1.5 system-ui, sans-serif }
+iframe { display: block; width: 100%; border: 0; background: Canvas; border-radius: 12px }
+button { position: absolute; top: 8px; right: 8px; width: 32px; height: 32px; border: 0;
+  border-radius: 50%; background: #0002; font: inherit; cursor: pointer }
+button:focus-visible { outline: 2px solid Highlight }
+</style>
+<iframe sandbox="allow-same-origin" title="Message"></iframe>
+<button type="button" aria-label="Close">&times;</button>
+<script>
+"use strict";
+const frame = document.querySelector("iframe");
+let options;
+const tell = (method, parameters) =>
+  parent.postMessage({ gist: { instanceId: options.instanceId, method, parameters } }, "*");
+const tap = (action, name = "") =>
+  tell("tap", { name, action, system: action.startsWith("gist://") });
+document.querySelector("button").onclick = () => tap("gist://close", "close");
+
+// The content runs no scripts: what its links and buttons do is told to the SDK from here.
+function listen() {
+  const content = frame.contentDocument;
+  content.addEventListener("click", (event) => {
+    const target = event.target.closest("[data-action], a[href], button");
+    event.preventDefault();
+    if (target) tap(target.dataset.action || target.getAttribute("href") || "gist://close",
+      target.dataset.name || target.textContent.trim());
+  }, true);
+  content.addEventListener("submit", (event) => event.preventDefault(), true);
+  const measure = () => {
+    frame.style.height = `${content.documentElement.scrollHeight}px`;
+    tell("sizeChanged", { width: content.documentElement.scrollWidth,
+      height: content.documentElement.scrollHeight });
+  };
+  new ResizeObserver(measure).observe(content.documentElement);
+  tell("routeLoaded", { route: options.messageId });
+  measure();
+}
+
+async function show() {
+  const { campaignId, broadcast } = options.properties?.gist ?? {};
+  const forAll = `e/m/${broadcast?.templateId ?? options.messageId}`;
+  const path = campaignId ? `e/v/${campaignId}` : forAll;
+  const answer = await fetch(`${path}?siteId=${encodeURIComponent(options.siteId ?? "")}`);
+  if (!answer.ok) return tell("routeError", { route: options.messageId });
+  const content = new DOMParser().parseFromString(await answer.text(), "text/html");
+  for (const part of content.querySelectorAll("script, base, meta, link, object, embed, iframe"))
+    part.remove();
+  const policy = content.createElement("meta");
+  policy.httpEquiv = "Content-Security-Policy";
+  policy.content = "default-src 'none'; img-src * data:; style-src 'unsafe-inline'";
+  content.head.prepend(policy);
+  frame.onload = listen;
+  frame.srcdoc = `<!doctype html>${content.documentElement.outerHTML}`;
+}
+
+addEventListener("message", (event) => {
+  if (event.source !== parent || !event.data?.options) return;
+  options = event.data.options;
+  show().catch(() => tell("error", {}));
+});
+</script>
+"""
+
+
+@route("GET", "/index.html", TRACK_OPEN)
+def renderer(call: Call) -> Response:
+    """Show an in-app message in the iframe of the web SDK, and tell it what is tapped."""
+    source = RENDERER.partition("<script>")[2].partition("</script>")[0]
+    script = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
+    policy = (
+        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{script}'; "
+        "connect-src 'self'; img-src * data:; font-src * data:; frame-src 'self'"
+    )
+    headers = (
+        *_HTML_PAGE,
+        ("Content-Security-Policy", policy),
+        ("X-Content-Type-Options", "nosniff"),
+    )
+    return Response(200, RENDERER.encode(), headers)
+
+
+@route("GET", "/e/m/{message_id}", TRACK_OPEN)
+def message_for_all(call: Call, message_id: str) -> Response:
+    """Show a message for everybody."""
+    rows = call.workspace.shelves["in_app_messages"].rows
+    row = rows.get(path_number(call.workspace, message_id))
+    if row is None:
+        raise ApiError(404, f"there is no message '{message_id}'")
+    return Response(200, row["body"].encode("utf-8", "replace"), (*_HTML_PAGE, *SANDBOXED))
+
+
+# ---- what tests see
+
+SEEDERS["in_app_messages"] = _seed_shelf("in_app_messages")
+
+
+@route("GET", "/__parlel/in-app", CONTROL)
+def show_queue(call: Call) -> Json:
+    """Show what the SDK of a `person` (an id, email or cio_id) gets; of nobody, what all get."""
+    name, workspace = call.request.query().get("person", ""), call.workspace
+    with workspace.lock:
+        person = _person_named(call, name) if name else None
+        return queue_of(workspace, person)
+
+
+# ======================================================================================
+# ==== §25 Snapshots
 # ======================================================================================
 
 #: The layout of a snapshot; a later one gets another number.
@@ -20069,8 +20449,8 @@ _LISTS: Dict[type, str] = {
 _UNWRITTEN = {
     Segment: {"predicate"},
     Delivery: {"seen"},
-    Request: {"awaited", "read", "until"},
-    Response: {"later"},
+    Request: {"awaited", "read", "told", "until"},
+    Response: {"later", "stream"},
 }
 
 
@@ -20746,7 +21126,7 @@ def put_state(call: Call) -> Json:
 
 
 # ======================================================================================
-# ==== §25 JavaScript
+# ==== §26 JavaScript
 # ======================================================================================
 
 #: The client, as `python customerio_fake.py client` prints it.
@@ -20880,6 +21260,9 @@ export class Workspace {
     return this.waitFor("events", { name, ...match }, this.waitForEvent);
   }
   waitForDelivery(match) { return this.waitFor("deliveries", match, this.waitForDelivery); }
+
+  /** What the web or mobile SDK of somebody (id, email or cio_id) gets: queue and inbox. */
+  inApp(person) { return this.call("GET", `in-app?person=${encodeURIComponent(person)}`); }
 
   /** The newest such record; throws if there is none. */
   async latest(list, match) { return (await this.expect(list, match, this.latest)).at(-1); }
@@ -21049,6 +21432,9 @@ export class Workspace {
   waitFor<L extends keyof Lists>(list: L, match?: Asked<L>): Promise<Lists[L]>;
   waitForEvent(name: string, match?: Asked<"events">): Promise<EventRecord>;
   waitForDelivery(match?: Asked<"deliveries">): Promise<DeliveryRecord>;
+  inApp(person: string): Promise<{
+    inAppMessages: Record<string, any>[]; inboxMessages: Record<string, any>[];
+  }>;
   latest<L extends keyof Lists>(list: L, match?: Asked<L>): Promise<Lists[L]>;
   link(match: Asked<"deliveries">, text?: string): Promise<string>;
   code(match: Asked<"deliveries">): Promise<string>;
@@ -21122,7 +21508,7 @@ _SCRIPT = (("Content-Type", "text/javascript; charset=utf-8"),)
 
 
 # ======================================================================================
-# ==== §26 Page
+# ==== §27 Page
 # ======================================================================================
 
 # What a person sees who opens the server in a browser. It uses the control endpoints that serve
@@ -22098,7 +22484,7 @@ def about(call: Call) -> Any:
 
 
 # ======================================================================================
-# ==== §27 Server
+# ==== §28 Server
 # ======================================================================================
 
 #: Limits of one request's head.
@@ -22406,6 +22792,13 @@ def response_bytes(response: Response, method: str, version: bytes, keep_alive: 
     return b"%b%b%bDate: %b\r\n\r\n%b" % (head, length, connection, date, body)
 
 
+def streamed(connection: Connection, response: Response) -> bytes:
+    """The next part of an answer that goes on until its connection ends."""
+    first, connection.streams, connection.framer.keep_alive = not connection.streams, True, False
+    head = _head(response.status, response.headers) + b"Connection: close\r\n\r\n"
+    return head + response.body if first else response.body
+
+
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _TLS_HANDSHAKE = b"\x16"
 _OVERLOADED = ApiError(
@@ -22421,7 +22814,7 @@ class Connection:
 
     __slots__ = (
         "draining", "ending", "fault", "framer", "fresh", "kept", "peer", "ready", "since",
-        "socket", "unsent",
+        "socket", "streams", "unsent",
     )  # fmt: skip
 
     def __init__(self, sock: socket.socket, peer: str, max_body: int, now: float) -> None:
@@ -22442,6 +22835,8 @@ class Connection:
         #: What goes wrong on purpose with the answer on its way.
         self.fault: Optional[Fault] = None
         self.ready: Optional[Request] = None
+        #: It is being sent a stream of events.
+        self.streams = False
 
     @property
     def resting(self) -> bool:
@@ -22700,10 +23095,12 @@ class Server(ThreadingHTTPServer):
     def _ask_again(self, connection: Connection) -> None:
         data = self.respond(connection, cast(Request, connection.ready))
         if data:
-            del self._parked[connection]
-            connection.ready, connection.since = None, self._now
-            connection.ending = not connection.framer.keep_alive
             self._queue(connection, data)
+            connection.since = self._now
+        if not connection.streams if data else self.fake.ended and connection.streams:
+            del self._parked[connection]
+            connection.ready, connection.ending = None, not connection.framer.keep_alive
+            self._outgoing[connection] = None
             if not connection.ending:
                 self._more[connection] = None  # what has come in meanwhile
 
@@ -22717,7 +23114,8 @@ class Server(ThreadingHTTPServer):
                 self._refuse(connection, error)
                 return
             if request is None:
-                self._go_on(connection)
+                if framer.wants_continue():
+                    self._queue(connection, _CONTINUE)
                 return
             packed = "content-encoding" in request.headers  # and who knows how large
             if packed or len(request.body) > LOOP_BODY or self.fake.is_heavy(request):
@@ -22725,7 +23123,8 @@ class Server(ThreadingHTTPServer):
                 return
             data = self.respond(connection, request)
             connection.since = self._now
-            if not data:
+            if not data or connection.streams:
+                self._queue(connection, data)
                 self._put_off(connection, request)
                 return
             connection.unsent += data
@@ -22754,10 +23153,6 @@ class Server(ThreadingHTTPServer):
             connection.ready = request
             self._parked[connection] = None
 
-    def _go_on(self, connection: Connection) -> None:
-        if connection.framer.wants_continue():
-            self._queue(connection, _CONTINUE)
-
     def respond(self, connection: Connection, request: Request) -> bytes:
         """Answer one request and write it to the access log; gives the bytes to send.
 
@@ -22766,6 +23161,8 @@ class Server(ThreadingHTTPServer):
         framer = connection.framer
         began = time.perf_counter() if log.isEnabledFor(logging.INFO) else 0.0
         response = self.fake.handle(request)
+        if response.stream:
+            return streamed(connection, response)
         if response.later:
             return b""
         if response.close:
@@ -23143,7 +23540,7 @@ def _load_built_in(context: ssl.SSLContext) -> None:
 
 
 # ======================================================================================
-# ==== §28 Beside the real service
+# ==== §29 Beside the real service
 # ======================================================================================
 
 #: The hosts of the App API (reference), its limit of requests a second, and how patient we are.
@@ -23371,7 +23768,7 @@ def _pull_person(api: Elsewhere, seed: Json, person: str) -> None:
 
 
 # ======================================================================================
-# ==== §29 Public face
+# ==== §30 Public face
 # ======================================================================================
 
 
@@ -23556,13 +23953,19 @@ class View:
         return copied_records(self.fake, "dropped")
 
     def person(self, identifier: str) -> Optional[PersonRecord]:
-        """One person by id or email; None if nobody has it."""
+        """One person by id, email or cio_id; None if nobody has it."""
         workspace = self.fake.workspace
         workspace.agenda.tick()
         with workspace.lock:
-            find, name = workspace.people.find, as_text(identifier)
-            person = find(("id", name)) or find(("email", name))
+            person = person_called(workspace.people, as_text(identifier))
             return None if person is None else person.record()
+
+    def in_app(self, person: str) -> Json:
+        """What the SDK of somebody (id, email or cio_id) gets: in-app messages, and the inbox."""
+        workspace, name = self.fake.workspace, as_text(person)
+        workspace.agenda.tick()
+        with workspace.lock:
+            return queue_of(workspace, person_called(workspace.people, name))
 
     def reset(self, only: str = "") -> None:
         """Forget everything, or `only` "state", "journal", "faults" or "clock"."""

@@ -144,6 +144,8 @@ class FakeTest(unittest.TestCase):
             body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
         )
         fields = {"authorization": credentials(path), "host": "localhost:4668"}
+        if path.startswith(("/api/v1/logs/", "/api/v1/messages/", "/api/v3/", "/api/v4/")):
+            fields["x-cio-site-id"] = "site"  # the SDKs' own, for their queue
         fields.update({name.replace("_", "-"): value for name, value in headers.items()})
         fields = {name: value for name, value in fields.items() if value}
         return Reply(self.fake.handle(Request(method, path, fields, raw)))
@@ -12476,6 +12478,185 @@ class JavaScript(FakeTest):
         self.assertGreater(len(names), 25)
         for name in names:
             self.assertRegex(customerio_fake.JS_CLIENT, rf"\b{name}\(")
+
+
+class InApp(FakeTest):
+    """The queue and the inbox that the web and mobile SDKs ask for."""
+
+    LOOK: ClassVar[Any] = {
+        "priority": 2, "position": "top", "element_id": "slot", "route_rule_web": "^/shop",
+        "persistent": True, "expires_in": 600, "topics": ["news"], "type": "cta",
+        "properties": {"title": "Hi {{customer.name}}", "n": 1},
+    }  # fmt: skip
+
+    def setUp(self) -> None:
+        super().setUp()
+        contents = [{"id": 5, "type": "in_app", "body": "<p>Hi</p>", "in_app": self.LOOK}]
+        row = {"id": 1, "name": "Hi", "contents": contents}
+        everybody = {"id": 9, "body": "<p>Sale</p>", "frequency": {"count": 3}}
+        self.ok("POST", "/__parlel/seed", {"transactional": [row], "in_app_messages": [everybody]})
+        self.ok("PUT", "/__parlel/clock", {"freeze": True, "now": 1_790_000_000})
+        self.identify("ada", name="Ada", email="ada@example.com")
+
+    def ask(
+        self, token: str = "ada", path: str = "/api/v4/users?sessionId=1", **more: Any
+    ) -> Reply:
+        headers = {"x-cio-site-id": "site"}
+        if token:
+            headers["x-gist-encoded-user-token"] = base64.b64encode(token.encode()).decode()
+        headers.update({name.replace("_", "-"): value for name, value in more.items()})
+        return Reply(self.fake.handle(Request("POST", path, headers, b"{}")))
+
+    def tell(self, method: str, path: str, body: Any = None) -> Reply:
+        data = b"{}" if body is None else json.dumps(body).encode()
+        return Reply(self.fake.handle(Request(method, path, {"x-cio-site-id": "site"}, data)))
+
+    def send(self, channel: str = "in_app", person: str = "ada") -> str:
+        body = {"transactional_message_id": 1, "identifiers": {"id": person}}
+        return cast(str, self.ok("POST", f"/v1/send/{channel}", body)["delivery_id"])
+
+    def test_a_send_waits_in_the_queue_until_it_was_shown(self) -> None:
+        delivery_id = self.send()
+        reply = self.ask()
+        message, everybody = reply.json["inAppMessages"][::-1]
+        gist = {
+            "campaignId": delivery_id, "elementId": "slot", "position": "top",
+            "routeRuleWeb": "^/shop", "persistent": True,
+        }  # fmt: skip
+        self.assertEqual(message["properties"], {"title": "Hi Ada", "n": 1, "gist": gist})
+        self.assertEqual((message["queueId"], message["priority"]), (delivery_id, 2))
+        self.assertEqual(everybody["properties"]["gist"]["broadcast"]["frequency"]["count"], 3)
+        self.assertEqual(reply.headers["x-gist-queue-polling-interval"], "10")
+        self.assertEqual(reply.headers["access-control-allow-origin"], "*")
+        self.assertEqual(self.tell("POST", f"/api/v1/logs/queue/{delivery_id}").status, 200)
+        self.assertEqual(len(self.ask().json["inAppMessages"]), 1)
+
+    def test_people_are_named_by_id_email_or_cio_id(self) -> None:
+        self.send()
+        cio_id = self.records("customers")[0]["cio_id"]
+        for token in ("ada", "ada@example.com", f"cio_{cio_id}"):
+            self.assertEqual(len(self.ask(token).json["inAppMessages"]), 2, token)
+        for token, more in (("eve", {}), ("ada", {"x_gist_user_anonymous": "true"})):
+            self.assertEqual(len(self.ask(token, **more).json["inAppMessages"]), 1, token)
+
+    def test_the_inbox(self) -> None:
+        delivery_id = self.send("inbox_message")
+        (entry,) = self.ask().json["inboxMessages"]
+        self.assertEqual(entry["topics"], ["news"])
+        self.assertEqual((entry["type"], entry["opened"]), ("cta", False))
+        self.assertEqual(entry["sentAt"], "2026-09-21T14:13:20.000Z")
+        self.assertEqual(entry["expiry"], "2026-09-21T14:23:20.000Z")
+        self.assertEqual(entry["properties"], {"title": "Hi Ada", "n": 1, "body": "<p>Hi</p>"})
+        path = f"/api/v1/messages/{delivery_id}"
+        self.assertEqual(self.tell("PATCH", path, {"opened": True}).status, 200)
+        self.ok("PUT", "/__parlel/state", self.ok("GET", "/__parlel/state"))
+        self.assertTrue(self.ask().json["inboxMessages"][0]["opened"])
+        self.assertEqual(
+            self.ok("GET", "/__parlel/in-app?person=ada"), self.ask("ada@example.com").json
+        )
+        self.ok("PUT", "/__parlel/clock", {"advance": 601})
+        self.assertEqual(self.ask().json["inboxMessages"], [])
+
+    def test_merged_deleted_and_suppressed_people(self) -> None:
+        self.identify("old", name="Old")
+        self.send(person="old")
+        merge = {"primary": {"id": "ada"}, "secondary": {"id": "old"}}
+        self.ok("POST", "/api/v1/merge_customers", merge)
+        self.assertEqual(len(self.ask().json["inAppMessages"]), 2)
+        self.ok("POST", "/api/v1/customers/ada/suppress")
+        self.assertEqual(len(self.ask().json["inAppMessages"]), 1)
+
+    def test_it_can_be_looked_at(self) -> None:
+        self.send()
+        cio = CustomerioServer(port=0)
+        cio.fake = self.fake
+        shown = self.ok("GET", "/__parlel/in-app?person=ada")
+        self.assertEqual(shown, self.ask().json)
+        self.assertEqual(cio.in_app("ada"), shown)
+        self.assertEqual(len(self.ok("GET", "/__parlel/in-app")["inAppMessages"]), 1)
+        self.assertEqual(self.call("GET", "/__parlel/in-app?person=eve").status, 404)
+
+    def test_nothing_is_204(self) -> None:
+        self.ok("POST", "/__parlel/seed", {})
+        self.assertEqual((self.ask().status, self.ask().body), (204, b""))
+
+    def test_what_was_shown_to_everybody_is_counted(self) -> None:
+        self.assertEqual(self.tell("POST", "/api/v1/logs/message/9").status, 200)
+        self.assertEqual(self.fake.workspace.shelves["in_app_messages"].rows[9]["views"], 1)
+        self.assertEqual(self.call("GET", "/e/m/9").body, b"<p>Sale</p>")
+
+    def test_what_is_wrong_is_refused_and_changes_nothing(self) -> None:
+        delivery_id = self.send("inbox_message")
+        rows: List[Tuple[Reply, int, str]] = [
+            (self.ask(""), 400, "X-Gist-Encoded-User-Token"),
+            (self.ask(x_gist_encoded_user_token="%%%"), 400, "must be the base64"),
+            (self.tell("POST", "/api/v1/logs/queue/nope"), 404, "no queue entry 'nope'"),
+            (self.tell("POST", "/api/v1/logs/message/8"), 404, "no message '8'"),
+            (self.tell("PATCH", f"/api/v1/messages/{delivery_id}", {}), 400, "opened is required"),
+            (self.tell("PATCH", f"/api/v1/messages/{delivery_id}", {"opened": 1}), 400, "opened"),
+            (self.call("POST", "/api/v4/users", {}, x_cio_site_id=""), 401, ""),
+        ]
+        for reply, status, text in rows:
+            self.assertEqual(reply.status, status, reply.body)
+            self.assertIn(text, reply.body.decode())
+        (entry,) = self.ask().json["inboxMessages"]
+        self.assertFalse(entry["opened"])
+
+    def test_a_workspace_is_known_by_its_site_id(self) -> None:
+        world = self.ok("POST", "/__parlel/workspaces", {"name": "w"})
+        reply = self.ask(x_cio_site_id=world["site_id"])
+        self.assertEqual(reply.status, 204)
+        fake = Fake(Settings(site_id="mine", api_key="k"))
+        wrong = fake.handle(Request("POST", "/api/v4/users", {"x-cio-site-id": "other"}, b"{}"))
+        self.assertEqual(wrong.status, 401)
+
+    def test_the_preflight_of_a_page_elsewhere(self) -> None:
+        reply = self.call("OPTIONS", "/api/v1/messages/1")
+        self.assertIn("PATCH", reply.headers["access-control-allow-methods"])
+        for name in ("X-CIO-Site-Id", "X-Gist-Encoded-User-Token", "Content-Language"):
+            self.assertIn(name, reply.headers["access-control-allow-headers"])
+
+    def test_the_renderer_runs_its_own_script_alone(self) -> None:
+        reply = self.call("GET", "/index.html")
+        policy, page = reply.headers["content-security-policy"], reply.body.decode()
+        source = page.partition("<script>")[2].partition("</script>")[0].encode()
+        sign = base64.b64encode(hashlib.sha256(source).digest()).decode()
+        self.assertIn(f"script-src 'sha256-{sign}';", policy)
+        self.assertLessEqual(len(page), 6 * 1024)
+
+
+class InAppStreams(WireTestCase):
+    """A stream of events, which holds no thread."""
+
+    def events(self, file: Any, count: int) -> List[Tuple[str, Any]]:
+        found = []
+        for _ in range(count):
+            name = file.readline().split(b": ")[1].strip().decode()
+            found.append((name, json.loads(file.readline().split(b": ", 1)[1])))
+            self.assertEqual(file.readline(), b"\n")
+        return found
+
+    def test_a_new_message_is_pushed(self) -> None:
+        self.server.fake.workspace.people.identify(("id", "ada"), {})
+        threads = threading.active_count()
+        token = base64.b64encode(b"ada").decode()
+        with socket.create_connection(("127.0.0.1", self.server.port), PATIENCE) as sock:
+            line = f"GET /api/v3/sse?userToken={token}&siteId=s HTTP/1.1\r\nHost: localhost\r\n\r\n"
+            sock.sendall(line.encode())
+            with sock.makefile("rb") as file:
+                head = b"".join(iter(file.readline, b"\r\n"))
+                self.assertIn(b"Content-Type: text/event-stream", head)
+                names = [name for name, _ in self.events(file, 3)]
+                self.assertEqual(names, ["connected", "messages", "inbox_messages"])
+                message = {"transactional_message_id": 1, "identifiers": {"id": "ada"}}
+                workspace = self.server.fake.workspace
+                delivery, mail = customerio_fake.accept(workspace, "in_app", message)
+                customerio_fake.dispatch(workspace, delivery, cast(customerio_fake.Mail, mail))
+                ((name, entries),) = self.events(file, 1)
+                self.assertEqual((name, len(entries)), ("messages", 1))
+                self.assertEqual(threading.active_count(), threads)
+                self.server.stop()
+                self.assertEqual(file.read(), b"")
 
 
 class SmallThings(FakeTest):
