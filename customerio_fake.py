@@ -14327,6 +14327,9 @@ def _batch_item(call: Call, index: int, item: Json) -> Union[Outcome, Problem]:
 # ======================================================================================
 
 
+Row = TypeVar("Row")
+
+
 def not_found(workspace: Workspace) -> ApiError:
     """The App API's 404 of a resource: a fresh ULID is its reference (observed)."""
     reference = ulid(workspace.clock.now(), workspace.count("reference"))
@@ -14337,6 +14340,14 @@ def bad_request(workspace: Workspace, error: ApiError) -> ApiError:
     """The App API's 400 of what is no JSON (docs); the header says why."""
     reference = not_found(workspace).message.partition(" (")[2]
     return ApiError(400, f"bad request ({reference}", headers=[(REASON_HEADER, error.message)])
+
+
+def there(call: Call, rows: Mapping[Any, Row], key: Any) -> Row:
+    """What stands under a key. Raises ApiError 404 if nothing does."""
+    row = rows.get(key)
+    if row is None:
+        raise not_found(call.workspace)
+    return row
 
 
 def shelved(call: Call, kind: str, id: Any) -> Json:
@@ -14615,10 +14626,7 @@ def list_exports(call: Call) -> Json:
 
 def export_of(call: Call, export_id: str) -> Export:
     """The export in a path. Raises ApiError 404."""
-    export = call.workspace.exports.get(path_number(call.workspace, export_id))
-    if export is None:
-        raise not_found(call.workspace)
-    return export
+    return there(call, call.workspace.exports, path_number(call.workspace, export_id))
 
 
 @route("GET", "/v1/exports/{export_id}", APP)
@@ -14627,13 +14635,10 @@ def get_export(call: Call, export_id: str) -> Json:
     return {"export": export_of(call, export_id).record()}
 
 
-@route(
-    "POST",
-    "/v1/exports/customers",
-    APP,
-    True,
-    LAX.having("filters", filter="filters"),
-)
+_FILTERS = LAX.having("filters", filter="filters")
+
+
+@route("POST", "/v1/exports/customers", APP, True, _FILTERS)
 def create_people_export(call: Call) -> Json:
     """Export the people whom a filter selects."""
     export = export_people(call.workspace, call.fields()["filters"])
@@ -14733,13 +14738,10 @@ def get_person_segments(call: Call, customer_id: str) -> Json:
     workspace = call.workspace
     with workspace.lock:
         person = person_of(call, customer_id)
-        mine = [
-            s
-            for s in workspace.segments.rows.values()
-            if workspace.segments.is_member(person, s.number)
-        ]
-        names = ("id", "name", "description")
-        return {"segments": [{name: s.document()[name] for name in names} for s in mine]}
+        rows, is_member = workspace.segments.rows.values(), workspace.segments.is_member
+        mine = [segment.document() for segment in rows if is_member(person, segment.number)]
+    names = ("id", "name", "description")
+    return {"segments": [{name: row[name] for name in names} for row in mine]}
 
 
 @route("GET", "/v1/customers/{customer_id}/relationships", APP)
@@ -14787,9 +14789,7 @@ def list_activities(call: Call) -> Json:
     query, people = call.request.query(), call.workspace.people
     deleted = query_flag(query, "deleted")
     if query.get("customer_id"):
-        with call.workspace.lock:
-            person = person_of(call, query["customer_id"])
-        return activity_page(call, lambda activity: activity.person is person)
+        return get_person_activities(call, query["customer_id"])
     return activity_page(call, lambda a: deleted or not a.person or a.person in people)
 
 
@@ -14905,14 +14905,9 @@ def get_object_attributes(call: Call, object_type_id: str, object_id: str) -> Js
     """Read an object's attributes."""
     with call.workspace.lock:
         thing = object_of(call, object_type_id, object_id)
-        return {
-            "object": {
-                "object_type_id": thing.key[0],
-                "identifiers": thing_names(thing),
-                "attributes": {name: as_text(v) for name, v in thing.attributes.items()},
-                "timestamps": thing.timestamps,
-            }
-        }
+    named = {"object_type_id": thing.key[0], "identifiers": thing_names(thing)}
+    texts = {name: as_text(value) for name, value in thing.attributes.items()}
+    return {"object": {**named, "attributes": texts, "timestamps": thing.timestamps}}
 
 
 @route("GET", "/v1/objects/{object_type_id}/{object_id}/relationships", APP)
@@ -14933,10 +14928,8 @@ def get_object_relationships(call: Call, object_type_id: str, object_id: str) ->
 
 def segment_of(call: Call, segment_id: str) -> Segment:
     """The segment in a path. Raises ApiError 404."""
-    segment = call.workspace.segments.rows.get(path_number(call.workspace, segment_id))
-    if segment is None:
-        raise not_found(call.workspace)
-    return segment
+    number = path_number(call.workspace, segment_id)
+    return there(call, call.workspace.segments.rows, number)
 
 
 @route("GET", "/v1/segments", APP)
@@ -15160,10 +15153,7 @@ def list_messages(call: Call) -> Json:
 
 def delivery_of(call: Call, delivery_id: str) -> Delivery:
     """The delivery in a path. Raises ApiError 404."""
-    delivery = call.workspace.deliveries.rows.get(delivery_id)
-    if delivery is None:
-        raise not_found(call.workspace)
-    return delivery
+    return there(call, call.workspace.deliveries.rows, delivery_id)
 
 
 @route("GET", "/v1/messages/{message_id}", APP)

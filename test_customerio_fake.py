@@ -219,7 +219,10 @@ def used_by(statement: ast.stmt) -> set[str]:
         table = tables.pop()
         tables += table.get_children()
         symbols = [symbol for symbol in table.get_symbols() if symbol.is_referenced()]
-        names |= {s.get_name() for s in symbols if s.is_global() or table.get_type() == "module"}
+        # From 3.12 on the module's table has the variables of its comprehensions, too.
+        top = table.get_type() == "module"
+        known = [s for s in symbols if not (top and s.is_assigned())]
+        names |= {symbol.get_name() for symbol in known if top or symbol.is_global()}
     return names
 
 
