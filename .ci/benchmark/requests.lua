@@ -21,6 +21,10 @@ local scenarios = {
     return "POST", "/api/v1/customers/" .. id .. "/events", track, string.format(
       '{"name":"order_placed","data":{"total":%d,"currency":"EUR"}}', n)
   end,
+  started = function(id, n)
+    return "POST", "/api/v1/customers/" .. id .. "/events", track, string.format(
+      '{"name":"started %d","data":{"order":%d}}', n % 50 + 1, n)
+  end,
   email = function(id, n)
     return "POST", "/v1/send/email", app, string.format(
       '{"to":"p%d@example.com","from":"shop@example.com","subject":"Order {{trigger.order}}",'
