@@ -9444,11 +9444,6 @@ class Plan:
         self._check_segments()
 
     @property
-    def state(self) -> str:
-        """Whether it is a draft, runs or is stopped, now."""
-        return str(self.workspace.shelves["campaigns"].rows[self.number]["state"])
-
-    @property
     def begins_with(self) -> str:
         """Which event, date, form, … begins it; "" if nobody has told, and nobody enters."""
         told = (self.row.get(name) or self.flow.get(name) for name in self.type.told_by)
@@ -9549,8 +9544,8 @@ class Runner:
     """Moves journeys from tile to tile, and out when it is time."""
 
     def __init__(self, workspace: Workspace) -> None:
-        self.workspace = workspace
-        self.plans: Dict[int, Plan] = {}
+        self.workspace, self.clock, self.lock = workspace, workspace.clock, workspace.lock
+        self.journeys, self.plans = workspace.journeys, cast(Dict[int, Plan], {})
         #: What any of them depends on once people are inside, and those who are, by serial number.
         self.needs: Set[Need] = set()
         self.live: Dict[int, List[Journey]] = {}
@@ -9564,11 +9559,11 @@ class Runner:
 
     def since(self, journey: Journey) -> float:
         """When a journey came to the tile where it is."""
-        return journey.arrived if journey.waits else self.workspace.clock.now()
+        return journey.arrived if journey.waits else self.clock.now()
 
     def schedule(self, journey: Journey, when: Optional[float] = None) -> None:
         """Go on with a journey at `when`, Unix seconds, or as the next thing to be done."""
-        journey.wake = self.workspace.clock.now() if when is None else when
+        journey.wake = self.clock.now() if when is None else when
         self.workspace.agenda.later(journey.wake, wake_journey, journey.serial, journey.wake)
 
     def act(
@@ -9594,7 +9589,7 @@ class Runner:
     def step(self, journey: Journey, locked: bool = False) -> bool:
         """Do what the next tile says; whether the one after it can be done at once."""
         workspace = self.workspace
-        with workspace.lock:
+        with self.lock:
             node = self._ready(journey)
             if node is None:
                 return False
@@ -9606,11 +9601,11 @@ class Runner:
             texts = {name: node.body[name] for name in node.tile.texts if name in node.body}
             data = journey_data(workspace, journey)
         try:
-            texts = render_texts(texts, data, workspace.clock.now())
+            texts = render_texts(texts, data, self.clock.now())
         except LiquidError as error:
-            with workspace.lock:
+            with self.lock:
                 return self.done(journey, node, Done("failed", str(error)))
-        with workspace.lock:
+        with self.lock:
             return journey.state == "active" and self._run(journey, node, texts)
 
     def _run(self, journey: Journey, node: Node, texts: Json) -> bool:
@@ -9622,17 +9617,18 @@ class Runner:
 
     def _ready(self, journey: Journey) -> Optional[Node]:
         """The tile to do now; those whose condition isn't met are skipped (docs)."""
+        nodes = self.plans[journey.campaign_id].nodes
         while journey.state == "active":
-            node = self.node_of(journey)
-            if node is None:
+            if journey.position is None:
                 self.end(journey, "finished")
                 return None
-            if journey.waits:
+            node = nodes[journey.position]
+            if journey.waiting_for:
                 return node
             if node.tile.acts and self._leaves(journey):
                 return None
             if node.tile.acts and journey.activated is None:
-                journey.activated = self.workspace.clock.now()
+                journey.activated = self.clock.now()
             if node.precondition is None or node.precondition.test(journey):
                 return node
             self.done(journey, node, Done("skipped", as_text(node.body["preconditions"])))
@@ -9640,7 +9636,7 @@ class Runner:
 
     def done(self, journey: Journey, node: Node, done: Done) -> bool:
         """Write down what came of a tile, and go to the next; whether that can be done now."""
-        waited, now = journey.waits, self.workspace.clock.now()
+        waited, now = journey.waits, self.clock.now()
         at = journey.arrived if waited else now
         step = Step(node.id, node.type, at, done.outcome, done.reason, done.path, done.delivery)
         journey.steps = [*(journey.steps[:-1] if waited else journey.steps), step]
@@ -9651,7 +9647,7 @@ class Runner:
         if journey.state != "active":
             return False
         onward = done.path is not None and node.paths
-        journey.position = node.paths[cast(int, done.path)] if onward else node.next
+        journey.position = node.paths[done.path] if onward else node.next  # type: ignore
         if waited and now - at >= 1:
             journey.depth = 0
         if waited and self._leaves(journey):
@@ -9693,7 +9689,7 @@ class Runner:
     def end(self, journey: Journey, state: str, reason: str = "") -> None:
         """End a journey."""
         node = self.node_of(journey)
-        journey.end(self.workspace.clock.now(), state, reason, node.type if node else "")
+        journey.end(self.clock.now(), state, reason, node.type if node else "")
         live = self.live.get(journey.person.serial, []) if journey.person else []
         if journey in live and self.plans[journey.campaign_id].goal is None:
             live.remove(journey)
@@ -9737,8 +9733,8 @@ class Runner:
 
         None is for one that has waited for what it sent. Raises TakesTime in a hurried thread.
         """
-        with self.workspace.lock:
-            journey = self.workspace.journeys.rows[number]
+        with self.lock:
+            journey = self.journeys.rows[number]
             if journey.state != "active" or journey.wake != when:
                 return
             if journey.waiting_for == IN_FILTER:
@@ -9755,7 +9751,7 @@ class Runner:
 
     def answered(self, number: int, delivery: Delivery) -> None:
         """Go on with a journey that waits for what became of a webhook."""
-        journey = self.workspace.journeys.rows[number]
+        journey = self.journeys.rows[number]
         if journey.waits and journey.steps[-1].delivery is delivery:
             self.schedule(journey)
 
@@ -9766,7 +9762,7 @@ class Runner:
         goal, open_ = plan.goal, journey.state not in ("not_entered", "never_activated")
         if goal is None or not open_ or journey.converted is not None:
             return
-        now, state = self.workspace.clock.now(), "segment" in plan.flow["goal"]
+        now, state = self.clock.now(), "segment" in plan.flow["goal"]
         met, seen = goal.test(journey), journey.goal_seen
         journey.goal_seen = now if met else 0.0
         if not met or (state and seen):
@@ -9852,8 +9848,8 @@ def post(runner: Runner, journey: Journey, number: int, path: Optional[int]) -> 
     delivery, mail = delivery_of_journey(runner, journey, plan, content)
     if content.get("holdout"):  # it goes into a trap, and counts (docs)
         return Done("created", "holdout", path, delivery)
-    agenda, now = runner.workspace.agenda, runner.workspace.clock.now()
-    agenda.later(now, send_of_journey, journey.serial, delivery, mail, True)
+    agenda = runner.workspace.agenda
+    agenda.later(runner.clock.now(), send_of_journey, journey.serial, delivery, mail, True)
     return Done("created", "", path, delivery, rest=True)
 
 
@@ -10198,8 +10194,9 @@ class Gate:
     """Lets people into campaigns, and remembers who nearly got in."""
 
     def __init__(self, workspace: Workspace) -> None:
-        self.workspace = workspace
-        self.runner = workspace.beside(Runner)
+        self.workspace, self.clock = workspace, workspace.clock
+        self.runner, self.journeys = workspace.beside(Runner), workspace.journeys
+        self.campaigns = workspace.shelves["campaigns"].rows
         self.by_event: Dict[str, List[Plan]] = {}
         self.by_need: Dict[Need, List[Plan]] = {}
         #: Plans by type and by what begins them: a form, a webhook, a type of objects.
@@ -10271,11 +10268,12 @@ class Gate:
         """See to it that what has happened has its consequences, also outside of Track writes."""
         if not self.called:
             self.called = True
-            self.workspace.agenda.later(self.workspace.clock.now(), settle_journeys)
+            self.workspace.agenda.later(self.clock.now(), settle_journeys)
 
     def _heard_event(self, event: Event, person: Person) -> None:
         for plan in self.by_event.get(event.name, ()):
-            self.entering.append((plan, person, event, self.depth))
+            depth = self.depth if self.runner.cause else 0
+            self.entering.append((plan, person, event, depth))
         if ("event", event.name) in self.runner.needs or ("event", event.name) in self.by_need:
             self.touch(person, ("event", event.name))
 
@@ -10342,14 +10340,15 @@ class Gate:
     def _settle_once(self) -> None:
         touched, entering, related = self.touched, self.entering, self.related
         self.touched, self.entering, self.related = {}, [], []
-        known, objects = self.workspace.people, self.workspace.objects.rows
-        people = [row for row in touched.values() if row[0] in known]
-        if people:
+        if touched:
+            known = self.workspace.people
+            people = [row for row in touched.values() if row[0] in known]
             self.runner.look_after([row[:2] for row in people])
             self._enter_touched(people)
         for plan, person, event, depth in entering:
-            if person in known:
+            if event.person is person:  # who may be gone, or another by now
                 self.enter(plan, person, event.data, depth, event)
+        objects = self.workspace.objects.rows if related else {}
         for plan, key, cause, depth in related:
             if key in objects:
                 enter_related(self, plan, objects[key], cause, depth)
@@ -10360,7 +10359,7 @@ class Gate:
             for number in sorted(plans):
                 self.look_at(plans[number], person, depth)
             for plan in self.dates:
-                self.plan_date(plan, person, self.workspace.clock.now())
+                self.plan_date(plan, person, self.clock.now())
 
     def look_at(self, plan: Plan, person: Person, depth: int = 0) -> None:
         """Let somebody in who matches a segment campaign, now or when the time comes."""
@@ -10371,7 +10370,7 @@ class Gate:
             self.enter(plan, person, {}, depth)
         elif not matched:
             known.discard(person.serial)
-        now = self.workspace.clock.now()
+        now = self.clock.now()
         times = [when for turn in plan.turns for when in turn(person) if when > now]
         if times:
             self._plan(min(times), "segment", plan, person)
@@ -10398,14 +10397,13 @@ class Gate:
         key: Optional[ObjectKey] = None,
     ) -> None:
         """Begin a journey, or write down why not."""
-        workspace, reason = self.workspace, ""
+        rows, reason = self.journeys.rows, ""
         journey = Journey(plan.number, person, data, event)
-        journey.started, journey.object_key = workspace.clock.now(), key
-        journey.serial, journey.born = len(workspace.journeys.rows), len(workspace.events.rows)
-        journey.depth = depth
+        journey.started, journey.depth, journey.object_key = self.clock.now(), depth, key
+        journey.serial, journey.born = len(rows), len(self.workspace.events.rows)
         for refused in plan.refusals:
             reason = reason or refused(self, plan, journey)
-        workspace.journeys.rows.append(journey)
+        rows.append(journey)
         if person is not None:
             person.own().journeys.append(journey)
         if reason:
@@ -10433,17 +10431,14 @@ class Gate:
 NEWCOMER = ("person", "new")
 
 
-def _not_running(gate: Gate, plan: Plan, journey: Journey) -> str:
-    return "" if plan.state == "running" else f"the campaign is {plan.state}"
-
-
-def _too_old(gate: Gate, plan: Plan, journey: Journey) -> str:
-    event = journey.event
-    late = event is not None and event.when < journey.started - OLDEST_TRIGGER
-    return "timestamp older than 72 hours" if late else ""
-
-
-def _in_circles(gate: Gate, plan: Plan, journey: Journey) -> str:
+def _shut(gate: Gate, plan: Plan, journey: Journey) -> str:
+    """Whether nobody enters now, or not for what is so old, or not once more in this circle."""
+    state, event = gate.campaigns[plan.number]["state"], journey.event
+    if state != "running":
+        return f"the campaign is {state}"
+    when = journey.started if event is None else event.timestamp or event.received_at
+    if when < journey.started - OLDEST_TRIGGER:
+        return "timestamp older than 72 hours"
     if journey.depth <= MAX_CHAIN:
         return ""
     text = f"{MAX_CHAIN} journeys have set off each other in one instant"
@@ -10485,9 +10480,7 @@ def _not_fitting(gate: Gate, plan: Plan, journey: Journey) -> str:
 #: Why somebody does not enter after all, in the order in which it is looked at, and to which
 #: campaigns that applies.
 REFUSALS: Tuple[Tuple[Callable[[Plan], Any], Callable[[Gate, Plan, Journey], str]], ...] = (
-    (lambda plan: True, _not_running),
-    (lambda plan: plan.row["type"] == "event", _too_old),
-    (lambda plan: True, _in_circles),
+    (lambda plan: True, _shut),
     (lambda plan: plan.flow.get("attribute_filters"), _unfitting_data),
     (lambda plan: plan.restart == "once" or plan.interval or plan.row["type"] == "segment",
      _too_often),
