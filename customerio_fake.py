@@ -7561,7 +7561,7 @@ class Workspace:
         """The one helper of a kind that works with this workspace, made on first use."""
         if kind not in self._beside:
             self._beside[kind] = kind(weakref.proxy(self))
-        return cast(Something, self._beside[kind])
+        return self._beside[kind]  # type: ignore[no-any-return]
 
     @property
     def parts(self) -> Dict[str, Any]:
@@ -9442,6 +9442,10 @@ class Plan:
         self.refusals: List[Callable[..., str]] = []
         self.needs = self._needs()
         self._check_segments()
+        #: Whether anything can take somebody out, and whether any message is translated.
+        self.may_end = bool(self.exits or self.filter or self.trigger)
+        contents = workspace.shelves[CAMPAIGNS.shelf].where(_parent=self.number)
+        self.translates = any(row["parent_action_id"] and row["language"] for row in contents)
 
     @property
     def begins_with(self) -> str:
@@ -9617,15 +9621,15 @@ class Runner:
 
     def _ready(self, journey: Journey) -> Optional[Node]:
         """The tile to do now; those whose condition isn't met are skipped (docs)."""
-        nodes = self.plans[journey.campaign_id].nodes
+        plan = self.plans[journey.campaign_id]
         while journey.state == "active":
             if journey.position is None:
                 self.end(journey, "finished")
                 return None
-            node = nodes[journey.position]
+            node = plan.nodes[journey.position]
             if journey.waiting_for:
                 return node
-            if node.tile.acts and self._leaves(journey):
+            if node.tile.acts and plan.may_end and self._leaves(journey):
                 return None
             if node.tile.acts and journey.activated is None:
                 journey.activated = self.clock.now()
@@ -9636,10 +9640,13 @@ class Runner:
 
     def done(self, journey: Journey, node: Node, done: Done) -> bool:
         """Write down what came of a tile, and go to the next; whether that can be done now."""
-        waited, now = journey.waits, self.clock.now()
-        at = journey.arrived if waited else now
+        waited, now = (
+            bool(steps := journey.steps) and steps[-1].outcome == "waiting",
+            self.clock.now(),
+        )
+        at = steps[-1].at if waited else now
         step = Step(node.id, node.type, at, done.outcome, done.reason, done.path, done.delivery)
-        journey.steps = [*(journey.steps[:-1] if waited else journey.steps), step]
+        journey.steps = [*(steps[:-1] if waited else steps), step]
         if done.until is not None:
             self._wait(journey, node, done.until)
             return False
@@ -9688,7 +9695,7 @@ class Runner:
 
     def end(self, journey: Journey, state: str, reason: str = "") -> None:
         """End a journey."""
-        node = self.node_of(journey)
+        node = None if state == "finished" else self.node_of(journey)
         journey.end(self.clock.now(), state, reason, node.type if node else "")
         live = self.live.get(journey.person.serial, []) if journey.person else []
         if journey in live and self.plans[journey.campaign_id].goal is None:
@@ -9841,7 +9848,7 @@ def post(runner: Runner, journey: Journey, number: int, path: Optional[int]) -> 
     content = shelf.rows[number]
     if content["sending_state"] == "off":
         return Done("skipped", "sending_state off", path)
-    if journey.text("language"):
+    if plan.translates and journey.text("language"):
         content = translated(
             shelf.where(_parent=plan.number), content, cast(Person, journey.person)
         )
@@ -10582,16 +10589,12 @@ def enter_related(
 
 
 def turn_away(
-    workspace: Workspace,
-    plan: Plan,
-    reason: str,
-    who: Optional[str] = None,
-    event: Optional[Event] = None,
+    workspace: Workspace, plan: Plan, reason: str, who: str = "", event: Any = None
 ) -> None:
     """Write down that nobody, or somebody who isn't here, has nearly entered."""
     journey = Journey(plan.number, None, event.data if event else {}, event)
     journey.started = journey.ended = workspace.clock.now()
-    journey.serial, journey.customer_id = len(workspace.journeys.rows), who
+    journey.serial, journey.customer_id = len(workspace.journeys.rows), who or None
     journey.state, journey.reason = "not_entered", reason
     workspace.journeys.rows.append(journey)
 
