@@ -9640,10 +9640,8 @@ class Runner:
 
     def done(self, journey: Journey, node: Node, done: Done) -> bool:
         """Write down what came of a tile, and go to the next; whether that can be done now."""
-        waited, now = (
-            bool(steps := journey.steps) and steps[-1].outcome == "waiting",
-            self.clock.now(),
-        )
+        steps, now = journey.steps, self.clock.now()
+        waited = bool(steps) and steps[-1].outcome == "waiting"
         at = steps[-1].at if waited else now
         step = Step(node.id, node.type, at, done.outcome, done.reason, done.path, done.delivery)
         journey.steps = [*(steps[:-1] if waited else steps), step]
