@@ -5445,12 +5445,13 @@ def _row_field(needed: str = "", /, **names: str) -> Check:
 
 
 CONDITION_OR_NULL = read_field("a condition, or null", _condition)
-TAGS, KEY = _or_null(list_field(ANY_TEXT)), typed_field(int, str)
+TAGS, KEY = _or_null(list_field(ANY_TEXT)), WORDS["word"]
 #: What a field of a row can be, beside what any field can.
 _STORED: Dict[str, Check] = {
     **WORDS, "texts": list_field(ANY_TEXT), "words": list_field(KEY), "objects": list_field(OBJECT),
     "seconds": typed_field(int, float), "condition": CONDITION_OR_NULL,
-    "base64": read_field("base64", _decode_base64), "family": choice_field(*OPEN_SHELVES),
+    "base64": read_field("base64", _decode_base64),
+    "family": choice_field("campaigns", "broadcasts", "newsletters", "transactional"),
     "headers": mapping_field(list_field(ANY_TEXT, 1)),
     # Those that may be null.
     "once": _or_null(MOMENT), "tags": TAGS, "some_word": _or_null(KEY),
@@ -5505,6 +5506,7 @@ def _content_fields(more: str = "") -> FieldList:
     return stored(
         needed, text=f"{texts} sending_state", whole="id _parent parent_action_id", flag="fake_bcc",
         maybe="from_id reply_to_id sender_identity_id", moment="created updated", any="headers",
+        files="attachments", some_object="custom_device",
     )  # fmt: skip
 
 
@@ -11636,20 +11638,18 @@ def _of_kind(kind: str, row: Json, where: str) -> Json:
     return row
 
 
-def _shelve(workspace: Workspace, kind: str, row: Json, where: str, blank: Json = {}) -> Json:  # noqa: B006
+def _shelve(workspace: Workspace, kind: str, row: Json, where: str, blank: Json = None) -> Json:
     """Put a row up, over what a blank one has; gives the row. Raises ApiError 400."""
     shelf, fields, id = workspace.shelves[kind], SHELVES[kind], row.get("id")
     shelf.open = False
-    words = fields.checks["id"] is not WHOLE
-    if (
-        id is not None
-        and (type(id) is not int or id < 1)
-        and not (words and type(id) is str and id)
-    ):
+    fits = (
+        id > 0 if type(id) is int else type(id) is str and id and fields.checks["id"] is not WHOLE
+    )
+    if id is not None and not fits:
         raise invalid(f"{where}.id must be a number from 1 up, not {id!r:.60}", f"{where}.id")
     if id in shelf.rows:
         raise invalid(f"{where}.id {id} is there already", f"{where}.id")
-    blank = {**blank, **_told_by_its_version(row, list(fields.checks))}
+    blank = {**(blank or {}), **_told_by_its_version(row, list(fields.checks))}
     # What is null where the real service has no null is not set.
     unset = [n for n, v in row.items() if v is None and fields.checks.get(n, ANYTHING).wrong(v)]
     return _sound_row(fields, shelf.add({**blank, **without(row, unset)}, id), where)

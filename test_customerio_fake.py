@@ -3023,6 +3023,11 @@ class Seeding(SeededTest):
             ("inbox_preview_credits", {"tier": "free"}, "credits_original is required"),
             ("segments", {"name": "x", "description": 7}, "description"),
             ("topics", {"name": ["x"]}, "name must be a string"),
+            ("topics", {"id": "x"}, "id must be a number from 1 up"),
+            ("topics", {"id": 0}, "id must be a number from 1 up"),
+            ("object_types", {"id": ""}, "id must be a number from 1 up"),
+            ("broadcasts", {"actions": [{**action, "attachments": 5}]}, "attachments must be an"),
+            ("broadcasts", {"actions": [{**action, "attachments": {"a": "x"}}]}, "attachments.a"),
         ]
         for kind, row, words in rows:
             with self.subTest(kind=kind, row=row):
