@@ -11534,7 +11534,9 @@ def seed_workspace(workspace: Workspace, document: Json) -> None:
         if kind == "workspace" and isinstance(rows, dict):  # of which there is one
             rows = [rows]
         each = _each(rows, kind, str if kind in _TEXTS else dict)
-        for row, where in sorted(each, key=_happened(kind)) if kind in _BY_TIME else each:
+        if kind in _BY_TIME:
+            each = iter(sorted(each, key=lambda planted: _happened(kind, planted[0])))
+        for row, where in each:
             _plant(workspace, plant, row, where)
     attach(workspace)
 
@@ -11568,12 +11570,9 @@ _TEXTS = ("ip_addresses",)
 _BY_TIME = {"messages": "created", "activities": "timestamp"}
 
 
-def _happened(kind: str) -> Callable[[Tuple[Json, str]], float]:
-    def when(planted: Tuple[Json, str]) -> float:
-        moment = planted[0].get(_BY_TIME[kind])
-        return moment if type(moment) in (int, float) else math.inf  # the others are for `plant`
-
-    return when
+def _happened(kind: str, row: Json) -> float:
+    moment = row.get(_BY_TIME[kind])
+    return moment if type(moment) in (int, float) else math.inf  # the others are for `plant`
 
 
 _PARENTS = (*[family.key for family in FAMILIES.values()], "action_id", "content_id")
@@ -13904,8 +13903,9 @@ _DEVICE = NO_FIELDS.having("device", device=object_field(DEVICE_FIELDS))
 @route("PUT", "/api/v1/customers/{identifier}/devices", TRACK, fields=_DEVICE)
 def add_device(call: Call, identifier: str) -> Outcome:
     """Add or update a device of a person."""
-    who = named_in_path(call, identifier)
-    return add_device_of(call.workspace, who, call.body().get("device"), "id")
+    who, workspace = named_in_path(call, identifier), call.workspace
+    device = device_of(call.body().get("device"), "id", workspace.seconds())
+    return workspace.ingest(workspace.devices.add_device, who, *device)
 
 
 @route("DELETE", "/api/v1/customers/{identifier}/devices/{device_id}", TRACK)
@@ -13932,13 +13932,6 @@ def sides_of_merge(call: Call, body: Json) -> List[Identifier]:
         if kind == "cio_id":
             checked_cio_id(value)
     return sides
-
-
-def add_device_of(workspace: Workspace, who: Identifier, device: Json, token_key: str) -> Outcome:
-    """Add or update a device of a person."""
-    return workspace.ingest(
-        workspace.devices.add_device, who, *device_of(device, token_key, workspace.seconds())
-    )
 
 
 _PUSH_EVENT = LAX.having(
@@ -14164,10 +14157,8 @@ def _person_merge(call: Call, item: Json) -> Action:
 
 
 def _person_relationships(call: Call, item: Json) -> Action:
-    who, refs = (
-        named_in_body(call, item),
-        relationship_list(item.get("cio_relationships"), object_key),
-    )
+    who = named_in_body(call, item)
+    refs = relationship_list(item.get("cio_relationships"), object_key)
     if not refs:
         raise required("cio_relationships", "a list of at least one relationship")
     verb = _RELATIONSHIP_ACTIONS[item["action"]]
@@ -18291,17 +18282,24 @@ def _pipelines_identify(workspace: Workspace, item: Json) -> Action:
     if not who[1]:
         raise Moot(400, "nobody to identify yet: there is neither userId nor traits.email")
     object_id = traits.get("objectId") or traits.get("object_id")
-    ref = _object_ref(traits, object_id) if object_id else ("", "")
+    ref = _object_ref(traits, object_id) if object_id else None
     checked = checked_attributes(attributes, "traits")
-    extra = _dated(part_of(traits, "relationshipAttributes"))
+    act = functools.partial(workspace.ingest, workspace.people.identify, who, checked)
+    return _and_related(workspace, act, who, ref, traits)
 
-    def act() -> Outcome:
-        reason = workspace.ingest(workspace.people.identify, who, checked)
-        if not object_id:
-            return reason
-        return both(reason, workspace.ingest(workspace.objects.add_relationship, who, ref, extra))
 
-    return act
+def _and_related(
+    workspace: Workspace,
+    act: Action,
+    who: Optional[Identifier],
+    ref: Optional[ObjectKey],
+    traits: Json,
+) -> Action:
+    """The same, and then a relationship between a person and an object, if there are both."""
+    if who is None or ref is None:
+        return act
+    bond = (who, ref, _dated(part_of(traits, "relationshipAttributes")))
+    return lambda: both(act(), workspace.ingest(workspace.objects.add_relationship, *bond))
 
 
 def _event_verb(kind: str) -> Callable[[Workspace, Json], Action]:
@@ -18336,17 +18334,11 @@ def _pipelines_group(workspace: Workspace, item: Json) -> Action:
     ref = _object_ref({**item, **traits}, item.get("groupId"))
     own = {**_own_traits(traits), **_own_traits(part_of(traits, "objectAttributes"))}
     attributes = object_attributes(own, "traits")
-    extra = _dated(part_of(traits, "relationshipAttributes"))
-    who = _user(workspace, item) if item.get("userId") or item.get("anonymousId") else ("", "")
-
-    def act() -> Outcome:
-        named = ("object_id", ref[1])
-        reason = workspace.ingest(workspace.objects.identify_object, named, ref, attributes)
-        if not who[0]:
-            return reason
-        return both(reason, workspace.ingest(workspace.objects.add_relationship, who, ref, extra))
-
-    return act
+    who = _user(workspace, item) if item.get("userId") or item.get("anonymousId") else None
+    act = functools.partial(
+        workspace.ingest, workspace.objects.identify_object, ("object_id", ref[1]), ref, attributes
+    )
+    return _and_related(workspace, act, who, ref, traits)
 
 
 def _pipelines_alias(workspace: Workspace, item: Json) -> Action:
@@ -18483,16 +18475,8 @@ def _taken(outcome: Outcome) -> Response:
 
 for _kind, _fields in PIPELINES_FIELDS.items():
     for _path, _api in ((_kind, PIPELINES), (_kind[0], PIPELINES_SDK)):
-        _handler = functools.partial(take_call, _kind)
-        serve(
-            "POST",
-            f"/v1/{_path}",
-            f"Take a Pipelines {_kind} call.",
-            _handler,
-            False,
-            _api,
-            _fields,
-        )
+        _words, _handler = f"Take a Pipelines {_kind} call.", functools.partial(take_call, _kind)
+        serve("POST", f"/v1/{_path}", _words, _handler, False, _api, _fields)
 
 
 @route("POST", "/v1/b", PIPELINES_SDK, fields=_CALLS)
