@@ -4891,7 +4891,7 @@ class Delivery:
     """
 
     __slots__ = (
-        "delivery_id", "channel", "message", "person", "customer_id", "recipient",
+        "delivery_id", "channel", "message", "raw", "person", "customer_id", "recipient",
         "created", "send_at", "metrics", "history", "parents", "journey", "rendered", "seen",
         "data", "devices", "base_url", "told",
     )  # fmt: skip
@@ -4899,6 +4899,8 @@ class Delivery:
     delivery_id: str
     channel: str
     message: Annotated[Attributes, MESSAGE]
+    #: The message as the JSON that it came in; then it is read when somebody asks for it.
+    raw: Optional[bytes]
     person: Optional[Person]
     customer_id: Optional[str]
     recipient: str
@@ -4923,8 +4925,17 @@ class Delivery:
     #: What the real service told of one that was seeded, and nobody can know here.
     told: Attributes
 
-    def __init__(self, delivery_id: str, channel: str, message: Json, created: int) -> None:
-        self.delivery_id, self.channel, self.message = delivery_id, channel, message
+    def __init__(
+        self,
+        delivery_id: str,
+        channel: str,
+        message: Json,
+        created: int,
+        raw: Optional[bytes] = None,
+    ) -> None:
+        self.delivery_id, self.channel, self.raw = delivery_id, channel, raw
+        if raw is None:
+            self.message = message
         self.person = self.customer_id = self.send_at = self.seen = self.journey = None
         # The `to` of a push says which devices, not who.
         to = "" if channel == "push" else message.get("to") or ""
@@ -4932,6 +4943,14 @@ class Delivery:
         self.created, self.metrics, self.history = created, _created_at(created), _NO_HISTORY
         self.parents = self.rendered = self.data = self.devices = _NONE
         self.told = _NONE
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """The message, which as JSON takes a fifth of the memory."""
+            if name != "message":
+                raise AttributeError(name)
+            return decode_json(self.raw)
 
     @property
     def origin(self) -> Dict[str, Optional[str]]:
@@ -8469,30 +8488,34 @@ MAX_ATTACHMENTS = 2 * 1000 * 1000
 
 
 def accept(
-    workspace: Workspace, channel: str, message: Json, base_url: str = ""
+    workspace: Workspace,
+    channel: str,
+    message: Json,
+    base_url: str = "",
+    raw: Optional[bytes] = None,
 ) -> Tuple[Delivery, Optional[Mail]]:
     """Accept a transactional message; gives its delivery, and what is to be sent of it now.
 
-    An unknown person is created. `base_url` is where links in the message lead. What goes wrong
-    from here on shows in the delivery, as in the real service. Raises ApiError in the order
-    fields, recipients, attachments, template (inferred).
+    An unknown person is created. `base_url` is where links in the message lead, `raw` the JSON
+    that it came in. What goes wrong from here on shows in the delivery, as in the real service.
+    Raises ApiError in the order fields, recipients, attachments, template (inferred).
     """
     who = _check_send(channel, message, workspace.clock.now())
     with workspace.lock:
         now = workspace.clock.now()
         template = transactional_of(workspace, channel, message)
         delivery_id = delivery_id_of(now, workspace.count("delivery"), "transactional")
-        delivery = Delivery(delivery_id, channel, message, int(now))
-        delivery.parents = {"transactional_message_id": template["id"]}
+        delivery = Delivery(delivery_id, channel, message, int(now), raw)
+        delivery.parents = _parents_of(template["id"])
         delivery.customer_id, delivery.base_url = who[1], base_url
         delivery.data = message.get("message_data") or {}
         send_at = message.get("send_at") and whole_number(message["send_at"], "send_at")
         delivery.send_at = send_at if send_at and send_at > now else None
         outcome = _address(workspace, delivery, who)
         workspace.deliveries.post(delivery)
-        content = transactional_content(workspace, delivery)
+        content = transactional_content(workspace, delivery, message)
         if content:
-            delivery.parents = {**delivery.parents, "content_id": content["id"]}
+            delivery.parents = _parents_of(template["id"], content["id"])
         if delivery.person is None:
             metric = "dropped" if outcome.kind == "suppressed" else "failed"
             reason = outcome.text or NO_PERSON.text
@@ -8505,14 +8528,21 @@ def accept(
     return delivery, None
 
 
-def transactional_content(workspace: Workspace, delivery: Delivery) -> Json:
+@functools.lru_cache(maxsize=1024)
+def _parents_of(message: int, content: Optional[int] = None) -> Dict[str, int]:
+    """What transactional deliveries are part of; those of one content share it."""
+    parents = {"transactional_message_id": message, "content_id": content}
+    return {name: number for name, number in parents.items() if number is not None}
+
+
+def transactional_content(workspace: Workspace, delivery: Delivery, message: Json) -> Json:
     """The content of a delivery's template in the recipient's language, or the default one."""
     number = delivery.parents["transactional_message_id"]
     rows = workspace.shelves["transactional_contents"].rows.values()
     contents = [row for row in rows if row["_parent"] == number] if rows else ()
     if not contents:
         return {}
-    wanted = delivery.message.get("language")
+    wanted = message.get("language")
     if not wanted and delivery.person is not None:
         wanted = delivery.person.text("language")
     by_language = {content["language"]: content for content in reversed(contents)}
@@ -14552,7 +14582,8 @@ def send_message(call: Call) -> Any:
     if service and not headers.get("x-workspace-id"):
         raise invalid("workspace_id is required")  # the command-line client's tests
     try:
-        delivery, mail = accept(workspace, channel, send_body(call), call.base_url)
+        raw = None if "content-encoding" in headers else call.request.body
+        delivery, mail = accept(workspace, channel, send_body(call), call.base_url, raw)
     except Misread as error:
         raise _not_sendable(error.message) from None
     scheduled = "" if delivery.send_at is None else f'"send_at":{delivery.send_at},'
@@ -20416,7 +20447,7 @@ _LISTS: Dict[type, str] = {
 #: What is made anew from the rest.
 _UNWRITTEN = {
     Segment: {"predicate"},
-    Delivery: {"seen"},
+    Delivery: {"raw", "seen"},
     Request: {"awaited", "read", "told", "until"},
     Response: {"later", "stream"},
 }
