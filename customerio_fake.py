@@ -18121,22 +18121,16 @@ def get_live_notification(call: Call, instance_id: str) -> Json:
 MAX_PIPELINES_CALL = 32 * 1024
 MAX_PIPELINES_BATCH = 500 * 1024
 
-#: What a call must have, always and (first) in strict mode only. A row with several names wants
-#: any one of them. The always-rows are the reference fake's.
-PIPELINES_NEEDS: Dict[str, Tuple[Sequence[Sequence[str]], Sequence[Sequence[str]]]] = {
-    "identify": ([("userId", "anonymousId", "traits.email")], []),
-    "track": ([("userId", "anonymousId", "groupId")], [("event",)]),
-    "page": ([("userId", "anonymousId")], []),
-    "screen": ([("userId", "anonymousId")], []),
-    "group": ([("userId", "anonymousId")], [("groupId",)]),
-    "alias": ([], [("userId",), ("previousId",)]),
+#: In strict mode a call must have one of these; what it always needs is in its field list. All
+#: that is the reference fake's.
+PIPELINES_NAMES: Dict[str, Sequence[str]] = {
+    "identify": ("userId", "anonymousId", "traits.email"),
+    "track": ("userId", "anonymousId", "groupId"),
+    **dict.fromkeys(("page", "screen", "group"), ("userId", "anonymousId")),
+    "alias": ("userId",),
 }
-#: What strict mode wants of semantic events that are nobody's (reference).
-_REPORT_FIELDS: Dict[str, Sequence[Sequence[str]]] = {
-    "Report Delivery Event": [("properties",)],
-    "Report Content Event": [("properties",)],
-}
-
+#: Semantic events that are nobody's; strict mode wants `properties` of them (reference).
+_REPORTS = ("Report Delivery Event", "Report Content Event")
 
 _ON_EVERY_CALL = FieldList(lax=True, first=True).having(
     scalar="userId anonymousId", object="context integrations", any="type messageId timestamp "
@@ -18145,11 +18139,13 @@ _ON_EVERY_CALL = FieldList(lax=True, first=True).having(
 #: The fields of each call (reference, and what the official clients send).
 PIPELINES_FIELDS = {
     "identify": _ON_EVERY_CALL.having(object="traits"),
-    "track": _ON_EVERY_CALL.having(scalar="event groupId", object="properties"),
+    "track": _ON_EVERY_CALL.having("event", scalar="event groupId", object="properties"),
     "page": _ON_EVERY_CALL.having(scalar="name", any="category", object="properties"),
     "screen": _ON_EVERY_CALL.having(scalar="name", any="category", object="properties"),
-    "group": _ON_EVERY_CALL.having(scalar="groupId", any="objectTypeId", object="traits"),
-    "alias": _ON_EVERY_CALL.having(scalar="previousId"),
+    "group": _ON_EVERY_CALL.having(
+        "groupId", scalar="groupId", any="objectTypeId", object="traits"
+    ),
+    "alias": _ON_EVERY_CALL.having("userId previousId", scalar="previousId"),
 }
 _CALL = ANYTHING._replace(
     type="a call", inner=lambda item: PIPELINES_FIELDS.get(as_text(item.get("type")))
@@ -18176,12 +18172,12 @@ def check_pipelines_call(kind: str, item: Json, strict: bool) -> None:
 
 
 def _check_names(kind: str, item: Json, strict: bool = False) -> None:
-    in_strict_mode, always = PIPELINES_NEEDS[kind]
-    if kind == "track" and isinstance(item.get("event"), str):
-        in_strict_mode = _REPORT_FIELDS.get(item["event"], in_strict_mode)
-    for names in [*always, *(in_strict_mode if strict else ())]:
-        if not any(_given(item, name) for name in names):
-            raise required(" or ".join(names))
+    names = PIPELINES_NAMES[kind]
+    if kind == "track" and item.get("event") in _REPORTS:
+        names = ("properties",)
+    for wanted in [*((n,) for n in PIPELINES_FIELDS[kind].needed), *([names] if strict else ())]:
+        if not any(_given(item, name) for name in wanted):
+            raise required(" or ".join(wanted))
 
 
 def _strict(call: Call) -> bool:
