@@ -1966,7 +1966,8 @@ def _tokens(source: str) -> Iterator[_Token]:
         text = text.rstrip() if source.startswith("-", start + 2) else text
         if text:
             yield _Token("text", text, position)
-        match = opening and _BRACKETED.match(source, start)
+        closes = opening and (source[start + 1] == "{" or source.find("%}", start + 2) > 0)
+        match = _BRACKETED.match(source, start) if closes else None
         if match is None:
             if opening:
                 yield _unclosed(source, start)
@@ -1997,7 +1998,7 @@ def _raw(source: str, start: int, position: int) -> Tuple[_Token, int, bool]:
 # ---- expressions
 
 _LEXEME = re.compile(
-    r"""\s*("[^"\\]*(?:\\.[^"\\]*)*"|'[^'\\]*(?:\\.[^'\\]*)*'
+    r"""("[^"\\]*(?:\\.?[^"\\]*)*(?:"|\Z)|'[^'\\]*(?:\\.?[^'\\]*)*(?:'|\Z)
     |[-+]?[0-9]+(?:\.(?!\.)[0-9]*)?(?![\w-])(?!\.(?!\.))
     |[^\s\x00-,./:-@\[-^`{-\x7f]+\??(?:\.[^\s\x00-,./:-@\[-^`{-\x7f]+\??)*
     |==|!=|<>|<=|>=|\.\.|\S)""",
@@ -2101,6 +2102,8 @@ class _Markup:
             return self._enclosed(lenient)
         self._index += 1
         if text[0] in _QUOTES:
+            if text[1:][-1:] != text[0]:
+                raise self.error(f"unexpected {text[0]}", self._index - 1)
             text = text[1:-1]
             return self._part_of(_Constant(_ESCAPE.sub(_unescaped, text) if "\\" in text else text))
         if text[0] in _FIGURES and _FIGURE.fullmatch(text):
@@ -2178,9 +2181,12 @@ class _Markup:
     def _filter(self, read: _Read) -> _Read:
         self._index += 1
         where, name = self._index, self.name()
-        positional, options = self._arguments() if self.accept(":") else ([], {})
+        arguments: Tuple[Sequence[_Read], Dict[str, _Read]] = (), {}
+        if self.lexemes[self._index] == ":":
+            self._index += 1
+            arguments = self._arguments()
         try:
-            return _applied(name, read, positional, options)
+            return _applied(name, read, *arguments)
         except LiquidError as error:
             raise self.error(error.message, where) from None
 
@@ -2201,6 +2207,9 @@ class _Markup:
 
     def expression(self, lenient: bool = False) -> _Read:
         """Read comparisons joined by `and` and `or`, which bind to the right."""
+        text = self.lexemes[self._index]
+        if text not in _NO_NAMES and text != "not" and self.lexemes[self._index + 1] in ("", "|"):
+            return self.value(lenient)
         reads, joints = [self._comparison(lenient)], []
         while self.lexemes[self._index] in ("and", "or"):
             joints.append(self.name() == "or")

@@ -4032,9 +4032,10 @@ class Scanners(unittest.TestCase):
         for pattern, uses in sorted(self.patterns().items()):
             words = set(re.findall(r"[a-z]{3,}|[^\\\w]", pattern)) | {"a", " ", "\n", "0", ".", "@"}
             words |= {f"<{word}>" for word in words if word.isalpha()}
-            for use, start in itertools.product(uses, ("", "a@")):
+            ends = (("", ""), ("", "\0"), ("a@", "\0"))
+            for use, (start, end) in itertools.product(uses, ends):
                 for unit in words:
-                    text = start + unit * (60_000 // len(unit)) + "\0"
+                    text = start + unit * (40_000 // len(unit)) + end
                     begin = time.thread_time()
                     getattr(re.compile(pattern), use)(text)
                     spent = time.thread_time() - begin
@@ -10419,6 +10420,15 @@ class LiquidRunaways(LiquidTest):
         for source in sources:
             with self.subTest(source[:20]):
                 self.assertIn("more than 100000 words", self.failing(source).message)
+
+    def test_templates_are_read_in_linear_time(self) -> None:
+        units = (" ", "x", "} ", "a'", "'a' ", "\\'", '"', "?", "-", "{%", "{{", "\n", ":", "a.")
+        ends = (("{{ a", ""), ("{{ a", " }}"), ("{{ '", "' }}"), ("{%", ""), ("{% if", "%}"))
+        for unit, (begin, end) in itertools.product(units, ends):
+            start = time.thread_time()
+            with contextlib.suppress(LiquidError):
+                customerio_fake.parse_liquid(begin + unit * (40_000 // len(unit)) + end)
+            self.assertLess(time.thread_time() - start, 2, begin + unit + end)  # or a minute
 
     def test_parts_of_a_message_share_a_budget(self) -> None:
         source, budget = "{% for i in (1..50) %}{{ i }}{% endfor %}", Budget(LiquidLimits(work=700))
