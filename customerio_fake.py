@@ -21523,7 +21523,6 @@ _PAGE_STYLE = r"""
   color-scheme: light dark;
   --back: light-dark(#fff, #151518);
   --side: light-dark(#f7f7f9, #1b1b1f);
-  --raised: light-dark(#fff, #232328);
   --hover: light-dark(#f1f1f5, #26262c);
   --line: light-dark(#e5e5ea, #303037);
   --text: light-dark(#1d1d22, #ececf1);
@@ -21539,7 +21538,6 @@ _PAGE_STYLE = r"""
   font: 14px/1.45 system-ui, sans-serif;
 }
 * { box-sizing: border-box; }
-[hidden] { display: none !important; }
 body { display: grid; grid: auto minmax(0, 1fr) / 168px minmax(0, 1fr); height: 100dvh;
   margin: 0; background: var(--back); color: var(--text); }
 a { color: var(--accent); text-decoration: none; }
@@ -21548,14 +21546,14 @@ h2, h2 code { font-size: 18px; }
 h3 { margin: 22px 0 8px; color: var(--soft); font-size: 12px; }
 :focus-visible { outline: 2px solid var(--accent); outline-offset: -1px; }
 button, select, input, textarea, summary, .button { padding: 4px 10px; border: var(--edge);
-  border-radius: 6px; background: var(--raised); color: inherit; font: inherit;
+  border-radius: 6px; background: var(--back); color: inherit; font: inherit;
   white-space: nowrap; }
 button, summary, select, .button { cursor: pointer; }
 button:hover, summary:hover, .button:hover, .row:hover { background: var(--hover); }
 input { min-width: 0; max-width: 100%; }
 input::placeholder { color: var(--soft); }
 summary { list-style: none; }
-code, pre, kbd, textarea { font: 12px/1.55 ui-monospace, Menlo, Consolas, monospace; }
+code, pre, kbd, textarea { font: 12px/1.55 ui-monospace, Consolas, monospace; }
 textarea { width: 100%; height: 170px; white-space: pre-wrap; }
 pre { margin: 0; padding: 10px 12px; overflow: auto; border: var(--edge); border-radius: 8px;
   background: var(--side); white-space: pre-wrap; }
@@ -21574,13 +21572,10 @@ search kbd { position: absolute; right: 8px; top: 6px; }
 search input:focus + kbd { display: none; }
 #workspace { max-width: 140px; }
 #clock { position: relative; }
-.menu, #hits { position: absolute; z-index: 9; top: 36px; right: 0; padding: 6px;
-  border: var(--edge); border-radius: 10px; background: var(--raised);
-  box-shadow: 0 8px 30px #0003; }
+.menu { position: absolute; z-index: 9; top: 36px; right: 0; padding: 6px; border: var(--edge);
+  border-radius: 10px; background: var(--back); box-shadow: 0 8px 30px #0003; }
 .menu button { display: block; width: 100%; border: 0; text-align: left; }
-.menu p { margin: 4px 10px; color: var(--soft); white-space: nowrap; }
-#hits { left: 0; max-height: 70vh; overflow: auto; }
-#hits h3 { margin: 8px 14px 2px; }
+.menu p { padding: 4px 10px; white-space: nowrap; }
 
 nav { display: flex; flex-direction: column; padding: 10px 8px; border-right: var(--edge);
   background: var(--side); overflow: auto; }
@@ -21598,7 +21593,6 @@ main { display: flex; min-width: 0; outline: 0; }
 .bar, .bar label, .actions, #badges { display: flex; flex-wrap: wrap; gap: 6px;
   align-items: center; }
 .bar { padding: 8px 14px; border-bottom: var(--edge); }
-.bar [type=text] { flex: 1 1 120px; }
 .bar label, .count, .kind, .facts, .empty, .row > time, .row i, th, td time {
   color: var(--soft); }
 .actions { margin: 12px 0; }
@@ -21616,7 +21610,6 @@ main { display: flex; min-width: 0; outline: 0; }
 .row[aria-current] { background: var(--tint); }
 .bad i, .tag.bad { color: var(--bad); }
 .warn i, .tag.warn { color: var(--warn); }
-.new { animation: new 1.5s; }
 @keyframes new { from { background: var(--tint); } }
 .tag { padding: 1px 7px; border-radius: 99px; background: var(--hover); color: var(--soft);
   white-space: nowrap; }
@@ -21624,7 +21617,6 @@ main { display: flex; min-width: 0; outline: 0; }
 .tag.warn { background: var(--warned); }
 .tag.bad { background: var(--wrong); }
 .empty { max-width: 640px; margin: 8vh auto; padding: 0 20px; }
-.empty h2 { color: var(--text); }
 .facts { margin: 4px 0 14px; }
 p.tag { border-radius: 6px; white-space: normal; }
 .tabs { display: flex; margin: 16px 0 12px; overflow-x: auto; border-bottom: var(--edge); }
@@ -21640,11 +21632,10 @@ iframe { display: block; width: 100%; height: 68vh; border: var(--edge); border-
   border-radius: 28px; background: var(--side); }
 .phone iframe, .screen { height: 667px; border-radius: 20px; }
 .screen { padding: 60px 14px; overflow: auto; background: var(--back); }
-.bubble, .card { max-width: 85%; padding: 8px 14px; border-radius: 16px 16px 16px 4px;
+.bubble, .card { padding: 8px 14px; border: var(--edge); border-radius: 16px;
   background: var(--hover); overflow-wrap: anywhere; white-space: pre-wrap; }
 .whatsapp { background: light-dark(#d9f7cd, #1d4a2f); }
-.card { max-width: none; border: var(--edge); border-radius: 14px; }
-.card p { margin: 0; }
+p { margin: 0; }
 
 .flow { display: flex; flex-direction: column; align-items: center; width: max-content;
   min-width: 100%; margin: 0; padding: 4px; list-style: none; }
@@ -21652,7 +21643,7 @@ iframe { display: block; width: 100%; height: 68vh; border: var(--edge); border-
 .flow li + li::before, .paths .flow::before { content: ""; width: 1px; height: 18px;
   background: var(--soft); }
 li > .tile { display: block; min-width: 170px; max-width: 250px; padding: 7px 12px;
-  border: var(--edge); border-radius: 10px; background: var(--raised); }
+  border: var(--edge); border-radius: 10px; background: var(--back); }
 .tile b, .tile small { display: block; }
 .tile b::first-letter { text-transform: uppercase; }
 .tile small { color: var(--soft); }
@@ -21663,14 +21654,12 @@ li > .paths { display: flex; align-items: start; gap: 18px; margin-top: 14px;
 .paths > div { margin-top: -10px; }
 .paths > div > .tag { border: var(--edge); background: var(--back); }
 .scroll { overflow-x: auto; }
-.drop { padding: 26px; border: 1px dashed var(--soft); border-radius: 10px; text-align: center; }
+.drop { display: block; width: 100%; padding: 26px; border: 1px dashed var(--soft); }
 
 #toast { position: fixed; right: 16px; bottom: 16px; max-width: 480px; padding: 9px 14px;
   border-radius: 8px; background: var(--text); color: var(--back); opacity: 0;
-  transition: opacity .2s; pointer-events: none; }
+  pointer-events: none; }
 #toast.shown { opacity: 1; }
-dialog { max-width: 460px; padding: 20px; border: var(--edge); border-radius: 12px;
-  background: var(--raised); color: inherit; }
 
 @media (max-width: 800px) {
   body { grid: auto auto minmax(0, 1fr) / minmax(0, 1fr); }
@@ -21680,8 +21669,7 @@ dialog { max-width: 460px; padding: 20px; border: var(--edge); border-radius: 12
   nav { flex-direction: row; padding: 4px; border-bottom: var(--edge); }
   nav button, .kind, .split .list { display: none; }
 }
-@media (min-width: 801px) { .back { display: none; } }
-@media (prefers-reduced-motion: reduce) { .new { animation: none; } #toast { transition: none; } }
+@media (prefers-reduced-motion: no-preference) { .new { animation: new 1.5s; } }
 """
 
 _PAGE_SCRIPT = r"""
@@ -21690,7 +21678,7 @@ const base = location.pathname.replace(/\/+$/, "");
 const $ = (selector) => document.querySelector(selector);
 const main = $("main");
 
-// ---- elements: what comes from the server goes in as text, never as HTML
+// ---- elements: what comes from the server is text, never HTML
 
 /** Text in which signs that would turn other text round can be seen. */
 const plain = (text) => String(text).replace(/[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g,
@@ -21702,9 +21690,8 @@ function h(kind, ...parts) {
   element.className = classes.join(" ");
   for (const part of parts.flat(9)) {
     if (part instanceof Node) element.append(part);
-    else if (part === 0 || (part && typeof part !== "object")) {
-      if (part !== true) element.append(plain(part));
-    } else for (const [key, value] of Object.entries(part || {})) {
+    else if (["string", "number"].includes(typeof part)) element.append(plain(part));
+    else for (const [key, value] of Object.entries(part || {})) {
       if (key.startsWith("on")) element.addEventListener(key.slice(2), value);
       else if (value || value === 0) element.setAttribute(key, value);
     }
@@ -21720,13 +21707,13 @@ const table = (rows) => h("table", rows.map(([name, ...values]) =>
 const shown = (value) => typeof value === "string" ? value : JSON.stringify(value);
 const words = (name) => String(name).replace(/_/g, " ");
 
-let clock = {}, ahead = 0; // by how many milliseconds the fake's clock is ahead of ours
+let clock = {}, ahead = 0; // of our clock, in milliseconds
 const now = () => clock.frozen ? clock.now * 1000 : Date.now() + ahead;
 const short = new Intl.DateTimeFormat([], {timeStyle: "medium"});
 const long = new Intl.DateTimeFormat([], {dateStyle: "medium", timeStyle: "short"});
 const local = (date, near) => (Math.abs(date - near) < 43200e3 ? short : long).format(date);
 
-/** A moment in Unix seconds: local, and on hover in UTC and how long ago. */
+/** Unix seconds in local time, and on hover in UTC and how long ago. */
 function time(seconds) {
   const date = new Date(seconds * 1000);
   return seconds && h("time", {datetime: date.toISOString()}, local(date, now()));
@@ -21743,15 +21730,15 @@ function span(seconds) {
   return `${count} ${name}${count === 1 ? "" : "s"}`;
 }
 
-/** A value as JSON, its names in colour; a text as it is. What is very long is cut. */
+/** A value as JSON, its names in colour, or a text; what is very long is cut. */
 function json(value) {
-  const text = shown(typeof value === "object" ? "" : value) || JSON.stringify(value, null, 2);
+  const text = typeof value === "string" ? value : JSON.stringify(value, null, 2) || "";
   const parts = text.slice(0, 1e5).split(/^( *"(?:[^"\\]|\\.)*":)/m);
   return h("pre", {tabindex: 0}, parts.map((part, at) => at % 2 ? h("span.name", part) : part),
     text.length > 1e5 && `… and ${text.length - 1e5} characters`);
 }
 
-// ---- the server, and the address that says what is looked at
+// ---- the server, and the address
 
 async function api(path, method = "GET", body = undefined) {
   const response = await fetch(`${base}/__parlel/${path}`, {method, body: JSON.stringify(body)});
@@ -21766,7 +21753,7 @@ const newest = (list, limit, more) =>
   ask(list, {order: "newest", limit, fields: LISTS[list].fields, cut: 160, ...more});
 async function one(list, query) {
   const {[list]: [found]} = await ask(list, query);
-  if (!found) throw new Error("It is not here, or not any more.");
+  if (!found) throw new Error("It is not here any more.");
   return found;
 }
 
@@ -21799,21 +21786,17 @@ function readAddress() {
   const known = Object.hasOwn(VIEWS, view) ? view : "";
   return {view: known, id, more, query: Object.fromEntries(new URLSearchParams(query))};
 }
-const filters = ({show, rule, without, ...rest}) => rest;
-/** The address of something in a view; filters that are set there stay. */
+const filters = ({show, rule, ...rest}) => rest;
+/** Asks for what has a value in a field. */
+function narrow(field, value) {
+  const {[field]: before, ...rest} = filters(address.query);
+  location.replace(to(address.view, [], value ? {...rest, [field]: value} : rest));
+}
 const at = (view, id) => to(view, id, address.view === view ? filters(address.query) : {});
 const person = (id) => id ? h("a", {href: to("people", id)}, h("bdi", id)) : "nobody";
 
-/** Shows a dialog; gives whether it was left by the button with the `verb`. */
-function dialog(heading, content, verb = "") {
-  const box = $("dialog"), leave = (text) => button(text, () => box.close(text));
-  fill(box, h("h2", heading), content, h(".actions", leave(verb ? "Cancel" : "Close"),
-    verb && leave(verb)));
-  box.showModal();
-  return new Promise((resolve) => { box.onclose = () => resolve(box.returnValue === verb); });
-}
 const copy = (text) => navigator.clipboard.writeText(text).then(() => toast("Copied"))
-  .catch(() => dialog("Copy this", json(text)));
+  .catch(() => prompt("Copy this", text));
 
 // ---- the rows of lists
 
@@ -21825,11 +21808,10 @@ const row = (kind, href, when, label, what, about, ...tags) => h(`a.row.${kind}`
   time(when), h("span.kind", label), h("span.what", h("b", what), h("i", about)), tags);
 
 function callRow({id, status, events, method, path, api: name, person: who, ...call}) {
-  const errors = [call["response.meta.errors"] || call["response.errors"] || []].flat();
-  const wrong = call["response.meta.error"]
-    || errors.map((error) => error.detail || error.message || shown(error)).join("; ");
+  const [wrong = ""] = [call["response.meta.error"], call["response.meta.errors"],
+    call["response.errors"]].filter(Boolean).map(shown);
   const bad = status >= 400, line = `${method} ${path}`;
-  const about = [events[0] ? line : name || "no such path", who && `person ${who}`];
+  const about = [events[0] ? line : name, who && `person ${who}`];
   return row(bad ? "bad" : call.reason ? "warn" : "", at("journal", id), call.at,
     events[0] ? "event" : "call", events.join() || line,
     call.reason || (bad && wrong) || about.filter(Boolean).join(" · "),
@@ -21842,7 +21824,7 @@ const messageRow = ({delivery_id: id, channel, recipient, ...message}) => row(
   message.failure_message || `to ${recipient || message.customer_id || "nobody"}`,
   state(message.state));
 function reportRow({event_id: id, object_type: type, metric, attempts, ...report}) {
-  const last = attempts.at(-1), good = last?.status < 300 && !last.error;
+  const last = attempts.at(-1), good = last?.status < 300;
   return row(last && !good ? "bad" : "", at("webhooks", id), report.timestamp, "webhook",
     words(`${type} ${metric}`), report["data.recipient"] || report["data.customer_id"],
     last?.retry_at && tag("again later", "warn"),
@@ -21873,13 +21855,12 @@ const LISTS = {
     + "match_time,waiting_for,exit_reason"},
   webhooks: {draw: reportRow, when: "timestamp", fields: "event_id,object_type,metric,timestamp,"
     + "data.recipient,data.customer_id,attempts"},
-  customers: {draw: personRow, fields: "id,cio_id,attributes.name,attributes.email,unsubscribed,"
-    + "updated_at"},
+  customers: {draw: personRow, when: "updated_at", fields: "id,cio_id,attributes.name,"
+    + "attributes.email,unsubscribed,updated_at"},
   events: {draw: eventRow, when: "timestamp", fields: "name,type,customer_id,cio_id,timestamp,"
     + "data"},
-  campaigns: {draw: campaignRow, fields: "id,name,type,state,updated,journeys"},
+  campaigns: {draw: campaignRow, when: "updated", fields: "id,name,type,state,updated,journeys"},
 };
-/** The newest rows of some lists as one. */
 async function merged(lists, limit, query) {
   const found = await Promise.all(lists.map(async (list, place) => {
     const {draw, when} = LISTS[list], {[list]: records} = await newest(list, limit, query);
@@ -21890,7 +21871,7 @@ async function merged(lists, limit, query) {
   }));
   return found.flat().sort((a, b) => b[0] - a[0]).map(([, drawn]) => drawn);
 }
-/** Puts rows in the place of others; the one with the focus keeps it. */
+/** Puts rows in the place of others; the focus stays. */
 function replaceRows(element, rows) {
   const {hash: focused} = document.activeElement, {view, id} = address;
   fill(element, rows);
@@ -21900,18 +21881,18 @@ function replaceRows(element, rows) {
   }
 }
 
-// ---- a list of any length: only what is in sight is fetched and drawn
+// ---- lists of any length: what is in sight is fetched and drawn
 
 const HEIGHT = 52;
 class List {
-  constructor(name, query, empty) {
-    Object.assign(this, {name, query, empty, start: 0, rows: [], count: 0});
+  constructor(name, query) {
+    Object.assign(this, {name, query, start: 0, rows: [], count: 0});
     this.sheet = h(".sheet");
     this.total = h("span.count");
     this.element = h(".rows", {tabindex: -1, onscroll: () => this.paint() || this.refresh()},
       this.sheet);
   }
-  /** Fetches what is in sight and around it; gives the newest record, if it is there. */
+  /** Fetches what is in sight and around it; gives the newest record. */
   async refresh() {
     const {element, name, query} = this, mine = this.asked = {};
     const offset = Math.max(0, Math.floor(element.scrollTop / HEIGHT) - 40);
@@ -21924,7 +21905,7 @@ class List {
     this.sheet.style.height = count ? `${count * HEIGHT}px` : "";
     if (offset) element.scrollTop += more * HEIGHT; // what is being read stays where it is
     if (count) this.paint();
-    else fill(this.sheet, h(".empty", message || this.empty));
+    else fill(this.sheet, h(".empty", message || "Nothing here yet."));
     return offset ? null : rows[0];
   }
   /** Draws what is in sight; gives whether all of it is there. */
@@ -21939,44 +21920,24 @@ class List {
   }
 }
 
-/** The bar over a list: a choice for some fields, a text, and what else the address asks for. */
-function bar(choices, ...more) {
-  const {text = "", ...others} = filters(address.query);
-  const go = (name, value) => {
-    const {[name]: before, ...rest} = filters(address.query);
-    location.replace(to(address.view, [], value ? {...rest, [name]: value} : rest));
-  };
-  const selects = Object.entries(choices).map(([name, values]) => {
-    const chosen = others[name];
-    delete others[name];
-    return h("select", {"aria-label": words(name), onchange: ({target}) => go(name, target.value)},
-      h("option", {value: ""}, `Any ${words(name)}`), values.map((value) =>
-        h("option", {value, selected: String(value) === chosen}, value)));
-  });
-  let typing;
-  return h(".bar", selects, h("input", {type: "text", placeholder: "Filter", value: text,
-    "aria-label": "Filter", oninput: ({target}) => {
-      clearTimeout(typing);
-      typing = setTimeout(() => go("text", target.value), 200);
-    }}), Object.entries(others).map(([name, value]) =>
-    button(`${name}: ${value} ✕`, () => go(name, ""))), more);
-}
-
 /** A view of a list, and beside it of what is chosen from it. */
-const listView = (name, list, empty, detail, choices = {}, tools = () => "") => ({
+const listView = (name, list, detail, choices = {}, tools = () => "") => ({
   title: name, lists: [list, "journeys", "events", "deliveries"],
   async show() {
-    const key = JSON.stringify(filters(address.query));
+    const query = filters(address.query), key = JSON.stringify(query);
     if (this.key !== key || !this.list.element.isConnected) {
-      const {ariaLabel} = document.activeElement;
-      Object.assign(this, {key, list: new List(list, JSON.parse(key), empty), top: h(""),
-        rest: h(""), drawn: null});
+      Object.assign(this, {key, list: new List(list, query), top: h(""), rest: h(""),
+        drawn: null});
       this.pane = h("section.detail", {"aria-label": "Details", tabindex: -1},
         h("a.back", {href: at(address.view, [])}, "← Back"), this.top, this.rest);
-      fill(main, h(".list", bar(choices, tools(this), this.list.total), this.list.element));
-      const again = ariaLabel && $(`.bar [aria-label="${ariaLabel}"]`);
-      again?.focus();
-      if (again?.select) again.selectionStart = again.value.length;
+      const selects = Object.entries(choices).map(([field, values]) => h("select",
+        {"aria-label": words(field), onchange: ({target}) => narrow(field, target.value)},
+        h("option", {value: ""}, `Any ${words(field)}`), values.map((value) =>
+          h("option", {value, selected: `${value}` === query[field]}, value))));
+      const {ariaLabel} = document.activeElement;
+      fill(main, h(".list", h(".bar", selects, tools(this), this.list.total),
+        this.list.element));
+      selects.find((select) => select.ariaLabel === ariaLabel)?.focus();
       await this.list.refresh();
     }
     if (!address.id) return this.pane.remove();
@@ -21990,7 +21951,7 @@ const listView = (name, list, empty, detail, choices = {}, tools = () => "") => 
       .catch((error) => [h(".empty", error.message)]);
     fill(this.top, parts);
     if (key !== this.drawn) fill(this.rest, rest());
-    this.drawn = key; // so that a message that is being read is not loaded again
+    this.drawn = key; // a message that is being read is not loaded again
   },
   async refresh() {
     const first = await this.list.refresh();
@@ -22005,42 +21966,34 @@ const listView = (name, list, empty, detail, choices = {}, tools = () => "") => 
 const live = {
   title: "Live", lists: ["requests", "deliveries", "journeys", "webhooks"],
   async show() {
-    const off = (address.query.without || "").split(",");
-    this.wanted = this.lists.filter((list) => !off.includes(list));
-    const turn = (list) => () => location.replace(to("", [], {without: this.lists.filter(
-      (other) => this.wanted.includes(other) === (other === list))}));
-    this.before = null;
     this.rows = h(".rows", {tabindex: -1});
-    fill(main, h(".list", h(".bar", this.lists.map((list) => h("label", h("input", {
-      type: "checkbox", checked: this.wanted.includes(list), onchange: turn(list)}),
-    {requests: "calls", deliveries: "messages"}[list] || list))),
-    this.rows));
+    this.before = null;
+    fill(main, h(".list", this.rows));
     await this.refresh();
   },
   async refresh() {
-    const rows = await merged(this.wanted, 60);
+    const {text} = address.query;
+    const rows = await merged(text ? Object.keys(LISTS) : this.lists, 60, text && {text});
     for (const line of rows) if (this.before?.has(line.hash) === false) line.classList.add("new");
     this.before = new Set(rows.map((line) => line.hash));
-    const empty = this.wanted[3] ? welcome() : h(".empty", "Nothing of this kind.");
+    const empty = text ? h(".empty", "Nothing has this text.") : welcome();
     replaceRows(this.rows, rows[0] ? rows.slice(0, 150) : [empty]);
   },
 };
 function welcome() {
   const url = location.origin + base;
   return h(".empty", h("h2", "Nothing has arrived yet"),
-    h("p", "Point a client here. Any keys will do, unless some are set."),
     table([["Track", `${url}/api/v1`], ["App", `${url}/v1`], ["Pipelines", `${url}/v1`]]),
-    title("Try it"),
+    h("p", "Try:"),
     json(`curl ${url}/api/v1/customers/1/events -u site:key -d '{"name": "signup"}'`));
 }
 
 // ---- messages
 
-const frame = (id) => h("iframe", {title: "The message", referrerpolicy: "no-referrer",
+const frame = (id) => h("iframe", {title: "The message",
   // No script of it runs, and it is of no origin; its own headers say so, too.
   sandbox: "allow-popups allow-popups-to-escape-sandbox",
   src: `${base}/__parlel/deliveries/${encodeURIComponent(id)}/html?tracked=false`});
-/** A message as it looks to who gets it. */
 function screen({channel, delivery_id: id, rendered: {subject, body = ""}}) {
   if (channel === "email") return h(".phone", frame(id));
   if (channel === "webhook") return json(body);
@@ -22051,12 +22004,11 @@ function screen({channel, delivery_id: id, rendered: {subject, body = ""}}) {
 const SHOWS = {
   phone: screen,
   desktop: ({delivery_id: id}) => frame(id),
-  text: ({rendered}) => json(rendered.body_plain || rendered.body || " "),
-  source: ({rendered}) => json(rendered.body || " "),
+  text: ({rendered}) => json(rendered.body_plain || rendered.body),
+  source: ({rendered}) => json(rendered.body),
   headers: ({rendered: {body, body_plain: text, body_amp: amp, links, headers, ...parts}}) =>
     table(Object.entries({...parts, ...headers}).map(([name, value]) => [name, shown(value)])),
-  data: ({parents, message}) => [title("Part of"), json(parents), title("Content and data"),
-    json(message)],
+  data: ({parents, message}) => json({...parents, ...message}),
   history: ({history}) => table(history.map(({metric, timestamp, ...more}) =>
     [state(metric), time(timestamp), Object.values(more).map(shown).join(" · ")])),
 };
@@ -22072,9 +22024,8 @@ async function messageDetail({id, query: {show = "phone", ...query}}) {
       state(message.state)),
     failure && h("p.tag.bad", failure),
     h(".actions", ["delivered", "opened", "clicked", "bounced", "spammed", "unsubscribed",
-      "converted"].map((metric) => does(metric, `${path}/${metric}`)), channel === "email" && [
-      h("a.button", {href: `${base}/e/v/${safe}`, target: "_blank"}, "Open as the customer ↗"),
-      h("a.button", {href: `${base}/__parlel/${path}/eml`, download: "message.eml"}, "Download")]),
+      "converted"].map((metric) => does(metric, `${path}/${metric}`)), channel === "email"
+      && h("a.button", {href: `${base}/e/v/${safe}`, target: "_blank"}, "As the customer ↗")),
     h(".tabs", Object.keys(SHOWS).map((name) => h("a", {"aria-current": show === name && "true",
       href: to("messages", id, {...query, show: name})}, name)))],
   [id, show, show === "history" && history.length].join(),
@@ -22087,21 +22038,17 @@ async function messageDetail({id, query: {show = "phone", ...query}}) {
 async function personDetail({id}) {
   const who = await api(`customers/${encodeURIComponent(id)}/profile`);
   const {attributes, timestamps, identifiers} = who;
-  const name = who.id || identifiers.email || who.cio_id;
-  const rows = await merged(["events", "deliveries", "journeys"], 50, {customer_id: name});
+  const me = who.id || identifiers.email || who.cio_id;
+  const rows = await merged(["events", "deliveries", "journeys"], 50, {customer_id: me});
   const part = (text, list, line) => list[0] && [title(text), table(list.map(line))];
-  return [[h("h2", h("bdi", attributes.name || name)),
+  return [[h("h2", h("bdi", attributes.name || me)),
     h(".facts", Object.entries(identifiers).map(([kind, value]) => value && [
       tag(`${kind} ${value}`), " "]), "since ", time(who.created_at), " ",
     who.unsubscribed && tag("unsubscribed", "warn")),
-    part("Attributes", Object.entries(attributes), ([key, value]) =>
+    part("attributes", Object.entries(attributes), ([key, value]) =>
       [key, shown(value), time(timestamps[key])]),
-    part("Segments", who.segments, ({name: segment, type}) => [segment, tag(type)]),
-    part("Devices", who.devices, (device) => [device.platform, device.id, time(device.last_used)]),
-    part("Objects", who.objects, (thing) =>
-      [`${thing.object_type_id}: ${thing.object_id}`, shown(thing.attributes)]),
-    part("Topics", who.topics, (topic) => [topic.name, topic.subscribed
-      ? tag("subscribed", "good") : tag("unsubscribed", "warn")]),
+    ["segments", "devices", "objects", "topics"].map((name) =>
+      part(name, who[name], (one) => Object.values(one).map(shown))),
     title("What happened"), rows[0] ? rows : "Nothing yet."]];
 }
 
@@ -22112,7 +22059,6 @@ const TILES = {
   split_randomized: "A/B test", static_seg_update: "manual segment", twilio: "SMS",
 };
 const tileName = (type) => TILES[type] || words(type);
-/** What a tile says of itself beside its name. */
 function tileText({type, delay, name, event_name: event, subject, url, ...tile}) {
   if (tile.start_time) return `${tile.start_time} to ${tile.end_time}`;
   if (tile.max_delay) return `${span(tile.min_delay)} to ${span(tile.max_delay)}`;
@@ -22120,19 +22066,16 @@ function tileText({type, delay, name, event_name: event, subject, url, ...tile})
   return [name || event, subject || url].filter(Boolean).join(": ")
     || Object.keys(tile.attributes || {}).join();
 }
-function pathName({type, variations, cohorts, cohort_names: names}, place, last) {
-  if (type === "conditional_branch") return place ? "false" : "true";
-  if (variations || cohorts || !last) return names?.[place] || `path ${place + 1}`;
-  return type === "conditional_wait" ? "too late" : "else";
-}
-/** A workflow: `counts` says how many stand where, `here` where somebody is. */
+const pathName = ({type, cohort_names: names}, place) =>
+  (type === "conditional_branch" ? ["true", "false"] : names || [])[place] || `path ${place + 1}`;
+/** A workflow, with how many stand where, or where somebody is. */
 const flow = (tiles, counts, here) => h("ol.flow", tiles.map((tile) => {
   const paths = tile.paths || (tile.variations || []).map((variation) => [variation]);
   return h("li", h(`.tile.${tile.id === here ? "here" : ""}`,
     counts[tile.id] && tag(counts[tile.id]), h("b", tileName(tile.type)),
     h("small", tileText(tile))),
   paths[0] && h(".paths", paths.map((path, place) => h("",
-    tag(pathName(tile, place, place === paths.length - 1)), flow(path, counts, here)))));
+    tag(pathName(tile, place)), flow(path, counts, here)))));
 }));
 const drawn = (...parts) => h(".scroll", {tabindex: 0}, flow(...parts));
 
@@ -22147,7 +22090,7 @@ async function campaignDetail({id, more}) {
     ? [put("Stop, let them finish", {state: "stopped", journeys: "finish"}),
       put("Stop, all leave", {state: "stopped", journeys: "exit"})]
     : put("Start", {state: "running"})), drawn(actions, campaign.at), title("Journeys"),
-  journeys[0] ? journeys.map(journeyRow) : "Nobody has come by yet."]];
+  journeys[0] ? journeys.map(journeyRow) : "Nobody yet."]];
 }
 const journeyDetail = (name, actions, {id, steps, waiting_for: tile, ...journey}) => [[
   h("a", {href: to("journeys", journey.campaign_id)}, `← ${name}`),
@@ -22187,7 +22130,7 @@ async function reportDetail({id}) {
     h(".facts", time(report.timestamp), " · ", person(data.customer_id)), title("Attempts"),
     attempts[0] ? table(attempts.map((attempt) => [time(attempt.at), attempt.error
       || attempt.status, attempt.retry_at && ["again ", time(attempt.retry_at)]]))
-      : "Nobody listens: POST /v1/reporting_webhooks registers who does.",
+      : "Nobody listens: see POST /v1/reporting_webhooks.",
     title("Data"), json(data)]];
 }
 
@@ -22196,19 +22139,14 @@ async function reportDetail({id}) {
 const faults = {
   title: "Faults", lists: ["faults"],
   async show() {
-    const text = h("textarea", {"aria-label": "Rule", spellcheck: "false"});
-    const write = (rule) => { text.value = JSON.stringify(rule, null, 2); };
-    const match = {operation: "POST /v1/send/*"};
-    const once = {match, status: 503, retry_after: 1, times: 1};
-    const rules = {"503 once": once, "429 every other time": {match, status: 429, every: 2},
-      slow: {match, latency: 2}, "answer lost": {match, reset: true, when: "after", times: 1}};
-    write(address.query.rule ? JSON.parse(address.query.rule) : once);
+    const once = {match: {operation: "POST /v1/send/*"}, status: 503, retry_after: 1, times: 1};
+    const text = h("textarea", {"aria-label": "Rule"},
+      JSON.stringify(JSON.parse(address.query.rule || "0") || once, null, 2));
     const add = () => {
       try { act("faults", "POST", JSON.parse(text.value)); } catch (error) { toast(error.message); }
     };
     this.rules = h("");
     fill(main, h(".detail", h("h2", "What goes wrong on purpose"), this.rules, title("Add a rule"),
-      h(".actions", Object.entries(rules).map(([name, rule]) => button(name, () => write(rule)))),
       text, h(".actions", button("Add", add))));
     await this.refresh();
   },
@@ -22225,52 +22163,43 @@ async function load(file) {
   try { data = JSON.parse(await file.text()); } catch { return toast(`${file.name} is no JSON`); }
   const saved = "customerio_fake" in data;
   const what = saved ? "Go back to the state" : "Start with the seed";
-  const sure = await dialog(`${what} in ${file.name}?`, "What is recorded now is lost.", "Load");
-  if (sure) await (saved ? act("state", "PUT", data) : act("seed", "POST", data));
+  if (!confirm(`${what} in ${file.name}? What is recorded now is lost.`)) return;
+  await (saved ? act("state", "PUT", data) : act("seed", "POST", data));
 }
 const settings = {
   title: "Settings", lists: [],
   async show() {
     const [{settings: rows}, seed] = await Promise.all([api("settings"), api("seed")]);
-    const drop = (event) => {
-      event.preventDefault();
-      load(event.dataTransfer.files[0]);
-    };
     fill(main, h(".detail", h("h2", "State and seed"), h(".actions", h("a.button",
-      {href: `${base}/__parlel/state`, download: "state.json"}, "Download the state"),
-    button("Reset to the seed", reset)),
-    h(".drop", {ondragover: (event) => event.preventDefault(), ondrop: drop},
-      "Drop a seed or a saved state here, or ", h("label", "choose a file ", h("input",
-        {type: "file", onchange: ({target}) => load(target.files[0])}))),
+      {href: `${base}/__parlel/state`, download: "state.json"}, "Download the state")),
+    h("label", "Drop a seed or a saved state here", h("input.drop", {type: "file",
+      onchange: ({target}) => load(target.files[0])})),
     title("The seed"), json(seed), title("Settings"), table(rows.map((setting) => [setting.name,
       [h("code", shown(setting.value)), " ", setting.changed && tag("set", "warn")],
       setting.help]))));
   },
 };
-async function reset() {
-  const what = base ? `workspace ${base.slice(2)}` : "the default workspace";
-  if (await dialog(`Forget all that ${what} has recorded?`, "", "Reset")) act("reset", "POST", {});
+function reset() {
+  const what = base.slice(2) || "the default workspace";
+  if (confirm(`Forget all that is in ${what}?`)) act("reset", "POST", {});
 }
 
 // ---- the whole
 
 const VIEWS = {
   "": live,
-  messages: listView("Messages", "deliveries", "No messages here.", messageDetail, {
+  messages: listView("Messages", "deliveries", messageDetail, {
     channel: ["email", "push", "sms", "in_app", "whatsapp", "slack", "webhook"],
     state: [...GOOD.slice(0, 5), ...BAD]}, (view) => h("label", h("input", {type: "checkbox",
     checked: view.follow, onchange: ({target}) => {
       view.follow = target.checked;
       view.refresh();
     }}), "Follow newest")),
-  people: listView("People", "customers", "Nobody is here.", personDetail),
-  journeys: listView("Journeys", "campaigns", "No campaigns: a seed describes them.",
-    campaignDetail),
-  journal: listView("Journal", "requests", "No calls here.", callDetail, {
-    status: [200, 204, 302, 400, 401, 403, 404, 422, 429, 500, 503],
-    api: ["track", "app", "pipelines", "shared"]}),
-  webhooks: listView("Webhooks", "webhooks", "Nothing has been reported.", reportDetail,
-    {object_type: ["customer", "email", "push", "sms", "in_app", "webhook"]},
+  people: listView("People", "customers", personDetail),
+  journeys: listView("Journeys", "campaigns", campaignDetail),
+  journal: listView("Journal", "requests", callDetail, {
+    status: [200, 204, 302, 400, 401, 404, 422, 429, 500, 503]}),
+  webhooks: listView("Webhooks", "webhooks", reportDetail, {},
     () => does("Send what waits", "webhooks/flush")),
   faults, settings,
 };
@@ -22281,7 +22210,7 @@ async function show() {
   for (const link of document.querySelectorAll("nav a")) {
     link.ariaCurrent = link.hash === to(address.view) ? "page" : null;
   }
-  $("#hits").hidden = true;
+  if (document.activeElement !== $("#search")) $("#search").value = address.query.text || "";
   main.className = "";
   await VIEWS[address.view].show();
 }
@@ -22309,7 +22238,7 @@ async function readClock() {
 const tick = () => fill($("summary"), clock.frozen && "❄ ", local(now(), Date.now()));
 setInterval(() => document.hidden || clock.frozen || tick(), 1000);
 async function readWorkspaces() {
-  const {workspaces} = await (await fetch("/__parlel/workspaces")).json();
+  const {workspaces} = await api("workspaces");
   fill($("#workspace"), ["", ...workspaces.map(({name}) => `/@${name}`)].map((path) =>
     h("option", {value: `${path}/`, selected: path === base}, path.slice(2) || "default")));
 }
@@ -22317,18 +22246,16 @@ async function readWorkspaces() {
 /** Waits for what changes, for as long as the page is open. */
 async function follow() {
   const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
-  for (let since = 0, first = true;;) {
+  for (let since = 0;;) {
     try {
       const {changed, number} = await ask("changes", {since, timeout: 25});
       const any = (...lists) => lists.some((list) => changed.includes(list));
       const began = performance.now();
-      since = number;
       if (any("clock")) await readClock();
       if (any("workspaces")) await readWorkspaces();
       if (any("dropped", "faults", "webhooks")) await readBadges();
-      if (!first && any(...VIEWS[address.view].lists)) await refresh();
-      first = false;
-      // A fifth of the time at most, however much there is.
+      if (since && any(...VIEWS[address.view].lists)) await refresh();
+      since = number;
       await pause(changed.length && Math.max(300, 4 * (performance.now() - began)));
     } catch (error) {
       toast(`No answer: ${error.message}`);
@@ -22339,49 +22266,35 @@ async function follow() {
 
 // ---- search and keys
 
-let typing, asked = 0;
-async function search(text) {
-  const mine = ++asked, lists = ["customers", "deliveries", "events", "requests"];
-  const names = ["People", "Messages", "Events", "Calls"];
-  const found = text ? await Promise.all(lists.map((list) => newest(list, 4, {text}))) : [];
-  if (mine !== asked) return;
-  const rows = found.map((answer, place) => answer[lists[place]].map(LISTS[lists[place]].draw));
-  fill($("#hits"), rows.map((drawn, place) => drawn[0] && [title(names[place]), drawn]),
-    rows.flat().length === 0 && title("Nothing has this text."));
-  $("#hits").hidden = !text;
-}
-$("#search").addEventListener("input", ({target}) => {
+let typing;
+$("#search").addEventListener("input", ({target: {value}}) => {
   clearTimeout(typing);
-  typing = setTimeout(() => search(target.value.trim()), 150);
+  typing = setTimeout(() => narrow("text", value), 150);
 });
 addEventListener("click", ({target}) => {
-  if (!target.closest("search") || target.closest("a")) $("#hits").hidden = true;
   if (!target.closest("details")) $("details").open = false;
 });
 function step(by) {
-  const rows = [...($("#hits").hidden ? main : $("#hits")).querySelectorAll("a.row")];
+  const rows = [...main.querySelectorAll("a.row")];
   const focused = rows.indexOf(document.activeElement);
   const here = focused < 0 ? rows.findIndex((line) => line.ariaCurrent) : focused;
   (rows[Math.max(0, here + by)] || rows.at(-1))?.focus();
 }
 const KEYS = {
   "/": () => $("#search").focus(),
-  "?": () => dialog("Keys", table([["/", "search"], ["↑ ↓", "from row to row"],
-    ["Enter", "open"], ["Esc", "close"], ["1 … 8", "the views"]]
-    .map(([key, text]) => [h("kbd", key), text]))),
+  "?": () => toast("/ search · ↑ ↓ from row to row · Enter open · Esc close · 1 to 8 views"),
   ArrowDown: () => step(1),
   ArrowUp: () => step(-1),
   Escape: () => {
-    const shut = $("#hits").hidden && !$("details").open;
     document.activeElement.blur();
-    $("#hits").hidden = !($("details").open = false);
-    if (shut && address.id) location.hash = at(address.view, []);
+    if ($("details").open) $("details").open = false;
+    else if (address.id) location.hash = at(address.view, []);
   },
 };
 addEventListener("keydown", (event) => {
   const {target, key} = event, view = Object.keys(VIEWS)[key - 1];
   const writes = target.matches("input:not([type=checkbox]), textarea, select");
-  if (event.ctrlKey || event.metaKey || event.altKey || $("dialog").open) return;
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
   if (writes && key !== "Escape" && !(target.id === "search" && key.startsWith("Arrow"))) return;
   if (view !== undefined) location.hash = to(view);
   if (!KEYS[key]) return;
@@ -22404,17 +22317,13 @@ _PAGE_HTML = r"""<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
 <title>customerio_fake</title>
-<link rel="icon" href="data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg'
-viewBox='0 0 9 9'%3E%3Cpath fill='%23574bd6' d='M0 1h9v7H0zl4.5 4L9 1'/%3E%3C/svg%3E">
 <style>STYLE</style>
 <header>
   <h1><a href="#/">customerio_fake</a></h1>
   <select id="workspace" aria-label="Workspace"></select>
-  <search><input id="search" type="search" placeholder="Search people, events, messages, calls"
-    aria-label="Search everything" autocomplete="off" spellcheck="false"><kbd>/</kbd>
-    <div id="hits" hidden></div></search>
+  <search><input id="search" type="search" placeholder="Search" aria-label="Search"
+    autocomplete="off"><kbd>/</kbd></search>
   <div id="badges"></div>
   <details id="clock"><summary title="Clock"></summary><div class="menu"></div></details>
   <button id="reset">Reset</button>
@@ -22422,9 +22331,6 @@ viewBox='0 0 9 9'%3E%3Cpath fill='%23574bd6' d='M0 1h9v7H0zl4.5 4L9 1'/%3E%3C/sv
 <nav aria-label="Views"></nav>
 <main tabindex="-1"></main>
 <div id="toast" role="status"></div>
-<dialog></dialog>
-<noscript>This page needs JavaScript. The same is told in JSON under <a href="__parlel/routes">
-__parlel/routes</a>.</noscript>
 <script>SCRIPT</script>
 </html>
 """

@@ -64,8 +64,6 @@ test('what arrives is seen within a second, with the reason why nothing happened
   assert.equal(await page.locator('a.row.warn').count(), 1);
   assert.equal(await page.locator('a.row.bad').count(), 1);
   await see('dropped 1');
-  await page.getByLabel('calls').uncheck();
-  await see('Nothing of this kind.');
   clean();
 });
 
@@ -97,7 +95,7 @@ test('a message: each way to look at it, each thing that happens next', async ()
   await page.getByText('Done').waitFor();
   [row] = (await deliveries()).filter((one) => one.delivery_id === id);
   assert.ok(row.metrics['link:1'] || row.metrics.clicked, JSON.stringify(row.metrics));
-  const [popup] = await Promise.all([page.waitForEvent('popup'), page.getByText('Open as the customer').click()]);
+  const [popup] = await Promise.all([page.waitForEvent('popup'), page.getByText('As the customer ↗').click()]);
   await popup.close();
   clean();
 });
@@ -119,9 +117,9 @@ test('messages are filtered, new ones reach the filter, the newest is followed',
   await page.waitForURL(/channel=push/);
   await see('On its way');
   await page.waitForFunction(() => document.querySelectorAll('main a.row').length === 2);
-  await page.getByLabel('Filter').pressSequentially('courier', { delay: 30 });
+  await page.locator('#search').pressSequentially('courier', { delay: 30 });
   await page.waitForFunction(() => document.querySelectorAll('main a.row').length === 1);
-  assert.equal(await page.getByLabel('Filter').inputValue(), 'courier');
+  assert.match(page.url(), /channel=push&text=courier/);
   await call('DELETE', '/__parlel/faults');
   await call('POST', '/v1/send/push', { identifiers: { id: '3' }, transactional_message_id: 1, title: 'x', message: 'a courier' });
   await page.waitForFunction(() => document.querySelectorAll('main a.row').length === 2);
@@ -149,7 +147,7 @@ test('a person with all that belongs to them', async () => {
   await liven();
   await open('#/people');
   await page.getByText('Ada Lovelace').click();
-  for (const text of ['ada@example.com', 'Paying', 'token-1', '1: acme', 'News', 'order_placed']) {
+  for (const text of ['ada@example.com', 'Paying', 'token-1', 'acme', 'News', 'order_placed']) {
     await page.locator('.detail').getByText(text).first().waitFor();
   }
   await identify('1', { mood: 'splendid' });
@@ -228,17 +226,18 @@ test('the state and the seed come out and go in again; a reset asks first', asyn
   await open('#/settings');
   const [download] = await Promise.all([page.waitForEvent('download'), page.getByText('Download the state').click()]);
   const state = JSON.parse(await readFile(await download.path(), 'utf8'));
-  await page.getByRole('button', { name: 'Reset', exact: true }).click();
-  await page.locator('dialog').getByText('Cancel').click();
+  const answer = (way) => page.once('dialog', (dialog) => dialog[way]());
+  answer('dismiss');
+  await press('Reset');
   assert.equal((await call('GET', '/__parlel/customers')).count, 1);
-  await page.getByRole('button', { name: 'Reset', exact: true }).click();
-  await page.locator('dialog').getByRole('button', { name: 'Reset' }).click();
+  answer('accept');
+  await press('Reset');
   await see('Done');
   assert.equal((await call('GET', '/__parlel/customers')).count, 0);
   const upload = async (name, document) => {
     const buffer = Buffer.from(JSON.stringify(document));
+    answer('accept');
     await page.locator('input[type=file]').setInputFiles({ name, mimeType: 'application/json', buffer });
-    await page.locator('dialog').getByRole('button', { name: 'Load' }).click();
     await page.waitForTimeout(300);
   };
   await upload('state.json', state);
@@ -253,7 +252,14 @@ test('one field finds people, events, messages and calls; keys do the rest', asy
   await open();
   await page.keyboard.press('/');
   await page.keyboard.type('order');
-  for (const text of ['Messages', 'Events', 'Calls']) await page.locator('#hits h3', { hasText: text }).waitFor();
+  for (const kind of ['email', 'event', 'call']) await page.locator('.kind', { hasText: kind }).first().waitFor();
+  await page.waitForFunction(() => !document.querySelector('main').textContent.includes('Reset your password'));
+  await page.keyboard.press('Control+A');
+  await page.keyboard.type('ada love');
+  await see('Ada Lovelace');
+  await page.keyboard.press('Control+A');
+  await page.keyboard.type('A-1001');
+  await see('Your order A-1001 is on its way');
   await page.keyboard.press('ArrowDown');
   await page.keyboard.press('Enter');
   await page.locator('.detail').waitFor();
@@ -266,8 +272,7 @@ test('one field finds people, events, messages and calls; keys do the rest', asy
   await page.keyboard.press('Enter');
   await page.getByRole('heading', { name: 'Barbara Liskov' }).waitFor();
   await page.keyboard.press('?');
-  await page.locator('dialog').getByText('search').waitFor();
-  await page.keyboard.press('Escape');
+  await page.getByRole('status').getByText('search').waitFor();
   clean();
 });
 
@@ -301,7 +306,7 @@ test('a hundred thousand people scroll', async () => {
   await page.locator('.rows').evaluate((element) => { element.scrollTop = element.scrollHeight / 2; });
   await see('p49999');
   assert.ok(await rows().count() < 60);
-  await page.getByLabel('Filter').fill('p777');
+  await page.locator('#search').fill('p777');
   await see('p77799', { exact: true });
   clean();
 });
@@ -314,7 +319,7 @@ const HOSTILE = {
   base: '<base href="https://evil.example/" target="_top"><a href="x">y</a>',
   svg: '<svg onload="parent.hacked = 1"><script>parent.hacked = 1</script></svg>',
   cover: '<style>* { position: fixed; inset: -9999px; z-index: 2147483647; background: red }</style><p>x</p>',
-  large: `<p>${'large '.repeat(170000)}</p>`,
+  large: `<p>{% for i in (1..1900) %}${'large '.repeat(170)}{% endfor %}</p>`,
 };
 for (const [name, body] of Object.entries(HOSTILE)) {
   test(`a hostile message does no harm: ${name}`, async () => {
@@ -348,7 +353,7 @@ test('names full of tricks are shown as text', async () => {
 
 const VIEWS = ['', '#/messages', '#/messages/BEST', '#/messages/BEST?show=desktop', '#/messages/BEST?show=headers',
   '#/messages/BEST?show=data', '#/messages/BEST?show=history', '#/people', '#/people/1', '#/journeys', '#/journeys/2',
-  '#/journeys/2/JOURNEY', '#/journal', '#/journal/CALL', '#/webhooks', '#/webhooks/REPORT', '#/faults', '#/settings'];
+  '#/?text=order', '#/journeys/2/JOURNEY', '#/journal', '#/journal/CALL', '#/webhooks', '#/webhooks/REPORT', '#/faults', '#/settings'];
 
 for (const colorScheme of ['light', 'dark']) {
   for (const [width, height] of [[1280, 800], [375, 740], [320, 640]]) {
