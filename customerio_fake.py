@@ -15348,17 +15348,17 @@ def link_series(
     workspace: Workspace, deliveries: Iterable[Delivery], edges: List[float], unique: bool
 ) -> Json:
     """Clicks by link; `unique` counts each person once for a link."""
+    names = ("clicked", "human_clicked", "machine_clicked")
     clicks: Dict[str, List[Tuple[str, float]]] = {}
     seen: Set[Tuple[str, Optional[str]]] = set()
     for delivery in deliveries:
         for row in delivery.history:
             href, who = row.get("href"), delivery.customer_id
-            if not href or (unique and (href, who) in seen):
+            if row["metric"] != "clicked" or not href or (unique and (href, who) in seen):
                 continue
             seen.add((href, who))
-            facts = [(name, row["timestamp"]) for name in (row["metric"], f"human_{row['metric']}")]
+            facts = [(name, row["timestamp"]) for name in names[:2]]  # all clicks are human ones
             clicks.setdefault(href, []).extend(facts)
-    names = ("clicked", "human_clicked", "machine_clicked")
     return [
         {
             "link": {"id": workspace.deliveries.link_number(href), "href": href},

@@ -9342,6 +9342,16 @@ class UnseededReads(FakeTest):
         self.assertEqual(answers[paths.index("campaigns")], {"campaigns": []})
         self.assertEqual(answers[paths.index("sender_identities/1")]["sender_identity"]["id"], 1)
 
+    def test_links_are_numbered_when_they_are_clicked_not_when_they_are_counted(self) -> None:
+        send = {"to": "a@b.cd", "identifiers": {"id": "1"}, "transactional_message_id": 1}
+        sent = self.ok("POST", "/v1/send/email", send)["delivery_id"]
+        for metric, href in (("opened", "http://o"), ("clicked", "http://c")):
+            report = {"delivery_id": sent, "metric": metric, "href": href}
+            self.ok("POST", "/api/v1/metrics", report)
+        (row,) = self.ok("GET", "/v1/transactional/1/metrics/links?unique=true")["links"]
+        self.assertEqual(row["link"], {"id": 1, "href": "http://c"})
+        self.assertEqual(sum(row["metric"]["series"]["clicked"]), 1)
+
     def test_what_is_written_is_there_to_be_read(self) -> None:
         for path in ("campaigns/1/actions/6", "newsletters/2/contents/5"):
             self.ok("PUT", f"/v1/{path}", {"subject": "Hi"})
