@@ -1098,6 +1098,17 @@ class FieldList(NamedTuple):
         lax = self.lax
         return {n: body[n] for n in self.checks if n in body and not (lax and body[n] is None)}
 
+    def fits(self, body: Json) -> bool:
+        """Whether all that is needed is there, and nothing is wrong with it: a quicker look."""
+        for name in self.needed:
+            if body.get(name) in (None, "", {}, []):
+                return False
+        for name, value in body.items():
+            check = None if value is None and self.lax else self.checks.get(name)
+            if check is not None and check.wrong(value):
+                return False
+        return not (self.closed or self.some)
+
     def problems(self, body: Json, where: str = "") -> Iterator[Problem]:
         """What is wrong with an object: first what is missing, then the others."""
         checks, lax = self.checks, self.lax
@@ -8150,8 +8161,11 @@ def text_of(html: str) -> str:
 _ABSURD_ENTITY = re.compile(r"&#\d{9,};?")
 
 
-def track_links(workspace: Workspace, delivery: Delivery, rendered: Json, tracked: bool) -> Json:
-    """Note the links of an email and lead them, and an open pixel, through this server."""
+def track_links(workspace: Workspace, delivery: Delivery, rendered: Json, tracked: bool) -> None:
+    """Note the links of an email and lead them, and an open pixel, through this server.
+
+    `rendered` is what `render_mail` has just made, and is changed.
+    """
     body: str = rendered["body"]
     links: List[Json] = []
     if "<a" in body or "<A" in body:
@@ -8160,10 +8174,10 @@ def track_links(workspace: Workspace, delivery: Delivery, rendered: Json, tracke
         pixel = _OPEN_PIXEL.format(delivery.base_url, delivery.delivery_id)
         before, end, after = body.rpartition("</body>")
         body = before + pixel + end + after if end else body + pixel
-    made = {**rendered, "body": body, "links": links}
-    if not links:  # as of most
-        del made["links"]
-    return made
+    rendered["body"] = body
+    rendered.pop("links", None)
+    if links:
+        rendered["links"] = links
 
 
 def _lead_links(
@@ -8394,7 +8408,7 @@ def dispatch(workspace: Workspace, delivery: Delivery, mail: Mail) -> None:
             workspace.deliveries.report(delivery, "failed", int(now), str(error), **place)
         return
     if delivery.channel == "email" and rendered.get("body"):
-        rendered = track_links(workspace, delivery, rendered, is_tracking(mail))
+        track_links(workspace, delivery, rendered, is_tracking(mail))
         if headers:
             rendered["headers"] = {name: [text] for name, text in headers}
     with workspace.lock:
@@ -8618,7 +8632,8 @@ class Misread(ApiError):
 
 def _check_send(channel: str, message: Json, now: float) -> Identifier:
     whole = channel == "email" and message.get("transactional_message_id") in (None, "")
-    problems = list((_SEND_WHOLE if whole else SEND_FIELDS[channel]).problems(message))
+    fields = _SEND_WHOLE if whole else SEND_FIELDS[channel]
+    problems = [] if fields.fits(message) else list(fields.problems(message))
     for problem in problems:
         if problem.reason != "required":
             raise Misread(400, problem)
