@@ -1896,13 +1896,11 @@ def _contains(state: _Render, left: Any, right: Any) -> bool:
     if isinstance(left, list) and right is not None:
         state.spend(len(left))
         return any(_equal(state, item, right) for item in left)
-    return isinstance(left, str) and right is not None and _finds(state, left, _joined(right))
-
-
-def _finds(state: _Render, text: str, part: str) -> bool:
-    """Whether a text has a part. Old Pythons may take as long as both are long."""
-    state.spend((len(text) >> 4) * (1 + (len(part) >> 8)))
-    return part in text
+    if not isinstance(left, str) or right is None:
+        return False
+    part = _joined(right)
+    state.spend((len(left) >> 4) * (1 + (len(part) >> 8)))  # old Pythons look at both, long ones
+    return part in left
 
 
 def _is_number(value: Any) -> bool:
@@ -2439,14 +2437,14 @@ class _Parser:
         self._locals = outer
         return found
 
-    def skip(self, opener: _Token) -> None:
-        """Step over everything up to the end of `opener`."""
+    def skip(self, opener: _Token) -> _Node:
+        """Step over everything up to the end of `opener`, which makes nothing."""
         for token in self._tokens:
             self.count(1, token)
             if token.kind == "broken":
                 raise LiquidError(token.text, token.start)
             if token.name == "end" + opener.name:
-                return
+                return _nothing
         raise LiquidError(f'tag "{opener.name}" not closed', opener.start)
 
     def lines(self, token: _Token) -> _Node:
@@ -2535,10 +2533,6 @@ def _output(parser: _Parser, token: _Token) -> _Node:
         state.out.append(text)
 
     return run
-
-
-def _echo_tag(parser: _Parser, token: _Token) -> _Node:
-    return _output(parser, token) if token.text.strip() else _nothing
 
 
 def _assign_tag(parser: _Parser, token: _Token) -> _Node:
@@ -2853,17 +2847,8 @@ def _counter(step: int, prints_before: bool) -> Callable[[_Parser, _Token], _Nod
     return parse
 
 
-def _liquid_tag(parser: _Parser, token: _Token) -> _Node:
-    return parser.lines(token)
-
-
 def _nothing(_: _Render) -> None:
     """Write nothing."""
-
-
-def _comment_tag(parser: _Parser, token: _Token) -> _Node:
-    parser.skip(token)
-    return _nothing
 
 
 def _raw_tag(parser: _Parser, token: _Token) -> _Node:
@@ -2882,10 +2867,12 @@ def _inline_comment_tag(_: _Parser, token: _Token) -> _Node:
 #: Tags by name; each function reads what belongs to its tag.
 LIQUID_TAGS: Dict[str, Callable[[_Parser, _Token], _Node]] = {
     "#": _inline_comment_tag, "assign": _assign_tag, "break": _leaving(_Break),
-    "capture": _capture_tag, "case": _case_tag, "comment": _comment_tag,
-    "continue": _leaving(_Continue), "cycle": _cycle_tag, "decrement": _counter(-1, False),
-    "echo": _echo_tag, "for": _for_tag, "if": _if_tag, "increment": _counter(1, True),
-    "liquid": _liquid_tag, "raw": _raw_tag, "tablerow": _tablerow_tag, "unless": _if_tag,
+    "capture": _capture_tag, "case": _case_tag, "continue": _leaving(_Continue),
+    "comment": lambda parser, token: parser.skip(token), "cycle": _cycle_tag,
+    "decrement": _counter(-1, False), "for": _for_tag, "if": _if_tag,
+    "echo": lambda parser, token: _output(parser, token) if token.text.strip() else _nothing,
+    "increment": _counter(1, True), "liquid": lambda parser, token: parser.lines(token),
+    "raw": _raw_tag, "tablerow": _tablerow_tag, "unless": _if_tag,
 }  # fmt: skip
 
 
@@ -3221,36 +3208,17 @@ def _sorting(
         if len(known) < len(items) and not moves_nil:
             return items
         key_of = order([part for part, _ in known])
-        state.spend(len(known) * (20 if key_of is _Sortable else 2))
+        state.spend(2 * len(known))
         known.sort(key=lambda pair: key_of(pair[0]))
         return [item for _, item in known] + [it for p, it in zip(parts, items) if p is None]
 
     return apply
 
 
-class _Sortable:
-    """A value in JavaScript's order, in which what can't be compared stays where it is."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __lt__(self, other: Any) -> bool:
-        left, right = [
-            _joined(it) if isinstance(it, (list, dict)) else it for it in (self.value, other.value)
-        ]
-        if isinstance(left, str) and isinstance(right, str):
-            return left < right
-        return bool(_number(left, math.nan) < _number(right, math.nan))
-
-
 def _natural(parts: List[Any]) -> Callable[[Any], Any]:
-    """The order of values: their own, if all are texts or all are numbers."""
+    """The order of values: their own, if all are texts or all are numbers, else as texts."""
     alike = {str if isinstance(part, str) else _is_number(part) for part in parts}
-    return _Sortable if False in alike or len(alike) > 1 else lambda part: part
-
-
-def _caseless(_: List[Any]) -> Callable[[Any], Any]:
-    return lambda part: _joined(part).lower()
+    return _joined if False in alike or len(alike) > 1 else lambda part: part
 
 
 def _join(value: Any, separator: Any = None) -> str:
@@ -3639,8 +3607,8 @@ LIQUID_FILTERS: Dict[str, Callable[..., Any]] = {
     "replace_first": lambda state, value, old="", new="": _replace(state, value, old, new, 1),
     "replace_last": _replace_last, "reverse": lambda value: _items(value)[::-1], "round": _round,
     "rstrip": _stripping(str.rstrip), "shift": lambda value: _items(value)[1:], "size": _size,
-    "slice": _slice, "slugify": _slugify, "sort": _sorting(_natural, moves_nil=False),
-    "sort_natural": _sorting(_caseless, moves_nil=True), "split": _split,
+    "slice": _slice, "slugify": _slugify, "sort": _sorting(_natural, False),
+    "sort_natural": _sorting(lambda _: lambda part: _joined(part).lower(), True), "split": _split,
     "strip": _stripping(str.strip), "strip_html": _strip_html, "sum": _sum,
     "times": _calculating(operator.mul), "to_integer": lambda value: _number(value, math.nan),
     "truncate": _truncate, "truncatewords": _truncatewords, "uniq": _uniq,
