@@ -663,6 +663,7 @@ class Settings:
     region_check: bool = _setting(
         False, "answer 401 to calls for a customer.io host of another region than --region"
     )
+    in_app: bool = _setting(False, "listen on the ports of the web SDK's env local, too")
     webhook: str = _setting("", "URL to report everything to, as a reporting webhook")
     seed: str = _setting("", "JSON file that describes the workspace to begin with")
     state: str = _setting("", "JSON file to go on from, if it is there, and to save to at the end")
@@ -20088,8 +20089,12 @@ _IN_APP_HEADERS = (
     _JSON,
     _ANY_ORIGIN,
     _NO_CACHE,
-    ("Access-Control-Expose-Headers", "X-Gist-Queue-Polling-Interval, X-CIO-Use-SSE"),
+    (
+        "Access-Control-Expose-Headers",
+        "X-Gist-Queue-Polling-Interval, X-CIO-Use-SSE, X-CIO-Inbox-Enabled",
+    ),
     ("X-Gist-Queue-Polling-Interval", str(POLLING)),
+    ("X-CIO-Inbox-Enabled", "true"),
 )
 _STREAM = (("Content-Type", "text/event-stream"), _ANY_ORIGIN, ("Cache-Control", "no-store"))
 
@@ -20222,7 +20227,8 @@ def ask_for_messages(call: Call) -> Response:
     streams = person is not None and call.request.scheme == "http"
     headers = (*IN_APP.headers, ("X-CIO-Use-SSE", "true" if streams else "false"))
     if not any(queue.values()):
-        return Response(204, b"", headers)
+        # Not called JSON: the web SDK would read it as some, and take no note of the headers.
+        return Response(204, b"", tuple(header for header in headers if header != _JSON))
     return Response(200, compact(queue), headers)
 
 
@@ -22743,6 +22749,23 @@ class Connection:
             self.socket.close()
 
 
+#: Where the web SDK's `env: "local"` looks for the queue, the stream of events and the renderer.
+IN_APP_PORTS = (3010, 3009, 9998)
+
+
+def further_listeners(settings: Settings) -> List[socket.socket]:
+    """Sockets on the ports of the web SDK, if they are wanted; one that is taken is left out."""
+    found = []
+    for port in IN_APP_PORTS if settings.in_app else ():
+        try:
+            found.append(socket.create_server((settings.host, port)))
+            found[-1].setblocking(False)
+        except OSError as error:
+            text = "in-app: can't listen on port %d: %s; the rest works"
+            log.warning(text, port, error.strerror)
+    return found
+
+
 class Server(ThreadingHTTPServer):
     """The HTTP side: one loop for what is ready, a thread for what waits.
 
@@ -22761,6 +22784,8 @@ class Server(ThreadingHTTPServer):
     grace = 0.35
     #: How many control calls get a thread beyond `max_threads`.
     spare = 16
+    #: Sockets that listen, too.
+    further: Sequence[socket.socket] = ()
 
     def __init__(self, settings: Settings, fake: Fake) -> None:
         self.settings, self.fake = settings, fake
@@ -22793,7 +22818,10 @@ class Server(ThreadingHTTPServer):
         super().__init__((settings.host, settings.port), WaitingHandler)
         self.socket.setblocking(False)
         self._alarm.setblocking(False)
-        self._selector.register(self.socket, selectors.EVENT_READ, self._accept)
+        self.further = further_listeners(settings)
+        for listener in (self.socket, *self.further):
+            accept = functools.partial(self._accept, listener)
+            self._selector.register(listener, selectors.EVENT_READ, accept)
         self._selector.register(self._alarm, selectors.EVENT_READ, self._take_back)
         _SERVERS.add(self)
 
@@ -22876,10 +22904,10 @@ class Server(ThreadingHTTPServer):
         with contextlib.suppress(OSError):
             self._waker.send(b"\0")
 
-    def _accept(self) -> None:
+    def _accept(self, listener: socket.socket) -> None:
         for _ in range(64):
             try:
-                sock, address = self.socket.accept()
+                sock, address = listener.accept()
             except (BlockingIOError, ConnectionError):  # the client may have gone already
                 return
             except OSError as error:  # out of file descriptors
@@ -23174,12 +23202,11 @@ class Server(ThreadingHTTPServer):
         for connection in list(self._open.values()):
             self._close(connection)
         self._end_threads(deadline)
-        self._join_threads(deadline + self.grace / 4)
-        for connection in self._returned:
-            connection.close()
-        self._selector.close()
-        self._waker.close()
-        self._alarm.close()
+        for thread in [*self._waiting, *self._leaving]:
+            thread.join(max(0.0, deadline + self.grace / 4 - time.monotonic()))
+        mine: Any = (*self._returned, *self.further, self._selector, self._waker, self._alarm)
+        for owned in mine:
+            owned.close()
 
     def _end_threads(self, deadline: float) -> None:
         while self._waiting and time.monotonic() < deadline:
@@ -23190,10 +23217,6 @@ class Server(ThreadingHTTPServer):
                 thread.join(0.005)
         for connection in list(self._waiting.values()):
             hang_up(connection.socket)
-
-    def _join_threads(self, deadline: float) -> None:
-        for thread in [*self._waiting, *self._leaving]:
-            thread.join(max(0.0, deadline - time.monotonic()))
 
 
 _SERVERS: weakref.WeakSet[Server] = weakref.WeakSet()
