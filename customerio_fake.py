@@ -21854,7 +21854,7 @@ async function merged(lists, limit, query) {
   const found = await Promise.all(lists.map(async (list, place) => {
     const {draw, when} = LISTS[list], {[list]: records} = await newest(list, limit, query);
     const told = records.filter((one) => one.api !== "shared" && one.attempts?.length !== 0);
-    // What is known to the second only came of the calls of that second.
+    // What is known to the second came of the calls of that second.
     return told.map((record) => [record[when] + (list === "requests" ? 0 : 0.999 + place / 1e4),
       draw(record)]);
   }));
@@ -22037,7 +22037,8 @@ async function personDetail({id}) {
     part("attributes", Object.entries(attributes), ([key, value]) =>
       [key, shown(value), time(timestamps[key])]),
     ["segments", "devices", "objects", "topics"].map((name) =>
-      part(name, who[name], (one) => Object.values(one).map(shown))),
+      part(name, who[name], (thing) => Object.entries(thing).map(([key, value]) =>
+        [`${words(key)} `, key === "last_used" ? time(value) : shown(value)]))),
     title("What happened"), rows[0] ? rows : "Nothing yet."]];
 }
 
@@ -22086,7 +22087,7 @@ const journeyDetail = (name, actions, {id, steps, waiting_for: tile, ...journey}
   h("h2", "Journey of ", person(journey.customer_id)),
   h(".facts", state(journey.state), " since ", time(journey.match_time),
     tile && ` · ${tileName(tile)}`,
-    journey.next_wake_up && [" until ", time(journey.next_wake_up)],
+    journey.next_wake_up && [" · next ", time(journey.next_wake_up)],
     journey.exit_reason && ` · ${journey.exit_reason}`),
   journey.state === "active" && h(".actions", does("Force exit", `journeys/${id}/force_exit`)),
   title("Steps"), table(steps.map((step) => [tileName(step.type), time(step.at),
@@ -22119,7 +22120,7 @@ async function reportDetail({id}) {
     h(".facts", time(report.timestamp), " · ", person(data.customer_id)), title("Attempts"),
     attempts[0] ? table(attempts.map((attempt) => [time(attempt.at), attempt.error
       || attempt.status, attempt.retry_at && ["again ", time(attempt.retry_at)]]))
-      : "Nobody listens: see POST /v1/reporting_webhooks.",
+      : "Nobody listens.",
     title("Data"), json(data)]];
 }
 
@@ -22128,14 +22129,14 @@ async function reportDetail({id}) {
 const faults = {
   title: "Faults", lists: ["faults"],
   async show() {
-    const once = {match: {operation: "POST /v1/send/*"}, status: 503, retry_after: 1, times: 1};
+    const once = {match: {operation: "POST /v1/send/*"}, status: 503, times: 1};
     const text = h("textarea", {"aria-label": "Rule"},
       JSON.stringify(JSON.parse(address.query.rule || "0") || once, null, 2));
     const add = () => {
       try { act("faults", "POST", JSON.parse(text.value)); } catch (error) { toast(error.message); }
     };
     this.rules = h("");
-    fill(main, h(".detail", h("h2", "What goes wrong on purpose"), this.rules, title("Add a rule"),
+    fill(main, h(".detail", h("h2", "What goes wrong"), this.rules, title("Add a rule"),
       text, h(".actions", button("Add", add))));
     await this.refresh();
   },
@@ -22159,9 +22160,9 @@ const settings = {
   title: "Settings", lists: [],
   async show() {
     const [{settings: rows}, seed] = await Promise.all([api("settings"), api("seed")]);
-    fill(main, h(".detail", h("h2", "State and seed"), h(".actions", h("a.button",
-      {href: `${base}/__parlel/state`, download: "state.json"}, "Download the state")),
-    h("label", "Drop a seed or a saved state here", h("input.drop", {type: "file",
+    fill(main, h(".detail", h("h2", "State"), h(".actions", h("a.button",
+      {href: `${base}/__parlel/state`, download: "state.json"}, "Save the state")),
+    h("label", "Drop a seed or a state here", h("input.drop", {type: "file",
       onchange: ({target}) => load(target.files[0])})),
     title("The seed"), json(seed), title("Settings"), table(rows.map((setting) => [setting.name,
       [h("code", shown(setting.value)), " ", setting.changed && tag("set", "warn")],
@@ -22187,7 +22188,7 @@ const VIEWS = {
   people: listView("People", "customers", personDetail),
   journeys: listView("Journeys", "campaigns", campaignDetail),
   journal: listView("Journal", "requests", callDetail, {
-    status: [200, 204, 302, 400, 401, 404, 422, 429, 500, 503]}),
+    status: [200, 400, 401, 404, 422, 429, 500, 503]}),
   webhooks: listView("Webhooks", "webhooks", reportDetail, {},
     () => does("Send what waits", "webhooks/flush")),
   faults, settings,

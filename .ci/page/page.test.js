@@ -224,7 +224,7 @@ test('webhooks: attempts, bodies, what waits', async () => {
 test('the state and the seed come out and go in again; a reset asks first', async () => {
   await identify('1', { plan: 'pro' });
   await open('#/settings');
-  const [download] = await Promise.all([page.waitForEvent('download'), page.getByText('Download the state').click()]);
+  const [download] = await Promise.all([page.waitForEvent('download'), page.getByText('Save the state').click()]);
   const state = JSON.parse(await readFile(await download.path(), 'utf8'));
   const answer = (way) => page.once('dialog', (dialog) => dialog[way]());
   answer('dismiss');
