@@ -97,7 +97,7 @@ from email.utils import formatdate, getaddresses, parseaddr
 from html import escape, unescape
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from itertools import islice
+from itertools import accumulate, islice
 from typing import (
     TYPE_CHECKING,
     Annotated,
@@ -9313,8 +9313,6 @@ class Tile(NamedTuple):
     acts: bool = True
     #: How many paths lead out of it, and what they are for; empty for one that goes straight on.
     paths: Callable[[Json], List[str]] = lambda body: []
-    #: Whether all paths may be left out, and lead straight on.
-    onward: bool = False
     #: The field that holds its conditions.
     conditions: str = ""
     #: The fields that are templates.
@@ -9387,9 +9385,9 @@ class Layout:
         )
         return int(action["id"])
 
-    def compiled(self, spec: Json, where: str, waiting: bool = False) -> Condition:
+    def compiled(self, spec: Json, where: str, grammar: Optional[Grammar] = None) -> Condition:
         """Conditions, where a list means that all of them have to be met."""
-        grammar = self.waiting if waiting else self.grammar
+        grammar = grammar or self.grammar
         return compile_conditions({"and": spec} if isinstance(spec, list) else spec, where, grammar)
 
     def _conditions(self, tile: Tile, action: Json, type: str, where: str) -> Tuple[Condition, ...]:
@@ -9397,14 +9395,14 @@ class Layout:
         if tile.conditions == "conditions":  # one set of them
             return (self.compiled(specs, place),) if specs else ()
         pairs = enumerate(specs)
-        waiting = type == "conditional_wait"
-        return tuple([self.compiled(spec, f"{place}[{i}]", waiting) for i, spec in pairs])
+        grammar = self.waiting if type == "conditional_wait" else self.grammar
+        return tuple([self.compiled(spec, f"{place}[{i}]", grammar) for i, spec in pairs])
 
     def _paths(
         self, tile: Tile, action: Json, where: str, after: Optional[int]
     ) -> Tuple[Optional[int], ...]:
         names, given = tile.paths(action), action.get("paths")
-        if given is None and tile.onward:
+        if given is None:
             return (after,) * len(names)
         if not names:
             return ()
@@ -9590,9 +9588,9 @@ class Runner:
         """When a journey came to the tile where it is."""
         return journey.arrived if journey.waits else self.clock.now()
 
-    def schedule(self, journey: Journey, when: Optional[float] = None) -> None:
-        """Go on with a journey at `when`, Unix seconds, or as the next thing to be done."""
-        journey.wake = self.clock.now() if when is None else when
+    def schedule(self, journey: Journey, when: float) -> None:
+        """Go on with a journey at `when`, Unix seconds."""
+        journey.wake = when
         self.workspace.agenda.later(journey.wake, wake_journey, journey.serial, journey.wake)
 
     def act(
@@ -9607,7 +9605,7 @@ class Runner:
 
     # ---- from tile to tile
 
-    def go_on(self, journey: Journey, locked: bool = False) -> None:
+    def go_on(self, journey: Journey, locked: bool) -> None:
         """Go on until the journey has to wait, ends, or something is to be sent first.
 
         Templates are rendered without the workspace's lock, later if it is `locked` now.
@@ -9615,7 +9613,7 @@ class Runner:
         while self.step(journey, locked):
             pass
 
-    def step(self, journey: Journey, locked: bool = False) -> bool:
+    def step(self, journey: Journey, locked: bool) -> bool:
         """Do what the next tile says; whether the one after it can be done at once."""
         workspace = self.workspace
         with self.lock:
@@ -9625,7 +9623,7 @@ class Runner:
             if not node.tile.texts:
                 return self._run(journey, node, {})
             if locked:
-                self.schedule(journey)
+                self.schedule(journey, self.clock.now())
                 return False
             texts = {name: node.body[name] for name in node.tile.texts if name in node.body}
             data = journey_data(workspace, journey)
@@ -9746,11 +9744,11 @@ class Runner:
         """Let somebody go on for whom that was what they waited for."""
         node = self.node_of(journey)
         if journey.waiting_for == IN_FILTER:
-            self.pass_filter(journey)
+            self.pass_filter(journey, last=False)
         elif node is not None and node.type in _LIVELY_WAITS:
             self.go_on(journey, locked=True)
 
-    def pass_filter(self, journey: Journey, last: bool = False) -> None:
+    def pass_filter(self, journey: Journey, last: bool) -> None:
         """Let somebody in who matches the filter by now; or nevermore, if it was the last try."""
         if self.plans[journey.campaign_id].fits(journey):
             journey.waiting_for, journey.wake = "", None
@@ -9771,10 +9769,10 @@ class Runner:
                 self.pass_filter(journey, last=True)
                 return
         try:
-            self.go_on(journey)
+            self.go_on(journey, locked=False)
         except TakesTime:
             if when is None:
-                self.schedule(journey)
+                self.schedule(journey, self.clock.now())
             else:
                 journey.wake = when
                 raise
@@ -9783,7 +9781,7 @@ class Runner:
         """Go on with a journey that waits for what became of a webhook."""
         journey = self.journeys.rows[number]
         if journey.waits and journey.steps[-1].delivery is delivery:
-            self.schedule(journey)
+            self.schedule(journey, self.clock.now())
 
     # ---- goals
 
@@ -9952,12 +9950,8 @@ def _drawn(runner: Runner, node: Node, journey: Journey, shares: Sequence[float]
     pinned = [assigned[name] for name in names if name in assigned]
     if pinned:
         return int(pinned[0])
-    point, upto = draw(runner, node, journey) * sum(shares), 0.0
-    for i, share in enumerate(shares):
-        upto += share
-        if point < upto:
-            return i
-    return len(shares) - 1
+    upto = list(accumulate(shares))
+    return bisect.bisect(upto, draw(runner, node, journey) * upto[-1])
 
 
 def _split_tile(runner: Runner, journey: Journey, node: Node, texts: Json) -> Done:
@@ -10201,7 +10195,7 @@ TILES: Dict[str, Tile] = {
     "conditional_wait": Tile(_wait_tile, _ANY_TILE.having(
         multi_conditions=list_field(_CONDITIONS), delay=_DURATION, paths=_PATHS,
         exit_type=choice_field("never", "continue")),
-        acts=False, paths=_conditions_and("time is up", "delay"), onward=True,
+        acts=False, paths=_conditions_and("time is up", "delay"),
         conditions="multi_conditions"),
     "conditional_branch": Tile(_branch_tile, _ANY_TILE.having(
         "paths", conditions=_CONDITIONS, paths=_PATHS),
@@ -10352,7 +10346,7 @@ class Gate:
         with self.workspace.lock:
             person = self.workspace.people.find(who)
             for plan in self.by_key.get(("form", form_id), ()) if person else ():
-                self.enter(plan, person, data)
+                self.enter(plan, person, data, 0)
 
     # ---- what follows
 
@@ -10391,7 +10385,7 @@ class Gate:
             for plan in self.dates:
                 self.plan_date(plan, person, self.clock.now())
 
-    def look_at(self, plan: Plan, person: Person, depth: int = 0) -> None:
+    def look_at(self, plan: Plan, person: Person, depth: int) -> None:
         """Let somebody in who matches a segment campaign, now or when the time comes."""
         known = self.workspace.journeys.matching.setdefault(plan.number, set())
         matched = cast(Condition, plan.trigger).test(person)
@@ -10422,7 +10416,7 @@ class Gate:
         plan: Plan,
         person: Optional[Person],
         data: Json,
-        depth: int = 0,
+        depth: int,
         event: Optional[Event] = None,
         key: Optional[ObjectKey] = None,
     ) -> None:
@@ -10546,7 +10540,7 @@ def look_again(workspace: Workspace, number: int, serial: int, how: str, when: f
 
 def _enter_again(gate: Gate, plan: Plan, person: Person, when: float) -> None:
     if person.serial in gate.workspace.journeys.matching.get(plan.number, ()):
-        gate.enter(plan, person, {})
+        gate.enter(plan, person, {}, 0)
 
 
 def _begin_on_date(gate: Gate, plan: Plan, person: Person, when: float) -> None:
@@ -10554,13 +10548,13 @@ def _begin_on_date(gate: Gate, plan: Plan, person: Person, when: float) -> None:
         return  # the date is another by now
     begun = [one for one in person.has.journeys if one.campaign_id == plan.number]
     if not begun or begun[-1].started < when:
-        gate.enter(plan, person, {})
+        gate.enter(plan, person, {}, 0)
     gate.plan_date(plan, person, when + 1)
 
 
 #: What time alone brings about.
 ENTRANCES: Dict[str, Callable[[Gate, Plan, Person, float], None]] = {
-    "segment": lambda gate, plan, person, when: gate.look_at(plan, person),
+    "segment": lambda gate, plan, person, when: gate.look_at(plan, person, 0),
     "interval": _enter_again,
     "date": _begin_on_date,
 }
@@ -10604,7 +10598,7 @@ def enter_related(
     if len(people) > MAX_RELATED:
         told = {"object_id": thing.key[1], "people": len(people), "limit": MAX_RELATED}
         gate.workspace.note("failed_object_journeys", None, lambda: told)
-        turn_away(gate.workspace, plan, f"more than {MAX_RELATED} people")
+        turn_away(gate.workspace, plan, f"more than {MAX_RELATED} people", None, None)
         return
     for each in people:
         data = related_data(gate.workspace, thing, each, person)
@@ -10612,12 +10606,12 @@ def enter_related(
 
 
 def turn_away(
-    workspace: Workspace, plan: Plan, reason: str, who: str = "", event: Any = None
+    workspace: Workspace, plan: Plan, reason: str, who: Optional[str], event: Optional[Event]
 ) -> None:
     """Write down that nobody, or somebody who isn't here, has nearly entered."""
     journey = Journey(plan.number, None, event.data if event else {}, event)
     journey.started = journey.ended = workspace.clock.now()
-    journey.serial, journey.customer_id = len(workspace.journeys.rows), who or None
+    journey.serial, journey.customer_id = len(workspace.journeys.rows), who
     journey.state, journey.reason = "not_entered", reason
     workspace.journeys.rows.append(journey)
 
@@ -10627,7 +10621,7 @@ def related_data(
 ) -> Json:
     """The `trigger` of an object's campaign: the object, the relationship, whose it was (docs)."""
     types = workspace.shelves["object_types"].rows
-    row = types.get(thing.key[0]) or types.get(int(thing.key[0]) if thing.key[0].isdigit() else 0)
+    row = next((row for id, row in types.items() if as_text(id) == thing.key[0]), None)
     slug = (row or {}).get("singular_slug") or f"object_type_{thing.key[0]}"
     named = {**thing.attributes, "object_id": thing.key[1]}
     about = cause or person
@@ -10642,7 +10636,7 @@ def receive_webhook(workspace: Workspace, token: str, body: Json) -> bool:
         plans = gate.by_key.get(("webhook", str(int(token, 16))), ())
         for plan in plans:
             workspace.note("webhook_event", None, lambda: body)
-            gate.enter(plan, None, body)
+            gate.enter(plan, None, body, 0)
     return bool(plans)
 
 
@@ -10681,7 +10675,7 @@ def begin_campaign(workspace: Workspace, plan: Plan, audience: str) -> None:
     for person in workspace.people:
         if audience == "future" and plan.trigger.test(person):
             known.add(person.serial)
-        gate.look_at(plan, person)
+        gate.look_at(plan, person, 0)
 
 
 def change_campaign(

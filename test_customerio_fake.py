@@ -6099,6 +6099,57 @@ class Tiles(JourneyTest):
         outcomes = [step[1] for step in self.steps()]
         self.assertEqual(outcomes, ["skipped"] * 3 + ["sent"])
 
+    def test_conditions_on_tiles_count_what_has_ever_happened(self) -> None:
+        done = {"event": {"name": "go"}}
+        self.run_through(mail(1, preconditions=done), mail(2, preconditions=[done, exists("none")]))
+        self.assertEqual([step[1] for step in self.steps()], ["sent", "skipped"])
+
+    def test_waits_do_not_make_anybody_active(self) -> None:
+        waits: list[Any] = [
+            {"type": "delay_seconds", "delay": 60},
+            {"type": "randomized_delay", "min_delay": 60, "max_delay": 60},
+            {"type": "delay_time_window", "start_time": "00:00", "end_time": "00:01"},
+            {"type": "conditional_wait", "multi_conditions": [exists("none")], "delay": 60},
+        ]
+        for wait in waits:
+            self.run_through(wait, mail(20), global_exit_conditions=[exists("x")])
+            row = self.journeys()[0]
+            self.assertEqual((row["state"], row["activated_at"]), ("active", None))
+            self.identify("1", x=1)
+            self.assertEqual(self.journeys()[0]["state"], "never_activated")
+
+    def test_paths_that_do_nothing_do_not_make_anybody_active(self) -> None:
+        forks: list[Any] = [
+            {"type": "conditional_branch", "conditions": exists("a"), "paths": [[], []]},
+            {"type": "multi_split_branch", "multi_conditions": [exists("a")], "paths": [[], []]},
+            {"type": "random_cohort_branch", "cohorts": [1000], "paths": [[]]},
+            {"type": "exit"},
+        ]
+        for fork in forks:
+            self.run_through(fork)
+            self.assertIsNone(self.journeys()[0]["activated_at"], fork)
+
+    def test_a_seed_of_chance_draws_anew(self) -> None:
+        cohort = {"id": 1, "type": "random_cohort_branch", "cohorts": [500, 500], "paths": [[], []]}
+        drawn = []
+        for chance in (0, 0, 1):
+            row = {"id": 1, "name": "C", "event_name": "go", "actions": [cohort]}
+            self.seed({"workspace": {"random_seed": chance}, "campaigns": [row]})
+            for n in range(20):
+                self.track(f"p{n}", "go")
+            drawn.append([row["steps"][0]["path"] for row in self.journeys()])
+        self.assertEqual(drawn[0], drawn[1])
+        self.assertNotEqual(drawn[0], drawn[2])
+        self.assertEqual({*drawn[0]}, {0, 1})
+
+    def test_days_by_number(self) -> None:
+        # 2023-11-14 was a Tuesday; 0 and 7 are Sunday.
+        for day, wait in ((2, 0), (3, 1), (0, 5), (7, 5)):
+            self.run_through({"type": "delay_time_window", "days": [day]})
+            wake = self.journeys()[0]["next_wake_up"]
+            midnight = self.START - self.START % self.DAY
+            self.assertEqual(wake, midnight + wait * self.DAY if wait else None)
+
     def test_webhooks_that_are_drafts_off_or_broken(self) -> None:
         hook = {"type": "webhook", "url": "http://127.0.0.1:1/"}
         self.run_through(
@@ -6332,6 +6383,17 @@ class Entries(JourneyTest):
             self.relate("acme", "2", role="r2")
             self.assertEqual(self.subjects()[1:], second)
 
+    def test_an_audience_that_is_not_told(self) -> None:
+        self.objects_campaign(type="relationship")
+        self.relate("acme", "1", role="r1")
+        self.relate("acme", "2", role="r2")
+        self.assertEqual(self.subjects(), ["Acme r1 1 1", "Acme r2 2 2"])
+        self.objects_campaign(type="object")
+        for id in ("1", "2"):
+            self.relate("acme", id, role=f"r{id}")
+        self.update("acme", color="red")
+        self.assertEqual(self.subjects(), ["Acme r1 1 1", "Acme r2 2 2"])
+
     def test_a_changed_relationship(self) -> None:
         boss = {"relationship_attribute": {"field": "role", "operator": "eq", "value": "boss"}}
         self.objects_campaign(type="relationship", audience={"type": 0},
@@ -6529,6 +6591,15 @@ class Leaving(JourneyTest):
             self.ok("PUT", "/__parlel/campaigns/1", {"state": "running", "audience": audience})
             rows = self.records("journeys", "?state=finished")
             self.assertEqual([row["customer_id"] for row in rows], entered)
+
+    def test_a_campaign_that_stops_lets_people_finish_unless_told(self) -> None:
+        self.begin()
+        self.journeys()
+        campaign = self.ok("PUT", "/__parlel/campaigns/1", {"state": "stopped"})["campaign"]
+        self.assertTrue(campaign["active"])
+        self.assertEqual(self.state()[0], "active")
+        campaign = self.ok("PUT", "/__parlel/campaigns/1", {"state": "archived"})["campaign"]
+        self.assertFalse(campaign["active"])
 
     def test_what_can_not_be_done_to_a_campaign(self) -> None:
         self.begin()
@@ -6786,6 +6857,14 @@ class WrongCampaigns(JourneyTest):
              "actions[0].paths must be 2 lists"),
             ({"type": "delay_time_window", "start_time": "9"}, "actions[0].start_time must be"),
             ({"type": "delay_time_window", "days": ["someday"]}, "actions[0].days[0] must be"),
+            ({"type": "delay_time_window", "days": [8]}, "actions[0].days[0] must be"),
+            ({"type": "random_cohort_branch", "cohorts": [], "paths": []}, "actions[0].cohorts"),
+            ({"type": "random_cohort_branch", "cohorts": [50] * 20 + [0], "paths": [[]] * 21},
+             "actions[0].cohorts"),
+            ({"type": "multi_lang_branch", "variations": []}, "actions[0].variations"),
+            ({"type": "collection_query", "collection": 1, "attribute": "a", "filter": {"x": 1}},
+             "actions[0].filter"),
+            ({"type": "batch_update", "filter": {"event_attribute": {}}}, "actions[0].filter"),
             ({"type": "delay_time_window", "zone": "Berlin"}, "actions[0].zone"),
             ({"type": "split_randomized", "variations": [mail(5)]}, "actions[0].variations"),
             (mail(1, preconditions={"event": {}}), "actions[0].preconditions.event.name"),
