@@ -8699,6 +8699,7 @@ class Deadline:
     def cancel(self) -> None:
         """Let the socket live."""
         self._timer.cancel()
+        self._timer.function = bool  # which does nothing; else it and this would hold each other
 
     def hang_up(self) -> None:
         """Wake whoever waits for the peer."""
@@ -8745,7 +8746,10 @@ def dial(host: str, port: int, context: Optional[ssl.SSLContext], deadline: Dead
         except OSError as error:
             failure = error
     else:
-        raise failure
+        try:
+            raise failure
+        finally:
+            del failure  # else it and this frame, and all that this hangs on, would hold each other
     sock.settimeout(deadline.seconds + 1)  # the deadline comes first, and has the better words
     try:
         deadline.watch(sock)

@@ -7112,6 +7112,25 @@ class Webhooks(FakeTest):
         self.assertIn("CERTIFICATE_VERIFY_FAILED", strange["error"])
         self.assertEqual((strange["retry_at"] - strange["at"], known["status"]), (3600, 405))
 
+    @unittest.skipUnless(sys.implementation.name == "cpython", "nobody counts references")
+    def test_who_refuses_leaves_nothing_that_hangs_together(self) -> None:
+        """A server as a script hardly ever looks for such garbage: it would hold others up."""
+        where = {"data_file_url": "http://127.0.0.1:9/x"}
+        order = {"import": {"name": "i", "type": "people", "identifier": "id", **where}}
+        self.ok("POST", "/v1/imports", order)
+        gc.collect()
+        gc.disable()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            self.ok("POST", "/v1/imports", order)
+            gc.collect()
+            left = [thing for thing in gc.garbage if "customerio_fake" in repr(thing)]
+        finally:
+            gc.set_debug(0)
+            gc.enable()
+            gc.garbage.clear()
+        self.assertEqual(left, [])
+
     def test_the_clock_goes_ahead_of_an_endpoint_that_never_answers(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as silent:
             endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}/"
