@@ -2256,7 +2256,7 @@ def _range_of(state: _Render, first: Any, last: Any) -> List[Any]:
         return []
     if size > _LARGEST_LIST:
         raise LiquidError(f"more than {_LARGEST_LIST} values in a list")
-    state.spend(int(size) >> 3)
+    state.spend(int(size) >> 2)
     return [_as_data(first + step) for step in range(math.ceil(size))]
 
 
@@ -3802,13 +3802,22 @@ def _random(state: _Render, value: Any) -> Any:
     return _number(_text(_host_answer(state, "random", {"value": _text(value)})))
 
 
+def _distinct(state: _Render, value: Any) -> List[Any]:
+    """The items that are different in JSON."""
+    state.spend(4 * len(_items(value)))
+    found: Dict[str, Any] = {}
+    for item in _items(value):
+        found.setdefault(_json(item), item)
+    return list(found.values())
+
+
 LIQUID_FILTERS.update({
     "base64": _base64(base64.b64encode), "contains": _contains, "format_number": _format_number,
     "currency": lambda value, locale="en", code="": _money(value, locale, code),
     "from_json": lambda value: json.loads(_text(value)),
     "hex_base64": _base64(lambda text: base64.b64encode(bytes.fromhex(text.decode()))),
     "hmac_sha1": _signing("sha1"), "hmac_sha256": _signing("sha256"), "md5": _hashing("md5"),
-    "json_array_uniq": lambda value: list({_json(item): item for item in _items(value)}.values()),
+    "json_array_uniq": _distinct,
     "htmlencode": _on_text(_escape), "sha1": _hashing("sha1"), "sha256": _hashing("sha256"),
     "limit": lambda value, count=0: _items(value)[: max(_integer(count), 0)],
     "pluralize": _pluralize, "random": _random, "timezone": _timezone, "to_json": _json,
