@@ -52,6 +52,14 @@ The file is read from top to bottom; each section uses only the sections above i
     29  Beside the real service  a workspace elsewhere, read into a seed
     30  Public face             CustomerioServer and the command line
 
+Words that are ours: a *part* of a workspace keeps things of one kind, and what people own is kept
+by a *keeper*; a *shelf* holds *rows*, things that are made in the web app, and a *family* is what
+campaigns, broadcasts, newsletters and transactional messages have in common, each with its
+*contents* (or actions); a *verb* changes recorded state and gives an *outcome*; an *occasion* is
+something that others may want to hear of; a *chore* waits for its time on the clock's *agenda*; a
+*record* is what the control lists show, a *document* what the real API shows; a *tile* is a step
+of a campaign, and a *view* is one workspace as a test sees it.
+
 Rules are taken from, in this order: what was observed of the live service ("observed"),
 the official API description ("reference"), the documentation ("docs"), and where all are
 silent, inference ("inferred"). Comments name the source.
@@ -5037,12 +5045,8 @@ _MESSAGE_OUTCOMES = {
     "sent": "sent", "drafted": "drafted", "failed": "failed", "undeliverable": "undeliverable",
     "dropped": "undeliverable", "attempted": "attempted",
 }  # fmt: skip
-#: Where a journey can stand, and what its steps can have come to.
+#: Where a journey can stand.
 JOURNEY_STATES = ("active", "finished", "exited_early", "never_activated", "not_entered")
-STEP_OUTCOMES = (
-    *dict.fromkeys(_MESSAGE_OUTCOMES.values()), "created", "skipped", "waiting", "waited",
-    "matched", "timed_out", "branched", "updated", "exited",
-)  # fmt: skip
 
 
 class Journey:
@@ -10882,7 +10886,6 @@ def what_comes_of(answer: HTTPResponse) -> str:
 CALL_RETRIES, CALL_RETRY = 11, 2.0
 #: How long an endpoint may take, in seconds (docs).
 CALL_TIMEOUT = 16.0
-CALL_METHODS = ("get", "post", "put", "delete", "patch")
 
 
 def _webhook_tile(runner: Runner, journey: Journey, node: Node, texts: Json) -> Done:
