@@ -5833,6 +5833,12 @@ class Tiles(JourneyTest):
         self.assertEqual((first[1], second[1]), ("failed", "sent"))
         self.assertIn("1000", first[2])
 
+    def test_what_a_journey_remembers_is_bounded(self) -> None:
+        bounds = {"journey." + "n" * 128: "x", "journey." + "m" * 129: "x",
+                  "journey.long": "x" * 102_400, "journey.longer": "x" * 102_401}  # fmt: skip
+        self.run_through({"type": "attribute_update", "attributes": bounds})
+        self.assertEqual({*self.journeys()[0]["attributes"]}, {"n" * 128, "long"})
+
     def test_a_journey_remembers_a_hundred_attributes(self) -> None:
         many = {f"journey.a{i}": "x" for i in range(101)}
         self.run_through({"type": "attribute_update", "attributes": many})
@@ -6293,6 +6299,21 @@ class Entries(JourneyTest):
         entered = [row["customer_id"] for row in self.journeys()]
         self.assertEqual(entered, ["1", "3"])
 
+    def test_an_identifier_is_an_attribute_too(self) -> None:
+        self.campaign(mail(1), type="segment", trigger=exists("id"))
+        self.call("PUT", "/api/v1/customers/a@example.com", {"x": 1})
+        self.assertEqual(self.journeys(), [])
+        self.call("PUT", "/api/v1/customers/a@example.com", {"id": "7"})
+        self.assertEqual([row["customer_id"] for row in self.journeys()], ["7"])
+
+    def test_two_date_campaigns_of_one_person(self) -> None:
+        date = {"type": "date", "date_attribute": "when", "name": "C"}
+        rows = [{**date, "id": n, "actions": [mail(n)]} for n in (1, 2)]
+        self.seed({"campaigns": rows})
+        self.identify("1", email="1@example.com", when="2023-11-16")
+        self.clock(advance=3 * self.DAY)
+        self.assertEqual([row["campaign_id"] for row in self.journeys()], [1, 2])
+
     def test_who_is_there_when_it_starts(self) -> None:
         for audience, entered in (("future", 0), ("current", 1)):
             self.campaign(mail(1), type="segment", trigger=exists("a"), audience_at_start=audience,
@@ -6584,11 +6605,13 @@ class Leaving(JourneyTest):
             self.assertEqual(self.state()[0], "active")
 
     def test_a_campaign_starts_with_those_who_are_there_or_without(self) -> None:
-        for audience, entered in (("future", []), ("current", ["1"])):
+        future, current = {"audience": "future"}, {"audience": "current"}
+        none: dict[str, str] = {}
+        for audience, entered in ((none, []), (future, []), (current, ["1"])):
             self.campaign(mail(1), type="segment", trigger=exists("a"), state="draft")
             self.identify("1", a=1)
             self.assertEqual(self.state()[1], "the campaign is draft")
-            self.ok("PUT", "/__parlel/campaigns/1", {"state": "running", "audience": audience})
+            self.ok("PUT", "/__parlel/campaigns/1", {"state": "running", **audience})
             rows = self.records("journeys", "?state=finished")
             self.assertEqual([row["customer_id"] for row in rows], entered)
 
@@ -6710,6 +6733,23 @@ class JourneyLists(JourneyTest):
         self.assertEqual(self.steps(), [(10, "sent"), (20, "waited"), (30, "sent")])
         self.track("7", "go")
         self.assertEqual(len(self.journeys()), 2)
+
+    def test_who_waits_in_a_snapshot_can_still_leave_wait_and_convert(self) -> None:
+        wait = {"id": 20, "type": "conditional_wait", "multi_conditions": [exists("go_on")]}
+        self.campaign(mail(10), wait, mail(30), global_exit_conditions=[exists("stop")],
+                      goal={"event": {"name": "buy"}})  # fmt: skip
+        for id in ("1", "2", "3"):
+            self.identify(id, email=f"{id}@example.com")
+            self.track(id, "go")
+        state = self.ok("GET", "/__parlel/state")
+        self.fake = Fake(Settings())
+        self.ok("PUT", "/__parlel/state", state)
+        self.identify("1", go_on=1)
+        self.identify("2", stop=1)
+        self.track("3", "buy")
+        states = [(row["state"], row["converted_at"]) for row in self.journeys()]
+        wanted = [("finished", None), ("exited_early", None), ("active", self.START)]
+        self.assertEqual(states, wanted)
 
     def test_a_reset_begins_anew(self) -> None:
         self.ok("POST", "/__parlel/reset")
@@ -6875,6 +6915,7 @@ class WrongCampaigns(JourneyTest):
             with self.subTest(action=action):
                 self.assertIn(text, self.refused(action))
         self.assertIn("actions[1].id 1 is there already", self.refused(mail(1), mail(1)))
+        self.assertIn("actions must be a list of actions", self.refused(actions={"id": 1}))
         self.assertIn(
             "actions[1] is never reached", self.refused({"id": 1, "type": "exit"}, mail(2))
         )
