@@ -3006,6 +3006,7 @@ class Seeding(SeededTest):
             ("customers", {**person, "attributes": [1]}, "attributes"),
             ("customers", {**person, "attributes": {"a": "b" * 1001}}, "'a' cannot be longer"),
             ("customers", {"id": {"a": 1}}, "id"),
+            ("customers", {"attributes": {"plan": "x"}}, "needs an id or an email"),
             ("campaigns", {"actions": [{**action, "type": {}}]}, "actions[0].type"),
             ("campaigns", {"trigger_segment_ids": "x"}, "trigger_segment_ids"),
             ("campaigns", {"actions": [7]}, "actions[0]"),
@@ -3036,6 +3037,13 @@ class Seeding(SeededTest):
                 message = reply.json["meta"]["error"]
                 self.assertTrue(message.startswith(f"{kind}[0]"), message)
                 self.assertIn(words, message)
+
+    def test_what_has_no_number_gets_the_next_that_is_free(self) -> None:
+        rows = [{"id": 2, "name": "b"}, {"name": "a"}, {"name": "c"}, {"name": "d"}]
+        self.ok("POST", "/__parlel/seed", {"topics": rows})
+        listed = self.ok("GET", "/v1/subscription_topics")["topics"]
+        numbers = {row["name"]: row["id"] for row in listed}
+        self.assertEqual(numbers, {"b": 2, "a": 1, "c": 3, "d": 4})
 
     def test_what_stands_there_twice_is_refused(self) -> None:
         rows = {"collections": "content", "reporting_webhooks": "events", "messages": "subject"}
@@ -7270,6 +7278,7 @@ class Webhooks(FakeTest):
         with mock.patch.object(customerio_fake.Outbox, "_exchange", hang):
             self.send()
             self.assertTrue(connecting.wait(PATIENCE))
+            self.assertIn("customerio-fake-webhooks", {t.name for t in threading.enumerate()})
             self.ok("POST", "/__parlel/reset")
             self.assertFalse(leave.is_set())
             leave.set()
