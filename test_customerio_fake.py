@@ -6516,6 +6516,7 @@ class Leaving(JourneyTest):
         self.begin(self.DELAY, mail(20), global_exit_conditions=[exists("x")])
         self.identify("1", x=1)
         self.assertEqual(self.state(), ("never_activated", "global_exit_conditions[0]"))
+        self.assertEqual(self.journeys()[0]["steps"][0]["type"], "delay_seconds")
 
     def test_goals(self) -> None:
         segment = [{"id": 1, "name": "p", "conditions": exists("x")}]
@@ -6729,6 +6730,21 @@ class JourneyLists(JourneyTest):
         )
         self.assertEqual(self.sent(), [(30, "1"), (50, "1")])
         self.assertEqual(len(self.records("events")), 2)
+
+    def test_what_takes_time_after_a_delay_is_not_lost(self) -> None:
+        long = "{% for i in (1..900) %}{{i}}{% endfor %}"
+        update = {"type": "attribute_update", "attributes": {"journey.a": long}}
+        skipped = {"type": "delay_seconds", "delay": 1, "preconditions": exists("none")}
+        self.campaign({"type": "delay_seconds", "delay": 60}, skipped, update)
+        self.track("1", "go")
+        workspace = self.fake.workspace
+        workspace.clock.move_to(self.START + 60, True)
+        with customerio_fake.hurrying():
+            workspace.agenda.tick()
+        while workspace.agenda.tick():
+            pass
+        outcomes = [step[:2] for step in self.steps()]
+        self.assertEqual(outcomes, [(10, "waited"), (20, "skipped"), (30, "updated")])
 
     def test_journeys_are_in_snapshots(self) -> None:
         self.journeys()
