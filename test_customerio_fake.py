@@ -10210,6 +10210,8 @@ class Liquid(LiquidTest):
         self.becomes(
             [
                 ("{{ '5' | plus: 2 }} {{ 5 | minus: 2.0 }} {{ 'x' | plus: 1 }}", "7 3 1"),
+                ("{{ 12 | round: -30 }} {{ 12 | round: -31 }}", "0 12"),  # as far as it can
+                (" \n a{{ 1 }} ", " \n a1 "),
                 ("{{ 0.1 | plus: 0.2 }} {{ 2.5 | times: 2 }}", "0.30000000000000004 5"),
                 (
                     "{{ 7 | divided_by: 2 }} {{ 7 | divided_by: 2, true }} {{ 8 | divided_by: 2 }}",
