@@ -6,6 +6,7 @@ on a free port, so that several runs side by side don't meet.
 
 from __future__ import annotations
 
+import argparse
 import ast
 import base64
 import contextlib
@@ -61,7 +62,7 @@ from typing import (
     cast,
 )
 from unittest import mock
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import customerio_fake
 from customerio_fake import (
@@ -84,6 +85,9 @@ from customerio_fake import (
     ulid,
 )
 
+#: The keys for `verify`, before the next lines take them away.
+GIVEN_KEYS = {name: os.environ.get(f"CUSTOMERIO_{name}", "") for name in
+              ("SITE_ID", "API_KEY", "APP_KEY", "WRITE_KEY")}  # fmt: skip
 # What the settings and `urllib` read belongs to whoever runs the tests.
 for name in list(os.environ):
     if name in ("HOST", "PORT") or re.match(r"CUSTOMERIO_|.*_proxy$", name, re.I):
@@ -1530,7 +1534,7 @@ class PhoneOn(FakeTest):
     settings = {"phone": True, "update_email_by_id": True}
 
     def test_a_phone_identifies_in_v2_and_in_app(self) -> None:
-        item = {"type": "person", "action": "identify", "identifiers": {"phone": "+15551234567"}}
+        item = {"type": "person", "action": "identify", "identifiers": {"phone": "{p}"}}
         self.ok("POST", "/api/v2/entity", {**item, "attributes": {"a": 1}})
         self.ok("POST", "/api/v2/entity", {**item, "attributes": {"b": 2}})
         path = "/v1/customers/%2B15551234567/attributes?id_type=phone"
@@ -13255,5 +13259,1018 @@ class CommandLine(WireTestCase):
             self.assertEqual(err, "")
 
 
+# ---- verify: the same probes against the real service and against a fake
+#
+# `python test_customerio_fake.py verify` settles a doubt with a workspace for tests. A probe is a
+# line: its name, in brackets where the rule comes from, and between bars its calls in order, and
+# what is compared of the last answer besides its status, headers and shape. `> 400` expects 400,
+# not 200; `= path value` is what the source says, and without a value only compared. `{p}` is the
+# random prefix of a run, `{m}` stands for it in addresses, `{cio}` is the last cio_id answered;
+# `!` after an API says how a call differs. A title is a row of README's table. [open]: no source.
+
+PROBES = """
+## Identity
+{} is enough for a new person [observed] | track PUT customers/{p}i1 {}
+  | app GET customers/{p}i1/attributes | = customer.id "{p}i1"
+  | = customer.devices [] | = customer.unsubscribed false
+an address in a path is an email [reference] | track PUT customers/{m}i2 {"n": "1"}
+  | app GET customers?email={m}i2 | = results.0.email "{m}i2"
+a new id with a known email is the same person [reference] | track PUT customers/{m}i3 {}
+  | track PUT customers/{p}i3 {"email": "{m}i3"} | app GET customers/{p}i3/attributes?id_type=id
+  | = customer.attributes.email "{m}i3"
+an email has no case [reference] | track PUT customers/{p}i4 {"email": "{m}i4"}
+  | app GET customers?email={M}I4 | = results.0.id "{p}i4"
+an id has a case [reference] | track PUT customers/{p}i5 {}
+  | app GET customers/{p}I5/attributes > 404
+an email that is somebody else's stays theirs [reference] | track PUT customers/{p}i6 {}
+  | track PUT customers/{m}i6 {} | track PUT customers/{p}i6 {"email": "{m}i6", "n": "1"}
+  | app GET customers/{p}i6/attributes | = customer.attributes.email | = customer.attributes.n
+other attributes in a conflict of identifiers [open]
+  | track PUT customers/{p}i7a {"email": "{m}i7a"}
+  | track PUT customers/{p}i7b {"email": "{m}i7b"}
+  | track PUT customers/{p}i7a {"email": "{m}i7b", "n": "1"}
+  | app GET customers/{p}i7a/attributes | = customer.attributes.n
+  | = customer.attributes.email "{m}i7a"
+the activity of a conflict tells the value [field] | track PUT customers/{p}i8a {"email": "{m}i8a"}
+  | track PUT customers/{p}i8b {"email": "{m}i8b"} | track PUT customers/{p}i8a {"email": "{m}i8b"}
+  | app GET customers/{p}i8a/activities?type=failed_attribute_change
+  | = activities.0.data.email.value "{m}i8b"
+an email isn't changed by id [reference] | track PUT customers/{p}i9 {"email": "{m}i9"}
+  | track PUT customers/{p}i9 {"email": "{m}i9new"} | app GET customers/{p}i9/attributes
+  | = customer.attributes.email "{m}i9"
+by cio_ an email changes [reference] | track PUT customers/{p}ia {"email": "{m}ia"}
+  | app GET customers/{p}ia/attributes | track PUT customers/cio_{cio} {"email": "{m}ianew"}
+  | app GET customers/{p}ia/attributes | = customer.attributes.email "{m}ianew"
+by cio_ an id changes [reference] | track PUT customers/{p}ib {}
+  | app GET customers/{p}ib/attributes
+  | track PUT customers/cio_{cio} {"id": "{p}ibnew"} | app GET customers/{p}ibnew/attributes
+a malformed cio_id in a path [field] | track PUT customers/cio_zz{p} {} > 400
+a malformed cio_id in v2 [field]
+  | v2 {"type": "person", "action": "identify", "identifiers": {"cio_id": "zz{p}"}} > 400
+_update makes nobody [reference] | track PUT customers/{p}ic {"_update": true, "n": "1"}
+  | app GET customers/{p}ic/attributes > 404
+id without email and email without id are merged [docs] | track PUT customers/{p}id {"n": "1"}
+  | track PUT customers/{m}id {"m": "1"} | track PUT customers/{p}id {"email": "{m}id"}
+  | app GET customers/{p}id/attributes | = customer.attributes.n "1" | = customer.attributes.m
+an id of 151 bytes [reference] | track PUT customers/{p}{x140}{x} {} > 400
+a colon in an id [observed] | track PUT customers/{p}:ie {} | app GET customers/{p}:ie/attributes
+  | = customer.id "{p}:ie"
+a slash in an id [sdk] | track PUT customers/{p}%2Fif {} | app GET customers/{p}%2Fif/attributes
+  | = customer.id "{p}/if"
+a bare cio_id in an App path [field] | track PUT customers/{p}ig {}
+  | app GET customers/{p}ig/attributes | app GET customers/{cio}/attributes | = customer.id "{p}ig"
+cio_ in an App path without id_type [observed] | track PUT customers/{p}ih {}
+  | app GET customers/{p}ih/attributes | app GET customers/cio_{cio}/attributes > 404
+a bare cio_id with id_type [observed] | track PUT customers/{p}ii {}
+  | app GET customers/{p}ii/attributes | app GET customers/{cio}/attributes?id_type=cio_id
+a raw email in an App path [observed] | track PUT customers/{m}ij {}
+  | app GET customers/{m}ij/attributes > 404
+an email with id_type [observed] | track PUT customers/{m}ik {}
+  | app GET customers/{m}ik/attributes?id_type=email | = customer.attributes.email "{m}ik"
+a shape that is hardly an address: a@b [open] | track PUT customers/{p}il@b {}
+  | app GET customers/{p}il@b/attributes?id_type=id > ?
+phone as id_type where it isn't on [reference]
+  | app GET customers/{p}/attributes?id_type=phone > 400
+an id_type that there isn't [open] | app GET customers/{p}/attributes?id_type=name > 400
+deleting nobody [observed] | track DELETE customers/{p}im
+who is deleted is gone [observed] | track PUT customers/{p}in {} | track DELETE customers/{p}in
+  | app GET customers/{p}in/attributes > 404
+## Attributes
+values are read back as strings [observed]
+  | track PUT customers/{p}a1 {"n": 30, "t": true, "f": 1.5}
+  | app GET customers/{p}a1/attributes | = customer.attributes.n "30"
+  | = customer.attributes.t "true" | = customer.attributes.f
+a list and an object are read back as text [reference]
+  | track PUT customers/{p}a2 {"l": [1, 2], "o": {"a": 1}}
+  | app GET customers/{p}a2/attributes | = customer.attributes.l "[1,2]" | = customer.attributes.o
+null deletes, timestamp and all [observed] | track PUT customers/{p}a3 {"n": 1, "k": 1}
+  | track PUT customers/{p}a3 {"n": null} | app GET customers/{p}a3/attributes
+  | = customer.attributes.n MISSING | = customer.timestamps.n MISSING | = customer.attributes.k "1"
+"" deletes [inferred] | track PUT customers/{p}a4 {"n": 1} | track PUT customers/{p}a4 {"n": ""}
+  | app GET customers/{p}a4/attributes | = customer.attributes.n MISSING
+what isn't sent stays [observed] | track PUT customers/{p}a5 {"n": 1}
+  | track PUT customers/{p}a5 {"m": 1}
+  | app GET customers/{p}a5/attributes | = customer.attributes.n "1"
+a value of 1001 bytes [field] | track PUT customers/{p}a6 {"n": "{x1000}x"} > 400
+  | = meta.errors.0 "value for attribute 'n' cannot be longer than 1000 bytes"
+a value of 1000 bytes [reference] | track PUT customers/{p}a7 {"n": "{x1000}"}
+a name of 151 bytes [reference] | track PUT customers/{p}a8 {"{x140}{x10}x": 1} > 400
+unsubscribed in any case [reference] | track PUT customers/{p}a9 {"unsubscribed": "TRUE"}
+  | app GET customers/{p}a9/attributes | = customer.unsubscribed true
+unsubscribed: yes is no [reference] | track PUT customers/{p}aa {"unsubscribed": "yes"}
+  | app GET customers/{p}aa/attributes | = customer.unsubscribed false
+created_at in milliseconds is taken [docs] | track PUT customers/{p}ab {"created_at": 1700000000000}
+  | app GET customers/{p}ab/attributes | = customer.attributes.created_at "1700000000000"
+a topic by its dotted name [reference]
+  | track PUT customers/{p}ac {"cio_subscription_preferences.topics.topic_1": false}
+  | app GET customers/{p}ac/attributes | = customer.attributes.cio_subscription_preferences
+people of a list of ids [reference] | track PUT customers/{p}ad {}
+  | app POST customers/attributes {"ids": ["{p}ad", "{p}none"]} | = customers.0.customer.id "{p}ad"
+  | = customers.1 MISSING
+an empty list of ids [field] | app POST customers/attributes {"ids": []} | = customers []
+ids missing [open] | app POST customers/attributes {} > 400
+## System attributes
+cio_id can't be set [docs] | track PUT customers/{p}s1 {"cio_id": "{p}"} > ?
+_created_in_customerio_at can't be set [docs]
+  | track PUT customers/{p}s2 {"_created_in_customerio_at": 5} > ?
+cio_timezone is computed [docs] | track PUT customers/{p}s3 {"timezone": "Europe/Paris"}
+  | app GET customers/{p}s3/attributes | = customer.attributes.cio_timezone
+  | = customer.attributes.timezone "Europe/Paris"
+## Events
+a v1 event of nobody makes a person [inferred] | track POST customers/{p}e1/events {"name": "x"}
+  | app GET customers/{p}e1/attributes | = customer.id "{p}e1"
+a v2 event of nobody makes a person [observed]
+  | v2 {"type": "person", "action": "event", "name": "x", "identifiers": {"id": "{p}e2"}}
+  | app GET customers/{p}e2/attributes
+an event's data are no attributes [observed]
+  | track POST customers/{p}e3/events {"name": "x", "data": {"n": 1}}
+  | app GET customers/{p}e3/attributes | = customer.attributes.n MISSING
+an event without a name [reference] | track POST customers/{p}e4/events {} > 400
+an anonymous event needs a name alone [reference] | track POST events {"name": "{p}"}
+an anonymous event without a name [reference] | track POST events {"anonymous_id": "{p}"} > 400
+an event name of 101 bytes [reference] | track POST customers/{p}e5/events {"name": "{x100}x"} > 400
+an id of an event that is no ULID [open]
+  | track POST customers/{p}e6/events {"name": "x", "id": "1"} > ?
+a timestamp in the future [open]
+  | track POST customers/{p}e7/events {"name": "x", "timestamp": 4000000000} > ?
+  | app GET customers/{p}e7/activities?type=event | = activities.0.name
+spaces around a name are cut [reference] | track POST customers/{p}e8/events {"name": "  x  "}
+  | app GET customers/{p}e8/activities?type=event | = activities.0.name "x"
+another type of event is an event [reference]
+  | track POST customers/{p}e9/events {"name": "x", "type": "nothing"}
+  | app GET customers/{p}e9/activities?type=event | = activities.0.name "x"
+the same id of an event counts once [reference]
+  | track POST customers/{p}ea/events {"name": "x", "id": "{ulid}"}
+  | track POST customers/{p}ea/events {"name": "x", "id": "{ulid}"}
+  | app GET customers/{p}ea/activities?type=event | = activities.1 MISSING
+anonymous events come to who is identified [reference]
+  | track POST events {"name": "x", "anonymous_id": "{p}anon"}
+  | track PUT customers/{p}eb {"anonymous_id": "{p}anon"}
+  | app GET customers/{p}eb/activities?type=event | = activities.0.name "x"
+activities by the name of an attribute [reference] | track PUT customers/{p}ec {"n{p}": 1}
+  | app GET customers/{p}ec/activities?name=n{p} | = activities.0.type
+a device makes a person [inferred]
+  | track PUT customers/{p}d1/devices {"device": {"id": "{p}t", "platform": "ios"}}
+  | app GET customers/{p}d1/attributes | = customer.devices.0.id "{p}t"
+  | = customer.devices.0.platform "ios"
+the platform as the iOS SDK writes it [sdk]
+  | track PUT customers/{p}d2/devices {"device": {"id": "{p}u", "platform": "iOS"}}
+  | app GET customers/{p}d2/attributes | = customer.devices.0.platform
+a platform that there isn't [open]
+  | track PUT customers/{p}d3/devices {"device": {"id": "{p}v", "platform": "none"}} > ?
+a device without a token [reference] | track PUT customers/{p}d4/devices {"device": {}} > 400
+deleting a device that isn't there [open] | track DELETE customers/{p}d5/devices/{p}w
+a merge [reference] | track PUT customers/{p}m1 {"n": "1"}
+  | track PUT customers/{p}m2 {"n": "2", "m": "2"}
+  | track POST merge_customers {"primary": {"id": "{p}m1"}, "secondary": {"id": "{p}m2"}}
+  | app GET customers/{p}m1/attributes | = customer.attributes.n "1" | = customer.attributes.m "2"
+who was merged is gone [reference] | track PUT customers/{p}m3 {} | track PUT customers/{p}m4 {}
+  | track POST merge_customers {"primary": {"id": "{p}m3"}, "secondary": {"id": "{p}m4"}}
+  | app GET customers/{p}m4/attributes > 404
+devices in a merge [open] | track PUT customers/{p}m5 {}
+  | track PUT customers/{p}m6/devices {"device": {"id": "{p}y", "platform": "ios"}}
+  | track POST merge_customers {"primary": {"id": "{p}m5"}, "secondary": {"id": "{p}m6"}}
+  | app GET customers/{p}m5/attributes | = customer.devices.0.id
+a merge with nobody [reference]
+  | track POST merge_customers {"primary": {"id": "{p}none"}, "secondary": {"id": "{p}none2"}}
+a merge by two identifiers [reference] | = meta.error
+  | track POST merge_customers {"primary": {"id": "{p}", "email": "{m}"}, "secondary": {"id":
+  "{p}m"}} > 400
+a merge without secondary [reference] | track POST merge_customers {"primary": {"id": "{p}"}} > 400
+an object of an unknown type in v2 [open] | v2 {"type": "object", "action": "identify",
+  "identifiers": {"object_type_id": "987", "object_id": "{p}o1"}} > ?
+an object without its type [reference]
+  | v2 {"type": "object", "action": "identify", "identifiers": {"object_id": "{p}o2"}} > 400
+who is suppressed is gone [reference] | track PUT customers/{p}u1 {}
+  | track POST customers/{p}u1/suppress
+  | app GET customers/{p}u1/attributes > 404
+calls for who is suppressed are dropped [reference] | track POST customers/{p}u2/suppress
+  | track PUT customers/{p}u2 {} | app GET customers/{p}u2/attributes > 404
+who is unsuppressed can come again [reference] | track POST customers/{p}u3/suppress
+  | track POST customers/{p}u3/unsuppress | track PUT customers/{p}u3 {"n": 1}
+  | app GET customers/{p}u3/attributes | = customer.attributes.n "1"
+suppressing nobody [observed] | track POST customers/{p}u4/suppress
+## Error envelopes and status codes
+a body that isn't JSON, v1 [open] | track PUT customers/{p}x1 nothing > 400
+a body that is a list, v1 [open] | track PUT customers/{p}x1 [] > 400
+no body at all, v1 [open] | track PUT customers/{p}x2 > ?
+a body that isn't JSON, v2 [open] | v2 nothing > 400
+v2 without a type [reference] | v2 {} > 400 | = errors.0.reason | = errors.0.field
+v2 of a type that there isn't [reference] | v2 {"type": "nothing"} > 400 | = errors.0.reason
+v2 without an action [reference] | v2 {"type": "person", "identifiers": {"id": "{p}"}} > 400
+v2 without identifiers [reference] | v2 {"type": "person", "action": "identify"} > 400
+v2 by two identifiers [reference] | = errors.0.reason
+  | v2 {"type": "person", "action": "identify", "identifiers": {"id": "{p}", "email": "{m}"}} > 400
+v2 by anonymous_id [open]
+  | v2 {"type": "person", "action": "identify", "identifiers": {"anonymous_id": "{p}"}} > 400
+v2 by phone where it isn't on [reference]
+  | v2 {"type": "person", "action": "identify", "identifiers": {"phone": "{p}"}} > 400
+v2 event without a name [reference] | v2 {"type": "person", "action": "event",
+  "identifiers": {"id": "{p}x3"}} > 400 | = errors.0.reason "required" | = errors.0.field "name"
+a batch with a bad item [reference] | track POST /api/v2/batch {"batch": [
+  {"type": "person", "action": "identify", "identifiers": {"id": "{p}x4"}}, {"type": "nothing"}]} >
+  207
+  | = errors.0.batch_index 1
+the good items of such a batch count [reference] | track POST /api/v2/batch {"batch": [
+  {"type": "nothing"}, {"type": "person", "action": "identify", "identifiers": {"id": "{p}x5"}}]} >
+  207
+  | app GET customers/{p}x5/attributes | = customer.id "{p}x5"
+an empty batch [open] | track POST /api/v2/batch {"batch": []} > 400
+a batch that isn't one [reference] | track POST /api/v2/batch {} > 400
+a metric of a delivery that can't be [sdk] | track POST push/events {"delivery_id": "",
+  "event": "opened", "device_id": "{p}"} > 400 | = meta.errors.0 "malformed delivery id: ."
+a metric without anything [open] | track POST metrics {} > 400
+a person who isn't there [observed] | app GET customers/{p}none/attributes > 404
+  | = errors.0.status "404" | = errors.0.detail "not found (reference ULID)"
+their messages [open] | app GET customers/{p}none/messages > ?
+their activities [open] | app GET customers/{p}none/activities > ?
+their segments [open] | app GET customers/{p}none/segments > ?
+their relationships [open] | app GET customers/{p}none/relationships > ?
+their preferences [open] | app GET customers/{p}none/subscription_preferences > ?
+a campaign that isn't there [observed] | app GET campaigns/987654321 > 404 | = errors.0.status "404"
+a segment that isn't there [observed] | app GET segments/987654321 > 404
+the members of such a segment [open] | app GET segments/987654321/membership > 404
+a message that isn't there [open] | app GET messages/{p} > 404
+an object that isn't there [reference] | app GET objects/1/{p}none/attributes > 404
+an import that isn't there [open] | app GET imports/987654321 > 404
+nobody by an email [observed] | app GET customers?email={m}none | = results []
+no email at all [open] | app GET customers > 400
+## Filters with an empty `and` or `or`
+an empty and [open] | app POST customers {"filter": {"and": []}} > 400
+an empty or [open] | app POST customers {"filter": {"or": []}} > 400
+no filter [reference] | app POST customers {} > 400
+not of a list [reference] | app POST customers {"filter": {"not": []}} > 400
+a filter by an attribute [reference] | track PUT customers/{p}f1 {"n{p}": "Ada"} | app POST
+  customers {"filter": {"attribute": {"field": "n{p}", "operator": "eq", "value": "Ada"}}}
+  | = identifiers.0.id "{p}f1"
+a filter has no case [docs] | track PUT customers/{p}f2 {"m{p}": "Ada"} | app POST
+  customers {"filter": {"attribute": {"field": "m{p}", "operator": "eq", "value": "ADA"}}}
+  | = identifiers.0.id
+## Reads of an unseeded workspace
+campaigns [reference] | app GET campaigns
+newsletters [reference] | app GET newsletters
+broadcasts [reference] | app GET broadcasts
+segments [reference] | app GET segments
+exports, null when there are none [observed] | app GET exports
+collections, null when there are none [field] | app GET collections
+reporting webhooks, null when there are none [field] | app GET reporting_webhooks
+object types [reference] | app GET object_types
+snippets [reference] | app GET snippets
+transactional messages [reference] | app GET transactional
+topics [reference] | app GET subscription_topics
+channels [reference] | app GET subscription_channels
+senders [reference] | app GET sender_identities
+workspaces [reference] | app GET workspaces
+the same under /v1/api [field] | app GET /v1/api/segments
+messages, one at a time [reference] | app GET messages?limit=1
+activities, one at a time [reference] | app GET activities?limit=1
+a limit that is no number [open] | app GET activities?limit=none > ?
+a limit of 0 [open] | app GET messages?limit=0 > ?
+a start that nobody gave [open] | app GET messages?start=none > ?
+a type of message that there isn't [open] | app GET messages?type=none > ?
+what a mail address bounced [reference] | app GET esp_suppression/{m}none
+## Texts of errors
+a send of nothing [sdk] | app POST send/email {} > 400
+a send to nobody [sdk] | app POST send/email {"transactional_message_id": "{p}none",
+  "identifiers": {"id": "{p}"}} > 400 | = meta.error "Missing required field: \\"to\\""
+a send to a list [field]
+  | = meta.error "Request entity must be JSON encoded and not exceed 2048 KB."
+  | app POST send/email {"to": [], "transactional_message_id": "{p}none", "identifiers": {"id":
+  "{p}"}} > 400
+a flag that is text [field]
+  | = meta.error "Request entity must be JSON encoded and not exceed 2048 KB."
+  | app POST send/email {"to": "{m}", "transactional_message_id": "{p}none", "identifiers":
+  {"id": "{p}"}, "tracked": "true"} > 400
+a message that isn't there [docs] | = meta.error
+  | app POST send/email {"to": "{m}", "transactional_message_id": "{p}none",
+  "identifiers": {"id": "{p}"}} > 400
+a send without a person [open]
+  | app POST send/email {"to": "{m}", "transactional_message_id": "{p}none"} > 400 | = meta.error
+a push without a message [reference] | app POST send/push {"identifiers": {"id": "{p}"}} > 400
+a push to nobody [open] | app POST send/push {"transactional_message_id": "{p}none"} > 400
+an SMS without a number [open] | app POST send/sms {"transactional_message_id": "{p}none",
+  "identifiers": {"id": "{p}"}} > 400 | = meta.error
+a send that isn't JSON [docs] | app POST send/email nothing > 400 | = meta.error
+## `queued: true` in the answer to a send
+a send [reference] | app POST send/email {"to": "{to}", "identifiers": {"id": "{p}to"}, "from":
+  "{to}",
+  "subject": "verify", "body": "verify"}
+## Headers
+of an answer of Track [observed] | track PUT customers/{p}h1 {} | = header:cache-control
+  | = header:access-control-allow-origin "*" | = header:content-length "3"
+of an answer of the App API [observed] | app GET exports | = header:cache-control
+  | = header:x-frame-options "SAMEORIGIN"
+  | = header:access-control-allow-origin "https://fly.customer.io"
+of a 401 of Track [observed] | track!wrong PUT customers/{p}h2 {} > 401
+  | = header:www-authenticate "Basic realm=\\"Customer.io edge event collection\\""
+## Credentials
+Track without any [observed] | track!none PUT customers/{p}c1 {} > 401
+  | = meta.error "Unauthorized request"
+Track by the other scheme [observed] | track!scheme PUT customers/{p}c2 {} > 401
+v2 with wrong ones [observed] | track!wrong POST /api/v2/entity {} > 401 | = meta.error
+App without any [observed] | app!none GET campaigns > 401 | = meta.error "Unauthorized request"
+App with wrong ones [observed] | app!wrong GET campaigns > 401 | = meta.error "Unauthorized request"
+App by the other scheme [observed] | app!scheme GET campaigns > 401
+a send with wrong ones [observed] | app!wrong POST send/email {} > 401 | = meta.error
+Pipelines with wrong ones, strictly [reference]
+  | cdp!strict,wrong POST identify {"userId": "{p}c3"} > 401
+the region of the keys [observed] | track GET accounts/region | = region
+/auth is a page for everybody [observed] | track!wrong GET /auth
+## `Authorization: Bearer` for Pipelines
+Pipelines by the other scheme [open] | cdp!strict,scheme POST identify {"userId": "{p}c4"} > ?
+## Unknown paths and methods
+of Track [observed] | track PUT nothing {} > 404
+of the App API [observed] | app GET nothing > 404
+of the App API, before the credentials [observed] | app!wrong GET accounts/region > 404
+a method that there isn't [observed] | track PATCH customers/{p}n1 {} > ?
+a send of a misspelt kind [open] | app POST send/nothing {} > ?
+of Pipelines [open] | cdp POST nothing {} > ?
+## The answer to Pipelines calls
+identify [reference] | cdp POST identify {"userId": "{p}p1", "traits": {"n": 1}}
+  | app GET customers/{p}p1/attributes | = customer.attributes.n "1"
+identify, strictly [reference] | cdp!strict POST identify {"userId": "{p}p2"}
+a person by traits.email [reference]
+  | cdp POST identify {"userId": "", "traits": {"email": "{m}p3"}}
+  | app GET customers?email={m}p3 | = results.0.email "{m}p3"
+createdAt becomes created_at, in seconds [sdk]
+  | cdp POST identify {"userId": "{p}p4", "traits": {"createdAt": "2024-01-01T00:00:00Z"}}
+  | app GET customers/{p}p4/attributes | = customer.attributes.created_at "1704067200"
+identify of nobody [reference] | cdp POST identify {}
+identify of nobody, strictly [reference] | cdp!strict POST identify {} > 400
+track is an event [reference] | cdp POST track {"userId": "{p}p5", "event": "x"}
+  | app GET customers/{p}p5/activities?type=event | = activities.0.name "x"
+a batch [reference]
+  | cdp POST batch {"batch": [{"type": "identify", "userId": "{p}p6", "traits": {"n": 1}}]}
+  | app GET customers/{p}p6/attributes | = customer.attributes.n "1"
+a batch of an unknown type, strictly [open]
+  | cdp!strict POST batch {"batch": [{"type": "nothing"}]} > 400
+User Deleted [docs] | cdp POST identify {"userId": "{p}p7"}
+  | cdp POST track {"userId": "{p}p7", "event": "User Deleted"}
+  | app GET customers/{p}p7/attributes > 404
+Device Created or Updated [docs] | cdp POST track {"userId": "{p}p8",
+  "event": "Device Created or Updated", "context": {"device": {"token": "{p}tok", "type": "ios"}}}
+  | app GET customers/{p}p8/attributes | = customer.devices.0.id "{p}tok"
+## Pipelines `integrations`
+All: false keeps a call away [reference]
+  | cdp POST identify {"userId": "{p}g1", "integrations": {"All": false}}
+  | app GET customers/{p}g1/attributes > 404
+Customer.io: true lets it through [inferred] | cdp POST identify {"userId": "{p}g2",
+  "integrations": {"All": false, "Customer.io": true}} | app GET customers/{p}g2/attributes > ?
+## Pipelines `identify` with an `anonymousId` alone
+by anonymousId alone, strictly [sdk] | cdp!strict POST identify {"anonymousId": "{p}anon"}
+a page without a name, strictly [reference] | cdp!strict POST page {"userId": "{p}q1"}
+a track with a groupId alone, strictly [reference]
+  | cdp!strict POST track {"groupId": "{p}", "event": "x"}
+## Pipelines `/v1/track` without `event`
+track without an event, strictly [reference] | cdp!strict POST track {"userId": "{p}q2"} > 400
+group without groupId, strictly [reference] | cdp!strict POST group {"userId": "{p}q3"} > 400
+alias without previousId, strictly [reference] | cdp!strict POST alias {"userId": "{p}q4"} > 400
+an empty batch, strictly [open] | cdp!strict POST batch {"batch": []} > 400
+track without an event [reference] | cdp POST track {"userId": "{p}q5"} > ?
+a body that isn't JSON [open] | cdp POST identify nothing > ?
+## In-app and inbox messages
+an empty queue [sdk] | queue!{p}k1 POST v4/users?sessionId={p} {} > 204
+  | = header:x-gist-queue-polling-interval
+the queue without a site [open] | queue!none POST v4/users?sessionId={p} {} > ?
+a view of what isn't there [open] | queue!{p}k2 POST v1/logs/queue/{p} {} > ?
+a mark on what isn't there [open] | queue!{p}k3 PATCH v1/messages/{p} {"opened": true} > ?
+"""
+
+MISSING, ANY = "MISSING", "ANY"
+_HOSTS = {"track": "track{}.customer.io", "app": "api{}.customer.io", "cdp": "cdp{}.customer.io"}
+_ROOTS = {"track": "/api/v1/", "app": "/v1/", "cdp": "/v1/", "queue": "/api/"}
+_KEYS = {"track": ["SITE_ID", "API_KEY"], "app": ["APP_KEY"], "cdp": ["WRITE_KEY"]}
+#: What the fake adds to an answer on purpose (README says so), unless the service has it too.
+_ADDED = {"errors": "meta", "delivery_id": "queued", "success": "success"}
+_CALL = re.compile(r"(\w+)(?:!(\S+))? ([A-Z]+) (\S+)(?: (?!> )(.+?))?(?: > (\d+|\?))?$", re.S)
+
+
+class Step(NamedTuple):
+    """One call of a probe, with its placeholders."""
+
+    api: str
+    how: str
+    method: str
+    path: str
+    body: str
+    status: int  # 0 if no source tells
+
+    def filled(self, names: Dict[str, str]) -> Step:
+        def fill(text: str) -> str:
+            text = re.sub(r"\{x(\d*)\}", lambda found: "x" * int(found[1] or 1), text)
+            text = re.sub(r"\{m\}(\w*)", r"{p}\1@example.com", text)
+            text = re.sub(r"\{M\}(\w*)", lambda word: f"{names['p']}{word[1]}@x".upper(), text)
+            text = text.replace("@X", "@EXAMPLE.COM")
+            return re.sub(r"\{(p|to|cio|ulid)\}", lambda word: names.get(word[1], "none"), text)
+
+        return self._replace(how=fill(self.how), path=fill(self.path), body=fill(self.body))
+
+    def __str__(self) -> str:
+        text = f"{self.api}{'!' * bool(self.how)}{self.how} {self.method} {self.path} {self.body}"
+        return text.rstrip() if len(text) < 160 else text[:157] + "…"
+
+
+class Probe(NamedTuple):
+    name: str
+    source: str
+    row: str
+    steps: List[Step]
+    shown: Dict[str, str]
+
+    @property
+    def writes(self) -> bool:
+        return any(step.method != "GET" for step in self.steps)
+
+    @property
+    def needs(self) -> List[str]:
+        """The keys without which it is skipped; who writes has to be able to clean up."""
+        apis = [step.api for step in self.steps] + ["track"] * self.writes
+        return sorted({key for api in apis for key in _KEYS.get(api, ["SITE_ID"])})
+
+
+def step_of(text: str) -> Step:
+    text = re.sub(r"^v2 ", "track POST /api/v2/entity ", text)
+    found = _CALL.match(text)
+    assert found, text
+    api, how, method, path, body, status = found.groups("")
+    path = path if path.startswith("/") else _ROOTS[api] + path
+    return Step(api, how, method, path, body, int((status or "200").replace("?", "0")))
+
+
+def probes_of(text: str) -> List[Probe]:
+    """Read the table."""
+    probes, row = [], ""
+    for line in re.sub(r"\n  (?=\S)", " ", text).strip().splitlines():
+        if line.startswith("## "):
+            row = line[3:]
+            continue
+        name, *parts = (part.strip() for part in line.split(" | "))
+        what, source = name[:-1].rsplit(" [", 1)
+        wanted = [part[2:].split(" ", 1) for part in parts if part.startswith("= ")]
+        steps = [step_of(part) for part in parts if not part.startswith("= ")]
+        shown = {path: value[0] if value else ANY for path, *value in wanted}
+        probes.append(Probe(what, source, row, steps, shown))
+    return probes
+
+
+class Answer(NamedTuple):
+    status: int
+    headers: Dict[str, str]
+    body: bytes
+    trouble: str = ""
+
+    @property
+    def json(self) -> Any:
+        with contextlib.suppress(ValueError):
+            return json.loads(self.body)
+        return MISSING
+
+    @property
+    def kind(self) -> str:
+        if not self.body:
+            return "nothing"
+        return "JSON" if self.json != MISSING else "HTML" if b"<" in self.body[:99] else "text"
+
+    def at(self, path: str) -> Any:
+        """What stands at a path such as `errors.0.status` or `header:retry-after`."""
+        if path.startswith("header:"):
+            return self.headers.get(path[7:], MISSING)
+        found = self.json
+        for part in path.split("."):
+            if isinstance(found, list) and part.isdigit():
+                found = dict(enumerate(found)).get(int(part), MISSING)
+            else:
+                found = found.get(part, MISSING) if isinstance(found, dict) else MISSING
+        if isinstance(found, str):  # a reference is another one each time
+            return re.sub(r"\b[0-9A-HJKMNP-TV-Z]{26}\b", "ULID", found)
+        return found
+
+
+class Service:
+    """Where calls go: base URLs, the keys, and a pace of five a second."""
+
+    def __init__(
+        self, bases: Dict[str, str], keys: Dict[str, str], sleep: Callable[[float], None]
+    ) -> None:
+        self.bases, self.keys, self.sleep = bases, keys, sleep
+        self.patience, self.pause, self.timeout = 10.0, 0.2, 10.0
+
+    def headers(self, step: Step) -> Dict[str, str]:
+        user, secret = self.keys.get("SITE_ID", ""), self.keys.get("API_KEY", "")
+        if step.api == "queue":
+            token = base64.b64encode(step.how.encode()).decode()
+            site = {"X-CIO-Site-Id": user} if step.how != "none" else {}
+            return {**site, "X-Gist-Encoded-User-Token": token, "X-CIO-Client-Platform": "web"}
+        if step.api == "cdp":
+            user, secret = self.keys.get("WRITE_KEY", ""), ""
+        bearer = self.keys.get({"cdp": "WRITE_KEY"}.get(step.api, "APP_KEY"), "")
+        if "wrong" in step.how:
+            user, secret, bearer = "nobody", "nothing", "nobody"
+        basic = "Basic " + base64.b64encode(f"{user}:{secret}".encode()).decode()
+        told = f"Bearer {bearer}" if (step.api == "app") != ("scheme" in step.how) else basic
+        strict = {"X-Strict-Mode": "1"} if "strict" in step.how else {}
+        return strict if step.how == "none" else {"Authorization": told, **strict}
+
+    def send(self, step: Step) -> Answer:
+        """One call, in its turn; waits as long as a 429 says, at most a minute, four times."""
+        for _ in range(5):
+            self.sleep(self.pause)
+            answer = self.once(step)
+            if answer.status != 429:
+                break
+            after = answer.headers.get("retry-after", "")
+            self.sleep(min(60, int(after) if after.isdigit() else 10))
+        return answer
+
+    def once(self, step: Step) -> Answer:
+        url = urlsplit(self.bases[step.api])
+        kind = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
+        with contextlib.closing(kind(url.netloc, timeout=self.timeout)) as connection:
+            fields = {"Content-Type": "application/json", **self.headers(step)}
+            body = step.body.encode() if step.method != "GET" else None
+            try:
+                connection.request(step.method, url.path.rstrip("/") + step.path, body, fields)
+                reply = connection.getresponse()
+                headers = {name.lower(): value for name, value in reply.getheaders()}
+                return Answer(reply.status, headers, reply.read())
+            except (OSError, http.client.HTTPException) as error:
+                words = str(error) or type(error).__name__
+                return Answer(0, {}, b"", f"no answer from {url.netloc}: {words}")
+
+    def scrub(self, text: str) -> str:
+        """Without the keys, whatever a service echoes."""
+        for key in filter(None, self.keys.values()):
+            text = text.replace(key, "***")
+        return text
+
+
+def type_of(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "text", bool: "a flag", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def shapes_differ(theirs: Any, ours: Any, place: str) -> Iterator[str]:
+    """How keys, types and nulls differ; lists are alike by their first elements."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        for key in sorted(set(theirs) | set(ours)):
+            where = f"{place}.{key}".lstrip(".")
+            if key not in theirs or key not in ours:
+                yield f"{where}: {'only here' if key in ours else 'only there'}"
+            else:
+                yield from shapes_differ(theirs[key], ours[key], where)
+    elif isinstance(theirs, list) and isinstance(ours, list):
+        if theirs and ours:
+            yield from shapes_differ(theirs[0], ours[0], f"{place}.0")
+    elif type_of(theirs) != type_of(ours) and not (
+        ours is None and isinstance(theirs, list) and theirs
+    ):
+        yield f"{place or 'the answer'}: {type_of(theirs)} there, {type_of(ours)} here"
+
+
+def compare(theirs: Answer, ours: Answer, shown: Dict[str, str]) -> List[str]:
+    """What differs, each in a few words; `there` is the service, `here` the fake."""
+    if theirs.trouble or ours.trouble:
+        return [theirs.trouble or ours.trouble]
+    pairs = [("status", theirs.status, ours.status), ("body", theirs.kind, ours.kind)]
+    for name in ("content-type", "www-authenticate"):
+        values = (side.headers.get(name, MISSING).partition(";")[0] for side in (theirs, ours))
+        pairs.append((f"header:{name}", next(values), next(values)))
+    pairs += [(path, theirs.at(path), ours.at(path)) for path in shown]
+    found = [f"{what}: {there!r} there, {here!r} here"[:200] for what, there, here in pairs
+             if there != here]  # fmt: skip
+    if theirs.kind == ours.kind == "JSON":
+        there, here = theirs.json, ours.json
+        if isinstance(there, dict) and isinstance(here, dict):
+            added = {name for key, name in _ADDED.items() if key in here and name not in there}
+            here = {key: value for key, value in here.items() if key not in added}
+        told = {line.partition(":")[0] for line in found}
+        found += [line for line in shapes_differ(there, here, "") if line.split(":")[0] not in told]
+    return found
+
+
+class Difference(NamedTuple):
+    probe: str
+    request: str
+    what: str
+    source: str
+    row: str
+
+
+class Run:
+    """One run of probes through a service and a fake."""
+
+    def __init__(self, probes: List[Probe], theirs: Service, ours: Service, to: str = "") -> None:
+        self.probes, self.theirs, self.ours = probes, theirs, ours
+        self.prefix = f"verify-{os.urandom(4).hex()}-"
+        names = {"p": self.prefix, "to": to, "ulid": ulid(time.time(), 0)}
+        self.names = [(dict(names), dict(names)) for _ in probes]  # theirs, ours
+        self.found: List[Difference] = []
+        self.touched: set[str] = set()
+        self.silent = 0
+
+    def all(self) -> None:
+        """Every probe's first call, then every one's second: what one wrote has time to arrive."""
+        for turn in range(max(len(probe.steps) for probe in self.probes)):
+            if turn:
+                self.theirs.sleep(2)
+            for number, probe in enumerate(self.probes):
+                if turn < len(probe.steps):
+                    self.one(probe, turn, *self.names[number])
+
+    def one(self, probe: Probe, turn: int, there: Dict[str, str], here: Dict[str, str]) -> None:
+        step, last = probe.steps[turn], turn == len(probe.steps) - 1
+        ours = self.ours.send(step.filled(here))
+        asked = step.filled(there)
+        if step.method != "GET":
+            words = [unquote(part) for part in asked.path.split("/")]
+            words += re.findall(re.escape(self.prefix) + r"[\w.:/@]*", asked.body)
+            self.touched.update(word for word in words if word.startswith(self.prefix))
+        shown = {path: self.fill(value) for path, value in probe.shown.items()} if last else {}
+        rounds = int(self.theirs.patience) + 1 if step.method == "GET" and turn else 1
+        for left in reversed(range(rounds)):
+            theirs = self.theirs.send(asked)
+            differences = compare(theirs, ours, shown)
+            if not differences or theirs.trouble or not left:
+                break
+            self.theirs.sleep(1)
+        for answer, names in ((theirs, there), (ours, here)):
+            word = re.search(rb'"cio_id": ?"(\w+)"', answer.body)
+            names.update({"cio": word[1].decode()} if word else {})
+        row = (probe.source, probe.row)
+        self.found += [Difference(probe.name, str(asked), what, *row) for what in differences]
+        self.silent = self.silent + 1 if theirs.trouble else 0
+        if self.silent == 3:
+            raise ConnectionError(f"gave up: {theirs.trouble}, three times in a row")
+
+    def fill(self, value: str) -> str:
+        return step_of("app GET x " + value).filled({"p": self.prefix}).body
+
+    def clean(self) -> str:
+        """Delete what the run touched; gives what went wrong."""
+        rows = []
+        for name in sorted(self.touched):
+            kind = "email" if "@example.com" in name else "id"
+            rows.append({"type": "person", "identifiers": {kind: name}})
+        steps = [{**row, "action": action} for action in ("unsuppress", "delete") for row in rows]
+        for kind in ("1", "987"):
+            steps += [{"type": "object", "action": "delete", "identifiers": {
+                "object_type_id": kind, "object_id": name}} for name in sorted(self.touched)
+                if re.search(r"-o\d$", name)]  # fmt: skip
+        for begin in range(0, len(steps), 100):
+            self.theirs.sleep(2)  # what was written last has to arrive before it is deleted
+            body = json.dumps({"batch": steps[begin : begin + 100]})
+            answer = self.theirs.send(Step("track", "", "POST", "/api/v2/batch", body, 200))
+            if answer.status not in (200, 207):
+                why = answer.trouble or answer.status
+                return f"could not delete what begins with {self.prefix}: {why}"
+        return ""
+
+
+#: What the fake has: one of each kind, because an empty kind shows whatever is asked for.
+VERIFY_SEED = {"campaigns": [{"id": 1}], "transactional": [{"id": 1, "name": "one"}]}
+
+
+def verify_options(arguments: List[str]) -> argparse.Namespace:
+    """Read the command line; ends with 2 and one line if it can't be."""
+    parser = argparse.ArgumentParser("test_customerio_fake.py verify", description=(
+        "Compare the service with the fake. Keys of a workspace for tests: CUSTOMERIO_SITE_ID, "
+        "_API_KEY, _APP_KEY, _WRITE_KEY; probes whose keys are missing are skipped."))  # fmt: skip
+    for flag in ("yes", "json", "list"):
+        parser.add_argument(f"--{flag}", action="store_true")
+    parser.add_argument("--region", choices=["us", "eu"], default="us")
+    parser.add_argument("--against", default="", metavar="URL")
+    parser.add_argument("--only", default="", metavar="WORD")
+    parser.add_argument("--send-to", default="", metavar="ADDRESS")
+    parser.add_argument("--patience", type=float, default=10.0, metavar="SECONDS")
+    given = parser.parse_args(arguments)
+    if given.against and not re.match(r"https?://[^/\s]+", given.against):
+        parser.error("--against wants a URL that begins with http:// or https://")
+    if not 0 <= given.patience <= 600:
+        parser.error("--patience wants 0 to 600 seconds")
+    if given.send_to and not re.fullmatch(r"[^@\s\"\\]+@[^@\s\"\\]+", given.send_to):
+        parser.error("--send-to wants one address")
+    return given
+
+
+def preflight(service: Service, region: str) -> str:
+    """Why these keys can't be used, if they can't; reads only."""
+    for api, path in (("track", "accounts/region"), ("app", "workspaces")):
+        if any(not service.keys.get(key) for key in _KEYS[api]):
+            continue
+        answer = service.send(step_of(f"{api} GET {path}"))
+        host = service.bases[api]
+        if answer.trouble:
+            return answer.trouble
+        if answer.status == 401:
+            return f"{host} refuses the {api} keys: other ones, or of the other region?"
+        if answer.status != 200 or answer.kind != "JSON":
+            return f"{host} answers {answer.status} with {answer.kind}: that is no Customer.io API"
+        if region and api == "track" and answer.at("region") != region:
+            return f"the workspace is of region {answer.at('region')!r}, not {region!r}"
+    return ""
+
+
+def verify(
+    arguments: List[str], given: Dict[str, str], sleep: Callable[[float], None] = time.sleep
+) -> int:
+    """Run the command; gives its exit code: 0, 1 if something differs, 2 if it can't be."""
+    options = verify_options(arguments)
+    wanted = [probe for probe in probes_of(PROBES) if options.only.lower() in
+              " ".join([*probe[:3], *map(str, probe.steps)]).lower()]  # fmt: skip
+    wanted.sort(key=lambda probe: probe.source != "open")
+    if options.list:
+        for probe in wanted:
+            print(f"{probe.name} [{probe.source}; {probe.row}]", *probe.steps, sep="\n    ")
+        return 0
+    keys = {name: value for name, value in given.items() if value}
+    probes = [probe for probe in wanted if all(key in keys for key in probe.needs)
+              and (options.send_to or "{to}" not in probe.steps[0].body)]  # fmt: skip
+    if not probes:
+        print(f"no probe has both '{options.only}' in it and its keys set", file=sys.stderr)
+        return 2
+    middle = "-eu" * (options.region == "eu")
+    bases = {
+        api: options.against or f"https://{host.format(middle)}" for api, host in _HOSTS.items()
+    }
+    bases["queue"] = options.against or "https://consumer.inapp.customer.io"
+    service = Service(bases, keys, sleep)
+    service.patience = options.patience
+    calls = sum(len(probe.steps) for probe in probes)
+    said = sys.stderr if options.json else sys.stdout
+    print(f"{len(probes)} of {len(wanted)} probes, {calls} calls or more to {bases['track']} …: "
+          "makes people, objects and events whose ids begin with verify-, and deletes them; "
+          f"{'sends a mail to ' + options.send_to if options.send_to else 'sends nothing'}.",
+          file=said)  # fmt: skip
+    if not options.yes:
+        print("nothing was asked yet: say --yes to do it (--list shows every call)", file=said)
+        return 2
+    wrong = preflight(service, "" if options.against else options.region)
+    if wrong:
+        print(service.scrub(wrong), file=sys.stderr)
+        return 2
+    return carry_out(service, probes, options)
+
+
+def carry_out(service: Service, probes: List[Probe], options: argparse.Namespace) -> int:
+    """Run, clean up whatever happens, report; gives the exit code."""
+    names = {name.lower(): value for name, value in service.keys.items()}
+    ended = ""
+    region = options.region
+    with CustomerioServer(0, seed=VERIFY_SEED, html_404=True, region=region, **names) as cio:
+        ours = Service(dict.fromkeys(service.bases, cio.url), service.keys, lambda seconds: None)
+        run = Run(probes, service, ours, options.send_to)
+        try:
+            run.all()
+        except KeyboardInterrupt:
+            ended = "stopped"
+        except ConnectionError as error:
+            ended = str(error)
+        finally:
+            left = run.clean()
+    found = [difference._asdict() for difference in run.found]
+    if options.json:
+        report = {"prefix": run.prefix, "probes": len(probes), "differences": found,
+                  "ended": ended, "left": left}  # fmt: skip
+        print(service.scrub(json.dumps(report, indent=2)))
+    else:
+        for row in run.found:
+            print(service.scrub(f"{row.probe}\n    {row.request}\n    {row.what}\n"
+                                f"    [{row.source}; {row.row}]"))  # fmt: skip
+        print(service.scrub("\n".join(filter(None, (ended, left, f"{len(found)} differences")))))
+    return 1 if found or ended or left else 0
+
+
+# What bends an answer, for the tests: bytes for others, a status, a header.
+Bend = Callable[[Answer], Answer]
+
+
+def worded(old: str, new: str) -> Bend:
+    return lambda answer: answer._replace(body=re.sub(old.encode(), new.encode(), answer.body))
+
+
+def replied(status: int) -> Bend:
+    return lambda answer: answer._replace(status=status)
+
+
+def headed(name: str, value: str) -> Bend:
+    return lambda answer: answer._replace(headers={**answer.headers, name: value})
+
+
+def bodied(text: str) -> Bend:
+    return lambda answer: answer._replace(body=text.encode())
+
+
+BENDS: List[Tuple[str, Bend, str]] = [
+    ("deleting nobody", replied(204), "status: 204 there, 200 here"),
+    ("deleting nobody", bodied(""), "body: 'nothing' there, 'JSON' here"),
+    ("deleting nobody", bodied("<html>"), "body: 'HTML' there, 'JSON' here"),
+    ("deleting nobody", bodied("OK"), "body: 'text' there, 'JSON' here"),
+    ("deleting nobody", bodied("[]"), "the answer: a list there, an object here"),
+    ("deleting nobody", headed("content-type", "text/plain"), "header:content-type: 'text/plain'"),
+    ("deleting nobody", bodied('{"id": 1}'), "id: only there"),
+    ("nobody by an email", worded(r"\[\]", "null"), "results: None there, [] here"),
+    ("nobody by an email", worded("results", "customers"), "customers: only there"),
+    ("exports, null", worded("null", "[]"), "exports: a list there, null here"),
+    ("collections, null", worded("null", '""'), "collections: text there, null here"),
+    ("newsletters", worded('""', "null"), "next: null there, text here"),
+    ("segments", worded(r"\[\]", "{}"), "segments: an object there, a list here"),
+    ("workspaces", worded('"people":(.*?),', r'"people":"\1",'), "workspaces.0.people: text"),
+    ("workspaces", worded('"people":.*?,', ""), "workspaces.0.people: only here"),
+    ("a campaign that", worded('"404"', "404"), "errors.0.status: 404 there, '404' here"),
+    ("a campaign that", replied(410), "status: 410 there, 404 here"),
+    ("a campaign that", worded('"detail"', '"title"'), "errors.0.detail: only here"),
+    ("a campaign that", bodied('{"meta": {"error": "x"}}'), "errors: only here"),
+    ("a person who isn't", worded("not found", "gone"), "errors.0.detail: 'gone (ref"),
+    ("Track without any", headed("www-authenticate", "Bearer"), "header:www-authenticate: 'B"),
+    ("Track without any", worded('"error"', '"errors"'), "meta.errors: only there"),
+    ("App without any", worded("Unauthorized", "Wrong"), "meta.error: 'Wrong request' there"),
+    ("a value of 1001 bytes", worded("1000 bytes", "999 bytes"), "cannot be longer than 999 bytes"),
+    ("a batch with a bad item", replied(200), "status: 200 there, 207 here"),
+    ("a batch with a bad item", worded('"batch_index": 1', '"batch_index": 0'), "batch_index: 0"),
+    ("values are read back", worded('"n":"30"', '"n":30'), "customer.attributes.n: 30 there"),
+    ("values are read back", worded('"devices":.*?]', '"devices":null'), "customer.devices: null"),
+    ("{} is enough", worded(r'"unsubscribed":false', '"unsubscribed":"false"'), "unsubscribed: 'f"),
+    ("of an answer of Track", headed("cache-control", "public"), "header:cache-control: 'public'"),
+    ("of an answer of the App", headed("x-frame-options", "DENY"), "x-frame-options: 'DENY'"),
+    ("an id has a case", replied(200), "status: 200 there, 404 here"),
+]  # fmt: skip
+
+
+class VerifyTest(unittest.TestCase):
+    """The probes hold for the fake, and they see what differs."""
+
+    keys = {"SITE_ID": "a-site", "API_KEY": "a-secret", "APP_KEY": "an-app", "WRITE_KEY": "a-write"}
+    probes = probes_of(PROBES)
+
+    def setUp(self) -> None:
+        names = {name.lower(): value for name, value in self.keys.items()}
+        self.cio = CustomerioServer(0, seed=VERIFY_SEED, html_404=True, **names)
+        self.cio.start()
+        self.addCleanup(self.cio.stop)
+        self.slept: List[float] = []
+
+    def service(self) -> Service:
+        bases = dict.fromkeys((*_HOSTS, "queue"), self.cio.url)
+        return Service(bases, self.keys, self.slept.append)
+
+    def ask(self, *arguments: str, **more: Any) -> Tuple[int, str]:
+        """What the command ends with and says."""
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            try:
+                code = verify(
+                    list(arguments), **{"given": self.keys, "sleep": self.slept.append, **more}
+                )
+            except SystemExit as ended:
+                code = cast(int, ended.code)
+        for key in self.keys.values():
+            self.assertNotIn(key, said.getvalue())
+        return code, said.getvalue()
+
+    def test_the_probes_hold_for_the_fake(self) -> None:
+        self.assertGreaterEqual(len(self.probes), 120)
+        service = self.service()
+        run = Run(self.probes, service, service)
+        for probe, (names, _) in zip(self.probes, run.names):
+            for step in probe.steps:
+                answer = service.send(step.filled({**names, "to": "x@example.com"}))
+                word = re.search(rb'"cio_id": ?"(\w+)"', answer.body)
+                names.update({"cio": word[1].decode()} if word else {})
+                if step.status:
+                    self.assertEqual(answer.status, step.status, (probe.name, step, answer.body))
+            for path, value in probe.shown.items():
+                if value != ANY:
+                    wanted = value if value == MISSING else json.loads(run.fill(value))
+                    self.assertEqual(answer.at(path), wanted, (probe.name, path, answer.body))
+
+    def test_every_probe_names_a_row_of_the_readme(self) -> None:
+        path = pathlib.Path(customerio_fake.__file__).with_name("README.md")
+        if path.exists():  # not where the two files were copied
+            text = path.read_text(encoding="utf-8")
+            for row in {probe.row for probe in self.probes}:
+                self.assertRegex(text, f"(?m)^(\\| .*|## ){re.escape(row)}")
+
+    def test_a_fake_against_a_fake_differs_nowhere_and_is_left_empty(self) -> None:
+        code, said = self.ask("--against", self.cio.url, "--yes", "--send-to", "x@example.com")
+        self.assertEqual(code, 0, said)
+        self.assertEqual(self.cio.people, [])
+        self.assertEqual(self.cio.objects, [])
+        self.assertGreaterEqual(self.slept.count(0.2), sum(len(row.steps) for row in self.probes))
+
+    def test_what_is_bent_is_found_and_named(self) -> None:
+        for word, bend, what in BENDS:
+            with self.subTest(word=word, what=what):
+                probes = [probe for probe in self.probes if probe.name.startswith(word)][:1]
+                theirs = self.service()
+                theirs.once = lambda step, send=theirs.once, bend=bend: bend(send(step))  # type: ignore
+                run = Run(probes, theirs, self.service())
+                run.all()
+                self.assertIn(what, "\n".join(row.what for row in run.found))
+
+    def test_a_late_write_is_waited_for_as_long_as_patience_lasts(self) -> None:
+        for patience, ended in (("0", 1), ("5", 0)):
+            arguments = ("--yes", "--only", "{} is enough", "--patience", patience)
+            late = [Answer(404, {}, b"")] * 3
+            once = Service.once
+
+            def slow(service: Service, step: Step, late: Any = late, once: Any = once) -> Answer:
+                found = once(service, step)
+                mine = service.bases["track"] == self.cio.url and "i1/attr" in step.path
+                return cast(Answer, late.pop() if mine and late else found)
+
+            with mock.patch.object(Service, "once", slow):
+                code, said = self.ask("--against", self.cio.url, *arguments)
+            self.assertEqual(code, ended, said)
+
+    def test_after_ctrl_c_and_after_silence_all_is_deleted(self) -> None:
+        slept: List[float] = []
+
+        def stop(seconds: float) -> None:
+            slept.append(seconds)
+            if len(slept) == 40:
+                raise KeyboardInterrupt
+
+        code, said = self.ask("--against", self.cio.url, "--yes", sleep=stop)
+        self.assertEqual((code, self.cio.people), (1, []))
+        self.assertIn("stopped", said)
+        once, asked = Service.once, itertools.count()
+
+        def silent(service: Service, step: Step) -> Answer:
+            mine = service.bases["track"] == self.cio.url and 20 < next(asked) < 24
+            return Answer(0, {}, b"", "timed out") if mine else once(service, step)
+
+        with mock.patch.object(Service, "once", silent):
+            code, said = self.ask("--against", self.cio.url, "--yes", "--only", "track PUT")
+        self.assertEqual((code, self.cio.people), (1, []), said)
+
+    def test_what_is_no_such_service_gives_one_line_and_nothing_is_written(self) -> None:
+        class Page(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                if self.path.startswith("/api"):
+                    page = f"HTTP/1.0 200 OK\r\n\r\n<html>{self.headers['Authorization']}"
+                    self.wfile.write(page.encode())
+
+            def log_message(self, *arguments: Any) -> None:
+                pass
+
+        with http.server.HTTPServer(("127.0.0.1", 0), Page) as server:
+            thread = threading.Thread(target=server.serve_forever)
+            thread.start()
+            try:
+                url = f"http://127.0.0.1:{server.server_port}"
+                rows = [(url, "with HTML: that is no"), (url + "/x", "no answer from 127.0.0.1")]
+                for place, words in rows:
+                    code, said = self.ask("--against", place, "--yes")
+                    self.assertEqual((code, said.count("\n")), (2, 2), said)
+                    self.assertIn(words, said)
+            finally:
+                server.shutdown()
+                thread.join()
+        code, said = self.ask("--against", url, "--yes")
+        self.assertIn("no answer from 127.0.0.1", said)
+        wrong = {**self.keys, "API_KEY": "another"}
+        code, said = self.ask("--against", self.cio.url, "--yes", given=wrong)
+        self.assertEqual((code, self.cio.people), (2, []))
+        self.assertIn("refuses the track keys", said)
+
+    def test_a_429_is_obeyed(self) -> None:
+        service = self.service()
+        answers = [Answer(429, {"retry-after": "7"}, b""), Answer(200, {}, b"")]
+        with mock.patch.object(Service, "once", lambda *_: answers.pop(0)):
+            self.assertEqual(service.send(step_of("app GET exports")).status, 200)
+        self.assertEqual(self.slept, [0.2, 7, 0.2])
+
+    def test_without_yes_nothing_is_asked(self) -> None:
+        for arguments, code in (((), 2), (("--list",), 0)):
+            with mock.patch.object(Service, "once", side_effect=AssertionError):
+                self.assertEqual(self.ask(*arguments)[0], code)
+
+    def test_bad_usage_ends_with_2_and_says_why(self) -> None:
+        rows = [
+            ("--nothing", "unrecognized"), ("--region=asia", "invalid choice"),
+            ("--against=localhost", "http://"), ("--patience=-1", "0 to 600"),
+            ("--patience=x", "invalid float"), ("--send-to=nobody", "one address"),
+            ("--only=nothing of the kind", "no probe"),
+        ]  # fmt: skip
+        for flag, words in rows:
+            code, said = self.ask("--yes", flag)
+            self.assertEqual(code, 2)
+            self.assertIn(words, said)
+        self.assertEqual(self.ask("--yes", given={})[0], 2)
+
+    def test_a_report_for_a_machine(self) -> None:
+        some = {"SITE_ID": "a-site", "API_KEY": "a-secret"}
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(io.StringIO()):
+            arguments = ["--against", self.cio.url, "--yes", "--json", "--only", "Events"]
+            self.assertEqual(verify(arguments, some, self.slept.append), 0)
+        report = json.loads(said.getvalue())
+        self.assertEqual(sorted(report), ["differences", "ended", "left", "prefix", "probes"])
+        self.assertEqual(report["differences"], [])
+        self.assertGreater(len(self.probes), report["probes"])  # those for other keys are skipped
+
+
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["verify"]:
+        sys.exit(verify(sys.argv[2:], GIVEN_KEYS))
     unittest.main()
