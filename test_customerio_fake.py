@@ -13628,7 +13628,7 @@ alias without previousId, strictly [reference] | cdp!strict POST alias {"userId"
 an empty batch, strictly [open] | cdp!strict POST batch {"batch": []} > 400
 track without an event [reference] | cdp POST track {"userId": "{p}q5"} > ?
 a body that isn't JSON [open] | cdp POST identify nothing > ?
-## In-app and inbox messages
+## In-app and inbox messages in the official SDKs
 an empty queue [sdk] | queue!{p}k1 POST v4/users?sessionId={p} {} > 204
   | = header:x-gist-queue-polling-interval
 the queue without a site [open] | queue!none POST v4/users?sessionId={p} {} > ?
@@ -14148,7 +14148,7 @@ class VerifyTest(unittest.TestCase):
         if path.exists():  # not where the two files were copied
             text = path.read_text(encoding="utf-8")
             for row in {probe.row for probe in self.probes}:
-                self.assertRegex(text, f"(?m)^(\\| .*|## ){re.escape(row)}")
+                self.assertRegex(text, f"(?m)^(\\| .*|#+ ){re.escape(row)}")
 
     def test_a_fake_against_a_fake_differs_nowhere_and_is_left_empty(self) -> None:
         code, said = self.ask("--against", self.cio.url, "--yes", "--send-to", "x@example.com")
