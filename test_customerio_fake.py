@@ -1534,7 +1534,7 @@ class PhoneOn(FakeTest):
     settings = {"phone": True, "update_email_by_id": True}
 
     def test_a_phone_identifies_in_v2_and_in_app(self) -> None:
-        item = {"type": "person", "action": "identify", "identifiers": {"phone": "{p}"}}
+        item = {"type": "person", "action": "identify", "identifiers": {"phone": "+15551234567"}}
         self.ok("POST", "/api/v2/entity", {**item, "attributes": {"a": 1}})
         self.ok("POST", "/api/v2/entity", {**item, "attributes": {"b": 2}})
         path = "/v1/customers/%2B15551234567/attributes?id_type=phone"
