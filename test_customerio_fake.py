@@ -13276,8 +13276,8 @@ an address in a path is an email [reference] | put {m}i2 {"n": "1"}
   | app GET customers?email={m}i2 | = results.0.email "{m}i2"
 a new id with a known email is the same person [reference] | put {m}i3 {}
   | put {p}i3 {"email": "{m}i3"} | app GET customers/{p}i3/attributes?id_type=id | = @email "{m}i3"
-an email has no case [reference] | put {p}i4 {"email": "{m}i4"} | app GET customers?email={M}I4
-  | = results.0.id "{p}i4"
+an email has no case [reference] | put {p}i4 {"email": "{m}i4"}
+  | app GET customers?email={p}I4@EXAMPLE.com | = results.0.id "{p}i4"
 an id has a case [reference] | put {p}i5 {} | read {p}I5 > 404
 an email that is somebody else's stays theirs [reference] | put {p}i6 {} | put {m}i6 {}
   | put {p}i6 {"email": "{m}i6", "n": "1"} | read {p}i6 | = @email | = @n
@@ -13300,9 +13300,7 @@ a malformed cio_id in v2 [field] | v2 {"type": "person", "action": "identify", "
 _update makes nobody [reference] | put {p}ic {"_update": true, "n": "1"} | read {p}ic > 404
 id without email and email without id are merged [docs] | put {p}id {"n": "1"}
   | put {m}id {"m": "1"} | put {p}id {"email": "{m}id"} | read {p}id | = @n "1" | = @m
-an id of 151 bytes [reference] | put {p}{x140}{x} {} > 400
 a colon in an id [observed] | put {p}:ie {} | read {p}:ie | = customer.id "{p}:ie"
-a slash in an id [sdk] | put {p}%2Fif {} | read {p}%2Fif | = customer.id "{p}/if"
 a bare cio_id in an App path [field] | put {p}ig {} | read {p}ig | read {cio}
   | = customer.id "{p}ig"
 cio_ in an App path without id_type [observed] | put {p}ih {} | read {p}ih | read cio_{cio} > 404
@@ -13319,29 +13317,17 @@ who is deleted is gone [observed] | put {p}in {} | delete {p}in | read {p}in > 4
 ## Attributes
 values are read back as strings [observed] | put {p}a1 {"n": 30, "t": true, "f": 1.5}
   | read {p}a1 | = @n "30" | = @t "true" | = @f
-a list and an object are read back as text [reference] | put {p}a2 {"l": [1, 2], "o": {"a": 1}}
-  | read {p}a2 | = @l "[1,2]" | = @o
 null deletes, timestamp and all [observed] | put {p}a3 {"n": 1, "k": 1} | put {p}a3 {"n": null}
   | read {p}a3 | = @n MISSING | = customer.timestamps.n MISSING | = @k "1"
 "" deletes [inferred] | put {p}a4 {"n": 1} | put {p}a4 {"n": ""} | read {p}a4 | = @n MISSING
 a value of 1001 bytes [field] | put {p}a6 {"n": "{x1000}x"} > 400
   | = meta.errors.0 "value for attribute 'n' cannot be longer than 1000 bytes"
-a name of 151 bytes [reference] | put {p}a8 {"{x140}{x10}x": 1} > 400
 unsubscribed in any case [reference] | put {p}a9 {"unsubscribed": "TRUE"} | read {p}a9
   | = customer.unsubscribed true
-unsubscribed: yes is no [reference] | put {p}aa {"unsubscribed": "yes"} | read {p}aa
-  | = customer.unsubscribed false
-a topic by its dotted name [reference] | put {p}ac {"cio_subscription_preferences.topics.topic_1":
-  false} | read {p}ac | = @cio_subscription_preferences
-people of a list of ids [reference] | put {p}ad {}
-  | app POST customers/attributes {"ids": ["{p}ad", "{p}none"]}
-  | = customers.0.customer.id "{p}ad" | = customers.1 MISSING
 an empty list of ids [field] | app POST customers/attributes {"ids": []} | = customers []
 ## System attributes
 cio_id can't be set [docs] | put {p}s1 {"cio_id": "{p}"} > ?
 _created_in_customerio_at can't be set [docs] | put {p}s2 {"_created_in_customerio_at": 5} > ?
-cio_timezone is computed [docs] | put {p}s3 {"timezone": "Europe/Paris"} | read {p}s3
-  | = @cio_timezone | = @timezone "Europe/Paris"
 ## Events
 a v1 event of nobody makes a person [inferred] | track POST customers/{p}e1/events {"name": "x"}
   | read {p}e1 | = customer.id "{p}e1"
@@ -13352,13 +13338,10 @@ an event's data are no attributes [observed] | track POST customers/{p}e3/events
 an event without a name [reference] | track POST customers/{p}e4/events {} > 400
 an anonymous event needs a name alone [reference] | track POST events {"name": "{p}"}
 an anonymous event without a name [reference] | track POST events {"anonymous_id": "{p}"} > 400
-an event name of 101 bytes [reference] | track POST customers/{p}e5/events {"name": "{x100}x"} > 400
 an id of an event that is no ULID [open] | track POST customers/{p}e6/events {"name": "x", "id":
   "1"} > ?
 a timestamp in the future [open] | track POST customers/{p}e7/events {"name": "x", "timestamp":
   4000000000} > ? | app GET customers/{p}e7/activities?type=event | = activities.0.name
-spaces around a name are cut [reference] | track POST customers/{p}e8/events {"name": "  x  "}
-  | app GET customers/{p}e8/activities?type=event | = activities.0.name "x"
 the same id of an event counts once [reference] | track POST customers/{p}ea/events {"name": "x",
   "id": "{ulid}"} | track POST customers/{p}ea/events {"name": "x", "id": "{ulid}"}
   | app GET customers/{p}ea/activities?type=event | = activities.1 MISSING
@@ -13366,14 +13349,10 @@ anonymous events come to who is identified [reference]
   | track POST events {"name": "x", "anonymous_id": "{p}anon"}
   | put {p}eb {"anonymous_id": "{p}anon"} | app GET customers/{p}eb/activities?type=event
   | = activities.0.name "x"
-activities by the name of an attribute [reference] | put {p}ec {"n{p}": 1}
-  | app GET customers/{p}ec/activities?name=n{p} | = activities.0.type
 a device makes a person [inferred] | put {p}d1/devices {"device": {"id": "{p}t", "platform": "ios"}}
   | read {p}d1 | = customer.devices.0.id "{p}t" | = customer.devices.0.platform "ios"
 the platform as the iOS SDK writes it [sdk] | put {p}d2/devices {"device": {"id": "{p}u",
   "platform": "iOS"}} | read {p}d2 | = customer.devices.0.platform
-a platform that there isn't [open] | put {p}d3/devices {"device": {"id": "{p}v", "platform":
-  "none"}} > ?
 a merge [reference] | put {p}m1 {"n": "1"} | put {p}m2 {"n": "2", "m": "2"}
   | track POST merge_customers {"primary": {"id": "{p}m1"}, "secondary": {"id": "{p}m2"}}
   | read {p}m1 | = @n "1" | = @m "2"
@@ -13388,8 +13367,6 @@ a merge by two identifiers [reference] | = meta.error
   "{p}m"}} > 400
 an object of an unknown type in v2 [open] | v2 {"type": "object", "action": "identify",
   "identifiers": {"object_type_id": "987", "object_id": "{p}o1"}} > ?
-an object without its type [reference] | v2 {"type": "object", "action": "identify", "identifiers":
-  {"object_id": "{p}o2"}} > 400
 who is suppressed is gone [reference] | put {p}u1 {} | track POST customers/{p}u1/suppress
   | read {p}u1 > 404
 calls for who is suppressed are dropped [reference] | track POST customers/{p}u2/suppress
@@ -13398,10 +13375,8 @@ who is unsuppressed can come again [reference] | track POST customers/{p}u3/supp
   | track POST customers/{p}u3/unsuppress | put {p}u3 {"n": 1} | read {p}u3 | = @n "1"
 ## Error envelopes and status codes
 a body that isn't JSON, v1 [open] | track PUT customers/{p}x1 nothing > 400
-no body at all, v1 [open] | track PUT customers/{p}x2 > ?
 a body that isn't JSON, v2 [open] | v2 nothing > 400
 v2 without a type [reference] | v2 {} > 400 | = errors.0.reason | = errors.0.field
-v2 without an action [reference] | v2 {"type": "person", "identifiers": {"id": "{p}"}} > 400
 v2 by two identifiers [reference] | = errors.0.reason
   | v2 {"type": "person", "action": "identify", "identifiers": {"id": "{p}", "email": "{m}"}} > 400
 v2 by anonymous_id [open] | v2 {"type": "person", "action": "identify", "identifiers":
@@ -13416,7 +13391,6 @@ a batch with a bad item [reference] | track POST /api/v2/batch {"batch": [ {"typ
 the good items of such a batch count [reference] | track POST /api/v2/batch {"batch": [ {"type":
   "nothing"}, {"type": "person", "action": "identify", "identifiers": {"id": "{p}x5"}}]} > 207
   | read {p}x5 | = customer.id "{p}x5"
-an empty batch [open] | track POST /api/v2/batch {"batch": []} > 400
 a metric of a delivery that can't be [sdk] | track POST push/events {"delivery_id": "", "event":
   "opened", "device_id": "{p}"} > 400 | = meta.errors.0 "malformed delivery id: ."
 a person who isn't there [observed] | read {p}none > 404 | = errors.0.status "404"
@@ -13424,8 +13398,6 @@ a person who isn't there [observed] | read {p}none > 404 | = errors.0.status "40
 their messages [open] | app GET customers/{p}none/messages > ?
 their activities [open] | app GET customers/{p}none/activities > ?
 their segments [open] | app GET customers/{p}none/segments > ?
-their relationships [open] | app GET customers/{p}none/relationships > ?
-their preferences [open] | app GET customers/{p}none/subscription_preferences > ?
 a campaign that isn't there [observed] | app GET campaigns/987654321 > 404 | = errors.0.status "404"
 the members of such a segment [open] | app GET segments/987654321/membership > 404
 an object that isn't there [reference] | app GET objects/1/{p}none/attributes > 404
@@ -13433,7 +13405,6 @@ nobody by an email [observed] | app GET customers?email={m}none | = results []
 ## Filters with an empty `and` or `or`
 an empty and [open] | app POST customers {"filter": {"and": []}} > 400
 an empty or [open] | app POST customers {"filter": {"or": []}} > 400
-no filter [reference] | app POST customers {} > 400
 a filter by an attribute [reference] | put {p}f1 {"n{p}": "Ada"}
   | app POST customers {"filter": {"attribute": {"field": "n{p}", "operator": "eq", "value":
   "Ada"}}} | = identifiers.0.id "{p}f1"
@@ -13449,19 +13420,13 @@ collections, null when there are none [field] | app GET collections
 reporting webhooks, null when there are none [field] | app GET reporting_webhooks
 object types [reference] | app GET object_types
 transactional messages [reference] | app GET transactional
-topics [reference] | app GET subscription_topics
 workspaces [reference] | app GET workspaces
-the same under /v1/api [field] | app GET /v1/api/segments
 messages, one at a time [reference] | app GET messages?limit=1
 activities, one at a time [reference] | app GET activities?limit=1
 a limit that is no number [open] | app GET activities?limit=none > ?
 a limit of 0 [open] | app GET messages?limit=0 > ?
 a start that nobody gave [open] | app GET messages?start=none > ?
-a type of message that there isn't [open] | app GET messages?type=none > ?
-what a mail address bounced [reference] | app GET esp_suppression/{m}none
 ## Texts of errors
-a send to nobody [sdk] | app POST send/email {"transactional_message_id": "{p}none", "identifiers":
-  {"id": "{p}"}} > 400 | = meta.error "Missing required field: \\"to\\""
 a send to a list [field] | = meta.error "Request entity must be JSON encoded and not exceed 2048
   KB." | app POST send/email {"to": [], "transactional_message_id": "{p}none", "identifiers": {"id":
   "{p}"}} > 400
@@ -13472,9 +13437,6 @@ a message that isn't there [docs] | = meta.error | app POST send/email {"to": "{
   "transactional_message_id": "{p}none", "identifiers": {"id": "{p}"}} > 400
 a send without a person [open] | app POST send/email {"to": "{m}", "transactional_message_id":
   "{p}none"} > 400 | = meta.error
-an SMS without a number [open] | app POST send/sms {"transactional_message_id": "{p}none",
-  "identifiers": {"id": "{p}"}} > 400 | = meta.error
-a send that isn't JSON [docs] | app POST send/email nothing > 400 | = meta.error
 ## `queued: true` in the answer to a send
 a send [reference] | app POST send/email {"to": "{to}", "identifiers": {"id": "{p}to"}, "from":
   "{to}", "subject": "verify", "body": "verify"}
@@ -13489,12 +13451,10 @@ of a 401 of Track [observed] | track!wrong PUT customers/{p}h2 {} > 401
 ## Credentials
 Track without any [observed] | track!none PUT customers/{p}c1 {} > 401
   | = meta.error "Unauthorized request"
-v2 with wrong ones [observed] | track!wrong POST /api/v2/entity {} > 401 | = meta.error
 App without any [observed] | app!none GET campaigns > 401 | = meta.error "Unauthorized request"
 App with wrong ones [observed] | app!wrong GET campaigns > 401 | = meta.error "Unauthorized request"
 Pipelines with wrong ones, strictly [reference] | cdp!strict,wrong POST identify {"userId": "{p}c3"}
   > 401
-the region of the keys [observed] | track GET accounts/region | = region
 /auth is a page for everybody [observed] | track!wrong GET /auth
 ## `Authorization: Bearer` for Pipelines
 Pipelines by the other scheme [open] | cdp!strict,scheme POST identify {"userId": "{p}c4"} > ?
@@ -13513,14 +13473,11 @@ a person by traits.email [reference] | cdp POST identify {"userId": "", "traits"
   "{m}p3"}} | app GET customers?email={m}p3 | = results.0.email "{m}p3"
 createdAt becomes created_at, in seconds [sdk] | cdp POST identify {"userId": "{p}p4", "traits":
   {"createdAt": "2024-01-01T00:00:00Z"}} | read {p}p4 | = @created_at "1704067200"
-identify of nobody [reference] | cdp POST identify {}
 identify of nobody, strictly [reference] | cdp!strict POST identify {} > 400
 track is an event [reference] | cdp POST track {"userId": "{p}p5", "event": "x"}
   | app GET customers/{p}p5/activities?type=event | = activities.0.name "x"
 a batch [reference] | cdp POST batch {"batch": [{"type": "identify", "userId": "{p}p6", "traits":
   {"n": 1}}]} | read {p}p6 | = @n "1"
-a batch of an unknown type, strictly [open] | cdp!strict POST batch {"batch": [{"type": "nothing"}]}
-  > 400
 User Deleted [docs] | cdp POST identify {"userId": "{p}p7"}
   | cdp POST track {"userId": "{p}p7", "event": "User Deleted"} | read {p}p7 > 404
 Device Created or Updated [docs] | cdp POST track {"userId": "{p}p8", "event": "Device Created or
@@ -13533,9 +13490,6 @@ Customer.io: true lets it through [inferred] | cdp POST identify {"userId": "{p}
   {"All": false, "Customer.io": true}} | read {p}g2 > ?
 ## Pipelines `identify` with an `anonymousId` alone
 by anonymousId alone, strictly [sdk] | cdp!strict POST identify {"anonymousId": "{p}anon"}
-a page without a name, strictly [reference] | cdp!strict POST page {"userId": "{p}q1"}
-a track with a groupId alone, strictly [reference]
-  | cdp!strict POST track {"groupId": "{p}", "event": "x"}
 ## Pipelines `/v1/track` without `event`
 track without an event, strictly [reference] | cdp!strict POST track {"userId": "{p}q2"} > 400
 an empty batch, strictly [open] | cdp!strict POST batch {"batch": []} > 400
@@ -13545,7 +13499,6 @@ an empty queue [sdk] | queue!{p}k1 POST v4/users?sessionId={p} {} > 204
   | = header:x-gist-queue-polling-interval
 the queue without a site [open] | queue!none POST v4/users?sessionId={p} {} > ?
 a view of what isn't there [open] | queue!{p}k2 POST v1/logs/queue/{p} {} > ?
-a mark on what isn't there [open] | queue!{p}k3 PATCH v1/messages/{p} {"opened": true} > ?
 """
 
 MISSING, ANY = "MISSING", "ANY"
@@ -13574,8 +13527,6 @@ class Step(NamedTuple):
         def fill(text: str) -> str:
             text = re.sub(r"\{x(\d*)\}", lambda found: "x" * int(found[1] or 1), text)
             text = re.sub(r"\{m\}(\w*)", r"{p}\1@example.com", text)
-            text = re.sub(r"\{M\}(\w*)", lambda word: f"{names['p']}{word[1]}@x".upper(), text)
-            text = text.replace("@X", "@EXAMPLE.COM")
             return re.sub(r"\{(p|to|cio|ulid)\}", lambda word: names.get(word[1], "none"), text)
 
         return self._replace(how=fill(self.how), path=fill(self.path), body=fill(self.body))
@@ -13670,17 +13621,19 @@ class Service:
         self.patience, self.pause, self.timeout = 10.0, 0.2, 10.0
 
     def headers(self, step: Step) -> Dict[str, str]:
-        user, secret = self.keys.get("SITE_ID", ""), self.keys.get("API_KEY", "")
+        site, secret, app, write = (self.keys.get(name, "") for name in GIVEN_KEYS)
         if step.api == "queue":
             token = base64.b64encode(step.how.encode()).decode()
-            site = {"X-CIO-Site-Id": user} if step.how != "none" else {}
-            return {**site, "X-Gist-Encoded-User-Token": token, "X-CIO-Client-Platform": "web"}
+            return {
+                "X-CIO-Site-Id": site * (step.how != "none"),
+                "X-Gist-Encoded-User-Token": token,
+            }
+        pair, bearer = f"{site}:{secret}", app
         if step.api == "cdp":
-            user, secret = self.keys.get("WRITE_KEY", ""), ""
-        bearer = self.keys.get({"cdp": "WRITE_KEY"}.get(step.api, "APP_KEY"), "")
+            pair, bearer = f"{write}:", write
         if "wrong" in step.how:
-            user, secret, bearer = "nobody", "nothing", "nobody"
-        basic = "Basic " + base64.b64encode(f"{user}:{secret}".encode()).decode()
+            pair, bearer = "nobody:nothing", "nobody"
+        basic = "Basic " + base64.b64encode(pair.encode()).decode()
         told = f"Bearer {bearer}" if (step.api == "app") != ("scheme" in step.how) else basic
         strict = {"X-Strict-Mode": "1"} if "strict" in step.how else {}
         return strict if step.how == "none" else {"Authorization": told, **strict}
@@ -13699,17 +13652,17 @@ class Service:
     def once(self, step: Step) -> Answer:
         url = urlsplit(self.bases[step.api])
         kind = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
-        with contextlib.closing(kind(url.netloc, timeout=self.timeout)) as connection:
-            fields = {"Content-Type": "application/json", **self.headers(step)}
-            body = step.body.encode() if step.method != "GET" else None
-            try:
+        body = step.body.encode() if step.method != "GET" else None
+        fields = {"Content-Type": "application/json", **self.headers(step)}
+        try:
+            with contextlib.closing(kind(url.netloc, timeout=self.timeout)) as connection:
                 connection.request(step.method, url.path.rstrip("/") + step.path, body, fields)
                 reply = connection.getresponse()
                 headers = {name.lower(): value for name, value in reply.getheaders()}
                 return Answer(reply.status, headers, reply.read())
-            except (OSError, http.client.HTTPException) as error:
-                words = str(error) or type(error).__name__
-                return Answer(0, {}, b"", f"no answer from {url.netloc}: {words}")
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            words = str(error) or type(error).__name__
+            return Answer(0, {}, b"", f"no answer from {url.netloc}: {words}")
 
     def scrub(self, text: str) -> str:
         """Without the keys, whatever a service echoes."""
@@ -13735,9 +13688,9 @@ def shapes_differ(theirs: Any, ours: Any, place: str) -> Iterator[str]:
     elif isinstance(theirs, list) and isinstance(ours, list):
         if theirs and ours:
             yield from shapes_differ(theirs[0], ours[0], f"{place}.0")
-    elif type_of(theirs) != type_of(ours) and not (
-        ours is None and isinstance(theirs, list) and theirs
-    ):
+    elif ours is None and isinstance(theirs, list) and theirs:
+        return  # it only has some, as a workspace in use does
+    elif type_of(theirs) != type_of(ours):
         yield f"{place or 'the answer'}: {type_of(theirs)} there, {type_of(ours)} here"
 
 
@@ -13815,15 +13768,12 @@ class Run:
         """Delete what the run touched; gives what went wrong."""
         steps: List[Dict[str, Any]] = []
         for name in sorted(self.touched):
-            person = {
-                "type": "person",
-                "identifiers": {"email" if "@example.com" in name else "id": name},
-            }
+            kind = "email" if "@example.com" in name else "id"
+            person = {"type": "person", "identifiers": {kind: name}}
             steps += [{**person, "action": action} for action in ("unsuppress", "delete")]
-            named = [{"object_type_id": kind, "object_id": name} for kind in ("1", "987")]
             if re.search(r"-o\d$", name):
-                steps += [{"type": "object", "action": "delete", "identifiers": row}
-                          for row in named]  # fmt: skip
+                named = {"object_type_id": "987", "object_id": name}
+                steps.append({"type": "object", "action": "delete", "identifiers": named})
         for begin in range(0, len(steps), 100):
             self.theirs.sleep(2)  # what was written last has to arrive before it is deleted
             body = json.dumps({"batch": steps[begin : begin + 100]})
@@ -13897,10 +13847,9 @@ def verify(
         print(f"no probe has both '{options.only}' in it and its keys set", file=sys.stderr)
         return 2
     middle = "-eu" * (options.region == "eu")
-    bases = {
-        api: options.against or f"https://{host.format(middle)}" for api, host in _HOSTS.items()
-    }
-    bases["queue"] = options.against or "https://consumer.inapp.customer.io"
+    hosts = {api: f"https://{host.format(middle)}" for api, host in _HOSTS.items()}
+    hosts["queue"] = "https://consumer.inapp.customer.io"
+    bases = dict.fromkeys(hosts, options.against) if options.against else hosts
     service = Service(bases, keys, sleep)
     service.patience = options.patience
     calls = sum(len(probe.steps) for probe in probes)
@@ -13945,55 +13894,53 @@ def carry_out(service: Service, probes: List[Probe], options: argparse.Namespace
     return 1 if run.found or ended or left else 0
 
 
-# What bends an answer, for the tests.
-Bend = Callable[[Answer], Answer]
+class Bent(Service):
+    """A service of which every answer has another status, header, or other words in its body."""
+
+    bend: Tuple[str, Any]
+
+    def once(self, step: Step) -> Answer:
+        answer, (what, value) = super().once(step), self.bend
+        if what == "status":
+            return answer._replace(status=value)
+        if what.startswith("header:"):
+            return answer._replace(headers={**answer.headers, what[7:]: value})
+        return answer._replace(body=re.sub(what.encode(), value.encode(), answer.body))
 
 
-def worded(old: str, new: str) -> Bend:
-    return lambda answer: answer._replace(body=re.sub(old.encode(), new.encode(), answer.body))
-
-
-def replied(status: int) -> Bend:
-    return lambda answer: answer._replace(status=status)
-
-
-def headed(name: str, value: str) -> Bend:
-    return lambda answer: answer._replace(headers={**answer.headers, name: value})
-
-
-BENDS: List[Tuple[str, Bend, str]] = [
-    ("deleting nobody", replied(204), "status: 204 there, 200 here"),
-    ("deleting nobody", worded(r"(?s)^.+$", ""), "body: 'nothing' there, 'JSON' here"),
-    ("deleting nobody", worded(r"(?s)^.+$", "<html>"), "body: 'HTML' there, 'JSON' here"),
-    ("deleting nobody", worded(r"(?s)^.+$", "OK"), "body: 'text' there, 'JSON' here"),
-    ("deleting nobody", worded(r"(?s)^.+$", "[]"), "the answer: a list there, an object here"),
-    ("deleting nobody", headed("content-type", "text/plain"), "header:content-type: 'text/plain'"),
-    ("deleting nobody", worded(r"(?s)^.+$", '{"id": 1}'), "id: only there"),
-    ("nobody by an email", worded(r"\[\]", "null"), "results: None there, [] here"),
-    ("nobody by an email", worded("results", "customers"), "customers: only there"),
-    ("exports, null", worded("null", "[]"), "exports: a list there, null here"),
-    ("collections, null", worded("null", '""'), "collections: text there, null here"),
-    ("newsletters", worded('""', "null"), "next: null there, text here"),
-    ("segments", worded(r"\[\]", "{}"), "segments: an object there, a list here"),
-    ("workspaces", worded('"people":(.*?),', r'"people":"\1",'), "workspaces.0.people: text"),
-    ("workspaces", worded('"people":.*?,', ""), "workspaces.0.people: only here"),
-    ("a campaign that", worded('"404"', "404"), "errors.0.status: 404 there, '404' here"),
-    ("a campaign that", replied(410), "status: 410 there, 404 here"),
-    ("a campaign that", worded('"detail"', '"title"'), "errors.0.detail: only here"),
-    ("a campaign that", worded(r'(?s)^.+$', '{"meta": {"error": "x"}}'), "errors: only here"),
-    ("a person who isn't", worded("not found", "gone"), "errors.0.detail: 'gone (ref"),
-    ("Track without any", headed("www-authenticate", "Bearer"), "header:www-authenticate: 'B"),
-    ("Track without any", worded('"error"', '"errors"'), "meta.errors: only there"),
-    ("App without any", worded("Unauthorized", "Wrong"), "meta.error: 'Wrong request' there"),
-    ("a value of 1001 bytes", worded("1000 bytes", "999 bytes"), "cannot be longer than 999 bytes"),
-    ("a batch with a bad item", replied(200), "status: 200 there, 207 here"),
-    ("a batch with a bad item", worded('"batch_index": 1', '"batch_index": 0'), "batch_index: 0"),
-    ("values are read back", worded('"n":"30"', '"n":30'), "customer.attributes.n: 30 there"),
-    ("values are read back", worded('"devices":.*?]', '"devices":null'), "customer.devices: null"),
-    ("{} is enough", worded(r'"unsubscribed":false', '"unsubscribed":"false"'), "unsubscribed: 'f"),
-    ("of an answer of Track", headed("cache-control", "public"), "header:cache-control: 'public'"),
-    ("of an answer of the App", headed("x-frame-options", "DENY"), "x-frame-options: 'DENY'"),
-    ("an id has a case", replied(200), "status: 200 there, 404 here"),
+BENDS: List[Tuple[str, str, Any, str]] = [
+    ("deleting nobody", "status", 204, "status: 204 there, 200 here"),
+    ("deleting nobody", r"(?s)^.+$", "", "body: 'nothing' there, 'JSON' here"),
+    ("deleting nobody", r"(?s)^.+$", "<html>", "body: 'HTML' there, 'JSON' here"),
+    ("deleting nobody", r"(?s)^.+$", "OK", "body: 'text' there, 'JSON' here"),
+    ("deleting nobody", r"(?s)^.+$", "[]", "the answer: a list there, an object here"),
+    ("deleting nobody", "header:content-type", "text/plain", "header:content-type: 'text/plain'"),
+    ("deleting nobody", r"(?s)^.+$", '{"id": 1}', "id: only there"),
+    ("nobody by an email", r"\[\]", "null", "results: None there, [] here"),
+    ("nobody by an email", "results", "customers", "customers: only there"),
+    ("exports, null", "null", "[]", "exports: a list there, null here"),
+    ("collections, null", "null", '""', "collections: text there, null here"),
+    ("newsletters", '""', "null", "next: null there, text here"),
+    ("segments", r"\[\]", "{}", "segments: an object there, a list here"),
+    ("workspaces", '"people":(.*?),', r'"people":"\1",', "workspaces.0.people: text"),
+    ("workspaces", '"people":.*?,', "", "workspaces.0.people: only here"),
+    ("a campaign that", '"404"', "404", "errors.0.status: 404 there, '404' here"),
+    ("a campaign that", "status", 410, "status: 410 there, 404 here"),
+    ("a campaign that", '"detail"', '"title"', "errors.0.detail: only here"),
+    ("a campaign that", r'(?s)^.+$', '{"meta": {"error": "x"}}', "errors: only here"),
+    ("a person who isn't", "not found", "gone", "errors.0.detail: 'gone (ref"),
+    ("Track without any", "header:www-authenticate", "Bearer", "header:www-authenticate: 'B"),
+    ("Track without any", '"error"', '"errors"', "meta.errors: only there"),
+    ("App without any", "Unauthorized", "Wrong", "meta.error: 'Wrong request' there"),
+    ("a value of 1001 bytes", "1000 bytes", "999 bytes", "cannot be longer than 999 bytes"),
+    ("a batch with a bad item", "status", 200, "status: 200 there, 207 here"),
+    ("a batch with a bad item", '"batch_index": 1', '"batch_index": 0', "batch_index: 0"),
+    ("values are read back", '"n":"30"', '"n":30', "customer.attributes.n: 30 there"),
+    ("values are read back", '"devices":.*?]', '"devices":null', "customer.devices: null"),
+    ("{} is enough", r'"unsubscribed":false', '"unsubscribed":"false"', "unsubscribed: 'f"),
+    ("of an answer of Track", "header:cache-control", "public", "header:cache-control: 'public'"),
+    ("of an answer of the App", "header:x-frame-options", "DENY", "x-frame-options: 'DENY'"),
+    ("an id has a case", "status", 200, "status: 200 there, 404 here"),
 ]  # fmt: skip
 
 
@@ -14014,14 +13961,14 @@ class VerifyTest(unittest.TestCase):
         bases = dict.fromkeys((*_HOSTS, "queue"), self.cio.url)
         return Service(bases, self.keys, self.slept.append)
 
-    def ask(self, *arguments: str, **more: Any) -> Tuple[int, str]:
+    def ask(
+        self, *arguments: str, given: Dict[str, str] = keys, sleep: Any = None
+    ) -> Tuple[int, str]:
         """What the command ends with and says."""
         said = io.StringIO()
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             try:
-                code = verify(
-                    list(arguments), **{"given": self.keys, "sleep": self.slept.append, **more}
-                )
+                code = verify(list(arguments), given, sleep or self.slept.append)
             except SystemExit as ended:
                 code = cast(int, ended.code)
         for key in self.keys.values():
@@ -14059,38 +14006,32 @@ class VerifyTest(unittest.TestCase):
         self.assertGreaterEqual(self.slept.count(0.2), sum(len(row.steps) for row in self.probes))
 
     def test_what_is_bent_is_found_and_named(self) -> None:
-        for word, bend, what in BENDS:
-            with self.subTest(word=word, what=what):
+        for word, what, value, said in BENDS:
+            with self.subTest(word=word, said=said):
                 probes = [probe for probe in self.probes if probe.name.startswith(word)][:1]
-                theirs = self.service()
-                theirs.once = lambda step, send=theirs.once, bend=bend: bend(send(step))  # type: ignore
-                run = Run(probes, theirs, self.service())
+                ours = self.service()
+                theirs = Bent(ours.bases, self.keys, self.slept.append)
+                theirs.bend = (what, value)
+                run = Run(probes, theirs, ours)
                 run.all()
-                self.assertIn(what, "\n".join(row["what"] for row in run.found))
+                self.assertIn(said, "\n".join(row["what"] for row in run.found))
 
     def test_a_late_write_is_waited_for_as_long_as_patience_lasts(self) -> None:
+        once = Service.once
         for patience, ended in (("0", 1), ("5", 0)):
-            arguments = ("--yes", "--only", "{} is enough", "--patience", patience)
             late = [Answer(404, {}, b"")] * 3
-            once = Service.once
 
-            def slow(service: Service, step: Step, late: Any = late, once: Any = once) -> Answer:
-                found = once(service, step)
-                mine = service.bases["track"] == self.cio.url and "i1/attr" in step.path
-                return cast(Answer, late.pop() if mine and late else found)
+            def slow(service: Service, step: Step, late: List[Answer] = late) -> Answer:
+                theirs = service.sleep == self.slept.append and "i1/attr" in step.path
+                return late.pop() if theirs and late else once(service, step)
 
             with mock.patch.object(Service, "once", slow):
+                arguments = ("--yes", "--only", "{} is enough", "--patience", patience)
                 code, said = self.ask("--against", self.cio.url, *arguments)
             self.assertEqual(code, ended, said)
 
     def test_after_ctrl_c_and_after_silence_all_is_deleted(self) -> None:
-        slept: List[float] = []
-
-        def stop(seconds: float) -> None:
-            slept.append(seconds)
-            if len(slept) == 40:
-                raise KeyboardInterrupt
-
+        stop = mock.Mock(side_effect=[None] * 40 + [KeyboardInterrupt] + [None] * 99)
         code, said = self.ask("--against", self.cio.url, "--yes", sleep=stop)
         self.assertEqual((code, self.cio.people), (1, []))
         self.assertIn("stopped", said)
@@ -14103,36 +14044,25 @@ class VerifyTest(unittest.TestCase):
         with mock.patch.object(Service, "once", silent):
             code, said = self.ask("--against", self.cio.url, "--yes", "--only", "track PUT")
         self.assertEqual((code, self.cio.people), (1, []), said)
+        self.assertIn("gave up: timed out, three times in a row", said)
 
     def test_what_is_no_such_service_gives_one_line_and_nothing_is_written(self) -> None:
-        class Page(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                if self.path.startswith("/api"):
-                    page = f"HTTP/1.0 200 OK\r\n\r\n<html>{self.headers['Authorization']}"
-                    self.wfile.write(page.encode())
-
-            def log_message(self, *arguments: Any) -> None:
-                pass
-
-        with http.server.HTTPServer(("127.0.0.1", 0), Page) as server:
-            thread = threading.Thread(target=server.serve_forever)
-            thread.start()
-            try:
-                url = f"http://127.0.0.1:{server.server_port}"
-                rows = [(url, "with HTML: that is no"), (url + "/x", "no answer from 127.0.0.1")]
-                for place, words in rows:
-                    code, said = self.ask("--against", place, "--yes")
-                    self.assertEqual((code, said.count("\n")), (2, 2), said)
-                    self.assertIn(words, said)
-            finally:
-                server.shutdown()
-                thread.join()
-        code, said = self.ask("--against", url, "--yes")
-        self.assertIn("no answer from 127.0.0.1", said)
-        wrong = {**self.keys, "API_KEY": "another"}
-        code, said = self.ask("--against", self.cio.url, "--yes", given=wrong)
-        self.assertEqual((code, self.cio.people), (2, []))
-        self.assertIn("refuses the track keys", said)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            gone = f"http://127.0.0.1:{free.getsockname()[1]}"
+        for place in (gone, "http://127.0.0.1:x"):
+            code, said = self.ask("--against", place, "--yes")
+            self.assertEqual((code, said.count("\n")), (2, 2), said)
+            self.assertIn("no answer from 127.0.0.1", said)
+        page = Answer(200, {}, b"<html>a-secret")
+        with mock.patch.object(Service, "once", lambda *_: page):
+            code, said = self.ask("--against", gone, "--yes")
+        self.assertEqual((code, said.count("\n")), (2, 2), said)
+        self.assertIn("answers 200 with HTML: that is no Customer.io API", said)
+        for wrong in ("API_KEY", "APP_KEY"):
+            given = {**self.keys, wrong: "another"}
+            code, said = self.ask("--against", self.cio.url, "--yes", given=given)
+            self.assertEqual((code, self.cio.people), (2, []))
+            self.assertRegex(said, "refuses the (track|app) keys")
 
     def test_a_429_is_obeyed(self) -> None:
         service = self.service()
@@ -14166,7 +14096,6 @@ class VerifyTest(unittest.TestCase):
             arguments = ["--against", self.cio.url, "--yes", "--json", "--only", "Events"]
             self.assertEqual(verify(arguments, some, self.slept.append), 0)
         report = json.loads(said.getvalue())
-        self.assertEqual(sorted(report), ["differences", "ended", "left", "prefix", "probes"])
         self.assertEqual(report["differences"], [])
         self.assertGreater(len(self.probes), report["probes"])  # those for other keys are skipped
 
