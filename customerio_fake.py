@@ -4923,7 +4923,7 @@ class Delivery:
     #: The same with all that follows from it, once somebody has asked (`as_seen`).
     seen: Optional[Attributes]
     #: The `trigger` of its templates.
-    data: Attributes
+    data: Json
     #: Where a push went: platforms by token; empty until it is sent.
     devices: Dict[str, str]
     #: Where the links inside it lead.
@@ -7561,6 +7561,8 @@ class Workspace:
         self.journeys = Journeys(ground, people)
         #: Where links inside of messages lead that no request has brought about.
         self.address: Callable[[], str] = str
+        #: How many of `as_one` are open.
+        self._joined = 0
         self._beside: Dict[Any, Any] = {}
         people.keepers = tuple(getattr(self, part) for part in dict.fromkeys(OWNED.values()))
         self.news = News(self.lock)
@@ -7614,13 +7616,28 @@ class Workspace:
                 outcome = verb(who, *args)
             if outcome is not DONE:
                 self.drop(verb.__name__, who, outcome.text)
-            for tell in self.occasions.settled:
-                tell()
+            if not self._joined:
+                self._settle()
         return outcome
+
+    @contextlib.contextmanager
+    def as_one(self) -> Iterator[None]:
+        """Let what follows from several writes follow once, at their end."""
+        with self.lock:
+            self._joined += 1
+            try:
+                yield
+            finally:
+                self._joined -= 1
+                self._settle()
+
+    def _settle(self) -> None:
+        for tell in self.occasions.settled:
+            tell()
 
     def keep_batch(self, source: str, operations: List[Json]) -> None:
         """Record a batch call, by what its API is called. Under the lock."""
-        number, text = len(self.batches) + 1, compact(operations)
+        number, text = len(self.batches) + 1, unsecret(compact(operations))
         self.batches.append(Batch(number, source, text, self.seconds()))
 
     def drop(self, operation: str, who: Identifier, reason: str) -> None:
@@ -9240,6 +9257,8 @@ MAX_RELATED = MAX_BATCH_UPDATE = 1000
 MAX_JOURNEY_ATTRIBUTES = 100
 #: A conversion counts for as long as this after the message (docs). Seconds.
 LONGEST_GOAL = 90 * 86400.0
+#: How soon somebody may enter once more by time alone (inferred). Seconds.
+LEAST_INTERVAL = 60
 #: How many journeys may set off each other in one instant; campaigns can go in circles.
 MAX_CHAIN = 100
 
@@ -9271,14 +9290,16 @@ TRIGGERS: Dict[str, TriggerType] = {
 }
 CAMPAIGN_STATES = ("draft", "running", "stopped", "archived")
 
-_DURATION = number_field(0, MAX_NUMBER, int, float)
+#: Longer waits, and dates further off, would leave the calendar.
+_DURATION = number_field(0, 10_000_000_000, int, float)
 _ZONE = read_field("the name of a time zone", lambda value, name: zone_named(as_text(value)))
 _NUMBERS_OF = list_field(WHOLE)
 #: What makes a campaign run and no App API shows: the web app's names where they are known.
 WORKFLOW = LAX.having(
     object="trigger filter attribute_filters goal", text="form_id",
     flag="exit_on_trigger_or_filter_not_matched exit_on_goal use_message_limits "
-    "send_to_unsubscribed", whole="subscription_topic_id lead_days",
+    "send_to_unsubscribed", whole="subscription_topic_id",
+    lead_days=number_field(-36500, 36500, int),
     restart_mode=choice_field("once", "rematch", "interval"), restart_min_interval=_DURATION,
     global_exit_conditions=list_field(OBJECT),
     audience_at_start=choice_field("current", "future"), fallback_zone=_ZONE,
@@ -9336,6 +9357,10 @@ class Tile(NamedTuple):
     texts: Tuple[str, ...] = ()
     #: What reads its `filter`: conditions, or those on data.
     check_filter: Optional[Callable[[Json, str, Grammar], Any]] = None
+    #: Whether it or its variations have a content.
+    shows: bool = False
+    #: What its fields have to be to each other: what is wrong, or "".
+    wrong: Callable[[Json], str] = lambda body: ""
 
 
 class Node(NamedTuple):
@@ -9391,6 +9416,8 @@ class Layout:
             raise invalid(text + suggestion(type, list(TILES)), f"{where}.type")
         if tile.fields is not None:
             tile.fields.read(action, f"{where}.")
+        if wrong := tile.wrong(action):
+            raise invalid(f"{where}.{wrong}", where)
         if tile.check_filter is not None and "filter" in action:
             tile.check_filter(action["filter"], f"{where}.filter", self.grammar)
         conditions = self._conditions(tile, action, type, where)
@@ -9421,8 +9448,9 @@ class Layout:
         names, given = tile.paths(action), action.get("paths")
         if given is None:
             return (after,) * len(names)
-        if not names:
-            return ()
+        if not names and given:
+            text = f"{where}.paths: one way leads on from a tile of type {action['type']}"
+            raise invalid(text, f"{where}.paths")
         if not isinstance(given, list) or len(given) != len(names):
             text = f"{where}.paths must be {len(names)} lists of actions: {', '.join(names)}"
             raise invalid(text, f"{where}.paths")
@@ -9466,7 +9494,9 @@ class Plan:
         #: Whether who does not match the filter may come to do so for a while (docs).
         self.is_patient = row["type"] in ("event", "form")
         self.restart = flow.get("restart_mode") or self.type.restart
-        self.interval = float(flow.get("restart_min_interval") or 0)
+        self.interval = self._interval()
+        #: Whether everybody who belongs to an object enters, not only who came to it.
+        self.invites_all = told.get("type", 0) != 0
         # Which change of an object or a relationship begins it.
         name = f"{row['type']}_attribute_triggers"
         self.change = self._compiled(name, self.row.get(name))
@@ -9482,6 +9512,7 @@ class Plan:
         self.refusals: List[Callable[..., str]] = []
         self.needs = self._needs()
         self._check_segments()
+        self._check_contents()
         #: Whether anything can take somebody out, and whether any message is translated.
         self.may_end = bool(self.exits or self.filter or self.trigger)
         contents = workspace.shelves[CAMPAIGNS.shelf].where(_parent=self.number)
@@ -9518,6 +9549,14 @@ class Plan:
         spec = {"and": parts} if len(parts) > 1 else parts[0]
         return compile_conditions(spec, f"{self.where}.trigger", self.workspace.segments.grammar())
 
+    def _interval(self) -> float:
+        """The least time between two entries, in seconds; time alone lets nobody in more often."""
+        seconds, place = self.flow.get("restart_min_interval") or 0, "restart_min_interval"
+        if self.restart == "interval" and seconds < LEAST_INTERVAL:
+            text = f"must be {LEAST_INTERVAL} seconds or more with restart_mode interval"
+            raise invalid(f"{self.where}.{place} {text}", f"{self.where}.{place}")
+        return float(seconds)
+
     def _goal(self, spec: Json) -> Optional[Condition]:
         if not spec:
             return None
@@ -9527,6 +9566,14 @@ class Plan:
             begin=lambda journey: (max(journey.started, journey.goal_seen), journey.born)
         )
         return compile_conditions(condition, f"{self.where}.goal", grammar)
+
+    def _check_contents(self) -> None:
+        """Refuse messages of which nobody has told what they say."""
+        known = self.workspace.shelves[CAMPAIGNS.shelf].rows
+        for node in self.nodes.values():
+            for row in node.body.get("variations") or [{"id": node.id}]:
+                if node.tile.shows and row["id"] not in known:
+                    raise invalid(f"{self.where}: action {row['id']} has no content", self.where)
 
     def _check_segments(self) -> None:
         """Refuse what nobody can fit; pasted answers of the App API may lack their segments."""
@@ -10098,6 +10145,9 @@ def _segment_tile(runner: Runner, journey: Journey, node: Node, texts: Json) -> 
     number, workspace = node.body["segment_id"], runner.workspace
     adds = node.body.get("operation", "add") == "add"
     verb = workspace.segments.add_to_segment if adds else workspace.segments.remove_from_segment
+    segment = workspace.segments.rows.get(number)
+    if segment is not None and segment.conditions:
+        return Done("failed", f"segment {number} is data-driven: its conditions say who is in it")
     runner.act(journey, verb, ("segment", str(number)), number, [whom(journey, {})])
     return Done("updated")
 
@@ -10163,9 +10213,36 @@ def _conditions_and(last: str, needs: str = "") -> Callable[[Json], List[str]]:
 
 
 def _thousand(value: Json) -> str:
-    fits = isinstance(value, list) and 0 < len(value) <= 20 and all(type(n) is int for n in value)
+    fits = (
+        isinstance(value, list)
+        and 0 < len(value) <= 20
+        and all(type(n) is int and n >= 0 for n in value)
+    )
     return "" if fits and sum(value) == 1000 else (
         "must be 1 to 20 whole numbers, tenths of a percent, that add up to 1000")  # fmt: skip
+
+
+def _wrong_shares(body: Json) -> str:
+    """What is wrong with who gets which share of a test, or of cohorts; "" if nothing is."""
+    count = len(body.get("variations") or body.get("cohorts"))
+    shares, places = body.get("allocations"), (body.get("assign") or {}).values()
+    if shares and (len(shares) != count or not sum(shares)):
+        return f"allocations must be {count} shares, one for each variation, and not all 0"
+    if any(type(place) is not int or not 0 <= place < count for place in places):
+        return f"assign must name shares by their places, 0 to {count - 1}"
+    return _wrong_variations(body)
+
+
+def _wrong_variations(body: Json) -> str:
+    others = [
+        row["type"] for row in body.get("variations", ()) if row["type"] not in _MESSAGE_TILES
+    ]
+    return f"variations must be messages, not {others[0]}" if others else ""
+
+
+def _wrong_order(body: Json) -> str:
+    ordered = body["min_delay"] <= body["max_delay"]
+    return "" if ordered else "max_delay must not be less than min_delay"
 
 
 def _window_day(value: Json) -> str:
@@ -10178,7 +10255,9 @@ def _check_people(spec: Json, where: str, grammar: Grammar) -> None:
     compile_conditions(spec, where, grammar._replace(kinds=PERSON_CONDITIONS))
 
 
-_MESSAGE_TILE = Tile(lambda runner, journey, node, texts: post(runner, journey, node.id, None))
+_MESSAGE_TILE = Tile(
+    lambda runner, journey, node, texts: post(runner, journey, node.id, None), shows=True
+)
 _WINDOW_ZONE = read_field(
     "a zone", lambda value, name: value == "customer_time_zone" or zone_named(as_text(value))
 )
@@ -10187,9 +10266,11 @@ TILES: Dict[str, Tile] = {
     **dict.fromkeys(_MESSAGE_TILES, _MESSAGE_TILE),
     "split_randomized": Tile(_split_tile, _ANY_TILE.having(
         "variations", variations=list_field(OBJECT, 2), allocations=list_field(_DURATION, 2),
-        object="assign", any="split_state")),
+        object="assign", any="split_state"), shows=True,
+        wrong=_wrong_shares),
     "multi_lang_branch": Tile(_language_tile, _ANY_TILE.having(
-        "variations", variations=list_field(OBJECT, 1))),
+        "variations", variations=list_field(OBJECT, 1)), shows=True,
+        wrong=_wrong_variations),
     "attribute_update": Tile(_update_tile, _ANY_TILE.having(
         "attributes", object="attributes", person=_WHOM), texts=("attributes", "person")),
     "create_event": Tile(_event_tile, _ANY_TILE.having(
@@ -10205,7 +10286,8 @@ TILES: Dict[str, Tile] = {
         texts=("filter", "attributes", "event_name", "data"), check_filter=_check_people),
     "delay_seconds": Tile(_delay_tile, _ANY_TILE.having("delay", delay=_DURATION), acts=False),
     "randomized_delay": Tile(_random_delay_tile, _ANY_TILE.having(
-        "min_delay max_delay", min_delay=_DURATION, max_delay=_DURATION), acts=False),
+        "min_delay max_delay", min_delay=_DURATION, max_delay=_DURATION), acts=False,
+        wrong=_wrong_order),
     "delay_time_window": Tile(_window_tile, _ANY_TILE.having(
         start_time=_TIME_OF_DAY, end_time=_TIME_OF_DAY, fallback_zone=_ZONE,
         days=list_field(Check("a day", _window_day), 1), zone=_WINDOW_ZONE), acts=False),
@@ -10222,7 +10304,7 @@ TILES: Dict[str, Tile] = {
         acts=False, paths=_conditions_and("none of them"), conditions="multi_conditions"),
     "random_cohort_branch": Tile(_cohort_tile, _ANY_TILE.having(
         "cohorts paths", cohorts=Check("shares", _thousand), cohort_names=list_field(TEXT),
-        object="assign", paths=_PATHS), acts=False,
+        object="assign", paths=_PATHS), acts=False, wrong=_wrong_shares,
         paths=lambda body: [f"cohort {i + 1}" for i in range(len(body["cohorts"]))]),
     "exit": Tile(_exit_tile, _ANY_TILE, acts=False),
 }  # fmt: skip
@@ -10248,7 +10330,10 @@ class Gate:
         self.names: Tuple[str, ...] = ()
         self.touched: Dict[int, Tuple[Person, Set[Need], int]] = {}
         self.entering: List[Tuple[Plan, Person, Event, int]] = []
-        self.related: List[Tuple[Plan, ObjectKey, Optional[Person], int]] = []
+        #: By campaign, object and whom it lets in: one person, or (-1) everybody, once a write.
+        self.related: Dict[
+            Tuple[int, ObjectKey, int], Tuple[Plan, ObjectKey, Optional[Person], int]
+        ] = {}
         self.settling = self.called = False
         #: When it has been planned to look at somebody again, by campaign and serial number.
         self.planned: Dict[Tuple[int, int], float] = {}
@@ -10344,7 +10429,7 @@ class Gate:
     def _heard_relationship(self, person: Person, key: ObjectKey, change: str) -> None:
         self.touch(person, ("object", ""))
         for plan in self.by_key.get(("relationship", key[0]), ()) if change != "delete" else ():
-            self.related.append((plan, key, person, self.depth))
+            self._relate(plan, key, person)
 
     def _heard_thing(self, thing: Thing, old: Attributes) -> None:
         for person in thing.people.values():
@@ -10352,7 +10437,11 @@ class Gate:
         for plan in self.by_key.get(("object", thing.key[0]), ()):
             names = plan.object_fields or {**old, **thing.attributes}
             if any(old.get(name) != thing.attributes.get(name) for name in names):
-                self.related.append((plan, thing.key, None, self.depth))
+                self._relate(plan, thing.key, None)
+
+    def _relate(self, plan: Plan, key: ObjectKey, person: Optional[Person]) -> None:
+        whom = -1 if person is None or plan.invites_all else person.serial
+        self.related.setdefault((plan.number, key, whom), (plan, key, person, self.depth))
 
     def _heard_refusal(self, who: Identifier, args: Sequence[Any]) -> None:
         for event in args:
@@ -10380,7 +10469,7 @@ class Gate:
 
     def _settle_once(self) -> None:
         touched, entering, related = self.touched, self.entering, self.related
-        self.touched, self.entering, self.related = {}, [], []
+        self.touched, self.entering, self.related = {}, [], {}
         if touched:
             known = self.workspace.people
             people = [row for row in touched.values() if row[0] in known]
@@ -10390,7 +10479,7 @@ class Gate:
             if event.person is person:  # who may be gone, or another by now
                 self.enter(plan, person, event.data, depth, event)
         objects = self.workspace.objects.rows if related else {}
-        for plan, key, cause, depth in related:
+        for plan, key, cause, depth in related.values():
             if key in objects:
                 enter_related(self, plan, objects[key], cause, depth)
 
@@ -10608,9 +10697,8 @@ def enter_related(
     candidate.object_key = thing.key
     if plan.change is not None and not plan.change.test(candidate):
         return
-    audience = (plan.row.get("audience") or {}).get("type", 1 if person is None else 0)
     people = list(thing.people.values())
-    if person is not None and audience == 0:
+    if person is not None and not plan.invites_all:
         people = [person]
     if len(people) > MAX_RELATED:
         told = {"object_id": thing.key[1], "people": len(people), "limit": MAX_RELATED}
@@ -10666,18 +10754,31 @@ def attach(workspace: Workspace, restored: bool = False) -> None:
     Those out of a snapshot go on as they were, those of a seed look at who is there.
     """
     rows = [row for row in workspace.shelves["campaigns"].rows.values() if "_journey" in row]
-    if not rows:
+    if not rows and not workspace.journeys.rows:
         return
     gate = workspace.beside(Gate)
     with workspace.lock:
         for row in rows if restored else ():
             gate.add(Plan(gate.workspace, row, row["_journey"]["_where"]))
+        _check_places(workspace, gate.runner.plans)
         for journey in workspace.journeys.rows:
             if journey.person is not None and (journey.state == "active" or journey.activated):
                 gate.runner.live.setdefault(journey.person.serial, []).append(journey)
         gate.listen()
         for plan in () if restored else list(gate.runner.plans.values()):
             begin_campaign(workspace, plan, plan.flow.get("audience_at_start", "future"))
+
+
+def _check_places(workspace: Workspace, plans: Mapping[int, Plan]) -> None:
+    """Refuse journeys that stand nowhere. Raises ApiError 400 with the place."""
+    for i, journey in enumerate(workspace.journeys.rows):
+        plan, number = plans.get(journey.campaign_id), journey.position
+        if plan is None:
+            text = f"journeys[{i}].campaign_id: no campaign {journey.campaign_id} runs here"
+            raise invalid(text, f"journeys[{i}].campaign_id")
+        if journey.state == "active" and number is not None and number not in plan.nodes:
+            text = f"journeys[{i}].position: campaign {plan.number} has no action {number}"
+            raise invalid(text, f"journeys[{i}].position")
 
 
 def begin_campaign(workspace: Workspace, plan: Plan, audience: str) -> None:
@@ -10991,7 +11092,9 @@ def _response_values(runner: Runner, journey: Journey, delivery: Delivery, text:
     return values
 
 
-TILES["webhook"] = Tile(_webhook_tile)
+TILES["webhook"] = Tile(_webhook_tile, LAX.having(
+    response=list_field(object_field(CLOSED.having(
+        "attribute value", filled="attribute", text="value")))), shows=True)  # fmt: skip
 
 
 def call_once_more(workspace: Workspace) -> None:
@@ -11702,6 +11805,14 @@ def _seed_shelf(kind: str) -> Seeder:
     return plant
 
 
+def _only_messages(content: Json, where: str) -> None:
+    """Broadcasts don't run workflows here: a delay would go out as a message."""
+    type = plain_type(content.get("type", "email"))
+    if type not in (*_MESSAGE_TILES, "webhook"):
+        text = f"{where}.type '{type}' is no message: broadcasts send messages, all at once; "
+        raise invalid(f"{text}a campaign runs a workflow", f"{where}.type")
+
+
 def _seed_family(family: Family) -> Seeder:
     def plant(workspace: Workspace, row: Json, where: str) -> None:
         inner = {name: row.get(name) or [] for name in (family.contents, "test_groups")}
@@ -11710,6 +11821,8 @@ def _seed_family(family: Family) -> Seeder:
             blank_row(workspace, family.kind),
         )  # fmt: skip
         given = list(_each(inner[family.contents], f"{where}.{family.contents}"))
+        for content, at in given if family is BROADCASTS else ():
+            _only_messages(content, at)
         numbers = [content.get("id") for content, _ in given]
         bare = [n for n in made.get("content_ids") or () if n not in numbers]
         given += [({"id": n, "type": made["type"]}, f"{where}.content_ids") for n in bare]
@@ -11723,7 +11836,9 @@ def _seed_family(family: Family) -> Seeder:
 
 
 #: What a message or a webhook is in a workflow; the rest is its content.
-_TILE_PARTS = ("id", "type", "preconditions", "response", "language", "parent_action_id")
+_TILE_PARTS = (
+    "id", "type", "preconditions", "response", "language", "parent_action_id", "paths"
+)  # fmt: skip
 
 
 def campaign_parts(
@@ -14226,10 +14341,14 @@ def _object_identify(call: Call, item: Json) -> Action:
     anonymous = item["action"] == "identify_anonymous"
     kinds = ("anonymous_id",) if anonymous else (*workspace.people.kinds, "cio_id")
     people = _object_people(item, *kinds)
-    return lambda: both(
-        workspace.ingest(workspace.objects.identify_object, ("object_id", ref[1]), ref, attributes),
-        *(_relate(workspace, "add", who, ref, extra) for who, extra in people),
-    )
+    begin = workspace.objects.identify_object, ("object_id", ref[1]), ref, attributes
+
+    def act() -> Outcome:
+        with workspace.as_one():
+            first = workspace.ingest(*begin)
+            return both(first, *(_relate(workspace, "add", who, ref, more) for who, more in people))
+
+    return act
 
 
 def _object_delete(call: Call, item: Json) -> Action:
@@ -14242,8 +14361,13 @@ def _object_relationships(call: Call, item: Json) -> Action:
     people = _object_people(item, *call.workspace.people.kinds, "cio_id")
     if not people:
         raise required("cio_relationships", "a list of at least one relationship")
-    verb = _RELATIONSHIP_ACTIONS[item["action"]]
-    return lambda: both(*(_relate(call.workspace, verb, who, ref, a) for who, a in people))
+    verb, workspace = _RELATIONSHIP_ACTIONS[item["action"]], call.workspace
+
+    def act() -> Outcome:
+        with workspace.as_one():
+            return both(*(_relate(workspace, verb, who, ref, more) for who, more in people))
+
+    return act
 
 
 def _delivery_event(call: Call, item: Json) -> Action:
@@ -18231,13 +18355,15 @@ class Moot(ApiError):
 
 
 def take_pipelines_call(workspace: Workspace, kind: str, item: Json) -> Outcome:
-    """Keep a call word for word and do what it says; gives the reason why that was nothing.
+    """Keep a call but for its key and do what it says; gives the reason why that was nothing.
 
     A call that can't be carried out is answered with 200 all the same (reference), so its
     mistakes are reasons here, not errors.
     """
     with workspace.lock:
         row = {"received_at": workspace.seconds(), **item, "type": kind}
+        if "writeKey" in row:
+            row["writeKey"] = "***"
         workspace.pipeline_events.append(row)
         try:
             check_pipelines_call(kind, item, strict=False)

@@ -5876,6 +5876,12 @@ class Tiles(JourneyTest):
         self.clock(advance=60)
         self.assertEqual(self.ok("GET", "/v1/segments/3/customer_count")["count"], 0)
 
+    def test_a_segment_that_takes_nobody_by_hand(self) -> None:
+        update = {"id": 1, "type": "static_seg_update", "segment_id": 3}
+        segment = {"id": 3, "name": "s", "conditions": exists("plan")}
+        self.run_through(update, segments=[segment])
+        self.assertEqual(self.steps(), [(1, "failed")])
+
     def test_rows_of_a_collection(self) -> None:
         rows = [
             {"sku": "a", "plan": "gold"},
@@ -6416,6 +6422,17 @@ class Entries(JourneyTest):
             self.relate("acme", "2", role="r2")
             self.assertEqual(self.subjects()[1:], second)
 
+    def test_one_write_of_many_relationships_lets_everybody_in_once(self) -> None:
+        self.objects_campaign(type="relationship", audience={"type": 1})
+        people = [{"identifiers": {"id": id}} for id in ("1", "2")]
+        for action in ("identify", "add_relationships"):
+            before = len(self.journeys())
+            self.call("POST", "/api/v2/entity", {
+                "type": "object", "action": action, "cio_relationships": people,
+                "identifiers": {"object_type_id": "1", "object_id": action},
+            })  # fmt: skip
+            self.assertEqual(len(self.journeys()) - before, 2)
+
     def test_an_audience_that_is_not_told(self) -> None:
         self.objects_campaign(type="relationship")
         self.relate("acme", "1", role="r1")
@@ -6666,6 +6683,20 @@ class JourneyLists(JourneyTest):
         self.identify("7", email="7@example.com")
         self.track("7", "go")
 
+    def test_a_snapshot_whose_journeys_stand_nowhere_is_refused(self) -> None:
+        state = self.ok("GET", "/__parlel/state")
+        for field, value, text in (
+            ("campaign_id", 99, "journeys[0].campaign_id: no campaign 99 runs here"),
+            ("position", 99, "journeys[0].position: campaign 1 has no action 99"),
+        ):
+            wrong = {**state, "journeys": [{**state["journeys"][0], field: value}]}
+            self.assert_errors(self.call("PUT", "/__parlel/state", wrong), 400, text)
+        wrong = json.loads(json.dumps(state))
+        wrong["workspace"]["shelves"]["campaign_actions"]["rows"] = []
+        self.assert_errors(self.call("PUT", "/__parlel/state", wrong), 400, "has no content")
+        self.clock(advance=60)
+        self.assertEqual(self.journeys()[0]["state"], "finished")
+
     def test_an_assertion_about_steps_passes_over_others(self) -> None:
         self.clock(advance=60)
         steps = [{"action_id": 10, "outcome": "sent"}, {"action_id": 30}]
@@ -6878,6 +6909,8 @@ class PrintedCampaigns(JourneyTest):
              "lead from 2 back to 2"),
             (self.printed(mails, []), "one root"),
             (self.printed(mails, ["1>9"]), "name '9', which is no action"),
+            (self.printed([self.tile(n, "email") for n in (1, 2, 3)], ["1>2", "1>3"]),
+             "paths: one way leads on from a tile of type email"),
             (self.printed([self.tile(1, "llm")], []), "type 'llm' is no tile"),
             (self.printed([self.tile(1, "delay_seconds", delay=1, exit_filter="x")], []),
              "actions[0].exit_filter is not understood"),
@@ -6904,6 +6937,7 @@ class WrongCampaigns(JourneyTest):
 
     def test_tiles(self) -> None:
         branch = {"id": 1, "type": "conditional_branch", "conditions": exists("a")}
+        pair, nap = [mail(5), mail(6)], {"id": 7, "type": "delay_seconds", "delay": 1}
         rows: list[tuple[Any, str]] = [
             ({"type": "delay_second"}, "actions[0].type 'delay_second' is no tile; did you mean "
              "delay_seconds?"),
@@ -6935,6 +6969,29 @@ class WrongCampaigns(JourneyTest):
             ({"type": "batch_update", "filter": {"event_attribute": {}}}, "actions[0].filter"),
             ({"type": "delay_time_window", "zone": "Berlin"}, "actions[0].zone"),
             ({"type": "split_randomized", "variations": [mail(5)]}, "actions[0].variations"),
+            ({"type": "split_randomized", "variations": pair, "allocations": [1, 2, 3]},
+             "actions[0].allocations must be 2 shares"),
+            ({"type": "split_randomized", "variations": pair, "allocations": [0, 0]},
+             "actions[0].allocations must be 2 shares"),
+            ({"type": "split_randomized", "variations": pair, "assign": {"1": 2}},
+             "actions[0].assign must name shares by their places, 0 to 1"),
+            ({"type": "split_randomized", "variations": pair, "assign": {"1": "x"}},
+             "actions[0].assign must"),
+            ({"type": "split_randomized", "variations": [pair[0], nap]},
+             "actions[0].variations must be messages, not delay_seconds"),
+            ({"type": "multi_lang_branch", "variations": [nap]}, "actions[0].variations must be"),
+            ({"type": "random_cohort_branch", "cohorts": [1500, -500], "paths": [[], []]},
+             "actions[0].cohorts must be"),
+            ({"type": "random_cohort_branch", "cohorts": [500, 500], "paths": [[], []],
+              "assign": {"1": -1}}, "actions[0].assign must"),
+            ({"type": "randomized_delay", "min_delay": 2, "max_delay": 1},
+             "actions[0].max_delay must not be less"),
+            ({"type": "delay_seconds", "delay": 9e18}, "actions[0].delay must be"),
+            (mail(1, paths=[[], []]), "actions[0].paths: one way leads on"),
+            ({"type": "webhook", "url": "http://x.example/", "response": ["x"]},
+             "actions[0].response[0]"),
+            ({"type": "webhook", "url": "http://x.example/", "response": [{"attribut": "x"}]},
+             "actions[0].response[0].attribute is required"),
             (mail(1, preconditions={"event": {}}), "actions[0].preconditions.event.name"),
             ({"type": "conditional_wait", "multi_conditions": [{"segment": {"id": 4}}]},
              "there is no segment 4"),
@@ -6964,6 +7021,9 @@ class WrongCampaigns(JourneyTest):
             ({"goal": {"event": {"name": "x"}, "after": "sent"}}, "campaigns[0].goal.after"),
             ({"goal": {"within": 3}}, "campaigns[0].goal"),
             ({"timezone": "Mars"}, "campaigns[0].timezone"),
+            ({"lead_days": 10**9}, "campaigns[0].lead_days must be"),
+            ({"restart_mode": "interval"}, "campaigns[0].restart_min_interval must be 60"),
+            ({"restart_mode": "interval", "restart_min_interval": 1}, "must be 60 seconds or more"),
             ({"trigger": exists("a"), "type": "segment", "trigger_segment_ids": [3]},
              "there is no segment 3"),
         ]  # fmt: skip
@@ -6971,6 +7031,12 @@ class WrongCampaigns(JourneyTest):
             with self.subTest(fields=fields):
                 self.assertIn(text, self.refused(mail(1), **fields))
         self.assertEqual(self.journeys(), [])
+
+    def test_broadcasts_run_no_workflows(self) -> None:
+        actions = [mail(1), {"type": "delay_seconds", "delay": 60}]
+        seed = {"broadcasts": [{"id": 1, "name": "B", "actions": actions}]}
+        reply = self.call("POST", "/__parlel/seed", seed)
+        self.assert_errors(reply, 400, "broadcasts[0].actions[1].type 'delay_seconds' is no")
 
     def test_the_message_limit(self) -> None:
         for value, text in (
@@ -9260,6 +9326,8 @@ class Snapshots(SeededTest):
         state = self.state()
         shown = [self.records(name) for name in ("requests", "webhooks", "batches", "events")]
         shown.append(self.call("GET", "/__parlel/requests/1/curl").body.decode())
+        self.ok("POST", "/v1/i", {"userId": "2", "writeKey": "hidden"}, authorization="")
+        shown.append(self.records("pipeline-events"))
         for text in (json.dumps(state), json.dumps(shown)):
             self.assertNotIn("hidden", text)
             self.assertIn("http://ada:***@127.0.0.1:1/hook", text)
