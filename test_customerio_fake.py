@@ -5880,7 +5880,10 @@ class Tiles(JourneyTest):
         update = {"id": 1, "type": "static_seg_update", "segment_id": 3}
         segment = {"id": 3, "name": "s", "conditions": exists("plan")}
         self.run_through(update, segments=[segment])
-        self.assertEqual(self.steps(), [(1, "failed")])
+        self.assertEqual(
+            self.steps(),
+            [(1, "failed", "segment 3 is data-driven: its conditions say who is in it")],
+        )
 
     def test_rows_of_a_collection(self) -> None:
         rows = [
