@@ -5520,15 +5520,18 @@ INDEXED = _row_field("name", text="name")
 OPERATIONS = read_field("JSON", lambda value, name: decode_json(value))
 
 
+SENDING_STATE = choice_field("automatic", "draft", "off")
+
+
 def _content_fields(more: str = "") -> FieldList:
     texts = "name type language layout body body_amp subject from reply_to preprocessor recipient"
     texts += " bcc cc preheader_text"
     needed = f"id _parent from_id reply_to_id fake_bcc headers created updated {texts} {more}"
     return stored(
-        needed, text=f"{texts} sending_state", whole="id _parent parent_action_id", flag="fake_bcc",
+        needed, text=texts, whole="id _parent parent_action_id", flag="fake_bcc",
         maybe="from_id reply_to_id sender_identity_id", moment="created updated", any="headers",
         files="attachments", some_object="custom_device",
-    )  # fmt: skip
+    ).having(sending_state=SENDING_STATE)  # fmt: skip
 
 
 _ACTION_FIELDS = _content_fields("sending_state parent_action_id")
@@ -9113,7 +9116,7 @@ CONTENT_FIELDS = FieldList().having(
     text="name from body body_amp body_plain body_json subject preheader_text recipient bcc url "
     "request_method image_url",
     maybe="from_id reply_to_id sender_identity_id", flag="fake_bcc tracked",
-    sending_state=choice_field("automatic", "draft", "off"), headers=typed_field(str, list, dict),
+    sending_state=SENDING_STATE, headers=typed_field(str, list, dict),
     method=choice_field("get", "post", "put", "delete", "patch"),
 )  # fmt: skip
 #: A content as it is sent to be changed: often what was read, with what can't be changed.
@@ -9491,17 +9494,7 @@ class Plan:
         self.goal = self._goal(flow.get("goal"))
         data, grammar = flow.get("attribute_filters") or {}, self.layout.grammar
         self.data_fits = compile_data(data, f"{where}.attribute_filters", grammar)
-        #: Whether who does not match the filter may come to do so for a while (docs).
-        self.is_patient = row["type"] in ("event", "form")
-        self.restart = flow.get("restart_mode") or self.type.restart
-        self.interval = self._interval()
-        #: Whether everybody who belongs to an object enters, not only who came to it.
-        self.invites_all = told.get("type", 0) != 0
-        # Which change of an object or a relationship begins it.
-        name = f"{row['type']}_attribute_triggers"
-        self.change = self._compiled(name, self.row.get(name))
-        needs = self.change.needs if self.change else ()
-        self.object_fields = {field for kind, field in needs if kind == "field"}
+        self._enter_by(told)
         #: What its messages take for their campaign, and what their templates can name.
         liquid = "seg_attr" if flow.get("trigger") else self.type.liquid
         self.parent = {"id": self.number, "name": row["name"], "type": liquid,
@@ -9517,6 +9510,21 @@ class Plan:
         self.may_end = bool(self.exits or self.filter or self.trigger)
         contents = workspace.shelves[CAMPAIGNS.shelf].where(_parent=self.number)
         self.translates = any(row["parent_action_id"] and row["language"] for row in contents)
+
+    def _enter_by(self, told: Json) -> None:
+        """Read how often people enter, and which of them."""
+        row, flow = self.row, self.flow
+        #: Whether who does not match the filter may come to do so for a while (docs).
+        self.is_patient = row["type"] in ("event", "form")
+        self.restart = flow.get("restart_mode") or self.type.restart
+        self.interval = self._interval()
+        #: Whether everybody who belongs to an object enters, not only who came to it.
+        self.invites_all = told.get("type", 0) != 0
+        # Which change of an object or a relationship begins it.
+        name = f"{row['type']}_attribute_triggers"
+        self.change = self._compiled(name, self.row.get(name))
+        needs = self.change.needs if self.change else ()
+        self.object_fields = {field for kind, field in needs if kind == "field"}
 
     @property
     def begins_with(self) -> str:

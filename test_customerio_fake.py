@@ -324,6 +324,13 @@ class House(unittest.TestCase):
         twice = {name for name in names if names.count(name) > 1}
         self.assertEqual(twice, set())
 
+    def test_no_function_fills_a_page(self) -> None:
+        for room in sections(customerio_fake.__file__):
+            for row in (part for s in room.statements for part in ast.walk(s)):
+                if isinstance(row, ast.FunctionDef):
+                    lines = (row.end_lineno or 0) - row.body[0].lineno + 1
+                    self.assertLessEqual(lines, 40, row.name)
+
     def test_no_class_is_a_city(self) -> None:
         rows = [s for room in sections(customerio_fake.__file__) for s in room.statements]
         for row in rows:
@@ -5331,6 +5338,7 @@ class WrongCampaigns(JourneyTest):
              "actions[0].max_delay must not be less"),
             ({"type": "delay_seconds", "delay": 9e18}, "actions[0].delay must be"),
             (mail(1, paths=[[], []]), "actions[0].paths: one way leads on"),
+            (mail(1, sending_state="wrong"), "actions[0].sending_state must be one of"),
             ({"type": "webhook", "url": "http://x.example/", "response": ["x"]},
              "actions[0].response[0]"),
             ({"type": "webhook", "url": "http://x.example/", "response": [{"attribut": "x"}]},
