@@ -1,13 +1,12 @@
 // A campaign that the newest client starts: the clock moves, the mail is read, its report arrives.
 
 import assert from 'node:assert/strict';
-import { once } from 'node:events';
-import http from 'node:http';
 import test from 'node:test';
 
 import sdk from 'node-5.2.0';
 
 import { FAKE_URL, records, reset, seed } from './fake.js';
+import { listen } from './listen.js';
 
 const DAY = 86_400;
 const CAMPAIGN = {
@@ -23,22 +22,6 @@ const CAMPAIGN = {
 
 const clock = (body) =>
   fetch(new URL('/__parlel/clock', FAKE_URL), { method: 'PUT', body: JSON.stringify(body) });
-
-/** An endpoint that keeps the JSON that it is sent. */
-async function listen() {
-  const received = [];
-  const server = http.createServer((request, response) => {
-    const chunks = [];
-    request.on('data', (chunk) => chunks.push(chunk));
-    request.on('end', () => {
-      received.push(JSON.parse(Buffer.concat(chunks)));
-      response.end('ok');
-    });
-  });
-  server.listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  return { received, server, url: `http://127.0.0.1:${server.address().port}/` };
-}
 
 test('an event starts a campaign, whose mail comes a day later with its report', async (t) => {
   t.after(async () => {
@@ -66,7 +49,7 @@ test('an event starts a campaign, whose mail comes a day later with its report',
   assert.equal(journey.id, waiting.id);
   await fetch(new URL('/__parlel/webhooks/flush', FAKE_URL), { method: 'POST' });
   assert.equal(received.length, 1);
-  const [{ metric, data }] = received;
+  const { metric, data } = JSON.parse(received[0].body);
   assert.deepEqual(
     [metric, data.journey_id, data.campaign_id, data.action_id, data.trigger_event_id],
     ['delivered', journey.id, 1, 11, journey.trigger_event_id],

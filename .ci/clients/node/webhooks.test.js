@@ -1,31 +1,14 @@
 // A reporting webhook, on a real socket, as the newest client verifies it.
 
 import assert from 'node:assert/strict';
-import { once } from 'node:events';
-import http from 'node:http';
 import test from 'node:test';
 
 import sdk from 'node-5.2.0';
 
 import { FAKE_URL, seed } from './fake.js';
+import { listen } from './listen.js';
 
 const SIGNING_KEY = 'fake-signing-key';
-
-/** An endpoint that keeps what it is sent. */
-async function listen() {
-  const received = [];
-  const server = http.createServer((request, response) => {
-    const chunks = [];
-    request.on('data', (chunk) => chunks.push(chunk));
-    request.on('end', () => {
-      received.push({ headers: request.headers, body: Buffer.concat(chunks) });
-      response.end('ok');
-    });
-  });
-  server.listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  return { received, server, url: `http://127.0.0.1:${server.address().port}/webhooks` };
-}
 
 test('the client verifies what the fake signs, and nothing else', async (t) => {
   await seed({});
