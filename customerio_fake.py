@@ -1037,14 +1037,27 @@ def whole_number(value: Json, name: str) -> Optional[int]:
     return int(number)
 
 
-def zone_named(name: str) -> tzinfo:
-    """A time zone by its IANA name. Raises ApiError 400."""
+def iana_zone(name: Json) -> Optional[tzinfo]:
+    """A time zone by its IANA name; None for what is no such name."""
     from zoneinfo import ZoneInfo
 
     try:
         return timezone.utc if name == "UTC" else ZoneInfo(name)
-    except (ValueError, OSError, KeyError):
-        raise invalid(f"tz '{name}' is not the name of a time zone", "tz") from None
+    except (TypeError, ValueError, OSError, KeyError):
+        return None
+
+
+def without_zones() -> str:
+    """What to add to a refusal where Python finds no time zones at all, as on bare Windows."""
+    return "" if iana_zone("Etc/UTC") else " (Python finds none here: pip install tzdata)"
+
+
+def zone_named(name: str) -> tzinfo:
+    """A time zone by its IANA name. Raises ApiError 400."""
+    zone = iana_zone(name)
+    if zone is None:
+        raise invalid(f"tz '{name}' is not the name of a time zone{without_zones()}", "tz")
+    return zone
 
 
 # ---- what a field has to be
@@ -3408,14 +3421,10 @@ def _zone(value: Any) -> Any:
 
 
 def _named_zone(name: str) -> Any:
-    from zoneinfo import ZoneInfo
-
-    try:
-        if not re.match(r"[A-Za-z][\w+/-]{0,60}\Z", name):
-            raise ValueError
-        return ZoneInfo(name)
-    except (ValueError, KeyError, OSError):
-        raise LiquidError(f"unknown time zone '{name}'") from None
+    zone = iana_zone(name) if re.match(r"[A-Za-z][\w+/-]{0,60}\Z", name) else None
+    if zone is None:
+        raise LiquidError(f"unknown time zone '{name}'{without_zones()}")
+    return zone
 
 
 def _ordinal(number: int) -> str:
@@ -5917,20 +5926,11 @@ def ordinary(attributes: Attributes) -> bool:
     return _ORDINARY.issuperset(attributes)
 
 
-def _known_zone(name: Json) -> Optional[str]:
-    """`cio_timezone` is computed from a `timezone` that exists, and goes with one that doesn't."""
-    from zoneinfo import ZoneInfo
-
-    try:
-        return ZoneInfo(name).key
-    except (TypeError, ValueError, OSError, KeyError):
-        return None
-
-
 def completed(attributes: Attributes, current: Attributes) -> Attributes:
     """Attributes with what follows from them: the computed time zone, preferences as a whole."""
-    if "timezone" in attributes:
-        attributes = {**attributes, "cio_timezone": _known_zone(attributes["timezone"])}
+    if "timezone" in attributes:  # which is computed from one that exists, and goes with others
+        name = attributes["timezone"]
+        attributes = {**attributes, "cio_timezone": name if iana_zone(name) else None}
     return undotted(attributes, current)
 
 
