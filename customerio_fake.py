@@ -1123,7 +1123,7 @@ class FieldList(NamedTuple):
     def fits(self, body: Json) -> bool:
         """Whether all that is needed is there, and nothing is wrong with it: a quicker look."""
         for name in self.needed:
-            if body.get(name) in (None, "", {}, []):
+            if not body.get(name):
                 return False
         for name, value in body.items():
             check = None if value is None and self.lax else self.checks.get(name)
@@ -1603,20 +1603,24 @@ class Template:
         missing attribute) with line and column.
         """
         budget = budget or Budget()
-        text = self.at_once(data)
+        known = {n: row.get for n, row in data.items() if type(row) is dict} if self._plain else {}
+        text = self.at_once(known)
         if text is not None and len(text) <= budget.room:
             return text
         state = _Render(data, strict, budget, now, host or {})
         self.run(state)
         return "".join(state.out)
 
-    def at_once(self, data: Mapping[str, Any]) -> Optional[str]:
-        """What a template of texts and `{{ a.b }}` prints, as most are; None if in doubt."""
+    def at_once(self, known: Mapping[str, Callable[[str], Any]]) -> Optional[str]:
+        """What a template of texts and `{{ a.b }}` prints, as most are; None if in doubt.
+
+        `known` has what gives a root's values by their names.
+        """
         out: List[str] = []
         for part in self._plain or (("", ""),):
             if isinstance(part, tuple):
-                value = data.get(part[0])
-                value = value.get(part[1]) if value.__class__ is dict else None
+                root, name = part
+                value = known[root](name) if root in known else None
                 if value.__class__ is int and value.bit_length() <= _WIDEST_NUMBER:
                     value = str(value)
                 if value.__class__ is not str:
@@ -4678,10 +4682,15 @@ class Person:
 
     def text(self, name: str) -> Optional[str]:
         """One attribute or identifier as text; None if it is not set."""
+        value = self.plain(name)
+        return value if value is None or type(value) is str else as_text(value)
+
+    def plain(self, name: str) -> Json:
+        """One attribute or identifier; None if it is not set."""
         value = self.attributes.get(name)
         if value is None and name in ("id", "phone", "cio_id"):
             return getattr(self, name) or None
-        return value if value is None or type(value) is str else as_text(value)
+        return value
 
     def identifiers(self) -> Json:
         """`{id, email, cio_id}`; what is not set is null (reference)."""
@@ -7936,6 +7945,21 @@ def template_data(workspace: Workspace, delivery: Delivery, mail: Mail, text: st
     return made
 
 
+def plain_names(
+    workspace: Workspace, delivery: Delivery, mail: Mail
+) -> Dict[str, Callable[[str], Json]]:
+    """What most templates name, without making any of it: see `Template.at_once`."""
+    known: Dict[str, Callable[[str], Json]] = {}
+    if delivery.person is not None:
+        known["customer"] = delivery.person.plain
+    for name in ("trigger", "event"):
+        if name in mail.names:
+            row = NAMESPACES[name](workspace, delivery, mail)
+            if type(row) is dict:
+                known[name] = row.get
+    return known
+
+
 def link_through(
     workspace: Workspace, delivery: Delivery, links: List[Json], href: str, tracked: bool
 ) -> str:
@@ -8019,17 +8043,14 @@ def render_mail(workspace: Workspace, delivery: Delivery, mail: Mail, now: float
     links: List[Json] = []
     text = "\n".join(rendered.values())
     if "{" in text or len(text) > _LIMITS.output:  # else it is its own rendering
-        data = template_data(workspace, delivery, mail, text)
-        tags = "{%" in text or "snippets" in text or "render_liquid" in text
-        host = template_host(workspace, delivery, mail, links) if tags else {}
         leave_if_long(text)
-        budget = None
+        known, render = plain_names(workspace, delivery, mail), None
         for part, source in rendered.items():
             if "{" in source or len(source) > _LIMITS.output:
-                made = parse_liquid(source).at_once(data)
+                made = parse_liquid(source).at_once(known)
                 if made is None:
-                    budget = budget or budget_now()
-                    made = rendered_within(budget, source, data, now, host)
+                    render = render or _renderer(workspace, delivery, mail, text, links, now)
+                    made = render(source)
                 rendered[part] = made
     for part, field_name in (("from", "from_id"), ("reply_to", "reply_to_id")):
         number = mail.content.get(field_name)
@@ -8044,6 +8065,16 @@ def render_mail(workspace: Workspace, delivery: Delivery, mail: Mail, now: float
         }
         rendered["in_app"] = {**look, "properties": words}
     return {**rendered, "links": links} if links else rendered
+
+
+def _renderer(
+    workspace: Workspace, delivery: Delivery, mail: Mail, text: str, links: List[Json], now: float
+) -> Callable[[str], str]:
+    """What renders the parts of a message, whose whole source is `text`; they share a budget."""
+    data, budget = template_data(workspace, delivery, mail, text), budget_now()
+    tags = "{%" in text or "snippets" in text or "render_liquid" in text
+    host = template_host(workspace, delivery, mail, links) if tags else {}
+    return lambda source: rendered_within(budget, source, data, now, host)
 
 
 #: What a hurried thread may render: less than some milliseconds' work, however it is written.
