@@ -4625,18 +4625,25 @@ class DroppedRecord(TypedDict):
 # ---- people, and what happens to them
 
 
-class Person:
+class Slotted(type):
+    """Makes classes that have a slot for each field they declare, and no other attributes."""
+
+    __slots__: Tuple[str, ...]
+
+    def __new__(cls, name: str, bases: Tuple[type, ...], body: Dict[str, Any]) -> Slotted:
+        """The class with this name, these bases and this body."""
+        return super().__new__(
+            cls, name, bases, {"__slots__": tuple(body["__annotations__"]), **body}
+        )
+
+
+class Person(metaclass=Slotted):
     """One person. `attributes` and `timestamps` are replaced as a whole, never mutated.
 
     `email` stands in `attributes`, too; `id`, `phone` and cio_id don't. What few people have
     (events, devices, …) is in `has`, which is shared and empty until `own()` is asked for.
     Times are Unix seconds.
     """
-
-    __slots__ = (
-        "attributes", "created_at", "email", "has", "id", "phone", "serial",
-        "timestamps", "updated_at",
-    )  # fmt: skip
 
     serial: int
     id: str
@@ -4726,13 +4733,8 @@ def is_unsubscribed(attributes: Attributes) -> bool:
     return is_yes(attributes.get("unsubscribed"))
 
 
-class Belongings:
+class Belongings(metaclass=Slotted):
     """What a person gathers beside attributes."""
-
-    __slots__ = (
-        "anonymous_ids", "deliveries", "devices", "events", "journeys", "relationships",
-        "segments",
-    )  # fmt: skip
 
     events: List[Event]
     devices: Dict[str, Device]
@@ -4755,10 +4757,8 @@ LAST_STATUS = "_last_status"
 _DEVICE_STATUS = {"sent": "sent", "bounced": "bounced", "dropped": "suppressed"}
 
 
-class Device:
+class Device(metaclass=Slotted):
     """A push token of a person. `last_used` is in Unix seconds."""
-
-    __slots__ = ("attributes", "last_used", "person", "platform", "token")
 
     token: str
     platform: str
@@ -4783,16 +4783,11 @@ class Device:
         }
 
 
-class Event:
+class Event(metaclass=Slotted):
     """Something that happened, to a person or anonymously. Times are Unix seconds.
 
     `customer_id` is who it was reported for; `person` is None while nobody has it.
     """
-
-    __slots__ = (
-        "anonymous_id", "customer_id", "data", "given_id", "kind", "name", "person",
-        "received_at", "serial", "timestamp", "type",
-    )  # fmt: skip
 
     kind: str
     name: str
@@ -4845,13 +4840,8 @@ class Event:
 ObjectKey = Tuple[str, str]
 
 
-class Thing:
+class Thing(metaclass=Slotted):
     """An object: anything that isn't a person, such as a company. Times are Unix seconds."""
-
-    __slots__ = (
-        "attributes", "cio_object_id", "created_at", "key", "people", "timestamps",
-        "updated_at",
-    )  # fmt: skip
 
     key: ObjectKey
     cio_object_id: str
@@ -4908,17 +4898,11 @@ CHANNEL_METRICS = {
 }
 
 
-class Delivery:
+class Delivery(metaclass=Slotted):
     """One message to one person. Times are Unix seconds.
 
     `metrics` holds when something happened first, only for what has happened (observed).
     """
-
-    __slots__ = (
-        "delivery_id", "channel", "message", "raw", "person", "customer_id", "recipient",
-        "created", "send_at", "metrics", "history", "parents", "journey", "rendered", "seen",
-        "data", "devices", "base_url", "told",
-    )  # fmt: skip
 
     delivery_id: str
     channel: str
@@ -5067,17 +5051,11 @@ _MESSAGE_OUTCOMES = {
 JOURNEY_STATES = ("active", "finished", "exited_early", "never_activated", "not_entered")
 
 
-class Journey:
+class Journey(metaclass=Slotted):
     """One way of one person through a campaign, or a refusal to begin one (`not_entered`).
 
     Times are Unix seconds. `attributes` and `data` are replaced as a whole, never mutated.
     """
-
-    __slots__ = (
-        "activated", "attributes", "born", "campaign_id", "converted", "customer_id", "data",
-        "depth", "ended", "event", "goal_seen", "heard", "object_key", "person", "position",
-        "reason", "serial", "started", "state", "steps", "waiting_for", "wake",
-    )  # fmt: skip
 
     serial: int
     campaign_id: int
@@ -5190,15 +5168,11 @@ def _whole_time(when: Optional[float]) -> Optional[int]:
     return None if when is None else int(when)
 
 
-class Report:
+class Report(metaclass=Slotted):
     """One reporting webhook and the attempts to deliver it. `timestamp` is Unix seconds.
 
     `content` joins `data` for endpoints that want it.
     """
-
-    __slots__ = (
-        "attempts", "content", "data", "event_id", "metric", "object_type", "timestamp",
-    )  # fmt: skip
 
     event_id: str
     object_type: str
@@ -5288,16 +5262,11 @@ class Export:
 # ---- segments, activities, calls
 
 
-class Segment:
+class Segment(metaclass=Slotted):
     """A group of people: a manual one holds its members, a dynamic one asks its conditions.
 
     Times are Unix seconds.
     """
-
-    __slots__ = (
-        "number", "name", "description", "members", "conditions", "predicate", "tags",
-        "created_at", "updated_at", "state", "progress",
-    )  # fmt: skip
 
     number: int
     name: str
@@ -5671,47 +5640,28 @@ MAX_ACTIVITIES = 50_000
 Listeners = Tuple[Callable[..., Any], ...]
 
 
-class Occasions:
+class Occasions(metaclass=Slotted):
     """Who wants to know of what happens in a workspace: functions, by the kind of occasion.
 
     Nobody, until somebody joins; going through nobody costs next to nothing.
-
-    changed(person, old): attributes are others than `old`, or an identifier is
-    happened(event, person): an event of a person
-    joined(person, number), left(person, number): manual segments
-    refused(who, args): a write for somebody who is suppressed
-    reported(delivery, metric, when, first, fact, at): something became of a message; it is `at`
-    subscription(person, what, cause, text): a person wants other messages than before
-    related(person, key, change): `add`, `update` or `delete` of a relationship
-    thing(thing, old): attributes of an object are others than `old`, which is None for a new one
-    gone(person): deleted or suppressed
-    merged(primary, secondary): two people are one
-    rested(number): an endpoint of reporting webhooks may be tried again
-    submitted(form_id, data, who): a form
-    called(number, delivery, attempt): a journey wants an endpoint to be called
-    settled(): a write is over, with all that it brought about
     """
 
-    __slots__ = KINDS = (
-        "called", "changed", "gone", "happened", "joined", "left", "merged", "related",
-        "refused", "reported", "rested", "settled", "submitted", "subscription", "thing",
-    )  # fmt: skip
-
-    called: Listeners
-    changed: Listeners
-    gone: Listeners
-    happened: Listeners
-    joined: Listeners
-    left: Listeners
-    merged: Listeners
-    related: Listeners
-    refused: Listeners
+    changed: Listeners  # (person, old): attributes are others than `old`, or an identifier is
+    happened: Listeners  # (event, person): an event of a person
+    joined: Listeners  # (person, number): put into a manual segment
+    left: Listeners  # (person, number): taken out of one
+    refused: Listeners  # (who, args): a write for somebody who is suppressed
+    #: (delivery, metric, when, first, fact, at): something became of a message; it is `at`
     reported: Listeners
-    rested: Listeners
-    settled: Listeners
-    submitted: Listeners
-    subscription: Listeners
-    thing: Listeners
+    subscription: Listeners  # (person, what, cause, text): who wants other messages than before
+    related: Listeners  # (person, key, change): `add`, `update` or `delete` of a relationship
+    thing: Listeners  # (thing, old): attributes of an object are others; `old` is None if new
+    gone: Listeners  # (person): deleted or suppressed
+    merged: Listeners  # (primary, secondary): two people are one
+    rested: Listeners  # (number): an endpoint of reporting webhooks may be tried again
+    submitted: Listeners  # (form_id, data, who): a form
+    called: Listeners  # (number, delivery, attempt): a journey wants an endpoint to be called
+    settled: Listeners  # (): a write is over, with all that it brought about
 
     def __init__(self) -> None:
         self.forget()
@@ -5723,7 +5673,7 @@ class Occasions:
 
     def forget(self) -> None:
         """Tell nobody any more."""
-        for kind in self.KINDS:
+        for kind in Occasions.__slots__:
             setattr(self, kind, ())
 
 
@@ -12418,14 +12368,8 @@ _UNREAD = object()
 MAX_KEPT_BODY = 64 * 1024
 
 
-class Request:
+class Request(metaclass=Slotted):
     """One HTTP request, complete. `path` is still percent-encoded; header names are lower case."""
-
-    __slots__ = (
-        "arguments", "awaited", "body", "by_path", "headers", "made", "method", "named",
-        "operation", "path", "prefix", "query_text", "read", "scheme", "size", "target", "told",
-        "until",
-    )  # fmt: skip
 
     method: str
     #: As it was sent; `path` and `query_text` are its parts.
@@ -12543,10 +12487,8 @@ class Request:
         return f"{self.scheme}://{host}{self.prefix}"
 
 
-class Response:
+class Response(metaclass=Slotted):
     """One HTTP answer. `close` ends the connection after it."""
-
-    __slots__ = ("body", "close", "fault", "headers", "later", "status", "stream")
 
     status: int
     body: bytes
@@ -13093,14 +13035,12 @@ class Journal:
 EFFECTS = ("status", "reset", "empty", "truncate", "hang", "trickle")
 
 
-class Fault:
+class Fault(metaclass=Slotted):
     """A rule of what goes wrong on purpose, and how often it did.
 
     `rule` is as it was asked for, `operations` names those that it is about, as in
     "PUT /api/v1/customers/{identifier}".
     """
-
-    __slots__ = ("fired", "id", "matched", "operations", "rule")
 
     id: int
     rule: Attributes
