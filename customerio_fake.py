@@ -2139,8 +2139,8 @@ class _Markup:
         if text[0] in _QUOTES:
             if text[1:][-1:] != text[0]:
                 raise self.error(f"unexpected {text[0]}", self._index - 1)
-            text = text[1:-1]
-            return self._part_of(_Constant(_ESCAPE.sub(_unescaped, text) if "\\" in text else text))
+            text = _ESCAPE.sub(_unescaped, text[1:-1]) if "\\" in text else text[1:-1]
+            return _part_of(_Constant(text), self._keys())
         if text[0] in _FIGURES and _FIGURE.fullmatch(text):
             if len(text) > _LONGEST_NUMBER:
                 raise self.error("number is too large", self._index - 1)
@@ -2158,7 +2158,7 @@ class _Markup:
             return self._dynamic_path(lenient)
         if not self.accept("("):
             raise self.unexpected()
-        return self._part_of(self._range())
+        return _part_of(self._range(), self._keys())
 
     def _range(self) -> _Read:
         first = self.value()
@@ -2168,10 +2168,6 @@ class _Markup:
         return lambda state: _range_of(
             state, *[_number(end(state), math.nan) for end in (first, last)]
         )
-
-    def _part_of(self, whole: _Read) -> _Read:
-        """Read what follows a value that isn't a variable's: `"text".size`."""
-        return _part_of(whole, self._keys())
 
     def _keys(self) -> List[Any]:
         """Read what follows in a path: names, and readers of the keys in brackets."""
@@ -2319,22 +2315,15 @@ def _variable(root: str, keys: Sequence[Any], local: bool, lenient: bool) -> _Re
     return _rendered(read) if root in _RENDERED_NAMESPACES and not local else read
 
 
-class _Signature(NamedTuple):
-    """How a filter is called: with how many arguments at most, and what options."""
-
-    takes_state: bool
-    most: int
-    options: FrozenSet[str]
-
-
 @functools.lru_cache(maxsize=512)
-def _signature(function: Callable[..., Any]) -> _Signature:
+def _signature(function: Callable[..., Any]) -> Tuple[bool, int, FrozenSet[str]]:
+    """How a filter is called: whether with the rendering, its arguments at most, its options."""
     parameters = list(inspect.signature(function).parameters.values())
     takes_state = parameters[0].name == "state"
     places = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD][1 + takes_state :]
     options = frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
     counts = parameters[-1].kind is inspect.Parameter.VAR_POSITIONAL
-    return _Signature(takes_state, 9 if counts else len(places), options)
+    return takes_state, 9 if counts else len(places), options
 
 
 #: Filters that take no longer for a large value than for a small one.
@@ -2396,10 +2385,10 @@ _Piece = Tuple[Union[str, _Node], int]
 
 
 @functools.lru_cache(maxsize=2048)
-def _filtered(text: str, locals: Tuple[str, ...]) -> Tuple[_Read, int]:
+def _filtered(text: str, locals: Tuple[str, ...], lenient: bool) -> Tuple[_Read, int]:
     """An expression with its filters, which many templates have in common, and its words."""
     markup = _Markup(text, locals, 0)
-    expression = markup.filtered()
+    expression = markup.filtered(lenient)
     markup.end()
     return expression, markup.words
 
@@ -2420,11 +2409,11 @@ class _Parser:
         self.count(markup.words, token)
         return markup
 
-    def filtered(self, token: _Token) -> _Read:
+    def filtered(self, token: _Token, lenient: bool = False) -> _Read:
         """Read a token that is an expression with filters, and nothing else."""
         read = _filtered if len(token.text) < 200 else _filtered.__wrapped__
         try:
-            expression, words = read(token.text, self._locals)
+            expression, words = read(token.text, self._locals, lenient)
         except LiquidError as error:
             error.offset += token.offset
             raise
@@ -2612,12 +2601,7 @@ def _if_tag(parser: _Parser, token: _Token) -> _Node:
 
 
 def _test(parser: _Parser, token: _Token) -> _Read:
-    if token.name == "else":
-        return _Constant(True)
-    markup = parser.markup(token)
-    test = markup.filtered(lenient=True)
-    markup.end()
-    return test
+    return _Constant(True) if token.name == "else" else parser.filtered(token, lenient=True)
 
 
 def _alone(parser: _Parser, token: _Token) -> None:
@@ -2627,9 +2611,7 @@ def _alone(parser: _Parser, token: _Token) -> None:
 
 
 def _case_tag(parser: _Parser, token: _Token) -> _Node:
-    markup = parser.markup(token)
-    target = markup.filtered(lenient=True)
-    markup.end()
+    target = parser.filtered(token, lenient=True)
     branches: List[Tuple[List[_Read], _Node]] = []
     others: List[_Node] = []
     _, end = parser.block(token, "when", "else", "endcase")
@@ -2814,12 +2796,11 @@ def _cell(body: _Node, loop: Dict[str, Any], columns: int) -> _Node:
 def _leaving(signal: Type[Exception]) -> Callable[[_Parser, _Token], _Node]:
     """Make the parser of `break` or `continue`."""
 
+    def run(state: _Render) -> None:
+        raise signal
+
     def parse(parser: _Parser, token: _Token) -> _Node:
         parser.markup(token).end()
-
-        def run(state: _Render) -> None:
-            raise signal
-
         return run
 
     return parse
@@ -2919,10 +2900,6 @@ _HTML_SIGNS = {entity: chr(sign) for sign, entity in _HTML_ESCAPES.items()}
 
 def _escape(text: str) -> str:
     return text.translate(_HTML_ESCAPES)
-
-
-def _escape_once(text: str) -> str:
-    return _escape(_HTML_ENTITY.sub(lambda match: _HTML_SIGNS[match[0]], text))
 
 
 def _strip_html(state: _Render, value: Any) -> str:
@@ -3026,13 +3003,6 @@ def _sentence(value: Any, connector: Any = "and") -> Any:
     return f"{', '.join(words[:-1])}, {_text(connector)} {words[-1]}"
 
 
-_SLUG_GAP = re.compile(r"(?:[\W_](?<![\u0300-\u036f]))+")  # accents belong to their letters
-
-
-def _slugify(value: Any) -> str:
-    return re.sub("^-|-$", "", _SLUG_GAP.sub("-", _text(value))).lower()
-
-
 def _url_decoded(text: str) -> str:
     if re.search("%(?![0-9a-fA-F]{2})", text):
         raise ValueError("URI malformed")  # JavaScript's text
@@ -3073,10 +3043,6 @@ def _calculating(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _operand(value: Any) -> Any:
     return math.nan if value is _ABSENT else _number(value)
-
-
-def _limiting(function: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda *values: function([_number(value) for value in values])
 
 
 def _quotient(value: Any, other: Any = _ABSENT, whole: Any = False) -> Any:
@@ -3212,10 +3178,11 @@ def _map(value: Any, key: Any = "") -> List[Any]:
     return [_reached(item, path) for item in _items(value)]
 
 
-def _uniq(value: Any) -> List[Any]:
+def _once_each(items: List[Any], identity: Callable[[Any], Any]) -> List[Any]:
+    """The first of the items that a function takes for the same."""
     seen: Dict[Any, Any] = {}
-    for item in _items(value):
-        seen.setdefault(_identity(item), item)
+    for item in items:
+        seen.setdefault(identity(item), item)
     return list(seen.values())
 
 
@@ -3308,11 +3275,10 @@ def _iso_seconds(text: str) -> Optional[float]:
     match = _ISO_MOMENT.match(text)
     if match is None:
         return None
-    year, month, day, hour, minute, second, zone = match.groups()
-    seconds = _seconds(
-        int(year), int(month), int(day), int(hour or 0), int(minute or 0), float(second or 0)
-    )
-    if seconds is None or not zone or zone[0] in "ZzU":
+    *parts, second, zone = match.groups("0")
+    year, month, day, hour, minute = map(int, parts)
+    seconds = _seconds(year, month, day, hour, minute, float(second))
+    if seconds is None or zone[0] in "0ZzU":
         return seconds
     return seconds - (1 if zone[0] == "+" else -1) * (int(zone[1:3]) * 60 + int(zone[-2:])) * 60
 
@@ -3421,13 +3387,9 @@ def _zone(value: Any) -> Any:
     if re.match(r"-?\d{1,4}\Z", text):
         return timezone(timedelta(minutes=-int(text)))
     detailed = re.match(r"(?:\(?(?:GMT|UTC))?([+-]\d\d:?\d\d)(?:\)|\Z)", text)
-    return _offset(detailed.group(1)) if detailed else _named_zone(text)
-
-
-def _named_zone(name: str) -> Any:
-    zone = iana_zone(name) if re.match(r"[A-Za-z][\w+/-]{0,60}\Z", name) else None
+    zone = _offset(detailed[1]) if detailed else iana_zone(text)
     if zone is None:
-        raise LiquidError(f"unknown time zone '{name}'{without_zones()}")
+        raise LiquidError(f"unknown time zone '{text}'{without_zones()}")
     return zone
 
 
@@ -3586,18 +3548,20 @@ _ANSWERS: Dict[str, Callable[[List[Tuple[Any, Any]]], Any]] = {
     "find_index": lambda judged: next((i for i, (_, hit) in enumerate(judged) if hit), None),
     "has": lambda judged: any(hit for _, hit in judged),
 }
+_SLUG_GAP = re.compile(r"(?:[\W_](?<![\u0300-\u036f]))+")  # accents belong to their letters
 #: Filters of a text alone.
 _TEXT_FILTERS: Dict[str, Callable[[str], Any]] = {
     "capitalize": lambda text: text[:1].upper() + text[1:].lower(),
-    "cgi_escape": quote_plus, "downcase": str.lower, "escape": _escape, "escape_once": _escape_once,
+    "cgi_escape": quote_plus, "downcase": str.lower, "escape": _escape, "xml_escape": _escape,
+    "escape_once": lambda text: _escape(_HTML_ENTITY.sub(lambda it: _HTML_SIGNS[it[0]], text)),
     "newline_to_br": lambda text: re.sub(r"\r?\n", "<br />\n", text),
     "normalize_whitespace": lambda text: re.sub(r"\s+", " ", text),
     "number_of_words": lambda text: len(text.split()),
+    "slugify": lambda text: re.sub("^-|-$", "", _SLUG_GAP.sub("-", text)).lower(),
     "squish": lambda text: " ".join(text.split()),
     "strip_newlines": lambda text: re.sub(r"\r?\n", "", text), "upcase": str.upper,
     "uri_escape": lambda text: quote(text, safe="!#$&'()*+,-./:;=?@_~[]"),
     "url_decode": _url_decoded, "url_encode": lambda text: quote_plus(text, safe="!'()*"),
-    "xml_escape": _escape,
 }  # fmt: skip
 #: Filters by name. The first parameter is the value (after `state`, for those that need the
 #: rendering); the others are the filter's arguments, and those after `*` its options.
@@ -3606,7 +3570,8 @@ LIQUID_FILTERS: Dict[str, Callable[..., Any]] = {
     **{name: _judging(answer) for name, answer in _ANSWERS.items()},
     **{f"{name}_exp": _evaluating(answer) for name, answer in _ANSWERS.items()},
     "abs": lambda value: abs(_number(value)), "append": _extending(0, 1),
-    "array_to_sentence_string": _sentence, "at_least": _limiting(max), "at_most": _limiting(min),
+    "array_to_sentence_string": _sentence, "at_least": lambda *values: max(map(_number, values)),
+    "at_most": lambda *values: min(map(_number, values)),
     "base64_decode": lambda value: _base64_decoded(_text(value).encode()).decode(errors="replace"),
     "base64_encode": _base64(base64.b64encode), "ceil": _to_integer(math.ceil),
     "compact": lambda value: [item for item in _items(value) if item is not None],
@@ -3629,11 +3594,12 @@ LIQUID_FILTERS: Dict[str, Callable[..., Any]] = {
     "replace_first": lambda state, value, old="", new="": _replace(state, value, old, new, 1),
     "replace_last": _replace_last, "reverse": lambda value: _items(value)[::-1], "round": _round,
     "rstrip": _stripping(str.rstrip), "shift": lambda value: _items(value)[1:], "size": _size,
-    "slice": _slice, "slugify": _slugify, "sort": _sorting(_natural, False),
+    "slice": _slice, "sort": _sorting(_natural, False),
     "sort_natural": _sorting(lambda _: lambda part: _joined(part).lower(), True), "split": _split,
     "strip": _stripping(str.strip), "strip_html": _strip_html, "sum": _sum,
     "times": _calculating(operator.mul), "to_integer": lambda value: _number(value, math.nan),
-    "truncate": _truncate, "truncatewords": _truncatewords, "uniq": _uniq,
+    "truncate": _truncate, "truncatewords": _truncatewords,
+    "uniq": lambda value: _once_each(_items(value), _identity),
     "unshift": lambda value, item=None: _checked([item, *_items(value)]),
 }  # fmt: skip
 
@@ -3692,9 +3658,7 @@ def _host_answer(state: _Render, name: str, arguments: Mapping[str, Any]) -> Any
 
 def _render_liquid_tag(parser: _Parser, token: _Token) -> _Node:
     """Parse `render_liquid path`: the text there is a template."""
-    markup = parser.markup(token)
-    read = markup.filtered()
-    markup.end()
+    read = parser.filtered(token)
 
     def run(state: _Render) -> None:
         state.out.append(state.include(state.text(read(state))))
@@ -3826,10 +3790,7 @@ def _random(state: _Render, value: Any) -> Any:
 def _distinct(state: _Render, value: Any) -> List[Any]:
     """The items that are different in JSON."""
     state.spend(4 * len(_items(value)))
-    found: Dict[str, Any] = {}
-    for item in _items(value):
-        found.setdefault(_json(item), item)
-    return list(found.values())
+    return _once_each(_items(value), _json)
 
 
 LIQUID_FILTERS.update({
