@@ -98,7 +98,7 @@ import threading
 import time
 import weakref
 import zlib
-from collections import deque
+from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field, fields, replace
 from datetime import date, datetime, timedelta, timezone, tzinfo
 from email.utils import formatdate, getaddresses, parseaddr
@@ -12414,16 +12414,12 @@ class Request(metaclass=Slotted):
         except ApiError:
             return self.body
 
-    def inflates_beyond(self, most: int) -> bool:
-        """Whether the body is longer without its Content-Encoding, in bytes."""
-        return len(self.plain()) > most
-
     def cut(self, limit: int) -> None:
         """Keep the beginning of a long body only: the request has been answered."""
         plain, body = self.plain(limit), self.read
         if body is _UNREAD or isinstance(body, ApiError):
             body = body_as_read(plain)
-        self.named = person_named(self, body), sorted(events_named(self, body))
+        self.named = named_in(self, body)
         self.body, self.size = plain[:MAX_KEPT_BODY], max(self.size, len(plain))
         headers = self.headers.items()
         self.headers = {k: v for k, v in headers if k != "content-encoding"}
@@ -12588,11 +12584,9 @@ def check_region(settings: Settings, request: Request) -> None:
     """A key of one region is unknown to the hosts of the other (observed); ours have none."""
     host = request.headers.get("host", "").partition(":")[0].lower()
     if host.endswith(".customer.io"):
-        asked = "eu" if host.partition(".")[0].endswith("-eu") else "us"
-        if asked != settings.region:
-            raise ValueError(
-                f"wrong region: {host} is in {asked}, the keys are of {settings.region}"
-            )
+        asked, ours = "eu" if host.partition(".")[0].endswith("-eu") else "us", settings.region
+        if asked != ours:
+            raise ValueError(f"wrong region: {host} is in {asked}, the keys are of {ours}")
 
 
 def check_nothing(settings: Settings, request: Request) -> None:
@@ -12872,10 +12866,7 @@ class Entry(NamedTuple):
         """The entry as `/__parlel/requests` shows it; secrets are masked."""
         request, response, operation = self.request, self.response, self.request.operation
         reasons, body = dict(response.headers), body_as_read(unsecret(request.plain()))
-        person, events = request.named or (
-            person_named(request, body),
-            sorted(events_named(request, body)),
-        )
+        person, events = named_in(request, body)
         return {
             "id": self.number,
             "at": self.at,
@@ -12915,8 +12906,8 @@ def masked(name: str, value: str) -> str:
 def told_of(request: Request, response: Response, took: float) -> str:
     """A request in a line of the log: what was asked, how it went and how long, and about whom."""
     body = body_as_read(request.plain())
-    person, events = request.named or (person_named(request, body), events_named(request, body))
-    about = [person or "", *sorted(events), request.prefix.strip("/")]
+    person, events = named_in(request, body)
+    about = [person or "", *events, request.prefix.strip("/")]
     line = f"{request.method} {request.target} {response.status}  {took * 1000:.1f} ms  "
     return (line + "  ".join(filter(None, about))).rstrip()
 
@@ -12927,6 +12918,11 @@ def body_as_read(raw: bytes) -> Json:
         return decode_json(raw)
     except ApiError:
         return raw[:MAX_KEPT_BODY].decode("utf-8", "replace")
+
+
+def named_in(request: Request, body: Json) -> Tuple[Optional[str], List[str]]:
+    """The person and the events that a request names, or did before its body was cut."""
+    return request.named or (person_named(request, body), sorted(events_named(request, body)))
 
 
 def person_named(request: Request, body: Json) -> Optional[str]:
@@ -13151,7 +13147,9 @@ class Fake:
 
         `root` is the fake that this one is a further workspace of, by this `name`.
         """
-        self.settings, self._seed, self.root, self.name = settings, seed, root or self, name
+        self.settings, self.root, self.name = settings, root or self, name
+        #: The seed to which resets return, if there is one.
+        self.seeded_with = seed
         self.closed = False
         #: Some switch is on that makes calls fail which the real service would not carry out.
         self.strict = settings.rate_limits or settings.broadcast_limit or settings.strict_fields
@@ -13181,14 +13179,9 @@ class Fake:
         """Go on with a workspace, and send reports of what happens in it from now on."""
         self.workspace, self.outbox = workspace, Outbox(workspace, self.settings.signing_key)
         self.begun += 1
-        outbox = self.outbox
-        workspace.occasions.join(
-            reported=outbox.heard,
-            subscription=outbox.heard_of,
-            rested=outbox.wake,
-            called=outbox.call,
-        )
-        me = weakref.ref(self)
+        outbox, me = self.outbox, weakref.ref(self)
+        workspace.occasions.join(reported=outbox.heard, subscription=outbox.heard_of)
+        workspace.occasions.join(rested=outbox.wake, called=outbox.call)
         workspace.address = lambda: me_.address() if (me_ := me()) else ""
 
     def address(self) -> str:
@@ -13223,11 +13216,6 @@ class Fake:
             SEEDERS["reporting_webhooks"](workspace, row, "--webhook")
         return workspace
 
-    @property
-    def seeded_with(self) -> Json:
-        """The seed to which resets return, if there is one."""
-        return self._seed
-
     def reset(self, only: str = "") -> None:
         """Start afresh, as if just begun, or with the state or one of the RESETS `only`."""
         if only in RESETS:
@@ -13235,7 +13223,7 @@ class Fake:
             return
         if not only:
             self._forget()
-        self.put_in(self._seeded(self._seed, self.workspace if only == "state" else None))
+        self.put_in(self._seeded(self.seeded_with, self.workspace if only == "state" else None))
 
     def _forget(self) -> None:
         self.journal.forget()
@@ -13249,7 +13237,7 @@ class Fake:
         workspace = self._seeded(document)
         self._forget()
         self.put_in(workspace)
-        self._seed = document
+        self.seeded_with = document
 
     @property
     def ended(self) -> bool:
@@ -13314,11 +13302,9 @@ class Fake:
             return self
         if request.by_path or _take_workspace(request):
             return self.named(request.prefix[2:])
-        other = (
-            self._owners.get(key_of(request, self.settings.max_body), self)
-            if self._owners
-            else self
-        )
+        other: Optional[Fake] = self
+        if self._owners:
+            other = self._owners.get(key_of(request, self.settings.max_body), self)
         if other is None:
             raise ApiError(401, "the workspace of this key was dropped")
         if other is not self:
@@ -13358,7 +13344,7 @@ class Fake:
         if operation is None or operation.api is not CONTROL:
             # What was refused before its body was read may be larger than it looks.
             packed = "content-encoding" in request.headers
-            if request.size > MAX_KEPT_BODY or (packed and request.inflates_beyond(MAX_KEPT_BODY)):
+            if request.size > MAX_KEPT_BODY or (packed and len(request.plain()) > MAX_KEPT_BODY):
                 request.cut(self.settings.max_body)
             took, at = time.perf_counter() - began, workspace.clock.now()
             fake.journal.add(at, took, request, response)
@@ -13378,8 +13364,9 @@ class Fake:
                 return _answer_made(api, request)
             if api is not SHARED or request.method != "GET":
                 self.admit(api, request)
-            if self.workspace.agenda.tick():
-                _let_look(request, api)
+            due = self.workspace.agenda.tick()
+            if due and request.method == "GET" and api is not SHARED:
+                raise TakesTime  # who looks at a workspace is shown it with that done
             return self._handled(request, operation)
         except TakesTime:
             request.made = functools.partial(self._answer, request)
@@ -13389,7 +13376,11 @@ class Fake:
         except ApiError as error:
             return self._refused(api, request, error)
         except Exception as error:
-            return self._bug(api, request, error)
+            # One line, not a traceback: a test's log should stay readable. DEBUG has the rest.
+            log.error("500 for %s %s: %r", request.method, request.path, error)
+            log.debug("traceback", exc_info=error)
+            text = f"internal error of the fake, please report it: {error!r}"
+            return failure(api, ApiError(500, text[:500]))
 
     def _handled(self, request: Request, operation: Operation) -> Response:
         arguments = request.arguments
@@ -13404,7 +13395,7 @@ class Fake:
         result = operation.handler(call, *arguments)
         if result.__class__ is Response:
             return result
-        if is_for_a_thread(result):
+        if callable(result) or (isinstance(result, (dict, list)) and is_bulky(result)):
             request.made = result
             return _LATER if hurried else _answer_made(operation.api, request)
         return answer(operation.api, result)
@@ -13492,24 +13483,6 @@ class Fake:
         name = operation.handler.__name__
         self.workspace.drop(name, ("path", request.path), error.message)
         return answer(api, Outcome("invalid", error.message))
-
-    def _bug(self, api: Api, request: Request, error: Exception) -> Response:
-        # One line, not a traceback: a test's log should stay readable. DEBUG has the rest.
-        log.error("500 for %s %s: %r", request.method, request.path, error)
-        log.debug("traceback", exc_info=error)
-        text = f"internal error of the fake, please report it: {error!r}"
-        return failure(api, ApiError(500, text[:500]))
-
-
-def _let_look(request: Request, api: Api) -> None:
-    """Raises TakesTime for who looks at a workspace while what is due there is not yet done."""
-    if request.method == "GET" and api is not SHARED:
-        raise TakesTime
-
-
-def is_for_a_thread(result: Any) -> bool:
-    """Whether the loop had better not make an answer of what a handler gave."""
-    return callable(result) or (isinstance(result, (dict, list)) and is_bulky(result))
 
 
 def _answer_made(api: Api, request: Request) -> Response:
@@ -13781,11 +13754,10 @@ def person_called(people: People, text: str) -> Optional[Person]:
 
 def _known_as(workspace: Workspace, text: str) -> Set[str]:
     """A person's identifiers: a rule that names one of them is about all."""
-    person = person_called(workspace.people, text)
-    names = {str(name) for name in person.identifiers().values() if name} if person else set()
-    return {
-        _name_key(name) for name in (*names, text, *({"cio_" + person.cio_id} if person else ()))
-    }
+    person, names = person_called(workspace.people, text), [text]
+    if person is not None:
+        names += [*filter(None, person.identifiers().values()), f"cio_{person.cio_id}"]
+    return {_name_key(name) for name in names}
 
 
 def _name_key(value: Json) -> str:
@@ -17598,13 +17570,7 @@ def render_email(call: Call, id: str) -> Json:
 _SAMPLES = dict.fromkeys(PREVIEW_DATA, typed_field(dict, type(None)))
 
 
-@route(
-    "POST",
-    _EMAIL_PATH + "/preview",
-    STUDIO,
-    True,
-    CLOSED.having(flag="lax", **_SAMPLES),
-)
+@route("POST", _EMAIL_PATH + "/preview", STUDIO, True, CLOSED.having(flag="lax", **_SAMPLES))
 def preview_email(call: Call, id: str) -> Json:
     """Render an email with sample data."""
     body, draft = call.fields(), draft_of(call, id)
@@ -18778,7 +18744,7 @@ class Collection(NamedTuple):
 
     place: Union[str, Callable[[Any], Any]]
     type: Any
-    record: Callable[[Any], Json]
+    record: Callable[[Any], Json] = operator.methodcaller("record")
     #: Fields that can be read without making a record, which takes ten times as long.
     quick: Mapping[str, Callable[[Any], Json]] = {}
     #: What `text` looks through; the whole record unless told.
@@ -18812,15 +18778,6 @@ class Collection(NamedTuple):
                 raise invalid(f"there is no field '{name}' to filter by; there are {known}", name)
 
 
-_to_record: Callable[[Any], Json] = operator.methodcaller("record")
-
-
-def _listing(
-    place: str, type: Any, record: Callable[[Any], Json] = _to_record, **more: Any
-) -> Collection:
-    return Collection(f"workspace.{place}", type, record, **more)
-
-
 def _as_it_is(row: Json) -> Json:
     return row
 
@@ -18832,30 +18789,20 @@ def _read(*names: str) -> Dict[str, Callable[[Any], Json]]:
 def _campaigns(workspace: Workspace) -> List[Json]:
     """The campaigns with their workflows: what the App API shows of it, and all else."""
     shelves, rows = workspace.shelves, []
-    states: Dict[int, List[Any]] = {}
-    places: Dict[int, List[Any]] = {}
+    states: Dict[int, Dict[str, int]] = defaultdict(Counter)
+    places: Dict[int, Dict[str, int]] = defaultdict(Counter)
     for journey in list(workspace.journeys.rows):
-        states.setdefault(journey.campaign_id, []).append(journey.state)
+        states[journey.campaign_id][journey.state] += 1
         if journey.state == "active":
-            places.setdefault(journey.campaign_id, []).append(journey.position)
+            places[journey.campaign_id][str(journey.position)] += 1
     for row in list(shelves["campaigns"].rows.values()):
         contents = {part["id"]: part for part in shelves[CAMPAIGNS.shelf].where(_parent=row["id"])}
         top = [part for part in contents.values() if not part.get("parent_action_id")]
         flow = {**row.get("_journey", {})}
         tiles = _told_tiles(flow.pop("actions", top), contents)
-        counts = {
-            "journeys": _counted(states.get(row["id"], ())),
-            "at": _counted(places.get(row["id"], ())),
-        }
+        counts = {"journeys": {**states[row["id"]]}, "at": {**places[row["id"]]}}
         rows.append({**shown(row), **shown(flow), **counts, "actions": tiles})
     return rows
-
-
-def _counted(things: Iterable[Any]) -> Json:
-    found: Dict[str, int] = {}
-    for thing in map(str, things):
-        found[thing] = found.get(thing, 0) + 1
-    return found
 
 
 def _told_tiles(tiles: Json, contents: Mapping[int, Json]) -> Json:
@@ -18868,9 +18815,8 @@ def _told_tiles(tiles: Json, contents: Mapping[int, Json]) -> Json:
 
 #: The control lists.
 COLLECTIONS = {
-    "customers": _listing(
-        "people",
-        PersonRecord,
+    "customers": Collection(
+        "workspace.people", PersonRecord,
         quick={
             "id": lambda person: person.id or None,
             "attributes": Person.shown_attributes,
@@ -18878,41 +18824,33 @@ COLLECTIONS = {
         },
         words=operator.attrgetter("id", "phone", "attributes"),
     ),
-    "events": _listing(
-        "events.rows",
-        EventRecord,
+    "events": Collection(
+        "workspace.events.rows", EventRecord,
         quick=_read("kind", "customer_id", "anonymous_id", "name", "type", "data"),
         words=operator.attrgetter("name", "customer_id", "anonymous_id", "data"),
     ),
-    "deliveries": _listing(
-        "deliveries.rows.values",
-        DeliveryRecord,
-        delivery_record,
-        quick=_read(
+    "deliveries": Collection(
+        "workspace.deliveries.rows.values", DeliveryRecord, delivery_record, quick=_read(
             "delivery_id", "channel", "message", "customer_id", "recipient", "state", "parents"
         ),
     ),
-    "devices": _listing("devices.rows.values", DeviceRecord),
-    "objects": _listing("objects.rows.values", ObjectRecord),
-    "segments": _listing("segments.rows.values", SegmentRecord),
-    "forms": _listing(
-        "forms.items", FormRecord, lambda form: {"id": form[0], "submissions": form[1]}
+    "devices": Collection("workspace.devices.rows.values", DeviceRecord),
+    "objects": Collection("workspace.objects.rows.values", ObjectRecord),
+    "segments": Collection("workspace.segments.rows.values", SegmentRecord),
+    "forms": Collection(
+        "workspace.forms.items", FormRecord, lambda form: {"id": form[0], "submissions": form[1]}
     ),
-    "suppressed": _listing("people.suppressions", str, lambda name: {"id": name}),
-    "broadcasts": _listing("broadcasts", BroadcastRecord, _as_it_is),
-    "merges": _listing("people.merges", MergeRecord),
-    "batches": _listing("batches", BatchRecord),
-    "pipeline-events": _listing("pipeline_events", dict, _as_it_is),
-    "webhooks": _listing("", ReportRecord)._replace(
-        place=lambda world: reports_of(world.workspace)
-    ),
-    "requests": _listing("", RequestRecord)._replace(place="journal.rows"),
-    "journeys": _listing("journeys.rows", JourneyRecord),
-    "campaigns": _listing("", dict, _as_it_is)._replace(
-        place=lambda world: _campaigns(world.workspace)
-    ),
-    "dropped": _listing("dropped", DroppedRecord, _as_it_is),
-}
+    "suppressed": Collection("workspace.people.suppressions", str, lambda name: {"id": name}),
+    "broadcasts": Collection("workspace.broadcasts", BroadcastRecord, _as_it_is),
+    "merges": Collection("workspace.people.merges", MergeRecord),
+    "batches": Collection("workspace.batches", BatchRecord),
+    "pipeline-events": Collection("workspace.pipeline_events", dict, _as_it_is),
+    "webhooks": Collection(lambda world: reports_of(world.workspace), ReportRecord),
+    "requests": Collection("journal.rows", RequestRecord),
+    "journeys": Collection("workspace.journeys.rows", JourneyRecord),
+    "campaigns": Collection(lambda world: _campaigns(world.workspace), dict, _as_it_is),
+    "dropped": Collection("workspace.dropped", DroppedRecord, _as_it_is),
+}  # fmt: skip
 
 
 def copy_of(rows: List[Json]) -> List[Json]:
@@ -19296,26 +19234,18 @@ def _has_text(have: Json, text: str) -> bool:
     return text in whole or any(_has_text(part, text) for part in inner)
 
 
-_NUMBERS = (int, float)
-
-
-def _are_among(steps: List[Json], wanted: List[Json]) -> bool:
-    """Whether a journey took the steps that are wanted, in this order, whatever came between."""
-    rest = iter(steps)
-    return all(any(_fits(step, part) for step in rest) for part in wanted)
-
-
 def _fits(have: Json, wanted: Json) -> bool:
     """Whether a value is as wanted: equal, as MATCHERS say, or an object with these parts."""
     if is_matcher(wanted):
         return all(MATCHERS[name](have, value) for name, value in wanted.items())
     if isinstance(wanted, dict) and isinstance(have, dict):
         return all(_fits(have.get(name, MISSING), part) for name, part in wanted.items())
-    if isinstance(have, list) and have and isinstance(have[0], dict) and "outcome" in have[0]:
-        return isinstance(wanted, list) and _are_among(have, wanted)
     if isinstance(wanted, list) and isinstance(have, list):
+        if have and isinstance(have[0], dict) and "outcome" in have[0]:
+            rest = iter(have)  # the steps of a journey: whatever comes between those wanted
+            return all(any(_fits(step, part) for step in rest) for part in wanted)
         return len(have) == len(wanted) and all(map(_fits, have, wanted))
-    numbers = type(have) in _NUMBERS and type(wanted) in _NUMBERS  # 10 and 10.0, but not True
+    numbers = {type(have), type(wanted)} <= {int, float}  # 10 and 10.0, but not True
     return (numbers or type(have) is type(wanted)) and bool(have == wanted)
 
 
@@ -19357,7 +19287,7 @@ FIELD_VALUES: Dict[Tuple[str, str], Callable[[], Iterable[str]]] = {
 
 #: Shorter names for what tests ask most: of the deliveries, what their recipients see.
 SHORTHANDS = {
-    "deliveries": {"to": "recipient", "subject": "rendered.subject", "body": "rendered.body"},
+    "deliveries": {"to": "recipient", "subject": "rendered.subject", "body": "rendered.body"}
 }
 
 
@@ -19382,11 +19312,9 @@ def check_match(name: str, match: Json) -> None:
 
 
 def _check_parts(path: str, wanted: Json) -> None:
-    near = [word for word in wanted if spelt_alike(word.lower(), MATCHERS, 1)]
     if path.partition(".")[0] not in OBJECT_FIELDS:
-        known = (
-            f"there are {', '.join(MATCHERS)}" if not near else suggestion(near[0], list(MATCHERS))
-        )
+        near = [word for word in wanted if spelt_alike(word.lower(), MATCHERS, 1)]
+        known = suggestion(near[0] if near else "", list(MATCHERS))
         raise invalid(f"{path} is no object: give a value, or a matcher; {known}", "match")
     known_parts = OBJECT_FIELDS.get(path, ())
     for name, part in wanted.items():
@@ -19594,12 +19522,8 @@ def note_changes(fake: Fake) -> Changes:
     return changes
 
 
-_CHANGES = FieldList(
-    {
-        "since": number_field(0, MAX_NUMBER, int),
-        "timeout": number_field(0, MAX_WAIT, int, float),
-    },
-    closed=True,
+_CHANGES = CLOSED.having(
+    since=number_field(0, MAX_NUMBER, int), timeout=number_field(0, MAX_WAIT, int, float)
 )
 
 
@@ -19948,17 +19872,10 @@ def _fault_example(name: str) -> Json:
 
 
 #: What each of the responses of a rule may say for itself.
-_STROKE = FieldList(
-    {
-        name: _FAULT[name][0]
-        for name in ("when", "body", "retry_after", "latency", "jitter", *EFFECTS)
-    },
-    closed=True,
-)
-_FAULT["responses"] = (
-    list_field(object_field(_STROKE), 1, 1000),
-    [{"status": 503}, {"reset": True}],
-)
+_STROKE = CLOSED.having(**{
+    name: _FAULT[name][0] for name in ("when", "body", "retry_after", "latency", "jitter", *EFFECTS)
+})  # fmt: skip
+_FAULT["responses"] = list_field(object_field(_STROKE), 1, 1000), [{"status": 503}, {"reset": True}]
 FAULT_FIELDS = FieldList(
     {name: check for name, (check, _) in _FAULT.items()}, closed=True, example=_fault_example
 )
@@ -19977,9 +19894,8 @@ def check_fault(rule: Json) -> None:
     FAULT_FIELDS.read(rule)
     for i, one in enumerate(rule.get("responses", ())):
         if "times" in rule or any(name in rule for name in EFFECTS):
-            raise invalid(
-                "responses say what goes wrong and how often; leave the rest out", "responses"
-            )
+            text = "responses say what goes wrong and how often; leave the rest out"
+            raise invalid(text, "responses")
         _check_stroke({**one, "when": one.get("when", rule["when"])}, f"responses[{i}].")
     if "responses" not in rule:
         _check_stroke(rule)
@@ -20030,12 +19946,11 @@ def create_fault(call: Call) -> Json:
     body, fake = call.body(), call.fake
     match = body.get("match")
     name = match.get("workspace") if isinstance(match, dict) else None
-    if isinstance(name, str):
-        try:
-            fake = fake.root.named(name)
-        except ApiError as error:
-            text = f"match.workspace is unknown: {error.message}"
-            raise invalid(text, "match.workspace") from None
+    try:
+        fake = fake.root.named(name) if isinstance(name, str) else fake
+    except ApiError as error:
+        text = f"match.workspace is unknown: {error.message}"
+        raise invalid(text, "match.workspace") from None
     return add_fault(fake.faults, body).record()
 
 
@@ -20098,10 +20013,7 @@ CLOCK_PATIENCE = 10.0
 
 
 def set_clock_to(
-    fake: Fake,
-    freeze: Optional[bool] = None,
-    now: Optional[float] = None,
-    advance: float = 0,
+    fake: Fake, freeze: Optional[bool] = None, now: Optional[float] = None, advance: float = 0
 ) -> str:
     """Change the clock; what becomes due is done, in order, webhooks included.
 
@@ -23822,6 +23734,11 @@ class Failing(int):
         self._view.fake.faults.remove(str(int(self)))
 
 
+def _captured(name: str, told: str) -> Any:
+    """A property of a View: what one of the COLLECTIONS lists, for the caller's own use."""
+    return property(lambda view: copied_records(view.fake, name), doc=told)
+
+
 class View:
     """One workspace for tests: where it is, what was captured, and what steers it."""
 
@@ -23876,74 +23793,38 @@ class View:
 
     # ---- what was captured, as plain data, oldest first
 
-    @property
-    def people(self) -> List[PersonRecord]:
-        """Everybody who is known."""
-        return copied_records(self.fake, "customers")
-
-    @property
-    def events(self) -> List[EventRecord]:
-        """All events of Track: of people, anonymous ones, and push reports."""
-        return copied_records(self.fake, "events")
-
-    @property
-    def deliveries(self) -> List[DeliveryRecord]:
-        """All transactional sends."""
-        return copied_records(self.fake, "deliveries")
-
-    @property
-    def devices(self) -> List[DeviceRecord]:
-        """All push devices."""
-        return copied_records(self.fake, "devices")
-
-    @property
-    def objects(self) -> List[ObjectRecord]:
-        """All objects with their relationships."""
-        return copied_records(self.fake, "objects")
-
-    @property
-    def journeys(self) -> List[JourneyRecord]:
-        """Everybody's ways through campaigns, also those that did not begin, with the reason."""
-        return copied_records(self.fake, "journeys")
-
-    @property
-    def suppressed(self) -> List[str]:
-        """Who is suppressed: ids, or emails of people without id."""
-        return cast(List[str], copied_records(self.fake, "suppressed"))
-
-    @property
-    def broadcasts(self) -> List[BroadcastRecord]:
-        """All broadcast triggers."""
-        return copied_records(self.fake, "broadcasts")
-
-    @property
-    def merges(self) -> List[MergeRecord]:
-        """All merge calls."""
-        return copied_records(self.fake, "merges")
-
-    @property
-    def batches(self) -> List[BatchRecord]:
-        """All batches, of Track v2 and of Pipelines."""
-        return copied_records(self.fake, "batches")
-
-    @property
-    def pipeline_events(self) -> List[Json]:
-        """All Pipelines calls, word for word."""
-        return copied_records(self.fake, "pipeline-events")
-
-    @property
-    def webhooks(self) -> List[ReportRecord]:
-        """Reporting webhooks with their attempts, also those that no endpoint asked for."""
-        return copied_records(self.fake, "webhooks")
+    people: List[PersonRecord] = _captured("customers", "Everybody who is known.")
+    events: List[EventRecord] = _captured(
+        "events", "All events of Track: of people, anonymous ones, and push reports."
+    )
+    deliveries: List[DeliveryRecord] = _captured("deliveries", "All transactional sends.")
+    devices: List[DeviceRecord] = _captured("devices", "All push devices.")
+    objects: List[ObjectRecord] = _captured("objects", "All objects with their relationships.")
+    journeys: List[JourneyRecord] = _captured(
+        "journeys", "Everybody's ways through campaigns, also those that did not begin, and why."
+    )
+    suppressed: List[str] = _captured(
+        "suppressed", "Who is suppressed: ids, or emails of people without id."
+    )
+    broadcasts: List[BroadcastRecord] = _captured("broadcasts", "All broadcast triggers.")
+    merges: List[MergeRecord] = _captured("merges", "All merge calls.")
+    batches: List[BatchRecord] = _captured("batches", "All batches, of Track v2 and of Pipelines.")
+    pipeline_events: List[Json] = _captured(
+        "pipeline-events", "All Pipelines calls, word for word."
+    )
+    webhooks: List[ReportRecord] = _captured(
+        "webhooks", "Reporting webhooks with their attempts, also those no endpoint asked for."
+    )
+    dropped: List[DroppedRecord] = _captured(
+        "dropped", "The calls that were answered with 200 and had no, or not their full, effect."
+    )
+    requests: List[RequestRecord] = _captured(
+        "requests", "The newest requests with their answers, secrets masked."
+    )
 
     def flush_webhooks(self) -> int:
         """Wait until every webhook is sent that can be; returns how many wait for a retry."""
         return self.fake.outbox.flush()
-
-    @property
-    def dropped(self) -> List[DroppedRecord]:
-        """The calls that were answered with 200 and had no, or not their full, effect."""
-        return copied_records(self.fake, "dropped")
 
     def person(self, identifier: str) -> Optional[PersonRecord]:
         """One person by id, email or cio_id; None if nobody has it."""
@@ -24013,11 +23894,6 @@ class View:
         gone = self.fake.faults.remove(None if id is None else str(id))
         if id is not None and not gone:
             raise ValueError(f"there is no fault {id}")
-
-    @property
-    def requests(self) -> List[RequestRecord]:
-        """The newest requests with their answers, secrets masked."""
-        return copied_records(self.fake, "requests")
 
     # ---- assertions that explain themselves
 
@@ -24421,12 +24297,9 @@ def _level(arguments: Any, environment: Mapping[str, str]) -> int:
 
 def _converted(kind: type, text: str, source: str) -> Json:
     try:
-        if kind is bool:
-            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[
-                text.lower()
-            ]
-        return kind(text)
-    except (KeyError, ValueError):
+        words = ("false", "0", "no", "true", "1", "yes")
+        return words.index(text.lower()) > 2 if kind is bool else kind(text)
+    except ValueError:
         wanted = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
         raise ValueError(f"{source} must be {wanted}, not {text!r}") from None
 
@@ -24570,9 +24443,8 @@ def _kinds_wanted(arguments: Any) -> List[str]:
     """What a pull is about. Raises ValueError for a kind that there is not."""
     for kind in (*arguments.only, *arguments.without):
         if kind not in PULLED:
-            raise ValueError(
-                f"there is no kind {kind!r:.40} to pull; {suggestion(kind, list(PULLED))}"
-            )
+            known = suggestion(kind, list(PULLED))
+            raise ValueError(f"there is no kind {kind!r:.40} to pull; {known}")
     return [kind for kind in arguments.only or PULLED if kind not in arguments.without]
 
 
@@ -24581,11 +24453,8 @@ def _pull(arguments: Any) -> int:
     key = arguments.app_key or os.environ.get("CUSTOMERIO_APP_KEY", "")
     if not key:
         raise ValueError("pull needs a key of the App API: --app-key KEY or $CUSTOMERIO_APP_KEY")
-    kinds, path, say = (
-        _kinds_wanted(arguments),
-        arguments.into,
-        functools.partial(print, file=sys.stderr),
-    )
+    kinds, path = _kinds_wanted(arguments), arguments.into
+    say = functools.partial(print, file=sys.stderr)
     seed = read_json(path) if path and os.path.exists(path) else {}
     api = Elsewhere(arguments.source or APP_URLS[arguments.region], key, say)
     keep = functools.partial(_write_whole, path) if path else lambda seed: None
@@ -24613,14 +24482,7 @@ COMMANDS: Dict[str, Command] = {
     "healthcheck": Command(
         _healthcheck,
         "Exit with 0 if a server with these settings answers, else with 1.",
-        {
-            "--wait": {
-                "type": float,
-                "default": 0.0,
-                "metavar": "SECONDS",
-                "help": "until it does",
-            },
-        },
+        {"--wait": {"type": float, "default": 0.0, "metavar": "SECONDS", "help": "until it does"}},
         settings=True,
     ),
     "routes": Command(
