@@ -5346,10 +5346,12 @@ class Shelf:
     open: bool
     rows: Dict[Annotated[Any, KEY], Attributes]
     last: int
+    #: The ids of the rows of each `_parent`; None until somebody asks (see `where`).
+    of: Optional[Dict[Any, Dict[Any, None]]]
 
     def __init__(self, kind: str, open: bool = False) -> None:
         self.kind, self.open = kind, open
-        self.rows, self.last = {}, 0
+        self.rows, self.last, self.of = {}, 0, None
 
     def next_id(self) -> int:
         """A number that no row has."""
@@ -5367,6 +5369,8 @@ class Shelf:
         row = {"id": key, **row}
         if kept:
             self.rows[key] = row
+            if self.of is not None:
+                self.of.setdefault(row.get("_parent"), {})[key] = None
         else:
             self.last = last
         return row
@@ -5376,12 +5380,24 @@ class Shelf:
         self.rows[id] = {**self.rows[id], **update}
         return self.rows[id]
 
-    def where(self, **wanted: Any) -> List[Json]:
-        """The rows that have all these values."""
-        rows = list(self.rows.values())
+    def remove(self, id: Any) -> None:
+        """Take a row away."""
+        del self.rows[id]
+        self.of = None
+
+    def where(self, _parent: Any = None, **wanted: Any) -> List[Json]:
+        """The rows that have all these values; those of one parent are found without a search."""
+        rows = list(self.rows.values()) if _parent is None else self._parts_of(_parent)
         for name, value in wanted.items():
             rows = [row for row in rows if row.get(name) == value]
         return rows
+
+    def _parts_of(self, parent: Any) -> List[Json]:
+        if self.of is None:
+            self.of = {}
+            for id, row in self.rows.items():
+                self.of.setdefault(row.get("_parent"), {})[id] = None
+        return [self.rows[id] for id in self.of.get(parent, ())]
 
 
 #: The shelves of what only the web app can make.
@@ -8505,8 +8521,8 @@ def _parents_of(message: int, content: Optional[int] = None) -> Dict[str, int]:
 def transactional_content(workspace: Workspace, delivery: Delivery, message: Json) -> Json:
     """The content of a delivery's template in the recipient's language, or the default one."""
     number = delivery.parents["transactional_message_id"]
-    rows = workspace.shelves["transactional_contents"].rows.values()
-    contents = [row for row in rows if row["_parent"] == number] if rows else ()
+    shelf = workspace.shelves["transactional_contents"]
+    contents = shelf.where(_parent=number) if shelf.rows else ()
     if not contents:
         return {}
     wanted = message.get("language")
@@ -15801,8 +15817,8 @@ def delete_newsletter(call: Call, newsletter_id: str) -> Response:
         number = family_row(call, NEWSLETTERS, newsletter_id)["id"]
         for kind in ("newsletter_contents", "test_groups"):
             for row in workspace.shelves[kind].where(_parent=number):
-                del workspace.shelves[kind].rows[row["id"]]
-        del workspace.shelves["newsletters"].rows[number]
+                workspace.shelves[kind].remove(row["id"])
+        workspace.shelves["newsletters"].remove(number)
         workspace.deliveries.sent.pop(("newsletter_id", number), None)
     return no_content()
 
@@ -15906,7 +15922,7 @@ def delete_variant(call: Call, newsletter_id: str, *rest: str) -> Response:
         for group_id in group:
             test_group_of(call, row, group_id, 400)
         content = variant_of(call, newsletter_id, "".join(group), language)
-        del call.workspace.shelves["newsletter_contents"].rows[content["id"]]
+        call.workspace.shelves["newsletter_contents"].remove(content["id"])
     return no_content()
 
 
@@ -15945,7 +15961,7 @@ def delete_snippet(call: Call, snippet_name: str) -> Response:
         for content in call.workspace.shelves[family.shelf].rows.values():
             if use.search(as_text(content.get("body"))):
                 raise ApiError(400, "unable to delete snippet in use")
-    del call.workspace.shelves["snippets"].rows[snippet_name]
+    call.workspace.shelves["snippets"].remove(snippet_name)
     return no_content()
 
 
@@ -16159,7 +16175,7 @@ def delete_row(call: Call, id: str) -> Response:
     shelf = _listed(call).shelf
     with call.workspace.lock:
         row = shelved(call, shelf, path_number(call.workspace, id))
-        del call.workspace.shelves[shelf].rows[row["id"]]
+        call.workspace.shelves[shelf].remove(row["id"])
     return no_content()
 
 
@@ -16789,7 +16805,7 @@ def delete_item(kind: StudioKind, call: Call, id: str) -> Response:
     with call.workspace.lock:
         row = _studio_row(kind, call, id)
         kind.clear(call.workspace, row)
-        del call.workspace.shelves[kind.shelf].rows[row["id"]]
+        call.workspace.shelves[kind.shelf].remove(row["id"])
     return no_content()
 
 
@@ -16847,7 +16863,7 @@ def _empty_folder(workspace: Workspace, folder: Json) -> None:
         for row in shelf.where(parent_folder_id=folder["id"]):
             if name == "asset_folders":
                 _empty_folder(workspace, row)
-            del shelf.rows[row["id"]]
+            shelf.remove(row["id"])
 
 
 def _asset_document(call: Call, row: Json) -> Json:
@@ -16934,7 +16950,7 @@ def _forget_node(workspace: Workspace, node: Json) -> None:
     """Delete what hangs on an email or translation, and the translation."""
     for name in ("ds_versions", "ds_previews"):
         for row in workspace.shelves[name].where(node_id=node["id"]):
-            del workspace.shelves[name].rows[row["id"]]
+            workspace.shelves[name].remove(row["id"])
     workspace.shelves["ds_translations"].rows.pop(node["id"], None)
 
 
@@ -17437,7 +17453,7 @@ def delete_version(call: Call, id: str, version_id: str) -> Response:
         row = _version_of(call, id, version_id)
         if row["created_on_publish"]:
             raise ApiError(409, "cannot delete a version created on publish")
-        del call.workspace.shelves["ds_versions"].rows[row["id"]]
+        call.workspace.shelves["ds_versions"].remove(row["id"])
     return no_content()
 
 
@@ -20432,6 +20448,7 @@ _UNWRITTEN = {
     Delivery: {"raw", "seen"},
     Request: {"awaited", "read", "told", "until"},
     Response: {"later", "stream"},
+    Shelf: {"of"},
 }
 
 

@@ -2070,6 +2070,24 @@ class SegmentConditions(FakeTest):
 # ======================================================================================
 
 
+class Shelves(unittest.TestCase):
+    def test_the_rows_of_a_parent_are_found_whatever_happened_in_between(self) -> None:
+        shelf = customerio_fake.Shelf("campaign_actions")
+
+        def found(parent: int) -> list[Any]:
+            return [(row["id"], row["name"]) for row in shelf.where(_parent=parent)]
+
+        for parent, name in ((1, "a"), (2, "b"), (1, "c")):
+            shelf.add({"_parent": parent, "name": name})
+        self.assertEqual((found(1), found(2), found(3)), ([(1, "a"), (3, "c")], [(2, "b")], []))
+        shelf.add({"_parent": 1, "name": "d"})
+        shelf.change(3, {"name": "C"})
+        self.assertEqual(found(1), [(1, "a"), (3, "C"), (4, "d")])
+        shelf.remove(1)
+        self.assertEqual(found(1), [(3, "C"), (4, "d")])
+        self.assertEqual([row["id"] for row in shelf.where(_parent=1, name="d")], [4])
+
+
 class Attributes(FakeTest):
     """What attributes may be, and what happens to them on the way."""
 
