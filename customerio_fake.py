@@ -1417,8 +1417,6 @@ class LiquidLimits(NamedTuple):
 
 
 _LIMITS = LiquidLimits()
-#: Pieces of a template that is rendered at once, without counting what it uses up.
-_MOST_AT_ONCE = 1000
 #: Words and signs in the tags of one template, and blocks inside blocks.
 _MOST_WORDS = 100_000
 _DEEPEST_BLOCK = 100
@@ -1655,7 +1653,7 @@ def _plain_parts(source: str) -> List[_Plain]:
         if "{{" in text or "{%" in text or root in _RENDERED_NAMESPACES:
             return []
         texts += [text, (root, name)]
-    return texts[:-1] if len(texts) <= _MOST_AT_ONCE else []
+    return texts[:-1]
 
 
 _TOO_DEEP = "liquid is nested too deeply"
@@ -1721,10 +1719,10 @@ def _text(value: Any) -> str:
     return "[object Object]" if isinstance(value, dict) else ""
 
 
-def _joined(value: Any, separator: str = ",") -> str:
+def _joined(value: Any) -> str:
     """A value as JavaScript joins it with others: lists inside lists have commas."""
     if isinstance(value, list):
-        return separator.join([_joined(item) for item in value])
+        return ",".join([_joined(item) for item in value])
     return _text(value)
 
 
@@ -2072,7 +2070,7 @@ class _Markup:
     `locals` are the names of the loops around it.
     """
 
-    def __init__(self, text: str, locals: Tuple[str, ...], offset: Optional[int] = None) -> None:
+    def __init__(self, text: str, locals: Tuple[str, ...], offset: Optional[int]) -> None:
         self._text, self._locals, self._offset = text, locals, offset
         #: Texts with their quotes, figures, names (`a.b` is one), signs; an empty one at the end.
         self.lexemes: List[str] = [*_LEXEME.findall(text), ""]
@@ -2236,7 +2234,7 @@ class _Markup:
             self._index += 1
         return positional, options
 
-    def expression(self, lenient: bool = False) -> _Read:
+    def expression(self, lenient: bool) -> _Read:
         """Read comparisons joined by `and` and `or`, which bind to the right."""
         text = self.lexemes[self._index]
         if text not in _NO_NAMES and text != "not" and self.lexemes[self._index + 1] in ("", "|"):
@@ -2923,7 +2921,7 @@ def _strip_html(state: _Render, value: Any) -> str:
     return "".join(kept) + text[position:]
 
 
-def _replace(state: _Render, value: Any, old: Any = "", new: Any = "", count: int = -1) -> str:
+def _replace(state: _Render, value: Any, old: Any, new: Any, count: int = -1) -> str:
     text, old, new = _text(value), _text(old), _text(new)
     state.spend((len(text) >> 4) * (1 + (len(old) >> 8)))
     if not old and count < 0:
@@ -3135,7 +3133,7 @@ def _evaluated(
 ) -> List[Tuple[Any, Any]]:
     """The items, each with the value of an expression given as text, in which it is `name`."""
     state.spend(len(expression))
-    markup = _Markup(expression, (*state.loops, name))
+    markup = _Markup(expression, (*state.loops, name), None)
     cost = markup.words
     state.spend(4 * cost)
     read = markup.filtered()
@@ -3587,7 +3585,7 @@ LIQUID_FILTERS: Dict[str, Callable[..., Any]] = {
     "minus": _calculating(operator.sub), "modulo": _modulo, "plus": _calculating(operator.add),
     "pop": lambda value: _items(value)[:-1], "prepend": _extending(1, 0),
     "push": lambda value, item=None: _checked([*_items(value), item]), "raw": lambda value: value,
-    "remove": lambda state, value, old="": _replace(state, value, old),
+    "remove": lambda state, value, old="": _replace(state, value, old, ""),
     "remove_first": lambda state, value, old="": _replace(state, value, old, "", 1),
     "remove_last": lambda state, value, old="": _replace_last(state, value, old),
     "replace": lambda state, value, old="", new="": _replace(state, value, old, new),

@@ -1152,6 +1152,7 @@ class Liquid(LiquidTest):
             ("{{ o.size }} {{ key.size }}", "9 1"),
             ("{{ a }}|{{ o }}", "123|[object Object]"),
             ("{{ true }} {{ nil }}{{ f }} {{ -3 }} {{ 'x' }}", "true 1.5 -3 x"),
+            ("{{ blank | join }}{{ nothing | join }}{{ empty | size }}", "0"),
             ("{{ blank }}{{ empty }}|{{ 20.0 }} {{ 1e3 }}{{ a.0 }}{{ 'abc'[1] }}", "|20 1b"),
             ("{{ (1..3) }} {{ (1..3) | join: '' }} {{ (1.5..3) | join }}", "123 123 1.5 2.5 3.5"),
             ('{{ "a|b" | append: \'"\' }}', 'a|b"'),
@@ -1170,11 +1171,13 @@ class Liquid(LiquidTest):
                 ("a {% raw -%} {{ x }} {%- endraw -%} b", "a  {{ x }} b"),
                 ("[{% if true %} \n {% assign x = 1 %} {% endif %}]", "[ \n  ]"),
                 ("[{% if true %} {{ '' }} {% endif %}]", "[  ]"),
+                ("a {{-1-}} b{%-assign x=2-%} {{x}}", "a1b2"),
             ]
         )
 
     def test_conditions(self) -> None:
         data = {"n": 5, "s": "abc", "a": ["x", 1], "e": [], "o": {"k": 1}, "f": False, "w": "  "}
+        data.update(l=[1, [2]], like=[1, [2]], other=[1, [3]])
         truths = [
             ("n == 5.0", True),
             ("n == '5'", False),
@@ -1199,6 +1202,11 @@ class Liquid(LiquidTest):
             ("nothing > 1", False),
             ("e == empty", True),
             ("o == empty", False),
+            ("l == l", True),
+            ("l == like", True),
+            ("l == other", False),
+            ("l == a", False),
+            ("l != other", True),
             ("nothing == empty", False),
             ("nothing == blank", True),
             ("w == blank", True),
@@ -1336,6 +1344,7 @@ class Liquid(LiquidTest):
                 ("{{ '5' | plus: 2 }} {{ 5 | minus: 2.0 }} {{ 'x' | plus: 1 }}", "7 3 1"),
                 ("{{ 12 | round: -30 }} {{ 12 | round: -31 }}", "0 12"),  # as far as it can
                 (" \n a{{ 1 }} ", " \n a1 "),
+                ("{{ a | plus: 1 }} {{ b | plus: 1 }} {{ c | plus: 1 }}", "6 1 1"),
                 ("{{ 0.1 | plus: 0.2 }} {{ 2.5 | times: 2 }}", "0.30000000000000004 5"),
                 (
                     "{{ 7 | divided_by: 2 }} {{ 7 | divided_by: 2, true }} {{ 8 | divided_by: 2 }}",
@@ -1380,7 +1389,8 @@ class Liquid(LiquidTest):
                 ),
                 ("{{ -5 | currency: 'he' }}", "\u200f\u200e-5.00\xa0\u200f₪"),
                 ("{{ 5 | currency: 'en-XX' }}{{ 5 | currency: 'xx' }}", "$5.00$5.00"),
-            ]
+            ],
+            {"a": [5], "b": [5, 6], "c": []},
         )
 
     def test_array_filters(self) -> None:
@@ -1415,6 +1425,45 @@ class Liquid(LiquidTest):
             ],
             data,
         )
+
+    def test_filters_without_their_arguments(self) -> None:
+        data = {"a": [{"x": 1}, {"x": 2}], "l": [3, 1], "n": None, "": "none"}
+        self.becomes(
+            [
+                ("{{ 'xbc' | replace }}{{ 'xbc' | remove }}{{ 'xbc' | remove_first }}", "xbc" * 3),
+                ("{{ 'xbc' | replace: 'b' }}{{ 'xbc' | replace_first: 'b' }}", "xcxc"),
+                ("{{ 'xbc' | replace_last }}{{ 'xbc' | replace_last: 'b' }}", "xbcxc"),
+                ("{{ 'xbc' | remove_last }}{{ 'xbc' | replace_first }}", "xbcxbc"),
+                ("{{ 'axb' | split | join: '-' }} {{ 'xbc' | slice }}", "a-x-b x"),
+                ("{{ 'xbcd' | slice: 1 }} {{ 'xbc' | slice: 3 }}", "b "),
+                ("{{ s | truncate }}", "s" * 47 + "..."),
+                ("{{ s | truncatewords: 1 }}", "s" * 70 + "..."),
+                ("{{ w | truncatewords }}", "w " * 14 + "w..."),
+                ("{{ l | array_to_sentence_string }} {{ 5 | pluralize }}", "3 and 1 5 s"),
+                ("{{ 7 | divided_by }} {{ 7 | plus }} {{ 7 | modulo }} {{ 7 | at_most }}",
+                 "NaN NaN NaN 7"),
+                ("{{ 7.4 | divided_by: 2 }} {{ 7.4 | round }}", "3.7 7"),
+                ("{{ a | where | json }} {{ a | where: 'x' | size }}", "[] 2"),
+                ("{{ a | map | json }} {{ a | group_by | json }}",
+                 '[null,null] [{"name":null,"items":[{"x":1},{"x":2}]}]'),
+                ("{{ l | sort | json }} {{ l | join }} {{ l | sum }}", "[1,3] 3 1 4"),
+                ("{{ l | json }} {{ l | json: 1 | strip_newlines }}", "[3,1] [ 3, 1]"),
+                ("{{ l | limit | size }}{{ l | concat | size }}{{ l | push | json }}",
+                 "02[3,1,null]"),
+                ("{{ n | default }}{{ false | default }}.", "."),
+                ("{{ 0 | date_to_string }} {{ 0 | date_to_string: 'ordinal' }}",
+                 "01 Jan 1970 1st Jan 1970"),
+                ("{{ 0 | date_to_string: 'ordinal', 'US' }}", "Jan 1st, 1970"),
+                ("{{ 0 | date_to_long_string: 'ordinal' }}", "1st January 1970"),
+                ("{{ 0 | add_day }} {{ 9 | subtract_year }}", "0 9"),
+                ("{{ 'now' | date: '%s' }}", "0"),
+                ("{{ 1234.5 | format_number }} {{ 1.5 | currency }}", "1,234.5 $1.50"),
+            ],
+            {**data, "s": "s" * 70, "w": "w " * 16},
+        )  # fmt: skip
+        for filters in ("where_exp", "where_exp: 'i'", "timezone"):
+            with self.subTest(filters):
+                self.failing(f"{{{{ 0 | {filters} }}}}")
 
     def test_default(self) -> None:
         data = {"f": False, "e": "", "l": [], "z": 0}
@@ -1460,12 +1509,35 @@ class Liquid(LiquidTest):
             ],
             now=NOON,
         )
+        for hour, texts in CLOCKS.items():
+            self.becomes([(f"{{{{ {hour * 3600} | date: '%X|%p|%P|%I|%l|%H|%k' }}}}", texts)])
+        days = [f"{{{{ {(day + 3) * 86400} | date: '%a %u %w %U %W' }}}}" for day in range(7)]
+        self.becomes(list(zip(days, WEEKS)))
+        self.becomes(
+            [
+                ("{{ 0 | date: '%c|%x|%y|%C|%h|%b|%B|%e|%M|%S|%n|%t|%Ey|%Q|%f' }}",
+                 "1/1/1970, 12:00:00 AM|1/1/1970|70|19|Jan|Jan|January| 1|00|00|\n|\t|70|%Q|%f"),
+                ("{{ 0 | date: '%5d|%-5d|%_5d|%^a|%#p|%#B|%03e|%5Y|%8a|%10p' }}",
+                 "00001|1|    1|THU|am|JANUARY|001|01970|     Thu|        AM"),
+                ("{{ -1 | date: '%5s|%05s|%_5s|%-5s' }}", "-0001|-0001|   -1|-1"),
+                ("{{ 1.5456 | date: '%3N|%1N|%12N|%5L' }}", "545|5|545000000000|00545"),
+                ("{{ true | date: '%s %L' }}", "0 001"),
+            ]
+        )  # fmt: skip
         ends = {"th": (4, 10, 11, 12, 13, 20, 30), "st": (1, 21, 31), "nd": (2, 22), "rd": (3, 23)}
         days = [(day, end) for end, days in ends.items() for day in days]
         self.becomes([(f"{{{{ '2024-01-{day:02}' | date: '%q' }}}}", end) for day, end in days])
-        for zone in ("Nowhere/Land", "../../etc/passwd", "America"):
+        for zone in (
+            "Nowhere/Land",
+            "../../etc/passwd",
+            "/etc/passwd",
+            "America",
+            "a\0",
+            "x" * 500,
+        ):
             with self.subTest(zone=zone):
-                self.failing(f"{{{{ 0 | date: '%Y', '{zone}' }}}}")
+                error = self.failing(f"{{{{ 0 | date: '%Y', '{zone}' }}}}")
+                self.assertEqual(error.message, f"unknown time zone '{zone}'")
         self.assertIn("48294", self.failing("{{ 1461866400000 | date: '%Y' }}").message)
 
     @with_zones
@@ -1500,6 +1572,17 @@ TABLE = (
     '<tr class="row2"><td class="col1">z</td></tr>'
 )
 FULL_TABLE = '<tr class="row1"><td class="col1"></td><td class="col2"></td></tr>'
+#: How a time of day is written, by its hour; a day of the week and its weeks from 4 January 1970.
+CLOCKS = {
+    0: "12:00:00 AM|AM|am|12|12|00| 0",
+    11: "11:00:00 AM|AM|am|11|11|11|11",
+    12: "12:00:00 PM|PM|pm|12|12|12|12",
+    13: "1:00:00 PM|PM|pm|01| 1|13|13",
+}
+WEEKS = (
+    *("Sun 7 0 01 00", "Mon 1 1 01 01", "Tue 2 2 01 01", "Wed 3 3 01 01"),
+    *("Thu 4 4 01 01", "Fri 5 5 01 01", "Sat 6 6 01 01"),
+)
 LAST_COLUMN = (
     '<tr class="row1"><td class="col1">false </td><td class="col2">false </td>'
     '<td class="col3">true </td></tr>'
@@ -1513,14 +1596,21 @@ WRITTEN_DATES = {
     "2021-01-05 15:04:00": (
         "January 5, 2021 3:04 PM", "Jan 5 2021 15:04 UTC", "15:04 Jan 5 2021", "2021-01-05 15:04",
         "Tue Jan 05 2021 17:04:00 GMT+0200 (Central European Time)", "Jan 5 2021 10:04 EST",
-        "2021-01-05T15:04:00.999Z", "2021-01-05T09:34-0530",
+        "2021-01-05T15:04:00.999Z", "2021-01-05T09:34-0530", "Jan 5 2021 17:34 +0230",
+        "Jan 5 2021 13:04 -2",
     ),
     "2001-01-05 00:00:00": ("Jan 5", "1/5"),
     "2021-03-02 00:00:00": ("2021-02-30", "Feb 30 2021"),
+    "2021-01-05 12:30:00": ("Jan 5 2021 12:30 PM", "Jan 5 2021 0:30 PM"),
+    "2021-01-05 00:30:00": ("Jan 5 2021 12:30 AM", "Jan 5 2021 0:30 am"),
+    "2021-01-06 00:00:00": ("Jan 5 2021 24:00",), "2049-01-05 00:00:00": ("Jan 5 49",),
+    "1950-01-05 00:00:00": ("Jan 5 50",), "1999-01-05 00:00:00": ("Jan 5 99",),
+    "0100-01-05 00:00:00": ("Jan 5 100",), "2021-12-31 23:59:59": ("Dec 31 2021 23:59:59",),
 }  # fmt: skip
 NO_DATES = (
     "soon", "13/13/2021", "Jan 5 2021 3:04PM", "Jan 32 2021", "5 - Jan 2021",
-    "Jan 5 2021 25:00", "Jan 5 2021 10:00,", "Jan 5 2021 today", "2021-01-05T25:00:00Z", "",
+    "2021-12-32", "2021-00-10", "2021-13-10", "2021-01-00", "2021-01-05T24:00:01Z",
+    "2021-01-05T24:01Z", "Jan 5 2021 13:00 PM", "Jan 5 2021 25:00", "Jan 5 2021 10:00,", "Jan 5 2021 today", "2021-01-05T25:00:00Z", "",
 )  # fmt: skip
 DATES = "01 Jan 2017, 2017-01-01T12:00:00+00:00"
 
@@ -1560,10 +1650,19 @@ class LiquidErrors(LiquidTest):
             ("{{ 'x' | append }}", "append: expect 2 arguments", 1, 1),
             ("{% liquid\n echo 1\n  bogus %}", 'tag "bogus" not found', 3, 3),
             ("{% for i in a what %}{% endfor %}", 'unexpected "what"', 1, 15),
+            ("{% for i of a %}{% endfor %}", 'unexpected "of"', 1, 10),
+            ("{{ (1..3 }}", "unexpected end of liquid tag", 1, 10),
+            ("{{ (1 3) }}", 'unexpected "3"', 1, 7),
+            ("{% for i in 'ab %}{% endfor %}", "unexpected '", 1, 13),
+            ("{% capture 'a b' %}{% endcapture %}", 'unexpected "a b"', 1, 11),
+            ("{% cycle 'a': %}", "unexpected end of liquid tag", 1, 15),
+            ("{% cycle 'a' 'b' %}", "unexpected \"'b'\"", 1, 14),
+            ("a {% #\n # a\n b %}", "each line of a comment must begin with #", 1, 7),
+            ("\na {{ l | where_exp: 'i', 'i b' }}", 'unexpected "b"', 2, 3),
         ]
         for source, message, line, column in rows:
             with self.subTest(source=source):
-                error = self.failing(source)
+                error = self.failing(source, {"l": [1]})
                 self.assertEqual((error.message, error.line, error.column), (message, line, column))
 
     def test_failing_filters_name_line_and_column(self) -> None:
@@ -1784,6 +1883,18 @@ class LiquidRunaways(LiquidTest):
         for limits in (LiquidLimits(output=90), LiquidLimits(iterations=49), LiquidLimits(work=90)):
             with self.subTest(limits=limits):
                 self.failing(source, budget=Budget(limits))
+        for piece in ("abc", "{{ 123 }}", "{% increment n %}", "{% random 6 %}"):
+            with self.subTest(piece):
+                budget = Budget(LiquidLimits(output=90))
+                self.failing(piece * 100, {"n": 100}, budget=budget)
+
+    def test_texts_and_names_alone_are_rendered_at_once(self) -> None:
+        template = customerio_fake.parse_liquid("a{{ o.b }}c{{o.d}}e{{ o.f }}g")
+        self.assertEqual(template.at_once({"o": {"b": "B", "d": 4, "f": ""}}), "aBc4eg")
+        for data in ({}, {"o": {"b": "B", "d": 4}}, {"o": {"b": "B", "d": 4, "f": [1]}}):
+            self.assertIsNone(template.at_once(data))
+        for source in ("{{ o.b.c }}", "{{ o.b }}{% # %}", "{{ snippets.b }}"):
+            self.assertIsNone(customerio_fake.parse_liquid(source).at_once({"o": {"b": "B"}}))
 
     def test_a_parsed_template_is_kept_and_fast(self) -> None:
         source = '<p>{{ customer.first_name | default: "you" | upcase }}</p>\n' * 200
@@ -1834,6 +1945,7 @@ class LiquidOfCustomerio(LiquidTest):
         }
         source = "{% assign x = 1 %}{{ snippets.sign }}{{ y }}{{ snippets['a b'] | upcase }}"
         self.assertEqual(render(source, data, strict=NAMESPACES), "AdaC")
+        self.assertEqual(render("{{ snippets.sign }}" * 9, data), "Ada" * 9)  # not inside each other
         error = self.failing("{{ snippets.none }}", data, strict=NAMESPACES)
         self.assertEqual(error.message, "Variable 'snippets.none' is missing")
 
