@@ -633,8 +633,8 @@ def cio_object_id_of(type_id: str, serial: int) -> str:
 # ======================================================================================
 
 
-def _setting(default: Json, help: str, env: str = "", flag: str = "") -> Json:
-    return field(default=default, metadata={"help": help, "env": env, "flag": flag})
+def _setting(default: Json, help: str, env: str = "") -> Json:
+    return field(default=default, metadata={"help": help, "env": env})
 
 
 @dataclass(frozen=True)
@@ -5347,7 +5347,7 @@ class Shelf:
     #: The ids of the rows of each `_parent`; None until somebody asks (see `where`).
     of: Optional[Dict[Any, Dict[Any, None]]]
 
-    def __init__(self, kind: str, open: bool = False) -> None:
+    def __init__(self, kind: str, open: bool) -> None:
         self.kind, self.open = kind, open
         self.rows, self.last, self.of = {}, 0, None
 
@@ -5662,7 +5662,7 @@ class Ground:
     """What all parts of a workspace stand on: time, numbers, the log, and who listens."""
 
     settings: Settings
-    clock: Clock = field(init=False, default_factory=Clock)
+    clock: Clock = field(default_factory=Clock)
     counters: Dict[str, int] = kept(dict)
     #: The newest activities, oldest first.
     activities: Deque[Activity] = kept(lambda: deque(maxlen=MAX_ACTIVITIES))
@@ -6581,7 +6581,7 @@ def object_attributes(value: Json, name: str) -> Attributes:
     return attributes
 
 
-def object_key(identifiers: Json, name: str, create: bool = True) -> ObjectKey:
+def object_key(identifiers: Json, name: str) -> ObjectKey:
     """`{object_type_id, object_id}`, or `{cio_object_id}` as ("", id). Raises ApiError 400."""
     if not isinstance(identifiers, dict):
         raise required(name, "object_type_id and object_id, or cio_object_id")
@@ -7126,8 +7126,8 @@ class Deliveries(Keeper):
         who: Identifier,
         metric: str,
         when: Optional[int],
-        reason: str = "",
-        more: Optional[Attributes] = None,
+        reason: str,
+        more: Attributes,
     ) -> Outcome:
         """Book on a delivery that `metric` happened to it, at `when` (Unix seconds) or now."""
         delivery = self.rows.get(who[1])
@@ -7137,7 +7137,7 @@ class Deliveries(Keeper):
             text = f"impossible metric: nothing sent by {delivery.channel} can be {metric}"
             return Outcome("unknown", text)
         when = self.ground.seconds() if when is None else when
-        self.book(delivery, metric, when, reason=reason, **(more or {}))
+        self.book(delivery, metric, when, reason=reason, **more)
         return DONE
 
     def unsubscribe(self, who: Identifier, delivery_id: str) -> Outcome:
@@ -7163,7 +7163,7 @@ class Deliveries(Keeper):
         """Record what a device reported of a push, and book it on the delivery."""
         self.events.record(event)
         more = {"device_id": event.data.get("device_id")}
-        return self.record_metric(who, event.name, event.timestamp, more=more)
+        return self.record_metric(who, event.name, event.timestamp, "", more)
 
     def release(self, person: Person) -> None:
         """What was sent stays, but shows no person."""
@@ -7672,7 +7672,7 @@ BLANKS: Dict[str, Json] = {
 }  # fmt: skip
 
 
-def blank_row(workspace: Workspace, kind: str, name: str = "") -> Json:
+def blank_row(workspace: Workspace, kind: str, name: str) -> Json:
     """A new row of a family, made now."""
     now = workspace.seconds()
     ends = ("created_at", "updated_at") if kind == "transactional" else ("created", "updated")
@@ -7900,7 +7900,7 @@ def recipient_of(person: Person, channel: str) -> str:
     return person.email if channel in _ADDRESSED_CHANNELS else person.email or person.name
 
 
-def is_trackable(href: str, classes: str = "") -> bool:
+def is_trackable(href: str, classes: str) -> bool:
     """Whether a link can be tracked: to the web, and not of the class "untracked" (docs)."""
     return href[:4].lower() == "http" and "untracked" not in classes.split()
 
@@ -7919,7 +7919,7 @@ def link_tag(
 ) -> str:
     """What `cio_link` prints: a link to track; those of an email are tracked where they stand."""
     href, wanted = arguments.get("url", ""), arguments.get("track", "").lower() != "false"
-    if not is_trackable(href) or (wanted and delivery.channel == "email"):
+    if not is_trackable(href, "") or (wanted and delivery.channel == "email"):
         return href
     return link_through(workspace, delivery, links, href, wanted and is_tracking(mail))
 
@@ -8019,9 +8019,7 @@ def budget_now() -> Budget:
     return Budget(BRIEF) if threading.get_ident() in HURRIED else Budget()
 
 
-def rendered_within(
-    budget: Budget, source: str, data: Json, now: float, host: Optional[Json] = None
-) -> str:
+def rendered_within(budget: Budget, source: str, data: Json, now: float, host: Json) -> str:
     """What a template prints. Raises LiquidError, and TakesTime for what a thread may take over."""
     leave_if_long(source)
     try:
@@ -8038,7 +8036,7 @@ def render_texts(value: Json, data: Json, now: float, budget: Optional[Budget] =
     if isinstance(value, str):
         if "{{" not in value and "{%" not in value:
             return value
-        return rendered_within(budget, value, data, now)
+        return rendered_within(budget, value, data, now, {})
     if isinstance(value, dict):
         return {name: render_texts(part, data, now, budget) for name, part in value.items()}
     return (
@@ -8472,7 +8470,7 @@ def accept(
     workspace: Workspace,
     channel: str,
     message: Json,
-    base_url: str = "",
+    base_url: str,
     raw: Optional[bytes] = None,
 ) -> Tuple[Delivery, Optional[Mail]]:
     """Accept a transactional message; gives its delivery, and what is to be sent of it now.
@@ -8487,16 +8485,14 @@ def accept(
         template = transactional_of(workspace, channel, message)
         delivery_id = delivery_id_of(now, workspace.count("delivery"), "transactional")
         delivery = Delivery(delivery_id, channel, message, int(now), raw)
-        delivery.parents = _parents_of(template["id"])
         delivery.customer_id, delivery.base_url = who[1], base_url
         delivery.data = message.get("message_data") or {}
         send_at = message.get("send_at") and whole_number(message["send_at"], "send_at")
         delivery.send_at = send_at if send_at and send_at > now else None
         outcome = _address(workspace, delivery, who)
+        content = transactional_content(workspace, template["id"], delivery.person, message)
+        delivery.parents = _parents_of(template["id"], content.get("id"))
         workspace.deliveries.post(delivery)
-        content = transactional_content(workspace, delivery, message)
-        if content:
-            delivery.parents = _parents_of(template["id"], content["id"])
         if delivery.person is None:
             metric = "dropped" if outcome.kind == "suppressed" else "failed"
             reason = outcome.text or NO_PERSON.text
@@ -8510,22 +8506,23 @@ def accept(
 
 
 @functools.lru_cache(maxsize=1024)
-def _parents_of(message: int, content: Optional[int] = None) -> Dict[str, int]:
+def _parents_of(message: int, content: Optional[int]) -> Dict[str, int]:
     """What transactional deliveries are part of; those of one content share it."""
     parents = {"transactional_message_id": message, "content_id": content}
     return {name: number for name, number in parents.items() if number is not None}
 
 
-def transactional_content(workspace: Workspace, delivery: Delivery, message: Json) -> Json:
-    """The content of a delivery's template in the recipient's language, or the default one."""
-    number = delivery.parents["transactional_message_id"]
+def transactional_content(
+    workspace: Workspace, number: int, person: Optional[Person], message: Json
+) -> Json:
+    """The content of a template in the language of a recipient, or the default one."""
     shelf = workspace.shelves["transactional_contents"]
     contents = shelf.where(_parent=number) if shelf.rows else ()
     if not contents:
         return {}
     wanted = message.get("language")
-    if not wanted and delivery.person is not None:
-        wanted = delivery.person.text("language")
+    if not wanted and person is not None:
+        wanted = person.text("language")
     by_language = {content["language"]: content for content in reversed(contents)}
     return by_language.get(wanted) or by_language.get("") or {}
 
@@ -11118,7 +11115,7 @@ class Outbox:
             self._tell(reports_of(workspace)[-1], kind, first)
 
     def heard_of(
-        self, person: Person, metric: str, cause: Optional[Delivery], content: str = ""
+        self, person: Person, metric: str, cause: Optional[Delivery], content: str
     ) -> None:
         """Take note that a person subscribed, unsubscribed or changed preferences."""
         workspace = self.workspace
@@ -11782,7 +11779,7 @@ def _seed_family(family: Family) -> Seeder:
         inner = {name: row.get(name) or [] for name in (family.contents, "test_groups")}
         made = _shelve(
             workspace, family.kind, without(row, list(inner)), where,
-            blank_row(workspace, family.kind),
+            blank_row(workspace, family.kind, ""),
         )  # fmt: skip
         given = list(_each(inner[family.contents], f"{where}.{family.contents}"))
         for content, at in given if family is BROADCASTS else ():
@@ -11822,7 +11819,7 @@ def campaign_parts(
     _TOLD.read(spelt_out(plain), f"{where}.")
     flow = WORKFLOW.read(row, f"{where}.")
     numbering = Numbering(row.get("actions") or [], taken)
-    flow["actions"] = numbering.rows(row.get("actions") or [], f"{where}.actions")
+    flow["actions"] = numbering.rows(row.get("actions") or [], f"{where}.actions", 0)
     return plain, {**flow, "_where": where}, numbering.contents
 
 
@@ -11857,7 +11854,7 @@ class Numbering:
         self.contents: List[Tuple[Json, str]] = []
         self._last = max([0, *taken, *(id for id in given if isinstance(id, int))])
 
-    def rows(self, actions: Json, where: str, parent: int = 0) -> Json:
+    def rows(self, actions: Json, where: str, parent: int) -> Json:
         """The tiles of a list, or of paths, and all that are inside of them."""
         if not isinstance(actions, list):
             return actions  # which will be refused
@@ -12062,7 +12059,7 @@ def _seed_campaign(workspace: Workspace, row: Json, where: str) -> None:
     shelves["campaigns"].open = False
     parts = campaign_parts(without(row, ["test_groups"]), where, shelves["campaign_actions"].rows)
     plain, flow, contents = parts
-    blank = blank_row(workspace, "campaigns")
+    blank = blank_row(workspace, "campaigns", "")
     blank["active"] = plain.get("state", "running") == "running"
     made = _shelve(workspace, "campaigns", {**plain, "_journey": flow}, where, blank)
     for content, at in contents:
@@ -12474,14 +12471,14 @@ class Response(metaclass=Slotted):
     stream: bool
 
     def __init__(
-        self, status: int = 200, body: bytes = b"", headers: Headers = (), close: bool = False
+        self, status: int, body: bytes = b"", headers: Headers = (), close: bool = False
     ) -> None:
         self.status, self.body, self.headers, self.close = status, body, headers, close
         self.fault, self.later, self.stream = None, False, False
 
 
 #: The answer of the loop to what is for a thread, see `Request.made`.
-_LATER = Response()
+_LATER = Response(0)
 _LATER.later = True
 
 
@@ -13446,7 +13443,7 @@ class Fake:
         fault = fault_for(call)
         if fault is None:
             return self._outcome(call, arguments)
-        late, response = fault.rule["when"] == "after", Response()
+        late, response = fault.rule["when"] == "after", Response(0)
         log.info("fault %d: %s for %s", fault.id, fault.effect, call.request.target)
         if not late:
             self._hold_up(call, fault)
@@ -15748,7 +15745,7 @@ def create_newsletter(call: Call) -> Json:
         shelf.open = False
         recipients, now_or_later = given.pop("recipients"), given.pop("send_now", False)
         own = {"recipient_segment_ids": segments_of(recipients), "_recipients": recipients}
-        row = shelf.add({**blank_row(workspace, "newsletters"), **given, **own})
+        row = shelf.add({**blank_row(workspace, "newsletters", ""), **given, **own})
         add_content(workspace, NEWSLETTERS, row["id"], {**content, "type": row["type"]})
         if given.get("scheduled_at"):
             send_later(workspace, row, given["scheduled_at"], call.base_url)
@@ -19557,7 +19554,7 @@ def list_changes(call: Call) -> Json:
     request.until = getattr(request, "until", now + given.get("timeout", 0))
     if changed or fake.ended or now >= request.until:
         return {"number": changes.number, "changed": changed}
-    nothing_yet = Response()
+    nothing_yet = Response(0)
     nothing_yet.later = True
     return nothing_yet
 

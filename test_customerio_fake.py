@@ -1311,6 +1311,8 @@ class Liquid(LiquidTest):
                 ("{{ 'a-b-a' | remove_last: 'a' | remove_first: 'a' }}", "-b-"),
                 ("{{ 'a,b,,' | split: ',' | size }}", "2"),
                 ("{{ ' x ' | strip }}|{{ ' x ' | lstrip }}|{{ ' x ' | rstrip }}", "x|x | x"),
+                ("{{ 'abcdef' | truncate: 3 }}{{ 'abcdef' | truncate: 2 }}", "......"),
+                ("{{ 'abcdef' | truncate: 6 }}{{ 'abcdef' | truncate: '4.5' }}", "abcdefab..."),
                 ("{{ 'hello' | truncate: 4 }}{{ 'a b c' | truncatewords: 2, '' }}", "h...a b"),
                 ("{{ 'a b ' | truncatewords: 2 }}{{ 'a' | truncatewords: 3 }}", "a b...a"),
                 ("{{ 'abc' | first }}{{ 'abc' | last }}{{ 5 | first }}", "ac"),
@@ -1354,6 +1356,7 @@ class Liquid(LiquidTest):
                 ("{{ '9007199254740993' | plus: 0 }} {{ 1e21 | plus: 0 }}", "9007199254740992 0"),
                 ("{{ '1e21' | times: 1.5 }} {{ '1.5e-7' | plus: 0 }}", "1.5e+21 1.5e-7"),
                 ("{{ -7 | modulo: 3 }} {{ 7 | modulo: -3 }}", "2 1"),
+                ("{{ 0.6 | round }} {{ -0.6 | round }} {{ 0.4 | round }}", "1 -1 0"),
                 ("{{ 2.5 | round }} {{ 1.005 | round: 2 }} {{ 1234 | round: -2 }}", "3 1.01 1200"),
                 ("{{ -1.5 | abs }} {{ 1.1 | ceil }} {{ '-1.1' | floor }}", "1.5 2 -2"),
                 ("{{ 5 | at_least: 7 }} {{ 5 | at_most: 3 }}", "7 3"),
@@ -1511,8 +1514,8 @@ class Liquid(LiquidTest):
         )
         for hour, texts in CLOCKS.items():
             self.becomes([(f"{{{{ {hour * 3600} | date: '%X|%p|%P|%I|%l|%H|%k' }}}}", texts)])
-        days = [f"{{{{ {(day + 3) * 86400} | date: '%a %u %w %U %W' }}}}" for day in range(7)]
-        self.becomes(list(zip(days, WEEKS)))
+        week = [f"{{{{ {(day + 3) * 86400} | date: '%a %u %w %U %W' }}}}" for day in range(7)]
+        self.becomes(list(zip(week, WEEKS)))
         self.becomes(
             [
                 ("{{ 0 | date: '%c|%x|%y|%C|%h|%b|%B|%e|%M|%S|%n|%t|%Ey|%Q|%f' }}",
@@ -1697,6 +1700,7 @@ class LiquidErrors(LiquidTest):
                 ("{{ customer.last_name | default: 'you' }}", "you"),
                 ("{% if customer.last_name %}a{% else %}b{% endif %}", "b"),
                 ("{% if customer.last_name != blank %}a{% endif %}.", "."),
+                ("{% case 1 %}{% when customer.last_name %}a{% else %}b{% endcase %}", "b"),
                 ("{% case customer.last_name %}{% when 'x' %}{% else %}b{% endcase %}", "b"),
                 ("{{ customer.nothing }}{{ event.none.first }}.", "."),
                 ("{{ foo.bar }}{{ foo }}{{ trigger.x }}.", "."),  # unknown namespaces
@@ -1945,7 +1949,12 @@ class LiquidOfCustomerio(LiquidTest):
         }
         source = "{% assign x = 1 %}{{ snippets.sign }}{{ y }}{{ snippets['a b'] | upcase }}"
         self.assertEqual(render(source, data, strict=NAMESPACES), "AdaC")
-        self.assertEqual(render("{{ snippets.sign }}" * 9, data), "Ada" * 9)  # not inside each other
+        self.assertEqual(
+            render("{{ snippets.sign }}" * 9, data), "Ada" * 9
+        )  # not inside each other
+        endless = {"snippets": {"a": "{{ snippets.a }}"}}
+        error = self.failing("{{ snippets.a }}", endless)
+        self.assertEqual(error.message, "more than 5 templates inside each other")
         error = self.failing("{{ snippets.none }}", data, strict=NAMESPACES)
         self.assertEqual(error.message, "Variable 'snippets.none' is missing")
 
@@ -11157,7 +11166,7 @@ class InAppStreams(WireTestCase):
                 self.assertEqual(names, ["connected", "messages", "inbox_messages"])
                 message = {"transactional_message_id": 1, "identifiers": {"id": "ada"}}
                 workspace = self.server.fake.workspace
-                delivery, mail = customerio_fake.accept(workspace, "in_app", message)
+                delivery, mail = customerio_fake.accept(workspace, "in_app", message, "")
                 customerio_fake.dispatch(workspace, delivery, cast(customerio_fake.Mail, mail))
                 ((name, entries),) = self.events(file, 1)
                 self.assertEqual((name, len(entries)), ("messages", 1))
@@ -13210,7 +13219,7 @@ class AfterTheEnd(unittest.TestCase):
             body = f'<p>Your code: {code}</p><a href="https://a.test/confirm?t={code}">Yes</a>'
             message = {"to": "ada@example.com", "identifiers": {"id": "1"}, "subject": "Code"}
             message.update(body=body, **{"from": "a@example.com"})
-            delivery, mail = customerio_fake.accept(workspace, "email", message)
+            delivery, mail = customerio_fake.accept(workspace, "email", message, "")
             customerio_fake.dispatch(workspace, delivery, cast(customerio_fake.Mail, mail))
         self.assertEqual(cio.code(to="ada@example.com"), "482913")
         self.assertEqual(cio.link("confirm"), "https://a.test/confirm?t=482913")
