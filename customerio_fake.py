@@ -5463,11 +5463,34 @@ _STORED["link"] = _or_null(
     _row_field("family template_id target", family="family", whole="template_id", object="target")
 )
 
+#: How a message appears in the SDKs, as `in_app` of a content, a send or a seeded message.
+APPEARANCE = object_field(
+    CLOSED.having(
+        text="element_id route_rule_web route_rule_apple route_rule_android overlay_color type",
+        whole="priority", flag="persistent exit_click", object="properties",
+        position=choice_field("top", "center", "bottom"),
+        tooltip_position=choice_field("top", "bottom", "left", "right"),
+        message_width=number_field(1, 10_000, int, float), topics=list_field(ANY_TEXT),
+        expires_in=number_field(0, LAST_MOMENT, int, float), expires_at=MOMENT,
+    )
+)  # fmt: skip
+#: How often a message for everybody is shown: not at all limited by 0; `delay` is in seconds.
+FREQUENCY = object_field(
+    CLOSED.having(
+        count=number_field(0, MAX_NUMBER, int), delay=number_field(0, MAX_NUMBER, int),
+        flag="ignoreDismiss",
+    )
+)  # fmt: skip
+
 # Rows that stand elsewhere than on a shelf.
-MESSAGE = _row_field(files="attachments", some_object="custom_device")
-RENDERED = _row_field(
-    text="subject body body_plain body_amp preheader from reply_to to cc bcc",
-    links="links", headers="headers",
+MESSAGE = object_field(
+    stored(files="attachments", some_object="custom_device").having(in_app=APPEARANCE)
+)
+RENDERED = object_field(
+    stored(
+        text="subject body body_plain body_amp preheader from reply_to to cc bcc",
+        links="links", headers="headers",
+    ).having(in_app=APPEARANCE)
 )  # fmt: skip
 HAPPENED = _row_field("metric timestamp", text="metric reason", whole="timestamp")
 ATTEMPT = _row_field("endpoint_id at retry_at", whole="endpoint_id", seconds="at", any="retry_at")
@@ -5493,7 +5516,7 @@ def _content_fields(more: str = "") -> FieldList:
         needed, text=texts, whole="id _parent parent_action_id", flag="fake_bcc",
         maybe="from_id reply_to_id sender_identity_id", moment="created updated", any="headers",
         files="attachments", some_object="custom_device",
-    ).having(sending_state=SENDING_STATE)  # fmt: skip
+    ).having(sending_state=SENDING_STATE, in_app=APPEARANCE)  # fmt: skip
 
 
 _ACTION_FIELDS = _content_fields("sending_state parent_action_id")
@@ -5547,8 +5570,8 @@ SHELVES: Dict[str, FieldList] = {
     "collections": stored(
         "id _content", whole="id", text="name", objects="_content", moment="created_at updated_at"
     ),
-    "in_app_messages": stored(
-        "id body", whole="id views", text="name body", object="in_app frequency"
+    "in_app_messages": stored("id body", whole="id views", text="name body").having(
+        in_app=APPEARANCE, frequency=FREQUENCY
     ),
     "snippets": stored("name value updated_at", text="name value", moment="updated_at"),
     "reporting_webhooks": stored(
@@ -7052,6 +7075,7 @@ class Deliveries(Keeper):
         self.dropped += len(old)
         for delivery in old:
             del self.rows[delivery.delivery_id]
+            self.queue.pop(delivery.delivery_id, None)
         for parent in {parent for delivery in old for parent in delivery.parents.items()}:
             self.sent[parent] = [one for one in self.sent.get(parent, ()) if one not in old]
         for person in {delivery.person for delivery in old}:
@@ -7061,6 +7085,7 @@ class Deliveries(Keeper):
     def forget(self, delivery_id: str) -> None:
         """Take a delivery out of all lists and counts."""
         delivery = self.rows.pop(delivery_id)
+        self.queue.pop(delivery_id, None)
         person = delivery.person
         lists = [self.sent.get(parent, []) for parent in delivery.parents.items()]
         for deliveries in [*lists, person.has.deliveries if person else []]:
@@ -7104,6 +7129,24 @@ class Deliveries(Keeper):
             for _, address in getaddresses([as_text(more.get("recipient") or delivery.recipient)]):
                 self.suppress_address(SUPPRESSING[metric], address, reason, when)
 
+    def queue_up(self, delivery: Delivery, **facts: Json) -> None:
+        """Note what became of a message in the queue of its person."""
+        was = self.queue.get(delivery.delivery_id, {})
+        self.queue[delivery.delivery_id] = {**was, **facts}
+
+    def show(self, delivery: Delivery, when: int) -> None:
+        """Take out of the queue what was shown, which is `opened`; the SDK reports that, too."""
+        seen = delivery.channel != "in_app" or "opened" in delivery.metrics
+        self.queue_up(delivery, gone=when, reported=seen)
+        if not seen:
+            self.report(delivery, "opened", when)
+
+    def recall(self, campaign_id: int, when: int) -> None:
+        """Take in-app messages that nobody has seen out of the queues (reference)."""
+        for delivery in self.sent.get(("campaign_id", campaign_id), ()):
+            if delivery.channel == "in_app" and "opened" not in delivery.metrics:
+                self.queue_up(delivery, gone=when)
+
     def suppress_address(self, type: str, email: str, reason: str, when: int) -> None:
         """Put an address on a list of the email provider, as of `when`, Unix seconds."""
         row = {"created": when, "email": email, "reason": reason, "status": "550"}
@@ -7136,6 +7179,9 @@ class Deliveries(Keeper):
         if metric not in CHANNEL_METRICS.get(delivery.channel, METRICS):
             text = f"impossible metric: nothing sent by {delivery.channel} can be {metric}"
             return Outcome("unknown", text)
+        if metric == "opened" and self.queue.get(who[1], {}).get("reported") is False:
+            self.queue_up(delivery, reported=True)  # when it was shown, it has been booked
+            return DONE
         when = self.ground.seconds() if when is None else when
         self.book(delivery, metric, when, reason=reason, **more)
         return DONE
@@ -8455,7 +8501,8 @@ SEND_FIELDS = {
         _SEND.having("transactional_message_id to identifiers", text="from"),
     ),
     **dict.fromkeys(
-        ("inbox_message", "in_app"), _SEND.having("transactional_message_id identifiers")
+        ("inbox_message", "in_app"),
+        _SEND.having("transactional_message_id identifiers", in_app=APPEARANCE),
     ),
 }  # fmt: skip
 #: An email without a template has all of its content with it.
@@ -10769,9 +10816,12 @@ def change_campaign(
     before, plan = shelf.rows[number]["state"], runner.plans.get(number)
     active = state == "running" or (state == "stopped" and journeys == "finish")
     shelf.change(number, {"state": state, "active": active})
-    for journey in workspace.journeys.rows if state != "running" and journeys == "exit" else ():
+    leave = state != "running" and journeys == "exit"
+    for journey in workspace.journeys.rows if leave else ():
         if journey.campaign_id == number and journey.state == "active":
             runner.leave(journey, f"the campaign was {state}")
+    if leave:
+        workspace.deliveries.recall(number, workspace.seconds())
     if plan is not None and state == "running" and before != "running":
         begin_campaign(workspace, plan, audience)
 
@@ -13545,6 +13595,12 @@ def site_of(request: Request) -> str:
     return _header_of(request, _SITE_HEADERS) or request.query().get("siteId", "")
 
 
+def public_key_of(request: Request) -> str:
+    """The write key that mobile SDKs set up with one send to the queue, also without a site id."""
+    header = request.headers.get("authorization")
+    return bearer_token(header) if header else request.query().get("key", "")
+
+
 def key_of(request: Request, limit: int) -> str:
     """The key that says whose a request is: site id, write key or app key; "" if there is none.
 
@@ -13555,7 +13611,7 @@ def key_of(request: Request, limit: int) -> str:
         if not header and _OF_AN_SDK.search(request.path):
             return written_key(request, limit)
         if not header:
-            return site_of(request)
+            return site_of(request) or public_key_of(request)
         bearer = header[:7].lower() == "bearer "
         return bearer_token(header) if bearer else basic_pair(header)[0]
     except (ValueError, ApiError):
@@ -20093,7 +20149,7 @@ _IN_APP_HEADERS = (
         "X-Gist-Queue-Polling-Interval, X-CIO-Use-SSE, X-CIO-Inbox-Enabled",
     ),
     ("X-Gist-Queue-Polling-Interval", str(POLLING)),
-    ("X-CIO-Inbox-Enabled", "true"),
+    ("X-CIO-Inbox-Enabled", "false"),  # the vendor's own view of the inbox, which isn't here
 )
 _STREAM = (("Content-Type", "text/event-stream"), _ANY_ORIGIN, ("Cache-Control", "no-store"))
 
@@ -20108,12 +20164,13 @@ GIST_FIELDS = {
 
 
 def check_site(settings: Settings, request: Request) -> None:
-    """A site id, without a secret: pages of other people have it in their source."""
-    site = site_of(request)
-    if not site:
-        raise ValueError("missing: no X-CIO-Site-Id header")
-    if settings.site_id:
-        _verify(settings.site_id, site, "site id")
+    """A site id or a public key, no secrets: pages of other people have them in their source."""
+    site, key = site_of(request), public_key_of(request)
+    if not site and not key:
+        raise ValueError("missing: neither an X-CIO-Site-Id header nor Bearer and a public key")
+    if site:
+        return _verify(settings.site_id, site, "site id")
+    return _verify(settings.write_key, key, "write key")
 
 
 IN_APP = Api("in-app", check_site, meta_error, compact, _IN_APP_HEADERS, _IN_APP_HEADERS)
@@ -20128,14 +20185,22 @@ def visitor_of(call: Call) -> Optional[Person]:
     token = _header_of(request, _TOKEN_HEADERS) or request.query().get("userToken", "")
     if not token:
         raise required("X-Gist-Encoded-User-Token", "the base64 of an id, an email or a cio_id")
-    try:
-        name = base64.b64decode(token.translate(_URL_SAFE), validate=True).decode()
-    except ValueError:
-        text = "X-Gist-Encoded-User-Token must be the base64 of an id, an email or a cio_id"
-        raise invalid(text, "X-Gist-Encoded-User-Token") from None
+    name = _decoded_token(token)
     if _header_of(request, _ANONYMOUS_HEADERS).lower() == "true":
         return None
     return person_called(call.workspace.people, name)
+
+
+def _decoded_token(token: str) -> str:
+    try:  # the web SDK leaves a + in a URL as it is
+        raw = base64.b64decode(token.replace(" ", "+").translate(_URL_SAFE), validate=True)
+    except ValueError:
+        text = "X-Gist-Encoded-User-Token must be the base64 of an id, an email or a cio_id"
+        raise invalid(text, "X-Gist-Encoded-User-Token") from None
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:  # the web SDK encodes Latin-1
+        return raw.decode("latin-1")
 
 
 def queue_of(workspace: Workspace, person: Optional[Person]) -> Json:
@@ -20162,7 +20227,7 @@ def _expiry(delivery: Delivery) -> Optional[float]:
     look = delivery.rendered.get("in_app") or {}
     after = look.get("expires_in")
     sent = delivery.metrics.get("sent", delivery.created)
-    return look.get("expires_at") if after is None else sent + after
+    return look.get("expires_at") if after is None else min(sent + after, LAST_MOMENT)
 
 
 def _gist(look: Json, campaign: Json) -> Json:
@@ -20181,11 +20246,15 @@ def _in_app_entry(workspace: Workspace, delivery: Delivery) -> Json:
 
 
 def _entry_for_all(row: Json) -> Json:
-    """A message for everybody, whom the SDK shows it as often as `frequency` says."""
+    """A message for everybody, whom the SDK shows it as often as `frequency` says.
+
+    It stays in the queue, and SDKs count by its queueId; the mobile ones want one.
+    """
     often = {"count": 1, "delay": 0, "ignoreDismiss": False, **(row.get("frequency") or {})}
     ids = {"broadcastId": str(row["id"]), "broadcastIdInt": row["id"], "templateId": row["id"]}
     look = row.get("in_app") or {}
     return {
+        "queueId": str(row["id"]),
         "messageId": str(row["id"]),
         "priority": look.get("priority", 0),
         "properties": _gist(look, {"broadcast": {**ids, "frequency": often}}),
@@ -20228,7 +20297,11 @@ def ask_for_messages(call: Call) -> Response:
     if not any(queue.values()):
         # Not called JSON: the web SDK would read it as some, and take no note of the headers.
         return Response(204, b"", tuple(header for header in headers if header != _JSON))
-    return Response(200, compact(queue), headers)
+    body = compact(queue)
+    headers += (("ETag", f'"{zlib.crc32(body):08x}"'),)
+    if headers[-1][1] in call.request.headers.get("if-none-match", ""):
+        return Response(304, b"", headers[1:])
+    return Response(200, body, headers)
 
 
 def _queued(call: Call, queue_id: str) -> Delivery:
@@ -20239,33 +20312,37 @@ def _queued(call: Call, queue_id: str) -> Delivery:
     return delivery
 
 
-def _note_entry(call: Call, queue_id: str, **facts: Json) -> None:
-    queue = call.workspace.deliveries.queue
-    queue[queue_id] = {**queue.get(queue_id, {}), **facts}
-
-
 @route("POST", "/api/v1/logs/queue/{queue_id}", IN_APP, fields=NO_FIELDS)
 def log_queue_view(call: Call, queue_id: str) -> Json:
-    """Take note that an in-app message was shown, or one of the inbox deleted: it leaves."""
+    """Take note that an in-app message was shown, or one of the inbox deleted: it leaves.
+
+    One for everybody stays, for the others.
+    """
     with call.workspace.lock:
-        _queued(call, queue_id)
-        _note_entry(call, queue_id, gone=call.workspace.seconds())
+        if not _seen_by_one_more(call, queue_id):
+            delivery = _queued(call, queue_id)
+            call.workspace.deliveries.show(delivery, call.workspace.seconds())
     return {}
 
 
 @route("POST", "/api/v1/logs/message/{message_id}", IN_APP, fields=NO_FIELDS)
 def log_message_view(call: Call, message_id: str) -> Json:
-    """Take note that a message for everybody was shown."""
-    shelf, number = (
-        call.workspace.shelves["in_app_messages"],
-        path_number(call.workspace, message_id),
-    )
+    """Take note that a message without a queue entry was shown, which is one for everybody."""
     with call.workspace.lock:
-        row = shelf.rows.get(number)
-        if row is None:
+        if not _seen_by_one_more(call, message_id):
             raise ApiError(404, f"there is no message '{message_id}'")
-        shelf.change(number, {"views": row.get("views", 0) + 1})
     return {}
+
+
+def _seen_by_one_more(call: Call, message_id: str) -> bool:
+    """Count a view of a message for everybody; whether there is that message."""
+    shelf = call.workspace.shelves["in_app_messages"]
+    row = (
+        shelf.rows.get(int(message_id)) if message_id.isdecimal() and len(message_id) < 16 else None
+    )
+    if row is not None:
+        shelf.change(row["id"], {"views": row.get("views", 0) + 1})
+    return row is not None
 
 
 @route(
@@ -20275,8 +20352,7 @@ def mark_inbox_message(call: Call, queue_id: str) -> Json:
     """Mark an inbox message opened, or unopened again."""
     opened = call.fields()["opened"]
     with call.workspace.lock:
-        _queued(call, queue_id)
-        _note_entry(call, queue_id, opened=opened)
+        call.workspace.deliveries.queue_up(_queued(call, queue_id), opened=opened)
     return {}
 
 

@@ -11084,6 +11084,59 @@ class InApp(FakeTest):
         self.ok("POST", "/api/v1/customers/ada/suppress")
         self.assertEqual(len(self.ask().json["inAppMessages"]), 1)
 
+    def test_a_campaign_that_ends_for_all_recalls_what_nobody_has_seen(self) -> None:
+        tile = {"id": 1, "type": "in_app", "body": "<p>Hi</p>"}
+        row = {"id": 3, "name": "c", "type": "event", "event_name": "e", "actions": [tile]}
+        for journeys, left in (("finish", 1), ("exit", 0)):
+            self.ok("POST", "/__parlel/seed", {"customers": [{"id": "ada"}], "campaigns": [row]})
+            self.call("POST", "/api/v1/customers/ada/events", {"name": "e"})
+            change = {"state": "stopped", "journeys": journeys}
+            self.ok("PUT", "/__parlel/campaigns/3", change)
+            queue = self.ok("GET", "/__parlel/in-app?person=ada")["inAppMessages"]
+            self.assertEqual(len(queue), left, journeys)
+
+    def test_a_send_says_itself_how_it_looks(self) -> None:
+        body = {
+            "transactional_message_id": 1, "identifiers": {"id": "ada"},
+            "in_app": {"priority": 1, "position": "bottom", "properties": {"a": "{{trigger.b}}"}},
+            "message_data": {"b": "c"},
+        }  # fmt: skip
+        self.ok("POST", "/v1/send/in_app", body)
+        message = self.ask().json["inAppMessages"][1]
+        self.assertEqual((message["priority"], message["properties"]["a"]), (1, "c"))
+        self.assertEqual(message["properties"]["gist"]["position"], "bottom")
+        reply = self.call("POST", "/v1/send/in_app", {**body, "in_app": {"position": "left"}})
+        self.assertEqual(reply.status, 400)
+
+    def test_a_look_that_cannot_be_is_refused_where_it_is_seeded(self) -> None:
+        rows: List[Tuple[Any, str]] = [
+            (5, "in_app must be an object, not a number"),
+            ({"priority": "high"}, "in_app.priority must be a whole number, not a string"),
+            ({"position": "left"}, "in_app.position must be one of: top, center, bottom"),
+            ({"expires_in": "1 h"}, "in_app.expires_in must be a number from 0 to"),
+            ({"topics": ["a", 5]}, "in_app.topics[1] must be a string, not a number"),
+            ({"routeRuleWeb": "x"}, "in_app.routeRuleWeb is no field here"),
+        ]
+        for look, text in rows:
+            content = {"id": 5, "type": "in_app", "body": "x", "in_app": look}
+            seed = {"transactional": [{"id": 1, "name": "Hi", "contents": [content]}]}
+            self.assert_errors(
+                self.call("POST", "/__parlel/seed", seed), 400, "contents[0]." + text
+            )
+        everybody = {"id": 9, "body": "x", "frequency": {"count": -1}}
+        reply = self.call("POST", "/__parlel/seed", {"in_app_messages": [everybody]})
+        self.assert_errors(reply, 400, "in_app_messages[0].frequency.count must be a whole number")
+
+    def test_tokens_as_a_browser_makes_them(self) -> None:
+        self.identify("z%C3%BC%3E", name="Zoe")
+        for token in (base64.b64encode("zü>".encode("latin-1")), base64.b64encode("zü>".encode())):
+            query = "/api/v3/sse?userToken=" + token.decode()  # with a + as it is
+            call = customerio_fake.Call(
+                self.fake, self.fake.workspace, Request("GET", query, {}), mock.Mock()
+            )
+            person = customerio_fake.visitor_of(call)
+            self.assertEqual(person and person.name, "zü>")
+
     def test_it_can_be_looked_at(self) -> None:
         self.send()
         cio = CustomerioServer(port=0)
@@ -11114,7 +11167,7 @@ class InApp(FakeTest):
             (self.tell("POST", "/api/v1/logs/message/8"), 404, "no message '8'"),
             (self.tell("PATCH", f"/api/v1/messages/{delivery_id}", {}), 400, "opened is required"),
             (self.tell("PATCH", f"/api/v1/messages/{delivery_id}", {"opened": 1}), 400, "opened"),
-            (self.call("POST", "/api/v4/users", {}, x_cio_site_id=""), 401, ""),
+            (self.call("POST", "/api/v4/users", {}, x_cio_site_id="", authorization=""), 401, ""),
         ]
         for reply, status, text in rows:
             self.assertEqual(reply.status, status, reply.body)
@@ -11126,9 +11179,13 @@ class InApp(FakeTest):
         world = self.ok("POST", "/__parlel/workspaces", {"name": "w"})
         reply = self.ask(x_cio_site_id=world["site_id"])
         self.assertEqual(reply.status, 204)
-        fake = Fake(Settings(site_id="mine", api_key="k"))
-        wrong = fake.handle(Request("POST", "/api/v4/users", {"x-cio-site-id": "other"}, b"{}"))
-        self.assertEqual(wrong.status, 401)
+        fake = Fake(Settings(site_id="mine", api_key="k", write_key="w"))
+        keys = ({"x-cio-site-id": "other"}, {"authorization": "Bearer other"})
+        for headers in keys:
+            wrong = fake.handle(Request("POST", "/api/v4/users", headers, b"{}"))
+            self.assertEqual(wrong.status, 401)
+        key = {"x_cio_site_id": "", "authorization": "Bearer " + world["write_key"]}
+        self.assertEqual(self.ask(**key).status, 204)
 
     def test_the_preflight_of_a_page_elsewhere(self) -> None:
         reply = self.call("OPTIONS", "/api/v1/messages/1")
@@ -11143,6 +11200,303 @@ class InApp(FakeTest):
         sign = base64.b64encode(hashlib.sha256(source).digest()).decode()
         self.assertIn(f"script-src 'sha256-{sign}';", policy)
         self.assertLessEqual(len(page), 6 * 1024)
+
+
+class InAppMobile(WireTestCase):
+    """What the in-app modules of the mobile SDKs, and the scripts that test them, send.
+
+    Written down from their public source, as facts: customerio-ios (GistCommonHeaders, BaseNetwork,
+    QueueManager, LogManager, SseService), customerio-android (Queue, NetworkUtilities, SseService)
+    and mobile-e2e (send_inbox_message, assert_inbox_queue_state, assert_message_delivered).
+    """
+
+    #: What every request to the queue has, by who sends it; TOKEN is the base64 of who asks. Set up
+    #: with a public key, an SDK need not send a site id.
+    CALLERS: ClassVar[Dict[str, Dict[str, str]]] = {
+        "ios": {
+            "X-CIO-Site-Id": "site", "X-CIO-Datacenter": "US", "X-CIO-Client-Platform": "ios-apple",
+            "X-CIO-Client-Version": "4.7.3", "X-CIO-Client-App-Identifier": "com.example.shop",
+            "X-Gist-Encoded-User-Token": "TOKEN", "X-Gist-User-Anonymous": "false",
+            "Content-Type": "application/json",
+        },
+        "android": {
+            "X-CIO-Site-Id": "site", "X-CIO-Datacenter": "us",
+            "X-CIO-Client-Platform": "android-android", "X-CIO-Client-Version": "4.18.0",
+            "X-CIO-Client-App-Identifier": "com.example.shop", "X-Gist-User-Anonymous": "false",
+            "X-Gist-Encoded-User-Token": "TOKEN", "Cache-Control": "no-cache",
+            "Content-Type": "application/json; charset=UTF-8", "Accept-Encoding": "gzip",
+        },
+        "with a public key": {
+            "Authorization": "Bearer wk_us_abc", "X-CIO-Datacenter": "US",
+            "X-CIO-Client-Platform": "flutter-apple", "X-Gist-User-Anonymous": "false",
+            "X-Gist-Encoded-User-Token": "TOKEN", "Content-Type": "application/json",
+        },
+        "older": {
+            "X-Gist-Site-ID": "site", "X-Gist-Data-Center": "us", "X-Gist-User-Token": "TOKEN",
+            "X-Gist-Client-Platform": "swift-apple", "X-Gist-Is-Anonymous": "false",
+        },
+        "mobile-e2e": {
+            "Content-Type": "application/json", "X-CIO-Site-Id": "site", "X-CIO-Datacenter": "US",
+            "X-CIO-Client-Platform": "customerio-maestro", "X-CIO-Client-Version": "1",
+            "X-Gist-Encoded-User-Token": "TOKEN", "X-Gist-User-Anonymous": "false",
+        },
+    }  # fmt: skip
+    #: The query that goes with every call; Android's PATCH has none.
+    SESSION = "?sessionId=3f6f3f5e-7c0b-4b7e-9a53-1f5e0a2f6a11"
+    SEED: ClassVar[Any] = {
+        "customers": [{"id": "ada", "attributes": {"email": "ada@example.com"}}],
+        "transactional": [
+            {"id": 1, "name": "Hi", "contents": [
+                {"id": 1, "type": "in_app", "body": "<p>Hi</p>", "in_app": {"priority": 2}}]},
+            {"id": 21, "name": "Inbox", "contents": [
+                {"id": 21, "type": "inbox", "body": "", "in_app": {
+                    "topics": ["cio_inbox"], "type": "cta", "expires_in": 600,
+                    "properties": {"title": "{{trigger.title}}", "body": "{{trigger.body}}"}}}]},
+        ],
+        "campaigns": [
+            {"id": 141, "name": "Maestro E2E", "type": "event", "event_name": "maestro_test",
+             "actions": [{"id": 1, "type": "in_app", "body": "<p>Hi</p>"}]},
+        ],
+        "in_app_messages": [
+            {"id": 9, "body": "<p>Sale</p>", "frequency": {"count": 2, "delay": 60}}
+        ],
+    }  # fmt: skip
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.server.seed({name: rows for name, rows in self.SEED.items() if name[:6] != "in_app"})
+
+    def send(
+        self, method: str, path: str, body: Any = None, headers: Optional[Dict[str, str]] = None
+    ) -> WireReply:
+        """One request over the wire; its answer, unzipped."""
+        headers = headers or {"Authorization": credentials(path)}
+        data = b"" if body is None else json.dumps(body).encode()
+        lines = [f"{method} {path} HTTP/1.1", "Host: localhost", f"Content-Length: {len(data)}"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        return self.ask("\r\n".join([*lines, "", ""]).encode() + data)
+
+    def ok(self, method: str, path: str, body: Any = None, **more: Any) -> Any:
+        reply = self.send(method, path, body, **more)
+        self.assertEqual(reply.status, 200, reply.body)
+        return reply.json
+
+    def of(self, caller: str, person: str = "ada") -> Dict[str, str]:
+        """The headers of a caller for somebody."""
+        token = base64.b64encode(person.encode()).decode()
+        return {n: v.replace("TOKEN", token) for n, v in self.CALLERS[caller].items()}
+
+    def poll(self, caller: str, person: str = "ada") -> WireReply:
+        # iOS has no body, the others have an empty object.
+        body = None if caller == "ios" else {}
+        return self.send("POST", "/api/v4/users" + self.SESSION, body, self.of(caller, person))
+
+    def message(self, channel: str, number: int, **data: str) -> str:
+        body = {
+            "transactional_message_id": number, "identifiers": {"email": "ada@example.com"},
+            "message_data": data,
+        }  # fmt: skip
+        return cast(str, self.ok("POST", f"/v1/send/{channel}", body)["delivery_id"])
+
+    def report(self, delivery_id: str, metric: str, **more: str) -> None:
+        """A metric, as the mobile SDKs track it."""
+        item = {
+            "type": "track", "event": "Report Delivery Event", "userId": "ada",
+            "messageId": "1", "timestamp": "2026-11-01T10:00:00.000Z", "integrations": {},
+            "properties": {**more, "metric": metric, "deliveryId": delivery_id},
+        }  # fmt: skip
+        batch = {"batch": [item], "sentAt": "2026-11-01T10:00:00.000Z", "writeKey": "wk_us_abc"}
+        self.ok("POST", "/v1/b", batch, headers={"Content-Type": "text/plain"})
+
+    def metrics(self, delivery_id: str) -> Any:
+        return self.ok("GET", f"/v1/messages/{delivery_id}")["message"]["metrics"]
+
+    def test_an_in_app_message_is_fetched_shown_and_tapped(self) -> None:
+        for caller in self.CALLERS:
+            with self.subTest(caller):
+                nothing = self.poll(caller)
+                self.assertEqual((nothing.status, nothing.body), (204, b""))
+                delivery_id = self.message("in_app", 1)
+                reply = self.poll(caller)
+                (entry,) = reply.json["inAppMessages"]
+                # Without these, and of these types, iOS drops it.
+                kinds = [type(entry[name]) for name in ("queueId", "messageId", "priority")]
+                self.assertEqual(kinds, [str, str, int])
+                gist = entry["properties"]["gist"]
+                self.assertEqual(gist["campaignId"], delivery_id)
+                self.assertGreater(int(reply.headers["x-gist-queue-polling-interval"]), 0)
+                self.assertEqual(reply.headers["x-cio-use-sse"], "true")
+                path = f"/api/v1/logs/queue/{entry['queueId']}{self.SESSION}"
+                self.assertEqual(self.send("POST", path, None, self.of(caller)).status, 200)
+                self.report(delivery_id, "opened")
+                self.report(delivery_id, "clicked", actionName="Tea", actionValue="shop://tea")
+                self.assertEqual(self.poll(caller).status, 204)
+                metrics = self.metrics(delivery_id)
+                self.assertLessEqual({"sent", "opened", "clicked"}, metrics.keys())
+
+    def test_what_was_shown_is_opened_once_whoever_comes_first(self) -> None:
+        for first in ("log", "report"):
+            delivery_id = self.message("in_app", 1)
+            steps: List[Callable[[], Any]] = [
+                lambda: self.send(
+                    "POST", f"/api/v1/logs/queue/{delivery_id}", None, self.of("ios")
+                ),
+                lambda: self.report(delivery_id, "opened"),
+            ]
+            for step in steps if first == "log" else reversed(steps):
+                step()
+            path = "/v1/customers/ada/activities?type=opened_in_app"
+            opened = [a["delivery_id"] for a in self.ok("GET", path)["activities"]]
+            self.assertEqual(opened.count(delivery_id), 1, first)
+
+    def test_metrics_as_the_track_sdks_send_them(self) -> None:
+        delivery_id = self.message("in_app", 1)
+        for event, metadata in (("opened", {}), ("clicked", {"action_name": "Tea"})):
+            payload = {
+                "delivery_id": delivery_id, "event": event, "timestamp": 1_790_000_000,
+                "metadata": metadata,
+            }  # fmt: skip
+            body = {"type": "in_app", "payload": payload}
+            self.ok("POST", "/api/v1/cio_deliveries/events", body)
+        self.assertLessEqual({"opened", "clicked"}, self.metrics(delivery_id).keys())
+
+    def test_an_inbox_message_is_opened_unopened_clicked_and_deleted(self) -> None:
+        for caller in self.CALLERS:
+            with self.subTest(caller):
+                delivery_id = self.message("inbox_message", 21, title="Paid", body="Thanks")
+                (entry,) = self.poll(caller).json["inboxMessages"]
+                for when in (entry["sentAt"], entry["expiry"]):
+                    # iOS reads no other form.
+                    self.assertRegex(when, r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$")
+                path = f"/api/v1/messages/{entry['queueId']}"
+                for opened in (True, False, True):
+                    query = "" if caller == "android" else self.SESSION
+                    reply = self.send("PATCH", path + query, {"opened": opened}, self.of(caller))
+                    self.assertEqual(reply.status // 100, 2)
+                    (entry,) = self.poll(caller).json["inboxMessages"]
+                    self.assertIs(entry["opened"], opened)
+                self.report(delivery_id, "opened")
+                self.report(delivery_id, "clicked", actionName="pay")
+                path = f"/api/v1/logs/queue/{entry['queueId']}{self.SESSION}"
+                self.assertEqual(self.send("POST", path, None, self.of(caller)).status, 200)
+                self.assertEqual(self.poll(caller).status, 204)
+                self.assertLessEqual({"opened", "clicked"}, self.metrics(delivery_id).keys())
+
+    def test_what_expires_leaves_the_inbox(self) -> None:
+        self.message("inbox_message", 21, title="Paid", body="Thanks")
+        self.assertEqual(self.poll("android").status, 200)
+        self.ok("PUT", "/__parlel/clock", {"advance": 601})
+        self.assertEqual(self.poll("android").status, 204)
+
+    def test_somebody_anonymous_gets_what_is_for_everybody(self) -> None:
+        self.server.seed(self.SEED)
+        self.message("in_app", 1)
+        headers = {**self.of("android", "a9b1-anonymous"), "X-Gist-User-Anonymous": "true"}
+        reply = self.send("POST", "/api/v4/users" + self.SESSION, {}, headers)
+        (entry,) = reply.json["inAppMessages"]
+        self.assertEqual(reply.headers["x-cio-use-sse"], "false")
+        # The mobile SDKs drop what has no queueId, and count by it.
+        self.assertIsInstance(entry["queueId"], str)
+        often = {"count": 2, "delay": 60, "ignoreDismiss": False}
+        self.assertEqual(entry["properties"]["gist"]["broadcast"]["frequency"], often)
+        self.assertNotIn("campaignId", entry["properties"]["gist"])
+        for kind, id in (("queue", entry["queueId"]), ("message", entry["messageId"])):
+            path = f"/api/v1/logs/{kind}/{id}{self.SESSION}"
+            self.assertEqual(self.send("POST", path, None, headers).status, 200)
+        # It stays: the SDKs themselves show it as often as they should.
+        reply = self.send("POST", "/api/v4/users" + self.SESSION, {}, headers)
+        self.assertEqual(reply.json["inAppMessages"], [entry])
+        shelf = self.server.fake.workspace.shelves["in_app_messages"]
+        self.assertEqual(shelf.rows[9]["views"], 2)
+
+    def test_a_queue_that_is_as_before(self) -> None:
+        self.message("in_app", 1)
+        headers = {**self.of("ios"), "If-None-Match": self.poll("ios").headers["etag"]}
+        same = self.send("POST", "/api/v4/users" + self.SESSION, None, headers)
+        self.assertEqual((same.status, same.body), (304, b""))
+        self.assertEqual(same.headers["x-cio-use-sse"], "true")
+        self.message("in_app", 1)
+        other = self.send("POST", "/api/v4/users" + self.SESSION, None, headers)
+        self.assertEqual(len(other.json["inAppMessages"]), 2)
+
+    def test_the_streams_of_both(self) -> None:
+        token = base64.b64encode(b"ada").decode()
+        rows = {
+            "ios": ("&siteId=site&key=wk_us_abc", {"Authorization": "Bearer wk_us_abc"}),
+            "ios without a key": ("&siteId=site", {"X-CIO-Site-Id": "site"}),
+            "android": ("&siteId=site", {"Accept": "text/event-stream"}),
+            "android without a site": ("&key=wk_us_abc", {"Cache-Control": "no-cache"}),
+        }
+        self.message("in_app", 1)
+        for caller, (query, headers) in rows.items():
+            with self.subTest(caller), self.dial() as wire:
+                path = f"/api/v3/sse{self.SESSION}{query}&userToken={quote(token)}"
+                lines = [f"GET {path} HTTP/1.1", "Host: localhost"]
+                lines += [
+                    f"{n}: {v}" for n, v in {**headers, "X-Gist-User-Anonymous": "false"}.items()
+                ]
+                wire.send("\r\n".join([*lines, "", ""]).encode())
+                reply = wire.reply()
+                self.assertEqual(
+                    (reply.status, reply.headers["content-type"]), (200, "text/event-stream")
+                )
+                names = [wire.file.readline(), wire.file.readline(), wire.file.readline()]
+                self.assertEqual(names, [b"event: connected\n", b'data: {"heartbeat":30}\n', b"\n"])
+                self.assertEqual(wire.file.readline(), b"event: messages\n")
+                data = wire.file.readline().partition(b": ")[2]
+                self.assertEqual(len(json.loads(data)), 1)
+
+    # ---- mobile-e2e: it sends, polls messages and queue, and has the app act in between
+
+    def cio_id(self) -> str:
+        path = f"/v1/customers?email={quote('ada@example.com')}"
+        return cast(str, self.ok("GET", path)["results"][0]["cio_id"])
+
+    def message_of(self, type: str, metric: str, delivery_id: str = "", campaign: str = "") -> Any:
+        """What assert_message_delivered looks for, once."""
+        path = f"/v1/customers/{self.cio_id()}/messages?limit=50"
+        for row in self.ok("GET", path)["messages"]:
+            mine = delivery_id in ("", row["id"]) and campaign in ("", str(row["campaign_id"]))
+            if row["type"] == type and row["metrics"].get(metric) and mine:
+                return row
+        return None
+
+    def inbox(self, attempt: int = 1) -> List[Any]:
+        """What assert_inbox_queue_state sees: by email, with a session of its own each time."""
+        path = f"/api/v4/users?sessionId=maestro-inbox-x-{attempt}"
+        reply = self.send("POST", path, {}, self.of("mobile-e2e", "ada@example.com"))
+        self.assertIn(reply.status, (200, 204))
+        return cast(List[Any], reply.json["inboxMessages"] if reply.status == 200 else [])
+
+    def test_the_scripts_that_poll_the_inbox(self) -> None:
+        title = {"title": "MAESTRO_INBOX_OK x", "body": "MAESTRO_INBOX_BODY"}
+        delivery_id = self.message("inbox_message", 21, run_id="x", **title)
+        self.assertTrue(self.message_of("inbox", "sent", delivery_id))
+        (entry,) = self.inbox()
+        self.assertEqual((entry["deliveryId"], entry["properties"]), (delivery_id, title))
+        self.assertTrue(any(topic.startswith("cio_inbox") for topic in entry["topics"]))
+        self.assertIn(entry["type"], ("basic", "image", "cta"))
+        path, app = f"/api/v1/messages/{entry['queueId']}", self.of("android")
+        for opened in (True, False, True):
+            self.assertEqual(self.send("PATCH", path, {"opened": opened}, app).status, 200)
+            self.assertEqual([row["opened"] for row in self.inbox()], [opened])
+        for metric in ("opened", "clicked"):
+            self.assertIsNone(self.message_of("inbox", metric, delivery_id))
+            self.report(delivery_id, metric, actionName="maestro_inbox_action")
+            self.assertTrue(self.message_of("inbox", metric, delivery_id))
+        self.send("POST", f"/api/v1/logs/queue/{entry['queueId']}{self.SESSION}", None, app)
+        self.assertEqual([self.inbox(attempt) for attempt in (1, 2, 3)], [[], [], []])
+
+    def test_the_script_that_polls_for_a_campaigns_in_app_message(self) -> None:
+        event = {"name": "maestro_test", "data": {"run_id": "x"}}
+        self.ok("POST", "/api/v1/customers/ada/events", event)
+        message = self.message_of("in_app", "sent", campaign="141")
+        (entry,) = self.poll("android").json["inAppMessages"]
+        self.assertEqual(entry["queueId"], message["id"])
+        path = f"/api/v1/logs/queue/{entry['queueId']}{self.SESSION}"
+        self.send("POST", path, None, self.of("android"))
+        self.report(message["id"], "opened")
+        self.assertTrue(self.message_of("in_app", "opened", campaign="141"))
 
 
 class InAppStreams(WireTestCase):
