@@ -20165,11 +20165,12 @@ GIST_FIELDS = {
 
 def check_site(settings: Settings, request: Request) -> None:
     """A site id or a public key, no secrets: pages of other people have them in their source."""
-    site, key = site_of(request), public_key_of(request)
-    if not site and not key:
-        raise ValueError("missing: neither an X-CIO-Site-Id header nor Bearer and a public key")
+    site = site_of(request)
     if site:
         return _verify(settings.site_id, site, "site id")
+    key = public_key_of(request)
+    if not key:
+        raise ValueError("missing: neither an X-CIO-Site-Id header nor Bearer and a public key")
     return _verify(settings.write_key, key, "write key")
 
 
@@ -20414,9 +20415,9 @@ function listen() {
   }, true);
   content.addEventListener("submit", (event) => event.preventDefault(), true);
   const measure = () => {
-    frame.style.height = `${content.documentElement.scrollHeight}px`;
-    tell("sizeChanged", { width: content.documentElement.scrollWidth,
-      height: content.documentElement.scrollHeight });
+    const { scrollWidth: width, offsetHeight: height } = content.documentElement;
+    frame.style.height = `${height}px`;
+    tell("sizeChanged", { width, height });
   };
   new ResizeObserver(measure).observe(content.documentElement);
   tell("routeLoaded", { route: options.messageId });

@@ -11167,7 +11167,7 @@ class InApp(FakeTest):
             (self.tell("POST", "/api/v1/logs/message/8"), 404, "no message '8'"),
             (self.tell("PATCH", f"/api/v1/messages/{delivery_id}", {}), 400, "opened is required"),
             (self.tell("PATCH", f"/api/v1/messages/{delivery_id}", {"opened": 1}), 400, "opened"),
-            (self.call("POST", "/api/v4/users", {}, x_cio_site_id="", authorization=""), 401, ""),
+            (self.call("POST", "/api/v4/users", {}, x_cio_site_id=""), 401, ""),
         ]
         for reply, status, text in rows:
             self.assertEqual(reply.status, status, reply.body)
@@ -11288,7 +11288,7 @@ class InAppMobile(WireTestCase):
 
     def poll(self, caller: str, person: str = "ada") -> WireReply:
         # iOS has no body, the others have an empty object.
-        body = None if caller == "ios" else {}
+        body: Any = None if caller == "ios" else {}
         return self.send("POST", "/api/v4/users" + self.SESSION, body, self.of(caller, person))
 
     def message(self, channel: str, number: int, **data: str) -> str:
@@ -11335,19 +11335,17 @@ class InAppMobile(WireTestCase):
                 self.assertLessEqual({"sent", "opened", "clicked"}, metrics.keys())
 
     def test_what_was_shown_is_opened_once_whoever_comes_first(self) -> None:
-        for first in ("log", "report"):
+        for order in ("show report", "report show"):
             delivery_id = self.message("in_app", 1)
-            steps: List[Callable[[], Any]] = [
-                lambda: self.send(
-                    "POST", f"/api/v1/logs/queue/{delivery_id}", None, self.of("ios")
-                ),
-                lambda: self.report(delivery_id, "opened"),
-            ]
-            for step in steps if first == "log" else reversed(steps):
-                step()
+            for step in order.split():
+                if step == "show":
+                    path = f"/api/v1/logs/queue/{delivery_id}"
+                    self.ok("POST", path, headers=self.of("ios"))
+                else:
+                    self.report(delivery_id, "opened")
             path = "/v1/customers/ada/activities?type=opened_in_app"
-            opened = [a["delivery_id"] for a in self.ok("GET", path)["activities"]]
-            self.assertEqual(opened.count(delivery_id), 1, first)
+            opened = [row["delivery_id"] for row in self.ok("GET", path)["activities"]]
+            self.assertEqual(opened.count(delivery_id), 1, order)
 
     def test_metrics_as_the_track_sdks_send_them(self) -> None:
         delivery_id = self.message("in_app", 1)
