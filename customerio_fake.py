@@ -157,7 +157,7 @@ __all__ = ["ApiError", "CustomerioServer", "CustomerioTests", "Settings", "main"
 __version__ = "1.0.0"
 __unittest = True  # so that unittest shows the line of the test, not ours
 
-#: Everything the fake has to say goes to this logger; silent unless the host configures it.
+#: Whatever the fake has to say goes to this logger; silent unless the host program configures it.
 log = logging.getLogger("customerio_fake")
 log.addHandler(logging.NullHandler())
 
@@ -173,7 +173,7 @@ Identifier = Tuple[str, str]
 
 
 class Problem(NamedTuple):
-    """One thing wrong with a request: a sentence, and where the machine-readable part belongs.
+    """One thing that is wrong with a request: a sentence, and the field that it is about.
 
     `reason` is one of Track v2's `required`, `invalid`, `parse_error` (reference).
     """
@@ -185,11 +185,11 @@ class Problem(NamedTuple):
 
 
 class ApiError(Exception):
-    """Raised anywhere to answer with an HTTP error; made into bytes in one place only.
+    """An error to answer with, raised from anywhere; one place alone turns it into a response.
 
-    `status` is the HTTP status, `problems` at least one Problem (or plain sentence),
-    `headers` extra response headers. `close` ends the connection after the answer, for
-    requests whose end cannot be found.
+    `status` is the HTTP status, `problems` at least one Problem (or plain sentence), `headers`
+    are extra response headers. `close` ends the connection after the answer, for requests whose
+    end cannot be found.
     """
 
     def __init__(
@@ -207,7 +207,7 @@ class ApiError(Exception):
 
     @property
     def message(self) -> str:
-        """All sentences as one line."""
+        """All the sentences on one line."""
         return "; ".join(problem.message for problem in self.problems)
 
 
@@ -217,15 +217,15 @@ def invalid(message: str, field: str = "", reason: str = "invalid") -> ApiError:
 
 
 def required(name: str, expected: str = "a value") -> ApiError:
-    """A 400 for a field that is missing or empty."""
+    """Make a 400 about a field that is missing or empty."""
     return invalid(f"{name} is required: send {expected}", name, "required")
 
 
 def spelt_alike(wrong: str, known: Iterable[str], most: int, alike: float = 0.5) -> List[str]:
-    """Those of the known words that come nearest to a wrong one, the nearest first.
+    """Find the known words that are closest to a misspelt one, the closest first.
 
-    Only the dozen with the most letters and pairs of letters in common is compared: a
-    comparison takes as long as sixty of these looks.
+    Only the dozen that share the most letters and pairs of letters with it are compared
+    in full: one such comparison takes as long as sixty of these quick looks.
     """
     import difflib
 
@@ -245,7 +245,7 @@ def _likeness(mine: FrozenSet[Any], its: FrozenSet[Any]) -> float:
 
 
 def suggestion(wrong: str, known: Sequence[str], most: int = 1) -> str:
-    """A word of help for what is not among the known: the nearest of those, else all."""
+    """A hint for a word that isn't known: the nearest known words, or else a list of them all."""
     near = spelt_alike(wrong, known, most)
     return (
         f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known) or 'none'}"
@@ -253,15 +253,15 @@ def suggestion(wrong: str, known: Sequence[str], most: int = 1) -> str:
 
 
 def joined(*sentences: str) -> str:
-    """Those of the sentences that aren't empty as one."""
+    """Join those of the sentences that aren't empty."""
     return "; ".join([sentence for sentence in sentences if sentence])
 
 
 class Outcome(NamedTuple):
-    """What became of a write that is answered with success: of what kind, and in words.
+    """What became of a write that was answered with success: its kind, and a text that explains it.
 
-    `done` as asked, `partial` but for what the text says, or not at all: `suppressed`, `unknown`
-    (there is nothing of this name), `needless` (it was so before) or `invalid`.
+    Kinds: `done` (as asked), `partial` (except for what the text says), or not at all:
+    `suppressed`, `unknown` (nothing has this name), `needless` (already so) or `invalid`.
     """
 
     kind: str
@@ -291,35 +291,35 @@ SAME_PERSON = Outcome("needless", "nothing to merge: primary and secondary are t
 
 
 def both(*outcomes: Outcome) -> Outcome:
-    """Several writes as one: the first that isn't done gives the kind, all give the words."""
+    """Combine the outcomes of several writes: the kind of the first not done, the texts of all."""
     told = [outcome for outcome in outcomes if outcome is not DONE and outcome.text]
     return Outcome(told[0].kind, joined(*[outcome.text for outcome in told])) if told else DONE
 
 
 def meta_error(error: ApiError) -> Json:
-    """401 everywhere, merges and sends: one sentence (observed)."""
+    """The envelope of every 401, and of merges and sends: one sentence (observed)."""
     return {"meta": {"error": error.message}}
 
 
 def meta_errors(error: ApiError) -> Json:
-    """Track v1 validation: a list of sentences (observed)."""
+    """The envelope of Track v1's validation: a list of sentences (observed)."""
     return {"meta": {"errors": [problem.message for problem in error.problems]}}
 
 
 def problem_list(error: ApiError) -> Json:
-    """Track v2: what, where and why (reference). `meta` is ours: the Node client shows it."""
+    """Track v2's envelope: what, where, why (reference). `meta` is ours, for the Node client."""
     return {"errors": [_problem_row(p) for p in error.problems], **meta_error(error)}
 
 
 def _problem_row(problem: Problem) -> Json:
     index = {} if problem.batch_index is None else {"batch_index": problem.batch_index}
-    # "must be a string or a number", without the name (observed).
+    # Track v2 says "must be a string or a number", without the field's name (observed).
     text = problem.message.replace(f"{problem.field} must ", "must ", 1)
     return {**index, "reason": problem.reason, "field": problem.field, "message": text}
 
 
 def detail_list(error: ApiError) -> Json:
-    """The App API: `status` is a string (observed). `meta` is ours: the Node client shows it."""
+    """The App API's envelope; `status` is a string (observed). `meta` is ours, for Node."""
     rows = [_detail_row(problem, error.status) for problem in error.problems]
     return {"errors": rows, **meta_error(error)}
 
@@ -332,7 +332,7 @@ def _detail_row(problem: Problem, status: int) -> Json:
 
 
 def pipelines_errors(error: ApiError) -> Json:
-    """Pipelines: the Track v2 list; `code` and `message` are what its Python client reads."""
+    """Pipelines' envelope: Track v2's, plus the `code` and `message` its Python client reads."""
     return {"code": error.status, "message": error.message, **problem_list(error)}
 
 
@@ -342,9 +342,9 @@ def pipelines_errors(error: ApiError) -> Json:
 
 
 class Chore(NamedTuple):
-    """Work that waits for its time: what to do, by name, and with what.
+    """Work to be done at a later time: the name of a function, and its arguments.
 
-    Names and plain values, so that a snapshot can hold it and it holds on to nobody.
+    Names and plain values only, so that a snapshot can hold it and it keeps no object alive.
     """
 
     name: str
@@ -355,9 +355,9 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
 def moment_of(seconds: float, zone: tzinfo = timezone.utc) -> datetime:
-    """The date and time at some Unix seconds. Raises ValueError unless its year is 1 to 9999.
+    """The date and time of a Unix time in seconds. Raises ValueError unless its year is 1 to 9999.
 
-    Calculated, because `fromtimestamp` asks the platform, and Windows knows 1970 to 3000 only.
+    Calculated, because `fromtimestamp` asks the platform, and Windows knows only 1970 to 3000.
     """
     try:
         return (_EPOCH + timedelta(seconds=seconds)).astimezone(zone)
@@ -366,16 +366,16 @@ def moment_of(seconds: float, zone: tzinfo = timezone.utc) -> datetime:
         raise ValueError(f"year {1970 + years:.0f} is out of range") from None
 
 
-#: When work is due, which was planned first, and what it is.
+#: When the work is due (Unix seconds), a serial number in the order of planning, and the work.
 Due = Tuple[float, int, Chore]
 
-#: Threads that nobody may keep waiting: the loops of servers.
+#: Ids of threads that must not be kept waiting: the servers' loops.
 HURRIED: Set[int] = set()
 
 
 @contextlib.contextmanager
 def hurrying() -> Iterator[None]:
-    """Keep nobody waiting in this thread."""
+    """Mark this thread, for the duration, as one that must not be kept waiting."""
     me = threading.get_ident()
     HURRIED.add(me)
     try:
@@ -385,11 +385,11 @@ def hurrying() -> Iterator[None]:
 
 
 class TakesTime(Exception):
-    """Raised in a hurried thread by what is for another one, before anything has changed."""
+    """Raised in a hurried thread, before anything has changed, for work that another must do."""
 
 
 def local_moment(day: date, minutes: int, zone: tzinfo) -> float:
-    """When so many minutes of a day have gone by on the clocks of a zone. Unix seconds."""
+    """The Unix time at which a zone's clocks show `minutes` past the start of a day."""
     moment = datetime(day.year, day.month, day.day) + timedelta(minutes=minutes)
     return moment.replace(tzinfo=zone).timestamp()
 
@@ -398,14 +398,14 @@ WEEK = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
 
 def plain_day(day: Json) -> int:
-    """The number of a day of the week, Monday is 0: from its name, or the web app's number."""
+    """The number of a weekday (Monday is 0), given its name or the web app's number for it."""
     return (day - 1) % 7 if isinstance(day, int) else WEEK.index(day[:3].lower())
 
 
 def next_opening(now: float, zone: tzinfo, days: Set[int], start: str, end: str) -> float:
-    """When a time window is open next, which may be now. Unix seconds.
+    """The Unix time at which a time window is next open, which may be now.
 
-    A time of day that daylight saving leaves out is as much later (inferred).
+    A time of day that daylight saving skips counts as that much later (inferred).
     """
     today = moment_of(now, zone).date()
     begin, finish = (int(text[:2]) * 60 + int(text[3:]) for text in (start, end))
@@ -419,7 +419,7 @@ def next_opening(now: float, zone: tzinfo, days: Set[int], start: str, end: str)
 
 
 def dates_of(first: date, frequency: str, after: float) -> Iterator[date]:
-    """The days of a date, from about `after` on."""
+    """The dates on which a recurring date falls, from shortly before `after` (Unix seconds) on."""
     if frequency == "once":
         yield first
         return
@@ -437,47 +437,47 @@ def dates_of(first: date, frequency: str, after: float) -> Iterator[date]:
 
 
 class Clock:
-    """The only source of time: the real clock plus an offset, and a queue of what is due.
+    """The only source of time: the real clock plus an offset, and a queue of work to be done.
 
-    Times are Unix seconds. Due work is taken when somebody next looks (`take_due`), in order of
-    its time.
+    Times are Unix seconds. Work is taken once it is due, earliest first, when somebody next
+    looks (`take_due`).
     """
 
     def __init__(self) -> None:
         self._offset = 0.0
         self._frozen: Optional[float] = None
-        #: While it is moved ahead, and what becomes due is done at its time.
+        #: True while the clock is being moved ahead, doing each piece of due work at its own time.
         self.advancing = False
         self._order = 0
         self._lock = threading.Lock()
         self.queue: List[Due] = []
 
     def now(self) -> float:
-        """The current time, Unix seconds with a fraction."""
+        """The current time in Unix seconds, with a fraction."""
         return time.time() + self._offset if self._frozen is None else self._frozen
 
     def freeze(self, at: Optional[float] = None) -> None:
-        """Stop the clock, now or at a time in Unix seconds."""
+        """Stop the clock, at the present time or at a given one in Unix seconds."""
         self._frozen = self.now() if at is None else at
 
     def resume(self) -> None:
-        """Let a stopped clock go on from where it stands."""
+        """Let a stopped clock run on from where it stopped."""
         self.move_to(self.now(), False)
 
     @property
     def frozen(self) -> bool:
-        """Whether the clock stands."""
+        """Whether the clock is stopped."""
         return self._frozen is not None
 
     def move_to(self, when: float, frozen: bool) -> None:
-        """Set the clock to Unix seconds, standing or going."""
+        """Set the clock to a Unix time, stopped or running."""
         self._frozen = when if frozen else None
         self._offset = when - time.time()
 
     def step(self, target: float, frozen: bool) -> bool:
-        """Go on to the next work that is due until `target`, Unix seconds, and stand there.
+        """Move on to the next work that is due by `target` (Unix seconds), and stop there.
 
-        Returns False if there was none, and the clock shows the target, standing if `frozen`.
+        If there is none, the clock shows the target, stopped if `frozen`, and False is returned.
         """
         more = bool(self.queue) and self.queue[0][0] <= target
         when = max(self.queue[0][0], self.now()) if more else target
@@ -485,7 +485,7 @@ class Clock:
         return more
 
     def at(self, when: float, chore: Chore) -> None:
-        """Have `chore` done once the time is `when` (Unix seconds) or later."""
+        """Schedule `chore` for the time `when` (Unix seconds): it is done then or later."""
         with self._lock:
             self._order += 1
             heapq.heappush(self.queue, (when, self._order, chore))
@@ -497,36 +497,36 @@ class Clock:
 
     @property
     def waits(self) -> bool:
-        """Whether any work waits for its time."""
+        """Whether any work is still to be done."""
         return bool(self.queue)
 
     def has_due(self) -> bool:
-        """Whether there is any work whose time has come."""
+        """Whether any work is due by now."""
         return bool(self.queue) and self.queue[0][0] <= self.now()
 
     def take_due(self) -> Optional[Due]:
-        """Take the oldest work whose time has come off the queue; None if there is none."""
+        """Take the earliest work that is due off the queue; None if none is."""
         with self._lock:
             return heapq.heappop(self.queue) if self.has_due() else None
 
     def put_back(self, due: Due) -> None:
-        """Put work that was taken where it stood."""
+        """Put work that was taken back into its place in the queue."""
         with self._lock:
             heapq.heappush(self.queue, due)
 
 
-#: The workspace number inside every cio_id and delivery id, and `environment_id` of Track.
+#: The workspace number in every cio_id and delivery id, and Track's `environment_id`.
 WORKSPACE_NUMBER = 104668
 
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
-# Odd, so n → n·k mod 2^80 repeats no value: ids look random, yet follow from the serial number
-# alone and so repeat after a reset.
+# Odd, so n → n·k mod 2^80 never repeats a value: ids look random, yet depend on the
+# serial number alone, and so are the same again after a reset.
 _SCATTER = 0x9E3779B97F4A7C15F39D
 _80_BITS = (1 << 80) - 1
 
 
 def _varint(number: int) -> bytes:
-    """LEB128: seven bits a byte, low ones first."""
+    """Encode a number as LEB128: seven bits to a byte, the low ones first."""
     out = bytearray()
     while number > 0x7F:
         out.append(number & 0x7F | 0x80)
@@ -554,13 +554,13 @@ _CIO_ID_PREFIX = _WORKSPACE_BYTES.hex() + "00"
 def cio_id_of(serial: int) -> str:
     """The cio_id of the person with this serial number (0 is a workspace's first person).
 
-    Hex of workspace, 0, n, n+1 as varints, as decoded from real values (observed, inferred).
+    Hex of the workspace, 0, n and n+1 as varints, as decoded from real ids (observed, inferred).
     """
     return _CIO_ID_PREFIX + _varint(serial).hex() + _varint(serial + 1).hex()
 
 
 def serial_of(cio_id: str) -> Optional[int]:
-    """The serial number inside a cio_id of this workspace; None if it is not one."""
+    """The serial number in a cio_id of this workspace; None if it isn't one."""
     numbers = _cio_id_numbers(cio_id)
     if numbers is None or cio_id_of(numbers[2]) != cio_id.lower():
         return None
@@ -568,14 +568,14 @@ def serial_of(cio_id: str) -> Optional[int]:
 
 
 def bare_cio_id(text: str) -> str:
-    """A cio_id without the prefix that it has in the paths of Track."""
+    """A cio_id without the prefix that it carries in Track's paths."""
     return text[4:] if text.startswith("cio_") else text
 
 
 def is_foreign(cio_id: str) -> bool:
-    """Whether this is another workspace's cio_id (observed), or none at all (field report).
+    """Whether a cio_id is another workspace's (observed), or is malformed (field report).
 
-    The real edge refuses both.
+    The real service refuses both at its edge.
     """
     numbers = _cio_id_numbers(cio_id)
     return numbers is None or numbers[0] != WORKSPACE_NUMBER
@@ -593,12 +593,12 @@ _SHIFTS = range(125, -1, -5)
 
 
 def ulid(seconds: float, serial: int) -> str:
-    """A ULID (26 characters) of a moment, Unix seconds, and a serial number."""
+    """A ULID (26 characters), made of a Unix time in seconds and a serial number."""
     number = int(seconds * 1000) << 80 | (serial + 1) * _SCATTER & _80_BITS
     return "".join([_CROCKFORD[number >> shift & 31] for shift in _SHIFTS])
 
 
-#: The type byte inside a delivery id (inferred from real values).
+#: The byte that tells the kind of message in a delivery id (inferred from real ids).
 DELIVERY_KINDS = {"campaign": 1, "newsletter": 3, "broadcast": 3, "transactional": 5}
 
 
@@ -617,14 +617,14 @@ def delivery_id_of(seconds: float, serial: int, kind: str) -> str:
 
 
 def uuid_of(serial: int) -> str:
-    """A UUID, as Design Studio uses them, that follows from a serial number."""
+    """A UUID in Design Studio's format, derived from a serial number."""
     high, low = serial * _SCATTER & _80_BITS, (serial + 1) * _SCATTER & (1 << 48) - 1
     text = f"{high:020x}{low:012x}"
     return f"{text[:8]}-{text[8:12]}-4{text[13:16]}-a{text[17:20]}-{text[20:]}"
 
 
 def cio_object_id_of(type_id: str, serial: int) -> str:
-    """A cio_object_id: `ob`, then workspace, type and sequence as varints (inferred)."""
+    """A cio_object_id: `ob`, then workspace, type and serial number as varints (inferred)."""
     return "ob" + (_WORKSPACE_BYTES + _varint(int(type_id)) + _varint(serial)).hex()
 
 
@@ -639,9 +639,9 @@ def _setting(default: Json, help: str, env: str = "") -> Json:
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that can be set: as an argument of CustomerioServer, a flag, or a variable.
+    """Everything that can be set: by an argument of CustomerioServer, a flag, or a variable.
 
-    The command line, `--help` and the environment are made from these fields.
+    The command line, `--help` and the environment variables are derived from these fields.
     """
 
     port: int = _setting(4668, "port to listen on; 0 takes a free one", "PORT")
@@ -686,7 +686,7 @@ class Settings:
         return bool(self.site_id or self.api_key or self.app_key or self.write_key)
 
     def __post_init__(self) -> None:
-        """Raise ValueError, naming the setting, for a value that can't be."""
+        """Raise ValueError, naming the setting, if a value is not allowed."""
         for setting in fields(self):
             _check_type(setting.name, getattr(self, setting.name), type(setting.default))
         for name, choices in _CHOICES.items():
@@ -700,7 +700,7 @@ class Settings:
             raise ValueError("cert and key belong together: set both or neither")
 
 
-#: Larger numbers are mistakes: as seconds, 68 years.
+#: Anything larger is a mistake: as seconds, this is 68 years.
 MAX_SETTING = 1 << 31
 MAX_PORT = 65535
 
@@ -716,15 +716,15 @@ def _check_type(name: str, value: Json, kind: type) -> None:
         raise ValueError(f"{name} must be between 0 and {most}, not {value}")
 
 
-#: A body up to this size is answered by the loop; parsing a larger one would hold up others.
+#: The loop itself parses bodies up to this size; a larger one would keep other clients waiting.
 LOOP_BODY = 128 * 1024
 
 
-# ---- the certificate that https is served with
+# ---- the certificate for https
 
-# A certificate for local names and its key, so that https works without any set-up. It is safe
-# to publish: the authority that signed it is good for these names alone, and its own key was
-# destroyed, so whoever trusts it trusts nothing but local servers.
+# A certificate for local names and its key, so that https works without any set-up. They are
+# safe to publish: the authority that signed the certificate is valid for these names only, and
+# its own key was destroyed, so whoever trusts it trusts nothing but local servers.
 _BUILT_IN = {
     "ca": (
         "MIICKDCCAc2gAwIBAgIBATAKBggqhkjOPQQDAjA1MTMwMQYDVQQDDCpjdXN0b21lcmlvX2Zha2UgQ0Eg"
@@ -763,7 +763,7 @@ def _pem(label: str, name: str) -> str:
     return "\n".join([f"-----BEGIN {label}-----", *lines, f"-----END {label}-----", ""])
 
 
-#: What a client has to trust for https without a certificate of your own.
+#: What a client has to trust when https uses the built-in certificate.
 BUILT_IN_CA = _pem("CERTIFICATE", "ca")
 
 
@@ -778,7 +778,7 @@ _ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False)
 
 
 def _pieces_maker() -> Callable[[Json, int], Iterable[str]]:
-    """What makes JSON of a value, in pieces. Made once: the library makes one for every call."""
+    """Return what encodes a value as pieces of JSON: `json` would set it up on every call."""
     make = getattr(json.encoder, "c_make_encoder", None)
     if make is None:  # PyPy
         return lambda value, _: _ENCODER.iterencode(value)
@@ -790,21 +790,21 @@ _pieces = _pieces_maker()
 
 
 def compact_text(value: Json) -> str:
-    """JSON without spaces."""
+    """Encode as JSON without spaces."""
     return "".join(_pieces(value, 0))
 
 
 def compact(value: Json) -> bytes:
-    """JSON as the App API writes it: no spaces, no newline at the end (observed)."""
+    """Encode as JSON the way the App API does: no spaces, no newline at the end (observed)."""
     return "".join(_pieces(value, 0)).encode("utf-8", "replace")
 
 
 def is_bulky(value: Json) -> bool:
-    """Whether JSON of a value is longer than the loop should make; looks no further than that."""
+    """Whether a value's JSON is too long for the loop to encode; stops counting once it is."""
     left, parts = LOOP_BODY, [value]
-    for part in parts:  # which grow meanwhile
+    for part in parts:  # the list grows as it is read
         values = part.values() if type(part) is dict else part
-        left -= 16 * len(values)  # a number and its name, say
+        left -= 16 * len(values)  # for numbers, names and punctuation: an estimate
         if left <= 0:
             return True
         for each in values:
@@ -817,7 +817,7 @@ def is_bulky(value: Json) -> bool:
 
 
 def compact_in_turns(value: Json) -> bytes:
-    """Like `compact`, for what is large: in pieces, between which others get their turn."""
+    """Like `compact`, for large values: encoded in pieces, so that other threads get their turn."""
     return "".join(_texts_of(value)).encode("utf-8", "replace")
 
 
@@ -835,29 +835,29 @@ def _texts_of(value: Json) -> Iterator[str]:
 
 
 def as_text(value: Json) -> str:
-    """An attribute as the App API gives it back: always a string (observed)."""
+    """An attribute as the App API returns it: always a string (observed)."""
     if isinstance(value, str):
         return value
     return str(value) if type(value) is int else compact_text(value)
 
 
-#: JSON nested deeper than this is refused; deeper would exhaust the interpreter's stack.
+#: JSON nested deeper than this is refused: it would exhaust the interpreter's stack.
 MAX_DEPTH = 200
-#: What a body of one of the APIs may hold: bytes; and names and values, of which 30 KB of gzip
-#: can have 16 million, or a gigabyte. So many are read in a second or two.
+#: The most that a request body may hold: bytes, and names and values (30 KB of gzip can hold 16
+#: million of those, or a gigabyte). A body of this size takes a second or two to parse.
 MAX_JSON, MAX_VALUES = 12 << 20, 1_200_000
-#: From here on, in bytes, a text is read in turns with others.
+#: Longer texts, in bytes, are parsed in a way that lets other threads have their turn.
 LARGE_JSON = 500_000
 
 
 class NotANumber(ApiError):
-    """Raised for NaN and infinite numbers, which JSON does not have."""
+    """Raised for NaN and infinite numbers, which JSON doesn't have."""
 
 
 def decode_json(raw: bytes, depth: int = MAX_DEPTH, bounded: bool = True) -> Json:
-    """Parse a JSON text in UTF-8, nested up to `depth`; empty gives None.
+    """Parse a JSON text in UTF-8, nested up to `depth` levels deep; an empty one gives None.
 
-    Raises ApiError 400 with the place, or 413 if it is `bounded` and beyond its bounds.
+    Raises ApiError: 400 that says where it is wrong, or 413 if it is `bounded` and too large.
     """
     decoder = _DECODER
     if len(raw) > LARGE_JSON:
@@ -878,7 +878,7 @@ def decode_json(raw: bytes, depth: int = MAX_DEPTH, bounded: bool = True) -> Jso
         raise _not_json(f"{error.msg} at line {error.lineno}, column {error.colno}") from None
     except RecursionError:
         raise _not_json(f"nested deeper than {depth}") from None
-    except ValueError:  # an integer beyond the interpreter's limit of digits
+    except ValueError:  # an integer with more digits than the interpreter allows
         raise _not_json("a number has too many digits") from None
     if len(raw) > 2 * depth and raw.count(b"[") + raw.count(b"{") > depth:
         _check_depth(value, depth)
@@ -909,13 +909,13 @@ def _finite(text: str) -> float:
 
 
 _DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
-#: Calls Python for each object, where the interpreter lets others have a turn.
+#: Calls Python code for each object, at which point other threads can have their turn.
 _PATIENT = json.JSONDecoder(
     parse_constant=_refuse_constant,
     parse_float=_finite,
     object_pairs_hook=lambda pairs: dict(pairs),
 )
-#: Is all Python, for texts that may be made to hold others up; takes ten times as long.
+#: Pure Python, for texts that may be crafted to block other threads; ten times slower.
 _IN_TURNS: Any = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
 _IN_TURNS.scan_once = cast(Any, json).scanner.py_make_scanner(_IN_TURNS)
 
@@ -934,12 +934,12 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def _well_formed(value: Json) -> Json:
-    """Replace lone surrogates by U+FFFD, as the real service's JSON reader does (inferred)."""
+    """Replace lone surrogates with U+FFFD, as the real service's JSON parser does (inferred)."""
     if isinstance(value, str):
         try:
             value.encode()
         except UnicodeEncodeError:
-            # In pieces, because nobody else gets a turn in one.
+            # In pieces, because no other thread gets a turn during one substitution.
             pieces = (value[i : i + 65536] for i in range(0, len(value), 65536))
             return "".join([_SURROGATE.sub("\ufffd", piece) for piece in pieces])
         return value
@@ -949,14 +949,14 @@ def _well_formed(value: Json) -> Json:
 
 
 def decompressed(raw: bytes, window: int, limit: int) -> bytes:
-    """Undo a compression, which may have several parts (RFC 1952 2.2).
+    """Decompress data, which may consist of several members (RFC 1952 2.2).
 
-    Raises zlib.error, or ValueError if it comes to more than `limit` bytes.
+    Raises zlib.error, or ValueError if the result has more than `limit` bytes.
     """
     data, at, stream = bytearray(), 0, zlib.decompressobj(window)
     while at < len(raw):
         stream = zlib.decompressobj(window) if stream.eof else stream
-        # In pieces, because what a part leaves over is copied.
+        # In pieces, because zlib copies everything that follows the end of a member.
         piece = raw[at : at + 4096]
         data += stream.decompress(piece, limit + 1 - len(data))
         if len(data) > limit:
@@ -967,65 +967,65 @@ def decompressed(raw: bytes, window: int, limit: int) -> bytes:
     return bytes(data)
 
 
-#: The key that browsers send in bodies, and passwords in URLs.
+#: The write key that browsers send in bodies, and passwords in URLs.
 _SECRETS = re.compile(
     rb"""("writeKey"\s*:\s*")(?:[^"\\]|\\.)+|(https?:(?:\\?/){2}[^\s/@:"'\\]*:)[^\s/"']*(?=@)"""
 )
 
 
 def unsecret(raw: bytes) -> bytes:
-    """A body, or a URL, as it may be shown."""
+    """A body or a URL with its secrets masked, fit to be shown."""
     return _SECRETS.sub(rb"\1\2***", raw)
 
 
 # ---- numbers, sizes, kinds
 
-#: The largest whole number: 64 bits hold it, as in the real service (inferred).
+#: The largest whole number: the real service uses 64 bits (inferred).
 MAX_NUMBER = (1 << 63) - 1
 
-#: From here on a timestamp is taken for milliseconds: as seconds it lies beyond the year 5000.
+#: A timestamp from here on counts as milliseconds: as seconds it would be after the year 5000.
 MILLISECONDS = 100_000_000_000
 
-#: The types of values that hold no others.
+#: The types of values that contain no other values.
 _FLAT = frozenset({str, int, float, bool, type(None)})
 
 
 def without(mapping: Dict[str, Any], names: Sequence[str]) -> Dict[str, Any]:
-    """A mapping but for some names; the same one if there are none."""
+    """The mapping without some of its names; the very same one if there are none to leave out."""
     return {k: v for k, v in mapping.items() if k not in names} if names else mapping
 
 
 def part_of(item: Json, *names: str) -> Json:
-    """An object inside of a value; {} if it isn't there."""
+    """The object found by following these names into a value; {} if there is none."""
     for name in names:
         item = item.get(name) if isinstance(item, dict) else None
     return item if isinstance(item, dict) else {}
 
 
 def merged(old: Json, new: Json) -> Json:
-    """`new` over `old`, also inside of objects that both have."""
+    """Merge `new` into `old`, recursively where both have an object."""
     both = {n for n, v in new.items() if isinstance(v, dict) and isinstance(old.get(n), dict)}
     return {**old, **new, **{name: merged(old[name], new[name]) for name in both}}
 
 
 def _longer(text: str, limit: int) -> bool:
-    # A character takes four bytes at most, so short texts need not be encoded.
+    # A character takes at most four bytes, so short texts need not be encoded.
     return len(text) * 4 > limit and len(text.encode("utf-8", "replace")) > limit
 
 
 def kind_of(value: Json) -> str:
-    """The JSON name of a value's type, for messages."""
+    """What JSON calls a value's type, for messages."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
     return "null" if value is None else names.get(type(value), "a number")
 
 
 def is_yes(value: Json) -> bool:
-    """Whether a value says yes; from a CSV it comes as text."""
+    """Whether a value means yes; in a CSV file it is text."""
     return value is not None and as_text(value).lower() in ("true", "1")
 
 
 def whole_number(value: Json, name: str) -> Optional[int]:
-    """A whole number, or None where there is none; "12" and 12.0 count. Raises ApiError 400."""
+    """Read a whole number ("12" and 12.0 count); None gives None. Raises ApiError 400."""
     if value is None or (type(value) is int and abs(value) <= MAX_NUMBER):
         return value
     try:
@@ -1038,7 +1038,7 @@ def whole_number(value: Json, name: str) -> Optional[int]:
 
 
 def iana_zone(name: Json) -> Optional[tzinfo]:
-    """A time zone by its IANA name; None for what is no such name."""
+    """The time zone with this IANA name; None if there is none."""
     from zoneinfo import ZoneInfo
 
     try:
@@ -1048,12 +1048,12 @@ def iana_zone(name: Json) -> Optional[tzinfo]:
 
 
 def without_zones() -> str:
-    """What to add to a refusal where Python finds no time zones at all, as on bare Windows."""
+    """What to add to a refusal if Python has no time zone data at all, as on bare Windows."""
     return "" if iana_zone("Etc/UTC") else " (Python finds none here: pip install tzdata)"
 
 
 def zone_named(name: str) -> tzinfo:
-    """A time zone by its IANA name. Raises ApiError 400."""
+    """The time zone with this IANA name. Raises ApiError 400 if there is none."""
     zone = iana_zone(name)
     if zone is None:
         raise invalid(f"tz '{name}' is not the name of a time zone{without_zones()}", "tz")
@@ -1064,51 +1064,51 @@ def zone_named(name: str) -> tzinfo:
 
 
 class Check(NamedTuple):
-    """What a value has to be: `type` says it in words, `wrong` what is wrong with one, or "".
+    """What a value has to be: `type` describes it; `wrong` says what is wrong with one, or "".
 
-    What is wrong reads on after the name: "must be a string", ".id is required" of a part of it.
+    That text follows the field's name: "must be a string", or ".id is required" about a part of it.
     """
 
     type: str
     wrong: Callable[[Json], str]
-    #: The fields of an object, or of each in a list; None if they may be any.
+    #: The fields of an object, or of each object in a list; None if they may be any.
     inner: Callable[[Json], Optional[FieldList]] = lambda value: None
 
 
 def _placed(name: str, wrong: str) -> Tuple[str, str]:
-    """The full name of what is wrong inside of a field, and how it is wrong."""
+    """The full name of the part of a field that is wrong, and what is wrong with it."""
     place, _, rest = wrong.partition(" ") if wrong[:1] in (".", "[") else ("", "", wrong)
     return name + place, rest
 
 
 class FieldList(NamedTuple):
-    """The fields of a body, or of an object in it, and what breaking their rules answers."""
+    """The fields of a body, or of an object in it, and how a breach of their rules is answered."""
 
     checks: Mapping[str, Check] = {}
-    #: Those that must be there.
+    #: The fields that must be there.
     needed: Sequence[str] = ()
-    #: The status of a refusal.
+    #: The HTTP status of a refusal.
     status: int = 400
-    #: Whether other fields are refused, whatever the settings say.
+    #: Whether undeclared fields are refused even without --strict-fields.
     closed: bool = False
-    #: Whether there must be any field at all.
+    #: Whether at least one field must be there.
     some: bool = False
-    #: Whether null is the same as nothing, and "" or what is empty won't do where needed.
+    #: Whether null counts as absent, and a needed field must not be "" or empty.
     lax: bool = False
-    #: Whether a refusal names what is wrong first, and no more.
+    #: Whether a refusal names only the first problem.
     first: bool = False
-    #: How a refusal says that a field is missing (with what to send), or wrong (with how).
+    #: How a refusal puts it that a field is missing (with what to send) or wrong (with how).
     missing: str = "{} is required: send {}"
     wrong: str = "{} {}"
-    #: A right body to show when one is refused, or what makes it for the field that was wrong.
+    #: A valid body to show in a refusal, or a function that makes one for the field that was wrong.
     example: Json = None
-    #: Why there may be other fields, too; "" if there may not.
+    #: Why undeclared fields are fine; "" if they aren't.
     free: str = ""
 
     def read(self, body: Json, where: str = "") -> Json:
-        """The declared fields of an object. Raises ApiError with all that is wrong with it.
+        """Return the declared fields of an object. Raises ApiError with everything wrong with it.
 
-        `where` is what comes before the names in the messages, as in "customers[0].".
+        `where` comes before the names in the messages, as in "customers[0].".
         """
         problems = list(self.problems(body, where))
         if problems:
@@ -1116,12 +1116,12 @@ class FieldList(NamedTuple):
         return self.given(body)
 
     def given(self, body: Json) -> Json:
-        """The declared fields that an object has, without looking at them."""
+        """The declared fields that an object has, unchecked."""
         lax = self.lax
         return {n: body[n] for n in self.checks if n in body and not (lax and body[n] is None)}
 
     def fits(self, body: Json) -> bool:
-        """Whether all that is needed is there, and nothing is wrong with it: a quicker look."""
+        """Whether an object is surely valid: a quick check that leaves doubt to `problems`."""
         for name in self.needed:
             if not body.get(name):
                 return False
@@ -1132,7 +1132,7 @@ class FieldList(NamedTuple):
         return not (self.closed or self.some)
 
     def problems(self, body: Json, where: str = "") -> Iterator[Problem]:
-        """What is wrong with an object: first what is missing, then the others."""
+        """What is wrong with an object: missing fields first, then all others."""
         checks, lax = self.checks, self.lax
         given = {n: v for n, v in body.items() if n in checks and not (lax and v is None)}
         for name in self.needed:
@@ -1140,7 +1140,7 @@ class FieldList(NamedTuple):
             if name not in given or (self.lax and value in ("", {}, [])):
                 text = self.missing.format(where + name, check.type)
                 yield Problem(text, where + name, "required")
-                # Nothing more is said of what is empty, unless it is of a wrong type, too.
+                # That it is empty has been said; a wrong type is worth a second problem.
                 if value == "" or check.type.startswith(kind_of(value)):
                     given.pop(name, None)
         wrong = [n for n, v in given.items() if checks[n].wrong(v)]
@@ -1153,7 +1153,7 @@ class FieldList(NamedTuple):
             yield Problem(f"send at least one of {', '.join(self.checks)}", next(iter(self.checks)))
 
     def strange(self, body: Json, what: str, where: str = "") -> Iterator[Problem]:
-        """The fields of an object, and of those inside, that are not declared."""
+        """The undeclared fields of an object, and of the objects in it."""
         for name, value in {} if self.free else body.items():
             if name not in self.checks:
                 near = suggestion(name, list(self.checks))
@@ -1166,14 +1166,14 @@ class FieldList(NamedTuple):
                     yield from inner.strange(part, what, where + name + at)
 
     def exemplified(self, error: ApiError) -> ApiError:
-        """A refusal with an example of what is right."""
+        """Add an example of a valid body to a refusal."""
         field = error.problems[0].field
         if callable(self.example):
             return invalid(f"{error.message}, as in {as_text(self.example(field))}", field)
         return invalid(f"{error.message}; an example: {as_text(self.example)}", field)
 
     def having(self, needed: str = "", /, **fields: Union[str, Check]) -> FieldList:
-        """These rules with further fields: a check by its name, names by one of the WORDS."""
+        """Add fields to these rules: name=check, or word="some names" for a word of WORDS."""
         checks = dict(self.checks)
         for word, given in fields.items():
             checks.update(
@@ -1184,7 +1184,7 @@ class FieldList(NamedTuple):
         return self._replace(checks=checks, needed=(*self.needed, *needed.split()))
 
     def document(self) -> Json:
-        """The fields as `/__parlel/routes` shows them."""
+        """Describe the fields as `/__parlel/routes` shows them."""
         return {name: self._field_document(name, check) for name, check in self.checks.items()}
 
     def _field_document(self, name: str, check: Check) -> Json:
@@ -1200,7 +1200,7 @@ _TYPE_NAMES = {
 
 
 def text_field(longest: int = 1 << 20, blank: bool = False) -> Check:
-    """A string of at most `longest` characters, not blank unless allowed."""
+    """A string of at most `longest` characters, not blank unless `blank`."""
 
     def wrong(value: Json) -> str:
         if not isinstance(value, str):
@@ -1224,7 +1224,7 @@ def bytes_field(longest: int) -> Check:
 
 
 def typed_field(*kinds: type) -> Check:
-    """A value of one of these JSON types; NoneType for null."""
+    """A value of one of these JSON types; NoneType stands for null."""
     named = [kind for kind in kinds if kind is not int or float not in kinds]
     names = " or ".join(_TYPE_NAMES[kind] for kind in named)
 
@@ -1239,7 +1239,7 @@ def typed_field(*kinds: type) -> Check:
 
 
 def must_be(type: str, fits: Callable[[Json], Any]) -> Check:
-    """A value that passes a test; `type` says it in words."""
+    """A value that passes a test; `type` describes it."""
     return Check(type, lambda value: "" if fits(value) else f"must be {type}")
 
 
@@ -1253,17 +1253,17 @@ def number_field(least: float, most: float, *kinds: type) -> Check:
 
 
 def choice_field(*choices: Json) -> Check:
-    """One of some values."""
+    """One of these values."""
     return must_be(f"one of: {', '.join(map(str, choices))}", lambda value: value in choices)
 
 
 def pattern_field(pattern: str, wanted: str) -> Check:
-    """A string of some form, which `wanted` tells."""
+    """A string that matches a pattern; `wanted` describes it."""
     return must_be(wanted, lambda value: isinstance(value, str) and re.fullmatch(pattern, value))
 
 
 def read_field(type: str, read: Callable[[Json, str], Any]) -> Check:
-    """What a function can read that takes value and name, and raises ApiError."""
+    """A value that `read`, called with it and its name, accepts: that raises ApiError otherwise."""
 
     def wrong(value: Json) -> str:
         try:
@@ -1276,7 +1276,7 @@ def read_field(type: str, read: Callable[[Json, str], Any]) -> Check:
 
 
 def object_field(fields: FieldList) -> Check:
-    """An object with fields of its own."""
+    """An object with declared fields."""
 
     def wrong(value: Json) -> str:
         if not isinstance(value, dict):
@@ -1293,7 +1293,7 @@ def _first_wrong(check: Check, parts: Iterable[Tuple[str, Json]]) -> str:
 
 
 def list_field(check: Check, least: int = 0, most: int = 1 << 30, of: str = "entry") -> Check:
-    """A list of `least` to `most` values that are all alike."""
+    """A list of `least` to `most` values that all pass the same check."""
     type = f"a list of at least one {of}" if least else "a list"
 
     def wrong(value: Json) -> str:
@@ -1307,7 +1307,7 @@ def list_field(check: Check, least: int = 0, most: int = 1 << 30, of: str = "ent
 
 
 def mapping_field(check: Check) -> Check:
-    """An object whose values are all alike."""
+    """An object whose values all pass the same check."""
 
     def wrong(value: Json) -> str:
         if not isinstance(value, dict):
@@ -1326,30 +1326,30 @@ SCALAR = Check(
     ),
 )
 WHOLE_OR_NULL = typed_field(int, type(None))
-#: A time in Unix seconds that dates can be reckoned from: from 1970 to the begin of 9999.
+#: A Unix time in seconds with which dates can be calculated: from 1970 to the start of 9999.
 LAST_MOMENT = 253_370_764_800
 MOMENT = number_field(0, LAST_MOMENT, int)
 Moment = Annotated[int, MOMENT]
 Instant = Annotated[float, number_field(0, LAST_MOMENT, int, float)]
-#: A whole number, also as a text or as 12.0.
+#: A whole number, also as text or as 12.0.
 NUMBER = read_field("a whole number", whole_number)
 ANYTHING = Check("anything", lambda value: "")
 FILTER = Check("a filter object", lambda value: "")
 URL = pattern_field(r"(?s)https?://[^\s/]+.*", "an http or https URL")
-#: What a field list calls the commonest checks.
+#: Short names of the most common checks, for field lists.
 WORDS = {
     "any": ANYTHING, "text": ANY_TEXT, "filled": TEXT, "short": SHORT_TEXT, "scalar": SCALAR,
     "word": typed_field(int, str), "flag": FLAG, "whole": WHOLE, "maybe": WHOLE_OR_NULL,
     "number": NUMBER, "moment": MOMENT, "object": OBJECT, "rows": typed_field(list),
     "filter": FILTER,
 }  # fmt: skip
-#: For operations without a body, and to begin a field list with.
+#: For operations without a body, and as the start of a field list.
 NO_FIELDS = FieldList()
 LAX, CLOSED = FieldList(lax=True), FieldList(closed=True)
 
 
 def chosen(body: Json, name: str, table: Mapping[str, Any]) -> Any:
-    """What a table has for the word in a field. Raises ApiError 400 if that isn't one of them."""
+    """Look up the word in a field in a table. Raises ApiError 400 if it isn't in there."""
     value = body.get(name)
     if value in (None, ""):
         raise required(name, f"one of: {', '.join(table)}")
