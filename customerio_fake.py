@@ -4137,6 +4137,8 @@ def _attribute_condition(body: Json, where: str, grammar: Grammar, spec: Json) -
     name, test, wanted, inverse = judge[:4]
     if grammar.world is not None:
         grammar.needs.add(("attribute", re.split(r"[.\[]", name)[0]))
+    if body["operator"] == "is_timestamp" and not (inverse or spec.get("inverse")):
+        grammar.needs.add(("timestamp", name))
     if judge.offsets:
         grammar.turns.append(lambda subject: judge.turns([subject.text(name)]))
     if judge.render is not None:
@@ -4554,6 +4556,8 @@ class JourneyRecord(TypedDict):
 
     id: str
     campaign_id: int
+    broadcast_id: Optional[int]
+    trigger_id: Optional[int]
     customer_id: Optional[str]
     identifiers: Dict[str, Optional[str]]
     state: str
@@ -4921,11 +4925,12 @@ class Delivery(metaclass=Slotted):
 
     @property
     def origin(self) -> Dict[str, Optional[str]]:
-        """The journey that it is from, and the event that triggered that; empty for others."""
+        """The journey that it is from, and in campaigns the event that triggered that."""
         journey = self.journey
         if journey is None:
             return {}
-        return {"journey_id": journey.id, "trigger_event_id": journey.event_id}
+        event = {"trigger_event_id": journey.event_id} if journey.trigger_id is None else {}
+        return {"journey_id": journey.id, **event}
 
     @property
     def state(self) -> str:
@@ -5017,7 +5022,10 @@ class Journey(metaclass=Slotted):
     """
 
     serial: int
+    #: The campaign or broadcast, which have their numbers together.
     campaign_id: int
+    #: The trigger of a broadcast; None in campaigns.
+    trigger_id: Optional[int]
     #: None for data without a person, and once the person is gone.
     person: Optional[Person]
     customer_id: Optional[str]
@@ -5057,7 +5065,7 @@ class Journey(metaclass=Slotted):
         self.started = self.goal_seen = 0.0
         self.state, self.reason, self.waiting_for = "active", "", ""
         self.position = self.wake = self.activated = self.converted = self.ended = None
-        self.object_key, self.steps, self.attributes = None, [], {}
+        self.object_key, self.steps, self.attributes, self.trigger_id = None, [], {}, None
 
     @property
     def id(self) -> str:
@@ -5105,6 +5113,8 @@ class Journey(metaclass=Slotted):
         return {
             "id": self.id,
             "campaign_id": self.campaign_id,
+            "broadcast_id": None if self.trigger_id is None else self.campaign_id,
+            "trigger_id": self.trigger_id,
             "customer_id": self.customer_id,
             "identifiers": nobody if person is None else person.identifiers(),
             "state": self.state,
@@ -6904,9 +6914,8 @@ class Segments(Keeper):
         return found
 
     def turns(self, condition: Condition) -> Tuple[Turns, ...]:
-        """When conditions, and the segments in them, turn by themselves."""
-        inside = (self._study(need).turns for need in self.needs(condition.needs))
-        return sum(inside, condition.turns)
+        """When the segments in conditions turn by themselves, as asked of a person."""
+        return sum((self._study(need).turns for need in self.needs(condition.needs)), ())
 
     def _study(self, need: Need) -> Condition:
         """The conditions of a segment that others depend on; empty for anything else."""
@@ -7141,9 +7150,9 @@ class Deliveries(Keeper):
         if not seen:
             self.report(delivery, "opened", when)
 
-    def recall(self, campaign_id: int, when: int) -> None:
+    def recall(self, parent: Tuple[str, int], when: int) -> None:
         """Take in-app messages that nobody has seen out of the queues (reference)."""
-        for delivery in self.sent.get(("campaign_id", campaign_id), ()):
+        for delivery in self.sent.get(parent, ()):
             if delivery.channel == "in_app" and "opened" not in delivery.metrics:
                 self.queue_up(delivery, gone=when)
 
@@ -9077,13 +9086,16 @@ def send_broadcast(
                 parents["trigger_id"] = started.number
                 deliver(workspace, person, mail, parents, data, base_url)
 
-    def finish() -> None:
-        with workspace.lock:
-            rows = workspace.broadcasts
-            index = next(i for i, row in enumerate(rows) if row["id"] == started.number)
-            rows[index] = {**rows[index], "processed_at": workspace.seconds()}
-
+    finish = functools.partial(note_processed, workspace, started.number)
     workspace.agenda.run_for_all(started.audience, mail_to, finish)
+
+
+def note_processed(workspace: Workspace, number: int) -> None:
+    """Note that everybody has got what a trigger was for."""
+    with workspace.lock:
+        rows = workspace.broadcasts
+        index = next(i for i, row in enumerate(rows) if row["id"] == number)
+        rows[index] = {**rows[index], "processed_at": workspace.seconds()}
 
 
 def translated(actions: List[Json], action: Json, person: Person) -> Json:
@@ -9290,7 +9302,12 @@ TRIGGERS: Dict[str, TriggerType] = {
     "webhook": TriggerType("webhook", "trigger", "rematch", ("webhook_id",)),
     "object": TriggerType("object", "trigger", "rematch", ("object_type_id",)),
     "relationship": TriggerType("relationship", "trigger", "rematch", ("object_type_id",)),
+    "triggered_broadcast": TriggerType("triggered_broadcast", "trigger", "rematch", ()),
 }
+#: The families that run workflows. They have their numbers together: a broadcast is triggered at
+#: `/v1/campaigns/{broadcast_id}/triggers` (reference).
+RUNNING = (CAMPAIGNS, BROADCASTS)
+BROADCAST = str(BLANKS["broadcasts"]["type"])
 CAMPAIGN_STATES = ("draft", "running", "stopped", "archived")
 
 #: Longer waits, and dates further off, would leave the calendar.
@@ -9311,9 +9328,11 @@ _CONDITIONS_TOLD = (
     "filter_object_attributes filter_relationship_attributes object_attribute_triggers "
     "relationship_attribute_triggers"
 )
-#: What a campaign of the App API tells of its trigger.
-_TOLD = LAX.having(
-    type=choice_field(*TRIGGERS), state=choice_field(*CAMPAIGN_STATES),
+_STATE = choice_field(*CAMPAIGN_STATES)
+#: What a campaign or broadcast of the App API tells of its trigger.
+_TOLD = {"broadcasts": LAX.having(type=choice_field(BROADCAST), state=_STATE)}
+_TOLD["campaigns"] = LAX.having(
+    type=choice_field(*without(TRIGGERS, [BROADCAST])), state=_STATE,
     text="event_name date_attribute", flag="use_customer_timezone",
     trigger_segment_ids=_NUMBERS_OF, filter_segment_ids=_NUMBERS_OF,
     frequency=choice_field("once", "monthly", "yearly"), timezone=_ZONE,
@@ -9434,8 +9453,12 @@ class Layout:
 
     def compiled(self, spec: Json, where: str, grammar: Optional[Grammar] = None) -> Condition:
         """Conditions, where a list means that all of them have to be met."""
-        grammar = grammar or self.grammar
-        return compile_conditions({"and": spec} if isinstance(spec, list) else spec, where, grammar)
+        spec = {"and": spec} if isinstance(spec, list) else spec
+        condition = compile_conditions(spec, where, grammar or self.grammar)
+        turns = [
+            functools.partial(_turns_of_person, t) for t in self.grammar.world.turns(condition)
+        ]
+        return condition._replace(turns=(*condition.turns, *turns))
 
     def _conditions(self, tile: Tile, action: Json, type: str, where: str) -> Tuple[Condition, ...]:
         specs, place = action.get(tile.conditions) or [], f"{where}.{tile.conditions}"
@@ -9461,6 +9484,10 @@ class Layout:
         return tuple([self.lay(path, f"{where}.paths[{i}]", after) for i, path in pairs])
 
 
+def _turns_of_person(turn: Turns, journey: Journey) -> Iterable[float]:
+    return () if journey.person is None else turn(journey.person)
+
+
 # ---- campaigns that run
 
 
@@ -9476,55 +9503,70 @@ class Plan:
     def __init__(self, workspace: Workspace, row: Json, where: str) -> None:
         """Raises ApiError 400 with the place of what is wrong."""
         self.workspace, self.number, self.flow = workspace, row["id"], row["_journey"]
-        self.row, self.where, flow = spelt_out(row), where, self.flow
-        self.type, told = TRIGGERS[row["type"]], self.row.get("audience") or {}
+        self.row, self.where = spelt_out(row), where
+        self.type, self.family = TRIGGERS[row["type"]], CAMPAIGNS
+        if row["type"] == BROADCAST:
+            self.family = BROADCASTS
         self.layout = Layout(journey_grammar(workspace))
-        self.first = self.layout.lay(flow.get("actions", []), f"{where}.actions", None)
+        self.first = self.layout.lay(self.flow.get("actions", []), f"{where}.actions", None)
         self.nodes = self.layout.nodes
-        self.trigger, self.turns = self._trigger(), cast(Tuple[Turns, ...], ())
-        self.filter = self._compiled("filter", self._all_of(
-            "filter_segment_ids", self.row.get("filter_object_attributes"),
-            self.row.get("filter_relationship_attributes"), told.get("person_filters"),
-            told.get("relationship_filters"), flow.get("filter"),
-        ))  # fmt: skip
-        self.exits = [
-            self.layout.compiled(spec, f"{where}.global_exit_conditions[{i}]")
-            for i, spec in enumerate(flow.get("global_exit_conditions") or ())
-        ]
-        self.goal = self._goal(flow.get("goal"))
-        data, grammar = flow.get("attribute_filters") or {}, self.layout.grammar
-        self.data_fits = compile_data(data, f"{where}.attribute_filters", grammar)
-        self._enter_by(told)
+        self._enter_by(self.row.get("audience") or {})
+        self._leave_by()
         #: What its messages take for their campaign, and what their templates can name.
-        liquid = "seg_attr" if flow.get("trigger") else self.type.liquid
+        liquid = "seg_attr" if self.flow.get("trigger") else self.type.liquid
         self.parent = {"id": self.number, "name": row["name"], "type": liquid,
-                       "subscription_topic_id": flow.get("subscription_topic_id")}  # fmt: skip
+                       "subscription_topic_id": self.flow.get("subscription_topic_id")}  # fmt: skip
         self.names = tuple(f"{_OF_ALL} {self.type.names}".split())
         self.mails: Dict[int, Tuple[Json, Attributes, Mail]] = {}
-        #: Why somebody may be refused.
-        self.refusals: List[Callable[..., str]] = []
         self.needs = self._needs()
         self._check_segments()
         self._check_contents()
-        #: Whether anything can take somebody out, and whether any message is translated.
-        self.may_end = bool(self.exits or self.filter or self.trigger)
-        contents = workspace.shelves[CAMPAIGNS.shelf].where(_parent=self.number)
+        #: Whether any message is translated.
+        contents = workspace.shelves[self.family.shelf].where(_parent=self.number)
         self.translates = any(row["parent_action_id"] and row["language"] for row in contents)
 
     def _enter_by(self, told: Json) -> None:
-        """Read how often people enter, and which of them."""
-        row, flow = self.row, self.flow
-        #: Whether who does not match the filter may come to do so for a while (docs).
+        """Read what begins it, how often people enter, and which of them."""
+        row, flow, segments = self.row, self.flow, self.workspace.segments
+        self.trigger = self._trigger()
+        #: What the trigger depends on, when it turns, and the attributes with the time to begin.
+        self.asked = segments.needs(self.trigger.needs) if self.trigger else set()
+        self.turns = (*self.trigger.turns, *segments.turns(self.trigger)) if self.trigger else ()
+        self.moments = sorted(name for kind, name in self.asked if kind == "timestamp")
+        self.filter = self._compiled("filter", self._all_of(
+            "filter_segment_ids", row.get("filter_object_attributes"),
+            row.get("filter_relationship_attributes"), told.get("person_filters"),
+            told.get("relationship_filters"), flow.get("filter"),
+        ))  # fmt: skip
+        data, grammar = flow.get("attribute_filters") or {}, self.layout.grammar
+        self.data_fits = compile_data(data, f"{self.where}.attribute_filters", grammar)
+        #: Whether who does not match the filter may come to do so for a while (docs); whether
+        #: anything can hold somebody up before the first tile.
         self.is_patient = row["type"] in ("event", "form")
+        self.may_hold = bool(self.moments or (self.is_patient and self.filter))
         self.restart = flow.get("restart_mode") or self.type.restart
         self.interval = self._interval()
         #: Whether everybody who belongs to an object enters, not only who came to it.
         self.invites_all = told.get("type", 0) != 0
         # Which change of an object or a relationship begins it.
         name = f"{row['type']}_attribute_triggers"
-        self.change = self._compiled(name, self.row.get(name))
+        self.change = self._compiled(name, row.get(name))
         needs = self.change.needs if self.change else ()
         self.object_fields = {field for kind, field in needs if kind == "field"}
+        #: Why somebody may be refused.
+        self.refusals: List[Callable[..., str]] = []
+
+    def _leave_by(self) -> None:
+        """Read what takes people out."""
+        # An event of the past takes nobody out: those since the begin do (inferred).
+        since = self.layout.grammar._replace(begin=lambda one: (one.started, one.born))
+        place = f"{self.where}.global_exit_conditions"
+        specs = enumerate(self.flow.get("global_exit_conditions") or ())
+        self.exits = [self.layout.compiled(spec, f"{place}[{i}]", since) for i, spec in specs]
+        self.goal = self._goal(self.flow.get("goal"))
+        #: What time alone may bring about at any moment; whether anything can take somebody out.
+        self.timely = [part for part in (*self.exits, self.goal) if part and part.turns]
+        self.may_end = bool(self.exits or self.filter or self.trigger)
 
     @property
     def begins_with(self) -> str:
@@ -9535,6 +9577,18 @@ class Plan:
     def fits(self, journey: Journey) -> bool:
         """Whether the person of a journey matches the filter."""
         return self.filter is None or self.filter.test(journey)
+
+    def hold(self, journey: Journey) -> Tuple[str, float]:
+        """What somebody waits for before the first tile, until when (Unix seconds); "" for nothing.
+
+        That is the filter, if it is tried again, and the time in an attribute of which the trigger
+        says that it `is_timestamp` (docs).
+        """
+        if self.is_patient and not self.fits(journey):
+            return IN_FILTER, journey.started + FILTER_PATIENCE
+        times = [time_meant(journey.text(name)) or 0 for name in self.moments]
+        until = max(times, default=0)
+        return ("timestamp", until) if until > self.workspace.clock.now() else ("", 0)
 
     def exit_of(self, journey: Journey) -> str:
         """Which exit condition takes somebody out, or ""."""
@@ -9573,11 +9627,11 @@ class Plan:
         grammar = self.layout.grammar._replace(
             begin=lambda journey: (max(journey.started, journey.goal_seen), journey.born)
         )
-        return compile_conditions(condition, f"{self.where}.goal", grammar)
+        return self.layout.compiled(condition, f"{self.where}.goal", grammar)
 
     def _check_contents(self) -> None:
         """Refuse messages of which nobody has told what they say."""
-        known = self.workspace.shelves[CAMPAIGNS.shelf].rows
+        known = self.workspace.shelves[self.family.shelf].rows
         for node in self.nodes.values():
             for row in node.body.get("variations") or [{"id": node.id}]:
                 if node.tile.shows and row["id"] not in known:
@@ -9601,8 +9655,9 @@ class Plan:
         parts += [c for node in self.nodes.values() for c in node.conditions]
         needs = {need for part in parts if part for need in part.needs}
         windows = [n for n in self.nodes.values() if n.type == "delay_time_window"]
-        zones = {("attribute", "timezone"), ("attribute", "cio_timezone")} if windows else set()
-        return frozenset(self.workspace.segments.needs(needs) | zones)
+        names = {"timezone", "cio_timezone"} if windows else set()
+        more = {("attribute", name) for name in names.union(self.moments)}
+        return frozenset(self.workspace.segments.needs(needs) | more)
 
 
 def journey_grammar(workspace: Workspace) -> Grammar:
@@ -9648,6 +9703,8 @@ class Runner:
         #: What any of them depends on once people are inside, and those who are, by serial number.
         self.needs: Set[Need] = set()
         self.live: Dict[int, List[Journey]] = {}
+        #: When it has been planned to look at a journey again, by its serial number.
+        self.planned: Dict[int, float] = {}
         #: The journey whose tile is at work, if one is: what follows from it is its doing.
         self.cause: Optional[Journey] = None
 
@@ -9798,35 +9855,50 @@ class Runner:
 
     def look_after(self, people: Iterable[Tuple[Person, Set[Need]]]) -> None:
         """Let what happened to people change their journeys: first who leaves, then who waits."""
-        pairs = [
-            (journey, self.plans[journey.campaign_id])
+        journeys = [
+            journey
             for person, needs in people
             for journey in self.live.get(person.serial, ())
             if needs & self.plans[journey.campaign_id].needs
         ]
-        for journey, plan in pairs:
-            self._check_goal(journey, plan)
-            if journey.state == "active" and (reason := plan.exit_of(journey)):
-                self.leave(journey, reason)
-        for journey, _ in pairs:
-            if journey.state == "active" and journey.waiting_for:
-                self._look_at_wait(journey)
+        for journey in journeys:
+            self.look_at(journey)
+        for journey in journeys:
+            if journey.waiting_for in _AT_THE_GATE:
+                self.pass_gate(journey)
+            elif journey.waiting_for in _LIVELY_WAITS:
+                self.go_on(journey, locked=True)
 
-    def _look_at_wait(self, journey: Journey) -> None:
-        """Let somebody go on for whom that was what they waited for."""
-        node = self.node_of(journey)
-        if journey.waiting_for == IN_FILTER:
-            self.pass_filter(journey, last=False)
-        elif node is not None and node.type in _LIVELY_WAITS:
-            self.go_on(journey, locked=True)
+    def look_at(self, journey: Journey) -> None:
+        """See whether somebody has reached the goal or has to leave; or will, by time alone."""
+        plan = self.plans[journey.campaign_id]
+        self._check_goal(journey, plan)
+        if journey.state == "active" and (reason := plan.exit_of(journey)):
+            self.leave(journey, reason)
+        self.plan_look(journey, plan)
 
-    def pass_filter(self, journey: Journey, last: bool) -> None:
-        """Let somebody in who matches the filter by now; or nevermore, if it was the last try."""
-        if self.plans[journey.campaign_id].fits(journey):
+    def plan_look(self, journey: Journey, plan: Plan) -> None:
+        """Look at a journey again when time alone may end it, or convert it."""
+        now = self.clock.now()
+        times = [part.next_turn(journey, now) for part in plan.timely]
+        when = min([time for time in times if time is not None], default=0.0)
+        if when and self.planned.get(journey.serial) != when:
+            self.planned[journey.serial] = when
+            self.workspace.agenda.later(when, look_at_journey, journey.serial)
+
+    def pass_gate(self, journey: Journey) -> None:
+        """Let somebody in whom nothing holds up any more; or nevermore, once it is too late."""
+        plan = self.plans[journey.campaign_id]
+        reason, until = plan.hold(journey)
+        if plan.trigger is not None and not plan.trigger.test(journey.person):
+            self.leave(journey, "trigger")
+        elif not reason:
             journey.waiting_for, journey.wake = "", None
             self.go_on(journey, locked=True)
-        elif last:
-            self.end(journey, "never_activated", IN_FILTER)
+        elif until <= self.clock.now():
+            self.leave(journey, reason)
+        elif until != journey.wake:
+            self.schedule(journey, until)
 
     def wake(self, number: int, when: Optional[float]) -> None:
         """Go on with a journey that has waited until `when`, unless it has gone on before.
@@ -9837,8 +9909,8 @@ class Runner:
             journey = self.journeys.rows[number]
             if journey.state != "active" or journey.wake != when:
                 return
-            if journey.waiting_for == IN_FILTER:
-                self.pass_filter(journey, last=True)
+            if journey.waiting_for in _AT_THE_GATE:
+                self.pass_gate(journey)
                 return
         try:
             self.go_on(journey, locked=False)
@@ -9905,6 +9977,15 @@ def wake_journey(workspace: Workspace, number: int, when: float) -> None:
     workspace.beside(Runner).wake(number, when)
 
 
+@chore
+def look_at_journey(workspace: Workspace, number: int) -> None:
+    """See whether time alone ends a journey."""
+    runner = workspace.beside(Runner)
+    with workspace.lock:
+        runner.planned.pop(number, None)
+        runner.look_at(workspace.journeys.rows[number])
+
+
 # ---- messages of a journey
 
 
@@ -9913,8 +9994,10 @@ def delivery_of_journey(
 ) -> Tuple[Delivery, Mail]:
     """A delivery of a journey, not yet sent, and what is to be sent."""
     workspace, (message, mail) = runner.workspace, mail_of(plan, content)
-    delivery = new_delivery(workspace, "campaign", journey.person, message)
-    delivery.parents = {"campaign_id": plan.number, "action_id": content["id"]}
+    delivery = new_delivery(workspace, plan.family.one, journey.person, message)
+    delivery.parents = {plan.family.key: plan.number, "action_id": content["id"]}
+    if journey.trigger_id is not None:
+        delivery.parents["trigger_id"] = journey.trigger_id
     if content.get("parent_action_id"):
         delivery.parents["parent_action_id"] = content["parent_action_id"]
     delivery.journey, delivery.data = journey, journey.data
@@ -9929,7 +10012,7 @@ def mail_of(plan: Plan, content: Json) -> Tuple[Attributes, Mail]:
     if known is not content or mail is None:
         unasked = {"send_to_unsubscribed": plan.flow.get("send_to_unsubscribed", False)}
         draft = {"queue_draft": True} if content["sending_state"] == "draft" else {}
-        mail = Mail(CAMPAIGNS, plan.parent, {**unasked, **content, **draft}, plan.names)
+        mail = Mail(plan.family, plan.parent, {**unasked, **content, **draft}, plan.names)
         message = shown(content)
         plan.mails[content["id"]] = content, message, mail
     return message, mail
@@ -9937,7 +10020,8 @@ def mail_of(plan: Plan, content: Json) -> Tuple[Attributes, Mail]:
 
 def post(runner: Runner, journey: Journey, number: int, path: Optional[int]) -> Done:
     """Send the action of this number to the person of a journey."""
-    plan, shelf = runner.plans[journey.campaign_id], runner.workspace.shelves[CAMPAIGNS.shelf]
+    plan = runner.plans[journey.campaign_id]
+    shelf = runner.workspace.shelves[plan.family.shelf]
     content = shelf.rows[number]
     if content["sending_state"] == "off":
         return Done("skipped", "sending_state off", path)
@@ -9999,7 +10083,8 @@ def _over_the_limit(workspace: Workspace, number: int, delivery: Delivery) -> fl
 
 def _is_counted(workspace: Workspace, delivery: Delivery) -> bool:
     """Whether a message counts for the limit: of a campaign that uses it, and not in-app (docs)."""
-    plan = workspace.beside(Runner).plans.get(delivery.parents.get("campaign_id", 0))
+    journey = delivery.journey
+    plan = workspace.beside(Runner).plans[journey.campaign_id] if journey else None
     capped = delivery.message.get("frequency_cap_mode") != "no_cap"
     uses = plan is not None and plan.flow.get("use_message_limits", False)
     return uses and capped and delivery.channel not in ("in_app", "webhook", "slack")
@@ -10101,9 +10186,10 @@ def _wait_tile(runner: Runner, journey: Journey, node: Node, texts: Json) -> Don
     return Done("waiting", until=min([end, *(turn for turn in turns if turn is not None)]))
 
 
-#: Waits that something may end or move.
+#: Waits that something may end or move, in a workflow and before it.
 _LIVELY_WAITS = ("conditional_wait", "delay_time_window")
 IN_FILTER = "filter"
+_AT_THE_GATE = (IN_FILTER, "timestamp")
 
 
 def whom(journey: Journey, texts: Json) -> Identifier:
@@ -10327,7 +10413,6 @@ class Gate:
     def __init__(self, workspace: Workspace) -> None:
         self.workspace, self.clock = workspace, workspace.clock
         self.runner, self.journeys = workspace.beside(Runner), workspace.journeys
-        self.campaigns = workspace.shelves["campaigns"].rows
         self.by_event: Dict[str, List[Plan]] = {}
         self.by_need: Dict[Need, List[Plan]] = {}
         #: Plans by type and by what begins them: a form, a webhook, a type of objects.
@@ -10342,6 +10427,8 @@ class Gate:
         self.related: Dict[
             Tuple[int, ObjectKey, int], Tuple[Plan, ObjectKey, Optional[Person], int]
         ] = {}
+        #: The campaigns and objects whose people are to be let in, because somebody came to them.
+        self.invited: Set[Tuple[int, ObjectKey]] = set()
         self.settling = self.called = False
         #: When it has been planned to look at somebody again, by campaign and serial number.
         self.planned: Dict[Tuple[int, int], float] = {}
@@ -10354,19 +10441,18 @@ class Gate:
         plan.refusals = [refused for applies, refused in REFUSALS if applies(plan)]
         type, key = plan.row["type"], plan.begins_with
         if plan.trigger is not None:
-            plan.turns = self.workspace.segments.turns(plan.trigger)
-            needs = {*self.workspace.segments.needs(plan.trigger.needs), NEWCOMER}
+            needs = {*plan.asked, NEWCOMER}
             for need in needs:
                 self.by_need.setdefault(need, []).append(plan)
             self.watched |= needs
         elif type == "event":
-            self.by_event.setdefault(key, []).append(plan)
+            _insert(self.by_event.setdefault(key, []), plan)
             self.watched.add(("event", key))
         elif type == "date" and key:
-            self.dates.append(plan)
+            _insert(self.dates, plan)
             self.watched |= {("attribute", name) for name in (key, "timezone", "cio_timezone")}
         else:
-            self.by_key.setdefault((type, key), []).append(plan)
+            _insert(self.by_key.setdefault((type, key), []), plan)
         self.names = tuple(sorted({name for kind, name in self.watched if kind == "attribute"}))
 
     def listen(self) -> None:
@@ -10448,8 +10534,17 @@ class Gate:
                 self._relate(plan, thing.key, None)
 
     def _relate(self, plan: Plan, key: ObjectKey, person: Optional[Person]) -> None:
-        whom = -1 if person is None or plan.invites_all else person.serial
-        self.related.setdefault((plan.number, key, whom), (plan, key, person, self.depth))
+        candidate = Journey(plan.number, person, {}, None)
+        candidate.object_key = key
+        if plan.change is not None and not plan.change.test(candidate):
+            return
+        if person is None or not plan.invites_all:
+            whom = -1 if person is None else person.serial
+            self.related.setdefault((plan.number, key, whom), (plan, key, person, self.depth))
+        elif (plan.number, key) not in self.invited:
+            self.invited.add((plan.number, key))
+            about = plan.number, key, person.serial, self.depth
+            self.workspace.agenda.later(self.clock.now(), invite, *about)
 
     def _heard_refusal(self, who: Identifier, args: Sequence[Any]) -> None:
         for event in args:
@@ -10533,12 +10628,15 @@ class Gate:
         depth: int,
         event: Optional[Event] = None,
         key: Optional[ObjectKey] = None,
+        trigger_id: Optional[int] = None,
     ) -> None:
         """Begin a journey, or write down why not."""
         rows, reason = self.journeys.rows, ""
         journey = Journey(plan.number, person, data, event)
-        journey.started, journey.depth, journey.object_key = self.clock.now(), depth, key
-        journey.serial, journey.born = len(rows), len(self.workspace.events.rows)
+        journey.started, journey.depth = self.clock.now(), depth
+        journey.object_key, journey.trigger_id = key, trigger_id
+        journey.serial = len(rows)
+        journey.born = event.serial + 1 if event else len(self.workspace.events.rows)
         for refused in plan.refusals:
             reason = reason or refused(self, plan, journey)
         rows.append(journey)
@@ -10555,14 +10653,22 @@ class Gate:
             self.runner.live.setdefault(journey.person.serial, []).append(journey)
         if plan.goal is not None and "segment" in plan.flow["goal"] and plan.goal.test(journey):
             journey.goal_seen = journey.started
-        if plan.filter is not None and plan.is_patient and not plan.fits(journey):
-            journey.waiting_for = IN_FILTER
-            self.runner.schedule(journey, journey.started + FILTER_PATIENCE)
-            return
         if plan.restart == "interval" and plan.row["type"] == "segment":
             when, key = journey.started + plan.interval, cast(Person, journey.person).serial
             self.workspace.agenda.later(when, look_again, plan.number, key, "interval", when)
-        self.runner.go_on(journey, locked=True)
+        if plan.timely:
+            self.runner.plan_look(journey, plan)
+        journey.waiting_for, until = plan.hold(journey) if plan.may_hold else ("", 0)
+        if journey.waiting_for:
+            self.runner.schedule(journey, until)
+        else:
+            self.runner.go_on(journey, locked=True)
+
+
+def _insert(plans: List[Plan], plan: Plan) -> None:
+    """Add a campaign where it is its turn when several begin at once: by number (inferred)."""
+    plans.append(plan)
+    plans.sort(key=operator.attrgetter("number"))
 
 
 #: That somebody is new here: people match what they lack, too.
@@ -10571,9 +10677,9 @@ NEWCOMER = ("person", "new")
 
 def _shut(gate: Gate, plan: Plan, journey: Journey) -> str:
     """Whether nobody enters now, or not for what is so old, or not once more in this circle."""
-    state, event = gate.campaigns[plan.number]["state"], journey.event
-    if state != "running":
-        return f"the campaign is {state}"
+    row, event = gate.workspace.shelves[plan.family.kind].rows[plan.number], journey.event
+    if row["state"] != "running":
+        return f"the {plan.family.one} is {row['state']}"
     when = journey.started if event is None else event.timestamp or event.received_at
     if when < journey.started - OLDEST_TRIGGER:
         return "timestamp older than 72 hours"
@@ -10629,7 +10735,7 @@ REFUSALS: Tuple[Tuple[Callable[[Plan], Any], Callable[[Gate, Plan, Journey], str
 )  # fmt: skip
 
 
-# ---- by segment, by date, by object, by webhook
+# ---- by segment, by date, by object, by webhook, by broadcast
 
 
 @chore
@@ -10697,14 +10803,22 @@ def next_date(plan: Plan, person: Person, after: float) -> Optional[float]:
     return None
 
 
+@chore
+def invite(workspace: Workspace, number: int, key: ObjectKey, serial: int, depth: int) -> None:
+    """Let in who belongs to an object to which somebody came; once, if many came at once."""
+    gate = workspace.beside(Gate)
+    with workspace.lock:
+        gate.invited.discard((number, key))
+        thing, person = workspace.objects.rows.get(key), workspace.people.at(serial)
+        if thing is not None and person is not None:
+            enter_related(gate, gate.runner.plans[number], thing, person, depth)
+            gate.settle()
+
+
 def enter_related(
     gate: Gate, plan: Plan, thing: Thing, person: Optional[Person], depth: int
 ) -> None:
     """Let in who belongs to an object that has changed, or to which somebody came."""
-    candidate = Journey(plan.number, person, {}, None)
-    candidate.object_key = thing.key
-    if plan.change is not None and not plan.change.test(candidate):
-        return
     people = list(thing.people.values())
     if person is not None and not plan.invites_all:
         people = [person]
@@ -10753,6 +10867,23 @@ def receive_webhook(workspace: Workspace, token: str, body: Json) -> bool:
     return bool(plans)
 
 
+def begin_broadcast(workspace: Workspace, number: int, started: Trigger, base_url: str) -> None:
+    """Let the audience of a trigger into a broadcast's workflow, or send it all its messages."""
+    plan = workspace.beside(Runner).plans.get(number)
+    if plan is None or plan.family is not BROADCASTS:
+        send_broadcast(workspace, number, started, base_url)
+        return
+    gate = workspace.beside(Gate)
+
+    def let_in(position: int, entry: Tuple[Person, Json]) -> None:
+        with workspace.lock:
+            if workspace.people.at(entry[0].serial) is entry[0]:  # and not deleted meanwhile
+                gate.enter(plan, *entry, 0, trigger_id=started.number)
+
+    finish = functools.partial(note_processed, workspace, started.number)
+    workspace.agenda.run_for_all(started.audience, let_in, finish)
+
+
 # ---- campaigns begin and end
 
 
@@ -10761,7 +10892,8 @@ def attach(workspace: Workspace, restored: bool = False) -> None:
 
     Those out of a snapshot go on as they were, those of a seed look at who is there.
     """
-    rows = [row for row in workspace.shelves["campaigns"].rows.values() if "_journey" in row]
+    shelves = [workspace.shelves[family.kind] for family in RUNNING]
+    rows = [row for shelf in shelves for row in shelf.rows.values() if "_journey" in row]
     if not rows and not workspace.journeys.rows:
         return
     gate = workspace.beside(Gate)
@@ -10804,6 +10936,12 @@ def begin_campaign(workspace: Workspace, plan: Plan, audience: str) -> None:
         gate.look_at(plan, person, 0)
 
 
+def family_running(workspace: Workspace, number: int) -> Family:
+    """Whether a number is of a campaign or of a broadcast with a workflow."""
+    plan = workspace.beside(Runner).plans.get(number)
+    return CAMPAIGNS if plan is None else plan.family
+
+
 def change_campaign(
     workspace: Workspace,
     number: int,
@@ -10811,9 +10949,15 @@ def change_campaign(
     journeys: str = "finish",
     audience: str = "future",
 ) -> None:
-    """Start or stop a campaign; those inside `finish` or `exit`, those who match enter or don't."""
-    runner, shelf = workspace.beside(Runner), workspace.shelves["campaigns"]
+    """Start or stop a campaign; those inside `finish` or `exit`, those who match enter or don't.
+
+    Raises ApiError 409 for an archived one that is to run: it has to be stopped first (docs).
+    """
+    runner, family = workspace.beside(Runner), family_running(workspace, number)
+    shelf = workspace.shelves[family.kind]
     before, plan = shelf.rows[number]["state"], runner.plans.get(number)
+    if before == "archived" and state not in ("archived", "stopped"):
+        raise ApiError(409, f"campaign {number} is archived: set its state to stopped first")
     active = state == "running" or (state == "stopped" and journeys == "finish")
     shelf.change(number, {"state": state, "active": active})
     leave = state != "running" and journeys == "exit"
@@ -10821,7 +10965,7 @@ def change_campaign(
         if journey.campaign_id == number and journey.state == "active":
             runner.leave(journey, f"the campaign was {state}")
     if leave:
-        workspace.deliveries.recall(number, workspace.seconds())
+        workspace.deliveries.recall((family.key, number), workspace.seconds())
     if plan is not None and state == "running" and before != "running":
         begin_campaign(workspace, plan, audience)
 
@@ -11005,7 +11149,7 @@ def _webhook_tile(runner: Runner, journey: Journey, node: Node, texts: Json) -> 
     if journey.waits:
         return Done("created", delivery=journey.steps[-1].delivery)
     plan, workspace = runner.plans[journey.campaign_id], runner.workspace
-    content = workspace.shelves[CAMPAIGNS.shelf].rows[node.id]
+    content = workspace.shelves[plan.family.shelf].rows[node.id]
     if content["sending_state"] == "off":
         return Done("skipped", "sending_state off")
     delivery, mail = delivery_of_journey(runner, journey, plan, content)
@@ -11816,24 +11960,17 @@ def _seed_shelf(kind: str) -> Seeder:
     return plant
 
 
-def _only_messages(content: Json, where: str) -> None:
-    """Broadcasts don't run workflows here: a delay would go out as a message."""
-    type = plain_type(content.get("type", "email"))
-    if type not in (*_MESSAGE_TILES, "webhook"):
-        text = f"{where}.type '{type}' is no message: broadcasts send messages, all at once; "
-        raise invalid(f"{text}a campaign runs a workflow", f"{where}.type")
-
-
 def _seed_family(family: Family) -> Seeder:
     def plant(workspace: Workspace, row: Json, where: str) -> None:
+        if family is BROADCASTS and has_workflow(row):
+            _seed_workflow(workspace, family, row, where)
+            return
         inner = {name: row.get(name) or [] for name in (family.contents, "test_groups")}
         made = _shelve(
             workspace, family.kind, without(row, list(inner)), where,
             blank_row(workspace, family.kind, ""),
         )  # fmt: skip
         given = list(_each(inner[family.contents], f"{where}.{family.contents}"))
-        for content, at in given if family is BROADCASTS else ():
-            _only_messages(content, at)
         numbers = [content.get("id") for content, _ in given]
         bare = [n for n in made.get("content_ids") or () if n not in numbers]
         given += [({"id": n, "type": made["type"]}, f"{where}.content_ids") for n in bare]
@@ -11852,21 +11989,37 @@ _TILE_PARTS = (
 )  # fmt: skip
 
 
+#: What stands beside a workflow in broadcasts that have none.
+_NO_WORKFLOW = {"send_to_unsubscribed", "subscription_topic_id"}
+
+
+def has_workflow(broadcast: Json) -> bool:
+    """Whether a broadcast is more than messages that all go out at once."""
+    tiles = tiles_in(broadcast.get("actions"))
+    plain = (plain_type(tile.get("type", "email")) in _MESSAGE_TILES
+             and "preconditions" not in tile for tile in tiles)  # fmt: skip
+    return not all(plain) or bool({*broadcast} & {*WORKFLOW.checks} - _NO_WORKFLOW)
+
+
 def campaign_parts(
-    row: Json, where: str, taken: Mapping[int, Json]
+    family: Family, row: Json, where: str, taken: Mapping[int, Json]
 ) -> Tuple[Json, Json, List[Tuple[Json, str]]]:
     """A seeded campaign in parts: what the App API shows, what it runs by, and its contents.
 
     Numbers in `taken` belong to actions of other campaigns. Raises ApiError 400 with the place.
     """
     plain = {k: v for k, v in row.items() if k not in ("actions", *WORKFLOW.checks)}
-    plain.setdefault("type", _type_told(row))
+    plain.setdefault("type", BROADCAST if family is BROADCASTS else _type_told(row))
     for name in plain:
-        near = [] if name in _TOLD.checks else spelt_alike(name, [*WORKFLOW.checks], 1, 0.8)
+        near = (
+            []
+            if name in _TOLD[family.kind].checks
+            else spelt_alike(name, [*WORKFLOW.checks], 1, 0.8)
+        )
         if near:
             place = f"{where}.{name}"
             raise invalid(f"{place} is no field of campaigns; did you mean {near[0]}?", place)
-    _TOLD.read(spelt_out(plain), f"{where}.")
+    _TOLD[family.kind].read(spelt_out(plain), f"{where}.")
     flow = WORKFLOW.read(row, f"{where}.")
     numbering = Numbering(row.get("actions") or [], taken)
     flow["actions"] = numbering.rows(row.get("actions") or [], f"{where}.actions", 0)
@@ -11977,7 +12130,7 @@ def printed_campaign(document: Json, where: str) -> Json:
         row["start_hour"], row["start_minutes"] = map(int, row.pop("start_time").split(":")[:2])
     row.update({"trigger": {"and": anchors}} if anchors else {})
     row.update({"filter": {"and": filters}} if filters else {})
-    known = {*WORKFLOW.checks, *_TOLD.checks, *SHELVES["campaigns"].checks}
+    known = {*WORKFLOW.checks, *_TOLD["campaigns"].checks, *SHELVES["campaigns"].checks}
     tiles = [web_tile(tile, f"{where}.actions[{i}]") for i, tile in enumerate(document["actions"])]
     return {**weighed(row, known, place), "actions": Edges(tiles, edges, place).path()}
 
@@ -12103,21 +12256,29 @@ class Edges:
 
 def _seed_campaign(workspace: Workspace, row: Json, where: str) -> None:
     """A campaign: what the App API shows of it, and what it runs by."""
-    shelves = workspace.shelves
     if isinstance(row.get("campaign"), dict) and isinstance(row.get("actions"), list):
         row = printed_campaign(row, where)
-    shelves["campaigns"].open = False
-    parts = campaign_parts(without(row, ["test_groups"]), where, shelves["campaign_actions"].rows)
+    _seed_workflow(workspace, CAMPAIGNS, row, where)
+
+
+def _seed_workflow(workspace: Workspace, family: Family, row: Json, where: str) -> None:
+    taken = workspace.shelves[family.shelf].rows
+    parts = campaign_parts(family, without(row, ["test_groups"]), where, taken)
     plain, flow, contents = parts
-    blank = blank_row(workspace, "campaigns", "")
+    blank = blank_row(workspace, family.kind, "")
     blank["active"] = plain.get("state", "running") == "running"
-    made = _shelve(workspace, "campaigns", {**plain, "_journey": flow}, where, blank)
+    made = _shelve(workspace, family.kind, {**plain, "_journey": flow}, where, blank)
     for content, at in contents:
-        blank = blank_content(workspace, CAMPAIGNS)
-        _shelve(workspace, CAMPAIGNS.shelf, {**content, "_parent": made["id"]}, at, blank)
+        blank = blank_content(workspace, family)
+        _shelve(workspace, family.shelf, {**content, "_parent": made["id"]}, at, blank)
     for group, at in _each(row.get("test_groups") or [], f"{where}.test_groups"):
         _shelve(workspace, "test_groups", {**group, "_parent": made["id"]}, at)
-    gate = workspace.beside(Gate)
+    gate, number = workspace.beside(Gate), made["id"]
+    if number in gate.runner.plans:
+        text = (
+            f"{where}.id {number} is a campaign's: broadcasts with a workflow share their numbers"
+        )
+        raise invalid(text, f"{where}.id")
     gate.add(Plan(gate.workspace, made, where))
 
 
@@ -14735,7 +14896,7 @@ def trigger(call: Call, broadcast_id: str) -> Json:
     if call.request.size > MAX_TRIGGER:
         raise ApiError(422, f"the request cannot be larger than {MAX_TRIGGER} bytes")
     started = trigger_broadcast(call.workspace, number, body)
-    send_broadcast(call.workspace, number, started, call.base_url)
+    begin_broadcast(call.workspace, number, started, call.base_url)
     return {"id": started.number}
 
 
@@ -15645,7 +15806,9 @@ def list_family(call: Call) -> Json:
     family, workspace = family_of(call), call.workspace
     with workspace.lock:
         rows = workspace.shelves[family.kind].rows.values()
-        documents = [family_document(workspace, family, row) for row in rows]
+        # The states that are shown know no archived ones (reference).
+        kept = [row for row in rows if row.get("state") != "archived"]
+        documents = [family_document(workspace, family, row) for row in kept]
     if family is not NEWSLETTERS:
         return {family.many: documents}
     newest_first = query_choice(call.request.query(), "sort", ("asc", "desc")) == "desc"
@@ -18862,8 +19025,12 @@ def _campaigns(workspace: Workspace) -> List[Json]:
         states[journey.campaign_id][journey.state] += 1
         if journey.state == "active":
             places[journey.campaign_id][str(journey.position)] += 1
-    for row in list(shelves["campaigns"].rows.values()):
-        contents = {part["id"]: part for part in shelves[CAMPAIGNS.shelf].where(_parent=row["id"])}
+    running = [
+        (family, row) for family in RUNNING for row in list(shelves[family.kind].rows.values())
+        if family is CAMPAIGNS or "_journey" in row
+    ]  # fmt: skip
+    for family, row in running:
+        contents = {part["id"]: part for part in shelves[family.shelf].where(_parent=row["id"])}
         top = [part for part in contents.values() if not part.get("parent_action_id")]
         flow = {**row.get("_journey", {})}
         tiles = _told_tiles(flow.pop("actions", top), contents)
@@ -19354,7 +19521,12 @@ FIELD_VALUES: Dict[Tuple[str, str], Callable[[], Iterable[str]]] = {
 
 #: Shorter names for what tests ask most: of the deliveries, what their recipients see.
 SHORTHANDS = {
-    "deliveries": {"to": "recipient", "subject": "rendered.subject", "body": "rendered.body"}
+    "deliveries": {
+        "to": "recipient",
+        "subject": "rendered.subject",
+        "body": "rendered.body",
+        **{name: f"parents.{name}" for name in (*_PARENTS, "trigger_id")},
+    },
 }
 
 
@@ -19712,14 +19884,15 @@ _CAMPAIGN_CHANGE = FieldList(
 
 @route("PUT", "/__parlel/campaigns/{campaign_id}", CONTROL, fields=_CAMPAIGN_CHANGE)
 def put_campaign(call: Call, campaign_id: str) -> Json:
-    """Start or stop a campaign, which the App API can't."""
+    """Start or stop a campaign, or a broadcast with a workflow, which the App API can't."""
     given, number = call.fields(), path_number(call.workspace, campaign_id)
     with call.workspace.lock:
-        if number not in call.workspace.shelves["campaigns"].rows:
+        family = family_running(call.workspace, number)
+        rows = call.workspace.shelves[family.kind].rows
+        if number not in rows:
             raise ApiError(404, f"there is no campaign {number}")
         change_campaign(call.workspace, number, **given)
-        row = call.workspace.shelves["campaigns"].rows[number]
-        return {"campaign": family_document(call.workspace, CAMPAIGNS, row)}
+        return {family.one: family_document(call.workspace, family, rows[number])}
 
 
 @route("DELETE", "/__parlel/customers/{customer_id}", CONTROL)
@@ -20496,7 +20669,7 @@ def show_queue(call: Call) -> Json:
 # ======================================================================================
 
 #: The layout of a snapshot; a later one gets another number.
-SNAPSHOT_FORMAT = 3
+SNAPSHOT_FORMAT = 4
 #: What is stored may be nested as deep as a request, and lies a few levels inside.
 SNAPSHOT_DEPTH = MAX_DEPTH + 20
 #: Settings without which a snapshot would mean something else.
@@ -21458,7 +21631,10 @@ export interface Amounts {
 }
 export type Match<T> = { [K in keyof T]?: Wanted<T[K]> };
 export type DeliveryMatch = Match<DeliveryRecord>
-  & { to?: Wanted<string>; subject?: Wanted<string>; body?: Wanted<string> };
+  & { to?: Wanted<string>; subject?: Wanted<string>; body?: Wanted<string>;
+  campaign_id?: Wanted<number>; broadcast_id?: Wanted<number>; newsletter_id?: Wanted<number>;
+  transactional_message_id?: Wanted<number>; action_id?: Wanted<number>;
+  content_id?: Wanted<number>; trigger_id?: Wanted<number> };
 export interface Lists {
 %(lists)s}
 type Asked<L extends keyof Lists> =

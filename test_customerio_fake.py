@@ -4253,6 +4253,19 @@ class TrialEnds(JourneyTest):
         self.assertEqual(len(self.endpoint.received), 1)
         self.assertEqual(self.steps()[0], (40, "failed", "the endpoint answered 400"))
 
+    def test_a_broadcast_calls_it_too(self) -> None:
+        url = f"http://127.0.0.1:{self.endpoint.server_port}/score"
+        tiles = [{**self.ACTIONS[0], "url": url, "body": "{{trigger.plan}}"},
+                 mail(45, "{{journey.score}}")]  # fmt: skip
+        self.seed({"broadcasts": [{"id": 4, "name": "B", "actions": tiles}],
+                   "customers": [{"id": "7", "email": "ada@example.com"}]})  # fmt: skip
+        trigger = {"ids": ["7"], "data": {"plan": "gold"}}
+        self.ok("POST", "/v1/campaigns/4/triggers", trigger)
+        self.clock(advance=1)
+        self.assertEqual([row[2] for row in self.endpoint.received], [b"gold"])
+        self.assertEqual(self.delivery(45)["rendered"]["subject"], "7")
+        self.assertEqual(self.steps(), [(40, "sent"), (45, "sent")])
+
     def test_a_second_event_within_a_day_starts_nothing(self) -> None:
         self.begin()
         self.track("7", "trial_ending", plan="gold")
@@ -4832,6 +4845,46 @@ class Entries(JourneyTest):
         begins = [row["match_time"] - self.START for row in self.journeys()]
         self.assertEqual(begins, [3599 + 3600])
 
+    def test_a_timestamp_in_the_trigger_is_when_it_begins(self) -> None:
+        now, ends = self.START, {"attribute": {"field": "ends", "operator": "is_timestamp"}}
+        soon = {"attribute": {"field": "ends", "operator": "timestamp_gt", "value": 0}}
+        rows: list[tuple[Any, Any, list[Any], tuple[str, int | None]]] = [
+            (ends, now + 600, [], ("finished", 600)),
+            (ends, now - 600, [], ("finished", 0)),
+            (ends, now + 600, [(300, now + 900)], ("finished", 900)),
+            (ends, now + 600, [(300, now + 400)], ("finished", 400)),
+            (ends, now + 600, [(300, now)], ("finished", 300)),
+            (ends, now + 600, [(300, "")], ("never_activated", None)),
+            (ends, "never", [], ("", None)),
+            ({"and": [ends, exists("email")]}, now + 600, [], ("finished", 600)),
+            ({"and": [soon, exists("email")]}, now + 600, [], ("finished", 0)),
+        ]
+        for trigger, at, changes, (state, sent) in rows:
+            for kind in ("trigger", "segment"):
+                with self.subTest(trigger=trigger, at=at, changes=changes, kind=kind):
+                    segments = [{"id": 1, "name": "s", "conditions": trigger}]
+                    told = {"trigger": trigger} if kind == "trigger" else {
+                        "trigger_segment_ids": [1], "segments": segments}  # fmt: skip
+                    self.campaign(mail(1), type="segment", **told)
+                    self.identify("1", email="1@example.com", ends=at)
+                    begun = len(self.journeys())
+                    for seconds, value in changes:
+                        self.clock(advance=seconds)
+                        self.identify("1", ends=value)
+                    self.clock(advance=1000)
+                    self.assertEqual([row["state"] for row in self.journeys()], [state][:begun])
+                    times = [row["metrics"]["sent"] for row in self.records("deliveries")]
+                    self.assertEqual(times, [] if sent is None else [now + sent])
+
+    def test_who_waits_for_a_timestamp_has_a_journey(self) -> None:
+        ends = {"attribute": {"field": "ends", "operator": "is_timestamp"}}
+        self.campaign(mail(1), type="segment", trigger=ends)
+        self.identify("1", email="1@example.com", ends=self.START + 600)
+        row = self.journeys()[0]
+        wanted = ("active", "timestamp", self.START + 600, self.START, None)
+        names = ("state", "waiting_for", "next_wake_up", "match_time", "activated_at")
+        self.assertEqual(tuple(row[name] for name in names), wanted)
+
     def test_people_match_what_they_lack(self) -> None:
         lack = {"attribute": {"field": "plan", "operator": "not_exists"}}
         self.campaign(mail(1), type="segment", trigger=lack)
@@ -4863,6 +4916,12 @@ class Entries(JourneyTest):
             self.assertEqual(len(self.journeys()), entered)
             self.identify("2", a=1)
             self.assertEqual(len(self.journeys()), entered + 1)
+
+    def test_several_campaigns_begin_in_the_order_of_their_numbers(self) -> None:
+        rows = [{"id": n, "name": "C", "event_name": "go", "actions": [mail(n)]} for n in (3, 1, 2)]
+        self.seed({"campaigns": rows})
+        self.track("1", "go")
+        self.assertEqual([row["campaign_id"] for row in self.journeys()], [1, 2, 3])
 
     def test_forms(self) -> None:
         self.campaign(mail(1, "{{event.color}}"), type="form", form_id="f1")
@@ -4957,6 +5016,31 @@ class Entries(JourneyTest):
             })  # fmt: skip
             self.assertEqual(len(self.journeys()) - before, 2)
 
+    def test_one_call_of_many_writes_lets_everybody_in_once(self) -> None:
+        ids = [str(n) for n in range(20)]
+        about = {"type": "person", "action": "add_relationships", "cio_relationships": [
+            {"identifiers": {"object_type_id": "1", "object_id": "acme"}}]}  # fmt: skip
+        body = {"batch": [{**about, "identifiers": {"id": id}} for id in ids]}
+        for lag in (0, 2):
+            self.fake = Fake(Settings(ingest_delay=lag))
+            self.objects_campaign(type="relationship", audience={"type": 1})
+            for id in ids:
+                self.identify(id)
+            self.assertEqual(self.call("POST", "/api/v2/batch", body).status, 200)
+            self.clock(advance=2)
+            self.assertEqual(sorted(row["customer_id"] for row in self.journeys()), sorted(ids))
+
+    def test_which_of_several_changes_lets_everybody_in(self) -> None:
+        boss = {"relationship_attribute": {"field": "role", "operator": "eq", "value": "boss"}}
+        self.objects_campaign(type="relationship", audience={"type": 1},
+                              relationship_attribute_triggers={"and": [boss]})  # fmt: skip
+        people = [{"identifiers": {"id": id}, "relationship_attributes": {"role": role}}
+                  for id, role in (("1", "clerk"), ("2", "boss"))]  # fmt: skip
+        ids = {"object_type_id": "1", "object_id": "acme"}
+        self.call("POST", "/api/v2/entity", {"type": "object", "action": "add_relationships",
+                  "identifiers": ids, "cio_relationships": people})  # fmt: skip
+        self.assertEqual(self.subjects(), ["Acme boss 2 1", "Acme boss 2 2"])
+
     def test_an_audience_that_is_not_told(self) -> None:
         self.objects_campaign(type="relationship")
         self.relate("acme", "1", role="r1")
@@ -5023,6 +5107,147 @@ class Entries(JourneyTest):
             self.assertEqual(moment.day, day)
 
 
+class BroadcastWorkflows(JourneyTest):
+    """Broadcasts that are more than messages begin a journey for everybody in their audience."""
+
+    DELAY = {"id": 20, "type": "delay_seconds", "delay": 600}
+
+    def broadcast(self, *actions: Any, people: Tuple[str, ...] = ("1",), **fields: Any) -> None:
+        """Seed the broadcast 7, and people."""
+        customers = [{"id": id, "email": f"{id}@example.com"} for id in people]
+        row = {"id": 7, "name": "B", "actions": list(actions), **fields}
+        further = {name: row.pop(name) for name in ("workspace", "segments") if name in row}
+        self.seed({"customers": customers, "broadcasts": [row], **further})
+
+    def trigger(self, *people: str, **data: Any) -> Any:
+        body = {"ids": people or ["1"], "data": data}
+        return self.ok("POST", "/v1/campaigns/7/triggers", body)["id"]
+
+    def test_everybody_in_the_audience_goes_through_it(self) -> None:
+        branch = {"id": 30, "type": "conditional_branch", "conditions": eq("plan", "pro"),
+                  "paths": [[mail(31, "pro {{trigger.a}}")],
+                            [mail(32, "{{trigger.a}}")]]}  # fmt: skip
+        update = {"id": 40, "type": "attribute_update", "attributes": {"seen": "{{trigger.a}}"}}
+        self.broadcast(mail(10, "{{trigger.a}} {{campaign.type}}"), self.DELAY, branch, update,
+                       people=("1", "2", "3"))  # fmt: skip
+        self.identify("2", plan="pro")
+        own = [{"id": "1"}, {"id": "2", "data": {"a": 2}}]
+        number = self.ok("POST", "/v1/campaigns/7/triggers",
+                         {"per_user_data": own, "data": {"a": 1}})["id"]  # fmt: skip
+        places = [(row["campaign_id"], row["broadcast_id"], row["trigger_id"], row["customer_id"],
+                   row["next_action_id"], row["trigger"]) for row in self.journeys()]  # fmt: skip
+        wanted = [(7, 7, number, "1", 20, {"a": 1}), (7, 7, number, "2", 20, {"a": 2})]
+        self.assertEqual(places, wanted)
+        self.clock(advance=600)
+        subjects = [row["rendered"]["subject"] for row in self.records("deliveries")]
+        kind = "triggered_broadcast"
+        self.assertEqual(subjects, [f"1 {kind}", f"2 {kind}", "1", "pro 2"])
+        self.assertEqual(self.steps()[2:], [(30, "branched", 0), (31, "sent"), (40, "updated")])
+        self.assertEqual([self.person(id)["attributes"].get("seen") for id in "123"],
+                         ["1", "2", None])  # fmt: skip
+
+    def test_what_is_seen_of_it(self) -> None:
+        self.broadcast(mail(10), self.DELAY, mail(30), goal={"event": {"name": "buy"}})
+        before = {"broadcast": self.ok("GET", "/v1/broadcasts/7")["broadcast"]["actions"],
+                  "actions": [row["id"] for row in
+                              self.ok("GET", "/v1/broadcasts/7/actions")["actions"]]}  # fmt: skip
+        kinds = [{"id": n, "type": "email"} for n in (10, 30)]
+        self.assertEqual(before, {"broadcast": kinds, "actions": [10, 30]})
+        number = self.trigger()
+        self.clock(advance=600)
+        self.track("1", "buy")
+        first = self.records("deliveries")[0]
+        parents = {"broadcast_id": 7, "action_id": 10, "trigger_id": number}
+        self.assertEqual(first["parents"], parents)
+        for path, sent in (("", 2), ("/actions/10", 1), ("/actions/30", 1)):
+            metric = self.ok("GET", f"/v1/broadcasts/7{path}/metrics")["metric"]["series"]
+            self.assertEqual((metric["sent"][-1], metric["converted"][-1]), (sent, sent))
+        self.assertEqual(len(self.ok("GET", "/v1/broadcasts/7/messages")["messages"]), 2)
+        (row,) = self.ok("GET", "/v1/broadcasts/7/triggers")["triggers"]
+        self.assertEqual((row["id"], row["processed_at"]), (number, self.START))
+        report = self.records("webhooks", "?metric=sent")[0]["data"]
+        journey = self.journeys("?broadcast_id=7&state=finished")[0]
+        self.assertEqual({**report, **parents, "journey_id": journey["id"]}, report)
+        self.assertNotIn("trigger_event_id", report)
+        (seen,) = self.records("campaigns")
+        self.assertEqual((seen["id"], seen["journeys"]), (7, {"finished": 1}))
+        body = {"list": "deliveries", "exactly": 1}
+        for match in (
+            {"broadcast_id": 7, "action_id": 30},
+            {"trigger_id": number, "action_id": 10},
+        ):
+            self.ok("POST", "/__parlel/assert", {**body, "match": match})
+
+    def test_a_message_on_a_condition_or_with_a_rule_is_a_workflow_too(self) -> None:
+        limit = {"message_limit": {"limit": 1, "within": 86400}}
+        rows: list[tuple[dict[str, Any], list[Any]]] = [
+            ({"actions": [mail(10, preconditions=exists("x"))]}, ["finished"]),
+            ({"filter": exists("x")}, ["filter"]),
+            ({"global_exit_conditions": [exists("email")]}, ["global_exit_conditions[0]"]),
+            ({"restart_mode": "once"}, ["finished", "restart_mode once"]),
+            ({"use_message_limits": True, "workspace": limit}, ["finished", "finished"]),
+            ({"state": "stopped", "filter": exists("email")}, ["the broadcast is stopped"]),
+            ({"subscription_topic_id": 1}, []),
+        ]
+        for fields, outcomes in rows:
+            with self.subTest(fields=fields):
+                self.broadcast(*fields.pop("actions", [mail(10)]), **fields)
+                for _ in outcomes:
+                    self.trigger()
+                found = [row["exit_reason"] or row["state"] for row in self.journeys()]
+                self.assertEqual(found, outcomes)
+        self.trigger()
+        self.assertEqual([row["state"] for row in self.records("deliveries")], ["delivered"])
+
+    def test_the_message_limit_counts_over_campaigns_and_broadcasts(self) -> None:
+        limit = {"message_limit": {"limit": 1, "within": 86400}}
+        self.broadcast(mail(10), use_message_limits=True, workspace=limit)
+        for _ in range(2):
+            self.trigger()
+        states = [row["state"] for row in self.records("deliveries")]
+        self.assertEqual(states, ["delivered", "undeliverable"])
+
+    def test_in_snapshots_and_after_a_reset(self) -> None:
+        self.broadcast(mail(10), self.DELAY, mail(30))
+        number = self.trigger()
+        self.journeys()
+        state = self.ok("GET", "/__parlel/state")
+        self.fake = Fake(Settings())
+        self.ok("PUT", "/__parlel/state", state)
+        self.clock(advance=600)
+        self.assertEqual(self.steps(), [(10, "sent"), (20, "waited"), (30, "sent")])
+        self.assertEqual(self.delivery(30)["parents"]["trigger_id"], number)
+        self.trigger()
+        self.assertEqual(len(self.journeys()), 2)
+        self.ok("POST", "/__parlel/reset")
+        self.assertEqual(self.journeys(), [])
+
+    def test_it_can_be_stopped_and_started(self) -> None:
+        self.broadcast(mail(10), self.DELAY, mail(30))
+        self.trigger()
+        body = {"state": "stopped", "journeys": "exit"}
+        row = self.ok("PUT", "/__parlel/campaigns/7", body)["broadcast"]
+        self.assertEqual((row["state"], row["active"]), ("stopped", False))
+        self.trigger()
+        reasons = [row["exit_reason"] for row in self.journeys()]
+        self.assertEqual(reasons, ["the campaign was stopped", "the broadcast is stopped"])
+        self.ok("PUT", "/__parlel/campaigns/7", {"state": "running"})
+        self.trigger()
+        self.assertEqual(self.journeys()[-1]["state"], "active")
+
+    def test_many_people_are_let_in_in_the_background(self) -> None:
+        people = tuple(map(str, range(300)))
+        self.broadcast(self.DELAY, mail(30), people=people)
+        self.trigger(*people)
+        for job in self.fake.workspace.agenda.jobs:
+            job.join()
+        self.assertEqual(len(self.journeys("?state=active")), 300)
+        (row,) = self.ok("GET", "/v1/broadcasts/7/triggers")["triggers"]
+        self.assertEqual(row["processed_at"], self.START)
+        self.clock(advance=600)
+        self.assertEqual(len(self.sent()), 300)
+
+
 class Leaving(JourneyTest):
     """How journeys end before their end."""
 
@@ -5048,6 +5273,50 @@ class Leaving(JourneyTest):
             self.assertEqual(self.state(), ("exited_early", f"global_exit_conditions[{i}]"))
             self.clock(advance=600)
             self.assertEqual(self.sent(), [(10, "1")])
+
+    def test_events_take_out_whoever_has_begun_before(self) -> None:
+        stop = {"event": {"name": "stop"}}
+        self.campaign(mail(10), self.DELAY, mail(30), global_exit_conditions=[stop])
+        self.identify("1", email="1@example.com")
+        for name, state in (("stop", None), ("go", "active"), ("stop", "exited_early"),
+                            ("go", "active")):  # fmt: skip
+            self.track("1", name)
+            states = [row["state"] for row in self.journeys()]
+            self.assertEqual(states[-1:], [state] if state else [])
+        items = [{"type": "person", "action": "event", "identifiers": {"id": "2"}, "name": name}
+                 for name in ("stop", "go", "stop")]  # fmt: skip
+        self.call("POST", "/api/v2/batch", {"batch": items})
+        self.assertEqual(self.state()[1], "global_exit_conditions[0]")
+
+    def test_time_alone_takes_out_at_the_exact_second(self) -> None:
+        now = self.START
+        over = {"attribute": {"field": "ends", "operator": "timestamp_lt", "value": 0}}
+        quiet = {"event": {"name": "login"}, "within": 300, "inverse": True}
+        inside = {"segments": [{"id": 1, "name": "s", "conditions": over}]}
+        rows: list[tuple[dict[str, Any], list[Any], int | None]] = [
+            ({"global_exit_conditions": [over]}, [], 200),
+            ({"global_exit_conditions": [over]}, [(100, now + 400)], 400),
+            ({"global_exit_conditions": [over]}, [(100, "")], None),
+            ({"global_exit_conditions": [exists("x"), quiet]}, [], 300),
+            ({"global_exit_conditions": [{"segment": {"id": 1}}], **inside}, [], 200),
+            ({"goal": {"segment": {"id": 1}}, "exit_on_goal": True, **inside}, [], 200),
+            ({"goal": {"segment": {"id": 1}}, **inside}, [], None),
+        ]
+        for fields, changes, at in rows:
+            with self.subTest(fields=fields, changes=changes):
+                self.campaign(mail(10), self.DELAY, **fields)
+                self.identify("1", email="1@example.com", ends=now + 200)
+                self.track("1", "login")
+                self.track("1", "go")
+                for seconds, value in changes:
+                    self.clock(advance=seconds)
+                    self.identify("1", ends=value)
+                self.clock(now=now + 599)
+                row = self.journeys()[0]
+                self.assertEqual(row["exited_at"], at and now + at)
+                self.assertEqual(row["state"], "exited_early" if at else "active")
+                if "goal" in fields:
+                    self.assertEqual(row["converted_at"], now + 200)
 
     def test_a_filter_that_stops_matching_counts_at_the_next_act(self) -> None:
         for stops, state in ((True, ("exited_early", "filter")), (False, ("finished", None))):
@@ -5169,6 +5438,17 @@ class Leaving(JourneyTest):
             rows = self.records("journeys", "?state=finished")
             self.assertEqual([row["customer_id"] for row in rows], entered)
 
+    def test_an_archived_campaign_is_not_listed_and_has_to_be_stopped_first(self) -> None:
+        self.campaign(mail(1))
+        self.ok("PUT", "/__parlel/campaigns/1", {"state": "archived"})
+        self.assertEqual(self.ok("GET", "/v1/campaigns")["campaigns"], [])
+        for state in ("running", "draft"):
+            reply = self.call("PUT", "/__parlel/campaigns/1", {"state": state})
+            self.assert_errors(reply, 409, "campaign 1 is archived")
+        for state in ("archived", "stopped", "running"):
+            self.ok("PUT", "/__parlel/campaigns/1", {"state": state})
+        self.assertEqual(len(self.ok("GET", "/v1/campaigns")["campaigns"]), 1)
+
     def test_a_campaign_that_stops_lets_people_finish_unless_told(self) -> None:
         self.begin()
         self.journeys()
@@ -5230,6 +5510,14 @@ class JourneyLists(JourneyTest):
         for wrong in ([{"action_id": 11}], steps[::-1]):
             reply = self.call("POST", "/__parlel/assert", {**body, "match": {"steps": wrong}})
             self.assertEqual(reply.status, 422)
+
+    def test_deliveries_by_what_they_are_part_of(self) -> None:
+        self.clock(advance=60)
+        body = {"list": "deliveries", "exactly": 1}
+        self.ok("POST", "/__parlel/assert", {**body, "match": {"campaign_id": 1, "action_id": 30}})
+        reply = self.call("POST", "/__parlel/assert", {**body, "match": {"action_id": 31}})
+        self.assertEqual(reply.status, 422)
+        self.assertEqual(len(self.records("deliveries", "?campaign_id=1&action_id=10")), 1)
 
     def test_a_failed_assertion_says_where_the_person_stands(self) -> None:
         match = {"customer_id": "7", "state": "finished"}
@@ -5557,11 +5845,20 @@ class WrongCampaigns(JourneyTest):
                 self.assertIn(text, self.refused(mail(1), **fields))
         self.assertEqual(self.journeys(), [])
 
-    def test_broadcasts_run_no_workflows(self) -> None:
-        actions = [mail(1), {"type": "delay_seconds", "delay": 60}]
-        seed = {"broadcasts": [{"id": 1, "name": "B", "actions": actions}]}
-        reply = self.call("POST", "/__parlel/seed", seed)
-        self.assert_errors(reply, 400, "broadcasts[0].actions[1].type 'delay_seconds' is no")
+    def test_broadcasts(self) -> None:
+        delay = {"type": "delay_seconds", "delay": 60}
+        rows: list[tuple[dict[str, Any], str]] = [
+            ({"actions": [mail(1), {"type": "delay"}]}, "actions[1].type 'delay' is no tile"),
+            ({"actions": [{"type": "delay_seconds"}]}, "actions[0].delay is required"),
+            ({"actions": [delay], "type": "event"}, "broadcasts[0].type"),
+            ({"actions": [delay], "state": "on"}, "broadcasts[0].state"),
+            ({"goal": {"within": -1}}, "broadcasts[0].goal"),
+            ({"actions": [delay], "id": 9}, "broadcasts[0].id 9 is a campaign's"),
+        ]
+        for fields, text in rows:
+            seed = {"campaigns": [{"id": 9, "name": "C"}],
+                    "broadcasts": [{"id": 1, "name": "B", **fields}]}  # fmt: skip
+            self.assert_errors(self.call("POST", "/__parlel/seed", seed), 400, text)
 
     def test_the_message_limit(self) -> None:
         for value, text in (
