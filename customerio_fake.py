@@ -7774,11 +7774,6 @@ def subscription_token(workspace: Workspace, person: Person) -> str:
     return f"{person.serial}.{expires}.{link_signature(workspace, person.serial, expires)}"
 
 
-def subscription_path(workspace: Workspace, person: Person) -> str:
-    """The path of a person's subscription center."""
-    return f"/u/i/{subscription_token(workspace, person)}/"
-
-
 # ---- what the recipient sees
 
 
@@ -7984,7 +7979,8 @@ def template_host(workspace: Workspace, delivery: Delivery, mail: Mail, links: L
     base, id = delivery.base_url, delivery.delivery_id
     url = f"{base}/unsubscribe/{id}"
     view = f"{base}/e/v/{id}"
-    center = f"{base}{subscription_path(workspace, delivery.person)}" if delivery.person else ""
+    person = delivery.person
+    center = f"{base}/u/i/{subscription_token(workspace, person)}/" if person else ""
     topic = workspace.shelves["topics"].rows.get(mail.parent.get("subscription_topic_id")) or {}
     return {
         "cio_link": functools.partial(link_tag, workspace, delivery, mail, links),
@@ -14618,12 +14614,6 @@ def not_found(workspace: Workspace) -> ApiError:
     return ApiError(404, f"not found (reference {reference})")
 
 
-def bad_request(workspace: Workspace, error: ApiError) -> ApiError:
-    """The App API's 400 of what is no JSON (docs); the header says why."""
-    reference = not_found(workspace).message.partition(" (")[2]
-    return ApiError(400, f"bad request ({reference}", headers=[(REASON_HEADER, error.message)])
-
-
 def there(call: Call, rows: Mapping[Any, Row], key: Any) -> Row:
     """What stands under a key. Raises ApiError 404 if nothing does."""
     row = rows.get(key)
@@ -14892,7 +14882,9 @@ def trigger(call: Call, broadcast_id: str) -> Json:
     try:
         body = call.body()
     except ApiError as error:
-        raise bad_request(call.workspace, error) from None
+        reference = not_found(call.workspace).message.partition("not found")[2]
+        headers = [(REASON_HEADER, error.message)]
+        raise ApiError(400, f"bad request{reference}", headers=headers) from None  # docs
     if call.request.size > MAX_TRIGGER:
         raise ApiError(422, f"the request cannot be larger than {MAX_TRIGGER} bytes")
     started = trigger_broadcast(call.workspace, number, body)
@@ -15273,20 +15265,13 @@ def count_segment(call: Call, segment_id: str) -> Json:
 @route("GET", "/v1/segments/{segment_id}/membership", APP, heavy=True)
 def list_segment_people(call: Call, segment_id: str) -> Json:
     """List the people in a segment."""
-    with call.workspace.lock:
+    workspace, is_member = call.workspace, call.workspace.segments.is_member
+    with workspace.lock:
         segment = segment_of(call, segment_id)
-        people = list(segment.members.values())
-        if segment.predicate is not None:
-            people = list(call.workspace.people)
+        people = list(workspace.people if segment.predicate else segment.members.values())
     number = segment.number
-    with call.workspace.lock:
-        found, more = selected(
-            call,
-            people,
-            lambda person: call.workspace.segments.is_member(person, number),
-            1000,
-            30_000,
-        )
+    with workspace.lock:
+        found, more = selected(call, people, lambda one: is_member(one, number), 1000, 30_000)
     return {**people_list(found), "next": more}
 
 
@@ -15830,10 +15815,9 @@ def list_contents(call: Call, id: str) -> Json:
         row = family_row(call, family, id)
         rows = call.workspace.shelves[family.shelf].where(_parent=row["id"])
     documents = [content_document(family, row) for row in rows]
-    whole = family is not CAMPAIGNS
-    return (
-        {family.contents: documents} if whole else paged(call, family.contents, documents, 10, 10)
-    )
+    if family is CAMPAIGNS:
+        return paged(call, family.contents, documents, 10, 10)
+    return {family.contents: documents}
 
 
 def one_content(call: Call, id: str, *rest: str) -> Json:
@@ -16262,9 +16246,8 @@ def get_collection_content(call: Call, collection_id: str) -> Json:
 def list_senders(call: Call) -> Json:
     """List the sender identities."""
     query = call.request.query()
-    rows = [
-        sender_document(row) for row in call.workspace.shelves["sender_identities"].rows.values()
-    ]
+    known = call.workspace.shelves["sender_identities"].rows
+    rows = [sender_document(row) for row in known.values()]
     if query.get("hidden"):
         hidden = query_flag(query, "hidden")
         rows = [row for row in rows if row["hidden"] is hidden]
@@ -16532,31 +16515,22 @@ def esp_type(call: Call, text: str) -> str:
     return text
 
 
-def esp_page(call: Call, type: str, rows: List[Json]) -> Json:
-    """One page of suppressions by `limit`, `start` or the older `offset`, and `email`."""
-    query = call.request.query()
+@route("GET", "/v1/esp/suppression/{suppression_type}", APP)
+@route("GET", "/v1/esp/domains/{domain_name}/suppression/{suppression_type}", APP)
+def list_suppressions(call: Call, *place: str) -> Json:
+    """List the addresses that the email provider suppresses; an unknown domain has none.
+
+    Page by page, by `limit`, `start` or the older `offset`; or those with an `email`.
+    """
+    *domains, last = place
+    type, query, ours = esp_type(call, last), call.request.query(), domains_of(call.workspace)
+    rows = list(call.workspace.deliveries.esp.get(type, {}).values())
+    if ours and not ours.issuperset(domain.lower() for domain in domains):
+        rows = []
     email = query.get("email", "").lower()
     rows = [row for row in rows if not email or row["email"].lower() == email]
     rows = rows[query_number(query, "offset", 0, 0, 1 << 40) :]
     return {"category": _esp_category(type), **paged(call, "suppressions", rows)}
-
-
-@route("GET", "/v1/esp/suppression/{suppression_type}", APP)
-def list_suppressions(call: Call, suppression_type: str) -> Json:
-    """List the addresses that the email provider suppresses."""
-    type = esp_type(call, suppression_type)
-    return esp_page(call, type, list(call.workspace.deliveries.esp.get(type, {}).values()))
-
-
-@route("GET", "/v1/esp/domains/{domain_name}/suppression/{suppression_type}", APP)
-def list_domain_suppressions(call: Call, domain_name: str, suppression_type: str) -> Json:
-    """List the suppressed addresses of a sending domain; an unknown domain has none."""
-    workspace, type = call.workspace, esp_type(call, suppression_type)
-    ours = domains_of(workspace)
-    known = not ours or domain_name.lower() in ours
-    return esp_page(
-        call, type, list(workspace.deliveries.esp.get(type, {}).values()) if known else []
-    )
 
 
 @route("GET", "/v1/esp/search_suppression/{email_address}", APP)
@@ -16570,8 +16544,12 @@ def find_suppression(call: Call, email_address: str) -> Json:
     return {"category": "", "suppressions": []}
 
 
-def suppress_address(call: Call, type: str, email: str) -> Json:
-    """Put an address on a list of the email provider."""
+@route("POST", "/v1/esp/suppression/{suppression_type}/{email_address}", APP, fields=NO_FIELDS)
+@route("PUT", "/v1/esp_suppression/{email_address}", APP, fields=NO_FIELDS)
+def suppress_email(call: Call, *place: str) -> Json:
+    """Suppress an address at the email provider; as one that bounces, unless the path says why."""
+    *types, email = place
+    type = esp_type(call, *types or ("bounces",))
     if not _EMAIL_SHAPE.fullmatch(email):
         raise invalid("email_address must be an email address", "email_address")
     reason = "Uploaded manually via api.customer.io"  # description
@@ -16581,33 +16559,14 @@ def suppress_address(call: Call, type: str, email: str) -> Json:
     return {}
 
 
-@route("POST", "/v1/esp/suppression/{suppression_type}/{email_address}", APP, fields=NO_FIELDS)
-def suppress_email(call: Call, suppression_type: str, email_address: str) -> Json:
-    """Suppress an address at the email provider."""
-    return suppress_address(call, esp_type(call, suppression_type), email_address)
-
-
 @route("DELETE", "/v1/esp/suppression/{suppression_type}/{email_address}", APP)
-def unsuppress_email(call: Call, suppression_type: str, email_address: str) -> Response:
-    """Take an address off a list of the email provider."""
-    rows = call.workspace.deliveries.esp.get(esp_type(call, suppression_type), {})
-    if rows.pop(email_address.lower(), None) is None:
-        raise not_found(call.workspace)
-    return no_content()
-
-
-@route("PUT", "/v1/esp_suppression/{email_address}", APP, fields=NO_FIELDS)
-def suppress_email_seed(call: Call, email_address: str) -> Json:
-    """Suppress an address."""
-    return suppress_address(call, "bounces", email_address)
-
-
 @route("DELETE", "/v1/esp_suppression/{email_address}", APP)
-def unsuppress_email_seed(call: Call, email_address: str) -> Response:
-    """Take an address off all lists."""
-    gone = [
-        rows.pop(email_address.lower(), None) for rows in call.workspace.deliveries.esp.values()
-    ]
+def unsuppress_email(call: Call, *place: str) -> Response:
+    """Take an address off one list of the email provider, or off all."""
+    *types, email = place
+    lists = call.workspace.deliveries.esp
+    named = [lists.get(esp_type(call, type), {}) for type in types]
+    gone = [rows.pop(email.lower(), None) for rows in named or lists.values()]
     if not any(gone):
         raise not_found(call.workspace)
     return no_content()
@@ -16637,13 +16596,11 @@ _IMPORT_BODY = LAX.having("import", **{"import": OBJECT._replace(inner=import_fi
 def create_import(call: Call) -> Json:
     """Import people, events, objects or relationships from a CSV behind a URL."""
     order, workspace = checked_import(call.fields()["import"]), call.workspace
+    name, rows, failed = "data_file_url", [], ""
     try:
-        rows, failed = (
-            csv_rows(fetched(order["data_file_url"], "data_file_url"), "data_file_url"),
-            "",
-        )
+        rows = csv_rows(fetched(order[name], name), name)
     except ApiError as error:
-        rows, failed = [], error.message
+        failed = error.message
     with workspace.lock:
         failed = failed or _unknown_object_type(workspace, order)
         if failed:
@@ -16672,8 +16629,6 @@ MAX_INDEX_CHANGES = 100
 _INDEX_ROW = NO_FIELDS.having(
     "name", filled="name", text="description", privacy_level=choice_field(0, 1)
 )
-
-
 _INDEX_ROWS = list_field(object_field(_INDEX_ROW))
 
 
