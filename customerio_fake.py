@@ -11580,11 +11580,7 @@ def export_deliveries(workspace: Workspace, order: Json) -> Export:
     number = whole_number(order[parent], parent) or 0
     keys = ("campaign_id", "broadcast_id") if parent == "campaign_id" else (parent,)
     with workspace.lock:
-        sent = [
-            delivery
-            for key in keys
-            for delivery in workspace.deliveries.sent.get((key, number), ())
-        ]
+        sent = [one for key in keys for one in workspace.deliveries.sent.get((key, number), ())]
     found = [delivery for delivery in sent if wanted(delivery)]
     rows = [_delivery_row(delivery, names) for delivery in found]
     head = ["delivery_id", "customer_id", "type", "recipient", "subject", *DELIVERY_PARENTS]
@@ -11719,24 +11715,21 @@ def run_import(
     workspace: Workspace, order: Json, rows: List[Dict[str, str]], base_url: str
 ) -> Json:
     """Import rows and say what came of it; lines with errors go into an export."""
-    errors = [import_row(workspace, order, row) for row in rows]
-    bad = [{"line": i + 2, "error": error} for i, error in enumerate(errors) if error]
+    bad = []
+    for line, row in enumerate(rows, 2):
+        try:
+            wrong = _IMPORTERS[order["type"]](workspace, order, row).text
+        except ApiError as error:
+            wrong = error.message
+        bad += [{"line": line, "error": wrong}] if wrong else []
     counts = {"rows_to_import": len(rows), "rows_imported": len(rows) - len(bad)}
     if not bad:
         return {"state": "imported", **counts}
     # Exports are of customers or deliveries, there is no third type (reference).
     export = _finish_export(workspace, "customers", ["line", "error"], bad)
     link = f"{base_url}/v1/exports/{export.number}/download"
-    export_ids = {"error_export_id": export.number, "error_download_url": link}
-    return {"state": "imported", **counts, **export_ids}
-
-
-def import_row(workspace: Workspace, order: Json, row: Dict[str, str]) -> str:
-    """Import one line; gives what was wrong with it, or ""."""
-    try:
-        return _IMPORTERS[order["type"]](workspace, order, row).text
-    except ApiError as error:
-        return error.message
+    told = {"error_export_id": export.number, "error_download_url": link}
+    return {"state": "imported", **counts, **told}
 
 
 def _not_wanted(order: Json, known: Any) -> bool:
@@ -14722,8 +14715,7 @@ def person_of(call: Call, value: str) -> Person:
     kind, people = None, call.workspace.people
     if call.request.query_text:
         kind = query_choice(call.request.query(), "id_type", person_kinds(call))
-    if kind == "cio_id" and value.startswith("cio_"):
-        value = value[4:]
+    value = bare_cio_id(value) if kind == "cio_id" else value
     person = people.find((kind or "id", value))
     if person is None and kind is None:
         person = people.find(("cio_id", value))
@@ -16853,9 +16845,7 @@ _ASSET_QUERY: Dict[str, QueryReader] = {
     "direct_descendants_only": query_flag,
 }
 _STUDIO_QUERY: Dict[str, QueryReader] = {
-    **dict.fromkeys(
-        ("created_after", "created_before", "updated_after", "updated_before"), _UNIX_TIME
-    ),
+    **{f"{n}_{end}": _UNIX_TIME for n in ("created", "updated") for end in ("after", "before")},
     "direct_descendants_only": query_flag,
     "parent_folder_id": _query_word,
     "sort_by": _query_one_of(("created", "updated", "name"), "created"),
@@ -16988,10 +16978,8 @@ def list_items(kind: StudioKind, call: Call) -> Json:
             found = _lying_in(call, kind.folders, kind.folders, filters)
             folders = {"folders": [shown(row) for row in found]}
     rows = [row for row in rows if _row_fits(row, filters)]
-    rows.sort(
-        key=lambda row: row[filters.get("sort_by") or "created"],
-        reverse=filters.get("sort_order") == "desc",
-    )
+    by, downwards = filters.get("sort_by") or "created", filters.get("sort_order") == "desc"
+    rows.sort(key=operator.itemgetter(by), reverse=downwards)
     start = (pages["page"] - 1) * pages["limit"]
     meta = {"filters": filters, "pagination": {**pages, "total": len(rows)}}
     return {kind.many: rows[start : start + pages["limit"]], **folders, "meta": meta}
@@ -17161,9 +17149,8 @@ for _lying in (FOLDERS, COMPONENTS, EMAILS, ASSET_FOLDERS, ASSETS):
 def _seed_studio(kind: StudioKind) -> Seeder:
     def plant(workspace: Workspace, row: Json, where: str) -> None:
         email = _plant_item(workspace, kind, {**row, "parent_folder_id": None}, where)
-        workspace.shelves[kind.shelf].change(
-            email["id"], {"parent_folder_id": row.get("parent_folder_id")}
-        )
+        folder = {"parent_folder_id": row.get("parent_folder_id")}
+        workspace.shelves[kind.shelf].change(email["id"], folder)
         for other, at in _each(row.get("email_translations", []), f"{where}.email_translations"):
             _plant_translation(workspace, email, other, at)
 
@@ -17216,6 +17203,7 @@ def _translation_document(workspace: Workspace, email: Json, row: Json) -> Json:
 
 
 _TRANSLATION = CLOSED.having("language", language=_LANGUAGE_TAG, **_PARTS)
+_RETRANSLATION = _changes(CLOSED.having(**_PARTS))
 
 
 @route("POST", _EMAIL_PATH + "/languages", STUDIO, fields=_TRANSLATION)
@@ -17252,12 +17240,7 @@ def get_email_translation(call: Call, id: str, language: str) -> Json:
         return {"email_translation": _translation_document(call.workspace, email, row)}
 
 
-@route(
-    "PUT",
-    _EMAIL_PATH + "/languages/{language}",
-    STUDIO,
-    fields=_changes(CLOSED.having("", **_PARTS)),
-)
+@route("PUT", _EMAIL_PATH + "/languages/{language}", STUDIO, fields=_RETRANSLATION)
 def update_email_translation(call: Call, id: str, language: str) -> Response:
     """Change the translation of an email into one language."""
     fields, workspace = call.fields(), call.workspace
@@ -17967,10 +17950,9 @@ def get_inbox_preview_job(call: Call, id: str, run_id: str) -> Json:
     with call.workspace.lock:
         run, clients = _run_of(call, id, run_id), dict(_preview_clients(call))
     base = call.base_url + call.request.path.rstrip("/")
-    previews = [
-        _preview_document(run, clients.get(name, {}), name, base) for name in run["client_ids"]
-    ]
-    named = {"run_id": run["id"], "name": run["name"], "client_ids": run["client_ids"]}
+    ids = run["client_ids"]
+    previews = [_preview_document(run, clients.get(id, {}), id, base) for id in ids]
+    named = {"run_id": run["id"], "name": run["name"], "client_ids": ids}
     return {**named, **_run_totals(run), "previews": previews}
 
 
@@ -18023,9 +18005,8 @@ def _drawing(subject: str, text: str, width: int, lines: int) -> bytes:
 @route("GET", _PREVIEWS_PATH + "/jobs", STUDIO)
 def list_inbox_preview_jobs(call: Call) -> Json:
     """List the runs of inbox previews, the newest first."""
-    query = read_query(
-        call, {"node_id": _query_word, "limit": _query_between(1, 1000, 50), "cursor": _UNIX_TIME}
-    )
+    limit = _query_between(1, 1000, 50)
+    query = read_query(call, {"node_id": _query_word, "limit": limit, "cursor": _UNIX_TIME})
     with call.workspace.lock:
         _preview_clients(call)
         runs = list(call.workspace.shelves["ds_previews"].rows.values())[::-1]
@@ -18217,10 +18198,7 @@ def _live_person(call: Call, identifiers: Json) -> Person:
     """The person whom a live notification is for. Raises ApiError 400 or 404."""
     kinds = ("id", "email", "phone", "internal")
     kind, value = one_identifier(identifiers, kinds, "identifiers")
-    internal = kind == "internal"
-    who = (
-        ("cio_id", value[4:] if value.startswith("cio_") else value) if internal else (kind, value)
-    )
+    who = ("cio_id", bare_cio_id(value)) if kind == "internal" else (kind, value)
     person = call.workspace.people.find(who)
     if person is None:
         raise ApiError(404, Problem(f"no person has the {kind} {value!r}", "identifiers"))
@@ -18283,13 +18261,8 @@ def start_live_notification(call: Call) -> Json:
             raise invalid("expiration must be within 6 hours from now", "expiration")
         names = ("notification_type", "attributes", "content_state")
         row = {**{name: fields[name] for name in names}, "platform": platform, "started_at": now}
-        row = {
-            **row,
-            "expires_at": ends,
-            "_serial": person.serial,
-            "_name": person.name,
-            "_token": device.token if device else "",
-        }
+        row.update(expires_at=ends, _serial=person.serial, _name=person.name)
+        row["_token"] = device.token if device else ""
         instance_id = ulid(workspace.clock.now(), workspace.count("live notification"))
         row = workspace.shelves["live_notifications"].add(row, instance_id)
         return _push_live(workspace, row, "start", body)
