@@ -1572,6 +1572,8 @@ _Node = Callable[[_Render], None]
 _Read = Callable[[_Render], Any]
 #: What needs no node: a text, or the two names of `{{ a.b }}`.
 _Plain = Union[str, Tuple[str, str]]
+_TWO_NAMES = re.compile(r"(?<!\{)\{\{ ?([a-z_]\w*)\.([a-z_]\w*) ?\}\}", re.IGNORECASE | re.ASCII)
+_TOO_DEEP = "liquid is nested too deeply"
 
 
 class Template:
@@ -1642,9 +1644,6 @@ class Template:
             raise LiquidError(_TOO_DEEP, 0).placed(self.source) from None
 
 
-_TWO_NAMES = re.compile(r"(?<!\{)\{\{ ?([a-z_]\w*)\.([a-z_]\w*) ?\}\}", re.IGNORECASE | re.ASCII)
-
-
 def _plain_parts(source: str) -> List[_Plain]:
     """The texts and the outputs of two names that a template consists of; none if of others."""
     texts: List[_Plain] = []
@@ -1654,9 +1653,6 @@ def _plain_parts(source: str) -> List[_Plain]:
             return []
         texts += [text, (root, name)]
     return texts[:-1]
-
-
-_TOO_DEEP = "liquid is nested too deeply"
 
 
 class _Parsed(Dict[str, Template]):
@@ -1704,6 +1700,11 @@ def _parsed(source: str) -> Template:
 
 
 # ---- values
+
+_NUMBER = re.compile(
+    r"[-+]?(?:\d{1,400}(?:\.\d{0,400})?|\.\d{1,400})(?:[eE][-+]?\d{1,9})?|0[xX][0-9a-fA-F]{1,60}"
+)
+_MOST_EXACT = 2**53
 
 
 def _text(value: Any) -> str:
@@ -1781,11 +1782,6 @@ def _bounded(value: Any) -> Any:
     return value
 
 
-_NUMBER = re.compile(
-    r"[-+]?(?:\d{1,400}(?:\.\d{0,400})?|\.\d{1,400})(?:[eE][-+]?\d{1,9})?|0[xX][0-9a-fA-F]{1,60}"
-)
-
-
 def _number(value: Any, otherwise: Any = 0) -> Any:
     """A value to calculate with, as JavaScript makes it, or `otherwise` for what is no number."""
     if isinstance(value, str):
@@ -1805,9 +1801,6 @@ def _as_data(number: Any) -> Any:
         return number if abs(number) <= _MOST_EXACT else float(_bounded(number))
     whole = math.isfinite(number) and number == int(number) and abs(number) <= _MOST_EXACT
     return int(number) if whole else number
-
-
-_MOST_EXACT = 2**53
 
 
 def _integer(value: Any, whole: Callable[[Any], int] = int) -> int:
@@ -2045,6 +2038,11 @@ _FIGURES = frozenset("0123456789+-")
 _FIGURE = re.compile(r"[-+]?[0-9]+(?:\.[0-9]*)?")
 _ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{0,4}|[0-7]{1,3}|.)", re.DOTALL)
 _ESCAPES = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
+#: Filters that take no longer for a large value than for a small one.
+_CONSTANT_TIME = frozenset({"default", "first", "last", "raw", "size"})
+#: What a filter may raise over a value it can make nothing of.
+_TROUBLE: Tuple[Type[Exception], ...] = (ValueError, TypeError, ArithmeticError)
+_SIZED = frozenset({str, list, dict})
 
 
 def _unescaped(match: Match[str]) -> str:
@@ -2324,13 +2322,6 @@ def _signature(function: Callable[..., Any]) -> Tuple[bool, int, FrozenSet[str]]
     return takes_state, 9 if counts else len(places), options
 
 
-#: Filters that take no longer for a large value than for a small one.
-_CONSTANT_TIME = frozenset({"default", "first", "last", "raw", "size"})
-#: What a filter may raise over a value it can make nothing of.
-_TROUBLE: Tuple[Type[Exception], ...] = (ValueError, TypeError, ArithmeticError)
-_SIZED = frozenset({str, list, dict})
-
-
 def _applied(
     name: str, read: _Read, positional: Sequence[_Read], options: Mapping[str, _Read]
 ) -> _Read:
@@ -2380,6 +2371,7 @@ def _checked_size(state: _Render, value: Any) -> Any:
 
 #: What a body consists of: texts and nodes, each with the place where it stands.
 _Piece = Tuple[Union[str, _Node], int]
+_TAG_NAME = re.compile(r"\s*(#|\w*)")
 
 
 @functools.lru_cache(maxsize=2048)
@@ -2481,9 +2473,6 @@ class _Parser:
         node = parse(self, token)
         self._depth -= 1
         return node
-
-
-_TAG_NAME = re.compile(r"\s*(#|\w*)")
 
 
 def _line_tokens(token: _Token) -> Iterator[_Token]:
@@ -2883,17 +2872,16 @@ LIQUID_TAGS: Dict[str, Callable[[_Parser, _Token], _Node]] = {
 
 # ---- filters: text
 
-
-def _on_text(function: Callable[[str], Any]) -> Callable[[Any], Any]:
-    """Make a filter of a function of a text."""
-    return lambda value: function(_text(value))
-
-
 _HTML_ESCAPES = {
     ord(sign): f"&{name};" for sign, name in zip("&<>\"'", ("amp", "lt", "gt", "#34", "#39"))
 }
 _HTML_ENTITY = re.compile("&(?:amp|lt|gt|#34|#39);")
 _HTML_SIGNS = {entity: chr(sign) for sign, entity in _HTML_ESCAPES.items()}
+
+
+def _on_text(function: Callable[[str], Any]) -> Callable[[Any], Any]:
+    """Make a filter of a function of a text."""
+    return lambda value: function(_text(value))
 
 
 def _escape(text: str) -> str:
@@ -3242,11 +3230,14 @@ _MONTHS = (
     *("January", "February", "March", "April", "May", "June"),
     *("July", "August", "September", "October", "November", "December"),
 )
+_MONTH_NUMBERS = {name[:3].lower(): number for number, name in enumerate(_MONTHS, 1)}
 #: Hours from UTC of the zones that JavaScript knows by name.
 _ZONE_WORDS = {
     "utc": 0, "ut": 0, "gmt": 0, "z": 0, "est": -5, "edt": -4, "cst": -6, "cdt": -5,
     "mst": -7, "mdt": -6, "pst": -8, "pdt": -7,
 }  # fmt: skip
+_USUAL_DATE = "%A, %B %-e, %Y at %-l:%M %P %z"
+_TIME_UNITS = ("second", "minute", "hour", "day", "week", "month", "year")
 
 
 def _moment(state: _Render, value: Any) -> Optional[datetime]:
@@ -3370,9 +3361,6 @@ class _WrittenDate:
             self.is_date = not begun and not self._rest[:1].isdigit()
 
 
-_MONTH_NUMBERS = {name[:3].lower(): number for number, name in enumerate(_MONTHS, 1)}
-
-
 def _offset(text: str) -> timezone:
     """A zone from `-05:00`."""
     minutes = int(text[1:3]) * 60 + int(text[-2:])
@@ -3474,9 +3462,6 @@ def _padded(text: str, flags: str, width: int, padding: str) -> str:
     return text.rjust(width, fill)
 
 
-_USUAL_DATE = "%A, %B %-e, %Y at %-l:%M %P %z"
-
-
 def _date_filter(state: _Render, value: Any, pattern: Any = None, zone: Any = None) -> Any:
     """A time in a format, in a time zone; what is no time stays as it is."""
     moment = _moment(state, value)
@@ -3523,9 +3508,6 @@ def _timezone(state: _Render, value: Any, zone: Any = "") -> Any:
     if moment is None:
         return value
     return moment.astimezone(_zone(zone)).replace(tzinfo=None).isoformat()
-
-
-_TIME_UNITS = ("second", "minute", "hour", "day", "week", "month", "year")
 
 
 # ---- filters: the rest
@@ -3606,16 +3588,6 @@ LIQUID_FILTERS: Dict[str, Callable[..., Any]] = {
 
 #: Namespaces whose texts are templates themselves, with variables of their own.
 _RENDERED_NAMESPACES = frozenset({"snippets"})
-
-
-def _rendered(read: _Read) -> _Read:
-    def rendered(state: _Render) -> Any:
-        value = read(state)
-        return state.include(value, own=True) if isinstance(value, str) and "{" in value else value
-
-    return rendered
-
-
 #: Tags the world outside answers, and what they print if it doesn't.
 _HOST_TAGS = {
     "generate_uuid": "00000000-0000-4000-8000-000000000000", "random": "0",
@@ -3628,6 +3600,14 @@ _HOST_TAGS = {
 _TAG_ARGUMENT = re.compile(
     r"""(?:(\w+)\s*[:=]\s*)?("[^"]*"|'[^']*'|(?:\{\{[^{}]*\}\}|[^\s{]|\{(?!\{))+)"""
 )
+
+
+def _rendered(read: _Read) -> _Read:
+    def rendered(state: _Render) -> Any:
+        value = read(state)
+        return state.include(value, own=True) if isinstance(value, str) and "{" in value else value
+
+    return rendered
 
 
 def _host_tag(parser: _Parser, token: _Token) -> _Node:
@@ -4587,6 +4567,15 @@ class DroppedRecord(TypedDict):
 
 # ---- people, and what happens to them
 
+#: Attributes that nobody sets and the App API shows all the same (reference).
+COMPUTED = ("_cio_subscription_preferences_computed", "_last_emailed")
+#: The attribute of a device that says what became of the last push to it, by the metrics that
+#: change it; only the service sets it (reference).
+LAST_STATUS = "_last_status"
+_DEVICE_STATUS = {"sent": "sent", "bounced": "bounced", "dropped": "suppressed"}
+#: An object's type number and your id for it.
+ObjectKey = Tuple[str, str]
+
 
 class Slotted(type):
     """Makes classes that have a slot for each field they declare, and no other attributes."""
@@ -4687,10 +4676,6 @@ class Person(metaclass=Slotted):
         }
 
 
-#: Attributes that nobody sets and the App API shows all the same (reference).
-COMPUTED = ("_cio_subscription_preferences_computed", "_last_emailed")
-
-
 def is_unsubscribed(attributes: Attributes) -> bool:
     """Whether attributes say so: any case of true, 1 or "1" (reference)."""
     return is_yes(attributes.get("unsubscribed"))
@@ -4713,11 +4698,6 @@ class Belongings(metaclass=Slotted):
 
 
 _NOTHING = Belongings()
-
-#: The attribute of a device that says what became of the last push to it, by the metrics that
-#: change it; only the service sets it (reference).
-LAST_STATUS = "_last_status"
-_DEVICE_STATUS = {"sent": "sent", "bounced": "bounced", "dropped": "suppressed"}
 
 
 class Device(metaclass=Slotted):
@@ -4799,10 +4779,6 @@ class Event(metaclass=Slotted):
         }
 
 
-#: An object's type number and your id for it.
-ObjectKey = Tuple[str, str]
-
-
 class Thing(metaclass=Slotted):
     """An object: anything that isn't a person, such as a company. Times are Unix seconds."""
 
@@ -4859,6 +4835,8 @@ CHANNEL_METRICS = {
     "push": ("clicked", *PUSH_METRICS),
     "sms": ("bounced", "clicked", "delivered", "opened"),
 }
+_NONE: Dict[str, Any] = {}
+_NO_HISTORY: List[Attributes] = []
 
 
 class Delivery(metaclass=Slotted):
@@ -4969,16 +4947,20 @@ class Delivery(metaclass=Slotted):
         return {device.token: device.platform for device in devices}
 
 
-_NONE: Dict[str, Any] = {}
-_NO_HISTORY: List[Attributes] = []
-
-
 @functools.lru_cache(maxsize=64)
 def _created_at(seconds: int) -> Dict[str, int]:
     return {"created": seconds}
 
 
 # ---- journeys
+
+#: What the step of a message is called after what happened to it, the most telling first.
+_MESSAGE_OUTCOMES = {
+    "sent": "sent", "drafted": "drafted", "failed": "failed", "undeliverable": "undeliverable",
+    "dropped": "undeliverable", "attempted": "attempted",
+}  # fmt: skip
+#: Where a journey can stand.
+JOURNEY_STATES = ("active", "finished", "exited_early", "never_activated", "not_entered")
 
 
 class Step(NamedTuple):
@@ -5004,15 +4986,6 @@ class Step(NamedTuple):
             reason = reason or delivery.failure
         more = {"reason": reason or None, "path": self.path}
         return {**row, **{name: value for name, value in more.items() if value is not None}}
-
-
-#: What the step of a message is called after what happened to it, the most telling first.
-_MESSAGE_OUTCOMES = {
-    "sent": "sent", "drafted": "drafted", "failed": "failed", "undeliverable": "undeliverable",
-    "dropped": "undeliverable", "attempted": "attempted",
-}  # fmt: skip
-#: Where a journey can stand.
-JOURNEY_STATES = ("active", "finished", "exited_early", "never_activated", "not_entered")
 
 
 class Journey(metaclass=Slotted):
@@ -5341,6 +5314,9 @@ class Batch(NamedTuple):
 
 # ---- what is made in the web app
 
+#: The shelves of what only the web app can make.
+OPEN_SHELVES = ("campaigns", "broadcasts", "transactional", "newsletters", "sender_identities")
+
 
 class Shelf:
     """Records of one kind that people make in the web app or through the App API.
@@ -5406,10 +5382,6 @@ class Shelf:
             for id, row in self.rows.items():
                 self.of.setdefault(row.get("_parent"), {})[id] = None
         return [self.rows[id] for id in self.of.get(parent, ())]
-
-
-#: The shelves of what only the web app can make.
-OPEN_SHELVES = ("campaigns", "broadcasts", "transactional", "newsletters", "sender_identities")
 
 
 def _or_null(check: Check) -> Check:
@@ -5646,6 +5618,9 @@ SHELVES: Dict[str, FieldList] = {
 MAX_ACTIVITIES = 50_000
 
 Listeners = Tuple[Callable[..., Any], ...]
+_UNTOLD: Attributes = {}
+#: Serial numbers of people, and what they have.
+Owners = Set[Tuple[int, Any]]
 
 
 class Occasions(metaclass=Slotted):
@@ -5728,12 +5703,6 @@ class Ground:
         at = self.clock.now() if at is None else at
         row = (self.noted, at, type, person, name, data, delivery, _UNTOLD)
         self.activities.append(tuple.__new__(Activity, row))  # for each write: without a call
-
-
-_UNTOLD: Attributes = {}
-
-#: Serial numbers of people, and what they have.
-Owners = Set[Tuple[int, Any]]
 
 
 @dataclass(eq=False, repr=False)
@@ -7757,15 +7726,14 @@ def shown(row: Json) -> Json:
 
 # ---- signed links
 
+#: How long a subscription center token works: 24 hours (reference).
+TOKEN_LIFE = 86400
+
 
 def link_signature(workspace: Workspace, number: int, expires: int) -> str:
     """What makes a download link valid until `expires`, Unix seconds."""
     text = f"{number}:{expires}".encode()
     return hmac.new(workspace.secret, text, "sha256").hexdigest()
-
-
-#: How long a subscription center token works: 24 hours (reference).
-TOKEN_LIFE = 86400
 
 
 def subscription_token(workspace: Workspace, person: Person) -> str:
@@ -7775,18 +7743,6 @@ def subscription_token(workspace: Workspace, person: Person) -> str:
 
 
 # ---- what the recipient sees
-
-
-class Mail(NamedTuple):
-    """What is to be sent: a content of a campaign, newsletter, … with all overrides."""
-
-    family: Family
-    parent: Attributes
-    content: Attributes
-    #: What its templates can name: see NAMESPACES.
-    names: Tuple[str, ...] = ("customer", "trigger", "campaign", "message", "snippets",
-                              "delivery_id")  # fmt: skip
-
 
 #: The parts of a message that are templates: by what name they are given (an override first),
 #: and what they are called once rendered. "Title" and "message" are those of a push.
@@ -7804,7 +7760,6 @@ _RENDERED_PARTS = (
 )
 #: In these namespaces a missing attribute makes a message fail (docs).
 STRICT_NAMESPACES = frozenset({"customer", "event", "trigger", "journey"})
-
 #: Headers that a message has by itself and that can't be replaced.
 RESERVED_HEADERS = frozenset(
     (
@@ -7813,6 +7768,24 @@ RESERVED_HEADERS = frozenset(
         "dkim-signature", "cio-delivery-id",
     )
 )  # fmt: skip
+#: Channels that need an address; what goes through others still has a recipient (observed).
+_ADDRESSED_CHANNELS = ("email", "sms", "whatsapp")
+#: Channels that an unsubscribed person gets all the same (reference).
+_UNASKED_CHANNELS = ("in_app", "inbox_message", "webhook", "slack")
+#: What a hurried thread may render: less than some milliseconds' work, however it is written.
+BRIEF = LiquidLimits(iterations=500, work=5_000)
+MAX_BRIEF_TEXT, MAX_BRIEF_TAGS = 64_000, 250
+
+
+class Mail(NamedTuple):
+    """What is to be sent: a content of a campaign, newsletter, … with all overrides."""
+
+    family: Family
+    parent: Attributes
+    content: Attributes
+    #: What its templates can name: see NAMESPACES.
+    names: Tuple[str, ...] = ("customer", "trigger", "campaign", "message", "snippets",
+                              "delivery_id")  # fmt: skip
 
 
 def header_pairs(value: Json) -> List[Tuple[str, str]]:
@@ -7842,12 +7815,6 @@ def checked_headers(value: Json) -> List[Tuple[str, str]]:
         if name.lower() in RESERVED_HEADERS:
             raise invalid(f'"headers": {name} is reserved', "headers")
     return pairs
-
-
-#: Channels that need an address; what goes through others still has a recipient (observed).
-_ADDRESSED_CHANNELS = ("email", "sms", "whatsapp")
-#: Channels that an unsubscribed person gets all the same (reference).
-_UNASKED_CHANNELS = ("in_app", "inbox_message", "webhook", "slack")
 
 
 def customer_data(person: Person) -> Json:
@@ -8053,11 +8020,6 @@ def _renderer(
     return lambda source: rendered_within(budget, source, data, now, host)
 
 
-#: What a hurried thread may render: less than some milliseconds' work, however it is written.
-BRIEF = LiquidLimits(iterations=500, work=5_000)
-MAX_BRIEF_TEXT, MAX_BRIEF_TAGS = 64_000, 250
-
-
 def leave_if_long(text: str) -> None:
     """Raises TakesTime in a hurried thread for templates that are much to read."""
     long = len(text) > MAX_BRIEF_TEXT or text.count("{") > MAX_BRIEF_TAGS
@@ -8106,6 +8068,28 @@ def sender_address(workspace: Workspace, number: Json) -> str:
 
 # ---- HTML
 
+#: Markup as a browser reads it. What isn't closed goes on to the end: what has begun to match
+#: can't fail, so that nothing is read twice, whatever the text.
+_MARKUP = re.compile(
+    r"""<!--.*?(?:-->|\Z) | <[!?][^>]*>? | </(?![a-z])[^>]*>?
+    | <(/?)([a-z][^\s/>]*)((?:=\s*"[^"]*(?:"|\Z)|=\s*'[^']*(?:'|\Z)|[^>=]+|=)*)>?""",
+    re.IGNORECASE | re.DOTALL | re.VERBOSE,
+)
+_ATTRIBUTE = re.compile(r"""([^\s=/>]+)(?:\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s>"'][^\s>]*)))?""")
+_ENTITY = re.compile(r"&(?:\w{1,32}|#\w{1,8});")
+#: What stands in these is text, whatever it looks like.
+_RAW_TEXT = {
+    name: re.compile(rf"</{name}(?=[\s/>])", re.IGNORECASE) for name in ("script", "style", "title")
+}
+#: Numbers that `unescape` may refuse to convert; no character has such a one.
+_ABSURD_ENTITY = re.compile(r"&#\d{9,};?")
+#: The image that tells that a message is open.
+_OPEN_PIXEL = '<img src="{}/e/o/{}" width="1" height="1" alt="">'
+_WEB = re.compile("https?://", re.IGNORECASE)
+#: Elements that nobody sees, and those that end a line.
+_UNSEEN = ("script", "style", "head", "title")
+_LINES = ("p", "div", "h1", "h2", "h3", "h4", "h5", "h6", "tr", "li")
+
 
 class Tag(NamedTuple):
     """A tag in HTML. What else stands in angle brackets, such as a comment, has no name."""
@@ -8130,21 +8114,6 @@ class Tag(NamedTuple):
         return place and _ENTITY.sub(lambda it: unescape(it[0]), self.source[slice(*place)])
 
 
-#: Markup as a browser reads it. What isn't closed goes on to the end: what has begun to match
-#: can't fail, so that nothing is read twice, whatever the text.
-_MARKUP = re.compile(
-    r"""<!--.*?(?:-->|\Z) | <[!?][^>]*>? | </(?![a-z])[^>]*>?
-    | <(/?)([a-z][^\s/>]*)((?:=\s*"[^"]*(?:"|\Z)|=\s*'[^']*(?:'|\Z)|[^>=]+|=)*)>?""",
-    re.IGNORECASE | re.DOTALL | re.VERBOSE,
-)
-_ATTRIBUTE = re.compile(r"""([^\s=/>]+)(?:\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s>"'][^\s>]*)))?""")
-_ENTITY = re.compile(r"&(?:\w{1,32}|#\w{1,8});")
-#: What stands in these is text, whatever it looks like.
-_RAW_TEXT = {
-    name: re.compile(rf"</{name}(?=[\s/>])", re.IGNORECASE) for name in ("script", "style", "title")
-}
-
-
 def html_parts(html: str) -> Iterator[Union[str, Tag]]:
     """Give the texts and tags that HTML consists of, whole and in order, in linear time."""
     position = 0
@@ -8162,10 +8131,6 @@ def html_parts(html: str) -> Iterator[Union[str, Tag]]:
 def text_of(html: str) -> str:
     """What a stretch of HTML without tags says."""
     return unescape(_ABSURD_ENTITY.sub("\ufffd", html))
-
-
-#: Numbers that `unescape` may refuse to convert; no character has such a one.
-_ABSURD_ENTITY = re.compile(r"&#\d{9,};?")
 
 
 def track_links(workspace: Workspace, delivery: Delivery, rendered: Json, tracked: bool) -> None:
@@ -8210,22 +8175,12 @@ def _lead_links(
     return "".join(map(led, html_parts(rendered["body"])))
 
 
-#: The image that tells that a message is open.
-_OPEN_PIXEL = '<img src="{}/e/o/{}" width="1" height="1" alt="">'
-
-
 def untracked(delivery: Delivery, body: str) -> str:
     """An email's HTML with links that lead where they lead, and without the open pixel."""
     hrefs = {str(row["id"]): row["href"] for row in delivery.tracked_links()}
     tracked = re.escape(f"{delivery.base_url}/e/c/{delivery.delivery_id}/") + r"(\d+)"
     body = re.sub(tracked, lambda match: escape(hrefs.get(match[1], match[0])), body)
     return body.replace(_OPEN_PIXEL.format(delivery.base_url, delivery.delivery_id), "")
-
-
-_WEB = re.compile("https?://", re.IGNORECASE)
-#: Elements that nobody sees, and those that end a line.
-_UNSEEN = ("script", "style", "head", "title")
-_LINES = ("p", "div", "h1", "h2", "h3", "h4", "h5", "h6", "tr", "li")
 
 
 def plain_text(html: str) -> str:
@@ -11536,6 +11491,20 @@ def is_slow_error(error: Exception) -> bool:
 
 #: How long a download link works: 15 minutes (reference).
 LINK_LIFE = 900
+#: What messages may be asked for by (reference).
+MESSAGE_METRICS = (
+    "attempted", "sent", "delivered", "opened", "clicked", "converted", "bounced", "spammed",
+    "unsubscribed", "dropped", "failed", "undeliverable",
+)  # fmt: skip
+_EXPORT_METRICS = ("created", *MESSAGE_METRICS)
+#: Messages are listed this far back, unless the call says otherwise: 6 months (reference).
+MESSAGE_WINDOW = 183 * 86400
+#: Which deliveries an export may be about, and what that is called in a send (reference).
+DELIVERY_PARENTS = ("newsletter_id", "campaign_id", "transactional_message_id", "action_id")
+EXPORT_FIELDS = LAX.having(
+    number=f"{' '.join(DELIVERY_PARENTS)} start end template_id", attributes=list_field(ANY_TEXT),
+    metric=choice_field(*_EXPORT_METRICS, ""), flag="drafts",
+)  # fmt: skip
 
 
 def download_link(workspace: Workspace, export: Export, base_url: str) -> str:
@@ -11553,22 +11522,6 @@ def export_people(workspace: Workspace, filters: Json) -> Export:
     rows = [person.all_attributes() for person in people if wanted(person)]
     names = sorted({name for row in rows for name in row} - {"cio_id", "id", "email"})
     return _finish_export(workspace, "customers", ["cio_id", "id", "email", *names], rows)
-
-
-#: What messages may be asked for by (reference).
-MESSAGE_METRICS = (
-    "attempted", "sent", "delivered", "opened", "clicked", "converted", "bounced", "spammed",
-    "unsubscribed", "dropped", "failed", "undeliverable",
-)  # fmt: skip
-_EXPORT_METRICS = ("created", *MESSAGE_METRICS)
-#: Messages are listed this far back, unless the call says otherwise: 6 months (reference).
-MESSAGE_WINDOW = 183 * 86400
-#: Which deliveries an export may be about, and what that is called in a send (reference).
-DELIVERY_PARENTS = ("newsletter_id", "campaign_id", "transactional_message_id", "action_id")
-EXPORT_FIELDS = LAX.having(
-    number=f"{' '.join(DELIVERY_PARENTS)} start end template_id", attributes=list_field(ANY_TEXT),
-    metric=choice_field(*_EXPORT_METRICS, ""), flag="drafts",
-)  # fmt: skip
 
 
 def export_deliveries(workspace: Workspace, order: Json) -> Export:
@@ -11637,6 +11590,10 @@ def _finish_export(workspace: Workspace, type: str, names: List[str], rows: List
 
 #: The most columns that a CSV may have (docs).
 MAX_COLUMNS = 100
+_IMPORT = FieldList().having(
+    "name type data_file_url", filled="name", text="description", data_file_url=URL,
+    type=choice_field("people", "event", "object", "relationship"),
+)  # fmt: skip
 
 
 def csv_rows(text: bytes, name: str) -> List[Dict[str, str]]:
@@ -11648,12 +11605,6 @@ def csv_rows(text: bytes, name: str) -> List[Dict[str, str]]:
     if columns > MAX_COLUMNS:
         raise invalid(f"{name} has {columns} columns; {MAX_COLUMNS} at most", name)
     return [{k: v or "" for k, v in row.items() if k} for row in reader]
-
-
-_IMPORT = FieldList().having(
-    "name type data_file_url", filled="name", text="description", data_file_url=URL,
-    type=choice_field("people", "event", "object", "relationship"),
-)  # fmt: skip
 
 
 def _import_fields(needed: str, *scopes: str, **more: Check) -> FieldList:
@@ -12507,6 +12458,10 @@ SEEDERS: Dict[str, Seeder] = {
 
 #: Where we say what the real service keeps to itself: why a call was refused or had no effect.
 REASON_HEADER = "X-Parlel-Reason"
+#: Stands for a body that nobody has read yet.
+_UNREAD = object()
+#: Longer bodies are cut in the journal, in bytes.
+MAX_KEPT_BODY = 64 * 1024
 
 Headers = Tuple[Tuple[str, str], ...]
 
@@ -12530,14 +12485,6 @@ def without_encoding(raw: bytes, encoding: str, limit: int) -> bytes:
 
 def _always() -> bool:
     return True
-
-
-#: Stands for a body that nobody has read yet.
-_UNREAD = object()
-
-
-#: Longer bodies are cut in the journal, in bytes.
-MAX_KEPT_BODY = 64 * 1024
 
 
 class Request(metaclass=Slotted):
@@ -12694,6 +12641,13 @@ def pretty(value: Json) -> bytes:
 
 # ---- credentials
 
+_URL_SAFE = str.maketrans("-_", "+/")
+#: May be led here by a hosts file; nobody else can have such a name.
+_OFFICIAL_HOST = re.compile(r"(?i)\.customer\.io\.?(:\d*)?$")
+_LOCAL_SUFFIXES = (
+    "localhost", "local", "internal", "test", "lan", "svc", "intranet", "home.arpa",
+)  # fmt: skip
+
 
 def _after_scheme(header: str, wanted: str) -> str:
     scheme, space, rest = header.partition(" ")
@@ -12721,9 +12675,6 @@ def basic_pair(header: str) -> Tuple[str, str]:
     if not user:
         raise ValueError("missing: the user name is empty")
     return user, password
-
-
-_URL_SAFE = str.maketrans("-_", "+/")
 
 
 @functools.lru_cache(maxsize=256)
@@ -12832,13 +12783,6 @@ def check_page(settings: Settings, request: Request) -> None:
         raise ApiError(403, f"Host '{host}' is not a local name; allow it with --allow-host")
 
 
-#: May be led here by a hosts file; nobody else can have such a name.
-_OFFICIAL_HOST = re.compile(r"(?i)\.customer\.io\.?(:\d*)?$")
-_LOCAL_SUFFIXES = (
-    "localhost", "local", "internal", "test", "lan", "svc", "intranet", "home.arpa",
-)  # fmt: skip
-
-
 @functools.lru_cache(maxsize=256)
 def _is_local(host: str, allowed: str) -> bool:
     name = re.sub(r":\d*$", "", host).strip("[]").rstrip(".").lower()
@@ -12900,6 +12844,19 @@ SANDBOXED = (
     ("X-Content-Type-Options", "nosniff"),
 )
 _OWN_HEADERS = (_JSON, ("Cache-Control", "no-store"), ("X-Content-Type-Options", "nosniff"))
+_HTML_PAGE = (("Content-Type", "text/html; charset=utf-8"),)
+_METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
+_PREFLIGHT = (
+    ("Access-Control-Allow-Methods", _METHODS),
+    (
+        "Access-Control-Allow-Headers",
+        "Authorization, Content-Type, Content-Language, X-Strict-Mode, X-CIO-Site-Id, "
+        "X-CIO-Client-Platform, X-CIO-Client-Version, X-CIO-Datacenter, X-Gist-Site-ID, "
+        "X-Gist-Encoded-User-Token, X-Gist-User-Token, X-Gist-User-Anonymous, X-Gist-Is-Anonymous, "
+        "X-Gist-Data-Center",
+    ),
+    ("Access-Control-Max-Age", "7200"),
+)
 
 TRACK = Api("track", check_track, meta_errors, pretty, _TRACK_HEADERS, _TRACK_SUCCESS, _REALM)
 TRACK_MERGE = TRACK._replace(envelope=meta_error)
@@ -13056,6 +13013,7 @@ def decoded(segment: str) -> str:
 # ---- the journal
 
 _SECRET_HEADERS = ("authorization", "proxy-authorization", "cookie")
+_SCHEME = re.compile(r"(basic|bearer|digest) ", re.I)
 
 
 class Entry(NamedTuple):
@@ -13102,8 +13060,6 @@ class Entry(NamedTuple):
 
 #: Like `Entry(*fields)`, but with no Python code in between.
 _new_entry = cast(Callable[[Tuple[Any, ...]], Entry], functools.partial(tuple.__new__, Entry))
-
-_SCHEME = re.compile(r"(basic|bearer|digest) ", re.I)
 
 
 def masked(name: str, value: str) -> str:
@@ -13322,6 +13278,11 @@ class Faults:
 
 #: So many keys of dropped workspaces are known, so that late calls with them are refused.
 MAX_FORMER_KEYS = 3000
+#: What a further workspace has of its own, so that nobody else's calls reach it.
+WORKSPACE_KEYS = ("site_id", "api_key", "app_key", "write_key", "signing_key")
+_SITE_HEADERS = ("x-cio-site-id", "x-gist-site-id")
+# The operations of the browser and mobile SDKs, which send no header with a key.
+_OF_AN_SDK = re.compile(r"/v1/+([abgipst]|projects/[^/]+/settings)$")
 
 
 class Changes:
@@ -13714,9 +13675,6 @@ RESETS: Dict[str, Callable[[Fake], Any]] = {
     "clock": lambda fake: fake.workspace.clock.move_to(time.time(), False),
 }
 
-#: What a further workspace has of its own, so that nobody else's calls reach it.
-WORKSPACE_KEYS = ("site_id", "api_key", "app_key", "write_key", "signing_key")
-
 
 def _take_workspace(request: Request) -> bool:
     """Move the name of a workspace from path or query to the prefix; whether there is one."""
@@ -13731,9 +13689,6 @@ def _take_workspace(request: Request) -> bool:
         return False
     request.prefix, request.by_path = f"/@{name}", True
     return True
-
-
-_SITE_HEADERS = ("x-cio-site-id", "x-gist-site-id")
 
 
 def _header_of(request: Request, names: Sequence[str]) -> str:
@@ -13766,10 +13721,6 @@ def key_of(request: Request, limit: int) -> str:
         return bearer_token(header) if bearer else basic_pair(header)[0]
     except (ValueError, ApiError):
         return ""
-
-
-# The operations of the browser and mobile SDKs, which send no header with a key.
-_OF_AN_SDK = re.compile(r"/v1/+([abgipst]|projects/[^/]+/settings)$")
 
 
 class Rate(NamedTuple):
@@ -13912,9 +13863,6 @@ def html_404(error: ApiError) -> Response:
     return with_reason(Response(404, page, _HTML_PAGE), error.message)
 
 
-_HTML_PAGE = (("Content-Type", "text/html; charset=utf-8"),)
-
-
 def _header_text(text: str) -> str:
     return re.sub(r"[^ -~]", "?", text)[:1000]
 
@@ -13928,6 +13876,12 @@ FAULT_TEXTS = {
     429: "rate limited to 10 requests per 1s (reference a1b2c3)",
 }
 _BODILESS = (204, 205, 304)
+# Where requests name people, in their path, their body, or parts of it.
+_NAMING_ARGUMENTS = ("identifier", "customer_id", "email_address")
+_NAMING_FIELDS = (
+    "id", "email", "cio_id", "phone", "anonymous_id", "userId", "anonymousId", "customer_id", "to",
+)  # fmt: skip
+_NAMING_PARTS = ("identifiers", "primary", "secondary", "traits", "data")
 
 
 def concerning(faults: Iterable[Fault], operation: Operation) -> List[Fault]:
@@ -13982,14 +13936,6 @@ def _name_key(value: Json) -> str:
     return text.lower() if "@" in text else text
 
 
-# Where requests name people, in their path, their body, or parts of it.
-_NAMING_ARGUMENTS = ("identifier", "customer_id", "email_address")
-_NAMING_FIELDS = (
-    "id", "email", "cio_id", "phone", "anonymous_id", "userId", "anonymousId", "customer_id", "to",
-)  # fmt: skip
-_NAMING_PARTS = ("identifiers", "primary", "secondary", "traits", "data")
-
-
 def mentioned(call: Call) -> Tuple[Set[str], Set[str]]:
     """Whom and which events a request names, as far as can be seen."""
     request, operation = call.request, call.operation
@@ -14031,20 +13977,6 @@ def _fault_answer(api: Api, rule: Json) -> Response:
     return response
 
 
-_METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
-_PREFLIGHT = (
-    ("Access-Control-Allow-Methods", _METHODS),
-    (
-        "Access-Control-Allow-Headers",
-        "Authorization, Content-Type, Content-Language, X-Strict-Mode, X-CIO-Site-Id, "
-        "X-CIO-Client-Platform, X-CIO-Client-Version, X-CIO-Datacenter, X-Gist-Site-ID, "
-        "X-Gist-Encoded-User-Token, X-Gist-User-Token, X-Gist-User-Anonymous, X-Gist-Is-Anonymous, "
-        "X-Gist-Data-Center",
-    ),
-    ("Access-Control-Max-Age", "7200"),
-)
-
-
 def _preflight(request: Request) -> Response:
     """Answer OPTIONS: 204, with leave to call for browsers where the real API gives it."""
     path = plain_path(request.path)
@@ -14059,6 +13991,10 @@ def _preflight(request: Request) -> Response:
 
 MAX_ENTITY = 32 * 1024
 MAX_BATCH = 500 * 1024
+_RELATIONSHIP_ACTIONS = {"add_relationships": "add", "delete_relationships": "delete"}
+REGION_URLS = {"us": "https://track.customer.io", "eu": "https://track-eu.customer.io"}
+#: Fields that a form names itself by; they are no attributes (reference).
+FORM_KEYS = ("form_id", "form_name", "form_type", "form_url", "form_url_param")
 
 
 def named_in_path(call: Call, value: str) -> Identifier:
@@ -14119,9 +14055,6 @@ def _v1_relationships(value: Json) -> Tuple[str, List[Tuple[ObjectKey, Attribute
         raise invalid("cio_relationships must be an object", "cio_relationships")
     verb = chosen(value, "action", _RELATIONSHIP_ACTIONS)
     return verb, relationship_list(value.get("relationships"), object_key)
-
-
-_RELATIONSHIP_ACTIONS = {"add_relationships": "add", "delete_relationships": "delete"}
 
 
 def _relate(
@@ -14256,9 +14189,6 @@ def track_delivery(call: Call) -> Outcome:
     return workspace.ingest(take, who, payload["event"], when, "", more)
 
 
-REGION_URLS = {"us": "https://track.customer.io", "eu": "https://track-eu.customer.io"}
-
-
 @route("GET", "/api/v1/accounts/region", TRACK)
 def account_region(call: Call) -> Json:
     """Tell the region and the workspace that the credentials belong to."""
@@ -14306,10 +14236,6 @@ def unsubscribe(call: Call, delivery_id: str) -> Outcome:
         return Outcome("needless", text)
     verb = workspace.deliveries.unsubscribe if wanted else workspace.deliveries.resubscribe
     return workspace.ingest(verb, ("delivery_id", delivery_id), delivery_id)
-
-
-#: Fields that a form names itself by; they are no attributes (reference).
-FORM_KEYS = ("form_id", "form_name", "form_type", "form_url", "form_url_param")
 
 
 def _wrong_form(value: Json) -> str:
@@ -14371,16 +14297,15 @@ def remove_from_segment(call: Call, segment_id: str) -> Outcome:
 
 # ---- v2: one entity or a batch of them
 
+#: A checked v2 item, ready to be carried out; gives the reason why nothing happened, or "".
+Action = Callable[[], Outcome]
+
 
 def named_in_body(call: Call, item: Json) -> Identifier:
     """The person a v2 item is about. Raises ApiError 400."""
     kinds = (*call.workspace.people.kinds, "cio_id")
     who = one_identifier(item.get("identifiers"), kinds, "identifiers")
     return checked_cio_id(who[1]) if who[0] == "cio_id" else who
-
-
-#: A checked v2 item, ready to be carried out; gives the reason why nothing happened, or "".
-Action = Callable[[], Outcome]
 
 
 def _person_identify(call: Call, item: Json) -> Action:
@@ -14599,6 +14524,9 @@ def _batch_item(call: Call, index: int, item: Json) -> Union[Outcome, Problem]:
 
 
 Row = TypeVar("Row")
+#: The most that a send may take beside its attachments, in bytes (docs).
+MAX_SEND = 1000 * 1000
+_SERVICE_ACCOUNT = re.compile("bearer +sa_live_", re.IGNORECASE)
 
 
 def not_found(workspace: Workspace) -> ApiError:
@@ -14789,10 +14717,6 @@ def get_people_by_email(call: Call) -> Json:
     return {"results": rows}
 
 
-#: The most that a send may take beside its attachments, in bytes (docs).
-MAX_SEND = 1000 * 1000
-
-
 def send_body(call: Call) -> Json:
     """The body of a send. Raises ApiError 400 in the service's words for what isn't one."""
     try:
@@ -14806,9 +14730,6 @@ def send_body(call: Call) -> Json:
     if size > MAX_SEND:
         raise _not_sendable(f"{size} bytes beside the attachments; {MAX_SEND} at most")
     return body
-
-
-_SERVICE_ACCOUNT = re.compile("bearer +sa_live_", re.IGNORECASE)
 
 
 def _sent(workspace: Workspace, delivery: Delivery, mail: Mail, told: Response) -> Response:
@@ -15294,6 +15215,11 @@ def users_of(workspace: Workspace, uses: Callable[[Json], bool]) -> Json:
 
 # ---- messages
 
+MESSAGE_CHANNELS = (
+    "email", "webhook", "twilio", "whatsapp", "slack", "push", "in_app", "inbox",
+    "live_notification",
+)  # fmt: skip
+
 
 def tracked_responses(delivery: Delivery) -> Json:
     """When each response of an in-app message was first chosen; the numbers are inferred."""
@@ -15359,12 +15285,6 @@ def message_page(
         if wanted(deliveries[position]):
             found.append(message_document(deliveries[position], responses))
     return {"messages": found, "next": page_token(position) if position > 0 else ""}
-
-
-MESSAGE_CHANNELS = (
-    "email", "webhook", "twilio", "whatsapp", "slack", "push", "in_app", "inbox",
-    "live_notification",
-)  # fmt: skip
 
 
 def message_range(
@@ -15462,6 +15382,11 @@ _ACTION_BLANKS: Json = {
     "image_url": "", "url": "", "method": "post", "body_json": "", "sender_identity_id": 0,
     "send_to_unsubscribed": False, "tracked": True,
 }  # fmt: skip
+_NEWSLETTER_SHOWN = (
+    "id", "name", "type", "sent_at", "created", "updated", "tags", "recipient_segment_ids",
+    "subscription_topic_id",
+)  # fmt: skip
+_TEMPLATE_TYPES = {"twilio": "sms", "email": "email", "push": "push", "slack": "slack"}
 
 
 def content_document(family: Family, row: Json) -> Json:
@@ -15478,13 +15403,6 @@ def content_document(family: Family, row: Json) -> Json:
     if row["type"] == "twilio" and re.search(r"\{[{%]", as_text(full["recipient"])):
         full["recipient"] = ""  # Liquid is not shown here (reference)
     return {**{name: full[name] for name in names}, **named}
-
-
-_NEWSLETTER_SHOWN = (
-    "id", "name", "type", "sent_at", "created", "updated", "tags", "recipient_segment_ids",
-    "subscription_topic_id",
-)  # fmt: skip
-_TEMPLATE_TYPES = {"twilio": "sms", "email": "email", "push": "push", "slack": "slack"}
 
 
 def family_document(workspace: Workspace, family: Family, row: Json) -> Json:
@@ -15532,6 +15450,13 @@ RESOLUTIONS = {
 #: Version 1 begins its days at 00:00 EST (reference).
 EASTERN = timezone(timedelta(hours=-5))
 MAX_BUCKETS = 100_000
+#: What counts of a journey, in the period in which it began (reference).
+JOURNEY_METRICS = (
+    "started", "activated", "messaged", "converted", "finished", "exited_early", "never_activated",
+)  # fmt: skip
+#: Whose messages are listed from the first one on, without a range, and for how many seconds:
+#: 6 months, and 1 month (reference).
+_FROM_THE_FIRST = {NEWSLETTERS: MESSAGE_WINDOW, BROADCASTS: 31 * 86400}
 
 
 def _begin_of(moment: datetime, period: str) -> datetime:
@@ -15711,12 +15636,6 @@ def links_answer(call: Call, id: str, content_id: str = "") -> Json:
         return {"links": link_series(call.workspace, deliveries, query_edges(call)[0], unique)}
 
 
-#: What counts of a journey, in the period in which it began (reference).
-JOURNEY_METRICS = (
-    "started", "activated", "messaged", "converted", "finished", "exited_early", "never_activated",
-)  # fmt: skip
-
-
 def seeded_facts(deliveries: Iterable[Delivery]) -> List[Tuple[str, float]]:
     """What counts of journeys that nothing tells of but messages: one for each person."""
     begins: Dict[Optional[str], Tuple[float, Set[str]]] = {}
@@ -15771,11 +15690,6 @@ def family_messages(call: Call, id: str) -> Json:
                 ]
             first = (min(begins, default=0), _FROM_THE_FIRST[family])
         return message_page(call, sent, MESSAGE_WINDOW * 2, first)
-
-
-#: Whose messages are listed from the first one on, without a range, and for how many seconds:
-#: 6 months, and 1 month (reference).
-_FROM_THE_FIRST = {NEWSLETTERS: MESSAGE_WINDOW, BROADCASTS: 31 * 86400}
 
 
 def list_family(call: Call) -> Json:
@@ -15858,6 +15772,9 @@ for _family in FAMILIES.values():
 
 _MESSAGE = "/v1/transactional/{transactional_id}"
 _LETTER = "/v1/newsletters/{newsletter_id}"
+# Seed 003 writes the plural.
+_IN_GROUP = f"{_LETTER}/test_group/{{test_group_id}}/language"
+_IN_GROUPS = f"{_LETTER}/test_groups/{{test_group_id}}/language"
 _serve_content(f"{_MESSAGE}/language/{{language}}", "a translation of a transactional message")
 _serve_content(f"{_LETTER}/language/{{language}}", "a translation of a newsletter")
 serve("GET", f"{_MESSAGE}/contents/{{content_id}}", "Read a content of a message.", one_content)
@@ -16058,11 +15975,6 @@ def variant_of(call: Call, newsletter_id: str, group_id: str, language: str) -> 
     raise not_found(call.workspace)
 
 
-# Seed 003 writes the plural.
-_IN_GROUP = f"{_LETTER}/test_group/{{test_group_id}}/language"
-_IN_GROUPS = f"{_LETTER}/test_groups/{{test_group_id}}/language"
-
-
 @route("GET", _IN_GROUP + "/{language}", APP)
 @route("GET", _IN_GROUPS + "/{language}", APP)
 @route("PUT", _IN_GROUP + "/{language}", APP, fields=CONTENT_ROW)
@@ -16123,6 +16035,10 @@ _SNIPPET = FieldList(status=422).having(
 )
 #: What all snippets may come to, in bytes, and how many collections there may be (docs).
 MAX_SNIPPETS, MAX_COLLECTIONS = 5 * 1000 * 1000, 50
+MAX_COLLECTION = 10 * 1000 * 1000
+MAX_COLLECTION_ROW = 10 * 1000
+#: The subscription channels that every workspace has.
+DEFAULT_CHANNELS = ("email", "twilio", "push", "in_app", "whatsapp")
 
 
 @route("PUT", "/v1/snippets", APP, fields=_SNIPPET)
@@ -16153,10 +16069,6 @@ def delete_snippet(call: Call, snippet_name: str) -> Response:
                 raise ApiError(400, "unable to delete snippet in use")
     call.workspace.shelves["snippets"].remove(snippet_name)
     return no_content()
-
-
-MAX_COLLECTION = 10 * 1000 * 1000
-MAX_COLLECTION_ROW = 10 * 1000
 
 
 def checked_collection(data: Json, name: str = "data") -> Json:
@@ -16302,10 +16214,6 @@ def topic_document(row: Json) -> Json:
     """A subscription topic with all its fields."""
     blank = {"name": "", "description": "", "subscribed_by_default": True}
     return {**blank, "identifier": f"topic_{row['id']}", **shown(row)}
-
-
-#: The subscription channels that every workspace has.
-DEFAULT_CHANNELS = ("email", "twilio", "push", "in_app", "whatsapp")
 
 
 def channel_document(row: Json) -> Json:
@@ -17626,6 +17534,26 @@ def restore_version(call: Call, id: str, version_id: str) -> Json:
 # ---- render, preview and review
 
 MAX_LINK_TEXT = 200
+_HIDDEN_TAGS = ("style", "script", "title")
+_BLOCK_TAGS = ("p", "div", "tr", "li", "h1", "h2", "h3", "h4", "table", "title", "ul", "ol")
+#: What may be given to a preview as data (reference).
+PREVIEW_DATA = ("customer", "event", "trigger", "journey", "campaign", "message", "objects")
+#: What a preview calls the errors in each field; the other keys of `errors` stay empty.
+_ERROR_KEYS = {
+    "html": "body", "amp": "body_amp", "text": "body_plain", "recipient": "to",
+}  # fmt: skip
+_PREVIEW_ERRORS = (
+    "bcc", "body", "body_amp", "body_plain", "cc", "event", "from", "layout", "message",
+    "preheader_text", "reply_to", "snippets", "subject", "to", "trigger",
+)  # fmt: skip
+#: What tags say in a message that isn't sent (inferred).
+_UNSENT_LINKS = {
+    name + "_url": f"https://track.customer.io/{name}/unsent"
+    for name in ("unsubscribe", "manage_subscription_preferences", "view_in_browser")
+}
+#: Gmail cuts off what is longer.
+CLIPPED_AT = 102 * 1024
+_UNSUBSCRIBE = re.compile(r"unsubscribe|manage_subscription_preferences", re.IGNORECASE)
 
 
 class PageReader:
@@ -17672,26 +17600,6 @@ class PageReader:
             self._text.append(text)
             if self._open is not None and len(self._open["text"]) < MAX_LINK_TEXT:
                 self._open["text"] = " ".join((self._open["text"] + text).split())
-
-
-_HIDDEN_TAGS = ("style", "script", "title")
-_BLOCK_TAGS = ("p", "div", "tr", "li", "h1", "h2", "h3", "h4", "table", "title", "ul", "ol")
-
-#: What may be given to a preview as data (reference).
-PREVIEW_DATA = ("customer", "event", "trigger", "journey", "campaign", "message", "objects")
-#: What a preview calls the errors in each field; the other keys of `errors` stay empty.
-_ERROR_KEYS = {
-    "html": "body", "amp": "body_amp", "text": "body_plain", "recipient": "to",
-}  # fmt: skip
-_PREVIEW_ERRORS = (
-    "bcc", "body", "body_amp", "body_plain", "cc", "event", "from", "layout", "message",
-    "preheader_text", "reply_to", "snippets", "subject", "to", "trigger",
-)  # fmt: skip
-#: What tags say in a message that isn't sent (inferred).
-_UNSENT_LINKS = {
-    name + "_url": f"https://track.customer.io/{name}/unsent"
-    for name in ("unsubscribe", "manage_subscription_preferences", "view_in_browser")
-}
 
 
 class Proof(NamedTuple):
@@ -17754,11 +17662,6 @@ def preview_email(call: Call, id: str) -> Json:
         "headers": proof.headers,
         "errors": proof.errors,
     }
-
-
-#: Gmail cuts off what is longer.
-CLIPPED_AT = 102 * 1024
-_UNSUBSCRIBE = re.compile(r"unsubscribe|manage_subscription_preferences", re.IGNORECASE)
 
 
 class ReviewCheck(NamedTuple):
@@ -17843,6 +17746,8 @@ _RUN_FIELDS = CLOSED.having(
 #: The captures of a client: width and lines of each.
 CAPTURES = {"screenshot": (600, 40), "thumbnail": (150, 8), "full_thumbnail": (150, 40)}
 _DAY = 86400
+#: What XML can't hold.
+_UNPRINTABLE = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 
 
 def _preview_clients(call: Call) -> Dict[str, Json]:
@@ -17983,10 +17888,6 @@ def get_inbox_preview_capture(call: Call, id: str, run_id: str, client_id: str) 
     return Response(200, picture, (("Content-Type", "image/svg+xml"), *SANDBOXED))
 
 
-#: What XML can't hold.
-_UNPRINTABLE = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
-
-
 def _drawing(subject: str, text: str, width: int, lines: int) -> bytes:
     """An SVG of an email: the subject in bold, and the first lines of its text."""
     import textwrap
@@ -18056,6 +17957,7 @@ ASSET_TYPES = {
     "image/png": b"\x89PNG\r\n\x1a\n",
     "application/pdf": b"%PDF-",
 }
+_JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 
 
 def form_parts(call: Call) -> Dict[str, Any]:
@@ -18093,9 +17995,6 @@ def pixels(type: str, data: bytes) -> Tuple[int, int]:
     sides = (data[place : place + size], data[place + size : place + 2 * size])
     first, second = (int.from_bytes(side, cast(Any, order), signed=size == 4) for side in sides)
     return (abs(first), abs(second)) if place else (0, 0)
-
-
-_JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 
 
 def _jpeg_frame(data: bytes) -> int:
@@ -18400,6 +18299,11 @@ def _check_batch(workspace: Workspace, items: List[Json], shared: Json) -> None:
 
 _ISO_DATE = re.compile(r"\d{4}-\d\d-\d\d(T\d\d:\d\d(:\d\d)?(\.\d{1,9})?(Z|[+-]\d\d:?\d\d)?)?")
 _DATE_FORMATS = ("%Y-%m-%dT%H:%M:%S%z", "%Y-%m-%dT%H:%M%z", "%Y-%m-%d%z")
+_OUR_NAMES = ("Customer.io", "Customer.io Journeys", "Customer.io Data Pipelines")
+_OBJECT_TRAITS = {
+    "objectId", "object_id", "objectTypeId", "object_type_id", "relationshipAttributes",
+    "objectAttributes",
+}  # fmt: skip
 
 
 def unix_time(value: Json) -> Json:
@@ -18445,9 +18349,6 @@ def _is_kept_out(integrations: Json) -> bool:
     return not any(named) if named else integrations.get("All") is False
 
 
-_OUR_NAMES = ("Customer.io", "Customer.io Journeys", "Customer.io Data Pipelines")
-
-
 def _user(workspace: Workspace, item: Json) -> Identifier:
     """Whom a call is about: the userId, else the anonymousId. Raises ApiError 400."""
     if item.get("userId") not in (None, ""):
@@ -18474,12 +18375,6 @@ def _object_ref(values: Json, object_id: Json) -> ObjectKey:
     """Type and id of an object; the type is "1" unless it is given (reference)."""
     type_id = values.get("objectTypeId") or values.get("object_type_id") or "1"
     return object_key({"object_type_id": type_id, "object_id": object_id}, "objectId")
-
-
-_OBJECT_TRAITS = {
-    "objectId", "object_id", "objectTypeId", "object_type_id", "relationshipAttributes",
-    "objectAttributes",
-}  # fmt: skip
 
 
 def _own_traits(traits: Json) -> Attributes:
@@ -18975,6 +18870,10 @@ def _told_tiles(tiles: Json, contents: Mapping[int, Json]) -> Json:
     return {**shown(contents.get(tiles.get("id", 0), {})), **shown(tiles), **inner}
 
 
+#: What is not there, which is something else than null.
+MISSING: Json = object()
+#: Whether a row is one of those that are asked for.
+Test = Callable[[Any], bool]
 #: The control lists.
 COLLECTIONS = {
     "customers": Collection(
@@ -19130,10 +19029,6 @@ def _page(query: Dict[str, str], collection: Collection) -> Page:
     return Page(offset, limit, order == "newest", names, cut)
 
 
-#: Whether a row is one of those that are asked for.
-Test = Callable[[Any], bool]
-
-
 def _tests(query: Dict[str, str], name: str) -> List[Test]:
     """What a query asks of a row: fields as text, a text anywhere, a JSON `match`.
 
@@ -19182,10 +19077,6 @@ def _text_test(collection: Collection, text: str) -> Test:
 
 def _as_shown(value: Json) -> str:
     return as_text(None if value is MISSING else value)
-
-
-#: What is not there, which is something else than null.
-MISSING: Json = object()
 
 
 def reach(row: Json, name: str) -> Json:
@@ -19945,6 +19836,11 @@ def delivery_eml(call: Call, delivery_id: str) -> Response:
 
 # ---- the links inside a message
 
+#: What stays as it is in a URL that is given on.
+_URL_SIGNS = "%:/?#[]@!$&'()*+,;=~-._"
+#: A transparent GIF of one pixel.
+_PIXEL = base64.b64decode("R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7")
+
 
 @route("GET", "/e/c/{delivery_id}/{link}", TRACK_OPEN)
 def follow_link(call: Call, delivery_id: str, link: str) -> Response:
@@ -19961,12 +19857,6 @@ def follow_link(call: Call, delivery_id: str, link: str) -> Response:
             delivery, "clicked", workspace.seconds(), href=href, link_id=int(link)
         )
     return Response(302, b"", (("Location", quote(href, safe=_URL_SIGNS)),))
-
-
-#: What stays as it is in a URL that is given on.
-_URL_SIGNS = "%:/?#[]@!$&'()*+,;=~-._"
-#: A transparent GIF of one pixel.
-_PIXEL = base64.b64decode("R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7")
 
 
 @route("GET", "/e/o/{delivery_id}", TRACK_OPEN)
@@ -20139,6 +20029,9 @@ def delete_fault(call: Call, id: str) -> Json:
 
 # ---- the clock
 
+#: How long one call waits for the endpoints of webhooks, all in all, in seconds.
+CLOCK_PATIENCE = 10.0
+
 
 def clock_document(call: Call) -> Json:
     """What the clock shows, Unix seconds."""
@@ -20174,10 +20067,6 @@ def set_clock(call: Call) -> Json:
     """Freeze the clock, let it go, set it or advance it; what becomes due is done first."""
     waiting = set_clock_to(call.fake, **call.fields())
     return {**clock_document(call), **({"waiting": waiting} if waiting else {})}
-
-
-#: How long one call waits for the endpoints of webhooks, all in all, in seconds.
-CLOCK_PATIENCE = 10.0
 
 
 def set_clock_to(
@@ -20627,6 +20516,9 @@ _UNWRITTEN = {
 
 #: What only says by `kept` what is to be written.
 _KEEPING = {Workspace, *PARTS.values()}
+#: How the file ends into which a snapshot is written before it gets its name, and for how many
+#: seconds nothing is written to it once whoever did has been killed.
+_UNSAVED, _ABANDONED = ".unsaved", 60
 
 
 class Ledger:
@@ -21267,11 +21159,6 @@ def save(fake: Fake, path: str) -> None:
     except OSError as error:
         text = f"can't save the state to {path}: {error.strerror}; what was there before still is"
         raise OSError(error.errno, text) from None
-
-
-#: How the file ends into which a snapshot is written before it gets its name, and for how many
-#: seconds nothing is written to it once whoever did has been killed.
-_UNSAVED, _ABANDONED = ".unsaved", 60
 
 
 def _clear_up(folder: str, name: str) -> None:
@@ -22598,6 +22485,24 @@ _FIELD = re.compile(rf"({_TOKEN}):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)".encode())
 _LONE_LF = re.compile(rb"(?<!\r)\n")
 _URL = re.compile(r"https?://[^/?#]", re.IGNORECASE)
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?")
+#: Header fields that can be given once only.
+_ONCE = {"content-length", "transfer-encoding", "host", "authorization", "content-type"}
+_PHRASES = {status.value: status.phrase for status in HTTPStatus}
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_TLS_HANDSHAKE = b"\x16"
+_OVERLOADED = ApiError(
+    503,
+    "too many requests are waiting; raise --max-threads or send fewer at once",
+    headers=[("Retry-After", "1")],
+    close=True,
+)
+#: Where the web SDK's `env: "local"` looks for the queue, the stream of events and the renderer.
+IN_APP_PORTS = (3010, 3009, 9998)
+_DISTRUST = (
+    "%s does not trust the fake's certificate: give it the one at /__parlel/ca.pem, for example by "
+    "REQUESTS_CA_BUNDLE, NODE_EXTRA_CA_CERTS or SSL_CERT_FILE"
+)
+_SERVERS: weakref.WeakSet[Server] = weakref.WeakSet()
 
 
 def _bad_request(message: str, status: int = 400) -> ApiError:
@@ -22637,9 +22542,6 @@ def read_fields(block: bytes) -> Fields:
             value = f"{values[name]}, {value}"
         values[name] = value
     return values
-
-
-_ONCE = {"content-length", "transfer-encoding", "host", "authorization", "content-type"}
 
 
 def _framed(values: Fields) -> Fields:
@@ -22841,9 +22743,6 @@ class Framer:
         return body
 
 
-_PHRASES = {status.value: status.phrase for status in HTTPStatus}
-
-
 @functools.lru_cache(maxsize=256)
 def _head(status: int, headers: Headers) -> bytes:
     lines = [f"HTTP/1.1 {status} {_PHRASES.get(status, 'Unknown')}"]
@@ -22878,16 +22777,6 @@ def streamed(connection: Connection, response: Response) -> bytes:
     first, connection.streams, connection.framer.keep_alive = not connection.streams, True, False
     head = _head(response.status, response.headers) + b"Connection: close\r\n\r\n"
     return head + response.body if first else response.body
-
-
-_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_TLS_HANDSHAKE = b"\x16"
-_OVERLOADED = ApiError(
-    503,
-    "too many requests are waiting; raise --max-threads or send fewer at once",
-    headers=[("Retry-After", "1")],
-    close=True,
-)
 
 
 class Connection:
@@ -22929,10 +22818,6 @@ class Connection:
         """Close the socket; never raises."""
         with contextlib.suppress(OSError):
             self.socket.close()
-
-
-#: Where the web SDK's `env: "local"` looks for the queue, the stream of events and the renderer.
-IN_APP_PORTS = (3010, 3009, 9998)
 
 
 def further_listeners(settings: Settings) -> List[socket.socket]:
@@ -23401,9 +23286,6 @@ class Server(ThreadingHTTPServer):
             hang_up(connection.socket)
 
 
-_SERVERS: weakref.WeakSet[Server] = weakref.WeakSet()
-
-
 def _leave_to_parent() -> None:
     """A fork copies sockets, not threads: let go, so that no port or client hangs on the child."""
     for server in list(_SERVERS):
@@ -23423,12 +23305,6 @@ def refusal(connection: Connection, error: ApiError) -> bytes:
     """The last answer on a connection."""
     method = connection.ready.method if connection.ready else connection.framer.method
     return response_bytes(failure(SHARED, error), method, connection.framer.version, False)
-
-
-_DISTRUST = (
-    "%s does not trust the fake's certificate: give it the one at /__parlel/ca.pem, for example by "
-    "REQUESTS_CA_BUNDLE, NODE_EXTRA_CA_CERTS or SSL_CERT_FILE"
-)
 
 
 class WaitingHandler(BaseHTTPRequestHandler):
@@ -23875,6 +23751,10 @@ OtherLists = Literal[
     "journeys", "merges", "batches", "pipeline_events", "pipeline-events", "webhooks", "requests",
     "dropped",
 ]  # fmt: skip
+#: Hosts that mean every address, and one to ask at.
+_ALL_ADDRESSES = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
+#: What a port that can't be had gives.
+_PORT_ERRORS = (errno.EADDRINUSE, errno.EACCES)
 
 
 def links_in(rendered: Json) -> List[str]:
@@ -24192,12 +24072,6 @@ class View:
         return FakeClock(self.fake)
 
 
-#: Hosts that mean every address, and one to ask at.
-_ALL_ADDRESSES = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
-#: What a port that can't be had gives.
-_PORT_ERRORS = (errno.EADDRINUSE, errno.EACCES)
-
-
 class CustomerioServer(View):
     """A fake Customer.io on a port of its own.
 
@@ -24432,6 +24306,11 @@ if "pytest" in sys.modules:
 
 # ---- command line
 
+_NOISE = {
+    "quiet": "after the start, say nothing but errors",
+    "verbose": "one line for each request",
+}
+
 
 def environment_name(setting: Any) -> str:
     """The environment variable of a setting (a field of Settings)."""
@@ -24467,12 +24346,6 @@ def _parser(name: str = "") -> Any:
         kind: Json = {"action": "store_const", "const": "true"} if default is False else {}
         parser.add_argument(f"--{name.replace('_', '-')}", help=note, **kind)
     return parser
-
-
-_NOISE = {
-    "quiet": "after the start, say nothing but errors",
-    "verbose": "one line for each request",
-}
 
 
 def _noise_variable(name: str) -> str:
