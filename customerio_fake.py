@@ -3813,6 +3813,14 @@ Turns = Callable[[Any], Iterable[float]]
 Begin = Tuple[float, int]
 
 
+class Named(NamedTuple):
+    """Something that a condition or a tile names: a kind, its number or name, and where."""
+
+    kind: str
+    key: Any
+    where: str
+
+
 def _as_number(text: str) -> Optional[float]:
     try:
         return float(text)
@@ -3921,6 +3929,8 @@ class Grammar(NamedTuple):
     begin: Callable[[Any], Begin] = lambda subject: (0.0, 0)
     #: Renders a value that is a template; None where values are taken as they are.
     render: Optional[Callable[[Any, str], str]] = None
+    #: Gathers what the conditions name, for whoever can tell later whether it is there.
+    named: Optional[List[Named]] = None
 
 
 class Condition(NamedTuple):
@@ -3951,6 +3961,16 @@ def compile_conditions(spec: Json, where: str, grammar: Grammar) -> Condition:
     return Condition(test, frozenset(grammar.needs), tuple(grammar.turns))
 
 
+def together(conditions: Sequence[Condition]) -> Condition:
+    """Conditions that all have to be met, as one."""
+    if len(conditions) == 1:
+        return conditions[0]
+    tests = [condition.test for condition in conditions]
+    needs = frozenset().union(*[condition.needs for condition in conditions])
+    turns = tuple([turn for condition in conditions for turn in condition.turns])
+    return Condition(lambda subject: all(test(subject) for test in tests), needs, turns)
+
+
 def _compiled(spec: Json, where: str, grammar: Grammar) -> Predicate:
     kinds = grammar.kinds
     named = [name for name in spec if name in kinds] if isinstance(spec, dict) else []
@@ -3973,6 +3993,14 @@ def _check_beside(name: str, value: Json, where: str, kind: str, known: Sequence
         raise invalid(f"{place} does not go with {kind}; {suggestion(name, list(known))}", place)
     if name in _BESIDE and not _BESIDE[name][0](value):
         raise invalid(f"{place} must be {_BESIDE[name][1]}", place)
+
+
+def _check_known(body: Json, known: Sequence[str], where: str, grammar: Grammar) -> None:
+    """Refuse what would be passed over; the App API's own filters may have it (inferred)."""
+    for name in body if grammar.world is not None else ():
+        if name not in known:
+            text = f"{where}.{name} is unknown; {suggestion(name, known)}"
+            raise invalid(text, f"{where}.{name}")
 
 
 #: What may stand beside several kinds of condition.
@@ -4012,9 +4040,12 @@ def _segment_condition(body: Json, where: str, grammar: Grammar, spec: Json) -> 
     number = body.get("id") if isinstance(body, dict) else None
     if isinstance(number, bool) or not isinstance(number, int):
         raise invalid(f"{where}.id must be the segment's number", where)
+    _check_known(body, ("id",), where, grammar)
     member = grammar.member
     if grammar.world is not None:
         grammar.needs.add(("segment", number))
+    if grammar.named is not None:
+        grammar.named.append(Named("segment", number, f"{where}.id"))
     return lambda subject: member(subject, number)
 
 
@@ -4046,9 +4077,19 @@ class Judge(NamedTuple):
         return [when - o for when in moments if when is not None for o in self.offsets]
 
 
+#: What says what a field is compared with; `type_id` is that of an object (reference).
+_JUDGED = ("field", "operator", "value", "value2", "inverse", "type_id")
+
+
+def check_comparison(body: Json, where: str) -> None:
+    """Raise ApiError 400 with the place of what is wrong with a field, operator or value."""
+    _judge(body, where, Grammar({}, lambda person, number: False, set(), [], world=True))
+
+
 def _judge(body: Json, where: str, grammar: Grammar) -> Judge:
     if not isinstance(body, dict) or not isinstance(body.get("field"), str):
         raise invalid(f"{where}.field must be the name of an attribute", where)
+    _check_known(body, _JUDGED, where, grammar)
     operator = body.get("operator")
     test = _test_of(operator, grammar) if isinstance(operator, str) else None
     if test is None:
@@ -4190,8 +4231,9 @@ def _event_condition(body: Json, where: str, grammar: Grammar, spec: Json) -> Pr
     """`{"event": {"name", "type", "filters"}, "times", "within", "inverse"}` (observed)."""
     if not isinstance(body, dict) or not isinstance(body.get("name"), str) or not body["name"]:
         raise invalid(f"{where}.name must be the name of an event", where)
+    _check_known(body, ("name", "type", "filters"), where, grammar)
     name, type = body["name"], body.get("type", "event")
-    if type not in _EVENT_TYPES:
+    if not isinstance(type, str) or type not in _EVENT_TYPES:
         raise invalid(f"{where}.type must be one of: {', '.join(_EVENT_TYPES)}", where)
     fits = compile_data(body.get("filters") or {}, f"{where}.filters", grammar)
     times, within = spec.get("times", 1), spec.get("within", 0)
@@ -4284,11 +4326,14 @@ def _message_condition(body: Json, where: str, grammar: Grammar, spec: Json) -> 
     if metric not in MESSAGE_ACTIVITY:
         text = f"{where}.metric must be one of: {', '.join(MESSAGE_ACTIVITY)}"
         raise invalid(text, where)
-    for name in body:
-        if name not in (*_MESSAGE_PARENTS, "metric"):
-            text = f"{where}.{name} is unknown; {suggestion(name, [*_MESSAGE_PARENTS, 'metric'])}"
-            raise invalid(text, where)
+    _check_known(body, (*_MESSAGE_PARENTS, "metric"), where, grammar)
     parents = {name: body[name] for name in _MESSAGE_PARENTS if name in body}
+    for name, number in parents.items():
+        if WHOLE.wrong(number):
+            raise invalid(f"{where}.{name} {WHOLE.wrong(number)}", f"{where}.{name}")
+    if grammar.named is not None:
+        theirs = [Named(name[:-3], n, f"{where}.{name}") for name, n in parents.items()]
+        grammar.named.extend(theirs)
     person, clock, within = grammar.person, grammar.world.clock, spec.get("within", 0)
     grammar.needs.add(("message", metric))
     own = set(parents) == {"action_id"}
@@ -9275,10 +9320,13 @@ WORKFLOW = LAX.having(
     global_exit_conditions=list_field(OBJECT),
     audience_at_start=choice_field("current", "future"), fallback_zone=_ZONE,
 )  # fmt: skip
-_CONDITIONS_TOLD = (
-    "filter_object_attributes filter_relationship_attributes object_attribute_triggers "
-    "relationship_attribute_triggers"
+_OF_OBJECTS = ("filter_object_attributes", "filter_relationship_attributes")
+_OF_AUDIENCE = ("person_filters", "relationship_filters")
+_CONDITIONS_TOLD = " ".join(
+    [*_OF_OBJECTS, "object_attribute_triggers", "relationship_attribute_triggers"]
 )
+_BY_IDS = ("trigger_segment_ids", "filter_segment_ids")
+_HOOK_KEY = "a webhook's 16 hexadecimal digits, or their number"
 _STATE = choice_field(*CAMPAIGN_STATES)
 #: What a campaign or broadcast of the App API tells of its trigger.
 _TOLD = {"broadcasts": LAX.having(type=choice_field(BROADCAST), state=_STATE)}
@@ -9288,7 +9336,8 @@ _TOLD["campaigns"] = LAX.having(
     trigger_segment_ids=_NUMBERS_OF, filter_segment_ids=_NUMBERS_OF,
     frequency=choice_field("once", "monthly", "yearly"), timezone=_ZONE,
     start_hour=number_field(0, 23, int), start_minutes=number_field(0, 59, int),
-    object=f"audience {_CONDITIONS_TOLD}",
+    object=f"audience {_CONDITIONS_TOLD}", word="object_type_id",
+    webhook_id=read_field(_HOOK_KEY, lambda value, name: token_number(value, name)),
 )  # fmt: skip
 _GOAL = CLOSED.having(
     object="segment event", flag="inverse", within=number_field(0, LONGEST_GOAL, int, float),
@@ -9297,6 +9346,15 @@ _GOAL = CLOSED.having(
 
 
 # ---- tiles
+
+
+def token_number(value: Json, name: str) -> int:
+    """The number of an incoming webhook, which its URL has in hexadecimal. Raises ApiError 400."""
+    if isinstance(value, str) and re.fullmatch("[0-9a-f]{16}", value):
+        return int(value, 16)
+    if type(value) is int and 0 <= value < 1 << 64:
+        return value
+    raise invalid(f"{name} must be {_HOOK_KEY}, not {value!r:.60}", name)
 
 
 class Done(NamedTuple):
@@ -9334,6 +9392,8 @@ class Tile(NamedTuple):
     shows: bool = False
     #: What its fields have to be to each other: what is wrong, or "".
     wrong: Callable[[Json], str] = lambda body: ""
+    #: Its fields that name something, and of what kind that is.
+    names: Tuple[Tuple[str, str], ...] = ()
 
 
 class Node(NamedTuple):
@@ -9359,6 +9419,8 @@ class Layout:
         self.grammar = grammar
         self.waiting = grammar._replace(begin=operator.attrgetter("since"))
         self.nodes: Dict[int, Node] = {}
+        #: Where the tiles stand in the document.
+        self.places: Dict[int, str] = {}
 
     def lay(self, actions: Json, where: str, after: Optional[int]) -> Optional[int]:
         """Lay a path that leads to the tile `after`; gives its first tile.
@@ -9374,9 +9436,6 @@ class Layout:
                 raise invalid(f"{where}[{i}] must be an object with a number", f"{where}[{i}]")
             if action.get("parent_action_id"):  # a translation or variation of another
                 continue
-            if action["type"] == "exit" and i < len(actions) - 1:
-                place = f"{where}[{i + 1}]"
-                raise invalid(f"{place} is never reached: the exit before it ends the path", place)
             first = self.place(action, f"{where}[{i}]", first)
         return first
 
@@ -9393,23 +9452,45 @@ class Layout:
             raise invalid(f"{where}.{wrong}", where)
         if tile.check_filter is not None and "filter" in action:
             tile.check_filter(action["filter"], f"{where}.filter", self.grammar)
+        for name, kind in tile.names:
+            self.name(kind, action[name], f"{where}.{name}")
         conditions = self._conditions(tile, action, type, where)
         paths = self._paths(tile, action, where, after)
         before = action.get("preconditions")
         precondition = self.compiled(before, f"{where}.preconditions") if before else None
+        self.places[action["id"]] = where
         self.nodes[action["id"]] = Node(
             action["id"], type, tile, action, after, paths, precondition, conditions
         )
         return int(action["id"])
 
+    def name(self, kind: str, key: Json, where: str) -> None:
+        """Note that something is named, which has to be there once all is."""
+        cast(List[Named], self.grammar.named).append(Named(kind, key, where))
+
     def compiled(self, spec: Json, where: str, grammar: Optional[Grammar] = None) -> Condition:
         """Conditions, where a list means that all of them have to be met."""
-        spec = {"and": spec} if isinstance(spec, list) else spec
-        condition = compile_conditions(spec, where, grammar or self.grammar)
-        turns = [
-            functools.partial(_turns_of_person, t) for t in self.grammar.world.turns(condition)
-        ]
+        grammar = grammar or self.grammar
+        placed = [(f"{where}[{i}]", one) for i, one in enumerate(spec or ())]
+        if not isinstance(spec, list) or not spec:
+            placed = [(where, spec)]
+        condition = together([compile_conditions(one, at, grammar) for at, one in placed])
+        turns = [functools.partial(_turns_of_person, t) for t in grammar.world.turns(condition)]
         return condition._replace(turns=(*condition.turns, *turns))
+
+    def check_reached(self, first: Optional[int]) -> None:
+        """Refuse tiles that nobody can come to. Raises ApiError 400 with the place of the first."""
+        ways, reached = [first], cast(Set[int], set())
+        for number in ways:  # which grows meanwhile
+            if number is not None and number not in reached:
+                reached.add(number)
+                node = self.nodes[number]
+                straight = not node.paths and node.type != "exit"
+                ways += [*node.paths, *([node.next] if straight or node.precondition else [])]
+        lost = [place for number, place in self.places.items() if number not in reached]
+        if lost:  # those that stand later were laid first
+            text = f"{lost[-1]} is never reached: all ways before it end in an exit"
+            raise invalid(text, lost[-1])
 
     def _conditions(self, tile: Tile, action: Json, type: str, where: str) -> Tuple[Condition, ...]:
         specs, place = action.get(tile.conditions) or [], f"{where}.{tile.conditions}"
@@ -9460,6 +9541,7 @@ class Plan:
             self.family = BROADCASTS
         self.layout = Layout(journey_grammar(workspace))
         self.first = self.layout.lay(self.flow.get("actions", []), f"{where}.actions", None)
+        self.layout.check_reached(self.first)
         self.nodes = self.layout.nodes
         self._enter_by(self.row.get("audience") or {})
         self._leave_by()
@@ -9470,8 +9552,10 @@ class Plan:
         self.names = tuple(f"{_OF_ALL} {self.type.names}".split())
         self.mails: Dict[int, Tuple[Json, Attributes, Mail]] = {}
         self.needs = self._needs()
-        self._check_segments()
         self._check_contents()
+        if "subscription_topic_id" in self.flow:
+            place = f"{where}.subscription_topic_id"
+            self.layout.name("topic", self.flow["subscription_topic_id"], place)
         #: Whether any message is translated.
         contents = workspace.shelves[self.family.shelf].where(_parent=self.number)
         self.translates = any(row["parent_action_id"] and row["language"] for row in contents)
@@ -9484,11 +9568,12 @@ class Plan:
         self.asked = segments.needs(self.trigger.needs) if self.trigger else set()
         self.turns = (*self.trigger.turns, *segments.turns(self.trigger)) if self.trigger else ()
         self.moments = sorted(name for kind, name in self.asked if kind == "timestamp")
-        self.filter = self._compiled("filter", self._all_of(
-            "filter_segment_ids", row.get("filter_object_attributes"),
-            row.get("filter_relationship_attributes"), told.get("person_filters"),
-            told.get("relationship_filters"), flow.get("filter"),
-        ))  # fmt: skip
+        filters = {
+            **{name: row.get(name) for name in _OF_OBJECTS},
+            **{f"audience.{name}": told.get(name) for name in _OF_AUDIENCE},
+            "filter": flow.get("filter"),
+        }
+        self.filter = self._all_of("filter_segment_ids", filters, self.layout.compiled)
         data, grammar = flow.get("attribute_filters") or {}, self.layout.grammar
         self.data_fits = compile_data(data, f"{self.where}.attribute_filters", grammar)
         #: Whether who does not match the filter may come to do so for a while (docs); whether
@@ -9523,7 +9608,8 @@ class Plan:
     def begins_with(self) -> str:
         """Which event, date, form, … begins it; "" if nobody has told, and nobody enters."""
         told = (self.row.get(name) or self.flow.get(name) for name in self.type.told_by)
-        return as_text(next(filter(None, told), ""))
+        key = next(filter(None, told), "")
+        return as_text(token_number(key, "") if key and self.row["type"] == "webhook" else key)
 
     def fits(self, journey: Journey) -> bool:
         """Whether the person of a journey matches the filter."""
@@ -9549,29 +9635,40 @@ class Plan:
     def _compiled(self, name: str, spec: Json) -> Optional[Condition]:
         return self.layout.compiled(spec, f"{self.where}.{name}") if spec else None
 
-    def _all_of(self, ids: str, *specs: Json) -> List[Json]:
-        """Conditions that all have to be met, those of the segments with these ids first."""
+    def _all_of(
+        self, ids: str, specs: Mapping[str, Json], compile: Callable[[Json, str], Condition]
+    ) -> Optional[Condition]:
+        """Conditions by their fields that all have to be met, after those of segments by ids."""
         segments = [{"segment": {"id": number}} for number in self.row.get(ids) or ()]
-        return segments + [spec for spec in specs if spec]
+        placed = {f"{ids}[{i}]": spec for i, spec in enumerate(segments)}
+        placed.update({name: spec for name, spec in specs.items() if spec})
+        parts = [compile(spec, f"{self.where}.{name}") for name, spec in placed.items()]
+        return together(parts) if parts else None
 
     def _trigger(self) -> Optional[Condition]:
         """The conditions that a segment campaign begins with: all of them (docs)."""
-        parts = self._all_of("trigger_segment_ids", self.flow.get("trigger"))
-        if self.row["type"] != "segment" or not parts:
+        if self.row["type"] != "segment":
             return None
-        spec = {"and": parts} if len(parts) > 1 else parts[0]
-        return compile_conditions(spec, f"{self.where}.trigger", self.workspace.segments.grammar())
+        grammar = self.workspace.segments.grammar()._replace(named=self.layout.grammar.named)
+        compile = functools.partial(compile_conditions, grammar=grammar)
+        return self._all_of("trigger_segment_ids", {"trigger": self.flow.get("trigger")}, compile)
 
     def _interval(self) -> float:
         """The least time between two entries, in seconds; time alone lets nobody in more often."""
         seconds, place = self.flow.get("restart_min_interval") or 0, "restart_min_interval"
+        if self.row["type"] == "webhook" and (seconds or self.restart != "rematch"):
+            text = "has nobody to count: no person enters by a webhook"
+            raise invalid(f"{self.where}.restart_mode {text}", f"{self.where}.restart_mode")
         if self.restart == "interval" and seconds < LEAST_INTERVAL:
             text = f"must be {LEAST_INTERVAL} seconds or more with restart_mode interval"
             raise invalid(f"{self.where}.{place} {text}", f"{self.where}.{place}")
         return float(seconds)
 
     def _goal(self, spec: Json) -> Optional[Condition]:
-        if not spec:
+        if spec is None:
+            if self.flow.get("exit_on_goal"):
+                text = f"{self.where}.exit_on_goal needs a goal to exit on"
+                raise invalid(text, f"{self.where}.exit_on_goal")
             return None
         _GOAL.read(spec, f"{self.where}.goal.")
         condition = {name: spec[name] for name in ("segment", "event", "inverse") if name in spec}
@@ -9586,19 +9683,16 @@ class Plan:
         for node in self.nodes.values():
             for row in node.body.get("variations") or [{"id": node.id}]:
                 if node.tile.shows and row["id"] not in known:
-                    raise invalid(f"{self.where}: action {row['id']} has no content", self.where)
+                    place = self.layout.places[node.id]
+                    raise invalid(f"{place}: action {row['id']} has no content", place)
 
-    def _check_segments(self) -> None:
-        """Refuse what nobody can fit; pasted answers of the App API may lack their segments."""
-        known = self.workspace.segments.rows
-        needs = self.needs | (self.trigger.needs if self.trigger else frozenset())
-        missing = {n for kind, n in needs if kind == "segment" and n not in known}
-        if not set(self.flow) - {"actions", "_where"}:
-            names = ("trigger_segment_ids", "filter_segment_ids")
-            missing -= {n for name in names for n in self.row.get(name) or ()}
-        if missing:
-            text = f"{self.where}: there is no segment {min(missing)}, so that nobody can fit; "
-            raise invalid(text + f"there are {', '.join(map(str, known)) or 'none'}", self.where)
+    def named(self) -> List[Named]:
+        """What it names that has to be there. Pasted answers of the App API may lack segments."""
+        named = cast(List[Named], self.layout.grammar.named)
+        if set(self.flow) - {"actions", "_where"}:
+            return named
+        theirs = tuple([f"{self.where}.{name}[" for name in _BY_IDS])
+        return [one for one in named if not one.where.startswith(theirs)]
 
     def _needs(self) -> FrozenSet[Need]:
         """What may move somebody who is inside."""
@@ -9617,6 +9711,7 @@ def journey_grammar(workspace: Workspace) -> Grammar:
     member = base.member
     return base._replace(
         kinds=JOURNEY_CONDITIONS,
+        named=[],
         member=lambda journey, n: journey.person is not None and member(journey.person, n),
         person=operator.attrgetter("person"),
         render=functools.partial(_render_value, workspace),
@@ -10243,7 +10338,16 @@ _CONDITIONS = typed_field(dict, list)
 _ANY_TILE = CLOSED.having(
     whole="id created updated parent_action_id", text="type name", preconditions=_CONDITIONS
 )
-_WHOM = object_field(CLOSED.having(any="id", text="email cio_id"))
+_WHO = object_field(CLOSED.having(word="id", text="email cio_id"))
+
+
+def _wrong_whom(value: Json) -> str:
+    known = "exactly one of: id, email, cio_id"
+    told = "" if isinstance(value, dict) and len(value) == 1 and "" not in value.values() else known
+    return _WHO.wrong(value) or (told and f"must be an object with {told}")
+
+
+_WHOM = Check("an object", _wrong_whom)
 _PATHS = list_field(list_field(OBJECT))
 
 
@@ -10279,15 +10383,29 @@ def _wrong_shares(body: Json) -> str:
 
 
 def _wrong_variations(body: Json) -> str:
-    others = [
-        row["type"] for row in body.get("variations", ()) if row["type"] not in _MESSAGE_TILES
-    ]
-    return f"variations must be messages, not {others[0]}" if others else ""
+    for i, row in enumerate(body.get("variations", ())):
+        if row["type"] not in _MESSAGE_TILES:
+            return f"variations must be messages, not {row['type']}"
+        for name in ("preconditions", "paths"):
+            if row.get(name):
+                return f"variations[{i}].{name} must stand in the tile that has the variations"
+    return ""
 
 
 def _wrong_order(body: Json) -> str:
     ordered = body["min_delay"] <= body["max_delay"]
     return "" if ordered else "max_delay must not be less than min_delay"
+
+
+def _wrong_end(body: Json) -> str:
+    """Waits that never end have no time, the others have one (observed)."""
+    told, delay = body.get("exit_type"), body.get("delay")
+    if told == "never" and delay:
+        return "delay must be 0 with exit_type never, because that waits for as long as it takes"
+    if told == "continue" and not delay:
+        return "delay must be more than 0 with exit_type continue: seconds after which to go on"
+    return "" if delay or body.get("multi_conditions") else (
+        "multi_conditions or delay is required: what to wait for, or for how long")  # fmt: skip
 
 
 def _window_day(value: Json) -> str:
@@ -10322,10 +10440,12 @@ TILES: Dict[str, Tile] = {
         "event_name", filled="event_name", object="data", person=_WHOM),
         texts=("event_name", "data", "person")),
     "static_seg_update": Tile(_segment_tile, _ANY_TILE.having(
-        "segment_id", whole="segment_id", operation=choice_field("add", "remove"))),
+        "segment_id", whole="segment_id", operation=choice_field("add", "remove")),
+        names=(("segment_id", "segment"),)),
     "collection_query": Tile(_collection_tile, _ANY_TILE.having(
         "collection attribute", word="collection", object="filter", filled="attribute",
-        limit=number_field(0, MAX_NUMBER, int)), check_filter=compile_data),
+        limit=number_field(0, MAX_NUMBER, int)), check_filter=compile_data,
+        names=(("collection", "collection"),)),
     "batch_update": Tile(_batch_tile, _ANY_TILE.having(
         "filter", object="filter attributes data", filled="event_name"),
         texts=("filter", "attributes", "event_name", "data"), check_filter=_check_people),
@@ -10340,7 +10460,7 @@ TILES: Dict[str, Tile] = {
         multi_conditions=list_field(_CONDITIONS), delay=_DURATION, paths=_PATHS,
         exit_type=choice_field("never", "continue")),
         acts=False, paths=_conditions_and("time is up", "delay"),
-        conditions="multi_conditions"),
+        conditions="multi_conditions", wrong=_wrong_end),
     "conditional_branch": Tile(_branch_tile, _ANY_TILE.having(
         "paths", conditions=_CONDITIONS, paths=_PATHS),
         acts=False, paths=lambda body: ["true", "false"], conditions="conditions"),
@@ -10645,12 +10765,15 @@ def _unfitting_data(gate: Gate, plan: Plan, journey: Journey) -> str:
     return "" if plan.data_fits((journey, journey.data)) else "attribute_filters"
 
 
+#: States of those who have not been in a campaign.
+_AWAY = ("not_entered", "never_activated")
+
+
 def _too_often(gate: Gate, plan: Plan, journey: Journey) -> str:
     """The frequency of a campaign; who was turned away has not been in it."""
     person = cast(Person, journey.person)
-    away = ("not_entered", "never_activated")
     mine = (one for one in reversed(person.has.journeys) if one.campaign_id == plan.number)
-    before = next((one for one in mine if one.state not in away), None)
+    before = next((one for one in mine if one.state not in _AWAY), None)
     if before is None:
         return ""
     if plan.restart == "once":
@@ -10710,8 +10833,18 @@ def look_again(workspace: Workspace, number: int, serial: int, how: str, when: f
 
 
 def _enter_again(gate: Gate, plan: Plan, person: Person, when: float) -> None:
-    if person.serial in gate.workspace.journeys.matching.get(plan.number, ()):
+    """Let somebody in once more who still matches after an interval, unless they are inside."""
+    mine = (one for one in reversed(person.has.journeys) if one.campaign_id == plan.number)
+    last = next((one for one in mine if one.state not in _AWAY), None)
+    known = gate.workspace.journeys.matching.get(plan.number, ())
+    if person.serial not in known or (last and when < last.started + plan.interval):
+        return
+    if last is None or last.state != "active":
         gate.enter(plan, person, {}, 0)
+        if person.has.journeys[-1].state not in _AWAY:
+            return  # and it has been planned when they enter next
+    agenda, key = gate.workspace.agenda, (plan.number, person.serial)
+    agenda.later(when + plan.interval, look_again, *key, "interval", when + plan.interval)
 
 
 def _begin_on_date(gate: Gate, plan: Plan, person: Person, when: float) -> None:
@@ -11760,6 +11893,9 @@ def seed_workspace(workspace: Workspace, document: Json) -> None:
     for kind in document:
         if kind not in SEEDERS:
             raise invalid(f"{kind} can't be seeded; {suggestion(kind, list(SEEDERS))}", kind)
+    for family in RUNNING:
+        highest = _highest_number(document.get(family.kind))
+        workspace.shelves[family.shelf].last = highest
     for kind, plant in SEEDERS.items():  # in this order, because later kinds name earlier ones
         rows = document.get(kind, [])
         if kind == "workspace" and isinstance(rows, dict):  # of which there is one
@@ -11769,6 +11905,7 @@ def seed_workspace(workspace: Workspace, document: Json) -> None:
             each = iter(sorted(each, key=lambda planted: _happened(kind, planted[0])))
         for row, where in each:
             _plant(workspace, plant, row, where)
+    _check_named(workspace)
     attach(workspace)
 
 
@@ -11875,7 +12012,7 @@ def _shelve(workspace: Workspace, kind: str, row: Json, where: str, blank: Json 
     fits = (
         id > 0 if type(id) is int else type(id) is str and id and fields.checks["id"] is not WHOLE
     )
-    if id is not None and not fits:
+    if (id is not None and not fits) or (type(id) is int and id > MAX_NUMBER):
         raise invalid(f"{where}.id must be a number from 1 up, not {id!r:.60}", f"{where}.id")
     if id in shelf.rows:
         raise invalid(f"{where}.id {id} is there already", f"{where}.id")
@@ -11927,6 +12064,27 @@ def _seed_family(family: Family) -> Seeder:
 _TILE_PARTS = (
     "id", "type", "preconditions", "response", "language", "parent_action_id", "paths"
 )  # fmt: skip
+_VERBS = ("get", "post", "put", "delete", "patch")
+#: What a message of a workflow can have: that of the App API, what the web app prints beside
+#: (observed), what sends have, and what the API does not show.
+MESSAGE_FIELDS = CONTENT_ROW._replace(lax=True).having(
+    text="url preheader title message to link sound frequency_cap_mode hostname",
+    flag="can_convert has_url holdout tracked send_to_unsubscribed", maybe="template_id",
+    object="in_app custom_data custom_payload", any="attachments custom_device preprocessor",
+    request_method=must_be(
+        f"one of: {', '.join(_VERBS)}",
+        lambda value: isinstance(value, str) and value.lower() in ("", *_VERBS),
+    ),
+)  # fmt: skip
+#: What campaigns have beside what is declared (reference).
+_ELSE = (
+    "actions",
+    "test_groups",
+    "msg_templates",
+    "msg_template_ids",
+    "description",
+    "deduplicate_id",
+)
 
 
 #: What stands beside a workflow in broadcasts that have none.
@@ -11942,28 +12100,25 @@ def has_workflow(broadcast: Json) -> bool:
 
 
 def campaign_parts(
-    family: Family, row: Json, where: str, taken: Mapping[int, Json]
-) -> Tuple[Json, Json, List[Tuple[Json, str]]]:
-    """A seeded campaign in parts: what the App API shows, what it runs by, and its contents.
+    family: Family, row: Json, where: str, numbering: Numbering
+) -> Tuple[Json, Json]:
+    """A seeded campaign in parts: what the App API shows, and what it runs by.
 
-    Numbers in `taken` belong to actions of other campaigns. Raises ApiError 400 with the place.
+    Its contents are left to the numbering. Raises ApiError 400 with the place.
     """
     plain = {k: v for k, v in row.items() if k not in ("actions", *WORKFLOW.checks)}
     plain.setdefault("type", BROADCAST if family is BROADCASTS else _type_told(row))
+    told = _TOLD[family.kind]
+    known = {*told.checks, *SHELVES[family.kind].checks, *_ELSE}
     for name in plain:
-        near = (
-            []
-            if name in _TOLD[family.kind].checks
-            else spelt_alike(name, [*WORKFLOW.checks], 1, 0.8)
-        )
+        near = () if name in known else spelt_alike(name, [*known, *WORKFLOW.checks], 1, 0.85)
         if near:
-            place = f"{where}.{name}"
-            raise invalid(f"{place} is no field of campaigns; did you mean {near[0]}?", place)
-    _TOLD[family.kind].read(spelt_out(plain), f"{where}.")
-    flow = WORKFLOW.read(row, f"{where}.")
-    numbering = Numbering(row.get("actions") or [], taken)
-    flow["actions"] = numbering.rows(row.get("actions") or [], f"{where}.actions", 0)
-    return plain, {**flow, "_where": where}, numbering.contents
+            text = f"is no field of {family.kind}; did you mean {near[0]}?"
+            raise invalid(f"{where}.{name} {text}", f"{where}.{name}")
+    told.read(spelt_out(plain), f"{where}.")
+    flow, actions = WORKFLOW.read(row, f"{where}."), row.get("actions")
+    flow["actions"] = numbering.rows([] if actions is None else actions, f"{where}.actions", 0)
+    return plain, {**flow, "_where": where}
 
 
 def _type_told(row: Json) -> str:
@@ -11983,52 +12138,79 @@ def tiles_in(actions: Json) -> Iterator[Json]:
         if isinstance(action, dict):
             yield action
             yield from tiles_in(action.get("variations"))
-            for path in action.get("paths") or ():
+            paths = action.get("paths")
+            for path in paths if isinstance(paths, list) else ():
                 yield from tiles_in(path)
+
+
+def _highest_number(campaigns: Json) -> int:
+    """The highest number of a tile in any of these campaigns: those without one come after it."""
+    rows = campaigns if isinstance(campaigns, list) else ()
+    given = [
+        web_number(tile.get("id"))
+        for row in rows
+        if isinstance(row, dict)
+        for tile in tiles_in(row.get("actions"))
+    ]
+    return max([0, *(id for id in given if type(id) is int and id < MAX_NUMBER)])
 
 
 class Numbering:
     """Takes a workflow apart: tiles without contents, each with a number; and the contents."""
 
-    def __init__(self, actions: Json, taken: Mapping[int, Json]) -> None:
-        given = [row.get("id") for row in tiles_in(actions)]
-        self.taken = {*taken}
+    def __init__(self, taken: Iterable[int], last: int) -> None:
+        self.taken, self.last = {*taken}, last
         #: With their places.
         self.contents: List[Tuple[Json, str]] = []
-        self._last = max([0, *taken, *(id for id in given if isinstance(id, int))])
 
     def rows(self, actions: Json, where: str, parent: int) -> Json:
-        """The tiles of a list, or of paths, and all that are inside of them."""
+        """The tiles of a list, and all that are inside of them."""
         if not isinstance(actions, list):
             return actions  # which will be refused
-        take = [self.rows if isinstance(row, list) else self.tile for row in actions]
-        return [take[i](row, f"{where}[{i}]", parent) for i, row in enumerate(actions)]
+        return [self.tile(row, f"{where}[{i}]", parent) for i, row in enumerate(actions)]
 
     def tile(self, action: Json, where: str, parent: int) -> Json:
         """One tile; `parent` is the test or the language branch that it is a variation of."""
         if not isinstance(action, dict):
             raise invalid(f"{where} must be an object, not {kind_of(action)}", where)
+        if not isinstance(action.get("type", ""), str):
+            text = f"{where}.type must be a string, not {kind_of(action['type'])}"
+            raise invalid(text, f"{where}.type")
         type = plain_type(action.get("type", "email"))
         tile = {**action, "type": type, "id": self._number(action, where)}
-        for name in ("variations", "paths"):
-            if name in tile:
-                inner = tile["id"] if name == "variations" else 0
-                tile[name] = self.rows(tile[name], f"{where}.{name}", inner)
+        if "variations" in tile:
+            place = f"{where}.variations"
+            tile["variations"] = self.rows(tile["variations"], place, tile["id"])
+        if isinstance(tile.get("paths"), list):
+            pairs = enumerate(tile["paths"])
+            tile["paths"] = [self.rows(path, f"{where}.paths[{i}]", 0) for i, path in pairs]
         if type not in (*_MESSAGE_TILES, "webhook"):
             return tile
+        _check_message(tile, where)
         self.contents.append((_content_of(tile, parent), where))
         return {name: value for name, value in tile.items() if name in _TILE_PARTS}
 
     def _number(self, action: Json, where: str) -> int:
         number = action.get("id")
         if number is None:
-            number = self._last = self._last + 1
-        if WHOLE.wrong(number) or number < 1:
+            number = self.last = self.last + 1
+        if WHOLE.wrong(number) or not 0 < number <= MAX_NUMBER:
             raise invalid(f"{where}.id must be a number from 1 up", f"{where}.id")
         if number in self.taken:
             raise invalid(f"{where}.id {number} is there already", f"{where}.id")
         self.taken.add(number)
         return int(number)
+
+
+def _check_message(action: Json, where: str) -> None:
+    """Refuse what would be passed over. What the App API gave may have further fields."""
+    MESSAGE_FIELDS.read(action, f"{where}.")
+    known = [*MESSAGE_FIELDS.checks, *_TILE_PARTS]
+    for name in action:
+        given = "deduplicate_id" in action and not spelt_alike(name, known, 1, 0.85)
+        if name not in known and not given:
+            text = f"{where}.{name} is no field of a message; {suggestion(name, known)}"
+            raise invalid(text, f"{where}.{name}")
 
 
 def _content_of(action: Json, parent: int) -> Json:
@@ -12041,185 +12223,452 @@ def _content_of(action: Json, parent: int) -> Json:
 
 # ---- campaigns as the command line of the real service prints them (observed)
 
-#: What the web app calls the types of campaigns that the App API calls otherwise.
-_WEB_TYPES = {"behavioral": "segment", "seg_attr": "segment", "transactional": "event"}
+#: What the web app calls what the App API calls otherwise; a campaign without a trigger is `none`.
+_WEB_TYPES = {
+    "behavioral": "segment", "seg_attr": "segment", "none": "segment", "transactional": "event",
+}  # fmt: skip
+_WEB_STATES = {"sunsetting": "stopped", "starting": "running"}
 _WEB_NAMES = {
     "date_triggered_attribute": "date_attribute",
     "zone": "timezone",
     "event": "event_name",
 }
+#: Its lists of conditions, and the fields that hold them here.
+_WEB_PARTS = {"anchors": "trigger", "filters": "filter"}
 #: Tiles that the web app makes for itself, and that hold nobody up any more (docs).
 _WEB_OWN = ("filter_match_delay", "grace_period")
 #: Names of fields that say who goes where: what isn't understood of these is refused.
 _WEIGHTY = re.compile(r"condition|filter|trigger|anchor|goal|conversion|exit|edges|cohort|split")
 _INERT = {"conversion_type", "workflow_action_ids", "split_state", "exit_type"}
+#: `[]`, `{}` and `null` as it stores them.
+_CODED_NOTHING = ("JTVCJTVE", "JTdCJTdE", "bnVsbA==")
+#: Conditions that it writes as one flat object (observed).
+_FLAT_CONDITIONS = [name for name in JOURNEY_CONDITIONS if name.endswith("attribute")]
+#: How deep branches may lie in each other.
+MAX_BRANCHES = 40
 
 
-def printed_campaign(document: Json, where: str) -> Json:
+def web_number(value: Json) -> Json:
+    """A number that may be written as a text; anything else as it is."""
+    return int(value) if isinstance(value, str) and re.fullmatch("[0-9]{1,18}", value) else value
+
+
+_WEB_NUMBER = must_be("the number of an action", lambda value: type(web_number(value)) is int)
+_WEB_EDGE = LAX.having(
+    "from to", type=choice_field("continue", "branch"), index=number_field(0, 1000, int),
+    **{"from": _WEB_NUMBER, "to": _WEB_NUMBER},
+)  # fmt: skip
+_PRINTED = LAX.having("campaign", object="campaign", actions=list_field(OBJECT))
+_PRINTED_CAMPAIGN = LAX.having(
+    text="type state", edges=list_field(object_field(_WEB_EDGE)),
+    start_time=pattern_field(r"([01]?\d|2[0-3]):[0-5]\d(:\d\d)?", 'a time of day, as in "09:00"'),
+)  # fmt: skip
+_PRINTED_TILE = LAX.having(
+    "id type", id=_WEB_NUMBER, filled="type", action_ids=list_field(_WEB_NUMBER, 1)
+)
+#: What edges and ids are made into.
+_NESTED = ("paths", "variations")
+_PRINTED_SEGMENTS = LAX.having("segments", segments=list_field(WHOLE, 1), flag="negate")
+
+
+class Printed:
     """The seed of a campaign out of `{"campaign": {… "edges"}, "actions": […]}`.
 
     Raises ApiError 400 with the place of what is not understood: nothing is half-run.
     """
-    row, place = dict(document["campaign"]), f"{where}.campaign"
-    edges, anchors = row.pop("edges", None) or [], web_conditions(row.pop("anchors", None), place)
-    filters = web_conditions(row.pop("filters", None), f"{place}.filters")
-    row = {_WEB_NAMES.get(name, name): value for name, value in row.items()}
-    row["type"] = _WEB_TYPES.get(row.get("type", ""), row.get("type", "segment"))
-    row["state"] = {"sunsetting": "stopped"}.get(row.get("state", ""), row.get("state", "draft"))
-    if isinstance(row.get("start_time"), str):
-        row["start_hour"], row["start_minutes"] = map(int, row.pop("start_time").split(":")[:2])
-    row.update({"trigger": {"and": anchors}} if anchors else {})
-    row.update({"filter": {"and": filters}} if filters else {})
-    known = {*WORKFLOW.checks, *_TOLD["campaigns"].checks, *SHELVES["campaigns"].checks}
-    tiles = [web_tile(tile, f"{where}.actions[{i}]") for i, tile in enumerate(document["actions"])]
-    return {**weighed(row, known, place), "actions": Edges(tiles, edges, place).path()}
+
+    def __init__(self, document: Json, where: str) -> None:
+        self.where = where
+        #: Where the parts of the seed come from.
+        self.places = {where: f"{where}.campaign", f"{where}.test_groups": f"{where}.test_groups"}
+        weighed(document, [*_PRINTED.checks, "test_groups"], where)
+        given = _PRINTED.read(document, f"{where}.")
+        row = self._campaign(given["campaign"], f"{where}.campaign")
+        rows = enumerate(given.get("actions", ()))
+        tiles = [web_tile(tile, f"{where}.actions[{i}]") for i, tile in rows]
+        edges = Edges(tiles, given["campaign"].get("edges") or [], where)
+        actions = edges.path()
+        self.places.update(edges.places)
+        self.row = {**row, "actions": actions, "test_groups": document.get("test_groups")}
+
+    def _campaign(self, printed: Json, place: str) -> Json:
+        """The campaign without its workflow, by the names of seeds."""
+        given = _PRINTED_CAMPAIGN.read(printed, f"{place}.")
+        row = {"id": web_number(printed.get("id"))}
+        for name, value in printed.items():
+            new = _WEB_NAMES.get(name, name)
+            if name not in ("id", "edges", "start_time", *_WEB_PARTS):
+                row[new] = value
+                self.places[f"{self.where}.{new}"] = f"{place}.{name}"
+        for name, new in _WEB_PARTS.items():
+            if conditions := web_conditions(printed.get(name), f"{place}.{name}"):
+                row[new] = {"and": conditions}
+                self.places[f"{self.where}.{new}.and"] = f"{place}.{name}"
+        row["type"] = _WEB_TYPES.get(row.get("type") or "none", row.get("type"))
+        row["state"] = _WEB_STATES.get(row.get("state") or "draft", row.get("state") or "draft")
+        if "start_time" in given:
+            row["start_hour"], row["start_minutes"] = map(int, given["start_time"].split(":")[:2])
+        known = {
+            *WORKFLOW.checks,
+            *_TOLD["campaigns"].checks,
+            *SHELVES["campaigns"].checks,
+            "description",
+        }
+        return weighed(row, known, place)
+
+    def told(self, text: str) -> str:
+        """A text about the seed, which begins with a place in it, with that in the document."""
+        place = cast("re.Match[str]", re.match(r"[\w.\[\]]*", text))[0]
+        while place and place not in self.places:
+            place = place[: max(place.rfind("."), place.rfind("["), 0)]
+        return self.places.get(place, place) + text[len(place) :]
 
 
 def weighed(row: Json, known: Iterable[str], where: str) -> Json:
     """The known fields of a row; others may be left out unless they say who goes where."""
-    for name in row:
-        if name not in known and name not in _INERT and row[name] and _WEIGHTY.search(name):
-            raise invalid(f"{where}.{name} is not understood", f"{where}.{name}")
+    known = frozenset(known)
+    for name, value in row.items():
+        told = (
+            "" if name in known or not value or value in _CODED_NOTHING else _unknown(name, known)
+        )
+        if told:
+            raise invalid(f"{where}.{name} is not understood{told}", f"{where}.{name}")
     return {name: value for name, value in row.items() if name in known}
 
 
+@functools.lru_cache(1024)
+def _unknown(name: str, known: FrozenSet[str]) -> str:
+    """Why an unknown field can't be left out, or ""."""
+    near = spelt_alike(name, known, 1, 0.85)
+    if near:
+        return f"; did you mean {near[0]}?"
+    weighty = name not in _INERT and _WEIGHTY.search(name)
+    return ": it might say who goes where" if weighty else ""
+
+
 def web_tile(action: Json, where: str) -> Json:
-    """A tile as seeds have it; its conditions are decoded."""
-    type, id = plain_type(action.get("type")), action.get("id")
-    tile = {**action, "type": type, "id": int(id) if str(id).isdigit() else id}
+    """A tile as seeds have it; its conditions are decoded. Raises ApiError 400."""
+    given = _PRINTED_TILE.read(action, f"{where}.")
+    type = plain_type(given["type"])
+    tile = {**action, "type": type, "id": web_number(given["id"])}
     if type not in TILES:
         return tile  # which will be refused, or is the web app's own
     for name in ("conditions", "preconditions"):
         tile[name] = web_conditions(action.get(name), f"{where}.{name}")
-    several = decoded_conditions(action.get("multi_conditions") or [], f"{where}.multi_conditions")
     place = f"{where}.multi_conditions"
-    tile["multi_conditions"] = [
-        web_conditions(one, f"{place}[{i}]") for i, one in enumerate(several)
-    ]
-    fields = TILES[type].fields
-    more = (
-        "url body_json request_method tracked send_to_unsubscribed can_convert frequency_cap_mode"
-    )
-    content = {*_ACTION_FIELDS.checks, *_TILE_PARTS, *more.split()}
-    known = content if fields is None else {*fields.checks, "action_ids"}
+    several = enumerate(decoded_conditions(action.get("multi_conditions"), place))
+    tile["multi_conditions"] = [web_conditions(one, f"{place}[{i}]") for i, one in several]
+    tile["action_ids"] = [web_number(id) for id in given.get("action_ids", ())]
+    sends = type in (*_MESSAGE_TILES, "webhook")
+    fields = MESSAGE_FIELDS if sends else cast(FieldList, TILES[type].fields)
+    known = {*fields.checks, *(_TILE_PARTS if sends else ()), "action_ids"} - {*_NESTED}
     tile = {name: value for name, value in tile.items() if value not in (None, [], "")}
-    return weighed(tile, known, where)
+    tile = weighed(tile, known, where)
+    needed = [name for name in fields.needed if name not in _NESTED]
+    fields._replace(needed=needed).read(
+        without(tile, ["action_ids", *_TILE_PARTS[2:]]), f"{where}."
+    )
+    return tile
 
 
-def decoded_conditions(value: Json, where: str) -> Json:
-    """Conditions out of base64 of URL-encoded JSON, if they are that. Raises ApiError 400."""
-    if not isinstance(value, str):
-        return value or []
-    try:
-        return decode_json(unquote(base64.b64decode(value, validate=True).decode()).encode()) or []
-    except (ValueError, ApiError):
-        raise invalid(f"{where} must be JSON, URL-encoded, in base64", where) from None
+def decoded_conditions(value: Json, where: str) -> List[Json]:
+    """A list of conditions, maybe out of base64 of URL-encoded JSON. Raises ApiError 400."""
+    rows = value
+    if isinstance(value, str) and value:
+        try:
+            text = unquote(base64.b64decode(value, validate=True).decode(), errors="strict")
+            rows = decode_json(text.encode(), MAX_DEPTH // 2)
+        except (ValueError, ApiError):
+            wanted = "must be JSON, URL-encoded, in base64"
+            raise invalid(f"{where} {wanted}, not {value!r:.60}", where) from None
+    rows = [] if rows in (None, "", {}) else [rows] if isinstance(rows, dict) else rows
+    if not isinstance(rows, list):
+        raise invalid(f"{where} must hold a list of conditions, not {kind_of(rows)}", where)
+    return rows
 
 
 def web_conditions(value: Json, where: str) -> List[Json]:
     """A flat list of conditions as a list in the grammar of seeds. Raises ApiError 400."""
     rows = decoded_conditions(value, where)
-    rows = [rows] if isinstance(rows, dict) else rows
     return [_web_condition(row, f"{where}[{i}]") for i, row in enumerate(rows)]
 
 
 def _web_condition(row: Json, where: str) -> Json:
-    type = row.get("type") if isinstance(row, dict) else None
+    if not isinstance(row, dict):
+        raise invalid(f"{where} must be an object, not {kind_of(row)}", where)
+    type, flat = row.get("type"), without(row, ["type"])
     if type == "segments_negatable":
-        either = {"or": [{"segment": {"id": number}} for number in row["segments"]]}
+        ids = _PRINTED_SEGMENTS.read(row, f"{where}.")["segments"]
+        either = {"or": [{"segment": {"id": number}} for number in ids]}
         return {"not": either} if row.get("negate") else either
-    if type in JOURNEY_CONDITIONS and "field" in row:
-        return {type: without(row, ["type"])}
-    if type is None and isinstance(row, dict) and {*row} & {*JOURNEY_CONDITIONS}:
+    if type is None and {*row} & {*JOURNEY_CONDITIONS}:
         return row
-    raise invalid(f"{where} is not understood: {as_text(row):.100}", where)
+    if type not in _FLAT_CONDITIONS:
+        near = suggestion(as_text(type), ["segments_negatable", *_FLAT_CONDITIONS])
+        text = f"{where} is not understood: its type is {as_text(type):.60}; {near}"
+        raise invalid(text, where)
+    check_comparison(flat, where)
+    return {type: flat}
 
 
 class Edges:
     """Makes nested paths out of the edges of a workflow, whose branches meet again."""
 
-    def __init__(self, tiles: List[Json], edges: Json, where: str) -> None:
-        self.tiles, self.where = {tile["id"]: tile for tile in tiles}, f"{where}.edges"
-        self.after: Dict[int, List[int]] = {}
-        for edge in sorted(edges, key=lambda edge: edge.get("index") or 0):
-            self.after.setdefault(self._end(edge["from"]), []).append(self._end(edge["to"]))
-        self._known: Dict[int, List[int]] = {}
+    def __init__(self, tiles: List[Json], edges: List[Json], where: str) -> None:
+        """Raises ApiError 400 with the place of an edge, or of a tile, that does not fit."""
+        self.where, self.root, self.edges = f"{where}.campaign.edges", f"{where}.actions", edges
+        self.tiles: Dict[int, Json] = {}
+        #: Where the tiles stand in the document; and that by where they stand in the paths.
+        self.at: Dict[int, str] = {}
+        self.places: Dict[str, str] = {}
+        for i, tile in enumerate(tiles):
+            at, id = f"{self.root}[{i}]", tile["id"]
+            if id in self.tiles:
+                raise invalid(f"{at}.id {id} is there already", f"{at}.id")
+            self.tiles[id], self.at[id] = tile, at
+        self.parts = {part for tile in tiles for part in self._parts_of(tile)}
+        self.after = self._ways()
+        self.order = self._in_order()
+        self.rank = {id: place for place, id in enumerate(self.order)}
+        #: Whether all ways from a tile lead to exits, how long they are, and where they meet.
+        self.exits: Dict[int, bool] = {}
+        self.length: Dict[int, int] = {}
+        self.meeting: Dict[int, Optional[int]] = {}
+        self._learn_meetings()
 
-    def _end(self, id: Json) -> int:
-        number = int(id) if str(id).isdigit() else 0
-        if number not in self.tiles:
-            raise invalid(f"{self.where} name {id!r:.40}, which is no action", self.where)
-        return number
+    def _parts_of(self, tile: Json) -> List[int]:
+        """The variations of a tile, which stand beside it."""
+        ids: List[int] = tile.get("action_ids", [])
+        for i, id in enumerate(ids):
+            if id not in self.tiles or id == tile["id"]:
+                place = f"{self.at[tile['id']]}.action_ids[{i}]"
+                raise invalid(f"{place} names {id}, which is no other action", place)
+        return ids
+
+    def _ways(self) -> Dict[int, List[int]]:
+        """What follows each tile, by the indexes of the edges."""
+        rows: Dict[int, List[Tuple[int, int]]] = {
+            id: [] for id in self.tiles if id not in self.parts
+        }
+        for i, edge in enumerate(self.edges):
+            start, end = (self._end(edge[n], f"{self.where}[{i}].{n}") for n in ("from", "to"))
+            rows[start].append((edge.get("index") or 0, end))
+        for start, ways in rows.items():
+            self._check_count(self.tiles[start], len(ways))
+            if sorted(index for index, _ in ways) != [*range(len(ways))]:
+                text = f"{self.where}: the {len(ways)} that lead from {start} must have the indexes"
+                raise invalid(f"{text} 0 to {len(ways) - 1}, one each", self.where)
+        return {start: [end for _, end in sorted(ways)] for start, ways in rows.items()}
+
+    def _check_count(self, tile: Json, count: int) -> None:
+        """Refuse ways that a tile does not have, and those that it has and that lead nowhere."""
+        kind, type = TILES.get(tile["type"]), tile["type"]
+        names = kind.paths(tile) if kind else []
+        # A wait may go on at the same place however it ends.
+        fits = count == len(names) or (count == 1 and type == "conditional_wait")
+        if not names:
+            fits = count <= (type != "exit")
+            names = [] if type == "exit" else ["what comes next"]
+        if not fits:
+            told = f"lead from {tile['id']}, of type {type}, to {count} actions, not {len(names)}"
+            ways = f": {', '.join(names)}" if names else ""
+            raise invalid(f"{self.where} {told}{ways}", self.where)
+
+    def _end(self, given: Json, place: str) -> int:
+        id = web_number(given)
+        if id not in self.tiles or id in self.parts:
+            what = "a variation of another" if id in self.parts else "no action"
+            raise invalid(f"{place} names {given!r:.40}, which is {what}", place)
+        return int(id)
+
+    def _in_order(self) -> List[int]:
+        """The tiles, each after those that lead to it. Raises ApiError 400 unless one is first."""
+        before = dict.fromkeys(self.after, 0)
+        for id in (end for ways in self.after.values() for end in ways):
+            before[id] += 1
+        order = [id for id in self.after if not before[id]]
+        if len(order) != 1 and self.tiles:
+            told = (
+                f"nothing leads to {', '.join(map(str, order[:9]))}" if order else "none is first"
+            )
+            text = f"{self.where} must lead from one root to everything: {told}"
+            raise invalid(text, self.where)
+        for id in order:  # which grows meanwhile
+            for end in self.after[id]:
+                before[end] -= 1
+                order += [] if before[end] else [end]
+        if len(order) < len(self.after):
+            self._refuse_circle({*self.after} - {*order})
+        return order
+
+    def _refuse_circle(self, left: Set[int]) -> NoReturn:
+        """Name a tile that leads back to itself, one of those that others always come before."""
+        back, seen = {end: id for id in left for end in self.after[id]}, cast(Set[int], set())
+        at = min(left)
+        while at not in seen:
+            seen.add(at)
+            at = back[at]
+        raise invalid(f"{self.where} lead from {at} back to {at}: no end", self.where)
+
+    def _learn_meetings(self) -> None:
+        """Find out where everybody goes on who comes to a tile, whichever way they take."""
+        for id in reversed(self.order):
+            ways, type = self.after[id], self.tiles[id]["type"]
+            self.exits[id] = all(self.exits[way] for way in ways) if ways else type == "exit"
+            self.length[id] = 1 + max([self.length[way] for way in ways], default=0)
+            self.meeting[id] = self._meeting(id, ways) if len(ways) > 1 else next(iter(ways), None)
+
+    def _meeting(self, id: int, ways: List[int]) -> Optional[int]:
+        """Where branches meet; ways that lead to exits of their own need not (observed)."""
+        pairs = [(one, other) for i, one in enumerate(ways) for other in ways[i + 1 :]]
+        met = {way for pair in pairs if self._meet(*pair) is not None for way in pair}
+        straying = [way for way in ways if way not in met and not self.exits[way]]
+        if not met:  # the longest way is as good as what comes after all of them
+            main = straying or [max(ways, key=self.length.__getitem__)]
+            return main[0] if len(main) == 1 else None
+        meeting = functools.reduce(
+            self._meet, cast(List[Optional[int]], [w for w in ways if w in met])
+        )
+        if meeting is None or straying:
+            self._refuse(id, "ways lead on from it that do not meet; all that do not exit must")
+        return meeting
+
+    def _meet(self, one: Optional[int], other: Optional[int]) -> Optional[int]:
+        while one != other and one is not None and other is not None:
+            if self.rank[one] < self.rank[other]:
+                one = self.meeting[one]
+            else:
+                other = self.meeting[other]
+        return one if one == other else None
 
     def path(self) -> List[Json]:
-        """The workflow from its root on. Raises ApiError 400 unless there is one."""
-        reached = {id for ids in self.after.values() for id in ids}
-        parts = {id for tile in self.tiles.values() for id in tile.get("action_ids", ())}
-        roots = [id for id in self.tiles if id not in reached and id not in parts]
-        if len(roots) != 1:
-            text = f"{self.where} must lead from one root to everything, not from {len(roots)}"
-            raise invalid(text, self.where)
-        return self._walk(roots[0], None)
-
-    def _walk(self, id: Optional[int], stop: Optional[int]) -> List[Json]:
-        """The tiles from one to where its branches meet those beside it."""
+        """The workflow from its root on. Raises ApiError 400 where branches meet too early."""
         found: List[Json] = []
-        while id is not None and id != stop:
-            tile, nexts = dict(self.tiles[id]), self.after.get(id, [])
-            self._reach(id, ())
-            id = nexts[0] if len(nexts) == 1 else self._meeting(nexts)
-            if len(nexts) > 1:
-                tile["paths"] = [self._walk(one, id) for one in nexts]
-            if "action_ids" in tile:
-                tile["variations"] = [self.tiles[one] for one in tile.pop("action_ids")]
-            if tile["type"] not in _WEB_OWN:
-                found.append(tile)
+        seen: Set[int] = set()
+        work = [(id, cast(Optional[int], None), found, self.root, 0) for id in self.order[:1]]
+        while work:
+            start, stop, tiles, place, depth = work.pop()
+            at: Optional[int] = start
+            while at is not None and at != stop:
+                if at in seen:
+                    self._refuse(at, "some branches meet here, others further on")
+                if depth > MAX_BRANCHES:
+                    self._refuse(at, f"branches lie more than {MAX_BRANCHES} deep in each other")
+                seen.add(at)
+                tile, here, ways = dict(self.tiles[at]), f"{place}[{len(tiles)}]", self.after[at]
+                if len(ways) > 1:
+                    tile["paths"] = [[] for _ in ways]
+                    work += [
+                        (way, self.meeting[at], path, f"{here}.paths[{i}]", depth + 1)
+                        for i, (way, path) in enumerate(zip(ways, tile["paths"]))
+                    ]
+                if tile["type"] not in _WEB_OWN:
+                    self.places[here] = self.at[at]
+                    tiles.append(self._varied(tile, here, seen))
+                at = self.meeting[at]
+        self._check_all(seen)
         return found
 
-    def _reach(self, id: int, before: Tuple[int, ...]) -> List[int]:
-        """All tiles from one on, the nearest first. Raises ApiError 400 for a circle."""
-        if id in before:
-            raise invalid(f"{self.where} lead from {id} back to {id}: no end", self.where)
-        if id not in self._known:
-            parts = [self._reach(one, (*before, id)) for one in self.after.get(id, ())]
-            self._known[id] = list(dict.fromkeys([id, *(one for part in parts for one in part)]))
-        return self._known[id]
+    def _varied(self, tile: Json, here: str, seen: Set[int]) -> Json:
+        """A tile with its variations inside."""
+        ids = tile.pop("action_ids", None)
+        if not ids:
+            return tile
+        seen.update(ids)
+        self.places.update({f"{here}.variations[{i}]": self.at[id] for i, id in enumerate(ids)})
+        return {**tile, "variations": [self.tiles[id] for id in ids]}
 
-    def _meeting(self, starts: List[int]) -> Optional[int]:
-        """Where branches meet; those that end in an exit of their own don't."""
-        reached = [self._reach(start, ()) for start in starts]
-        shared = [set(one) for one in reached if any(
-            set(one) & set(other) for other in reached if other is not one)]  # fmt: skip
-        return next((id for one in reached for id in one
-                     if shared and all(id in other for other in shared)), None)  # fmt: skip
+    def _refuse(self, id: int, what: str) -> NoReturn:
+        raise invalid(f"{self.at[id]}: {what}", self.at[id])
+
+    def _check_all(self, seen: Set[int]) -> None:
+        """Refuse variations of what is itself one of them."""
+        for id in self.tiles:
+            if id not in seen:
+                raise invalid(f"{self.at[id]} is never reached", self.at[id])
 
 
 def _seed_campaign(workspace: Workspace, row: Json, where: str) -> None:
-    """A campaign: what the App API shows of it, and what it runs by."""
-    if isinstance(row.get("campaign"), dict) and isinstance(row.get("actions"), list):
-        row = printed_campaign(row, where)
-    _seed_workflow(workspace, CAMPAIGNS, row, where)
+    """A campaign, of the App API with what that keeps to itself, or as it is printed."""
+    whole = row.get("campaign")
+    if "campaign" not in row:
+        _seed_workflow(workspace, CAMPAIGNS, row, where)
+    elif isinstance(whole, dict) and len(row) == 1 and "edges" not in whole:
+        _seed_workflow(workspace, CAMPAIGNS, whole, f"{where}.campaign")  # an answer of the App API
+    else:
+        printed = Printed(row, where)
+        try:
+            plan = _seed_workflow(workspace, CAMPAIGNS, printed.row, where)
+        except ApiError as error:
+            raise invalid(printed.told(error.message)) from None
+        named = cast(List[Named], plan.layout.grammar.named)
+        named[:] = [one._replace(where=printed.told(one.where)) for one in named]
 
 
-def _seed_workflow(workspace: Workspace, family: Family, row: Json, where: str) -> None:
-    taken = workspace.shelves[family.shelf].rows
-    parts = campaign_parts(family, without(row, ["test_groups"]), where, taken)
-    plain, flow, contents = parts
+def _seed_workflow(workspace: Workspace, family: Family, row: Json, where: str) -> Plan:
+    """Put up what the App API shows of a campaign, or a broadcast; let it run by the rest."""
+    gate, shelf = workspace.beside(Gate), workspace.shelves[family.shelf]
+    workspace.shelves[family.kind].open = False
+    plans = gate.runner.plans
+    others = (plan.nodes for plan in plans.values() if plan.family is family)
+    taken = {*shelf.rows, *(number for nodes in others for number in nodes)}
+    numbering = Numbering(taken, max([shelf.last, *taken]))
+    plain, flow = campaign_parts(family, without(row, ["test_groups"]), where, numbering)
     blank = blank_row(workspace, family.kind, "")
     blank["active"] = plain.get("state", "running") == "running"
     made = _shelve(workspace, family.kind, {**plain, "_journey": flow}, where, blank)
-    for content, at in contents:
+    if made["id"] in plans:
+        text = "is a campaign's: broadcasts with a workflow share their numbers"
+        raise invalid(f"{where}.id {made['id']} {text}", f"{where}.id")
+    for content, at in numbering.contents:
         blank = blank_content(workspace, family)
         _shelve(workspace, family.shelf, {**content, "_parent": made["id"]}, at, blank)
     for group, at in _each(row.get("test_groups") or [], f"{where}.test_groups"):
         _shelve(workspace, "test_groups", {**group, "_parent": made["id"]}, at)
-    gate, number = workspace.beside(Gate), made["id"]
-    if number in gate.runner.plans:
-        text = (
-            f"{where}.id {number} is a campaign's: broadcasts with a workflow share their numbers"
-        )
-        raise invalid(text, f"{where}.id")
-    gate.add(Plan(gate.workspace, made, where))
+    plan = Plan(gate.workspace, made, where)
+    gate.add(plan)
+    return plan
+
+
+#: Where the things stand that conditions and tiles name, by the kind.
+_NAMED = {
+    "topic": "topics", "collection": "collections", "action": "campaign_actions",
+    "campaign": "campaigns", "newsletter": "newsletters", "broadcast": "broadcasts",
+}  # fmt: skip
+
+
+def _check_named(workspace: Workspace) -> None:
+    """Refuse conditions that nothing fits, and tiles that work on what is not there.
+
+    Raises ApiError 400 with the place. Known is what the same seed has, in whatever order.
+    """
+    named: List[Named] = []
+    for i, segment in enumerate(workspace.segments.rows.values()):
+        if segment.conditions:
+            grammar = workspace.segments.grammar()._replace(named=named)
+            compile_conditions(segment.conditions, f"segments[{i}].conditions", grammar)
+    rows = [row for family in RUNNING for row in workspace.shelves[family.kind].rows.values()]
+    if any("_journey" in row for row in rows):
+        for plan in workspace.beside(Gate).runner.plans.values():
+            named += plan.named()
+    for one in named:
+        known = _known(workspace, one.kind)
+        if known is not None and one.key not in known:
+            there = suggestion(as_text(one.key), [*map(as_text, known)])
+            text = f"{one.where}: there is no {one.kind} {as_text(one.key):.60}; {there}"
+            raise invalid(text, one.where)
+
+
+def _known(workspace: Workspace, kind: str) -> Optional[List[Json]]:
+    """The numbers, and names, of all things of a kind; None while any number will do."""
+    if kind == "segment":
+        return [*workspace.segments.rows]
+    shelves, shelf = workspace.shelves, workspace.shelves[_NAMED[kind]]
+    if kind == "action":
+        rows = [*shelf.rows, *shelves["broadcast_actions"].rows]
+        return None if shelves["campaigns"].open else rows
+    names = [row.get("name") for row in shelf.rows.values() if kind == "collection"]
+    return None if shelf.open else [*shelf.rows, *names]
 
 
 _LIMIT = CLOSED.having(

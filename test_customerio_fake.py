@@ -3577,8 +3577,8 @@ class JourneyTest(FakeTest):
 
     def campaign(self, *actions: Any, **fields: Any) -> None:
         """Seed one campaign that the event `go` starts, unless it says otherwise."""
-        further = {name: fields.pop(name) for name in ("segments", "customers", "collections")
-                   if name in fields}  # fmt: skip
+        kinds = ("segments", "customers", "collections", "topics")
+        further = {name: fields.pop(name) for name in kinds if name in fields}
         row = {"id": 1, "name": "C", "event_name": "go", "actions": list(actions), **fields}
         row["actions"] = [
             action if "id" in action else {**action, "id": 10 * (i + 1)}
@@ -4430,11 +4430,14 @@ class Tiles(JourneyTest):
             "filter": fits,
             "attribute": "rows",
         }
-        self.run_through(
+        self.campaign(
             {**query, "limit": 1}, query, {**query, "collection": "none"},
             mail(40, "{{journey.rows[1].sku}}"),
-            collections=[{"id": 1, "name": "shop", "content": rows}],
+            collections=[{"id": 1, "name": "shop", "content": rows}, {"id": 2, "name": "none"}],
         )  # fmt: skip
+        self.assertEqual(self.call("DELETE", "/v1/collections/2").status, 204)
+        self.identify("1", email="1@example.com")
+        self.track("1", "go", plan="gold")
         self.assertEqual(self.journeys()[0]["attributes"], {"rows": [rows[0], rows[2]]})
         self.assertEqual(self.steps()[2], (30, "failed", "there is no collection 'none'"))
         self.assertEqual(self.delivery(40)["rendered"]["subject"], "c")
@@ -4832,6 +4835,39 @@ class Entries(JourneyTest):
         self.clock(advance=1300)
         self.assertEqual(len(self.journeys()), 3)
 
+    def test_who_is_still_inside_enters_again_after_the_next_interval(self) -> None:
+        nap = {"id": 2, "type": "delay_seconds", "delay": 2 * self.DAY}
+        self.campaign(mail(1), nap, type="segment", trigger=exists("a"), restart_mode="interval",
+                      restart_min_interval=self.DAY)  # fmt: skip
+        self.identify("1", email="1@example.com", a=1)
+        self.clock(advance=5 * self.DAY)
+        rows = [(row["match_time"] - self.START, row["state"]) for row in self.journeys()]
+        days = [0, 2 * self.DAY, 4 * self.DAY]
+        self.assertEqual(rows, [*zip(days, ["finished", "finished", "active"])])
+
+    def test_an_interval_counts_from_the_last_entry(self) -> None:
+        nap = {"id": 2, "type": "delay_seconds", "delay": 1.5 * self.DAY}
+        self.campaign(mail(1), nap, type="segment", trigger=exists("a"), restart_mode="interval",
+                      restart_min_interval=self.DAY)  # fmt: skip
+        self.identify("1", email="1@example.com", a=1)
+        self.clock(advance=1.6 * self.DAY)  # the interval ended while they were inside
+        self.identify("1", a="")
+        self.identify("1", a=1)
+        self.clock(advance=self.DAY)
+        rows = [(row["match_time"] - self.START, row["state"]) for row in self.journeys()]
+        self.assertEqual(rows, [(0, "finished"), (int(1.6 * self.DAY), "active")])
+
+    def test_an_interval_goes_on_after_somebody_was_refused(self) -> None:
+        self.campaign(mail(1), type="segment", trigger=exists("a"), restart_mode="interval",
+                      restart_min_interval=600)  # fmt: skip
+        self.identify("1", email="1@example.com", a=1)
+        self.ok("PUT", "/__parlel/campaigns/1", {"state": "stopped"})
+        self.clock(advance=600)
+        self.ok("PUT", "/__parlel/campaigns/1", {"state": "running"})
+        self.clock(advance=600)
+        rows = [(row["match_time"] - self.START, row["state"]) for row in self.journeys()]
+        self.assertEqual(rows, [(0, "finished"), (600, "not_entered"), (1200, "finished")])
+
     def test_time_alone_lets_people_in_at_the_exact_second(self) -> None:
         quiet = {"event": {"name": "login"}, "within": 3600, "inverse": True}
         segments = [{"id": 1, "name": "q", "conditions": quiet}]
@@ -4943,7 +4979,9 @@ class Entries(JourneyTest):
         row = self.journeys()[0]
         self.assertEqual((row["customer_id"], row["trigger"]["city"]), (None, "Rome"))
         self.assertEqual(self.steps()[2][1], "failed")
-        for wrong in ("0000000000000abd", "abc", "zzzzzzzzzzzzzzzz"):
+        self.campaign(update, type="webhook", webhook_id="0000000000000abd")
+        self.assertEqual(self.call("POST", "/v1/webhook/0000000000000abd", {}).status, 200)
+        for wrong in ("0000000000000abc", "abc", "zzzzzzzzzzzzzzzz"):
             self.assertEqual(self.call("POST", f"/v1/webhook/{wrong}", {}).status, 404)
         types = [row["type"] for row in self.ok("GET", "/v1/activities")["activities"]]
         self.assertIn("webhook_event", types)
@@ -5649,14 +5687,18 @@ class PrintedCampaigns(JourneyTest):
         """Conditions as the web app stores them."""
         return base64.b64encode(quote(json.dumps(conditions)).encode()).decode()
 
-    def printed(self, actions: list[Any], edges: list[str], **campaign: Any) -> Any:
-        """A document with edges written as "1>2", or "1>2:0" for those of branches."""
-        rows = []
-        for edge in edges:
-            ends, _, index = edge.partition(":")
-            start, end = ends.split(">")
-            kind = {"type": "branch", "index": int(index)} if index else {"type": "continue"}
-            rows.append({"from": start, "to": end, **kind})
+    @staticmethod
+    def edge(text: str) -> Any:
+        """An edge out of "1>2", or "1>2:0" for one of a branch."""
+        start, end, index = re.split("[>:]", f"{text}:")[:3]
+        kind = {"type": "branch", "index": int(index)} if index else {"type": "continue"}
+        return {"from": start, "to": end, **kind}
+
+    def printed(self, actions: Any, edges: Any, **campaign: Any) -> Any:
+        """A document with edges written as above, or wrong ones as they are."""
+        rows = edges
+        if isinstance(edges, list):
+            rows = [self.edge(row) if isinstance(row, str) and ">" in row else row for row in edges]
         head = {"id": 6, "name": "P", "type": "transactional", "event_name": "go",
                 "state": "running", "edges": rows, "created": 1, "deduplicate_id": "6:1",
                 "workflow_action_ids": ["1"], "conversion": None, **campaign}  # fmt: skip
@@ -5713,29 +5755,265 @@ class PrintedCampaigns(JourneyTest):
         self.assertEqual(self.steps(), [(1, "sent", 0)])
         self.assertEqual(self.sent(), [(2, "1")])
 
-    def test_what_is_not_understood_is_refused(self) -> None:
-        mails = [self.tile(n, "email", subject="s") for n in (1, 2)]
-        rows: list[tuple[Any, str]] = [
-            (self.printed(mails, ["1>2", "2>1"]), "one root"),
-            (self.printed([*mails, self.tile(3, "email")], ["1>2", "2>3", "3>2"]),
-             "lead from 2 back to 2"),
-            (self.printed(mails, []), "one root"),
-            (self.printed(mails, ["1>9"]), "name '9', which is no action"),
-            (self.printed([self.tile(n, "email") for n in (1, 2, 3)], ["1>2", "1>3"]),
-             "paths: one way leads on from a tile of type email"),
-            (self.printed([self.tile(1, "llm")], []), "type 'llm' is no tile"),
-            (self.printed([self.tile(1, "delay_seconds", delay=1, exit_filter="x")], []),
-             "actions[0].exit_filter is not understood"),
-            (self.printed(mails[:1], [], trigger_rules=[1]), "trigger_rules is not understood"),
-            (self.printed([self.tile(1, "email", preconditions="!")], []),
-             "actions[0].preconditions must be JSON"),
-            (self.printed([self.tile(1, "email", preconditions=self.coded(
-                {"type": "foreign_event", "name": "x"}))], []),
-             "preconditions[0] is not understood"),
+    PRO: Any = {"type": "attribute", "field": "plan", "operator": "eq", "value": "pro"}
+
+    def mails(self, *numbers: int) -> list[Any]:
+        return [self.tile(number, "email", subject="s") for number in numbers]
+
+    def refused(self, actions: Any, edges: Any, text: str, **campaign: Any) -> None:
+        """The document is refused with a message that begins so, and nothing has changed."""
+        with self.subTest(text=text):
+            before = self.ok("GET", "/__parlel/state")["workspace"]
+            reply = self.call("POST", "/__parlel/seed", self.printed(actions, edges, **campaign))
+            self.assertEqual(reply.status, 400)
+            self.assertEqual(reply.json["meta"]["error"][: len(text)], text)
+            self.assertEqual(self.ok("GET", "/__parlel/state")["workspace"], before)
+
+    def test_edges_that_are_wrong(self) -> None:
+        one, two, three = self.mails(1, 2, 3)
+        branch, leave = self.tile(4, "conditional_branch"), self.tile(9, "exit")
+        fork = [self.tile(4, "multi_split_branch", multi_conditions=[self.coded(self.PRO)] * 2),
+                *self.mails(5, 6, 7, 8, 9)]  # fmt: skip
+        ways = ["4>5:0", "4>6:1", "4>7:2"]
+        rows: list[tuple[Any, Any, str]] = [
+            ([one, two], "x", " must be a list, not a string"),
+            ([one, two], ["x"], "[0] must be an object, not a string"),
+            ([one, two], [{"to": "2"}], "[0].from is required: send the number of an action"),
+            ([one, two], [{"from": "1", "to": 2.5}], "[0].to must be the number of an action"),
+            ([one, two], [{"from": "\u00b2", "to": 1}], "[0].from must be the number of an action"),
+            ([one, two], [{**self.edge("1>2"), "index": "a"}], "[0].index must be a whole number"),
+            ([one, two], [{**self.edge("1>2"), "type": "loop"}],
+             "[0].type must be one of: continue, branch"),
+            ([one, two], ["1>9"], "[0].to names '9', which is no action"),
+            ([one, two], ["1>2", "2>1"], " must lead from one root to everything: none is first"),
+            ([one, two], [], " must lead from one root to everything: nothing leads to 1, 2"),
+            ([one, two, three], ["1>2", "2>3", "3>2"], " lead from 2 back to 2: no end"),
+            ([one, branch, two, three], ["1>4", "4>1:0", "4>2:1", "3>1"],
+             " lead from 1 back to 1: no end"),
+            ([one, two, three], ["1>2", "1>3"],
+             " lead from 1, of type email, to 2 actions, not 1: what comes next"),
+            ([leave, one], ["9>1"], " lead from 9, of type exit, to 1 actions, not 0"),
+            ([branch, one, two], ["4>1:0", "1>2"],
+             " lead from 4, of type conditional_branch, to 1 actions, not 2: true, false"),
+            ([branch, one, two], ["4>1:0", "4>2:2"],
+             ": the 2 that lead from 4 must have the indexes 0 to 1, one each"),
+            (fork, [*ways, "5>8", "6>8", "8>9", "7>9"], "8: some branches meet here, others"),
+            (fork, [*ways, "5>8", "6>8", "7>9"], "4: ways lead on from it that do not meet; all"),
         ]  # fmt: skip
-        for document, text in rows:
-            reply = self.call("POST", "/__parlel/seed", document)
-            self.assert_errors(reply, 400, text)
+        for actions, edges, text in rows:
+            place = "campaigns[0].campaign.edges"
+            if text[0].isdigit():  # it is about that tile
+                at = [action["id"] for action in actions].index(text[0])
+                place, text = f"campaigns[0].actions[{at}]", text[1:]
+            self.refused(actions, edges, place + text)
+
+    def test_tiles_that_are_wrong(self) -> None:
+        one, two = self.mails(1, 2)
+        test = self.tile(3, "split_randomized", action_ids=["1", "2"])
+        nap, place = self.tile(2, "delay_seconds", delay=1), "campaigns[0].actions"
+        pick = self.tile(1, "random_cohort_branch", cohorts=5)
+        rows: list[tuple[Any, Any, str]] = [
+            ("x", [], " must be a list, not a string"),
+            (["x"], [], "[0] must be an object, not a string"),
+            ([{**one, "type": [1]}], [], "[0].type must be a string, not a list"),
+            ([{"type": "email"}], [], "[0].id is required: send the number of an action"),
+            ([{**one, "id": "x"}], [], "[0].id must be the number of an action"),
+            ([one, one], [], "[1].id 1 is there already"),
+            ([self.tile(1, "llm")], [], "[0].type 'llm' is no tile"),
+            ([{**one, "subjct": "x"}], [], "[0].subjct is not understood; did you mean subject?"),
+            ([{**one, "subject": 5}], [], "[0].subject must be a string, not a number"),
+            ([{**nap, "exit_filter": "x"}], [], "[0].exit_filter is not understood: it might say"),
+            ([{**nap, "delay": None}], [], "[0].delay is required: send a number from 0"),
+            ([one, {**nap, "delay": "x"}], ["1>2"], "[1].delay must be a number from 0"),
+            ([pick, two], ["1>2:0"], "[0].cohorts must be 1 to 20 whole numbers"),
+            ([{**test, "action_ids": 1}, one, two], [], "[0].action_ids must be a list"),
+            ([{**test, "action_ids": ["1", "x"]}, one, two], [],
+             "[0].action_ids[1] must be the number of an action"),
+            ([test, one], [], "[0].action_ids[1] names 2, which is no other action"),
+            ([{**test, "action_ids": ["1", "3"]}, one], [], "[0].action_ids[1] names 3, which is"),
+            ([test, one, nap], [], "[0].variations must be messages, not delay_seconds"),
+            ([test, one, {**two, "sending_state": "on"}], [], "[2].sending_state must be one of"),
+            ([*self.mails(5), {**one, "action_ids": ["2"]}, {**two, "action_ids": ["1"]}], [],
+             "[1] is never reached"),
+            ([self.tile(3, "filter_match_delay"), one, two, nap], ["3>1"], "[3].id 2 is there"),
+            ([self.tile(3, "filter_match_delay"), one, {**nap, "paths": [[]], "dely": 1}],
+             ["3>1", "1>2"], "[2].dely is not understood; did you mean delay?"),
+            ([self.tile(4, "filter_match_delay"), one, {**nap, "preconditions": [{"event": {}}]}],
+             ["4>1", "1>2"], "[2].preconditions[0].event.name must be the name of an event"),
+        ]  # fmt: skip
+        for actions, edges, text in rows:
+            self.refused(actions, edges, place + text)
+        self.refused(
+            [test, *self.mails(1, 2, 5)],
+            ["3>5", "5>1"],
+            "campaigns[0].campaign.edges[1].to names '1', which is a variation of another",
+        )
+
+    def test_conditions_that_are_wrong(self) -> None:
+        coded, pro = self.coded, self.PRO
+        rows: list[tuple[Any, str]] = [
+            ("!", " must be JSON, URL-encoded, in base64, not '!'"),
+            ("JTVC", " must be JSON, URL-encoded, in base64, not 'JTVC'"),
+            ("JWZm", " must be JSON, URL-encoded, in base64, not 'JWZm'"),  # %ff
+            ("NQ==", " must hold a list of conditions, not a number"),
+            (5, " must hold a list of conditions, not a number"),
+            (False, " must hold a list of conditions, not a boolean"),
+            (coded(5), "[0] must be an object, not a number"),
+            (coded(pro, {"type": "foreign_event", "name": "x"}),
+             "[1] is not understood: its type is foreign_event; there are segments_negatable, at"),
+            (coded({"type": "atribute"}), "[0] is not understood: its type is atribute; did you "
+             "mean attribute?"),
+            (coded({"type": [1]}), "[0] is not understood: its type is [1]; there are"),
+            (coded({}), "[0] is not understood: its type is null; there are"),
+            (coded({"type": "segments_negatable"}), "[0].segments is required: send a list"),
+            (coded({"type": "segments_negatable", "segments": ["1"]}), "[0].segments[0] must be a"),
+            (coded({"type": "segments_negatable", "segments": [8]}),
+             "[0].or[0].segment.id: there is no segment 8; there are none"),
+            (coded({**pro, "field": None}), "[0].field must be the name of an attribute"),
+            (coded({**pro, "operator": "is"}), "[0].operator must be one of: eq, ne"),
+            (coded({**pro, "value": None}), "[0].value is required for 'eq'"),
+            (coded({**pro, "negate": True}), "[0].negate is unknown; there are field, operator"),
+            (coded({"attribute": {"field": "a", "operator": "is"}}), "[0].attribute.operator must"),
+        ]  # fmt: skip
+        one, two = self.mails(1, 2)
+        for value, text in rows:
+            place = "campaigns[0].actions[1].preconditions"
+            self.refused([one, {**two, "preconditions": value}], ["1>2"], place + text)
+            for name in ("anchors", "filters"):
+                place = f"campaigns[0].campaign.{name}"
+                self.refused([one], [], place + text, type="behavioral", **{name: value})
+        wait = self.tile(1, "conditional_wait", multi_conditions=coded([pro], [5]))
+        place = "campaigns[0].actions[0].multi_conditions"
+        self.refused([wait], [], f"{place}[1][0] must be an object, not a number")
+        branch = self.tile(1, "conditional_branch", conditions=coded({**pro, "operator": "is"}))
+        self.refused([branch], [], "campaigns[0].actions[0].conditions[0].operator must be one of")
+
+    def test_campaigns_that_are_wrong(self) -> None:
+        rows: list[tuple[dict[str, Any], str]] = [
+            ({"start_time": "xx"}, 'start_time must be a time of day, as in "09:00"'),
+            ({"start_time": 9}, 'start_time must be a time of day, as in "09:00"'),
+            ({"type": [1]}, "type must be a string, not a list"),
+            ({"type": "x"}, "type must be one of: segment, event"),
+            ({"state": "x"}, "state must be one of: draft"),
+            ({"id": "x"}, "id must be a number from 1 up, not 'x'"),
+            ({"event": 5}, "event must be a string, not a number"),
+            ({"date_triggered_attribute": 5}, "date_triggered_attribute must be a string"),
+            ({"zone": "Mars"}, "zone tz 'Mars' is not the name"),
+            ({"restart_mode": "x"}, "restart_mode must be one of"),
+            ({"trigger_rules": [1]}, "trigger_rules is not understood: it might say who goes"),
+            ({"restart_mod": "once"}, "restart_mod is not understood; did you mean restart_mode?"),
+            ({"trigger": {"attribute": {}}, "type": "seg_attr"}, "trigger.attribute.field must be"),
+            ({"subscription_topic_id": 3}, "subscription_topic_id: there is no topic 3; there are"),
+        ]  # fmt: skip
+        for fields, text in rows:
+            self.refused(self.mails(1), [], f"campaigns[0].campaign.{text}", **fields)
+        for document, text in (
+            ({"campaign": "x", "actions": []}, ".campaign must be an object, not a string"),
+            ({"campaign": {"id": 1, "edges": []}, "actions": {}}, ".actions must be a list, not"),
+            ({"campaign": {"id": 1}, "actions": [], "filters": [5]}, ".filters is not understood"),
+        ):
+            reply = self.call("POST", "/__parlel/seed", {"campaigns": [document]})
+            self.assert_errors(reply, 400, f"campaigns[0]{text}")
+
+    def test_branches_that_meet_as_they_may(self) -> None:
+        branch = self.tile(3, "conditional_branch", conditions=self.coded(self.PRO))
+        fork = self.tile(3, "multi_split_branch", multi_conditions=[self.coded(self.PRO)] * 2)
+        leave, out = self.tile(9, "exit"), self.tile(8, "exit")
+        wait = self.tile(3, "conditional_wait", delay=60, exit_type="continue")
+        rows: list[tuple[list[Any], list[str], list[int]]] = [
+            # At the same exit, at the next tile, at a tile that not all come to.
+            ([branch, leave], ["3>4:0", "3>5:1", "4>9", "5>9"], [4]),
+            ([branch], ["3>6:0", "3>6:1"], [6]),
+            ([fork, leave, out], ["3>4:0", "3>5:1", "3>7:2", "4>6", "5>6", "6>9", "7>8"], [4, 6]),
+            ([fork, leave, out], ["3>7:0", "3>4:1", "3>5:2", "4>6", "5>6", "6>9", "7>8"], [7]),
+            # Nowhere: each ends by itself.
+            ([branch, leave, out], ["3>4:0", "3>5:1", "4>9", "5>6", "6>8"], [4]),
+            ([branch], ["3>4:0", "3>5:1", "5>6"], [4]),
+            # Directly behind, and however a wait ends.
+            ([branch], ["3>4:0", "3>6:1", "4>6"], [4, 6]),
+            ([wait], ["3>4"], [4]),
+        ]  # fmt: skip
+        for tiles, edges, sent in rows:
+            with self.subTest(edges=edges):
+                used = {end for edge in edges for end in re.findall(r"\d+(?=>)|(?<=>)\d+", edge)}
+                mails = [mail for mail in self.mails(4, 5, 6, 7) if mail["id"] in used]
+                self.seed(self.printed([*tiles, *mails], edges))
+                self.identify("1", email="1@example.com", plan="pro")
+                self.track("1", "go")
+                self.clock(advance=60)
+                self.assertEqual([action for action, _ in self.sent()], sent)
+                self.assertEqual(self.journeys()[-1]["state"], "finished")
+
+    def test_a_long_workflow(self) -> None:
+        length = 2000
+        tiles = [self.tile(n, "delay_seconds", delay=1) for n in range(1, length)]
+        edges = [f"{n}>{n + 1}" for n in range(1, length)]
+        self.seed(self.printed([*tiles, *self.mails(length)], edges))
+        self.identify("1", email="1@example.com")
+        self.track("1", "go")
+        self.clock(advance=length)
+        self.assertEqual(self.sent(), [(length, "1")])
+
+    def test_many_branches_with_an_exit_each_do_not_lie_in_each_other(self) -> None:
+        count = 100
+        tiles = [self.tile(n, "conditional_branch") for n in range(1, count)]
+        exits = [self.tile(n + count, "exit") for n in range(1, count)]
+        edges = [f"{n}>{n + count}:0" for n in range(1, count)]
+        edges += [f"{n}>{n + 1}:1" for n in range(1, count)]
+        self.seed(self.printed([*tiles, *exits, *self.mails(count)], edges))
+        self.identify("1", email="1@example.com")
+        self.track("1", "go")
+        self.assertEqual(self.sent(), [(count, "1")])
+
+    def test_branches_in_branches(self) -> None:
+        for count, text in ((40, ""), (41, "[81]: branches lie more than 40 deep in each other")):
+            tiles = [self.tile(n, "conditional_branch") for n in range(1, count + 1)]
+            tiles += self.mails(*range(count + 1, 2 * count + 1), 100)
+            edges = [f"{n}>{n + 1 if n < count else 100}:1" for n in range(1, count + 1)]
+            edges += [f"{n}>{n + count}:0" for n in range(1, count + 1)]
+            edges += [f"{n + count}>100" for n in range(1, count + 1)]
+            if text:
+                self.refused(tiles, edges, f"campaigns[0].actions{text}")
+            else:
+                self.seed(self.printed(tiles, edges))
+                whole = self.ok("GET", "/__parlel/state")
+                self.ok("PUT", "/__parlel/state", whole)
+
+    def test_what_is_there_already(self) -> None:
+        document = self.printed(self.mails(1, 2), ["1>2"], id=7)
+        nap: Any = {"id": 3, "type": "delay_seconds", "delay": 1}
+        document["campaigns"].append({"id": 8, "actions": [nap]})
+        self.seed(document)
+        rows: list[tuple[Any, str]] = [
+            ({"id": 7}, "campaigns[2].id 7 is there already"),
+            ({"id": 9, "actions": [nap]}, "campaigns[2].actions[0].id 3 is there already"),
+            ({"id": 9, "actions": [mail(2)]}, "campaigns[2].actions[0].id 2 is there already"),
+        ]
+        for row, text in rows:
+            wrong = {"campaigns": [*document["campaigns"], row]}
+            self.assert_errors(self.call("POST", "/__parlel/seed", wrong), 400, text)
+
+    def test_an_answer_of_the_app_api_may_be_whole(self) -> None:
+        self.seed({"campaigns": [{"campaign": {"id": 3, "name": "N", "actions": [mail(4)]}}]})
+        shown = self.ok("GET", "/v1/campaigns/3")["campaign"]
+        self.assertEqual((shown["name"], shown["actions"]), ("N", [{"id": 4, "type": "email"}]))
+        self.assert_errors(
+            self.call("POST", "/__parlel/seed", {"campaigns": [{"campaign": {"state": "x"}}]}),
+            400, "campaigns[0].campaign.state must be one of",
+        )  # fmt: skip
+
+    def test_names_and_numbers_of_the_web_app(self) -> None:
+        more = {"id": "6", "type": "date", "date_triggered_attribute": "born", "start_time": "9:05",
+                "zone": "Europe/Berlin", "state": "starting", "made_by": "x"}  # fmt: skip
+        test_groups = [{"id": "A", "content_ids": [1]}]
+        document = self.printed(self.mails(1), [], **more)
+        document["campaigns"][0].update(test_groups=test_groups, templates=[])
+        self.seed(document)
+        shown = self.ok("GET", "/v1/campaigns/6")["campaign"]
+        names = ("id", "type", "date_attribute", "start_hour", "start_minutes", "timezone", "state")
+        told = [6, "date", "born", 9, 5, "Europe/Berlin", "running"]
+        self.assertEqual([shown[name] for name in names], told)
+        self.assertNotIn("made_by", shown)
 
 
 class WrongCampaigns(JourneyTest):
@@ -5796,6 +6074,8 @@ class WrongCampaigns(JourneyTest):
              "actions[0].cohorts must be"),
             ({"type": "random_cohort_branch", "cohorts": [500, 500], "paths": [[], []],
               "assign": {"1": -1}}, "actions[0].assign must"),
+            ({"type": "split_randomized", "variations": [pair[0], mail(6, preconditions=
+              exists("a"))]}, "actions[0].variations[1].preconditions must stand in the tile"),
             ({"type": "randomized_delay", "min_delay": 2, "max_delay": 1},
              "actions[0].max_delay must not be less"),
             ({"type": "delay_seconds", "delay": 9e18}, "actions[0].delay must be"),
@@ -5808,6 +6088,40 @@ class WrongCampaigns(JourneyTest):
             (mail(1, preconditions={"event": {}}), "actions[0].preconditions.event.name"),
             ({"type": "conditional_wait", "multi_conditions": [{"segment": {"id": 4}}]},
              "there is no segment 4"),
+            ({"type": [1]}, "actions[0].type must be a string, not a list"),
+            ({"id": 2**63, "type": "exit"}, "actions[0].id must be a number from 1 up"),
+            ({**branch, "paths": ["x", []]}, "actions[0].paths[0] must be a list, not a string"),
+            ({**branch, "paths": 5}, "actions[0].paths must be a list, not a number"),
+            ({"type": "split_randomized", "variations": 5}, "actions[0].variations must be a list"),
+            (mail(1, subjct="x"), "actions[0].subjct is no field of a message; did you mean "
+             "subject?"),
+            (mail(1, zzz="x"), "actions[0].zzz is no field of a message; there are name, from"),
+            (mail(1, subjct="x", deduplicate_id="1:1"), "actions[0].subjct is no field of a"),
+            ({"subject": 5}, "actions[0].subject must be a string, not a number"),
+            (mail(1, holdout="yes"), "actions[0].holdout must be true or false, not a string"),
+            ({"type": "webhook", "url": "http://x.example/", "method": "brew"},
+             "actions[0].method must be one of: get, post, put, delete, patch"),
+            ({"type": "webhook", "url": "http://x.example/", "request_method": "BREW"},
+             "actions[0].request_method must be one of: get, post"),
+            ({"type": "attribute_update", "attributes": {"a": 1}, "person": {}},
+             "actions[0].person must be an object with exactly one of: id, email, cio_id"),
+            ({"type": "create_event", "event_name": "e", "person": {"id": "1", "email": "a@b.cd"}},
+             "actions[0].person must be an object with exactly one of"),
+            ({"type": "create_event", "event_name": "e", "person": {"id": ""}},
+             "actions[0].person must be an object with exactly one of"),
+            ({"type": "create_event", "event_name": "e", "person": {"emial": "a@b.cd"}},
+             "actions[0].person.emial is no field here; did you mean email?"),
+            ({"type": "conditional_wait", "multi_conditions": [exists("a")], "delay": 5,
+              "exit_type": "never"}, "actions[0].delay must be 0 with exit_type never"),
+            ({"type": "conditional_wait", "multi_conditions": [exists("a")],
+              "exit_type": "continue"}, "actions[0].delay must be more than 0 with exit_type"),
+            ({"type": "conditional_wait", "multi_conditions": [exists("a")],
+              "exit_type": "sometimes"}, "actions[0].exit_type must be one of: never, continue"),
+            ({"type": "conditional_wait"}, "actions[0].multi_conditions or delay is required"),
+            ({"type": "conditional_wait", "exit_type": "never", "delay": 0, "multi_conditions": []},
+             "actions[0].multi_conditions or delay is required"),
+            (mail(1, preconditions=[exists("a"), {"attribute": {"field": 1}}]),
+             "actions[0].preconditions[1].attribute.field must be"),
         ]  # fmt: skip
         for action, text in rows:
             with self.subTest(action=action):
@@ -5817,6 +6131,114 @@ class WrongCampaigns(JourneyTest):
         self.assertIn(
             "actions[1] is never reached", self.refused({"id": 1, "type": "exit"}, mail(2))
         )
+
+    def test_tiles_that_nobody_comes_to(self) -> None:
+        leave: Any = {"type": "exit"}
+        fork: Any = {"type": "conditional_branch", "conditions": exists("a")}
+        both = {**fork, "paths": [[mail(1), leave], [leave]]}
+        rows: list[tuple[list[Any], str]] = [
+            ([both, mail(2), mail(3)], "campaigns[0].actions[1] is never reached: all ways before"),
+            ([{**fork, "paths": [[both, mail(2)], []]}], "campaigns[0].actions[0].paths[0][1] is"),
+            ([{**fork, "paths": [[both], [leave]]}, mail(2)], "campaigns[0].actions[1] is never"),
+        ]  # fmt: skip
+        for actions, text in rows:
+            self.assertIn(text, self.refused(*actions))
+        self.campaign({**fork, "paths": [[leave], []]}, mail(2), {**leave, "preconditions":
+                      exists("a")}, mail(3), leave)  # fmt: skip
+        self.identify("1", email="1@example.com")
+        self.track("1", "go")
+        self.assertEqual(self.sent(), [(2, "1"), (3, "1")])
+
+    def test_what_is_named_and_is_not_there(self) -> None:
+        segment: Any = {"segment": {"id": 9}}
+        read: Any = {"message": {"action_id": 9, "metric": "opened"}}
+        rows: list[tuple[dict[str, Any], str]] = [
+            ({"actions": [mail(1, preconditions=segment)]},
+             "actions[0].preconditions.segment.id: there is no segment 9; there are 1"),
+            ({"actions": [mail(1, preconditions=[exists("a"), {"not": segment}])]},
+             "actions[0].preconditions[1].not.segment.id: there is no segment 9"),
+            ({"actions": [mail(1, preconditions=read)]},
+             "actions[0].preconditions.message.action_id: there is no action 9; there are 1"),
+            ({"filter": {"message": {"campaign_id": 2, "metric": "sent"}}},
+             "filter.message.campaign_id: there is no campaign 2; there are 1"),
+            ({"filter": {"message": {"action_id": "1", "metric": "sent"}}},
+             "filter.message.action_id must be a whole number, not a string"),
+            ({"actions": [{"type": "conditional_wait", "multi_conditions": [[exists("a"), read]]}]},
+             "actions[0].multi_conditions[0][1].message.action_id: there is no action 9"),
+            ({"actions": [{"type": "static_seg_update", "segment_id": 9}]},
+             "actions[0].segment_id: there is no segment 9; there are 1"),
+            ({"actions": [{"type": "collection_query", "collection": "shoo", "attribute": "a"}]},
+             "actions[0].collection: there is no collection shoo; did you mean shop?"),
+            ({"actions": [{"type": "batch_update", "filter": segment, "attributes": {"a": "b"}}]},
+             "actions[0].filter.segment.id: there is no segment 9"),
+            ({"goal": segment}, "goal.segment.id: there is no segment 9"),
+            ({"filter": segment}, "filter.segment.id: there is no segment 9"),
+            ({"filter_segment_ids": [1, 9], "restart_mode": "once"},
+             "filter_segment_ids[1].segment.id: there is no segment 9"),
+            ({"trigger_segment_ids": [9], "type": "segment", "restart_mode": "once"},
+             "trigger_segment_ids[0].segment.id: there is no segment 9"),
+            ({"trigger": segment, "type": "segment"}, "trigger.segment.id: there is no segment 9"),
+            ({"global_exit_conditions": [exists("a"), segment]},
+             "global_exit_conditions[1].segment.id: there is no segment 9"),
+            ({"subscription_topic_id": 2}, "subscription_topic_id: there is no topic 2; there are"),
+        ]  # fmt: skip
+        for fields, text in rows:
+            with self.subTest(text=text):
+                row = {"id": 1, "event_name": "go", **fields}
+                document = {
+                    "campaigns": [row], "segments": [{"id": 1, "name": "s", "ids": []}],
+                    "topics": [{"id": 1, "name": "t"}], "collections": [{"id": 1, "name": "shop"}],
+                }  # fmt: skip
+                reply = self.call("POST", "/__parlel/seed", document)
+                self.assert_errors(reply, 400, f"campaigns[0].{text}")
+
+    def test_numbers_that_are_given_are_left_to_those_who_have_them(self) -> None:
+        nap: Any = {"type": "delay_seconds", "delay": 1}
+        rows = [{"id": 1, "actions": [nap, mail(1)]}, {"id": 2, "actions": [nap, mail(2)]}]
+        self.seed({"campaigns": rows})
+        actions = [row["actions"] for row in self.records("campaigns")]
+        self.assertEqual([[tile["id"] for tile in some] for some in actions], [[3, 1], [4, 2]])
+
+    def test_what_is_named_may_come_later(self) -> None:
+        opened: Any = {"message": {"action_id": 2, "metric": "opened"}}
+        conditions = {"or": [{"segment": {"id": 2}}, opened]}
+        self.seed({
+            "campaigns": [{"id": 1, "event_name": "go", "actions": [mail(1, preconditions=opened),
+                           {"type": "collection_query", "collection": 4, "attribute": "a"}]},
+                          {"id": 2, "actions": [mail(2)], "subscription_topic_id": 3}],
+            "segments": [{"id": 1, "name": "a", "conditions": conditions},
+                         {"id": 2, "name": "b", "ids": []}],
+            "collections": [{"id": 4}], "topics": [{"id": 3}],
+        })  # fmt: skip
+        rows: list[tuple[Any, str]] = [
+            ({"segment": {"id": 3}}, "segment.id: there is no segment 3; there are 1"),
+            ({"message": {"newsletter_id": 3, "metric": "sent"}},
+             "message.newsletter_id: there is no newsletter 3; there are 5"),
+        ]  # fmt: skip
+        for part, text in rows:
+            row = {"id": 1, "name": "a", "conditions": {"and": [exists("a"), part]}}
+            document = {"segments": [row], "newsletters": [{"id": 5}]}
+            reply = self.call("POST", "/__parlel/seed", document)
+            self.assert_errors(reply, 400, f"segments[0].conditions.and[1].{text}")
+        # While a kind is not seeded, any number of it will do.
+        self.seed({"segments": [{"id": 1, "name": "a", "conditions": opened}]})
+
+    def test_what_the_app_api_shows_of_actions_can_be_pasted(self) -> None:
+        texts = "layout body body_amp language from reply_to subject bcc cc preheader_text url "
+        texts += "image_url body_json preprocessor deduplicate_id recipient"
+        numbers = ("campaign_id", "created", "updated", "from_id", "reply_to_id",
+                   "sender_identity_id", "parent_action_id")  # fmt: skip
+        whole = {
+            **dict.fromkeys(texts.split(), ""), **dict.fromkeys(numbers, 0), "name": "n",
+            "fake_bcc": True, "send_to_unsubscribed": False, "tracked": True, "method": "post",
+            "sending_state": "automatic", "headers": {}, "deduplicate_id": "1:1", "new": "x",
+        }  # fmt: skip
+        kinds = ("email", "in_app", "push", "twilio", "slack", "whatsapp", "webhook")
+        actions = [{**whole, "id": n, "type": kind} for n, kind in enumerate(kinds, 1)]
+        self.seed({"campaigns": [{"id": 1, "actions": [*actions, {**actions[0], "id": 9,
+                   "headers": "[]", "subject": None}]}]})  # fmt: skip
+        rows = self.ok("GET", "/v1/campaigns/1/actions")["actions"]
+        self.assertEqual([row["type"] for row in rows], [*kinds, "email"])
 
     def test_campaigns(self) -> None:
         rows: list[tuple[dict[str, Any], str]] = [
@@ -5839,6 +6261,30 @@ class WrongCampaigns(JourneyTest):
             ({"restart_mode": "interval", "restart_min_interval": 1}, "must be 60 seconds or more"),
             ({"trigger": exists("a"), "type": "segment", "trigger_segment_ids": [3]},
              "there is no segment 3"),
+            ({"goal": {}}, "campaigns[0].goal must be an object with exactly one of"),
+            ({"exit_on_goal": True}, "campaigns[0].exit_on_goal needs a goal"),
+            ({"type": "webhook", "webhook_id": "zzzz"},
+             "campaigns[0].webhook_id must be a webhook's 16 hexadecimal digits, or their number"),
+            ({"type": "webhook", "webhook_id": 2**64}, "campaigns[0].webhook_id must be a webhook"),
+            ({"type": "webhook", "webhook_id": True}, "campaigns[0].webhook_id must be a webhook"),
+            ({"type": "webhook", "webhook_id": 1, "restart_mode": "once"},
+             "campaigns[0].restart_mode has nobody to count"),
+            ({"type": "webhook", "webhook_id": 1, "restart_min_interval": 60},
+             "campaigns[0].restart_mode has nobody to count"),
+            ({"object_type_id": [1]}, "campaigns[0].object_type_id must not be a list"),
+            ({"event_nam": "x"}, "campaigns[0].event_nam is no field of campaigns; did you mean "
+             "event_name?"),
+            ({"filter": {"attribute": {**eq("a", 1)["attribute"], "invers": True}}},
+             "campaigns[0].filter.attribute.invers is unknown; did you mean inverse?"),
+            ({"filter": {"event": {"name": "a", "filter": {}}}},
+             "campaigns[0].filter.event.filter is unknown; did you mean filters?"),
+            ({"filter": {"event": {"name": "a", "type": [1]}}},
+             "campaigns[0].filter.event.type must be one of"),
+            ({"filter": {"segment": {"id": 1, "inverse": True}}},
+             "campaigns[0].filter.segment.inverse is unknown"),
+            ({"filter_object_attributes": {"x": 1}}, "campaigns[0].filter_object_attributes has"),
+            ({"audience": {"person_filters": {"x": 1}}},
+             "campaigns[0].audience.person_filters has"),
         ]  # fmt: skip
         for fields, text in rows:
             with self.subTest(fields=fields):
