@@ -492,7 +492,7 @@ class Clock:
 
     @property
     def pending(self) -> List[Tuple[float, Chore]]:
-        """The work that waits for its time, and that time; in the order in which it is due."""
+        """The work still to be done, with its time in Unix seconds; in the order of time."""
         return [(when, chore) for when, _, chore in sorted(self.queue)]
 
     @property
@@ -5774,7 +5774,7 @@ class Keeper:
 # ==== §8 People
 # ======================================================================================
 
-#: Limits of the Track API (reference). Sizes in bytes of UTF-8.
+#: Limits of the Track API (reference), in bytes of UTF-8.
 MAX_IDENTIFIER = 150
 
 _EMAIL_SHAPE = re.compile(r"[^@\s]+@(?=[^@\s]+\Z)[^@\s]+\.[^@\s]+")  # looks ahead once
@@ -5783,16 +5783,16 @@ MAX_ATTRIBUTE_NAME = 150
 MAX_ATTRIBUTE_VALUE = 1000
 MAX_ATTRIBUTES = 300
 
-#: Why an identifier was not set: the first as integrators see it, the others are ours.
+#: Why an identifier was not set. The first text is as integrators report it; the others are ours.
 _TAKEN = "The identifier is already associated with a different profile."
 _SET = "The identifier is set already, and this call can't change it."
 _NOBODYS = "No profile has the identifier."
 
 #: Attributes that calls can't set (docs: attributes).
 SYSTEM_ATTRIBUTES = (*COMPUTED, "_created_in_customerio_at", "cio_timezone", "cio_id")
-# What an identify call carries beside attributes (reference).
+# What an identify call carries besides attributes (reference).
 _CONTROL_KEYS = {"id", "_update", "_timestamp", "cio_relationships", *SYSTEM_ATTRIBUTES}
-# Structured attributes with their own rules; the 1000-byte limit is for plain values.
+# Structured attributes with rules of their own; the 1000-byte limit applies to plain values.
 _PREFERENCES = "cio_subscription_preferences"
 _DOTTED_PREFERENCES = _PREFERENCES + "."
 
@@ -5801,7 +5801,7 @@ _DOTTED_PREFERENCES = _PREFERENCES + "."
 
 
 def identifier_text(value: Json, name: str) -> str:
-    """An identifier's value as text; numbers are welcome. Raises ApiError 400."""
+    """An identifier's value as text; it may be given as a number. Raises ApiError 400."""
     if type(value) is str and 0 < len(value) <= MAX_IDENTIFIER // 4:
         return value
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
@@ -5815,7 +5815,7 @@ def identifier_text(value: Json, name: str) -> str:
 
 
 def one_identifier(identifiers: Json, kinds: Sequence[str], name: str) -> Identifier:
-    """Exactly one identifier out of an `identifiers` object. Raises ApiError 400."""
+    """Read the one identifier in an `identifiers` object. Raises ApiError 400."""
     if isinstance(identifiers, dict) and len(identifiers) == 1:
         ((kind, value),) = identifiers.items()
         if kind in kinds and value not in (None, ""):
@@ -5839,15 +5839,15 @@ def one_identifier(identifiers: Json, kinds: Sequence[str], name: str) -> Identi
 def changed(
     attributes: Attributes, timestamps: Dict[str, int], update: Attributes, when: int
 ) -> Tuple[Attributes, Dict[str, int]]:
-    """Lay an update over attributes and their timestamps, without touching the old dicts.
+    """Apply an update to attributes and their timestamps; the old dicts are left as they are.
 
-    Gives what is there then, the very same dicts if nothing changes. null and "" delete; the
-    timestamp of an equal value stays (observed), others are `when`, in Unix seconds.
+    Returns what is there afterwards: the very same dicts if nothing changes. null and ""
+    delete. An equal value keeps its timestamp (observed); others get `when`, in Unix seconds.
     """
     new, stamps = attributes, timestamps
     for name, value in update.items():
         have = attributes.get(name)
-        # In Python True == 1 == 1.0, but their texts differ, also deep inside.
+        # In Python True == 1 == 1.0, but their texts differ, also in nested values.
         if (
             type(have) is type(value)
             and have == value
@@ -5869,14 +5869,14 @@ def changed(
 
 
 def difference(old: Attributes, new: Attributes) -> Json:
-    """What changed, as an activity tells it: `{name: {from, to}}`, as text (reference)."""
+    """What changed, as an activity shows it: `{name: {from, to}}`, in text form (reference)."""
     names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     texts = [{name: as_text(side[name]) for name in names if name in side} for side in (old, new)]
     return {name: {"from": texts[0].get(name, ""), "to": texts[1].get(name, "")} for name in names}
 
 
 def _left_out(skipped: Sequence[str], surplus: Sequence[str], system: Sequence[str]) -> Outcome:
-    """Why part of an update was not done."""
+    """Say why parts of an update were left out."""
     text = joined(
         f"system attributes can't be set: {', '.join(system)} left out" if system else "",
         f"too many attributes: {', '.join(surplus)[:200]} left out" if surplus else "",
@@ -5885,16 +5885,16 @@ def _left_out(skipped: Sequence[str], surplus: Sequence[str], system: Sequence[s
     return Outcome("partial", text)
 
 
-#: Names of attributes that were seen to be short and to mean nothing to the service itself. Nearly
-#: every request has no others, which one comparison of sets tells.
+#: Attribute names already found to be short and without special meaning to the service.
+#: Nearly every request has only such names, and one comparison of sets tells.
 _ORDINARY: Set[str] = set()
 _MOST_ORDINARY = 10_000
-#: Names, beside those in `cio_…`, of attributes that bring something about.
+#: Names of attributes with special meaning, in addition to all that begin with `cio_`.
 _TELLING = {"timezone", "unsubscribed", "anonymous_id", *SYSTEM_ATTRIBUTES}
 
 
 def ordinary(attributes: Attributes) -> bool:
-    """Whether all attributes have names that are short and mean nothing to the service itself."""
+    """Whether all attributes have short names without special meaning to the service."""
     if _ORDINARY.issuperset(attributes):
         return True
     if len(attributes) > MAX_ATTRIBUTES:
@@ -5908,15 +5908,15 @@ def ordinary(attributes: Attributes) -> bool:
 
 
 def completed(attributes: Attributes, current: Attributes) -> Attributes:
-    """Attributes with what follows from them: the computed time zone, preferences as a whole."""
-    if "timezone" in attributes:  # which is computed from one that exists, and goes with others
+    """Add what follows from attributes: the computed time zone, and preferences as a whole."""
+    if "timezone" in attributes:  # cio_timezone is computed from a valid one, and otherwise deleted
         name = attributes["timezone"]
         attributes = {**attributes, "cio_timezone": name if iana_zone(name) else None}
     return undotted(attributes, current)
 
 
 def undotted(attributes: Attributes, current: Attributes) -> Attributes:
-    """Fold `cio_subscription_preferences.topics.topic_1: true` into the whole (reference)."""
+    """Fold `cio_subscription_preferences.topics.topic_1: true` into the object (reference)."""
     if not any(name.startswith(_DOTTED_PREFERENCES) for name in attributes):
         return attributes
     plain = {}
@@ -5934,18 +5934,18 @@ def undotted(attributes: Attributes, current: Attributes) -> Attributes:
     return {**plain, _PREFERENCES: whole}
 
 
-# A character takes four bytes at most, so up to here nothing need be encoded.
+# A character takes at most four bytes, so up to these lengths nothing needs to be encoded.
 _SHORT_NAME, _SHORT_VALUE = MAX_ATTRIBUTE_NAME // 4, MAX_ATTRIBUTE_VALUE // 4
 _SMALL = frozenset({bool, float, type(None)})
 
 
 def all_short(attributes: Attributes) -> bool:
-    """Whether no name is so long that its bytes need be counted."""
+    """Whether all names are so short that their bytes need not be counted."""
     return len(max(attributes, key=len, default="")) <= _SHORT_NAME
 
 
 def all_small(attributes: Attributes) -> bool:
-    """Whether these are few attributes with short strings, numbers and such as values."""
+    """Whether there are few attributes, all with short strings, numbers or the like as values."""
     for value in attributes.values():
         kind = type(value)
         if not (
@@ -5958,7 +5958,7 @@ def all_small(attributes: Attributes) -> bool:
 
 
 def oversized(attributes: Attributes) -> List[Problem]:
-    """Which attributes break a limit of the reference; empty if none does."""
+    """The attributes that break a limit of the reference; empty if none does."""
     problems = []
     if len(attributes) > MAX_ATTRIBUTES:
         text = f"too many attributes: {len(attributes)}, but {MAX_ATTRIBUTES} at most"
@@ -5968,7 +5968,7 @@ def oversized(attributes: Attributes) -> List[Problem]:
             text = f"attribute name '{name}' cannot be longer than {MAX_ATTRIBUTE_NAME} bytes"
             problems.append(Problem(text, "attributes"))
         if _too_long_value(name, value):
-            # The words are the real service's (observed).
+            # The real service's wording (observed).
             text = f"value for attribute '{name}' cannot be longer than {MAX_ATTRIBUTE_VALUE} bytes"
             problems.append(Problem(text, f"attributes.{name}"))
     return problems
@@ -5988,7 +5988,7 @@ def _too_long_value(name: str, value: Json) -> bool:
 
 
 def checked_attributes(value: Json, name: str) -> Attributes:
-    """Attributes within the limits. Raises ApiError 400 with one sentence for each breach."""
+    """Return attributes that are within the limits. Raises ApiError 400 that names every breach."""
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -6007,7 +6007,7 @@ def checked_attributes(value: Json, name: str) -> Attributes:
 
 
 def misshapen_preferences(attributes: Attributes) -> List[Problem]:
-    """What is wrong with subscription preferences: objects of yes and no, whole or dotted."""
+    """What is wrong with subscription preferences: objects of booleans, whole or dotted."""
     whole, wrong = attributes.get(_PREFERENCES), []
     parts = whole.values() if isinstance(whole, dict) else () if whole in (None, "") else (whole,)
     if not all(isinstance(part, dict) for part in parts):
@@ -6041,7 +6041,7 @@ DEVICE_FIELDS = LAX.having(
 def device_of(device: Json, token_key: str, now: int) -> Tuple[str, str, int, Attributes]:
     """Token, platform, last_used and attributes of a `device` object. Raises ApiError 400.
 
-    `last_used` is `now`, Unix seconds, unless it is given (reference).
+    `last_used` is `now`, in Unix seconds, unless it is given (reference).
     """
     if not isinstance(device, dict):
         raise required("device", f"an object with {token_key} and platform")
@@ -6058,7 +6058,7 @@ def device_of(device: Json, token_key: str, now: int) -> Tuple[str, str, int, At
 
 
 def _folded(who: Identifier) -> Identifier:
-    """An identifier as it is compared: email without case (reference)."""
+    """An identifier in the form in which it is compared: an email in lower case (reference)."""
     return (who[0], who[1].lower()) if who[0] == "email" else who
 
 
@@ -6072,18 +6072,18 @@ class Directory:
     ground: Ground
 
     def __post_init__(self) -> None:
-        """Begin with nobody."""
+        """Start out empty."""
         self.settings = settings = self.ground.settings
-        # By serial number; None for who is gone. A list takes a tenth of a dict's memory.
+        # By serial number; None for those who are gone. A list takes a tenth of a dict's memory.
         self._serials: List[Optional[Person]] = []
         self._gone = 0
         self._ids: Dict[str, Person] = {}
         self._phones: Dict[str, Person] = {}
-        # A tuple where an email repeats, which it can in an id-only workspace.
+        # A tuple if several people share an email, as they can in an id-only workspace.
         self._emails: Dict[str, Union[Person, Tuple[Person, ...]]] = {}
         self._stamps: Dict[str, int] = {}
         self._email_identifies = settings.identifiers != "id"
-        #: The kinds of identifier that this workspace knows people by, besides cio_id.
+        #: The kinds of identifier, besides cio_id, by which this workspace identifies people.
         self.kinds = (*_IDENTIFIERS[settings.identifiers], *(["phone"] if settings.phone else []))
 
     def __iter__(self) -> Iterator[Person]:
@@ -6096,14 +6096,14 @@ class Directory:
         return len(self._serials) - self._gone
 
     def at(self, serial: int) -> Optional[Person]:
-        """The person with a serial number."""
+        """The person with this serial number, or None."""
         return self._serials[serial] if 0 <= serial < len(self._serials) else None
 
     def __contains__(self, person: Optional[Person]) -> bool:
         return person is not None and self.at(person.serial) is person
 
     def find(self, who: Identifier) -> Optional[Person]:
-        """The one person with this identifier."""
+        """The one person with this identifier, or None."""
         kind, value = who
         if kind == "id":
             return self._ids.get(value)
@@ -6116,17 +6116,17 @@ class Directory:
         return None if serial is None else self.at(serial)
 
     def with_email(self, email: str) -> Tuple[Person, ...]:
-        """All people with this address, in any case."""
+        """All people with this email address, whatever its case."""
         found = self._emails.get(email.lower(), ())
         return found if isinstance(found, tuple) else (found,)
 
     @property
     def gone(self) -> int:
-        """How many there were who are not here any more."""
+        """The number of people who have been deleted or merged."""
         return self._gone
 
     def fill(self, serials: Sequence[Optional[Person]]) -> None:
-        """Take everybody in, by serial number. Raises ApiError 400 for an identifier of two."""
+        """Take in everybody, by serial number. Raises ApiError 400 for a shared identifier."""
         for serial, person in enumerate(serials):
             self._serials.append(person)
             if person is None:
@@ -6145,13 +6145,13 @@ class Directory:
             person.timestamps = self.shared(person.timestamps)
 
     def create(self, now: int) -> Person:
-        """A new person without identifiers but the cio_id."""
+        """Make a new person without any identifier but the cio_id."""
         person = Person(len(self._serials), now)
         self._serials.append(person)
         return person
 
     def name(self, person: Person, who: Identifier, now: int) -> None:
-        """Give `person` an identifier that nobody else has, in place of an old one."""
+        """Give `person` an identifier that nobody else has, replacing an old one of its kind."""
         (kind, value), old = who, person.attributes
         if kind == "email":
             self.set_email(person, value)
@@ -6166,7 +6166,7 @@ class Directory:
             tell(person, old)
 
     def set_email(self, person: Person, email: str) -> None:
-        """Keep the index right when the address changes; "" takes it away."""
+        """Change a person's address, and with it the index; "" removes it."""
         if person.email:
             rest = [other for other in self.with_email(person.email) if other is not person]
             self._file_email(person.email, rest)
@@ -6179,18 +6179,18 @@ class Directory:
         if not people:
             del self._emails[key]
         else:
-            # An address that is in lower case already is kept once.
+            # A lower-case address is kept as one string only.
             key = email if key == email else key
             self._emails[key] = people[0] if len(people) == 1 else tuple(people)
 
     def shared(self, stamps: Dict[str, int]) -> Dict[str, int]:
-        """The same timestamps in as few dicts as possible: people who come together share one."""
+        """Return equal timestamps, as one dict for people who come one after another."""
         if stamps != self._stamps:
             self._stamps = stamps
         return self._stamps
 
     def discard(self, person: Person) -> None:
-        """Take a person out of every index."""
+        """Remove a person from every index."""
         self._serials[person.serial] = None
         self._gone += 1
         self.set_email(person, "")
@@ -6198,9 +6198,9 @@ class Directory:
         self._phones.pop(person.phone, None)
 
     def may_rename(self, person: Person, kind: str, by: str) -> bool:
-        """Whether an identifier of `kind` may be set by a call that named the person `by` kind.
+        """Whether a call that named the person `by` some kind of identifier may set one of `kind`.
 
-        Once set, it changes only through cio_id; the setting lets an id change the email.
+        Once set, an identifier changes only through cio_id; a setting lets an id change the email.
         """
         if not getattr(person, kind) or by == "cio_id":
             return True
@@ -6209,9 +6209,9 @@ class Directory:
 
 @dataclass(eq=False, repr=False)
 class People(Directory):
-    """Who is who: the verbs of Track that make, change, merge, suppress and delete people.
+    """Who is who: the Track verbs that create, change, merge, suppress and delete people.
 
-    Verbs return what became of them.
+    Each verb returns the outcome.
     """
 
     suppressions: Dict[str, Set[Identifier]] = kept(dict)
@@ -6219,11 +6219,11 @@ class People(Directory):
     merges: List[Merge] = kept(list)
 
     def __post_init__(self) -> None:
-        """Begin with nobody, whose belongings nobody keeps."""
+        """Start out empty, without keepers."""
         super().__post_init__()
-        #: Who keeps what people have, in the order in which it is carried over.
+        #: The parts that keep what people own, in the order in which a merge carries it over.
         self.keepers: Tuple[Keeper, ...] = ()
-        # An email or phone that identifies is stored by `name`, under its own rules.
+        # An email or phone that serves as identifier is stored by `name`, under rules of its own.
         self._email_follows = self.settings.identifiers == "id"
         named = set() if self._email_follows else {"email"}
         phone = {"phone"} if self.settings.phone else set()
@@ -6238,7 +6238,7 @@ class People(Directory):
     ) -> Outcome:
         """Create or update a person by the decision table of `PUT /customers/{identifier}`.
 
-        `when` is the time of the update in Unix seconds, if not now.
+        `when` is the time of the update in Unix seconds; None means now.
         """
         now = self.ground.seconds()
         named = self._named(who, attributes)
@@ -6267,7 +6267,7 @@ class People(Directory):
         return skipped if outcome is DONE else both(outcome, skipped)
 
     def unnameable(self, who: Identifier) -> Outcome:
-        """Why nobody can be made for an identifier, or DONE."""
+        """Why no person can be created with an identifier, or DONE if one can."""
         if who[0] == "cio_id":
             return UNKNOWN_CIO_ID
         if who[0] not in self.kinds:
@@ -6276,7 +6276,7 @@ class People(Directory):
         return DONE
 
     def add(self, who: Identifier) -> Person:
-        """Make a person with an identifier that nobody has."""
+        """Create a person with an identifier that nobody has."""
         now = self.ground.seconds()
         person = self.create(now)
         self.name(person, who, now)
@@ -6287,7 +6287,7 @@ class People(Directory):
         return next(filter(None, map(self.find, named)), None)
 
     def _named(self, who: Identifier, attributes: Attributes) -> List[Identifier]:
-        """The identifiers in a body, as far as this workspace identifies people by them."""
+        """The identifiers in a body, of the kinds that this workspace uses."""
         named = []
         for kind in self.kinds:
             value = attributes.get(kind)
@@ -6296,7 +6296,7 @@ class People(Directory):
         return named
 
     def _rename(self, person: Person, other: Identifier, by: str, now: int) -> Outcome:
-        """Give a person an identifier out of a body; returns why that failed, or DONE."""
+        """Give a person an identifier from a body; returns why that failed, or DONE."""
         kind, value = other
         holder = self.find(other)
         if holder is person:
@@ -6314,14 +6314,14 @@ class People(Directory):
         told = {kind: {"reason": _TAKEN if holder else _SET, "value": as_text(value)}}
         self.ground.note("failed_attribute_change", person, lambda: told)
         text = f"failed_attribute_change: {kind} {value!r} not set, because of {owner}"
-        # What would have let it be set, if anything.
+        # Name what would have allowed it, if anything.
         way = "" if holder else "; name the person by cio_…"
         if way and (kind, by) == ("email", "id"):
             way += ", or set --update-email-by-id"
         return Outcome("partial", text + way)
 
     def _one_person(self, person: Person, holder: Person) -> bool:
-        """Auto-merge: one has only an id, the other only an email (docs, 2021-10-05)."""
+        """Whether to auto-merge: one has only an id, the other only an email (docs, 2021-10-05)."""
         kinds = {(bool(p.id), bool(p.email)) for p in (person, holder)}
         return kinds == {(True, False), (False, True)}
 
@@ -6333,10 +6333,10 @@ class People(Directory):
         when: Optional[int] = None,
         cause: Optional[Delivery] = None,
     ) -> Outcome:
-        """Update attributes; gives what was skipped and why, or DONE.
+        """Update attributes; returns what was left out and why, or DONE.
 
-        A value newer than `when` (Unix seconds) stays: `_timestamp` orders updates (reference).
-        `cause` is the message that the person answered so, if it was one.
+        Values newer than `when` (Unix seconds) stay: `_timestamp` orders updates (reference).
+        `cause` is the message to which the person responded with this update, if any.
         """
         update, plain, surplus, system = dict(attributes), ordinary(attributes), [], []
         for name in self._not_attributes.intersection(attributes):
@@ -6364,7 +6364,7 @@ class People(Directory):
         return _left_out(skipped, surplus, system) if left_out else DONE
 
     def _keep_newer(self, person: Person, update: Attributes, when: int) -> List[str]:
-        """Take out of an update what was changed after it, and tell; gives the names."""
+        """Remove from an update what has changed since, and note it; returns the names."""
         names = [name for name in update if person.timestamps.get(name, 0) > when]
         if names:
             have = {name: person.attributes[name] for name in names if name in person.attributes}
@@ -6375,7 +6375,7 @@ class People(Directory):
     def _follow_up(
         self, person: Person, update: Attributes, old: Attributes, cause: Optional[Delivery]
     ) -> None:
-        """Do what the change of an attribute brings about."""
+        """Do what follows from a change of certain attributes."""
         new = person.attributes
         if self._email_follows and "email" in update:
             self.set_email(person, as_text(new.get("email") or ""))
@@ -6400,7 +6400,7 @@ class People(Directory):
                 tell(person, what, cause, text)
 
     def delete(self, who: Identifier) -> Outcome:
-        """Remove a person with everything; what happened stays, but shows no person."""
+        """Delete a person and what they own; events and deliveries stay, but name no person."""
         person = self.find(who)
         if person is None:
             return NO_PERSON
@@ -6420,7 +6420,7 @@ class People(Directory):
         self.discard(person)
 
     def suppress(self, who: Identifier) -> Outcome:
-        """Delete a person and block all identifiers that they had."""
+        """Delete a person and block all their identifiers."""
         person = self.find(who)
         if person is None and who[0] == "cio_id":
             return UNKNOWN_CIO_ID
@@ -6436,7 +6436,7 @@ class People(Directory):
         return DONE
 
     def unsuppress(self, who: Identifier) -> Outcome:
-        """Free the identifiers of a suppressed person; the person does not come back."""
+        """Unblock the identifiers of a suppressed person; the person does not come back."""
         shown = self.blocked.get(_folded(who))
         if shown is None:
             return NOT_SUPPRESSED
@@ -6486,7 +6486,7 @@ class People(Directory):
 
 @dataclass(eq=False, repr=False)
 class Devices(Keeper):
-    """The push tokens of people; each is one person's."""
+    """The push tokens of people; each token belongs to one person."""
 
     people: People
     rows: Dict[str, Device] = kept(dict)
@@ -6494,7 +6494,7 @@ class Devices(Keeper):
     def add_device(
         self, who: Identifier, token: str, platform: str, last_used: int, attributes: Attributes
     ) -> Outcome:
-        """Add or update a device; a token moves to the person who was seen with it last."""
+        """Add or update a device; a token moves to the person who was last seen with it."""
         person = self.people.find(who)
         if person is None:
             if (why := self.people.unnameable(who)) is not DONE:
@@ -6521,7 +6521,7 @@ class Devices(Keeper):
         return DONE
 
     def mark(self, token: str, metric: str, reason: Json) -> None:
-        """Keep what happened to the last push on a device; who is unregistered goes (docs)."""
+        """Keep the outcome of a device's last push; one that is unregistered goes (docs)."""
         device = self.rows.get(token)
         if device is None:
             return
@@ -6531,18 +6531,18 @@ class Devices(Keeper):
             device.attributes = {**device.attributes, LAST_STATUS: _DEVICE_STATUS[metric]}
 
     def release(self, person: Person) -> None:
-        """The tokens go with their person."""
+        """Remove the tokens together with the person."""
         for token in person.has.devices:
             del self.rows[token]
 
     def carry_over(self, old: Person, to: Person) -> None:
-        """Devices go along."""
+        """Move the devices to the other person."""
         for device in old.has.devices.values():
             device.person = to
         to.own().devices.update(old.has.devices)
 
     def owners(self, kind: str) -> Owners:
-        """Whose each token is."""
+        """Whose token each one is."""
         return {(device.person.serial, token) for token, device in self.rows.items()}
 
 
@@ -6555,15 +6555,15 @@ MAX_EVENT_DATA = 100_000
 MAX_OBJECT_ATTRIBUTES = 100_000
 MAX_SEGMENT_IDS = 1000
 
-#: What can happen beside an "event".
+#: The types of events besides "event".
 EVENT_TYPES = ("page", "screen", "viewed_content", "clicked_content")
-#: How long an anonymous event can still be claimed, and a merge carries events over: 30 days.
+#: How long an anonymous event can be claimed, and how old an event may be for a merge: 30 days.
 EVENT_MEMORY = 30 * 86400.0
-#: Anonymous events this many seconds after the identify are still picked up (docs).
+#: Anonymous events up to this many seconds after the identify call are still attributed (docs).
 ANONYMOUS_GRACE = 300.0
 
 
-#: The fields of an event, by what its API calls the data.
+#: The fields of an event, by the name under which its API has the data.
 EVENT_FIELDS = {
     data_key: LAX.having(
         "name", name=bytes_field(MAX_EVENT_NAME), id=SCALAR, any="type", number="timestamp",
@@ -6575,12 +6575,12 @@ _OBJECT_OR_NULL = (dict, type(None))
 
 
 def event_of(kind: str, body: Json, data_key: str = "data", size: float = math.inf) -> Event:
-    """The event that a body of `size` bytes describes. Raises ApiError 400 naming the field."""
+    """The event that a body of `size` bytes describes. Raises ApiError 400 that names the field."""
     name, data, timestamp = body.get("name"), body.get(data_key), body.get("timestamp")
     plain = type(name) is str and 0 < len(name.strip()) * 4 <= MAX_EVENT_NAME
     if not plain or type(data) not in _OBJECT_OR_NULL:
         EVENT_FIELDS[data_key].read(body)
-    # Written anew, JSON grows less than fivefold (1e15), so a small body need not be written.
+    # Re-encoding grows JSON less than fivefold (1e15), so a small body needs no measuring.
     if size * 5 > MAX_EVENT_DATA and _longer(as_text(data), MAX_EVENT_DATA):
         raise invalid(f"{data_key} cannot be larger than {MAX_EVENT_DATA} bytes", data_key)
     type_ = body.get("type") if body.get("type") in EVENT_TYPES else "event"
@@ -6590,7 +6590,7 @@ def event_of(kind: str, body: Json, data_key: str = "data", size: float = math.i
 
 
 def doubt(event: Event) -> Outcome:
-    """What is accepted, yet probably a mistake; DONE if nothing is."""
+    """Something that is accepted but probably a mistake; DONE if there is nothing."""
     if event.timestamp is not None and event.timestamp >= MILLISECONDS:
         text = f"timestamp {event.timestamp} looks like milliseconds; Customer.io takes seconds"
         return Outcome("partial", text)
@@ -6603,7 +6603,7 @@ Related = TypeVar("Related")
 def relationship_list(
     value: Json, read: Callable[[Json, str], Related]
 ) -> List[Tuple[Related, Attributes]]:
-    """`cio_relationships`: what `read` makes of the identifiers of each, and its attributes."""
+    """Read `cio_relationships`: what `read` makes of each one's identifiers, and attributes."""
     if not isinstance(value, (list, type(None))):
         raise invalid("cio_relationships must be a list", "cio_relationships")
     rows = []
@@ -6617,7 +6617,7 @@ def relationship_list(
 
 
 def object_attributes(value: Json, name: str) -> Attributes:
-    """Attributes of an object within the limits. Raises ApiError 400."""
+    """Return an object's attributes if they are within the limits. Raises ApiError 400."""
     attributes = checked_attributes(value, name)
     if _longer(as_text(attributes), MAX_OBJECT_ATTRIBUTES):
         raise invalid(f"{name} cannot be larger than {MAX_OBJECT_ATTRIBUTES} bytes", name)
@@ -6651,11 +6651,11 @@ def object_type(value: Json, name: str) -> str:
 
 @dataclass(eq=False, repr=False)
 class Events(Keeper):
-    """What happened, in order, and who an anonymous_id turned out to be."""
+    """Events in the order of arrival, and who each anonymous_id turned out to be."""
 
     people: People
     rows: List[Event] = kept(list)
-    #: The ids that clients gave to events.
+    #: The ids that clients gave their events.
     ids: Set[str] = kept(set)
     anonymous: Dict[str, List[Event]] = kept(dict)
     claims: Dict[str, Tuple[Person, float]] = kept(dict)
@@ -6675,7 +6675,7 @@ class Events(Keeper):
         return DONE
 
     def track_anonymous(self, who: Identifier, event: Event) -> Outcome:
-        """Record an event of nobody yet; it moves to the person who gets its anonymous_id."""
+        """Record an anonymous event; whoever gets its anonymous_id later gets the event, too."""
         if self._seen(event):
             return DUPLICATE
         event.anonymous_id = who[1]
@@ -6689,7 +6689,7 @@ class Events(Keeper):
         return DONE
 
     def record(self, event: Event) -> None:
-        """Keep an event, whoever it is of."""
+        """Keep an event, with or without a person."""
         event.serial, event.received_at = len(self.rows), self.ground.clock.now()
         self.rows.append(event)
 
@@ -6708,7 +6708,7 @@ class Events(Keeper):
             tell(event, person)
 
     def claim(self, person: Person, anonymous_id: str) -> None:
-        """Give a person what was recorded under an anonymous_id in the last 30 days."""
+        """Give a person the events of the last 30 days that have this anonymous_id."""
         if anonymous_id in self.claims:
             return
         now = self.ground.clock.now()
@@ -6721,14 +6721,14 @@ class Events(Keeper):
                 self._attach(event, person)
 
     def release(self, person: Person) -> None:
-        """What happened stays, but shows no person."""
+        """Keep the events, without the person."""
         for event in person.has.events:
             event.person = None
         for anonymous_id in person.has.anonymous_ids:
             del self.claims[anonymous_id]
 
     def carry_over(self, old: Person, to: Person) -> None:
-        """What happened in the last 30 days goes along (reference)."""
+        """Move the events of the last 30 days to the other person (reference)."""
         oldest, mine = self.ground.clock.now() - EVENT_MEMORY, to.own()
         for event in old.has.events:
             event.person = None
@@ -6740,7 +6740,7 @@ class Events(Keeper):
         mine.anonymous_ids.extend(old.has.anonymous_ids)
 
     def owners(self, kind: str) -> Owners:
-        """Whose events and anonymous_ids there are."""
+        """Whose each event, or each anonymous_id, is."""
         if kind == "anonymous_ids":
             return {(person.serial, key) for key, (person, _) in self.claims.items()}
         return {(event.person.serial, id(event)) for event in self.rows if event.person}
@@ -6748,7 +6748,7 @@ class Events(Keeper):
 
 @dataclass(eq=False, repr=False)
 class Objects(Keeper):
-    """Anything that isn't a person, and who is related to it."""
+    """Objects: whatever isn't a person, and the people related to it."""
 
     people: People
     events: Events
@@ -6757,12 +6757,12 @@ class Objects(Keeper):
     anonymous: Dict[str, Dict[ObjectKey, Attributes]] = kept(dict)
 
     def find(self, ref: ObjectKey) -> Optional[Thing]:
-        """An object by type and id, or by ("", cio_object_id)."""
+        """The object with this type and id, or with ("", cio_object_id); None if there is none."""
         key = self.ids.get(ref[1]) if ref[0] == "" else ref
         return None if key is None else self.rows.get(key)
 
     def identify_object(self, who: Identifier, ref: ObjectKey, attributes: Attributes) -> Outcome:
-        """Create or update an object; one named by cio_object_id must exist."""
+        """Create or update an object; one that is named by cio_object_id must exist."""
         now = self.ground.seconds()
         thing = self.find(ref)
         if thing is None:
@@ -6787,7 +6787,7 @@ class Objects(Keeper):
         return thing
 
     def delete_object(self, who: Identifier, ref: ObjectKey) -> Outcome:
-        """Remove an object and all its relationships."""
+        """Delete an object and all its relationships."""
         thing = self.find(ref)
         if thing is None:
             return NO_OBJECT
@@ -6800,7 +6800,7 @@ class Objects(Keeper):
         return DONE
 
     def add_relationship(self, who: Identifier, ref: ObjectKey, attributes: Attributes) -> Outcome:
-        """Relate a person (or an anonymous_id) to an object, which is made if unknown."""
+        """Relate a person (or an anonymous_id) to an object, which is created if unknown."""
         thing = self.find(ref)
         if thing is None and ref[0] == "":
             return NO_OBJECT
@@ -6837,13 +6837,13 @@ class Objects(Keeper):
             tell(person, key, change)
 
     def _note_of_both(self, type: str, person: Person, key: ObjectKey) -> None:
-        """Write down what happened between a person and an object, in the log of each."""
+        """Log what happened between a person and an object, under both of them."""
         about = {"object_type_id": key[0], "object_id": key[1]}
         self.ground.note(type, person, lambda: about)
         self.ground.note(f"_o:{key[0]}:{type}", None, lambda: {"object_id": key[1]})
 
     def delete_relationship(self, who: Identifier, ref: ObjectKey) -> Outcome:
-        """Part a person from an object."""
+        """End the relationship between a person and an object."""
         person, thing = self.people.find(who), self.find(ref)
         if person is None or thing is None or thing.key not in person.has.relationships:
             return NOT_RELATED
@@ -6853,18 +6853,18 @@ class Objects(Keeper):
         return DONE
 
     def claim(self, person: Person, anonymous_id: str) -> None:
-        """Relate a person to what was related to an anonymous_id."""
+        """Give a person the relationships of an anonymous_id."""
         for key, attributes in self.anonymous.pop(anonymous_id, {}).items():
             if key in self.rows:
                 self._relate(person, key, attributes)
 
     def release(self, person: Person) -> None:
-        """The objects stay, without the person."""
+        """Keep the objects, without the person."""
         for key in person.has.relationships:
             del self.rows[key].people[person.serial]
 
     def carry_over(self, old: Person, to: Person) -> None:
-        """Relationships go along; where both have one, the attributes of `to` stay."""
+        """Move the relationships; where both people have one, the attributes of `to` win."""
         for key, attributes in old.has.relationships.items():
             del self.rows[key].people[old.serial]
             self._relate(to, key, {**attributes, **to.has.relationships.get(key, {})})
@@ -6885,39 +6885,39 @@ def _member_in(segments: Segments, person: Person, number: int) -> bool:
 
 @dataclass(eq=False, repr=False)
 class Segments(Keeper):
-    """Groups of people: who is in which."""
+    """Groups of people, and who belongs to which."""
 
     people: People
     objects: Objects
     rows: Dict[int, Segment] = kept(dict)
-    #: How watched attributes changed, by person's serial number and name: when, from, to.
+    #: How watched attributes changed (when, from, to), by the person's serial number and the name.
     changes: Dict[Tuple[int, str], List[Tuple[float, Any, Any]]] = kept(dict)
 
     def __post_init__(self) -> None:
-        """Nobody asks for a segment, or for changes, yet."""
+        """Start with no membership test under way and no attribute watched."""
         self._asked: Set[int] = set()
         self._watched: Set[str] = set()
 
     def compile(self, spec: Json, where: str) -> Predicate:
-        """A segment's conditions as a predicate, which does not keep this alive.
+        """Compile a segment's conditions to a predicate, which does not keep this object alive.
 
         Raises ApiError 400 with the path of the part that is wrong.
         """
         return compile_conditions(spec, where, self.grammar()).test
 
     def grammar(self) -> Grammar:
-        """What can be asked of people here, in words that don't keep the workspace alive."""
+        """The conditions that can be put to people here; they don't keep the workspace alive."""
         me = weakref.proxy(self)
         member = functools.partial(_member_in, me)
         return Grammar(PERSON_CONDITIONS, member, set(), [], me)
 
     @property
     def clock(self) -> Clock:
-        """What conditions about time go by."""
+        """The clock that conditions about time use."""
         return self.ground.clock
 
     def needs(self, needs: Iterable[Need]) -> Set[Need]:
-        """What conditions depend on, with what the segments in them depend on."""
+        """What conditions depend on, including what the segments among it depend on."""
         found: Set[Need] = set()
         more = list(needs)
         while more:
@@ -6932,7 +6932,7 @@ class Segments(Keeper):
         return sum((self._study(need).turns for need in self.needs(condition.needs)), ())
 
     def _study(self, need: Need) -> Condition:
-        """The conditions of a segment that others depend on; empty for anything else."""
+        """Compile the conditions of a segment that others depend on; empty for any other need."""
         segment = self.rows.get(need[1]) if need[0] == "segment" else None
         if segment is None or not segment.conditions:
             return Condition(lambda subject: False, frozenset(), ())
@@ -6940,7 +6940,7 @@ class Segments(Keeper):
         return compile_conditions(segment.conditions, where, self.grammar())
 
     def watch(self, name: str) -> None:
-        """Keep from now on how an attribute changes."""
+        """Keep a record, from now on, of how an attribute changes."""
         if not self._watched:
             self.ground.occasions.join(changed=self._keep_changes)
         self._watched.add(name)
@@ -6953,11 +6953,11 @@ class Segments(Keeper):
                 self.changes.setdefault((person.serial, name), []).append(row)
 
     def is_member(self, person: Person, number: int) -> bool:
-        """Whether a person is in a segment, now."""
+        """Whether a person is in a segment now."""
         segment = self.rows.get(number)
         if segment is None or segment.predicate is None:
             return number in person.has.segments
-        if number in self._asked:  # a segment that asks for itself has nobody
+        if number in self._asked:  # a segment that refers to itself has no members
             return False
         self._asked.add(number)
         try:
@@ -6966,17 +6966,17 @@ class Segments(Keeper):
             self._asked.discard(number)
 
     def people_in(self, segment: Segment) -> List[Person]:
-        """Everybody in a segment, oldest first."""
+        """All people in a segment, oldest first."""
         if segment.predicate is None:
             return list(segment.members.values())
-        self._asked.add(segment.number)  # once, not for each person: it takes half the time
+        self._asked.add(segment.number)  # once, not for each person: that halves the time
         try:
             return list(filter(segment.predicate, self.people))
         finally:
             self._asked.discard(segment.number)
 
     def add_to_segment(self, who: Identifier, number: int, people: List[Identifier]) -> Outcome:
-        """Add people to a manual segment; the unknown are passed over (reference)."""
+        """Add people to a manual segment; unknown ones are passed over (reference)."""
         if number not in self.rows:  # made in the web app, which we can't see
             self.rows[number] = Segment(number, f"Segment {number}", self.ground.seconds())
         found = list(filter(None, map(self.people.find, people)))
@@ -6987,7 +6987,7 @@ class Segments(Keeper):
     def remove_from_segment(
         self, who: Identifier, number: int, people: List[Identifier]
     ) -> Outcome:
-        """Take people out of a manual segment; strangers and non-members are passed over."""
+        """Remove people from a manual segment; unknown people and non-members are passed over."""
         found = [p for p in map(self.people.find, people) if p and number in p.has.segments]
         for person in found:
             person.has.segments.discard(number)
@@ -7005,20 +7005,20 @@ class Segments(Keeper):
             tell(person, number)
 
     def release(self, person: Person) -> None:
-        """Manual segments lose their member."""
+        """Remove the person from their manual segments."""
         for name in self._watched:
             self.changes.pop((person.serial, name), None)
         for number in person.has.segments:
             del self.rows[number].members[person.serial]
 
     def carry_over(self, old: Person, to: Person) -> None:
-        """Who takes a person's place is in their manual segments."""
+        """Move the memberships of manual segments to the other person."""
         for number in old.has.segments:
             del self.rows[number].members[old.serial]
             self._join(to, number)
 
     def owners(self, kind: str) -> Owners:
-        """Who is in which manual segment."""
+        """Who is in each manual segment."""
         rows = self.rows.items()
         return {(serial, number) for number, row in rows for serial in row.members}
 
@@ -7028,12 +7028,12 @@ class Segments(Keeper):
 # ======================================================================================
 
 
-#: What happened to a message last, by metric: when, metrics and history before it, and after.
+#: What last happened to a message, by metric: when, the metrics and history before, and after.
 _LAST_STEPS: Dict[str, Tuple[int, Json, Json, Json, Json]] = {}
 
 
 def _let_pass_alike(delivery: Delivery, metric: str, when: int) -> None:
-    """Note what happens to most messages; those of the same second share it."""
+    """Record a common event in a message's life; alike in one second, messages share it."""
     last, metrics, history = _LAST_STEPS.get(metric), delivery.metrics, delivery.history
     if last and last[0] == when and last[1] is metrics and last[2] is history:
         delivery.metrics, delivery.history = last[3:]
@@ -7044,12 +7044,12 @@ def _let_pass_alike(delivery: Delivery, metric: str, when: int) -> None:
 
 
 def _let_pass(delivery: Delivery, row: Json) -> None:
-    """Add a row to the history of a message; the first time of each metric counts."""
+    """Add a row to a message's history; a metric counts from its first time on."""
     metric, when = row["metric"], row["timestamp"]
     passed = {metric: when}
-    if metric in ("opened", "clicked"):  # nothing here opens mail but people
+    if metric in ("opened", "clicked"):  # here nobody but people opens mail
         passed = {f"human_{metric}": when, **passed}
-    if metric == "clicked" and row.get("link_id"):  # (observed)
+    if metric == "clicked" and row.get("link_id"):  # observed
         passed = {f"link:{row['link_id']}": when, **passed}
     delivery.metrics = {**passed, **delivery.metrics}
     fact = {name: value for name, value in row.items() if value not in (None, "")}
@@ -7058,7 +7058,7 @@ def _let_pass(delivery: Delivery, row: Json) -> None:
 
 @functools.lru_cache(maxsize=256)
 def activity_type(metric: str, channel: str) -> str:
-    """What the activity is called that tells of a metric."""
+    """The type of the activity that reports a metric."""
     return f"{metric}_{MESSAGE_TYPES.get(channel, channel)}"
 
 
@@ -7070,15 +7070,15 @@ class Deliveries(Keeper):
     devices: Devices
     events: Events
     rows: Dict[str, Delivery] = kept(dict)
-    #: Deliveries by what they are part of: ("campaign_id", 1).
+    #: Deliveries by what they are part of, such as ("campaign_id", 1).
     sent: Dict[Tuple[str, int], List[Delivery]] = kept(dict)
-    #: Numbers of tracked links.
+    #: The numbers of tracked links.
     links: Dict[str, int] = kept(dict)
-    #: What became of in-app and inbox messages in the queues of their people, by delivery.
+    #: The state of in-app and inbox messages in the queues of their people, by delivery.
     queue: Dict[str, Attributes] = kept(dict)
-    #: Addresses on the lists of the email provider, by kind of list and lower-case address.
+    #: Addresses on the email provider's lists, by the kind of list and the lower-case address.
     esp: Dict[str, Dict[str, Annotated[Attributes, SUPPRESSION]]] = kept(dict)
-    #: How many are not kept any more.
+    #: How many deliveries have been forgotten.
     dropped: int = kept(int)
 
     def post(self, delivery: Delivery) -> None:
@@ -7092,7 +7092,7 @@ class Deliveries(Keeper):
             self._drop_oldest()
 
     def _drop_oldest(self) -> None:
-        """Forget the oldest, some at once, because each time all lists are gone through."""
+        """Forget the oldest, several at a time, because each time goes through all the lists."""
         most = self.ground.settings.deliveries
         old = set(islice(self.rows.values(), len(self.rows) - most + most // 64))
         self.dropped += len(old)
@@ -7106,7 +7106,7 @@ class Deliveries(Keeper):
                 person.has.deliveries = [one for one in person.has.deliveries if one not in old]
 
     def forget(self, delivery_id: str) -> None:
-        """Take a delivery out of all lists and counts."""
+        """Remove a delivery from all lists and counts."""
         delivery = self.rows.pop(delivery_id)
         self.queue.pop(delivery_id, None)
         person = delivery.person
@@ -7118,7 +7118,7 @@ class Deliveries(Keeper):
     def report(
         self, delivery: Delivery, metric: str, when: int, reason: str = "", **more: Json
     ) -> None:
-        """Note that something happened to a delivery at `when`, Unix seconds."""
+        """Record that something happened to a delivery at `when`, Unix seconds."""
         first, ground = metric not in delivery.metrics, self.ground
         pushed = delivery.channel == "push"
         if metric == "sent" and pushed:
@@ -7140,10 +7140,10 @@ class Deliveries(Keeper):
         ground.note(type, delivery.person, dict, "", delivery, at)
 
     def book(self, delivery: Delivery, metric: str, when: int, **more: Json) -> None:
-        """Note what somebody reports of a delivery, and what follows from it."""
+        """Record what was reported about a delivery, and what follows from it."""
         if metric == "clicked":
             more = {**response_named_by(more), **more, **self._clicked_link(delivery, more)}
-            # Who clicks in an email has it open (reference).
+            # Whoever clicks in an email has it open (reference).
             if delivery.channel == "email" and "opened" not in delivery.metrics:
                 self.report(delivery, "opened", when, synthetic=True)
         self.report(delivery, metric, when, **more)
@@ -7171,12 +7171,12 @@ class Deliveries(Keeper):
                 self.queue_up(delivery, gone=when)
 
     def suppress_address(self, type: str, email: str, reason: str, when: int) -> None:
-        """Put an address on a list of the email provider, as of `when`, Unix seconds."""
+        """Put an address on one of the email provider's lists, as of `when`, Unix seconds."""
         row = {"created": when, "email": email, "reason": reason, "status": "550"}
         self.esp.setdefault(type, {})[email.lower()] = row
 
     def _clicked_link(self, delivery: Delivery, fact: Json) -> Json:
-        """The `href` and `link_id` of a click; the first link of the message if it names none."""
+        """The `href` and `link_id` of a click; the message's first link if the click names none."""
         href, number = as_text(fact.get("href") or ""), fact.get("link_id")
         known = [row for row in delivery.tracked_links() if number in (None, row["id"])]
         if not href and known:
@@ -7184,7 +7184,7 @@ class Deliveries(Keeper):
         return {"href": href, "link_id": number or self.link_number(href)} if href else {}
 
     def link_number(self, href: str) -> int:
-        """The number of a tracked link."""
+        """The number of a tracked link, given to it on its first use."""
         return self.links.setdefault(href, len(self.links) + 1)
 
     def record_metric(
@@ -7195,7 +7195,7 @@ class Deliveries(Keeper):
         reason: str,
         more: Attributes,
     ) -> Outcome:
-        """Book on a delivery that `metric` happened to it, at `when` (Unix seconds) or now."""
+        """Record on a delivery that `metric` happened to it, at `when` (Unix seconds) or now."""
         delivery = self.rows.get(who[1])
         if delivery is None:
             return NO_DELIVERY
@@ -7210,7 +7210,7 @@ class Deliveries(Keeper):
         return DONE
 
     def unsubscribe(self, who: Identifier, delivery_id: str) -> Outcome:
-        """Unsubscribe the person whom a delivery went to, and book that on the delivery."""
+        """Unsubscribe the person who got a delivery, and record that on the delivery."""
         delivery = self.rows[delivery_id]
         now = self.ground.seconds()
         self.report(delivery, "unsubscribed", now)
@@ -7220,7 +7220,7 @@ class Deliveries(Keeper):
         return DONE
 
     def resubscribe(self, who: Identifier, delivery_id: str) -> Outcome:
-        """Take an unsubscribe back (as the Node client describes `unsubscribe: false`)."""
+        """Undo an unsubscribe (as the Node client describes `unsubscribe: false`)."""
         delivery = self.rows[delivery_id]
         if delivery.person is None:
             return NO_PERSON
@@ -7229,48 +7229,48 @@ class Deliveries(Keeper):
         return DONE
 
     def record_push(self, who: Identifier, event: Event) -> Outcome:
-        """Record what a device reported of a push, and book it on the delivery."""
+        """Record a device's report about a push, also on the delivery."""
         self.events.record(event)
         more = {"device_id": event.data.get("device_id")}
         return self.record_metric(who, event.name, event.timestamp, "", more)
 
     def release(self, person: Person) -> None:
-        """What was sent stays, but shows no person."""
+        """Keep the deliveries, without the person."""
         for delivery in person.has.deliveries:
             delivery.person = None
 
     def carry_over(self, old: Person, to: Person) -> None:
-        """What was sent to one person counts for the other."""
+        """Move the deliveries to the other person."""
         for delivery in old.has.deliveries:
             delivery.person, delivery.customer_id = to, to.name
         to.own().deliveries.extend(old.has.deliveries)
 
     def owners(self, kind: str) -> Owners:
-        """Whom each message went to."""
+        """Whom each delivery went to."""
         rows = self.rows.items()
         return {(row.person.serial, key) for key, row in rows if row.person is not None}
 
 
 @dataclass(eq=False, repr=False)
 class Journeys(Keeper):
-    """What people go through in campaigns, and who matches those that segments begin."""
+    """The journeys of people through campaigns, and who matches a segment trigger."""
 
     people: People
     rows: List[Journey] = kept(list)
-    #: Who matches, by the campaign's number and the person's serial number.
+    #: The serial numbers of the people who match, by the campaign's number.
     matching: Dict[int, Set[int]] = kept(dict)
-    #: What is set for all campaigns together: the message limit and the seed of chance.
+    #: Settings of all campaigns together: the message limit, and the seed for random choices.
     settings: Attributes = kept(dict)
 
     def release(self, person: Person) -> None:
-        """Whoever is deleted goes through nothing any more."""
+        """End the active journeys of a person who is deleted."""
         for journey in person.has.journeys:
             if journey.state == "active":
                 self._end(journey, "person deleted")
             journey.person = None
 
     def carry_over(self, old: Person, to: Person) -> None:
-        """Journeys that the other one has never entered go on, the rest is history (reference)."""
+        """Move the journeys; they go on only in campaigns new to the other (reference)."""
         mine = to.own().journeys
         entered = {journey.campaign_id for journey in mine}
         for journey in old.has.journeys:
@@ -7293,35 +7293,35 @@ class Journeys(Keeper):
 # ==== §11 Workspace
 # ======================================================================================
 
-#: How many reporting webhooks are kept; older ones are forgotten.
+#: How many reports to webhooks are kept; older ones are forgotten.
 MAX_REPORTS = 10_000
-#: Up to this many messages are sent before the call that asked for them is answered.
+#: Up to this many messages are sent before the call that caused them is answered.
 FOREGROUND = 200
-#: How long due work may hold up a hurried thread, and others, in seconds.
+#: How long due work may hold up a hurried thread, or any other one, in seconds.
 SLICE, PATIENCE = 0.001, 5.0
 _DUE_WORK = "customerio-fake-due-work"
 
 
-#: What can wait for its time on a workspace's clock, by name.
+#: What can be done later, at its time on a workspace's clock, by name.
 CHORES: Dict[str, Callable[..., Any]] = {}
 SomeChore = TypeVar("SomeChore", bound=Callable[..., Any])
 
 
 def chore(function: SomeChore) -> SomeChore:
-    """Let a function, which takes a workspace first, be done `later`."""
+    """Register a function, whose first argument is a workspace, to be called by `later`."""
     CHORES[function.__name__] = function
     return function
 
 
 @chore
 def apply_late(workspace: Workspace, verb: str, who: Identifier, args: Sequence[Any]) -> None:
-    """Apply a Track write that the workspace has lagged behind with."""
+    """Apply a Track write that was delayed by `ingest_delay`."""
     part, name = verbs()[verb][0], verb
     workspace.apply(getattr(workspace.parts[part], name), who, args)
 
 
 class News:
-    """Wakes whoever waits for something to be recorded."""
+    """Wakes those who wait for something to be recorded."""
 
     def __init__(self, lock: threading.RLock) -> None:
         self._condition = threading.Condition(lock)
@@ -7329,7 +7329,7 @@ class News:
         self.waiting = self.told = 0
 
     def tell(self) -> None:
-        """Wake whoever waits for something to be recorded."""
+        """Wake everybody who waits."""
         with self._condition:
             self.told += 1
             self._condition.notify_all()
@@ -7337,10 +7337,10 @@ class News:
     def wait_until(
         self, ready: Callable[[], bool], timeout: float, asked: Callable[[], bool] = lambda: True
     ) -> bool:
-        """Wait, at most `timeout` seconds, until something is so; returns whether it is.
+        """Wait until `ready()`, at most `timeout` seconds; returns whether it is.
 
-        It is looked at when there is news, and however much there is, for a fifth of the time at
-        most, among all who wait. Ends when nobody has `asked` any more.
+        It is checked when there is news, but all the waiting threads together spend at most a fifth
+        of their time on it. Also ends once `asked()` is false: nobody wants to know any more.
         """
         deadline = time.monotonic() + timeout
         with self._condition:
@@ -7359,7 +7359,7 @@ class News:
                 self.waiting -= 1
 
     def _news_since(self, seen: int, deadline: float, asked: Callable[[], bool]) -> bool:
-        """Wait for news; False if time is up before, or nobody has asked any more."""
+        """Wait for news; False if time runs out first, or nobody asks any more."""
         with self._condition:
             while self.told == seen:
                 left = deadline - time.monotonic()
@@ -7371,22 +7371,22 @@ class News:
 
 
 class Agenda:
-    """What is done later, at its time on the clock, and what is done in the background."""
+    """Work to be done later, at its time on the clock, and work in the background."""
 
     def __init__(self, clock: Clock, news: News, do: Callable[[Chore], None]) -> None:
         self.clock, self.news, self._do = clock, news, do
-        #: Work in the background; it ends once this is closed.
+        #: Background threads; they end once this is closed.
         self.jobs: List[threading.Thread] = []
         self.closed = False
-        #: Held by who does what is due: one thing after another.
+        #: Held by the thread that does what is due: one piece of work at a time.
         self.turn, self._busy = threading.RLock(), False
 
     def open(self) -> None:
-        """Let things run in the background again."""
+        """Allow background work again."""
         self.closed = False
 
     def close(self) -> None:
-        """End what runs in the background, and wake whoever waits."""
+        """End the background work, and wake everybody who waits."""
         self.closed = True
         self.news.tell()
         for job in self.jobs:
@@ -7394,10 +7394,10 @@ class Agenda:
         self.jobs.clear()
 
     def tick(self) -> bool:
-        """Do what has become due since somebody last looked; whether any of it is left.
+        """Do what has become due since the last look; returns whether any of it is left.
 
-        A hurried thread does a little of it, others what can be done in PATIENCE seconds; a
-        thread in the background does the rest.
+        A hurried thread does a little of it, any other what PATIENCE seconds allow; a
+        background thread does the rest.
         """
         if not self._busy and not (self.clock.queue and self.clock.has_due()):
             return False
@@ -7411,18 +7411,18 @@ class Agenda:
         return not done
 
     def _work_through(self, seconds: float = math.inf) -> bool:
-        """Do what is due, at most for so long; whether all is done."""
+        """Do what is due, for at most so many seconds; returns whether all is done."""
         end = time.monotonic() + seconds
         while not self._work(SLICE):
             if time.monotonic() > end or self.closed:
                 return False
-            time.sleep(SLICE / 4)  # so that others get at the interpreter
+            time.sleep(SLICE / 4)  # so that other threads get the interpreter
         return True
 
     def _work(self, patience: float) -> bool:
-        """Do what is due, oldest first, for the time of a slice; whether all is done.
+        """Do what is due, oldest first, for the length of a SLICE; returns whether all is done.
 
-        Who is at it already is waited for with `patience`, in seconds. Each piece of work takes
+        If another thread is at it, wait for up to `patience` seconds. Each piece of work takes
         the workspace's lock itself, where it needs it.
         """
         if not self.turn.acquire(timeout=patience):
@@ -7440,7 +7440,7 @@ class Agenda:
             self.turn.release()
 
     def _do_now(self, due: Due) -> None:
-        """Do one thing that is due. Raises TakesTime, with that thing on the queue again."""
+        """Do one piece of due work. Raises TakesTime, having put it back on the queue."""
         self._busy = True
         try:
             self._do(due[2])
@@ -7453,13 +7453,13 @@ class Agenda:
                 self.news.tell()
 
     def later(self, when: float, chore: Callable[..., Any], *args: Any) -> None:
-        """Have one of the CHORES done, with the workspace and `args`, at `when`, Unix seconds."""
+        """Schedule one of the CHORES, with the workspace and `args`, for `when`, Unix seconds."""
         self.clock.at(when, Chore(chore.__name__, args))
 
     def advance(self, seconds: float, settle: Callable[[], Any] = lambda: None) -> None:
-        """Move the clock forward by `seconds`, and do at its time what becomes due meanwhile.
+        """Move the clock forward by `seconds`, doing on the way what becomes due, each at its time.
 
-        After each moment `settle` may wait for what that set off.
+        After each such moment `settle` may wait for what that set off.
         """
         clock = self.clock
         target, frozen, more = clock.now() + seconds, clock.frozen, True
@@ -7478,7 +7478,7 @@ class Agenda:
         action: Callable[[int, Any], None],
         finish: Callable[[], None] = lambda: None,
     ) -> None:
-        """Do something for each thing, then `finish`; many are done in the background."""
+        """Do something for each thing, then `finish`; in the background if there are many."""
 
         def run() -> None:
             for position, thing in enumerate(things):
@@ -7486,7 +7486,7 @@ class Agenda:
                     return
                 try:
                     action(position, thing)
-                except Exception as error:  # the others get theirs
+                except Exception as error:  # the others still get theirs
                     log.error("a message could not be sent: %r", error)
             finish()
             self.news.tell()
@@ -7507,8 +7507,8 @@ PARTS: Dict[str, Any] = {
     "ground": Ground, "people": People, "devices": Devices, "events": Events,
     "objects": Objects, "segments": Segments, "deliveries": Deliveries, "journeys": Journeys,
 }  # fmt: skip
-#: What a person owns, by its name in their Belongings, and which part of a workspace keeps it. From
-#: this follow deletion and merge (see Keeper), and the soundness of snapshots.
+#: What a person owns, by its name in their Belongings, and the part of a workspace that keeps
+#: it. Deletion and merge (see Keeper) follow from this, and so does the soundness of snapshots.
 OWNED = {
     "events": "events", "anonymous_ids": "events", "deliveries": "deliveries",
     "devices": "devices", "segments": "segments", "relationships": "objects",
@@ -7521,39 +7521,39 @@ Something = TypeVar("Something")
 
 @dataclass(eq=False, repr=False)
 class Workspace:
-    """All that was recorded: the holder of its parts, its lock, and its one way in for writes.
+    """All that was recorded: holds the parts together, with one lock and one way in for writes.
 
-    A reset is a new Workspace. Verbs that the Track API queues are called through `ingest`; other
-    callers hold `lock` around what they do.
+    A reset makes a new Workspace. Verbs that the Track API queues are called through `ingest`;
+    other callers hold `lock` during what they do.
     """
 
     settings: Settings
     batches: List[Batch] = kept(list)
     pipeline_events: List[Attributes] = kept(list)
     dropped: List[Attributes] = kept(list)
-    #: Reporting webhooks, with their attempts.
+    #: Reports to webhooks, with their attempts.
     reports: Deque[Report] = kept(lambda: deque(maxlen=MAX_REPORTS))
-    #: What is still to be reported to whom, and who gets nothing until the next try.
+    #: Reports still to be made, by endpoint, and the endpoints that wait for their next try.
     unreported: Dict[int, Deque[Report]] = kept(dict)
     resting: Set[int] = kept(set)
     broadcasts: List[Annotated[Attributes, TRIGGER]] = kept(list)
     exports: Dict[int, Export] = kept(dict)
     forms: Dict[str, List[Attributes]] = kept(dict)
-    #: Senders that people don't want to hear from: channel and sender, by serial number.
+    #: Senders that people have opted out of: channel and sender, by serial number.
     optouts: Dict[int, Tuple[Tuple[str, str], ...]] = kept(dict)
-    #: What was said about attributes and events, by name.
+    #: Descriptions of attributes and events, by name.
     index: Dict[str, Dict[str, Annotated[Attributes, INDEXED]]] = kept(dict)
     ip_addresses: List[str] = kept(list)
-    #: When calls that have a rate limit were made, by limit.
+    #: When calls were made that have a rate limit, by limit.
     calls: Dict[str, Deque[float]] = kept(dict)
     shelves: Dict[str, Shelf] = kept(lambda: {k: Shelf(k, k in OPEN_SHELVES) for k in SHELVES})
-    #: Signs download links.
+    #: The key that signs download links.
     secret: bytes = kept(lambda: os.urandom(16))
 
     def __post_init__(self) -> None:
         """Put the parts together; each knows only those before it."""
         self.lock = threading.RLock()
-        #: What nobody has wanted a report of yet, oldest first; all of it is later than `reports`.
+        #: Notes that nobody wanted a report of yet, oldest first; all newer than `reports`.
         self.notes: Deque[Note] = deque(maxlen=MAX_REPORTS)
         ground = self.ground = Ground(self.settings)
         self.clock, self.occasions = ground.clock, ground.occasions
@@ -7565,9 +7565,9 @@ class Workspace:
         self.segments = Segments(ground, people, self.objects)
         self.deliveries = Deliveries(ground, people, self.devices, self.events)
         self.journeys = Journeys(ground, people)
-        #: Where links inside of messages lead that no request has brought about.
+        #: Where links in messages lead if no request caused the message.
         self.address: Callable[[], str] = str
-        #: How many of `as_one` are open.
+        #: How many `as_one` blocks are open.
         self._joined = 0
         self._beside: Dict[Any, Any] = {}
         people.keepers = tuple(getattr(self, part) for part in dict.fromkeys(OWNED.values()))
@@ -7576,7 +7576,7 @@ class Workspace:
         self.agenda = Agenda(self.clock, self.news, lambda chore: _do(me(), chore))
 
     def __del__(self) -> None:
-        """Part what points at each other, so that it is freed at once: the GC may come late."""
+        """Break the reference cycles, so that all is freed at once: the GC may come late."""
         self.occasions.forget()
         self.people.keepers = ()
         for event in self.events.rows:
@@ -7589,7 +7589,7 @@ class Workspace:
             person.has = _NOTHING
 
     def beside(self, kind: Callable[[Workspace], Something]) -> Something:
-        """The one helper of a kind that works with this workspace, made on first use."""
+        """The one helper of this kind that goes with this workspace, made on first use."""
         if kind not in self._beside:
             self._beside[kind] = kind(weakref.proxy(self))
         return self._beside[kind]  # type: ignore[no-any-return]
@@ -7600,9 +7600,9 @@ class Workspace:
         return {name: getattr(self, name) for name in PARTS}
 
     def ingest(self, verb: Callable[..., Outcome], who: Identifier, *args: Any) -> Outcome:
-        """Apply a Track write now, or later if the workspace is set to lag behind.
+        """Apply a Track write, now or after the `ingest_delay`.
 
-        Returns why the real service would have dropped it without a word, or DONE.
+        Returns why the real service would have dropped it silently, or DONE.
         """
         if not self.settings.ingest_delay:
             return self.apply(verb, who, args)
@@ -7611,7 +7611,7 @@ class Workspace:
         return DONE
 
     def apply(self, verb: Callable[..., Outcome], who: Identifier, args: Sequence[Any]) -> Outcome:
-        """Apply a Track write, unless its person is suppressed; gives why nothing happened."""
+        """Apply a Track write unless its person is suppressed; returns why it had no effect."""
         with self.lock:
             blocked = self.people.blocked
             if blocked and _folded(who) in blocked and verb.__name__ != "unsuppress":
@@ -7628,7 +7628,7 @@ class Workspace:
 
     @contextlib.contextmanager
     def as_one(self) -> Iterator[None]:
-        """Let what follows from several writes follow once, at their end."""
+        """Take several writes as one: what follows from them is done once, at the end."""
         with self.lock:
             self._joined += 1
             try:
@@ -7642,12 +7642,12 @@ class Workspace:
             tell()
 
     def keep_batch(self, source: str, operations: List[Json]) -> None:
-        """Record a batch call, by what its API is called. Under the lock."""
+        """Record a batch call; `source` names its API. Called with the lock held."""
         number, text = len(self.batches) + 1, unsecret(compact(operations))
         self.batches.append(Batch(number, source, text, self.seconds()))
 
     def drop(self, operation: str, who: Identifier, reason: str) -> None:
-        """Record a call that was answered with 200 and had no, or not its full, effect."""
+        """Record a call that was answered with 200, but had no effect or not the full one."""
         log.warning("dropped: %s of %s %r: %s", operation, *who, reason)
         moment = self.seconds()
         row = {"operation": operation, "identifier": who[0], "customer_id": who[1]}
@@ -7655,7 +7655,7 @@ class Workspace:
 
 
 def _do(workspace: Optional[Workspace], chore: Chore) -> None:
-    """Do what has become due; a failure is told and goes no further. Raises TakesTime."""
+    """Do a piece of due work; a failure is logged and goes no further. Raises TakesTime."""
     try:
         CHORES[chore.name](workspace, *chore.args)
     except TakesTime:
@@ -7666,9 +7666,9 @@ def _do(workspace: Optional[Workspace], chore: Chore) -> None:
 
 @functools.cache
 def verbs() -> Dict[str, Tuple[str, Callable[..., Outcome]]]:
-    """The writes of Track by name: which part of a workspace does each, and how.
+    """The Track writes by name: the part of a workspace that does each, and its function.
 
-    They are what `ingest` takes: they say first who they are about.
+    These are what `ingest` takes: methods whose first parameter is `who`, the person concerned.
     """
     found: Dict[str, Tuple[str, Callable[..., Outcome]]] = {}
     for part, kind in PARTS.items():
@@ -7687,16 +7687,16 @@ def verbs() -> Dict[str, Tuple[str, Callable[..., Outcome]]]:
 
 
 class Family(NamedTuple):
-    """Campaigns, broadcasts, newsletters, transactional messages: alike in what hangs on them."""
+    """Campaigns, broadcasts, newsletters or transactional messages: all are structured alike."""
 
-    #: Shelf and path.
+    #: The shelf and the path.
     kind: str
-    #: What an answer calls one and many of them.
+    #: What an answer calls one of them, and several.
     one: str
     many: str
-    #: What a delivery calls the one it is part of.
+    #: The field of a delivery that has the number of the one that it is part of.
     key: str
-    #: The contents (actions): shelf, path and list, one in an answer, and in a delivery.
+    #: The contents (actions): their shelf; path and list; one in an answer; and in a delivery.
     shelf: str
     contents: str
     content: str
@@ -7721,7 +7721,7 @@ TRANSACTIONAL = Family(
 )  # fmt: skip
 FAMILIES = {family.kind: family for family in (CAMPAIGNS, BROADCASTS, NEWSLETTERS, TRANSACTIONAL)}
 
-#: What a row has that nobody described.
+#: The fields of a row that nobody has set.
 BLANKS: Dict[str, Json] = {
     "campaigns": {"type": "segment", "active": True, "state": "running", "tags": []},
     "broadcasts": {
@@ -7742,14 +7742,14 @@ BLANKS: Dict[str, Json] = {
 
 
 def blank_row(workspace: Workspace, kind: str, name: str) -> Json:
-    """A new row of a family, made now."""
+    """A new row of a family, created now."""
     now = workspace.seconds()
     ends = ("created_at", "updated_at") if kind == "transactional" else ("created", "updated")
     return {"name": name, **BLANKS[kind], **dict.fromkeys(ends, now)}
 
 
 def blank_content(workspace: Workspace, family: Family) -> Json:
-    """A new content (or action) of a family, made now."""
+    """A new content (or action) of a family, created now."""
     blank = {**BLANKS["content"], **dict.fromkeys(("created", "updated"), workspace.seconds())}
     if family.content == "action":
         blank.update(sending_state="automatic", parent_action_id=0)
@@ -7759,38 +7759,38 @@ def blank_content(workspace: Workspace, family: Family) -> Json:
 def add_content(
     workspace: Workspace, family: Family, parent: int, content: Json, kept: bool = True
 ) -> Json:
-    """A content (or action) of a campaign, newsletter, …; its number may be given."""
+    """Add a content (or action) to a campaign, newsletter, …; its number may be given."""
     row = {**blank_content(workspace, family), **content, "_parent": parent}
     return workspace.shelves[family.shelf].add(row, content.get("id"), kept)
 
 
 def shown(row: Json) -> Json:
-    """A row without what is ours alone: names that begin with an underscore."""
+    """A row without our internal fields, whose names begin with an underscore."""
     return {name: value for name, value in row.items() if not name.startswith("_")}
 
 
 # ---- signed links
 
-#: How long a subscription center token works: 24 hours (reference).
+#: How long a subscription center token is valid, in seconds: 24 hours (reference).
 TOKEN_LIFE = 86400
 
 
 def link_signature(workspace: Workspace, number: int, expires: int) -> str:
-    """What makes a download link valid until `expires`, Unix seconds."""
+    """The signature that makes a download link valid until `expires`, Unix seconds."""
     text = f"{number}:{expires}".encode()
     return hmac.new(workspace.secret, text, "sha256").hexdigest()
 
 
 def subscription_token(workspace: Workspace, person: Person) -> str:
-    """What lets a person into the subscription center."""
+    """A token that gives a person access to the subscription center."""
     expires = workspace.seconds() + TOKEN_LIFE
     return f"{person.serial}.{expires}.{link_signature(workspace, person.serial, expires)}"
 
 
 # ---- what the recipient sees
 
-#: The parts of a message that are templates: by what name they are given (an override first),
-#: and what they are called once rendered. "Title" and "message" are those of a push.
+#: The parts of a message that are templates: each part's name once rendered, and the names
+#: under which it is given, an override first. "Title" and "message" are those of a push.
 _RENDERED_PARTS = (
     ("subject", ("title", "subject")),
     ("body", ("message", "body")),
@@ -7803,9 +7803,9 @@ _RENDERED_PARTS = (
     ("cc", ("cc",)),
     ("bcc", ("bcc",)),
 )
-#: In these namespaces a missing attribute makes a message fail (docs).
+#: A missing attribute in one of these namespaces makes the message fail (docs).
 STRICT_NAMESPACES = frozenset({"customer", "event", "trigger", "journey"})
-#: Headers that a message has by itself and that can't be replaced.
+#: Headers that every message has anyway and that can't be replaced.
 RESERVED_HEADERS = frozenset(
     (
         "from", "to", "cc", "bcc", "subject", "date", "message-id", "reply-to", "sender",
@@ -7813,28 +7813,28 @@ RESERVED_HEADERS = frozenset(
         "dkim-signature", "cio-delivery-id",
     )
 )  # fmt: skip
-#: Channels that need an address; what goes through others still has a recipient (observed).
+#: Channels that need an address; a message on another channel has a recipient, too (observed).
 _ADDRESSED_CHANNELS = ("email", "sms", "whatsapp")
-#: Channels that an unsubscribed person gets all the same (reference).
+#: Channels that reach unsubscribed people all the same (reference).
 _UNASKED_CHANNELS = ("in_app", "inbox_message", "webhook", "slack")
-#: What a hurried thread may render: less than some milliseconds' work, however it is written.
+#: What a hurried thread may render: a few milliseconds' work at most, however it is written.
 BRIEF = LiquidLimits(iterations=500, work=5_000)
 MAX_BRIEF_TEXT, MAX_BRIEF_TAGS = 64_000, 250
 
 
 class Mail(NamedTuple):
-    """What is to be sent: a content of a campaign, newsletter, … with all overrides."""
+    """What is to be sent: the content of a campaign, newsletter, …, with all overrides applied."""
 
     family: Family
     parent: Attributes
     content: Attributes
-    #: What its templates can name: see NAMESPACES.
+    #: The namespaces that its templates can use: see NAMESPACES.
     names: Tuple[str, ...] = ("customer", "trigger", "campaign", "message", "snippets",
                               "delivery_id")  # fmt: skip
 
 
 def header_pairs(value: Json) -> List[Tuple[str, str]]:
-    """Headers as they are given: a JSON text or a list of `[{name, value}]`, or an object.
+    """Headers in any form: JSON text or a list of `[{name, value}]`, or an object.
 
     Raises ApiError, TypeError or KeyError for anything else.
     """
@@ -7845,7 +7845,7 @@ def header_pairs(value: Json) -> List[Tuple[str, str]]:
 
 
 def checked_headers(value: Json) -> List[Tuple[str, str]]:
-    """Headers out of a JSON text of `[{name, value}]`, or the older object. Raises ApiError 400."""
+    """Read headers: JSON text of `[{name, value}]`, or the older object. Raises ApiError 400."""
     if value in (None, "", "[]"):
         return []
     try:
@@ -7863,7 +7863,7 @@ def checked_headers(value: Json) -> List[Tuple[str, str]]:
 
 
 def customer_data(person: Person) -> Json:
-    """`customer` in a template: scalars are strings, as everywhere (docs)."""
+    """`customer` as templates see it: scalars are strings, as everywhere (docs)."""
     attributes = person.all_attributes()
     for name, value in attributes.items():
         if value.__class__ not in (str, dict, list):
@@ -7892,7 +7892,7 @@ def _message_data(delivery: Delivery, mail: Mail) -> Json:
     }
 
 
-#: What a journey has for its templates; its data are an `event` or a `trigger` (docs).
+#: What a journey provides for its templates; its data are an `event` or a `trigger` (docs).
 OF_JOURNEYS: Dict[str, Callable[[Any], Json]] = {
     "journey": lambda journey: journey.attributes,
     **dict.fromkeys(("event", "trigger"), lambda journey: journey.data),
@@ -7906,7 +7906,7 @@ def _of_journey(make: Callable[[Any], Json]) -> Callable[[Workspace, Delivery, M
     return lambda _, delivery, mail: make(delivery.journey)
 
 
-#: What a template can name, and how it is made, under the workspace's lock.
+#: The namespaces of templates, and how each is made, with the workspace's lock held.
 NAMESPACES: Dict[str, Callable[[Workspace, Delivery, Mail], Json]] = {
     "customer": lambda _, delivery, mail: customer_data(delivery.person) if delivery.person else {},
     "trigger": lambda _, delivery, mail: delivery.data,
@@ -7921,8 +7921,8 @@ NAMESPACES: Dict[str, Callable[[Workspace, Delivery, Mail], Json]] = {
 
 
 def template_data(workspace: Workspace, delivery: Delivery, mail: Mail, text: str) -> Json:
-    """What templates of this text can name, which is made for them alone."""
-    # These can name what the text does not spell out.
+    """The data for templates that have this text: only what they can refer to."""
+    # With these, a template can use names that its text does not contain.
     hidden = "snippets" in text or "render_liquid" in text or "[" in text
     made: Json = {}
     with workspace.lock:
@@ -7935,7 +7935,7 @@ def template_data(workspace: Workspace, delivery: Delivery, mail: Mail, text: st
 def plain_names(
     workspace: Workspace, delivery: Delivery, mail: Mail
 ) -> Dict[str, Callable[[str], Json]]:
-    """What most templates name, without making any of it: see `Template.at_once`."""
+    """Look-ups for the most common names, without building any data: see `Template.at_once`."""
     known: Dict[str, Callable[[str], Json]] = {}
     if delivery.person is not None:
         known["customer"] = delivery.person.plain
@@ -7950,7 +7950,7 @@ def plain_names(
 def link_through(
     workspace: Workspace, delivery: Delivery, links: List[Json], href: str, tracked: bool
 ) -> str:
-    """Note a link of a message; gives where it leads: through this server if it is tracked."""
+    """Note a link of a message; returns its target, or our own URL for it if it is tracked."""
     with workspace.lock:
         number = workspace.deliveries.link_number(href)
     links.append({"id": number, "href": href, "tracked": tracked})
@@ -7958,12 +7958,12 @@ def link_through(
 
 
 def recipient_of(person: Person, channel: str) -> str:
-    """Whom a message is to that names nobody: the email, else the id where any name will do."""
+    """The recipient of a message that names none: the email, or the id if any name will do."""
     return person.email if channel in _ADDRESSED_CHANNELS else person.email or person.name
 
 
 def is_trackable(href: str, classes: str) -> bool:
-    """Whether a link can be tracked: to the web, and not of the class "untracked" (docs)."""
+    """Whether a link can be tracked: a web link, not of the class "untracked" (docs)."""
     return href[:4].lower() == "http" and "untracked" not in classes.split()
 
 
@@ -7979,7 +7979,7 @@ def link_tag(
     links: List[Json],
     arguments: Mapping[str, str],
 ) -> str:
-    """What `cio_link` prints: a link to track; those of an email are tracked where they stand."""
+    """What `cio_link` prints: a link to track; in an email, links are tracked where they are."""
     href, wanted = arguments.get("url", ""), arguments.get("track", "").lower() != "false"
     if not is_trackable(href, "") or (wanted and delivery.channel == "email"):
         return href
@@ -7987,7 +7987,7 @@ def link_tag(
 
 
 def template_host(workspace: Workspace, delivery: Delivery, mail: Mail, links: List[Json]) -> Json:
-    """What Customer.io's own tags print; their links work on this server, and join `links`."""
+    """What Customer.io's own tags print; their links lead to this server and join `links`."""
     base, id = delivery.base_url, delivery.delivery_id
     url = f"{base}/unsubscribe/{id}"
     view = f"{base}/e/v/{id}"
@@ -8008,7 +8008,7 @@ def template_host(workspace: Workspace, delivery: Delivery, mail: Mail, links: L
 
 
 def sources_of(delivery: Delivery, mail: Mail) -> Dict[str, str]:
-    """The parts of a message as they were written, by what they are called once rendered."""
+    """The templates of a message as they were written, by the part's name once rendered."""
     sources, content = {}, mail.content
     for part, names in _RENDERED_PARTS:
         for name in names:
@@ -8020,17 +8020,17 @@ def sources_of(delivery: Delivery, mail: Mail) -> Dict[str, str]:
     words = (content.get("in_app") or {}).get("properties") or {}
     sources.update({f"properties.{k}": v for k, v in words.items() if v.__class__ is str})
     usual = sources.get("to") == BLANKS["content"]["recipient"] and not content.get("to")
-    if usual and delivery.channel not in _ADDRESSED_CHANNELS:  # which the person need not have
+    if usual and delivery.channel not in _ADDRESSED_CHANNELS:  # a default that people need not have
         del sources["to"]
     return sources
 
 
 def render_mail(workspace: Workspace, delivery: Delivery, mail: Mail, now: float) -> Json:
-    """Render all parts of a message, at a time in Unix seconds. Raises LiquidError or TakesTime."""
+    """Render all parts of a message as of `now`, Unix seconds. Raises LiquidError or TakesTime."""
     rendered: Json = sources_of(delivery, mail)
     links: List[Json] = []
     text = "\n".join(rendered.values())
-    if "{" in text or len(text) > _LIMITS.output:  # else it is its own rendering
+    if "{" in text or len(text) > _LIMITS.output:  # otherwise it renders to itself
         leave_if_long(text)
         known, render = plain_names(workspace, delivery, mail), None
         for part, source in rendered.items():
@@ -8058,7 +8058,7 @@ def render_mail(workspace: Workspace, delivery: Delivery, mail: Mail, now: float
 def _renderer(
     workspace: Workspace, delivery: Delivery, mail: Mail, text: str, links: List[Json], now: float
 ) -> Callable[[str], str]:
-    """What renders the parts of a message, whose whole source is `text`; they share a budget."""
+    """Return a function that renders parts of a message of source `text`, on one budget."""
     data, budget = template_data(workspace, delivery, mail, text), budget_now()
     tags = "{%" in text or "snippets" in text or "render_liquid" in text
     host = template_host(workspace, delivery, mail, links) if tags else {}
@@ -8066,19 +8066,19 @@ def _renderer(
 
 
 def leave_if_long(text: str) -> None:
-    """Raises TakesTime in a hurried thread for templates that are much to read."""
+    """Raise TakesTime in a hurried thread if templates are too long to parse there."""
     long = len(text) > MAX_BRIEF_TEXT or text.count("{") > MAX_BRIEF_TAGS
     if long and threading.get_ident() in HURRIED:
         raise TakesTime
 
 
 def budget_now() -> Budget:
-    """What a message may use up: less in a hurried thread."""
+    """The budget for rendering one message: smaller in a hurried thread."""
     return Budget(BRIEF) if threading.get_ident() in HURRIED else Budget()
 
 
 def rendered_within(budget: Budget, source: str, data: Json, now: float, host: Json) -> str:
-    """What a template prints. Raises LiquidError, and TakesTime for what a thread may take over."""
+    """Render a template. Raises LiquidError, and TakesTime if another thread has to do it."""
     leave_if_long(source)
     try:
         return parse_liquid(source).render(data, STRICT_NAMESPACES, now, host, budget)
@@ -8089,7 +8089,7 @@ def rendered_within(budget: Budget, source: str, data: Json, now: float, host: J
 
 
 def render_texts(value: Json, data: Json, now: float, budget: Optional[Budget] = None) -> Json:
-    """A value with all templates in it rendered. Raises LiquidError or TakesTime."""
+    """Render all the templates in a value. Raises LiquidError or TakesTime."""
     budget = budget or budget_now()
     if isinstance(value, str):
         if "{{" not in value and "{%" not in value:
@@ -8105,7 +8105,7 @@ def render_texts(value: Json, data: Json, now: float, budget: Optional[Budget] =
 
 
 def sender_address(workspace: Workspace, number: Json) -> str:
-    """The address of a sender identity, "" if there is none of this number."""
+    """The address of the sender identity with this number; "" if there is none."""
     row = workspace.shelves["sender_identities"].rows.get(number) or {}
     named = f"{row.get('name') or ''} <{row.get('email') or ''}>" if row.get("email") else ""
     return row.get("address") or named
@@ -8113,8 +8113,8 @@ def sender_address(workspace: Workspace, number: Json) -> str:
 
 # ---- HTML
 
-#: Markup as a browser reads it. What isn't closed goes on to the end: what has begun to match
-#: can't fail, so that nothing is read twice, whatever the text.
+#: Markup as a browser reads it. What isn't closed extends to the end: a match that has
+#: begun can't fail, so nothing is read twice, whatever the text.
 _MARKUP = re.compile(
     r"""<!--.*?(?:-->|\Z) | <[!?][^>]*>? | </(?![a-z])[^>]*>?
     | <(/?)([a-z][^\s/>]*)((?:=\s*"[^"]*(?:"|\Z)|=\s*'[^']*(?:'|\Z)|[^>=]+|=)*)>?""",
@@ -8122,22 +8122,22 @@ _MARKUP = re.compile(
 )
 _ATTRIBUTE = re.compile(r"""([^\s=/>]+)(?:\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s>"'][^\s>]*)))?""")
 _ENTITY = re.compile(r"&(?:\w{1,32}|#\w{1,8});")
-#: What stands in these is text, whatever it looks like.
+#: In these elements everything is text, whatever it looks like.
 _RAW_TEXT = {
     name: re.compile(rf"</{name}(?=[\s/>])", re.IGNORECASE) for name in ("script", "style", "title")
 }
-#: Numbers that `unescape` may refuse to convert; no character has such a one.
+#: Numbers that `unescape` may refuse to convert; no character has one as high.
 _ABSURD_ENTITY = re.compile(r"&#\d{9,};?")
-#: The image that tells that a message is open.
+#: The image whose loading shows that a message was opened.
 _OPEN_PIXEL = '<img src="{}/e/o/{}" width="1" height="1" alt="">'
 _WEB = re.compile("https?://", re.IGNORECASE)
-#: Elements that nobody sees, and those that end a line.
+#: Elements that aren't shown, and those that end a line.
 _UNSEEN = ("script", "style", "head", "title")
 _LINES = ("p", "div", "h1", "h2", "h3", "h4", "h5", "h6", "tr", "li")
 
 
 class Tag(NamedTuple):
-    """A tag in HTML. What else stands in angle brackets, such as a comment, has no name."""
+    """A tag in HTML. Anything else in angle brackets, such as a comment, has no name."""
 
     source: str
     name: str = ""
@@ -8145,7 +8145,7 @@ class Tag(NamedTuple):
     attributes: str = ""
 
     def place(self, name: str) -> Optional[Tuple[int, int]]:
-        """Give where in `source` the value of an attribute stands; None if there is no such."""
+        """The span of an attribute's value in `source`; None if there is no such attribute."""
         for match in _ATTRIBUTE.finditer(self.attributes):
             if match[1].lower() == name:
                 first, end = match.span(match.lastindex or 1)
@@ -8154,13 +8154,13 @@ class Tag(NamedTuple):
         return None
 
     def value(self, name: str) -> Optional[str]:
-        """Give the value of an attribute, "" if it stands alone; None if there is no such."""
+        """An attribute's value, "" if it has none; None if there is no such attribute."""
         place = self.place(name)
         return place and _ENTITY.sub(lambda it: unescape(it[0]), self.source[slice(*place)])
 
 
 def html_parts(html: str) -> Iterator[Union[str, Tag]]:
-    """Give the texts and tags that HTML consists of, whole and in order, in linear time."""
+    """Split HTML into texts and tags, complete and in order, in linear time."""
     position = 0
     while match := _MARKUP.search(html, position):
         yield html[position : match.start()]
@@ -8174,14 +8174,14 @@ def html_parts(html: str) -> Iterator[Union[str, Tag]]:
 
 
 def text_of(html: str) -> str:
-    """What a stretch of HTML without tags says."""
+    """The text of a piece of HTML without tags."""
     return unescape(_ABSURD_ENTITY.sub("\ufffd", html))
 
 
 def track_links(workspace: Workspace, delivery: Delivery, rendered: Json, tracked: bool) -> None:
-    """Note the links of an email and lead them, and an open pixel, through this server.
+    """Note the links of an email, redirect them through this server, and add an open pixel.
 
-    `rendered` is what `render_mail` has just made, and is changed.
+    `rendered` is what `render_mail` has just made; it is changed in place.
     """
     body: str = rendered["body"]
     links: List[Json] = []
@@ -8200,7 +8200,7 @@ def track_links(workspace: Workspace, delivery: Delivery, rendered: Json, tracke
 def _lead_links(
     workspace: Workspace, delivery: Delivery, rendered: Json, tracked: bool, links: List[Json]
 ) -> str:
-    """The body of an email with its links led through this server; they join `links`."""
+    """An email's body, with its links redirected through this server and added to `links`."""
     own = (f"{delivery.base_url}/unsubscribe/", f"{delivery.base_url}/e/")
     alone = {row["href"] for row in rendered.get("links", ()) if not row["tracked"]}
 
@@ -8221,7 +8221,7 @@ def _lead_links(
 
 
 def untracked(delivery: Delivery, body: str) -> str:
-    """An email's HTML with links that lead where they lead, and without the open pixel."""
+    """An email's HTML with the original links, and without the open pixel."""
     hrefs = {str(row["id"]): row["href"] for row in delivery.tracked_links()}
     tracked = re.escape(f"{delivery.base_url}/e/c/{delivery.delivery_id}/") + r"(\d+)"
     body = re.sub(tracked, lambda match: escape(hrefs.get(match[1], match[0])), body)
@@ -8229,7 +8229,7 @@ def untracked(delivery: Delivery, body: str) -> str:
 
 
 def plain_text(html: str) -> str:
-    """The words of an HTML body, for recipients without HTML."""
+    """The text of an HTML body, for recipients who see no HTML."""
     texts: List[str] = []
     inside = ""
     for part in html_parts(html):
@@ -8245,7 +8245,7 @@ def plain_text(html: str) -> str:
     return re.sub(r"\n\s*\n+", "\n\n", text).strip()
 
 
-#: What an email with a body has, and what of the body that is unless it was given.
+#: What an email with a body also has, and how it follows from the body unless it was given.
 _FOLLOWING_PARTS: Dict[str, Callable[[str], Json]] = {
     "links": lambda body: [],
     "body_plain": plain_text,
@@ -8254,7 +8254,7 @@ _FOLLOWING_PARTS: Dict[str, Callable[[str], Json]] = {
 
 
 def as_seen(delivery: Delivery) -> Json:
-    """All that the recipient of a message would have seen; made when it is first asked for."""
+    """All that a message's recipient would see; put together when it is first asked for."""
     if delivery.seen is None:
         rendered, following = delivery.rendered, _FOLLOWING_PARTS
         if delivery.channel != "email" or not rendered.get("body"):
