@@ -1152,7 +1152,7 @@ class FieldList(NamedTuple):
         if self.some and not body:
             yield Problem(f"send at least one of {', '.join(self.checks)}", next(iter(self.checks)))
 
-    def strange(self, body: Json, what: str, where: str = "") -> Iterator[Problem]:
+    def strange(self, body: Json, what: str, where: str) -> Iterator[Problem]:
         """The undeclared fields of an object, and of the objects in it."""
         for name, value in {} if self.free else body.items():
             if name not in self.checks:
@@ -13872,8 +13872,11 @@ class Fake:
         """The default workspace and the further ones."""
         return [self, *self.others.values()]
 
-    def add(self, name: str = "", seed: Json = None) -> Fake:
-        """Make a workspace with fresh keys. Raises ApiError 409 if there is one of this name."""
+    def add(self, name: str, seed: Json) -> Fake:
+        """Make a workspace with fresh keys, and a name unless one is given.
+
+        Raises ApiError 409 if there is one of this name.
+        """
         from secrets import token_hex
 
         keys: Dict[str, Any] = {key: token_hex(10) for key in WORKSPACE_KEYS}
@@ -14231,7 +14234,7 @@ def check_known_fields(call: Call) -> None:
     body = call.json() if fields and not fields.free else None
     if fields and isinstance(body, dict):
         label = f"{call.operation.method} {call.operation.path}"
-        problems = list(fields.strange(body, f"is no field of {label} (--strict-fields)"))
+        problems = list(fields.strange(body, f"is no field of {label} (--strict-fields)", ""))
         if problems:
             raise ApiError(400, *problems)
 
@@ -16520,7 +16523,7 @@ def delete_snippet(call: Call, snippet_name: str) -> Response:
     return no_content()
 
 
-def checked_collection(data: Json, name: str = "data") -> Json:
+def checked_collection(data: Json, name: str) -> Json:
     """The rows of a collection. Raises ApiError 400."""
     if not isinstance(data, list) or not all(isinstance(row, dict) for row in data):
         raise invalid(f"{name} must be a list of objects", name)
@@ -16533,7 +16536,7 @@ def checked_collection(data: Json, name: str = "data") -> Json:
 def collection_rows(body: Json) -> Json:
     """The rows that a body has, or those behind its `url`: CSV or a JSON list."""
     if "data" in body or not body.get("url"):
-        return checked_collection(body.get("data"))
+        return checked_collection(body.get("data"), "data")
     text = fetched(body["url"], "url")
     if text.lstrip()[:1] in (b"[", b"{"):
         return checked_collection(decode_json(text), "url")
@@ -17101,8 +17104,8 @@ _PARENT_NUMBER = must_be(
 )
 
 
-def _part_field(flags: str = "", **others: Union[str, Check]) -> Check:
-    return object_field(CLOSED.having(flag=flags, **others))
+def _part_field(**fields: Union[str, Check]) -> Check:
+    return object_field(CLOSED.having(**fields))
 
 
 #: The parts of an email (reference).
@@ -17110,43 +17113,44 @@ CONTENT = ("subject", "preheader_text", "html", "text", "amp")
 _PARTS = {
     "content": _part_field(text=" ".join(CONTENT)),
     "envelope": _part_field(
-        "fake_bcc", maybe="from_id reply_to_id", text="recipient bcc cc",
+        flag="fake_bcc", maybe="from_id reply_to_id", text="recipient bcc cc",
         headers=list_field(_part_field(text="name value")),
     ),
     "transformers": _part_field(
         accessibility=_part_field(
-            "enabled add_dir_to_content add_dir_to_html add_empty_alt_to_images "
+            flag="enabled add_dir_to_content add_dir_to_html add_empty_alt_to_images "
             "add_lang_to_content add_lang_to_html add_role_to_tables add_title_to_head "
             "add_vml_alt_text remove_button_role_from_links remove_zoom_meta_tag", text="language",
         ),
         css_inliner=_part_field(
-            "enabled apply_style_tags remove_style_tags inline_pseudo_elements "
+            flag="enabled apply_style_tags remove_style_tags inline_pseudo_elements "
             "preserve_font_faces preserve_important preserve_keyframes preserve_media_queries "
             "preserve_pseudos",
             apply_html_attributes=_part_field(
-                "enabled apply_height_attributes apply_width_attributes "
+                flag="enabled apply_height_attributes apply_width_attributes "
                 "apply_table_element_attributes"
             ),
         ),
-        css_variables=_part_field("enabled preserve"), encode_entities=_part_field("enabled"),
-        prevent_widows=_part_field("enabled"),
+        css_variables=_part_field(flag="enabled preserve"),
+        encode_entities=_part_field(flag="enabled"),
+        prevent_widows=_part_field(flag="enabled"),
         formatter=_part_field(
             type=choice_field("none", "prettify", "minify"),
             minify=_part_field(
-                "remove_css_comments remove_indentations remove_line_breaks",
+                flag="remove_css_comments remove_indentations remove_line_breaks",
                 whole="line_length_limit", remove_html_comments=choice_field("0", "1", "2"),
             ),
             prettify=_part_field(
-                "wrap_attributes", indent_character=choice_field("spaces", "tabs"),
+                flag="wrap_attributes", indent_character=choice_field("spaces", "tabs"),
                 whole="indent_size",
             ),
         ),
         remove_unused_css=_part_field(
-            "enabled uglify", whitelist=list_field(ANY_TEXT),
+            flag="enabled uglify", whitelist=list_field(ANY_TEXT),
             backend_markers=list_field(_part_field(text="heads tails")),
         ),
         url_parameters=_part_field(
-            "enabled", parameters=list_field(_part_field("url_encode", text="key value"))
+            flag="enabled", parameters=list_field(_part_field(flag="url_encode", text="key value"))
         ),
     ),
 }  # fmt: skip
@@ -19898,7 +19902,7 @@ def expectation_of(body: Json) -> Tuple[Expectation, float]:
 
 
 def expect(
-    fake: Fake, wanted: Expectation, timeout: float = 0, asked: Callable[[], bool] = lambda: True
+    fake: Fake, wanted: Expectation, timeout: float, asked: Callable[[], bool] = lambda: True
 ) -> Tuple[str, List[Json]]:
     """What is wrong, once it is right or time is up, or ""; and the records that are as wanted.
 
@@ -20405,10 +20409,10 @@ def check_fault(rule: Json) -> None:
             raise invalid(text, "responses")
         _check_stroke({**one, "when": one.get("when", rule["when"])}, f"responses[{i}].")
     if "responses" not in rule:
-        _check_stroke(rule)
+        _check_stroke(rule, "")
 
 
-def _check_stroke(rule: Json, where: str = "") -> None:
+def _check_stroke(rule: Json, where: str) -> None:
     effects = [name for name in EFFECTS if name in rule]
     if len(effects) != 1 and (effects or "latency" not in rule):
         others = ", ".join(EFFECTS[1:])
@@ -24777,7 +24781,7 @@ def _plain_parser(name: str, **options: Any) -> Any:
     return Parser(prog=f"customerio_fake.py{name}", allow_abbrev=False, **options)
 
 
-def _parser(name: str = "") -> Any:
+def _parser(name: str) -> Any:
     parser = _plain_parser(
         name,
         description="A local Customer.io for tests: Track, App and Pipelines API on one port.",
@@ -25117,7 +25121,7 @@ def _begin(argv: Optional[Sequence[str]]) -> Union[int, Callable[[], int]]:
     words = sys.argv[1:] if argv is None else list(argv)
     if words and words[0] in COMMANDS:
         return _run_command(words[0], words[1:])
-    arguments = _parser().parse_intermixed_args(words)
+    arguments = _parser("").parse_intermixed_args(words)
     try:
         settings, level = _settings(arguments, os.environ), _level(arguments, os.environ)
     except ValueError as error:

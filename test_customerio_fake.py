@@ -711,6 +711,25 @@ def run_command(*arguments: str, **environment: str) -> Tuple[int, str, str]:
 # ======================================================================================
 
 
+class Envelopes(FakeTest):
+    """How each API says what is wrong."""
+
+    def test_what_is_about_no_field_names_none(self) -> None:
+        text = "invalid JSON: Expecting value at line 1, column 1"
+        problem = {"reason": "parse_error", "field": "", "message": text}
+        meta = {"meta": {"error": text}}
+        rows = [
+            ("/api/v1/customers/1/events", {"meta": {"errors": [text]}}),
+            ("/api/v2/entity", {"errors": [problem], **meta}),
+            ("/v1/customers", {"errors": [{"detail": text, "status": "400"}], **meta}),
+            ("/v1/identify", {"code": 400, "message": text, "errors": [problem], **meta}),
+        ]
+        for path, answer in rows:
+            with self.subTest(path):
+                reply = self.call("POST", path, b"]")
+                self.assertEqual((reply.status, reply.json), (400, answer))
+
+
 # ======================================================================================
 # ==== §2 Clock and identifiers
 # ======================================================================================
@@ -7765,6 +7784,7 @@ class Workspaces(FakeTest):
 
     def test_closing_twice_leaves_a_namesake_alone(self) -> None:
         cio = CustomerioServer(port=0)
+        self.assertRegex(cio.workspace().fake.name + cio.workspace().fake.name, "w-.*w-")
         first = cio.workspace("w")
         cio.renew()
         with cio.workspace("w"):
@@ -9084,9 +9104,9 @@ class AppPeople(SeededTest):
         self.ok("POST", "/api/v1/customers/ada/events", {"name": "bought", "data": {"n": 1}})
         path = "/v1/customers/ada/activities"
         first, second, *_ = self.ok("GET", path)["activities"]
-        self.assertEqual(
-            (first["type"], first["name"], first["data"]), ("event", "bought", {"n": 1})
-        )
+        told = (first["type"], first["name"], first["data"], first["timestamp"])
+        now = self.fake.workspace.seconds()
+        self.assertEqual(told, ("event", "bought", {"n": 1}, now))
         expected = {"plan": {"from": "pro", "to": "basic"}}
         self.assertEqual((second["type"], second["data"]), ("attribute_change", expected))
         (only,) = self.ok("GET", f"{path}?type=event&name=bought")["activities"]
@@ -9989,6 +10009,8 @@ class StudioFolders(StudioTest):
                 for method in ("GET", "PUT", "DELETE"):
                     reply = self.call(method, path, {"name": "C"})
                     self.assert_errors(reply, 404, "resource not found")
+                    row = {"detail": "resource not found", "status": "404"}
+                    self.assertEqual(reply.json["errors"], [row])
 
     def test_wrong_fields_are_named(self) -> None:
         self.fake.seed({"sender_identities": [{"id": 7, "email": "a@example.com"}]})
@@ -10166,6 +10188,9 @@ class StudioEmails(StudioTest):
         self.advance(10)
         second = self.ok("POST", f"{path}/versions", {"name": "v2"})["version"]
         self.assertEqual(self.names(f"{path}/versions"), ["v2", "v1"])
+        self.assertEqual(
+            (first["version"]["description"], "description" in second), ("first", False)
+        )
         since = f"start_date={second['created']}"
         self.assertEqual(self.names(f"{path}/versions?{since}"), ["v2"])
         self.assert_errors(self.call("GET", f"{path}/versions?end_date=1"), 400, "start_date")
@@ -13937,6 +13962,7 @@ class WireFaults(WireTestCase):
         self.assertEqual([row["fired"] for row in cio.faults], [1, 0])
         cio.mend(second)
         self.assertEqual([row["id"] for row in cio.faults], [first])
+        cio.fail(event="signup", hang=True)
         cio.mend()
         self.assertEqual(cio.faults, [])
         with self.assertRaisesRegex(ApiError, "statu is no field"):
@@ -14322,6 +14348,7 @@ class AfterTheEnd(unittest.TestCase):
             customerio_fake.dispatch(workspace, delivery, cast(customerio_fake.Mail, mail))
         self.assertEqual(cio.code(to="ada@example.com"), "482913")
         self.assertEqual(cio.link("confirm"), "https://a.test/confirm?t=482913")
+        self.assertEqual(cio.link(), "https://a.test/confirm?t=482913")
         self.assertEqual(cio.latest("deliveries", subject="Code")["recipient"], "ada@example.com")
         self.assertEqual(len(cio.expect("deliveries", body={"contains": "Your code"})), 2)
         with self.assertRaisesRegex(AssertionError, "no link with 'reset' in it.*confirm"):
@@ -14638,7 +14665,7 @@ class CommandLine(WireTestCase):
         ]
         for flags, environment, level in rows:
             with self.subTest(flags=flags, **environment):
-                arguments = customerio_fake._parser().parse_args(flags)
+                arguments = customerio_fake._parser("").parse_args(flags)
                 self.assertEqual(customerio_fake._level(arguments, environment), level)
 
     def test_a_flag_beats_the_environment_which_beats_the_default(self) -> None:
@@ -14653,7 +14680,7 @@ class CommandLine(WireTestCase):
             (("5002",), environment, ("127.0.0.2", 5002, "eu", False)),
         ]
         for flags, variables, wanted in rows:
-            arguments = customerio_fake._parser().parse_args(flags)
+            arguments = customerio_fake._parser("").parse_args(flags)
             settings = customerio_fake._settings(arguments, variables)
             self.assertEqual(tuple(getattr(settings, name) for name in names), wanted, flags)
 
