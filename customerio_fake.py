@@ -13837,7 +13837,7 @@ class Fake:
             SEEDERS["reporting_webhooks"](workspace, row, "--webhook")
         return workspace
 
-    def reset(self, only: str = "") -> None:
+    def reset(self, only: str) -> None:
         """Start afresh, as if just begun, or with the state or one of the RESETS `only`."""
         if only in RESETS:
             RESETS[only](self)
@@ -15682,7 +15682,7 @@ def tracked_responses(delivery: Delivery) -> Json:
     return {name: {"id": id, "ts": ts} for id, (name, ts) in enumerate(chosen.items(), 1)}
 
 
-def message_document(delivery: Delivery, responses: bool = False) -> Json:
+def message_document(delivery: Delivery, responses: bool) -> Json:
     """A delivery as the App API's messages show it; parents that don't apply are null.
 
     `responses` asks for the tracked responses, too.
@@ -23664,9 +23664,8 @@ class Server(ThreadingHTTPServer):
             full = len(self._waiting) >= most
             if full and not self._shed(self._resting()):
                 raise RuntimeError("max_threads is reached")
-            connection.socket.setblocking(True)
             self.process_request(connection, connection.peer)
-        except (RuntimeError, OSError) as error:
+        except RuntimeError as error:
             log.warning("no thread for %s: %s", connection.peer, error)
             self._turn_away(connection)
 

@@ -1018,6 +1018,13 @@ class Bodies(FakeTest):
                 self.assert_errors(self.call("POST", "/v1/identify", body), 400, word)
         self.assertEqual(self.records("customers"), [])
 
+    def test_what_is_much_is_refused_where_no_file_of_ours_is_read(self) -> None:
+        raw = b"[1,2,3,4,5,6,7,8,9]"
+        with mock.patch.multiple(customerio_fake, LARGE_JSON=10, MAX_VALUES=5):
+            with self.assertRaisesRegex(ApiError, "of more than .*, or 5 names and values"):
+                customerio_fake.decode_json(raw)
+            self.assertEqual(len(customerio_fake.decode_json(raw, bounded=False)), 9)
+
     def test_nothing_and_null_are_an_empty_object(self) -> None:
         for body in (b"", b" \r\n", b"null", b"{}"):
             self.ok("PUT", "/api/v1/customers/1", body)
@@ -1996,6 +2003,17 @@ LINK = '{"url": "https://x.io/?a=1", "track": "false"}'
 
 
 class Filters(unittest.TestCase):
+    def test_paths_into_values(self) -> None:
+        value = {"l": [{"n": 1}, {"n": [2, 3]}, 4], "a.b": 5, "o": {"p": {"q": 6}}, "t": "text"}
+        rows: list[tuple[str, list[Any]]] = [
+            ("a.b", [5]), ("o.p.q", [6]), ("o.p.x", []), ("t.x", []), ("t[0]", []), ("o[0]", []),
+            ("l[0].n", [1]), ("l[2]", [4]), ("l[3]", []), ("l[].n", [1, [2, 3]]),
+            ("l[].n[]", [2, 3]), ("l[1].n[1]", [3]),
+        ]  # fmt: skip
+        for path, found in rows:
+            with self.subTest(path):
+                self.assertEqual(customerio_fake.values_at(value, path), found)
+
     def matches(self, spec: Any) -> bool:
         person = customerio_fake.Person(0, 0)
         person.attributes = {"plan": "Pro", "n": 10}
@@ -6598,6 +6616,21 @@ class Webhooks(FakeTest):
         self.flush()
         self.assertEqual((len(self.endpoint.received), self.rests()), (1, [3600]))
 
+    def test_who_closes_waits_for_the_thread_that_reports(self) -> None:
+        def reporting() -> bool:
+            return any(t.name == "customerio-fake-webhooks" for t in threading.enumerate())
+
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+            self.ok("POST", "/v1/reporting_webhooks", {
+                "name": "s", "endpoint": endpoint, "events": ["email_sent"]})  # fmt: skip
+            silent.settimeout(PATIENCE)
+            self.send()
+            with silent.accept()[0]:
+                self.assertTrue(reporting())
+                self.fake.close()
+                self.assertFalse(reporting())
+
     def test_the_seven_days_of_retries_run_from_the_first_attempt(self) -> None:
         delivery_id = self.send()
         self.register("email_opened")
@@ -7453,7 +7486,7 @@ class ControlGuard(FakeTest):
                         reply = self.call(method, path, body, host=host, **fields)
                         self.assertEqual(reply.status, status)
             self.assertEqual(len(self.records("customers")), int(status == 200))
-            self.fake.reset()
+            self.fake.reset("")
         self.assertEqual(self.call(*writes[0], host="evil.example").status, 200)  # a program
         self.assertEqual(self.call("GET", "/e/v/x", host="evil.example", origin="x").status, 404)
 
@@ -8218,6 +8251,7 @@ class BadFaults(FaultTest):
             ({"match": {"operation": "PUT /nowhere"}, "status": 503}, "match.operation fits none"),
             ({"match": {"operation": "("}, "status": 503}, "match.operation fits none"),
             ({"match": {"method": "PURGE"}, "status": 503}, "match.method fits none"),
+            ({"responses": []}, "responses must be a list of at least one entry, not []"),
             ({"status": 99}, "status must"),
             ({"status": "503"}, "status must"),
             ({"status": 503, "times": 0}, "times must"),
@@ -8903,6 +8937,7 @@ class TrackOthers(FakeTest):
 
     def test_unsubscribing_by_a_delivery(self) -> None:
         path = f"/unsubscribe/{self.send()}"
+        self.identify("1", unsubscribed=False)
         self.assertEqual(self.call("POST", path, {"unsubscribe": True}).status, 400)
         json_type = "application/json"
         self.ok("POST", path, {"unsubscribe": False}, content_type=json_type, authorization="")
@@ -9631,6 +9666,8 @@ class AppNewsletters(SeededTest):
         self.assertEqual([group["name"] for group in groups], ["A", "B"])
         inner = f"{path}/test_group/{groups[1]['id']}/language"
         self.ok("POST", inner, {**spanish, "subject": "B"})
+        self.assertEqual(self.status("GET", f"{path}/test_group/9/language/es"), 404)
+        self.assertEqual(self.status("POST", f"{path}/test_group/9/language", spanish), 400)
         for spelling in ("test_group", "test_groups"):
             read = f"{path}/{spelling}/{groups[1]['id']}/language/es"
             self.assertEqual(self.ok("GET", read)["content"]["subject"], "B")
@@ -9670,6 +9707,13 @@ class AppOthers(SeededTest):
             self.assertEqual(self.status("POST", "/v1/collections", body), 400)
 
     def test_sender_identities(self) -> None:
+        shelf = self.fake.workspace.shelves["sender_identities"]
+        for number in range(1001, 2101):
+            shelf.add({**shelf.rows[5], "hidden": True}, number)
+        pages = [self.ok("GET", f"/v1/sender_identities{q}") for q in ("", "?limit=2000")]
+        self.assertEqual([len(page["sender_identities"]) for page in pages], [100, 1000])
+        for number in range(1001, 2101):
+            shelf.remove(number)
         (sender,) = self.ok("GET", "/v1/sender_identities")["sender_identities"]
         self.assertEqual(sender["email"], "shop@example.com")
         used = self.ok("GET", "/v1/sender_identities/5/used_by")
@@ -14323,6 +14367,32 @@ class MixIn(customerio_fake.CustomerioTests, unittest.TestCase):
     def test_two_does_not_see_those_of_one(self) -> None:
         self.track("two")
         self.assertEqual([event["name"] for event in self.cio.events], ["two"])
+
+
+class Fixtures(unittest.TestCase):
+    """What a test for pytest may ask for."""
+
+    def test_each_test_finds_a_server_of_its_own_in_the_environment(self) -> None:
+        found: dict[str, str] = {}
+        seeds = (None, {"customers": [{"id": "ada"}]}, None)
+        serving = contextlib.contextmanager(customerio_fake._customerio_server)
+        asking = contextlib.contextmanager(customerio_fake._customerio)
+        with serving() as server:
+            for seed in seeds:
+                request = mock.Mock()
+                request.node.get_closest_marker = {
+                    "customerio": seed and mock.Mock(kwargs={"seed": seed})
+                }.get
+                found.clear()
+                with asking(server, mock.Mock(setenv=found.__setitem__), request) as cio:
+                    urllib.request.urlopen(cio.url + "/health", timeout=PATIENCE).close()
+                    self.assertEqual([row["id"] for row in cio.people], ["ada"] if seed else [])
+                    self.assertEqual(found, cio.environment)
+        with self.assertRaises(OSError):
+            urllib.request.urlopen(server.url + "/health", timeout=PATIENCE)
+
+    def test_a_server_by_itself_takes_the_port_that_the_clients_are_told(self) -> None:
+        self.assertEqual(CustomerioServer().url, "http://127.0.0.1:4668")  # not started
 
 
 class AfterTheEnd(unittest.TestCase):
