@@ -6617,9 +6617,7 @@ class Webhooks(FakeTest):
         self.assertEqual((len(self.endpoint.received), self.rests()), (1, [3600]))
 
     def test_who_closes_waits_for_the_thread_that_reports(self) -> None:
-        def reporting() -> bool:
-            return any(t.name == "customerio-fake-webhooks" for t in threading.enumerate())
-
+        others = threading.enumerate()
         with socket.create_server(("127.0.0.1", 0)) as silent:
             endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
             self.ok("POST", "/v1/reporting_webhooks", {
@@ -6627,9 +6625,9 @@ class Webhooks(FakeTest):
             silent.settimeout(PATIENCE)
             self.send()
             with silent.accept()[0]:
-                self.assertTrue(reporting())
+                (reporting,) = {*threading.enumerate()}.difference(others)
                 self.fake.close()
-                self.assertFalse(reporting())
+                self.assertFalse(reporting.is_alive())
 
     def test_the_seven_days_of_retries_run_from_the_first_attempt(self) -> None:
         delivery_id = self.send()
