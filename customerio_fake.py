@@ -7401,7 +7401,8 @@ class Agenda:
         """
         if not self._busy and not (self.clock.queue and self.clock.has_due()):
             return False
-        at_it = any(job.name == _DUE_WORK and job.is_alive() for job in self.jobs)
+        jobs = self.jobs
+        at_it = jobs and any(job.name == _DUE_WORK and job.is_alive() for job in jobs)
         if threading.get_ident() in HURRIED:
             done = not at_it and self._work(0)
         else:
@@ -9855,7 +9856,9 @@ class Runner:
             journey.depth = 0
         if waited and self._leaves(journey):
             return False
-        return not done.rest
+        if journey.position is None:
+            self.end(journey, "finished")
+        return journey.state == "active" and not done.rest
 
     def _wait(self, journey: Journey, node: Node, until: float) -> None:
         again = journey.waiting_for == node.type and journey.wake == until
@@ -10088,15 +10091,14 @@ def send_of_journey(
     workspace: Workspace, number: int, delivery: Delivery, mail: Mail, first: bool
 ) -> None:
     """Send a message of a journey, once the person may get another one, and go on at once."""
-    runner = workspace.beside(Runner)
     limited = "message_limit" in workspace.journeys.settings
     wait = _over_the_limit(workspace, number, delivery) if limited else 0
     if not wait:
         dispatch(workspace, delivery, mail)
     elif wait < math.inf:
         workspace.agenda.later(wait, send_of_journey, number, delivery, mail, False)
-    if first:
-        runner.wake(number, None)
+    if first and workspace.journeys.rows[number].state == "active":
+        workspace.beside(Runner).wake(number, None)
 
 
 def _over_the_limit(workspace: Workspace, number: int, delivery: Delivery) -> float:
