@@ -6057,6 +6057,17 @@ def device_of(device: Json, token_key: str, now: int) -> Tuple[str, str, int, At
 # ---- everybody
 
 
+def zone_of(person: Subject, name: str, fallback: str) -> tzinfo:
+    """A zone by name, or the person's: `timezone`, else `cio_timezone`, else the fallback."""
+    names = [name]
+    if name == "customer_time_zone":
+        names = [person.text("timezone") or "", person.text("cio_timezone") or "", fallback]
+    for each in filter(None, names):
+        with contextlib.suppress(ApiError):
+            return zone_named(each)
+    return timezone.utc
+
+
 def _folded(who: Identifier) -> Identifier:
     """An identifier in the form in which it is compared: an email in lower case (reference)."""
     return (who[0], who[1].lower()) if who[0] == "email" else who
@@ -9750,8 +9761,8 @@ class Runner:
         #: What any of them depends on once people are inside, and those who are, by serial number.
         self.needs: Set[Need] = set()
         self.live: Dict[int, List[Journey]] = {}
-        #: When it has been planned to look at a journey again, by its serial number.
-        self.planned: Dict[int, float] = {}
+        #: When it has been planned to look again at what.
+        self.planned: Dict[Tuple[Any, ...], float] = {}
         #: The journey whose tile is at work, if one is: what follows from it is its doing.
         self.cause: Optional[Journey] = None
 
@@ -9768,6 +9779,12 @@ class Runner:
         """Go on with a journey at `when`, Unix seconds."""
         journey.wake = when
         self.workspace.agenda.later(journey.wake, wake_journey, journey.serial, journey.wake)
+
+    def look_again(self, when: float, chore: Callable[..., None], *what: Any) -> None:
+        """Have a chore look at something when time may have changed it; once for each moment."""
+        if self.planned.get(what) != when:
+            self.planned[what] = when
+            self.workspace.agenda.later(when, chore, *what, when)
 
     def act(
         self, journey: Journey, verb: Callable[..., Outcome], who: Identifier, *args: Any
@@ -9928,12 +9945,12 @@ class Runner:
 
     def plan_look(self, journey: Journey, plan: Plan) -> None:
         """Look at a journey again when time alone may end it, or convert it."""
-        now = self.clock.now()
-        times = [part.next_turn(journey, now) for part in plan.timely]
-        when = min([time for time in times if time is not None], default=0.0)
-        if when and self.planned.get(journey.serial) != when:
-            self.planned[journey.serial] = when
-            self.workspace.agenda.later(when, look_at_journey, journey.serial)
+        converts = plan.goal in plan.timely and journey.converted is None
+        if plan.timely and (journey.state == "active" or converts):
+            now = self.clock.now()
+            when = min(part.next_turn(journey, now) or math.inf for part in plan.timely)
+            if when < math.inf:
+                self.look_again(when, look_at_journey, journey.serial)
 
     def pass_gate(self, journey: Journey) -> None:
         """Let somebody in whom nothing holds up any more; or nevermore, once it is too late."""
@@ -10027,11 +10044,11 @@ def wake_journey(workspace: Workspace, number: int, when: float) -> None:
 
 
 @chore
-def look_at_journey(workspace: Workspace, number: int) -> None:
+def look_at_journey(workspace: Workspace, number: int, when: float) -> None:
     """See whether time alone ends a journey."""
     runner = workspace.beside(Runner)
     with workspace.lock:
-        runner.planned.pop(number, None)
+        runner.planned.pop((number,), None)
         runner.look_at(workspace.journeys.rows[number])
 
 
@@ -10197,17 +10214,6 @@ def _random_delay_tile(runner: Runner, journey: Journey, node: Node, texts: Json
     least, most = node.body["min_delay"], node.body["max_delay"]
     delay = int(least + draw(runner, node, journey) * (most - least))
     return _pause(runner, runner.since(journey) + delay)
-
-
-def zone_of(person: Subject, name: str, fallback: str) -> tzinfo:
-    """A zone by name, or the person's: `timezone`, else `cio_timezone`, else the fallback."""
-    names = [name]
-    if name == "customer_time_zone":
-        names = [person.text("timezone") or "", person.text("cio_timezone") or "", fallback]
-    for each in filter(None, names):
-        with contextlib.suppress(ApiError):
-            return zone_named(each)
-    return timezone.utc
 
 
 def _window_tile(runner: Runner, journey: Journey, node: Node, texts: Json) -> Done:
@@ -10503,8 +10509,6 @@ class Gate:
         #: The campaigns and objects whose people are to be let in, because somebody came to them.
         self.invited: Set[Tuple[int, ObjectKey]] = set()
         self.settling = self.called = False
-        #: When it has been planned to look at somebody again, by campaign and serial number.
-        self.planned: Dict[Tuple[int, int], float] = {}
 
     def add(self, plan: Plan) -> None:
         """Watch for what leads into a campaign."""
@@ -10679,19 +10683,13 @@ class Gate:
         now = self.clock.now()
         times = [when for turn in plan.turns for when in turn(person) if when > now]
         if times:
-            self._plan(min(times), "segment", plan, person)
-
-    def _plan(self, when: float, how: str, plan: Plan, person: Person) -> None:
-        key = plan.number, person.serial
-        if self.planned.get(key) != when:
-            self.planned[key] = when
-            self.workspace.agenda.later(when, look_again, *key, how, when)
+            self.runner.look_again(min(times), look_again, plan.number, person.serial, "segment")
 
     def plan_date(self, plan: Plan, person: Person, after: float) -> None:
         """Plan when a date campaign begins for somebody."""
         when = next_date(plan, person, after)
         if when is not None:
-            self._plan(when, "date", plan, person)
+            self.runner.look_again(when, look_again, plan.number, person.serial, "date")
 
     def enter(
         self,
@@ -10728,7 +10726,7 @@ class Gate:
             journey.goal_seen = journey.started
         if plan.restart == "interval" and plan.row["type"] == "segment":
             when, key = journey.started + plan.interval, cast(Person, journey.person).serial
-            self.workspace.agenda.later(when, look_again, plan.number, key, "interval", when)
+            self.runner.look_again(when, look_again, plan.number, key, "interval")
         if plan.timely:
             self.runner.plan_look(journey, plan)
         journey.waiting_for, until = plan.hold(journey) if plan.may_hold else ("", 0)
@@ -10763,10 +10761,6 @@ def _shut(gate: Gate, plan: Plan, journey: Journey) -> str:
     return text
 
 
-def _unfitting_data(gate: Gate, plan: Plan, journey: Journey) -> str:
-    return "" if plan.data_fits((journey, journey.data)) else "attribute_filters"
-
-
 #: States of those who have not been in a campaign.
 _AWAY = ("not_entered", "never_activated")
 
@@ -10793,21 +10787,18 @@ def _waits_already(gate: Gate, plan: Plan, journey: Journey) -> str:
     return "" if first or plan.fits(journey) else IN_FILTER
 
 
-def _not_fitting(gate: Gate, plan: Plan, journey: Journey) -> str:
-    return "" if plan.fits(journey) else IN_FILTER
-
-
 #: Why somebody does not enter after all, in the order in which it is looked at, and to which
 #: campaigns that applies.
 REFUSALS: Tuple[Tuple[Callable[[Plan], Any], Callable[[Gate, Plan, Journey], str]], ...] = (
     (lambda plan: True, _shut),
-    (lambda plan: plan.flow.get("attribute_filters"), _unfitting_data),
+    (lambda plan: plan.flow.get("attribute_filters"), lambda gate, plan, journey:
+     "" if plan.data_fits((journey, journey.data)) else "attribute_filters"),
     (lambda plan: plan.restart == "once" or plan.interval or plan.row["type"] == "segment",
      _too_often),
     (lambda plan: plan.filter and plan.is_patient, _waits_already),
     (lambda plan: plan.exits, lambda gate, plan, journey: plan.exit_of(journey)),
     (lambda plan: plan.filter and not plan.is_patient and plan.row["type"] != "segment",
-     _not_fitting),
+     lambda gate, plan, journey: "" if plan.fits(journey) else IN_FILTER),
 )  # fmt: skip
 
 
@@ -10829,7 +10820,7 @@ def look_again(workspace: Workspace, number: int, serial: int, how: str, when: f
     gate = workspace.beside(Gate)
     with workspace.lock:
         person, plan = workspace.people.at(serial), gate.runner.plans.get(number)
-        gate.planned.pop((number, serial), None)
+        gate.runner.planned.pop((number, serial, how), None)
         if person is not None and plan is not None:
             ENTRANCES[how](gate, plan, person, when)
 
