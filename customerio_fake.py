@@ -8732,7 +8732,7 @@ class Deadline:
     def __init__(self, seconds: float) -> None:
         self.seconds, self.passed = seconds, False
         self._socket: Optional[socket.socket] = None
-        self._timer = threading.Timer(seconds, self._pass)
+        self._timer = threading.Timer(seconds, self.hang_up)
         self._timer.daemon = True
         self._timer.start()
 
@@ -8752,13 +8752,10 @@ class Deadline:
         self._timer.function = bool  # which does nothing; else it and this would hold each other
 
     def hang_up(self) -> None:
-        """Wake whoever waits for the peer."""
+        """Let time be up: whoever waits for the peer wakes, who comes to it later won't begin."""
+        self.passed = True
         if self._socket is not None:
             hang_up(self._socket)
-
-    def _pass(self) -> None:
-        self.passed = True
-        self.hang_up()
 
 
 def places_of(host: str, port: int) -> List[Tuple[str, int]]:
@@ -11554,6 +11551,8 @@ class Outbox:
         TimeoutError if the head of the answer is not there in time, however slowly it comes.
         """
         self._deadline = Deadline(timeout)
+        if self._closed:  # since the report was taken up
+            self._deadline.hang_up()
         try:
             with asked(url, method, headers, body, self._deadline) as answer:
                 return {"status": answer.status, "response": what_comes_of(answer)}
