@@ -2063,10 +2063,7 @@ class _Constant:
 
 
 class _Markup:
-    """Reads the inside of one tag or output, from left to right.
-
-    `locals` are the names of the loops around it.
-    """
+    """Reads the inside of a tag or output from left to right; `locals` name the loops around it."""
 
     def __init__(self, text: str, locals: Tuple[str, ...], offset: Optional[int]) -> None:
         self._text, self._locals, self._offset = text, locals, offset
@@ -2161,9 +2158,7 @@ class _Markup:
         self.expect("..")
         last = self.value()
         self.expect(")")
-        return lambda state: _range_of(
-            state, *[_number(end(state), math.nan) for end in (first, last)]
-        )
+        return lambda state: _range_of(state, first, last)
 
     def _keys(self) -> List[Any]:
         """Read what follows in a path: names, and readers of the keys in brackets."""
@@ -2267,7 +2262,8 @@ class _Markup:
         return lambda state: comparing(state, left(state), right(state))
 
 
-def _range_of(state: _Render, first: Any, last: Any) -> List[Any]:
+def _range_of(state: _Render, *ends: _Read) -> List[Any]:
+    first, last = [_number(end(state), math.nan) for end in ends]
     size = last - first + 1
     if not size > 0:  # nor if one of them is no number
         return []
@@ -2325,15 +2321,12 @@ def _signature(function: Callable[..., Any]) -> Tuple[bool, int, FrozenSet[str]]
 def _applied(
     name: str, read: _Read, positional: Sequence[_Read], options: Mapping[str, _Read]
 ) -> _Read:
-    """Make a filtered expression; LiquidError for an unknown filter.
-
-    As in LiquidJS, arguments that are too many or unknown count for nothing.
-    """
+    """Make a filtered expression; LiquidError for an unknown filter."""
     function = LIQUID_FILTERS.get(name)
     if function is None:
         raise LiquidError(f"undefined filter: {name}")
     takes_state, most, known = _signature(function)
-    positional = positional[:most]
+    positional = positional[:most]  # too many or unknown ones count for nothing (LiquidJS)
     if options:
         options = {key: option for key, option in options.items() if key in known}
     costs = name not in _CONSTANT_TIME
@@ -2417,10 +2410,7 @@ class _Parser:
             raise LiquidError(f"more than {_MOST_WORDS} words in a template's tags", token.start)
 
     def block(self, opener: Optional[_Token] = None, *ends: str) -> Tuple[_Node, _Token]:
-        """Read up to one of the tags `ends`, or to the end of the template if there are none.
-
-        `opener` is the tag that has to be closed.
-        """
+        """Read up to one of the tags `ends` that close `opener`, or to the end without any."""
         pieces: List[_Piece] = []
         before = self.words
         for token in self._tokens:
@@ -5156,15 +5146,12 @@ def _whole_time(when: Optional[float]) -> Optional[int]:
 
 
 class Report(metaclass=Slotted):
-    """One reporting webhook and the attempts to deliver it. `timestamp` is Unix seconds.
-
-    `content` joins `data` for endpoints that want it.
-    """
+    """One reporting webhook and its attempts; `content` joins `data` for endpoints that want it."""
 
     event_id: str
     object_type: str
     metric: str
-    timestamp: int
+    timestamp: int  # Unix seconds
     data: Attributes
     content: Attributes
     attempts: List[Annotated[Attributes, ATTEMPT]]
@@ -5250,10 +5237,7 @@ class Export:
 
 
 class Segment(metaclass=Slotted):
-    """A group of people: a manual one holds its members, a dynamic one asks its conditions.
-
-    Times are Unix seconds.
-    """
+    """A group of people: members put in, or conditions that select. Times are Unix seconds."""
 
     number: int
     name: str
@@ -5390,10 +5374,7 @@ class Shelf:
         return self.last
 
     def add(self, row: Json, id: Any = None, kept: bool = True) -> Json:
-        """Put a row up under an id, the next number unless it is given; gives the row.
-
-        Unless it is `kept`, that is all: for reads, which change nothing.
-        """
+        """Put a row up, under the next number unless an id is given, if it is to be `kept`."""
         last, key = self.last, self.next_id() if id is None else id
         row = {"id": key, **row}
         if kept:
@@ -11787,9 +11768,7 @@ def _unknown_object_type(workspace: Workspace, order: Json) -> str:
     return "The specified Object Type does not exist."  # reference
 
 
-def run_import(
-    workspace: Workspace, order: Json, rows: List[Dict[str, str]], base_url: str
-) -> Json:
+def run_import(workspace: Workspace, order: Json, rows: List[Dict[str, str]], base: str) -> Json:
     """Import rows and say what came of it; lines with errors go into an export."""
     bad = []
     for line, row in enumerate(rows, 2):
@@ -11803,7 +11782,7 @@ def run_import(
         return {"state": "imported", **counts}
     # Exports are of customers or deliveries, there is no third type (reference).
     export = _finish_export(workspace, "customers", ["line", "error"], bad)
-    link = f"{base_url}/v1/exports/{export.number}/download"
+    link = f"{base}/v1/exports/{export.number}/download"
     told = {"error_export_id": export.number, "error_download_url": link}
     return {"state": "imported", **counts, **told}
 
@@ -11843,10 +11822,8 @@ def _import_object(workspace: Workspace, order: Json, row: Dict[str, str]) -> Ou
     if _not_wanted(order, workspace.objects.find(ref)):
         return DONE
     own = {name: value for name, value in row.items() if name != "object_id"}
-    who = ("object_id", ref[1])
-    return workspace.ingest(
-        workspace.objects.identify_object, who, ref, object_attributes(own, "row")
-    )
+    who, checked = ("object_id", ref[1]), object_attributes(own, "row")
+    return workspace.ingest(workspace.objects.identify_object, who, ref, checked)
 
 
 def _import_relationship(workspace: Workspace, order: Json, row: Dict[str, str]) -> Outcome:
@@ -13365,10 +13342,7 @@ _WORDY_BEGINNING = re.compile(r"^/+(?:(api)/+)?(?:(v1|v2|__parlel)/+(?:(?:api|v1
 def route(
     method: str, path: str, api: Api, heavy: bool = False, fields: Optional[FieldList] = None
 ) -> Callable[[SomeHandler], SomeHandler]:
-    """Put a handler into the route table; `{name}` in the path matches one segment.
-
-    `fields` are those of the body, which `Call.fields` reads.
-    """
+    """Put a handler into the route table; `{name}` matches a segment, `fields` are the body's."""
 
     def add(handler: SomeHandler) -> SomeHandler:
         operation = Operation(method, path, api, handler, heavy, fields)
@@ -13547,10 +13521,8 @@ def person_named(request: Request, body: Json) -> Optional[str]:
 
 def events_named(request: Request, body: Json) -> Set[str]:
     """The names of the events in a request, trimmed as when they are recorded."""
-    operation = request.operation
-    if operation is None or not (
-        operation.path.endswith("events") or operation.api in (TRACK_V2, PIPELINES)
-    ):
+    row = request.operation
+    if not row or not (row.path.endswith("events") or row.api in (TRACK_V2, PIPELINES)):
         return set()
     pairs = ((item, name) for item in _items_of(body) for name in ("name", "event"))
     return {as_text(item[name]).strip() for item, name in pairs if name in item}
@@ -13914,8 +13886,6 @@ class Fake:
         Unknown keys belong to the default workspace. Raises ApiError 404 for an unknown name,
         401 for a key of a workspace that is gone: late calls of one test are not for the next.
         """
-        if self.root is not self:
-            return self
         if request.by_path or _take_workspace(request):
             return self.named(request.prefix[2:])
         other: Optional[Fake] = self
@@ -14151,10 +14121,7 @@ def public_key_of(request: Request) -> str:
 
 
 def key_of(request: Request, limit: int) -> str:
-    """The key that says whose a request is: site id, write key or app key; "" if there is none.
-
-    `limit` is for inflating, in bytes.
-    """
+    """The key that says whose a request is, or ""; `limit` is for inflating, in bytes."""
     header = request.headers.get("authorization", "")
     try:
         if not header and _OF_AN_SDK.search(request.path):
@@ -14769,18 +14736,15 @@ def _person_identify(call: Call, item: Json) -> Action:
 
 
 def _person_event(call: Call, item: Json) -> Action:
-    workspace = call.workspace
-    type = item["action"]
-    event = event_of("", {**item, "type": type}, "attributes")
+    workspace, take = call.workspace, call.workspace.events.track
+    event = event_of("", {**item, "type": item["action"]}, "attributes")
     identifiers = item.get("identifiers")
     if isinstance(identifiers, dict) and set(identifiers) == {"anonymous_id"}:
-        event.kind = "anonymous"
+        event.kind, take = "anonymous", workspace.events.track_anonymous
         who = one_identifier(identifiers, ("anonymous_id",), "identifiers")
-        return lambda: both(
-            workspace.ingest(workspace.events.track_anonymous, who, event), doubt(event)
-        )
-    who = named_in_body(call, item)
-    return lambda: both(workspace.ingest(workspace.events.track, who, event), doubt(event))
+    else:
+        who = named_in_body(call, item)
+    return lambda: both(workspace.ingest(take, who, event), doubt(event))
 
 
 def _person_content(call: Call, item: Json) -> Action:
@@ -14797,9 +14761,8 @@ def _person_verb(call: Call, item: Json) -> Action:
 
 
 def _person_merge(call: Call, item: Json) -> Action:
-    return functools.partial(
-        call.workspace.ingest, call.workspace.people.merge, *sides_of_merge(call, item)
-    )
+    sides = sides_of_merge(call, item)
+    return lambda: call.workspace.ingest(call.workspace.people.merge, *sides)
 
 
 def _person_relationships(call: Call, item: Json) -> Action:
@@ -14874,11 +14837,9 @@ def _delivery_event(call: Call, item: Json) -> Action:
         raise invalid(f"name must be one of: {', '.join(PUSH_METRICS)}", "name")
     token = part_of(item, "attributes").get("device_token")
     more = {"device_id": push_token(token, "attributes.device_token")}
-    workspace, who = call.workspace, ("delivery_id", delivery_id)
+    take, who = call.workspace.deliveries.record_metric, ("delivery_id", delivery_id)
     when = whole_number(item.get("timestamp"), "timestamp")
-    return lambda: workspace.ingest(
-        workspace.deliveries.record_metric, who, item["name"], when, "", more
-    )
+    return lambda: call.workspace.ingest(take, who, item["name"], when, "", more)
 
 
 #: What v2 can do: a type and an action of it, and how the item is read.
@@ -15675,10 +15636,7 @@ def tracked_responses(delivery: Delivery) -> Json:
 
 
 def message_document(delivery: Delivery, responses: bool) -> Json:
-    """A delivery as the App API's messages show it; parents that don't apply are null.
-
-    `responses` asks for the tracked responses, too.
-    """
+    """A delivery as the App API's messages show it, with tracked `responses` if they are wanted."""
     person, message = delivery.person, delivery.message
     names = (
         "newsletter_id", "content_id", "campaign_id", "broadcast_id", "action_id",
@@ -18110,10 +18068,7 @@ def preview_email(call: Call, id: str) -> Json:
 
 
 class ReviewCheck(NamedTuple):
-    """A check of a review: `test` gives the details of what is wrong, or "".
-
-    Checks of the HTML are skipped where there is none.
-    """
+    """A check of a review: `test` gives the details of what is wrong, or ""; some need HTML."""
 
     severity: str
     title: str
@@ -18689,16 +18644,12 @@ _CALLS = _ON_EVERY_CALL.having("batch", batch=list_field(_CALL, 1, of="call"))
 
 
 def _given(item: Json, name: str) -> bool:
-    value = item
-    for part in name.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    return value not in (None, "")
+    *outer, last = name.split(".")
+    return part_of(item, *outer).get(last) not in (None, "")
 
 
 def check_pipelines_call(kind: str, item: Json, strict: bool) -> None:
     """Raises ApiError 400 for what is wrong with one call; much less so unless `strict`."""
-    if not isinstance(item, dict):
-        raise invalid(f"each call must be an object, not {kind_of(item)}")
     if len(compact(item)) > MAX_PIPELINES_CALL:
         raise invalid(f"a call cannot be larger than {MAX_PIPELINES_CALL} bytes")
     _check_names(kind, item, strict)
@@ -19097,9 +19048,7 @@ def favicon(call: Call) -> Response:
     return Response(204)
 
 
-_RESET = FieldList(closed=True, example={"only": "state"}).having(
-    only=choice_field("state", *RESETS)
-)
+_RESET = CLOSED.having(only=choice_field("state", *RESETS))._replace(example={"only": "state"})
 
 
 @route("POST", "/__parlel/reset", CONTROL, fields=_RESET)
@@ -20499,12 +20448,9 @@ def read_clock(call: Call) -> Json:
 
 
 #: What can be done to the clock; times are Unix seconds, or seconds.
-CLOCK_FIELDS = FieldList(
-    closed=True, some=True, example={"freeze": True, "advance": 60}
-).having(
-    flag="freeze",
-    **dict.fromkeys(("now", "advance"), number_field(0, MAX_SETTING * 4, int, float)),
-)  # fmt: skip
+CLOCK_FIELDS = FieldList(closed=True, some=True, example={"freeze": True, "advance": 60}).having(
+    flag="freeze", **dict.fromkeys(("now", "advance"), number_field(0, MAX_SETTING * 4, int, float))
+)
 
 
 @route("PUT", "/__parlel/clock", CONTROL, heavy=True, fields=CLOCK_FIELDS)
@@ -21296,16 +21242,14 @@ def _read_chore(value: Json, ledger: Ledger, where: str) -> Tuple[float, Chore]:
     _check_keys(value, ("at", "do", "with"), where)
     when = codec_of(float).read(value["at"], ledger, f"{where}.at")
     function = _named("something to do", _chores, str).read(value["do"], ledger, f"{where}.do")
-    given, codecs = value["with"], _argument_codecs(function)
+    given, codecs, place = value["with"], _argument_codecs(function), f"{where}.with"
     try:
         _signature_of(function).bind(None, **given)
     except TypeError as error:
-        raise invalid(
-            f"{where}.with does not fit {value['do']}: {error}", f"{where}.with"
-        ) from None
-    _check_keys({**dict.fromkeys(codecs), **given}, codecs, f"{where}.with")
+        raise invalid(f"{place} does not fit {value['do']}: {error}", place) from None
+    _check_keys({**dict.fromkeys(codecs), **given}, codecs, place)
     names = [name for name in codecs if name in given]
-    args = {k: codecs[k].read(given[k], ledger, f"{where}.with.{k}") for k in names}
+    args = {k: codecs[k].read(given[k], ledger, f"{place}.{k}") for k in names}
     bound = _signature_of(function).bind(None, **args)
     bound.apply_defaults()
     if value["do"] not in verbs():
@@ -21317,10 +21261,7 @@ def _read_chore(value: Json, ledger: Ledger, where: str) -> Tuple[float, Chore]:
 
 
 def snapshot(fake: Fake) -> bytes:
-    """A workspace as one JSON document, with everything in it that `restored` needs.
-
-    What is being sent in the background is sent before.
-    """
+    """A workspace as one JSON document for `restored`; what is on its way is sent before."""
     agenda = fake.workspace.agenda
     for job in list(agenda.jobs):
         job.join()
@@ -21501,9 +21442,8 @@ def _check_sound(state: State) -> None:
 
 def _check_stamped(workspace: Workspace) -> None:
     for person in workspace.people:
-        for name in {*person.attributes, *(["phone"] if person.phone else [])} - {
-            *person.timestamps
-        }:
+        names = {*person.attributes, *(["phone"] if person.phone else [])}
+        for name in names - person.timestamps.keys():
             where = f"people[{person.serial}].timestamps.{name}"
             raise invalid(f"{where} is missing", where)
 
@@ -21521,10 +21461,9 @@ def _check_keyed(state: State) -> None:
     }
     for where, (rows, name) in filed.items():
         for key, thing in rows.items():
-            if getattr(thing, name) != key:
-                text = (
-                    f"{where}: what is filed under {key!r} has the {name} {getattr(thing, name)!r}"
-                )
+            own = getattr(thing, name)
+            if own != key:
+                text = f"{where}: what is filed under {key!r} has the {name} {own!r}"
                 raise invalid(text, where)
 
 
@@ -23565,9 +23504,8 @@ class Server(ThreadingHTTPServer):
             if not framer.keep_alive:
                 connection.ending = True
                 return
-            if not framer.buffer or (
-                len(connection.unsent) > LOOP_BODY and not self._send(connection)
-            ):
+            much = len(connection.unsent) > LOOP_BODY
+            if not framer.buffer or (much and not self._send(connection)):
                 return
             if time.monotonic() - self._now > TURN:
                 self._more[connection] = None
@@ -24320,15 +24258,11 @@ class View:
     journeys: List[JourneyRecord] = _captured(
         "journeys", "Everybody's ways through campaigns, also those that did not begin, and why."
     )
-    suppressed: List[str] = _captured(
-        "suppressed", "Who is suppressed: ids, or emails of people without id."
-    )
+    suppressed: List[str] = _captured("suppressed", "Who is suppressed: ids, or else emails.")
     broadcasts: List[BroadcastRecord] = _captured("broadcasts", "All broadcast triggers.")
     merges: List[MergeRecord] = _captured("merges", "All merge calls.")
     batches: List[BatchRecord] = _captured("batches", "All batches, of Track v2 and of Pipelines.")
-    pipeline_events: List[Json] = _captured(
-        "pipeline-events", "All Pipelines calls, word for word."
-    )
+    pipeline_events: List[Json] = _captured("pipeline-events", "Pipelines calls, word for word.")
     webhooks: List[ReportRecord] = _captured(
         "webhooks", "Reporting webhooks with their attempts, also those no endpoint asked for."
     )
@@ -24492,19 +24426,13 @@ class View:
         self.expect("deliveries", exactly=0, timeout=timeout, **match)
 
     def link(self, text: str = "", **match: Any) -> str:
-        """A link in the newest delivery with these fields: the first that has `text` in it.
-
-        Raises AssertionError if there is none.
-        """
+        """The first link with `text` in the newest such delivery; AssertionError if none."""
         __tracebackhide__ = True
         rendered = self.expect("deliveries", **match)[-1]["rendered"]
         return _found_in(rendered, "link", text, links_in(rendered))
 
     def code(self, **match: Any) -> str:
-        """The one-time code in the newest delivery with these fields: four to ten digits.
-
-        Raises AssertionError if there is none.
-        """
+        """The code, 4 to 10 digits, in the newest such delivery; AssertionError if none."""
         __tracebackhide__ = True
         rendered = self.expect("deliveries", **match)[-1]["rendered"]
         text = rendered.get("body_plain") or plain_text(rendered.get("body") or "")
