@@ -13340,11 +13340,20 @@ _WORDY_BEGINNING = re.compile(r"^/+(?:(api)/+)?(?:(v1|v2|__parlel)/+(?:(?:api|v1
 
 
 def route(
-    method: str, path: str, api: Api, heavy: bool = False, fields: Optional[FieldList] = None
+    method: str,
+    path: str,
+    api: Api,
+    heavy: bool = False,
+    fields: Optional[FieldList] = None,
+    locked: bool = False,
 ) -> Callable[[SomeHandler], SomeHandler]:
-    """Put a handler into the route table; `{name}` matches a segment, `fields` are the body's."""
+    """Put a handler into the route table; `{name}` matches a segment, `fields` are the body's.
+
+    A `locked` one runs under its workspace's lock from end to end.
+    """
 
     def add(handler: SomeHandler) -> SomeHandler:
+        handler = _locked(handler) if locked else handler
         operation = Operation(method, path, api, handler, heavy, fields)
         ROUTES.append(operation)
         rows = _INDEX.setdefault((method, path.count("/")), [])
@@ -13353,6 +13362,15 @@ def route(
         return handler
 
     return add
+
+
+def _locked(handler: SomeHandler) -> SomeHandler:
+    @functools.wraps(handler)
+    def run(call: Call, *arguments: str) -> Any:
+        with call.workspace.lock:
+            return handler(call, *arguments)
+
+    return cast(SomeHandler, run)
 
 
 def find_operation(request: Request, path: str = "") -> Operation:
@@ -15110,15 +15128,14 @@ def device_document(device: Device) -> Json:
     }
 
 
-@route("GET", "/v1/customers", APP)
+@route("GET", "/v1/customers", APP, locked=True)
 def get_people_by_email(call: Call) -> Json:
     """Find the people with an email address."""
     email = call.request.query().get("email")
     if not email:
         raise required("email", "an address in the query string")
-    with call.workspace.lock:
-        people = call.workspace.people.with_email(email)
-        rows = [{"email": p.email, "id": p.id or None, "cio_id": p.cio_id} for p in people]
+    people = call.workspace.people.with_email(email)
+    rows = [{"email": p.email, "id": p.id or None, "cio_id": p.cio_id} for p in people]
     return {"results": rows}
 
 
@@ -15325,28 +15342,24 @@ def get_many_attributes(call: Call) -> Json:
     return {"customers": rows}
 
 
-@route("GET", "/v1/customers/{customer_id}/segments", APP, heavy=True)
+@route("GET", "/v1/customers/{customer_id}/segments", APP, heavy=True, locked=True)
 def get_person_segments(call: Call, customer_id: str) -> Json:
     """List the segments that a person is in."""
-    workspace = call.workspace
-    with workspace.lock:
-        person = person_of(call, customer_id)
-        rows, is_member = workspace.segments.rows.values(), workspace.segments.is_member
-        mine = [segment.document() for segment in rows if is_member(person, segment.number)]
-    names = ("id", "name", "description")
-    return {"segments": [{name: row[name] for name in names} for row in mine]}
+    person, segments = person_of(call, customer_id), call.workspace.segments
+    mine = [row for row in segments.rows.values() if segments.is_member(person, row.number)]
+    rows = [{"id": row.number, "name": row.name, "description": row.description} for row in mine]
+    return {"segments": rows}
 
 
-@route("GET", "/v1/customers/{customer_id}/relationships", APP)
+@route("GET", "/v1/customers/{customer_id}/relationships", APP, locked=True)
 def get_person_relationships(call: Call, customer_id: str) -> Json:
     """List the objects that a person is related to."""
-    with call.workspace.lock:
-        person = person_of(call, customer_id)
-        things = [call.workspace.objects.rows[key] for key in person.has.relationships]
-        rows = [
-            {"object_type_id": int(t.key[0]), "identifiers": thing_names(t), **bond(person, t)}
-            for t in things
-        ]
+    person = person_of(call, customer_id)
+    things = [call.workspace.objects.rows[key] for key in person.has.relationships]
+    rows = [
+        {"object_type_id": int(t.key[0]), "identifiers": thing_names(t), **bond(person, t)}
+        for t in things
+    ]
     return paged(call, "cio_relationships", rows)
 
 
@@ -15361,18 +15374,16 @@ def bond(person: Person, thing: Thing) -> Json:
     return {"attributes": attributes, "timestamps": dict.fromkeys(attributes, thing.updated_at)}
 
 
-@route("GET", "/v1/customers/{customer_id}/messages", APP)
+@route("GET", "/v1/customers/{customer_id}/messages", APP, locked=True)
 def get_person_messages(call: Call, customer_id: str) -> Json:
     """List what was sent to a person."""
-    with call.workspace.lock:
-        return message_page(call, person_of(call, customer_id).has.deliveries)
+    return message_page(call, person_of(call, customer_id).has.deliveries)
 
 
-@route("GET", "/v1/customers/{customer_id}/activities", APP, heavy=True)
+@route("GET", "/v1/customers/{customer_id}/activities", APP, heavy=True, locked=True)
 def get_person_activities(call: Call, customer_id: str) -> Json:
     """List what happened to a person, newest first."""
-    with call.workspace.lock:
-        person = person_of(call, customer_id)
+    person = person_of(call, customer_id)
     return activity_page(call, lambda activity: activity.person is person)
 
 
@@ -15445,14 +15456,13 @@ def delivery_type(delivery: Delivery) -> str:
     return {"email": "email", "sms": "phone", "whatsapp": "phone"}.get(delivery.channel, "")
 
 
-@route("GET", "/v1/object_types", APP)
+@route("GET", "/v1/object_types", APP, locked=True)
 def list_object_types(call: Call) -> Json:
     """List the object types: seeded ones, and those of objects that Track made."""
-    with call.workspace.lock:
-        seeded = call.workspace.shelves["object_types"].rows.values()
-        rows = {as_text(row["id"]): row for row in seeded}
-        for type_id, _ in call.workspace.objects.rows:
-            rows.setdefault(type_id, {})
+    seeded = call.workspace.shelves["object_types"].rows.values()
+    rows = {as_text(row["id"]): row for row in seeded}
+    for type_id, _ in call.workspace.objects.rows:
+        rows.setdefault(type_id, {})
     return {"types": [object_type_document(type_id, row) for type_id, row in rows.items()]}
 
 
@@ -15503,16 +15513,15 @@ def get_object_attributes(call: Call, object_type_id: str, object_id: str) -> Js
     return {"object": {**named, "attributes": texts, "timestamps": thing.timestamps}}
 
 
-@route("GET", "/v1/objects/{object_type_id}/{object_id}/relationships", APP)
+@route("GET", "/v1/objects/{object_type_id}/{object_id}/relationships", APP, locked=True)
 def get_object_relationships(call: Call, object_type_id: str, object_id: str) -> Json:
     """List the people whom an object is related to."""
-    with call.workspace.lock:
-        thing = object_of(call, object_type_id, object_id)
-        types = call.workspace.shelves["object_types"].rows.values()
-        off = [as_text(row["id"]) for row in types if row.get("enabled") is False]
-        kind = {"object_type_id": thing.key[0], "object_type_disabled": thing.key[0] in off}
-        people = thing.people.values()
-        rows = [{"identifiers": p.identifiers(), **kind, **bond(p, thing)} for p in people]
+    thing = object_of(call, object_type_id, object_id)
+    types = call.workspace.shelves["object_types"].rows.values()
+    off = [as_text(row["id"]) for row in types if row.get("enabled") is False]
+    kind = {"object_type_id": thing.key[0], "object_type_disabled": thing.key[0] in off}
+    people = thing.people.values()
+    rows = [{"identifiers": p.identifiers(), **kind, **bond(p, thing)} for p in people]
     return paged(call, "cio_relationships", rows)
 
 
@@ -15525,11 +15534,10 @@ def segment_of(call: Call, segment_id: str) -> Segment:
     return there(call, call.workspace.segments.rows, number)
 
 
-@route("GET", "/v1/segments", APP)
+@route("GET", "/v1/segments", APP, locked=True)
 def list_segments(call: Call) -> Json:
     """List the segments."""
-    with call.workspace.lock:
-        return {"segments": [s.document() for s in call.workspace.segments.rows.values()]}
+    return {"segments": [s.document() for s in call.workspace.segments.rows.values()]}
 
 
 _SEGMENT = NO_FIELDS.having("name", filled="name", text="description")
@@ -15560,24 +15568,22 @@ def get_segment(call: Call, segment_id: str) -> Json:
     return {"segment": segment_of(call, segment_id).document()}
 
 
-@route("DELETE", "/v1/segments/{segment_id}", APP)
+@route("DELETE", "/v1/segments/{segment_id}", APP, locked=True)
 def delete_segment(call: Call, segment_id: str) -> Response:
     """Delete a manual segment."""
-    with call.workspace.lock:
-        segment = segment_of(call, segment_id)
-        if segment.type != "manual":
-            raise invalid("only manual segments can be deleted through the API")
-        for person in segment.members.values():
-            person.has.segments.discard(segment.number)
-        del call.workspace.segments.rows[segment.number]
+    segment = segment_of(call, segment_id)
+    if segment.type != "manual":
+        raise invalid("only manual segments can be deleted through the API")
+    for person in segment.members.values():
+        person.has.segments.discard(segment.number)
+    del call.workspace.segments.rows[segment.number]
     return no_content()
 
 
-@route("GET", "/v1/segments/{segment_id}/customer_count", APP, heavy=True)
+@route("GET", "/v1/segments/{segment_id}/customer_count", APP, heavy=True, locked=True)
 def count_segment(call: Call, segment_id: str) -> Json:
     """Count the people in a segment."""
-    with call.workspace.lock:
-        return {"count": len(call.workspace.segments.people_in(segment_of(call, segment_id)))}
+    return {"count": len(call.workspace.segments.people_in(segment_of(call, segment_id)))}
 
 
 @route("GET", "/v1/segments/{segment_id}/membership", APP, heavy=True)
@@ -15593,18 +15599,14 @@ def list_segment_people(call: Call, segment_id: str) -> Json:
     return {**people_list(found), "next": more}
 
 
-@route("GET", "/v1/segments/{segment_id}/used_by", APP)
-@route("GET", "/v1/segments/{segment_id}/dependencies", APP)
+@route("GET", "/v1/segments/{segment_id}/used_by", APP, locked=True)
+@route("GET", "/v1/segments/{segment_id}/dependencies", APP, locked=True)
 def segment_used_by(call: Call, segment_id: str) -> Json:
     """List what uses a segment."""
-    with call.workspace.lock:
-        number = segment_of(call, segment_id).number
-        names = ("trigger_segment_ids", "filter_segment_ids", "recipient_segment_ids")
-        return {
-            "used_by": users_of(
-                call.workspace, lambda row: any(number in (row.get(name) or ()) for name in names)
-            )
-        }
+    number = segment_of(call, segment_id).number
+    names = ("trigger_segment_ids", "filter_segment_ids", "recipient_segment_ids")
+    users = users_of(call.workspace, lambda row: any(number in (row.get(n) or ()) for n in names))
+    return {"used_by": users}
 
 
 def users_of(workspace: Workspace, uses: Callable[[Json], bool]) -> Json:
@@ -15726,11 +15728,10 @@ def message_filter(call: Call, start: float, end: float) -> Callable[[Delivery],
     return wanted
 
 
-@route("GET", "/v1/messages", APP, heavy=True)
+@route("GET", "/v1/messages", APP, heavy=True, locked=True)
 def list_messages(call: Call) -> Json:
     """List messages, newest first."""
-    with call.workspace.lock:
-        return message_page(call, list(call.workspace.deliveries.rows.values()))
+    return message_page(call, list(call.workspace.deliveries.rows.values()))
 
 
 def delivery_of(call: Call, delivery_id: str) -> Delivery:
@@ -15738,12 +15739,11 @@ def delivery_of(call: Call, delivery_id: str) -> Delivery:
     return there(call, call.workspace.deliveries.rows, delivery_id)
 
 
-@route("GET", "/v1/messages/{message_id}", APP)
+@route("GET", "/v1/messages/{message_id}", APP, locked=True)
 def get_message(call: Call, message_id: str) -> Json:
     """Read a message."""
     responses = query_flag(call.request.query(), "get_tracked_responses")
-    with call.workspace.lock:
-        return {"message": message_document(delivery_of(call, message_id), responses)}
+    return {"message": message_document(delivery_of(call, message_id), responses)}
 
 
 @route("GET", "/v1/messages/{message_id}/archived_message", APP)
@@ -16065,16 +16065,15 @@ def journey_facts(journey: Journey) -> Iterator[Tuple[str, float]]:
     yield from ((name, journey.started) for name, so in facts.items() if so)
 
 
-@route("GET", "/v1/campaigns/{campaign_id}/journey_metrics", APP, heavy=True)
+@route("GET", "/v1/campaigns/{campaign_id}/journey_metrics", APP, heavy=True, locked=True)
 def journeys_answer(call: Call, campaign_id: str) -> Json:
     """Count the journeys of a campaign, by the period in which they began."""
-    with call.workspace.lock:
-        row = family_row(call, CAMPAIGNS, campaign_id)
-        edges, _ = query_range(call)
-        rows = [one for one in call.workspace.journeys.rows if one.campaign_id == row["id"]]
-        sent = call.workspace.deliveries.sent.get(("campaign_id", row["id"]), [])
-        facts = [fact for journey in rows for fact in journey_facts(journey)]
-        facts += seeded_facts(delivery for delivery in sent if delivery.journey is None)
+    row = family_row(call, CAMPAIGNS, campaign_id)
+    edges, _ = query_range(call)
+    rows = [one for one in call.workspace.journeys.rows if one.campaign_id == row["id"]]
+    sent = call.workspace.deliveries.sent.get(("campaign_id", row["id"]), [])
+    facts = [fact for journey in rows for fact in journey_facts(journey)]
+    facts += seeded_facts(delivery for delivery in sent if delivery.journey is None)
     return {"journey_metric": count_series(facts, JOURNEY_METRICS, edges)}
 
 
@@ -16205,12 +16204,11 @@ def trigger_document(row: Json) -> Json:
     return {"id": row["id"], "broadcast_id": row["campaign_id"], **times}
 
 
-@route("GET", "/v1/broadcasts/{broadcast_id}/triggers", APP)
+@route("GET", "/v1/broadcasts/{broadcast_id}/triggers", APP, locked=True)
 def list_triggers(call: Call, broadcast_id: str) -> Json:
     """List the triggers of a broadcast."""
-    with call.workspace.lock:
-        number = family_row(call, BROADCASTS, broadcast_id)["id"]
-        rows = [row for row in call.workspace.broadcasts if row["campaign_id"] == number]
+    number = family_row(call, BROADCASTS, broadcast_id)["id"]
+    rows = [row for row in call.workspace.broadcasts if row["campaign_id"] == number]
     return {"triggers": [trigger_document(row) for row in rows]}
 
 
@@ -16318,17 +16316,16 @@ def schedule_newsletter(call: Call, newsletter_id: str) -> Json:
         return newsletter_answer(call, row)
 
 
-@route("DELETE", "/v1/newsletters/{newsletter_id}", APP)
+@route("DELETE", "/v1/newsletters/{newsletter_id}", APP, locked=True)
 def delete_newsletter(call: Call, newsletter_id: str) -> Response:
     """Delete a newsletter with its contents and metrics."""
     workspace = call.workspace
-    with workspace.lock:
-        number = family_row(call, NEWSLETTERS, newsletter_id)["id"]
-        for kind in ("newsletter_contents", "test_groups"):
-            for row in workspace.shelves[kind].where(_parent=number):
-                workspace.shelves[kind].remove(row["id"])
-        workspace.shelves["newsletters"].remove(number)
-        workspace.deliveries.sent.pop(("newsletter_id", number), None)
+    number = family_row(call, NEWSLETTERS, newsletter_id)["id"]
+    for kind in ("newsletter_contents", "test_groups"):
+        for row in workspace.shelves[kind].where(_parent=number):
+            workspace.shelves[kind].remove(row["id"])
+    workspace.shelves["newsletters"].remove(number)
+    workspace.deliveries.sent.pop(("newsletter_id", number), None)
     return no_content()
 
 
@@ -16340,29 +16337,26 @@ def test_group_of(call: Call, newsletter: Json, group_id: str, status: int = 404
     raise not_found(call.workspace) if status == 404 else invalid("unknown test group")
 
 
-@route("GET", "/v1/newsletters/{newsletter_id}/test_groups", APP)
+@route("GET", "/v1/newsletters/{newsletter_id}/test_groups", APP, locked=True)
 def list_test_groups(call: Call, newsletter_id: str) -> Json:
     """List the test groups of a newsletter."""
-    with call.workspace.lock:
-        row = family_row(call, NEWSLETTERS, newsletter_id)
-        groups = call.workspace.shelves["test_groups"].where(_parent=row["id"])
+    row = family_row(call, NEWSLETTERS, newsletter_id)
+    groups = call.workspace.shelves["test_groups"].where(_parent=row["id"])
     return {"test_groups": [shown(group) for group in groups]}
 
 
-@route("POST", "/v1/newsletters/{newsletter_id}/test_groups", APP, fields=NO_FIELDS)
+@route("POST", "/v1/newsletters/{newsletter_id}/test_groups", APP, fields=NO_FIELDS, locked=True)
 def create_test_group(call: Call, newsletter_id: str) -> Json:
     """Add a test group, whose content begins as a copy of the first one."""
     workspace = call.workspace
-    with workspace.lock:
-        row = unsent_newsletter(call, newsletter_id)
-        if not workspace.shelves["test_groups"].where(_parent=row["id"]):
-            contents = workspace.shelves["newsletter_contents"].where(_parent=row["id"])
-            own = [content["id"] for content in contents]
-            _add_test_group(workspace, row["id"], own)
-        first = {k: v for k, v in content_row(call, NEWSLETTERS, row, "", "").items() if k != "id"}
-        copy = add_content(workspace, NEWSLETTERS, row["id"], first)
-        _add_test_group(workspace, row["id"], [copy["id"]])
-        return newsletter_answer(call, row)
+    row = unsent_newsletter(call, newsletter_id)
+    if not workspace.shelves["test_groups"].where(_parent=row["id"]):
+        contents = workspace.shelves["newsletter_contents"].where(_parent=row["id"])
+        _add_test_group(workspace, row["id"], [content["id"] for content in contents])
+    first = {k: v for k, v in content_row(call, NEWSLETTERS, row, "", "").items() if k != "id"}
+    copy = add_content(workspace, NEWSLETTERS, row["id"], first)
+    _add_test_group(workspace, row["id"], [copy["id"]])
+    return newsletter_answer(call, row)
 
 
 def variant_of(call: Call, newsletter_id: str, group_id: str, language: str) -> Json:
@@ -16415,18 +16409,17 @@ def create_variant(call: Call, newsletter_id: str, group_id: str = "") -> Json:
         return newsletter_answer(call, row)
 
 
-@route("DELETE", f"{_LETTER}/language/{{language}}", APP)
-@route("DELETE", _IN_GROUP + "/{language}", APP)
-@route("DELETE", _IN_GROUPS + "/{language}", APP)
+@route("DELETE", f"{_LETTER}/language/{{language}}", APP, locked=True)
+@route("DELETE", _IN_GROUP + "/{language}", APP, locked=True)
+@route("DELETE", _IN_GROUPS + "/{language}", APP, locked=True)
 def delete_variant(call: Call, newsletter_id: str, *rest: str) -> Response:
     """Delete a translation of a newsletter, or of one of its test groups."""
     *group, language = rest
-    with call.workspace.lock:
-        row = unsent_newsletter(call, newsletter_id)
-        for group_id in group:
-            test_group_of(call, row, group_id, 400)
-        content = variant_of(call, newsletter_id, "".join(group), language)
-        call.workspace.shelves["newsletter_contents"].remove(content["id"])
+    row = unsent_newsletter(call, newsletter_id)
+    for group_id in group:
+        test_group_of(call, row, group_id, 400)
+    content = variant_of(call, newsletter_id, "".join(group), language)
+    call.workspace.shelves["newsletter_contents"].remove(content["id"])
     return no_content()
 
 
@@ -16569,20 +16562,19 @@ def sender_document(row: Json) -> Json:
     return {**blank, **more, **shown(row)}
 
 
-@route("GET", "/v1/sender_identities/{sender_id}/used_by", APP)
+@route("GET", "/v1/sender_identities/{sender_id}/used_by", APP, locked=True)
 def sender_used_by(call: Call, sender_id: str) -> Json:
     """List what a sender identity is used by."""
     workspace = call.workspace
-    with workspace.lock:
-        number = shelved(call, "sender_identities", path_number(workspace, sender_id))["id"]
-        parents = {
-            (family.kind, content["_parent"])
-            for family in (CAMPAIGNS, NEWSLETTERS)
-            for content in workspace.shelves[family.shelf].rows.values()
-            if number in (content.get("from_id"), content.get("sender_identity_id"))
-        }
-        kinds = {True: "newsletters", False: "campaigns"}
-        return users_of(workspace, lambda row: (kinds["sent_at" in row], row["id"]) in parents)
+    number = shelved(call, "sender_identities", path_number(workspace, sender_id))["id"]
+    parents = {
+        (family.kind, content["_parent"])
+        for family in (CAMPAIGNS, NEWSLETTERS)
+        for content in workspace.shelves[family.shelf].rows.values()
+        if number in (content.get("from_id"), content.get("sender_identity_id"))
+    }
+    kinds = {True: "newsletters", False: "campaigns"}
+    return users_of(workspace, lambda row: (kinds["sent_at" in row], row["id"]) in parents)
 
 
 _WEBHOOK = NO_FIELDS.having(
@@ -16703,12 +16695,11 @@ def topics_of(call: Call, person: Person) -> List[Json]:
     return rows
 
 
-@route("GET", "/v1/customers/{customer_id}/subscription_preferences", APP)
+@route("GET", "/v1/customers/{customer_id}/subscription_preferences", APP, locked=True)
 def get_subscription_preferences(call: Call, customer_id: str) -> Json:
     """Read what a person is subscribed to."""
-    with call.workspace.lock:
-        person = person_of(call, customer_id)
-        return {"customer": preferences_document(call, person)}
+    person = person_of(call, customer_id)
+    return {"customer": preferences_document(call, person)}
 
 
 def preferences_document(call: Call, person: Person) -> Json:
@@ -16719,20 +16710,18 @@ def preferences_document(call: Call, person: Person) -> Json:
     return {**named, "topics": topics, "unsubscribed": person.unsubscribed(), "header": header}
 
 
-@route("GET", "/v1/subscription_center/{customer_id}/token", APP)
+@route("GET", "/v1/subscription_center/{customer_id}/token", APP, locked=True)
 def get_subscription_token(call: Call, customer_id: str) -> Json:
     """Get a signed link to a person's subscription center."""
-    workspace = call.workspace
-    people = workspace.people
-    with workspace.lock:
-        person = people.find(("id", customer_id)) or people.find(("email", customer_id))
+    people = call.workspace.people
+    person = people.find(("id", customer_id)) or people.find(("email", customer_id))
     if person is None:
         raise ApiError(400, "bad request")
-    token = subscription_token(workspace, person)
+    token = subscription_token(call.workspace, person)
     return {"token": token, "url": f"{call.base_url}/u/i/{token}/"}
 
 
-@route("GET", "/u/i/{token}/", APP_OPEN)
+@route("GET", "/u/i/{token}/", APP_OPEN, locked=True)
 def show_subscription_center(call: Call, token: str) -> Json:
     """Show what the person of a token is subscribed to."""
     serial, _, rest = token.partition(".")
@@ -16745,8 +16734,7 @@ def show_subscription_center(call: Call, token: str) -> Json:
     person = call.workspace.people.at(int(serial))
     if person is None or call.workspace.seconds() >= int(expires):
         raise ApiError(400, "this token has expired")
-    with call.workspace.lock:
-        return {"customer": preferences_document(call, person)}
+    return {"customer": preferences_document(call, person)}
 
 
 def optouts_of(workspace: Workspace, person: Person) -> List[Json]:
@@ -16755,11 +16743,10 @@ def optouts_of(workspace: Workspace, person: Person) -> List[Json]:
     return [{"channel": channel, "from": sender} for channel, sender in pairs]
 
 
-@route("GET", "/v1/customers/{customer_id}/optouts", APP)
+@route("GET", "/v1/customers/{customer_id}/optouts", APP, locked=True)
 def get_person_optouts(call: Call, customer_id: str) -> Json:
     """List a person's opt-outs from SMS and WhatsApp senders."""
-    with call.workspace.lock:
-        return {"optouts": optouts_of(call.workspace, person_of(call, customer_id))}
+    return {"optouts": optouts_of(call.workspace, person_of(call, customer_id))}
 
 
 _OPTOUT = NO_FIELDS.having(
@@ -16785,19 +16772,18 @@ def update_person_optouts(call: Call, customer_id: str) -> Response:
     return no_content()
 
 
-@route("GET", "/v1/optouts", APP)
+@route("GET", "/v1/optouts", APP, locked=True)
 def list_optouts(call: Call) -> Json:
     """List everybody's opt-outs."""
     workspace, sender = call.workspace, call.request.query().get("from")
     rows = []
-    with workspace.lock:
-        for serial in workspace.optouts:
-            person = workspace.people.at(serial)
-            mine = optouts_of(workspace, person) if person else []
-            mine = [row for row in mine if not sender or row["from"] == sender]
-            if person and mine:
-                named = {"customer_id": person.id, "cio_id": person.cio_id}
-                rows.append({**named, "optouts": mine})
+    for serial in workspace.optouts:
+        person = workspace.people.at(serial)
+        mine = optouts_of(workspace, person) if person else []
+        mine = [row for row in mine if not sender or row["from"] == sender]
+        if person and mine:
+            named = {"customer_id": person.id, "cio_id": person.cio_id}
+            rows.append({**named, "optouts": mine})
     return paged(call, "optouts", rows)
 
 
@@ -16954,35 +16940,33 @@ def change_index(call: Call) -> Response:
 
 
 # Seed 003's paths and method.
-@route("GET", "/v1/index/attributes", APP, heavy=True)
-@route("GET", "/v1/index/events", APP, heavy=True)
+@route("GET", "/v1/index/attributes", APP, heavy=True, locked=True)
+@route("GET", "/v1/index/events", APP, heavy=True, locked=True)
 def list_index(call: Call) -> Json:
     """List the attributes or events that have been seen, with what is known about them."""
     workspace, kind = call.workspace, call.operation.path.split("/")[3]
-    with workspace.lock:
-        people = workspace.people
-        seen = {name for person in people for name in person.attributes}
-        if kind == "events":
-            seen = {event.name for event in workspace.events.rows}
-        known = workspace.index.get(kind, {})
-        rows = [{"name": name, **known.get(name, {})} for name in sorted(seen | set(known))]
+    people = workspace.people
+    seen = {name for person in people for name in person.attributes}
+    if kind == "events":
+        seen = {event.name for event in workspace.events.rows}
+    known = workspace.index.get(kind, {})
+    rows = [{"name": name, **known.get(name, {})} for name in sorted(seen | set(known))]
     return {kind: rows}
 
 
-@route("GET", "/v1/workspaces", APP)
+@route("GET", "/v1/workspaces", APP, locked=True)
 def list_workspaces(call: Call) -> Json:
     """List the workspaces with what is in them."""
     workspace = call.workspace
-    with workspace.lock:
-        sent = sum("sent" in delivery.metrics for delivery in workspace.deliveries.rows.values())
-        counts = {
-            "messages_sent": sent,
-            "billable_messages_sent": sent,
-            "people": len(workspace.people),
-            "object_types": len(list_object_types(call)["types"]),
-            "objects": len(workspace.objects.rows),
-        }
-        seeded = list(workspace.shelves["workspaces"].rows.values())
+    sent = sum("sent" in delivery.metrics for delivery in workspace.deliveries.rows.values())
+    counts = {
+        "messages_sent": sent,
+        "billable_messages_sent": sent,
+        "people": len(workspace.people),
+        "object_types": len(list_object_types(call)["types"]),
+        "objects": len(workspace.objects.rows),
+    }
+    seeded = list(workspace.shelves["workspaces"].rows.values())
     own = {"id": WORKSPACE_NUMBER, "name": "customerio_fake", **counts}
     others = dict.fromkeys(counts, 0)
     first = {**own, **(seeded[0] if seeded else {})}
@@ -17533,22 +17517,19 @@ def create_email_translation(call: Call, id: str) -> Json:
         return {"email_translation": _translation_document(workspace, email, row)}
 
 
-@route("GET", _EMAIL_PATH + "/languages", STUDIO)
+@route("GET", _EMAIL_PATH + "/languages", STUDIO, locked=True)
 def list_email_translations(call: Call, id: str) -> Json:
     """List the translations of an email."""
-    workspace = call.workspace
-    with workspace.lock:
-        email = _studio_row(EMAILS, call, id)
-        rows = languages_of(workspace, email)
-        return {"email_translations": [_translation_document(workspace, email, r) for r in rows]}
+    workspace, email = call.workspace, _studio_row(EMAILS, call, id)
+    rows = languages_of(workspace, email)
+    return {"email_translations": [_translation_document(workspace, email, r) for r in rows]}
 
 
-@route("GET", _EMAIL_PATH + "/languages/{language}", STUDIO)
+@route("GET", _EMAIL_PATH + "/languages/{language}", STUDIO, locked=True)
 def get_email_translation(call: Call, id: str, language: str) -> Json:
     """Read the translation of an email into one language."""
-    with call.workspace.lock:
-        email, row = _translation_of(call, id, language)
-        return {"email_translation": _translation_document(call.workspace, email, row)}
+    email, row = _translation_of(call, id, language)
+    return {"email_translation": _translation_document(call.workspace, email, row)}
 
 
 @route("PUT", _EMAIL_PATH + "/languages/{language}", STUDIO, fields=_RETRANSLATION)
@@ -17563,14 +17544,13 @@ def update_email_translation(call: Call, id: str, language: str) -> Response:
     return no_content()
 
 
-@route("DELETE", _EMAIL_PATH + "/languages/{language}", STUDIO)
+@route("DELETE", _EMAIL_PATH + "/languages/{language}", STUDIO, locked=True)
 def delete_email_translation(call: Call, id: str, language: str) -> Response:
     """Delete the translation of an email into one language."""
-    with call.workspace.lock:
-        email, row = _translation_of(call, id, language)
-        if row["id"] in (email["_published"] or ()):
-            raise constraint_error("the translation is published")
-        _forget_node(call.workspace, row)
+    email, row = _translation_of(call, id, language)
+    if row["id"] in (email["_published"] or ()):
+        raise constraint_error("the translation is published")
+    _forget_node(call.workspace, row)
     return no_content()
 
 
@@ -17814,15 +17794,14 @@ def _as_content(draft: Draft) -> Json:
     }
 
 
-@route("GET", _EMAIL_PATH + "/publish_status", STUDIO)
+@route("GET", _EMAIL_PATH + "/publish_status", STUDIO, locked=True)
 def get_publish_status(call: Call, id: str) -> Json:
     """Say whether a publish is done, and what came of it."""
     publish_id = call.request.query().get("publish_id")
     if not publish_id:
         raise required("publish_id", "the publish_id of a pending publish")
-    with call.workspace.lock:
-        email = _studio_row(EMAILS, call, id)
-        job = call.workspace.shelves["ds_publishes"].rows.get(publish_id)
+    email = _studio_row(EMAILS, call, id)
+    job = call.workspace.shelves["ds_publishes"].rows.get(publish_id)
     if job is None or job["_email"] != email["id"]:
         raise ApiError(404, "publish job not found")
     if "_error" in job:
@@ -17867,16 +17846,15 @@ def save_version(call: Call, id: str) -> Json:
         return {"created": True, "version": shown(add_version(workspace, draft, **fields))}
 
 
-@route("GET", _EMAIL_PATH + "/versions", STUDIO)
+@route("GET", _EMAIL_PATH + "/versions", STUDIO, locked=True)
 def list_versions(call: Call, id: str) -> Json:
     """List the versions of an email, the newest first."""
     dates = read_query(call, {"start_date": _UNIX_TIME, "end_date": _UNIX_TIME})
     if dates["end_date"] is not None and dates["start_date"] is None:
         raise invalid("invalid query parameter: end_date needs start_date", "end_date")
     start, end = dates["start_date"] or 0, dates["end_date"]
-    with call.workspace.lock:
-        node = node_of(call, id)[0]
-        rows = call.workspace.shelves["ds_versions"].where(node_id=node["id"])
+    node = node_of(call, id)[0]
+    rows = call.workspace.shelves["ds_versions"].where(node_id=node["id"])
     last = math.inf if end is None else end
     return {"versions": [shown(row) for row in rows[::-1] if start <= row["created"] <= last]}
 
@@ -17889,13 +17867,12 @@ def _version_of(call: Call, id: str, version_id: str) -> Json:
     return row
 
 
-@route("GET", _EMAIL_PATH + "/versions/{version_id}", STUDIO)
+@route("GET", _EMAIL_PATH + "/versions/{version_id}", STUDIO, locked=True)
 def get_version(call: Call, id: str, version_id: str) -> Json:
     """Read a version of an email with the content and the components it had."""
-    with call.workspace.lock:
-        row = _version_of(call, id, version_id)
-        parts = row["_parts"]
-        envelope = envelope_document(call.workspace, parts["envelope"])
+    row = _version_of(call, id, version_id)
+    parts = row["_parts"]
+    envelope = envelope_document(call.workspace, parts["envelope"])
     content = parts["content"]
     optional = {n: content[n] for n in ("preheader_text", "text", "amp") if content[n]}
     node = {"node_id": row["node_id"], "node_type": "EMAIL", "name": row["_of"]}
@@ -17909,28 +17886,27 @@ def get_version(call: Call, id: str, version_id: str) -> Json:
     return {"version": shown(row), "node": node, "dependencies": uses}
 
 
-@route("DELETE", _EMAIL_PATH + "/versions/{version_id}", STUDIO)
+@route("DELETE", _EMAIL_PATH + "/versions/{version_id}", STUDIO, locked=True)
 def delete_version(call: Call, id: str, version_id: str) -> Response:
     """Delete a version of an email, unless a publish made it."""
-    with call.workspace.lock:
-        row = _version_of(call, id, version_id)
-        if row["created_on_publish"]:
-            raise ApiError(409, "cannot delete a version created on publish")
-        call.workspace.shelves["ds_versions"].remove(row["id"])
+    row = _version_of(call, id, version_id)
+    if row["created_on_publish"]:
+        raise ApiError(409, "cannot delete a version created on publish")
+    call.workspace.shelves["ds_versions"].remove(row["id"])
     return no_content()
 
 
-@route("POST", _EMAIL_PATH + "/versions/{version_id}/restore", STUDIO, fields=NO_FIELDS)
+@route(
+    "POST", _EMAIL_PATH + "/versions/{version_id}/restore", STUDIO, fields=NO_FIELDS, locked=True
+)
 def restore_version(call: Call, id: str, version_id: str) -> Json:
     """Make an email what it was in one of its versions."""
     workspace = call.workspace
-    with workspace.lock:
-        row = _version_of(call, id, version_id)
-        parts = {name: row["_parts"][name] for name in _PARTS}
-        emails = workspace.shelves["ds_emails"]
-        shelf = emails if row["node_id"] in emails.rows else workspace.shelves["ds_translations"]
-        shelf.change(row["node_id"], {**parts, "updated": workspace.seconds()})
-    node = row["node_id"]
+    row = _version_of(call, id, version_id)
+    node, parts = row["node_id"], {name: row["_parts"][name] for name in _PARTS}
+    emails = workspace.shelves["ds_emails"]
+    shelf = emails if node in emails.rows else workspace.shelves["ds_translations"]
+    shelf.change(node, {**parts, "updated": workspace.seconds()})
     return {"node_id": node, "version_id": row["id"], "restored_node_ids": [node]}
 
 
@@ -18249,11 +18225,10 @@ def _run_of(call: Call, id: str, run_id: str) -> Json:
     return run
 
 
-@route("GET", _EMAIL_PATH + "/inbox_previews/{run_id}", STUDIO)
+@route("GET", _EMAIL_PATH + "/inbox_previews/{run_id}", STUDIO, locked=True)
 def get_inbox_preview_job(call: Call, id: str, run_id: str) -> Json:
     """Read a run of inbox previews."""
-    with call.workspace.lock:
-        run, clients = _run_of(call, id, run_id), dict(_preview_clients(call))
+    run, clients = _run_of(call, id, run_id), dict(_preview_clients(call))
     base = call.base_url + call.request.path.rstrip("/")
     ids = run["client_ids"]
     previews = [_preview_document(run, clients.get(id, {}), id, base) for id in ids]
@@ -18303,14 +18278,13 @@ def _drawing(subject: str, text: str, width: int, lines: int) -> bytes:
     return (head + paper + title + "".join(spans) + "</svg>").encode("utf-8", "replace")
 
 
-@route("GET", _PREVIEWS_PATH + "/jobs", STUDIO)
+@route("GET", _PREVIEWS_PATH + "/jobs", STUDIO, locked=True)
 def list_inbox_preview_jobs(call: Call) -> Json:
     """List the runs of inbox previews, the newest first."""
     limit = _query_between(1, 1000, 50)
     query = read_query(call, {"node_id": _query_word, "limit": limit, "cursor": _UNIX_TIME})
-    with call.workspace.lock:
-        _preview_clients(call)
-        runs = list(call.workspace.shelves["ds_previews"].rows.values())[::-1]
+    _preview_clients(call)
+    runs = list(call.workspace.shelves["ds_previews"].rows.values())[::-1]
     before = query["cursor"] or math.inf
     runs = [run for run in runs if run["id"] < before]
     runs = [run for run in runs if query["node_id"] in (None, run["node_id"])]
@@ -18327,20 +18301,18 @@ def _run_brief(run: Json) -> Json:
     return {**named, "node_count": 1, **_run_totals(run)}
 
 
-@route("GET", _PREVIEWS_PATH + "/clients", STUDIO)
+@route("GET", _PREVIEWS_PATH + "/clients", STUDIO, locked=True)
 def list_inbox_preview_clients(call: Call) -> Json:
     """List the mail programs that inbox previews can show."""
-    with call.workspace.lock:
-        return {"clients": [shown(row) for row in _preview_clients(call).values()]}
+    return {"clients": [shown(row) for row in _preview_clients(call).values()]}
 
 
-@route("GET", _PREVIEWS_PATH + "/credits", STUDIO)
+@route("GET", _PREVIEWS_PATH + "/credits", STUDIO, locked=True)
 def get_inbox_preview_credits(call: Call) -> Json:
     """Say how many credits for inbox previews are left."""
     names = ("tier", "credits_original", "credits_remaining", "expires_at")
-    with call.workspace.lock:
-        _preview_clients(call)
-        rows = list(call.workspace.shelves["inbox_preview_credits"].rows.values())
+    _preview_clients(call)
+    rows = list(call.workspace.shelves["inbox_preview_credits"].rows.values())
     return {"credits": [{name: row.get(name) for name in names} for row in rows]}
 
 
@@ -18593,11 +18565,10 @@ def change_live_notification(call: Call) -> Json:
         return _push_live(workspace, row, operation, body)
 
 
-@route("GET", "/v1/live_notifications/{instance_id}", APP)
+@route("GET", "/v1/live_notifications/{instance_id}", APP, locked=True)
 def get_live_notification(call: Call, instance_id: str) -> Json:
     """Read how a live notification is doing."""
-    with call.workspace.lock:
-        row = _live_row(call, instance_id)
+    row = _live_row(call, instance_id)
     names = ("notification_type", "platform", "started_at", "expires_at", "ended_at")
     state = {"state": _live_state(row, call.workspace.seconds())}
     facts = {name: row[name] for name in names if name in row}
@@ -20000,11 +19971,10 @@ def list_changes(call: Call) -> Json:
     return nothing_yet
 
 
-@route("GET", "/__parlel/customers/{customer_id}", CONTROL)
+@route("GET", "/__parlel/customers/{customer_id}", CONTROL, locked=True)
 def show_customer(call: Call, customer_id: str) -> Json:
     """Show one person, by id, email or cio_id."""
-    with call.workspace.lock:
-        return _person_named(call, customer_id).record()
+    return _person_named(call, customer_id).record()
 
 
 def _person_named(call: Call, name: str) -> Person:
@@ -20014,39 +19984,37 @@ def _person_named(call: Call, name: str) -> Person:
     return person
 
 
-@route("GET", "/__parlel/customers/{customer_id}/profile", CONTROL)
+@route("GET", "/__parlel/customers/{customer_id}/profile", CONTROL, locked=True)
 def show_profile(call: Call, customer_id: str) -> Json:
     """Show one person with the times of attributes and all that belongs to it."""
     workspace = call.workspace
-    with workspace.lock:
-        person = _person_named(call, customer_id)
-        segments, topics = workspace.segments, workspace.shelves["topics"].rows.values()
-        return {
-            **person.record(),
-            "timestamps": person.timestamps,
-            "anonymous_ids": person.has.anonymous_ids,
-            "devices": [device.record() for device in person.has.devices.values()],
-            "segments": [
-                {"id": number, "name": segment.name, "type": segment.type}
-                for number, segment in segments.rows.items()
-                if segments.is_member(person, number)
-            ],
-            "objects": [
-                {"object_type_id": key[0], "object_id": key[1], "attributes": attributes}
-                for key, attributes in person.has.relationships.items()
-            ],
-            "topics": [
-                {**shown(topic), "subscribed": subscribed_to(workspace, person, topic)}
-                for topic in topics
-            ],
-        }
+    person = _person_named(call, customer_id)
+    segments, topics = workspace.segments, workspace.shelves["topics"].rows.values()
+    return {
+        **person.record(),
+        "timestamps": person.timestamps,
+        "anonymous_ids": person.has.anonymous_ids,
+        "devices": [device.record() for device in person.has.devices.values()],
+        "segments": [
+            {"id": number, "name": segment.name, "type": segment.type}
+            for number, segment in segments.rows.items()
+            if segments.is_member(person, number)
+        ],
+        "objects": [
+            {"object_type_id": key[0], "object_id": key[1], "attributes": attributes}
+            for key, attributes in person.has.relationships.items()
+        ],
+        "topics": [
+            {**shown(topic), "subscribed": subscribed_to(workspace, person, topic)}
+            for topic in topics
+        ],
+    }
 
 
-@route("GET", "/__parlel/deliveries/{delivery_id}", CONTROL)
+@route("GET", "/__parlel/deliveries/{delivery_id}", CONTROL, locked=True)
 def show_delivery(call: Call, delivery_id: str) -> Json:
     """Show one delivery."""
-    with call.workspace.lock:
-        return delivery_record(known_delivery(call, delivery_id))
+    return delivery_record(known_delivery(call, delivery_id))
 
 
 def known_delivery(call: Call, delivery_id: str) -> Delivery:
@@ -20068,22 +20036,20 @@ def journey_of(call: Call, journey_id: str) -> Journey:
     raise ApiError(404, f"there is no journey '{journey_id}'")
 
 
-@route("GET", "/__parlel/journeys/{journey_id}", CONTROL)
+@route("GET", "/__parlel/journeys/{journey_id}", CONTROL, locked=True)
 def show_journey(call: Call, journey_id: str) -> Json:
     """Show one journey with all its steps."""
-    with call.workspace.lock:
-        return journey_of(call, journey_id).record()
+    return journey_of(call, journey_id).record()
 
 
-@route("POST", "/__parlel/journeys/{journey_id}/force_exit", CONTROL, fields=NO_FIELDS)
+@route("POST", "/__parlel/journeys/{journey_id}/force_exit", CONTROL, fields=NO_FIELDS, locked=True)
 def force_exit(call: Call, journey_id: str) -> Json:
     """Take one person out of a campaign, wherever they stand."""
-    with call.workspace.lock:
-        journey = journey_of(call, journey_id)
-        if journey.state != "active":
-            raise ApiError(409, f"the journey '{journey_id}' is over: {journey.state}")
-        call.workspace.beside(Runner).leave(journey, "force_exit")
-        return journey.record()
+    journey = journey_of(call, journey_id)
+    if journey.state != "active":
+        raise ApiError(409, f"the journey '{journey_id}' is over: {journey.state}")
+    call.workspace.beside(Runner).leave(journey, "force_exit")
+    return journey.record()
 
 
 #: What becomes of a campaign, of those inside once it stops, of those who match once it starts.
@@ -20116,12 +20082,11 @@ def forget_customer(call: Call, customer_id: str) -> Json:
     return person
 
 
-@route("DELETE", "/__parlel/deliveries/{delivery_id}", CONTROL)
+@route("DELETE", "/__parlel/deliveries/{delivery_id}", CONTROL, locked=True)
 def forget_delivery(call: Call, delivery_id: str) -> Json:
     """Remove one delivery from all lists and counts."""
     record = show_delivery(call, delivery_id)
-    with call.workspace.lock:
-        call.workspace.deliveries.forget(delivery_id)
+    call.workspace.deliveries.forget(delivery_id)
     return record
 
 
@@ -20236,31 +20201,26 @@ _URL_SIGNS = "%:/?#[]@!$&'()*+,;=~-._"
 _PIXEL = base64.b64decode("R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7")
 
 
-@route("GET", "/e/c/{delivery_id}/{link}", TRACK_OPEN)
+@route("GET", "/e/c/{delivery_id}/{link}", TRACK_OPEN, locked=True)
 def follow_link(call: Call, delivery_id: str, link: str) -> Response:
     """Count a click and lead on to where the link pointed."""
-    workspace = call.workspace
-    with workspace.lock:
-        delivery = workspace.deliveries.rows.get(delivery_id)
-        links = delivery.tracked_links() if delivery else ()
-        hrefs = {str(row["id"]): row["href"] for row in links}
-        if delivery is None or link not in hrefs:
-            raise ApiError(404, "this link is in no message")
-        href = hrefs[link]
-        workspace.deliveries.book(
-            delivery, "clicked", workspace.seconds(), href=href, link_id=int(link)
-        )
+    deliveries, now = call.workspace.deliveries, call.workspace.seconds()
+    delivery = deliveries.rows.get(delivery_id)
+    links = delivery.tracked_links() if delivery else ()
+    hrefs = {str(row["id"]): row["href"] for row in links}
+    if delivery is None or link not in hrefs:
+        raise ApiError(404, "this link is in no message")
+    href = hrefs[link]
+    deliveries.book(delivery, "clicked", now, href=href, link_id=int(link))
     return Response(302, b"", (("Location", quote(href, safe=_URL_SIGNS)),))
 
 
-@route("GET", "/e/o/{delivery_id}", TRACK_OPEN)
+@route("GET", "/e/o/{delivery_id}", TRACK_OPEN, locked=True)
 def load_pixel(call: Call, delivery_id: str) -> Response:
     """Count an open."""
-    workspace = call.workspace
-    with workspace.lock:
-        delivery = workspace.deliveries.rows.get(delivery_id)
-        if delivery is not None:
-            workspace.deliveries.report(delivery, "opened", workspace.seconds())
+    deliveries = call.workspace.deliveries
+    if delivery_id in deliveries.rows:
+        deliveries.report(deliveries.rows[delivery_id], "opened", call.workspace.seconds())
     return Response(200, _PIXEL, (("Content-Type", "image/gif"), ("Cache-Control", "no-store")))
 
 
@@ -20270,14 +20230,12 @@ def view_in_browser(call: Call, delivery_id: str) -> Response:
     return delivery_html(call, delivery_id)
 
 
-@route("GET", "/unsubscribe/{delivery_id}", TRACK_OPEN)
+@route("GET", "/unsubscribe/{delivery_id}", TRACK_OPEN, locked=True)
 def unsubscribe_by_link(call: Call, delivery_id: str) -> Response:
     """Unsubscribe whoever follows the link in a message."""
-    workspace = call.workspace
-    if delivery_id not in workspace.deliveries.rows:
+    if delivery_id not in call.workspace.deliveries.rows:
         raise ApiError(404, "this link is in no message")
-    with workspace.lock:
-        workspace.deliveries.unsubscribe(("delivery_id", delivery_id), delivery_id)
+    call.workspace.deliveries.unsubscribe(("delivery_id", delivery_id), delivery_id)
     return Response(200, b"<!doctype html><p>You have been unsubscribed.</p>\n", _HTML)
 
 
