@@ -8288,12 +8288,12 @@ def delivery_record(delivery: Delivery) -> DeliveryRecord:
 
 
 def topic_name(topic: Json) -> str:
-    """What preferences call a topic."""
+    """The name of a topic in subscription preferences."""
     return str(topic.get("identifier") or f"topic_{topic['id']}")
 
 
 def subscribed_to(workspace: Workspace, person: Person, topic: Json) -> bool:
-    """Whether a person wants a topic: by choice, else by the topic's default (reference)."""
+    """Whether a person gets a topic: by choice, or else by the topic's default (reference)."""
     preferences = person.attributes.get(_PREFERENCES)
     chosen = preferences.get("topics") if isinstance(preferences, dict) else None
     name = topic_name(topic)
@@ -8302,7 +8302,7 @@ def subscribed_to(workspace: Workspace, person: Person, topic: Json) -> bool:
 
 
 def refusal_of(workspace: Workspace, delivery: Delivery, mail: Mail) -> str:
-    """Why a person does not want this message, or "": unsubscribed from all, a channel or topic."""
+    """Why a person doesn't want this message, or "": unsubscribed from all of it or a part."""
     person, channel = cast(Person, delivery.person), delivery.channel
     if person.unsubscribed():
         return "the person is unsubscribed"
@@ -8319,16 +8319,16 @@ def refusal_of(workspace: Workspace, delivery: Delivery, mail: Mail) -> str:
 
 
 def obstacle(workspace: Workspace, delivery: Delivery, mail: Mail) -> Tuple[str, str]:
-    """What keeps a rendered message from being sent: a metric and the reason, or ("", "")."""
+    """What keeps a rendered message from being sent: a metric and a reason, or ("", "")."""
     person, channel, content = delivery.person, delivery.channel, mail.content
     if person is None or workspace.people.at(person.serial) is not person:
         return "undeliverable", "the person has been deleted"
     if channel == "push" and not delivery.addressed():
         has = delivery.person is not None and delivery.person.has.devices
-        # That such a push isn't sent is inferred.
+        # It is inferred that such a push isn't sent.
         return "undeliverable", f"the person has no device{' with the token in to' if has else ''}"
     if "subject" not in delivery.rendered and "body" not in delivery.rendered:
-        return "", ""  # nothing is known of the template, so nothing can be wrong with it
+        return "", ""  # the template is unknown, so nothing can be wrong with it
     if channel not in _UNASKED_CHANNELS and not content.get("send_to_unsubscribed", True):
         unwanted = refusal_of(workspace, delivery, mail)
         if unwanted:
@@ -8341,7 +8341,7 @@ def obstacle(workspace: Workspace, delivery: Delivery, mail: Mail) -> Tuple[str,
 
 
 def email_obstacle(workspace: Workspace, delivery: Delivery) -> Tuple[str, str]:
-    """What keeps an email from being sent that has all that it needs, as `obstacle` gives it."""
+    """What keeps an otherwise complete email from being sent: see `obstacle`."""
     if any(workspace.deliveries.esp.values()):
         suppressed = suppressing_list(workspace, delivery)
         if suppressed:
@@ -8351,12 +8351,12 @@ def email_obstacle(workspace: Workspace, delivery: Delivery) -> Tuple[str, str]:
     return "", ""
 
 
-#: Why nothing is sent since 22 June 2026 (docs).
+#: Such messages have not been sent since 22 June 2026 (docs).
 UNVERIFIED = "from address does not belong to a verified sending domain"
 
 
 def domains_of(workspace: Workspace) -> Set[str]:
-    """The domains of the sender identities, which count as verified; none if none are seeded."""
+    """The domains of the sender identities, which count as verified; empty if none are seeded."""
     senders = workspace.shelves["sender_identities"].rows.values()
     named = [as_text(row.get("email") or row.get("address") or "") for row in senders]
     return {domain_in(text) for text in named} - {""}
@@ -8368,13 +8368,13 @@ def domain_in(text: str) -> str:
 
 
 def is_from_elsewhere(workspace: Workspace, delivery: Delivery) -> bool:
-    """Whether an email's sender is of a domain that nobody verified, once senders are seeded."""
+    """Whether an email's sender has an unverified domain, which matters once senders are seeded."""
     known, sender = domains_of(workspace), as_text(delivery.rendered.get("from") or "")
     return bool(known and sender) and domain_in(sender) not in known
 
 
 def suppressing_list(workspace: Workspace, delivery: Delivery) -> str:
-    """Which list of the email provider keeps this email back, as a reason, or ""."""
+    """The reason for suppression if one of the email provider's lists has the address, or ""."""
     named = {address.lower() for _, address in getaddresses([delivery.recipient])}
     for name, rows in workspace.deliveries.esp.items():
         if not named.isdisjoint(rows):
@@ -8383,7 +8383,7 @@ def suppressing_list(workspace: Workspace, delivery: Delivery) -> str:
 
 
 def _add_custom_device(workspace: Workspace, delivery: Delivery) -> None:
-    """Add or update the device that comes with a push, at the time of the send (reference)."""
+    """Add or update the device that comes with a push, when the push is sent (reference)."""
     person, device = delivery.person, delivery.message.get("custom_device")
     with workspace.lock:
         if device and person in workspace.people:
@@ -8393,7 +8393,7 @@ def _add_custom_device(workspace: Workspace, delivery: Delivery) -> None:
 
 @chore
 def dispatch(workspace: Workspace, delivery: Delivery, mail: Mail) -> None:
-    """Render a message and send it, as far as it gets: to delivered, drafted, or failed."""
+    """Render a message and send it, as far as it gets: delivered, drafted, or failed."""
     now = workspace.clock.now()
     if delivery.channel == "push":
         _add_custom_device(workspace, delivery)
@@ -8417,9 +8417,9 @@ def dispatch(workspace: Workspace, delivery: Delivery, mail: Mail) -> None:
 
 
 def _send_on(workspace: Workspace, delivery: Delivery, mail: Mail, now: int) -> None:
-    """Note what becomes of a rendered message, in Unix seconds. Under the lock."""
+    """Record what becomes of a rendered message, at `now` in Unix seconds. Under the lock."""
     report, to = workspace.deliveries.report, delivery.rendered.get("to")
-    # A push goes to device tokens (reference); how several are listed is inferred.
+    # A push goes to device tokens (reference); how several are written is inferred.
     to = ", ".join(delivery.addressed()) if delivery.channel == "push" else to
     delivery.recipient = to or delivery.recipient
     metric, reason = obstacle(workspace, delivery, mail)
@@ -8436,7 +8436,7 @@ def _send_on(workspace: Workspace, delivery: Delivery, mail: Mail, now: int) -> 
 def new_delivery(
     workspace: Workspace, kind: str, person: Optional[Person], message: Attributes
 ) -> Delivery:
-    """A delivery of a content to somebody, not filed yet; `kind` is one of DELIVERY_KINDS."""
+    """Make a delivery to a person, without filing it; `kind` is one of DELIVERY_KINDS."""
     now, type = workspace.clock.now(), str(message["type"])
     delivery_id = delivery_id_of(now, workspace.count("delivery"), kind)
     delivery = Delivery(delivery_id, _CHANNELS.get(type, type), message, int(now))
@@ -8459,7 +8459,7 @@ def deliver(
     return delivery
 
 
-#: The other way round than MESSAGE_TYPES.
+#: The inverse of MESSAGE_TYPES.
 _CHANNELS = {type: channel for channel, type in MESSAGE_TYPES.items()}
 
 
@@ -8472,8 +8472,8 @@ def _wrong_headers(value: Json) -> str:
     return wrong or next((OBJECT.wrong(row) for row in rows if OBJECT.wrong(row)), "")
 
 
-#: What every transactional send takes; what is missing is told in the service's words (its
-#: clients' tests).
+#: The fields of every transactional send; the wording for a missing one is the
+#: service's (from its clients' tests).
 _SEND = FieldList(
     lax=True, first=True, missing='Missing required field: "{}"', wrong='"{}" {}'
 ).having(
@@ -8503,7 +8503,7 @@ SEND_FIELDS = {
         _SEND.having("transactional_message_id identifiers", in_app=APPEARANCE),
     ),
 }  # fmt: skip
-#: An email without a template has all of its content with it.
+#: An email without a template brings all of its content along.
 _SEND_WHOLE = SEND_FIELDS["email"].having("body subject from")
 _E164 = re.compile(r"\+[1-9]\d{1,14}")
 MAX_SEND_AHEAD = 90 * 86400
@@ -8518,11 +8518,11 @@ def accept(
     base_url: str,
     raw: Optional[bytes] = None,
 ) -> Tuple[Delivery, Optional[Mail]]:
-    """Accept a transactional message; gives its delivery, and what is to be sent of it now.
+    """Accept a transactional message; returns its delivery, and the mail to be sent now, if any.
 
     An unknown person is created. `base_url` is where links in the message lead, `raw` the JSON
     that it came in. What goes wrong from here on shows in the delivery, as in the real service.
-    Raises ApiError in the order fields, recipients, attachments, template (inferred).
+    Raises ApiError for, in this order: fields, recipients, attachments, template (inferred).
     """
     who = _check_send(channel, message, workspace.clock.now())
     with workspace.lock:
@@ -8552,7 +8552,7 @@ def accept(
 
 @functools.lru_cache(maxsize=1024)
 def _parents_of(message: int, content: Optional[int]) -> Dict[str, int]:
-    """What transactional deliveries are part of; those of one content share it."""
+    """The parents of a transactional delivery; those of the same content share the dict."""
     parents = {"transactional_message_id": message, "content_id": content}
     return {name: number for name, number in parents.items() if number is not None}
 
@@ -8573,7 +8573,7 @@ def transactional_content(
 
 
 def _address(workspace: Workspace, delivery: Delivery, who: Identifier) -> Outcome:
-    """Tie a delivery to its person, who is made if unknown; gives what became of that."""
+    """Tie a delivery to its person, who is created if unknown; returns the outcome of that."""
     outcome, person = DONE, workspace.people.find(who)
     if person is None:
         outcome = workspace.ingest(workspace.people.identify, who, {})
@@ -8585,11 +8585,11 @@ def _address(workspace: Workspace, delivery: Delivery, who: Identifier) -> Outco
 
 
 def transactional_of(workspace: Workspace, channel: str, message: Json) -> Json:
-    """The transactional message that a send names by number or trigger name.
+    """The transactional message that a send names, by number or trigger name.
 
-    Without one, message 1 gets the metrics (docs). Raises ApiError 400 for an unknown one, once
-    the workspace has seeded messages and `auto_create` does not ask for it; and if it asks for
-    the name of another channel's message (reference).
+    Without one, message 1 gets the metrics (docs). Raises ApiError 400 for an unknown
+    one if the workspace has seeded messages and `auto_create` isn't given; and if
+    `auto_create` is given with the name of another channel's message (reference).
     """
     shelf, given = workspace.shelves["transactional"], message.get("transactional_message_id")
     text = "1" if given in (None, "") else as_text(given)
@@ -8610,7 +8610,7 @@ def transactional_of(workspace: Workspace, channel: str, message: Json) -> Json:
 
 
 def _channel_of(workspace: Workspace, row: Json) -> str:
-    """What a transactional message is sent by; "" if nothing says so."""
+    """The channel of a transactional message; "" if it isn't known."""
     contents = workspace.shelves["transactional_contents"].where(_parent=row["id"])
     type = row.get("_channel") or (contents[0]["type"] if contents else "")
     return _CHANNELS.get(type, type)
@@ -8627,7 +8627,7 @@ def _by_trigger_name(shelf: Shelf, text: str) -> Optional[Json]:
 
 
 class Misread(ApiError):
-    """A send with a value of the wrong JSON type, which the service refuses as a whole."""
+    """A send with a value of the wrong JSON type, which the service rejects altogether."""
 
 
 def _check_send(channel: str, message: Json, now: float) -> Identifier:
@@ -8663,8 +8663,8 @@ def _check_recipients(channel: str, message: Json) -> None:
             raise invalid(f"to, cc and bcc name {count} addresses; {MAX_RECIPIENTS} at most", "to")
 
 
-#: File types that are refused as attachments; the service's list isn't published, this is the
-#: one that mail providers agree on (inferred).
+#: File types that are refused as attachments. The service doesn't publish its list;
+#: this one is what mail providers agree on (inferred).
 FORBIDDEN_FILES = frozenset(
     (
         "ade", "adp", "apk", "appx", "bat", "cab", "chm", "cmd", "com", "cpl", "dll", "dmg", "exe",
@@ -8691,24 +8691,24 @@ def _check_attachments(attachments: Dict[str, str]) -> None:
         raise ApiError(413, "Total attachment size exceeds the limit")
 
 
-# ---- what others have: requests of ours
+# ---- what others have: requests that we make
 
-#: The largest file that is fetched, in bytes, how long that may take, in seconds, and how often
-#: it may be elsewhere.
+#: The largest file to be fetched, in bytes; how long that may take, in seconds; and how
+#: many redirects it may take.
 MAX_FILE, FILE_TIMEOUT, MAX_REDIRECTS = 100 * 1000 * 1000, 10, 5
-#: More lines of a file are not read, and of more errors only the number is kept.
+#: How many lines of a file are read; how many errors are kept (further ones are only counted).
 MAX_LINES, MAX_ERRORS = 100_000, 1000
 
 
 def hang_up(sock: socket.socket) -> None:
-    """Wake whoever waits for this socket."""
+    """Wake the thread that waits on this socket."""
     with contextlib.suppress(OSError):
-        # The base class's, because SSLSocket's own is not meant for other threads.
+        # The base class's method: SSLSocket's own must not be called by other threads.
         socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
 class Deadline:
-    """Hangs up on a peer after so many seconds, as a socket's own time-out is for each step."""
+    """Hangs up on a peer after so many seconds in all; a socket's own time-out is per operation."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds, self.passed = seconds, False
@@ -8718,19 +8718,19 @@ class Deadline:
         self._timer.start()
 
     def watch(self, sock: socket.socket) -> None:
-        """From now on this socket is what to hang up. Raises TimeoutError if it is too late."""
+        """Hang up on this socket when time is up. Raises TimeoutError if it already is."""
         self._socket = sock
         self.check()
 
     def check(self) -> None:
-        """Raises TimeoutError if time is up."""
+        """Raise TimeoutError if time is up."""
         if self.passed:
             raise TimeoutError(f"no answer within {self.seconds:g} seconds")
 
     def cancel(self) -> None:
-        """Let the socket live."""
+        """Call off the deadline; the socket stays open."""
         self._timer.cancel()
-        self._timer.function = bool  # which does nothing; else it and this would hold each other
+        self._timer.function = bool  # does nothing; else timer and deadline would form a cycle
 
     def hang_up(self) -> None:
         """Let time be up: whoever waits for the peer wakes, who comes to it later won't begin."""
@@ -8742,7 +8742,7 @@ class Deadline:
 def places_of(host: str, port: int) -> List[Tuple[str, int]]:
     """The addresses of a host. Raises OSError, or ValueError for one like 169.254.169.254.
 
-    There clouds keep their secrets, so no name or spelling of such an address may lead to it.
+    Clouds keep secrets at such addresses, so no name or spelling of one may lead there.
     """
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     places = [(str(place[0]), port) for *_, place in found]
@@ -8754,20 +8754,20 @@ def places_of(host: str, port: int) -> List[Tuple[str, int]]:
 
 
 def _meant_by(address: Any) -> Iterator[Any]:
-    """An address, and those of IPv4 inside of it."""
+    """An address, and the IPv4 addresses embedded in it."""
     yield address
     if address.version == 6:
         inside = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
-        # As ::169.254.169.254, and what NAT64 makes of it (RFC 6052).
+        # As in ::169.254.169.254, or as NAT64 embeds it (RFC 6052).
         if address.packed[:12] in (bytes(12), b"\0\x64\xff\x9b" + bytes(8)):
             inside.append(ipaddress.IPv4Address(address.packed[12:]))
         yield from filter(None, inside)
 
 
 def dial(host: str, port: int, context: Optional[ssl.SSLContext], deadline: Deadline) -> Any:
-    """Connect, with TLS if there is a context for it. Raises OSError or ValueError."""
+    """Connect, with TLS if a context is given. Raises OSError or ValueError."""
     failure: OSError = OSError(f"{host} has no address")
-    for place in places_of(host, port):  # and no other: a name may mean something else next time
+    for place in places_of(host, port):  # no second look-up: it might differ
         try:
             sock = socket.create_connection(place, deadline.seconds)
             break
@@ -8777,12 +8777,12 @@ def dial(host: str, port: int, context: Optional[ssl.SSLContext], deadline: Dead
         try:
             raise failure
         finally:
-            del failure  # else it and this frame, and all that this hangs on, would hold each other
-    sock.settimeout(deadline.seconds + 1)  # the deadline comes first, and has the better words
+            del failure  # otherwise it and this frame, with all it refers to, would form a cycle
+    sock.settimeout(deadline.seconds + 1)  # the deadline comes first, with a clearer message
     try:
         deadline.watch(sock)
         if context is not None:
-            # TLS goes over a new socket, which has to be watched while hands are shaken.
+            # TLS has a socket of its own, which has to be watched during the handshake.
             sock = context.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False)
             deadline.watch(sock)
             sock.do_handshake()
@@ -8796,10 +8796,10 @@ def dial(host: str, port: int, context: Optional[ssl.SSLContext], deadline: Dead
 def asked(
     url: str, method: str, headers: Mapping[str, str], body: bytes, deadline: Deadline
 ) -> Iterator[HTTPResponse]:
-    """The answer to a request of ours, with its body to be read; follows no redirect.
+    """The response to a request that we make, its body still to be read; follows no redirect.
 
-    Raises OSError or ValueError, also for what goes wrong with the body; TimeoutError if the
-    deadline passes, however slowly the answer comes.
+    Raises OSError or ValueError, also while the body is read; TimeoutError once the deadline
+    has passed, however slowly the response trickles in.
     """
     import ssl
     from http.client import HTTPConnection, HTTPException
@@ -8823,7 +8823,7 @@ def asked(
         yield answer
     except (OSError, HTTPException) as error:
         deadline.check()
-        if isinstance(error, OSError):  # also who hung up without a word
+        if isinstance(error, OSError):  # including a peer that hung up without a word
             raise
         raise ValueError(repr(error)) from None
     finally:
@@ -8831,7 +8831,7 @@ def asked(
 
 
 def fetched(url: Json, name: str) -> bytes:
-    """What is behind a URL, 100 MB at most, gzip or not. Raises ApiError 400."""
+    """Fetch a URL's content, at most 100 MB, gzipped or not. Raises ApiError 400."""
     if not isinstance(url, str) or not re.match(r"https?://", url):
         raise invalid(f"{name} must be an http or https URL", name)
     deadline = Deadline(FILE_TIMEOUT)
@@ -8859,7 +8859,7 @@ def _downloaded(url: str, deadline: Deadline) -> bytes:
 
 
 def _whole_body(answer: HTTPResponse, deadline: Deadline) -> bytes:
-    """All of an answer's body. Raises ValueError if that is too much, or less than was said."""
+    """Read a response's body. Raises ValueError if it is too large, or ends prematurely."""
     data = bytearray()
     while True:
         piece = answer.read(1 << 16)
@@ -8881,9 +8881,9 @@ def _unprocessable(message: str, name: str) -> ApiError:
     return ApiError(422, Problem(message, name))
 
 
-#: The ways to name a broadcast's audience; a call may use one of them (reference).
+#: The ways to specify a broadcast's audience; a call may use only one (reference).
 AUDIENCES = ("recipients", "ids", "emails", "per_user_data", "data_file_url")
-#: Which flags go with which audience; the server refuses others (the Go client's notes).
+#: The flags that go with each audience; the service refuses any other (the Go client's notes).
 AUDIENCE_FLAGS: Dict[str, Sequence[str]] = {
     "ids": ("id_ignore_missing",),
     "emails": ("email_ignore_missing", "email_add_duplicates"),
@@ -8892,15 +8892,15 @@ AUDIENCE_FLAGS: Dict[str, Sequence[str]] = {
 }
 MAX_AUDIENCE = 10_000
 MAX_TRIGGER_DATA = 50_000
-#: A call, and a line of its data file, in bytes (description).
+#: The largest call, and the longest line of its data file, in bytes (description).
 MAX_TRIGGER, MAX_USER_DATA = 25 * 1000 * 1000, 2 * 1000 * 1000
 
 
 def trigger_broadcast(workspace: Workspace, broadcast_id: int, payload: Json) -> Trigger:
-    """Record the trigger of a broadcast and find its audience. Raises ApiError 422."""
+    """Record a trigger of a broadcast and determine its audience. Raises ApiError 422."""
     _check_audience(payload)
     errors: List[str] = []
-    # Before the lock: fetching takes time, and may be from ourselves.
+    # Not under the lock: this takes time, and may be a request to ourselves.
     listed = _listed_rows(payload, errors)
     with workspace.lock:
         number, now = workspace.count("trigger"), workspace.seconds()
@@ -8910,7 +8910,7 @@ def trigger_broadcast(workspace: Workspace, broadcast_id: int, payload: Json) ->
         done = {"processed_at": None if audience and not errors else now, "received_at": now}
         workspace.broadcasts.append({**row, **done})
     if errors:
-        # The number is used up although the call failed (reference).
+        # The failed call still uses up its number (reference).
         text = (
             "Errors were found while processing per user data (ids, emails or json data). More "
             f"detail available from the errors endpoint for trigger {number}"
@@ -8924,7 +8924,7 @@ def _further(count: int) -> List[str]:
 
 
 class Trigger(NamedTuple):
-    """An accepted trigger: its number, and who gets the broadcast with which data."""
+    """An accepted trigger: its number, and the recipients, each with their data."""
 
     number: int
     audience: List[Tuple[Person, Json]]
@@ -8937,7 +8937,7 @@ def audience_of(
     listed: Optional[List[Json]],
     errors: List[str],
 ) -> List[Tuple[Person, Json]]:
-    """Who gets a broadcast, and the `trigger` data of each; errors are added line by line."""
+    """The recipients of a broadcast, each with the `trigger` data; appends to `errors`."""
     data = payload.get("data") or {}
     if listed is not None:
         return _listed_people(workspace, payload, listed, data, errors)
@@ -8950,7 +8950,7 @@ def audience_of(
 
 
 def _listed_rows(payload: Json, errors: List[str]) -> Optional[List[Json]]:
-    """The recipients that a call lists, one way or another; None if it doesn't."""
+    """The recipients that a call lists in one way or another; None if it lists none."""
     for name, kind in (("ids", "id"), ("emails", "email")):
         if name in payload:
             return [{kind: value} for value in payload[name]]
@@ -8960,11 +8960,11 @@ def _listed_rows(payload: Json, errors: List[str]) -> Optional[List[Json]]:
 
 
 def _file_rows(url: str, errors: List[str]) -> List[Json]:
-    """The rows of a JSON Lines file, gzip or not; a bad line becomes an error and an empty row."""
+    """The rows of a JSON Lines file, gzipped or not; a bad line gives an error and an empty row."""
     rows: List[Json] = []
     try:
         data = fetched(url, "data_file_url")
-    except ApiError as error:  # which is the trigger's, not the call's (docs)
+    except ApiError as error:  # an error of the trigger, not of the call (docs)
         reason = error.message.partition(" can't be fetched: ")[2] or error.message
         errors.append(f"failed to download data file, {reason}")
         return rows
@@ -9055,7 +9055,7 @@ def _check_recipients_filter(value: Json) -> None:
 def send_broadcast(
     workspace: Workspace, broadcast_id: int, started: Trigger, base_url: str
 ) -> None:
-    """Send a broadcast's messages to its audience; large ones in the background."""
+    """Send a broadcast's messages to its audience; in the background if it is large."""
     with workspace.lock:
         row = workspace.shelves["broadcasts"].rows.get(broadcast_id) or {"id": broadcast_id}
         actions = workspace.shelves["broadcast_actions"].where(_parent=broadcast_id)
@@ -9085,7 +9085,7 @@ def note_processed(workspace: Workspace, number: int) -> None:
 
 
 def translated(actions: List[Json], action: Json, person: Person) -> Json:
-    """An action in a person's language, if there is a translation."""
+    """The translation of an action into a person's language, or the action if there is none."""
     language = person.text("language")
     for other in actions:
         if language and (other["parent_action_id"], other["language"]) == (action["id"], language):
@@ -9095,7 +9095,7 @@ def translated(actions: List[Json], action: Json, person: Person) -> Json:
 
 # ---- newsletters
 
-#: What a newsletter of each type must have of its own (reference).
+#: The fields that a newsletter of each type must have (reference).
 NEWSLETTER_TYPES: Dict[str, Sequence[str]] = {
     "email": ("subject", "body"),
     "twilio": ("body",),
@@ -9109,7 +9109,7 @@ RATE_FIELDS = FieldList(status=422).having(
     flag="rate_limit_spread",
 )  # fmt: skip
 
-#: What can be changed of a content; the rest of a row is read-only and passed over (reference).
+#: The fields of a content that can be changed; others are read-only, and ignored (reference).
 CONTENT_FIELDS = FieldList().having(
     text="name from body body_amp body_plain body_json subject preheader_text recipient bcc url "
     "request_method image_url",
@@ -9117,7 +9117,7 @@ CONTENT_FIELDS = FieldList().having(
     sending_state=SENDING_STATE, headers=typed_field(str, list, dict),
     method=choice_field("get", "post", "put", "delete", "patch"),
 )  # fmt: skip
-#: A content as it is sent to be changed: often what was read, with what can't be changed.
+#: The fields of a content in an update: often all that was read, read-only ones included.
 CONTENT_ROW = CONTENT_FIELDS.having(
     any="id campaign_id broadcast_id newsletter_id parent_action_id deduplicate_id type layout "
     "language reply_to preprocessor cc created updated send_to_unsubscribed"
@@ -9126,7 +9126,7 @@ TRANSLATION_FIELDS = CONTENT_FIELDS.having("language", filled="language")._repla
 
 
 def checked_rate(body: Json) -> Json:
-    """The rate limit of a newsletter: rate and period belong together. Raises ApiError 422."""
+    """Read a newsletter's rate limit: rate and period belong together. Raises ApiError 422."""
     given = RATE_FIELDS.read(body)
     if ("rate_limit_email_rate" in given) != ("rate_limit_time_period" in given):
         text = "rate_limit_email_rate and rate_limit_time_period belong together"
@@ -9135,7 +9135,7 @@ def checked_rate(body: Json) -> Json:
 
 
 def _check_newsletter_recipients(spec: Json, member: Member) -> None:
-    """`and` outside; inside it `attribute`, or segments in an `or`, or `not` of one (reference)."""
+    """Check for `and` of `attribute`s, `or`s of segments, or `not` of either (reference)."""
     compile_filter(spec, "recipients", member)
     for part in spec.get("and") or [{}]:
         inner = part.get("not", part)
@@ -9150,7 +9150,7 @@ def _check_newsletter_recipients(spec: Json, member: Member) -> None:
 
 
 def segments_of(spec: Json) -> List[int]:
-    """The segments that a recipients filter names."""
+    """The segments that a recipients filter refers to."""
     if isinstance(spec, list):
         return [number for part in spec for number in segments_of(part)]
     if not isinstance(spec, dict):
@@ -9160,7 +9160,7 @@ def segments_of(spec: Json) -> List[int]:
 
 
 def send_newsletter(workspace: Workspace, row: Json, base_url: str) -> Json:
-    """Send a newsletter to its recipients now: each gets the content of one test group."""
+    """Send a newsletter now; every recipient gets the content of one test group."""
     with workspace.lock:
         contents = workspace.shelves["newsletter_contents"].where(_parent=row["id"])
         if not contents:
@@ -9178,7 +9178,7 @@ def send_newsletter(workspace: Workspace, row: Json, base_url: str) -> Json:
         language = person.text("language") or ""
         content = next((c for c in options if c["language"] == language), options[0])
         parents = {"newsletter_id": row["id"], "content_id": content["id"]}
-        # A newsletter passes the unsubscribed over (reference).
+        # A newsletter skips those who are unsubscribed (reference).
         mail = Mail(NEWSLETTERS, row, {"send_to_unsubscribed": False, **content})
         deliver(workspace, person, mail, parents, {}, base_url)
 
@@ -9187,7 +9187,7 @@ def send_newsletter(workspace: Workspace, row: Json, base_url: str) -> Json:
 
 
 def newsletter_recipients(workspace: Workspace, row: Json) -> List[Person]:
-    """Who gets a newsletter: its recipients filter, or its segments."""
+    """The recipients of a newsletter, by its filter or its segments."""
     segments = [{"segment": {"id": number}} for number in row.get("recipient_segment_ids") or ()]
     spec = (
         row.get("_recipients") or row.get("recipients") or ({"or": segments} if segments else None)
@@ -9200,7 +9200,7 @@ def newsletter_recipients(workspace: Workspace, row: Json) -> List[Person]:
 
 
 def send_later(workspace: Workspace, row: Json, when: int, base_url: str) -> None:
-    """Send a newsletter at a time in Unix seconds, unless that changes until then."""
+    """Schedule a newsletter for `when`, Unix seconds; it is sent unless rescheduled by then."""
     workspace.agenda.later(when, send_if_due, row["id"], when, base_url)
 
 
@@ -9228,7 +9228,7 @@ def _check_zone(name: Json) -> None:
 
 @chore
 def send_if_due(workspace: Workspace, number: int, when: int, base_url: str) -> None:
-    """Send a newsletter that was scheduled for `when`, unless that has changed."""
+    """Send a newsletter that was scheduled for `when`, unless it has been rescheduled or sent."""
     if threading.get_ident() in HURRIED:
         raise TakesTime
     row = workspace.shelves["newsletters"].rows.get(number)
@@ -11042,27 +11042,27 @@ _CHANNEL_EVENTS = {
     "slack": "drafted attempted sent clicked converted failed undeliverable",
     "webhook": "drafted attempted sent clicked converted failed undeliverable",
 }
-#: What a reporting webhook may ask for (reference).
+#: The events that a reporting webhook can subscribe to (reference).
 WEBHOOK_EVENTS = (
     "customer_subscribed", "customer_unsubscribed", "customer_subscription_preferences_changed",
     "cio_subscription_preferences_changed",
     *(f"{channel}_{event}" for channel, text in _CHANNEL_EVENTS.items() for event in text.split()),
 )  # fmt: skip
 
-#: How long an endpoint may take to answer, in seconds, and how long from the first attempt an
-#: event is tried (reference).
+#: How long an endpoint may take to answer, and for how long after the first attempt an
+#: event is tried again; in seconds (reference).
 WEBHOOK_TIMEOUT = 4.0
 WEBHOOK_LIFE = 7 * 86400.0
-#: The first retry waits an hour after these, and after what `is_slow_error` knows (reference).
+#: The first retry comes after an hour for these, and if `is_slow_error` (reference).
 _SLOW_STATUSES = {400, 401, 402, 403, 404, 405, 410, 429, 500, 502, 521}
 _SLOW_RETRY, _QUICK_RETRY, _SLOWEST_RETRY = 3600.0, 10.0, 86400.0
 
-#: What Customer.io reports about, by the channel of a message (reference).
+#: The object types of reports, by the channel of a message (reference).
 OBJECT_TYPES = {
     name: name for name in ("email", "push", "sms", "whatsapp", "in_app", "slack", "webhook")
 }
-#: What a report about a delivery has beside the common keys, by channel and metric; "" stands for
-#: all other metrics (reference).
+#: The keys of a report about a delivery, besides the common ones, by channel and
+#: metric; "" stands for all other metrics (reference).
 _TEXT_REPORT = {
     "": "recipient",
     "drafted": "",
@@ -11092,7 +11092,7 @@ REPORT_KEYS: Dict[str, Dict[str, str]] = {
 
 
 def reported_person(workspace: Workspace, person: Optional[Person], id: str, email: str) -> Json:
-    """Whom a report is about; an ID-only workspace knows people by id alone (reference)."""
+    """The person in a report; an ID-only workspace identifies people by id alone (reference)."""
     named = {"id": id or None}
     if "email" in workspace.people.kinds:
         named.update({"email": email or None, "cio_id": person.cio_id if person else None})
@@ -11100,7 +11100,7 @@ def reported_person(workspace: Workspace, person: Optional[Person], id: str, ema
 
 
 def reported_parents(delivery: Delivery) -> Json:
-    """What a delivery is part of; a transactional one names no content (reference)."""
+    """What a delivery is part of; for a transactional one without the content (reference)."""
     transactional = TRANSACTIONAL.key in delivery.parents
     parents = without(delivery.parents, ("content_id",)) if transactional else delivery.parents
     return {**parents, **delivery.origin}
@@ -11133,7 +11133,7 @@ def report_data(workspace: Workspace, note: Note) -> Json:
 
 
 def _reported_devices(delivery: Delivery, metric: str, fact: Json) -> List[Json]:
-    """The devices of a push: the one that a client tells of, or all that it was sent to."""
+    """The devices of a push in a report: the one that the client named, or all addressed."""
     named, addressed = device_named_by(fact), delivery.addressed()
     more = {"failure_message": fact.get("reason") or ""} if metric in ("bounced", "dropped") else {}
     rows = {token: {"device_platform": platform} for token, platform in addressed.items()}
@@ -11143,7 +11143,7 @@ def _reported_devices(delivery: Delivery, metric: str, fact: Json) -> List[Json]
 
 
 def body_content(delivery: Delivery) -> Json:
-    """What joins the report of a sent message where "body content" is wanted (reference)."""
+    """What "body content" adds to the report of a sent message (reference)."""
     rendered = delivery.rendered
     content = push_payload(delivery) if delivery.channel == "push" else rendered.get("body", "")
     headers = rendered.get("headers")
@@ -11151,7 +11151,7 @@ def body_content(delivery: Delivery) -> Json:
 
 
 def push_payload(delivery: Delivery) -> str:
-    """The payload of a push as text; nobody documents what it looks like (inferred)."""
+    """The payload of a push as text; its format isn't documented anywhere (inferred)."""
     given, rendered = delivery.message, delivery.rendered
     parts = {
         "title": rendered.get("subject"),
@@ -11165,7 +11165,7 @@ def push_payload(delivery: Delivery) -> str:
 
 
 def reports_of(workspace: Workspace) -> Deque[Report]:
-    """The newest reports, oldest first; made when somebody wants them. Under the lock."""
+    """The newest reports, oldest first; made on demand. Called with the lock held."""
     reports, notes = workspace.reports, workspace.notes
     while notes:
         reports.append(_report_of(workspace, notes.popleft()))
@@ -11181,7 +11181,7 @@ def _report_of(workspace: Workspace, note: Note) -> Report:
 
 
 def what_comes_of(answer: HTTPResponse) -> str:
-    """The beginning of an answer's body, as far as it comes."""
+    """The beginning of a response's body, as much as arrives."""
     from http.client import HTTPException
 
     try:
@@ -11192,15 +11192,15 @@ def what_comes_of(answer: HTTPResponse) -> str:
 
 # ---- webhooks as tiles
 
-#: How often one that fails is tried again, and after how many seconds, doubled each time: eleven
-#: times in about an hour (docs; the steps are inferred).
+#: How often a failed call is tried again, and after how many seconds, doubled each
+#: time: eleven times in about an hour (docs; the intervals are inferred).
 CALL_RETRIES, CALL_RETRY = 11, 2.0
-#: How long an endpoint may take, in seconds (docs).
+#: How long an endpoint may take to answer, in seconds (docs).
 CALL_TIMEOUT = 16.0
 
 
 def _webhook_tile(runner: Runner, journey: Journey, node: Node, texts: Json) -> Done:
-    """Call an endpoint, and go on once it has answered, or failed to, for the first time."""
+    """Call an endpoint, and move on once the first attempt has been answered or has failed."""
     if journey.waits:
         return Done("created", delivery=journey.steps[-1].delivery)
     plan, workspace = runner.plans[journey.campaign_id], runner.workspace
@@ -11218,7 +11218,7 @@ def _webhook_tile(runner: Runner, journey: Journey, node: Node, texts: Json) -> 
 
 @chore
 def call_webhook(workspace: Workspace, number: int, delivery: Delivery, mail: Mail) -> None:
-    """Render the request of a webhook, and have it sent."""
+    """Render a webhook's request and have it sent."""
     data = template_data(workspace, delivery, mail, as_text(mail.content))
     try:
         rendered = webhook_request(mail.content, data, workspace.clock.now())
@@ -11233,7 +11233,7 @@ def call_webhook(workspace: Workspace, number: int, delivery: Delivery, mail: Ma
 
 
 def webhook_request(content: Json, data: Json, now: float) -> Json:
-    """The request that a webhook makes. Raises LiquidError, or ApiError for what is no request."""
+    """The request that a webhook makes. Raises LiquidError, or ApiError if it isn't a valid one."""
     method = str(content.get("request_method") or content.get("method") or "post").lower()
     pairs = header_pairs(content.get("headers"))
     budget = Budget()
@@ -11251,7 +11251,7 @@ def webhook_request(content: Json, data: Json, now: float) -> Json:
 
 @chore
 def call_again(workspace: Workspace, number: int, delivery: Delivery, attempt: int) -> None:
-    """Have a webhook's request sent, for the first time or once more."""
+    """Have a webhook's request sent, for the first time or again."""
     for tell in workspace.occasions.called:
         tell(number, delivery, attempt)
 
@@ -11260,7 +11260,7 @@ def call_again(workspace: Workspace, number: int, delivery: Delivery, attempt: i
 def webhook_answered(
     workspace: Workspace, number: int, delivery: Delivery, attempt: int, status: int, text: str
 ) -> None:
-    """Take an answer to a webhook, or what went wrong if the status is 0."""
+    """Handle the response to a webhook, or the failure in `text` if the status is 0."""
     runner, journey = workspace.beside(Runner), workspace.journeys.rows[number]
     good, now = 200 <= status < 300, workspace.seconds()
     values = _response_values(runner, journey, delivery, text) if good else {}
@@ -11281,7 +11281,7 @@ def webhook_answered(
 
 
 def _response_values(runner: Runner, journey: Journey, delivery: Delivery, text: str) -> Json:
-    """What the webhook's `response` rows make of an answer, by name of the attribute."""
+    """The values that a webhook's `response` rows derive from the answer, by attribute."""
     plan = runner.plans.get(journey.campaign_id)
     node = plan.nodes.get(delivery.parents["action_id"]) if plan else None
     rows = node.body.get("response") if node else None
@@ -11308,7 +11308,7 @@ TILES["webhook"] = Tile(_webhook_tile, LAX.having(
 
 
 def call_once_more(workspace: Workspace) -> None:
-    """Call the endpoints that had not answered yet when a snapshot was made."""
+    """Repeat the calls that were not yet answered when a snapshot was made."""
     due = {chore.args[1] for _, chore in workspace.clock.pending if chore.name in _CALLING}
     for journey in workspace.journeys.rows:
         delivery = journey.steps[-1].delivery if journey.waits else None
@@ -11324,9 +11324,9 @@ _CALLING = ("call_webhook", "call_again", "webhook_answered")
 
 
 class Outbox:
-    """Reports to endpoints: one queue for each, in order, from one background thread.
+    """Sends reports to endpoints: a queue for each, in order, from one background thread.
 
-    The thread lives while there is something to send now; what has to wait for another try
+    The thread lives only while there is something to send now; what has to be tried again
     waits on the workspace's clock. No request waits for any of this.
     """
 
@@ -11337,9 +11337,9 @@ class Outbox:
         self._thread: Optional[threading.Thread] = None
         self._deadline: Optional[Deadline] = None
         self._closed = False
-        #: How often anything has been sent.
+        #: How many attempts have been made.
         self.tried = 0
-        #: Webhooks of journeys to be called: journey, delivery, the how manieth attempt.
+        #: Calls to make for journeys: the journey, the delivery, and the number of the attempt.
         self._calls: Deque[Tuple[int, Delivery, int]] = deque()
 
     # ---- what is to be reported
@@ -11347,7 +11347,7 @@ class Outbox:
     def heard(
         self, delivery: Delivery, metric: str, when: int, first: bool, fact: Json, at: float
     ) -> None:
-        """Take note that something happened to a delivery, and tell whoever asked for it."""
+        """Take note that something happened to a delivery, and report it to those who want it."""
         workspace, person, kind = (
             self.workspace,
             delivery.person,
@@ -11359,7 +11359,7 @@ class Outbox:
         named = (person, person.id, person.email) if person else (None, "", "")
         note = (number, at, delivery, metric, when, fact, *named)
         workspace.notes.append(tuple.__new__(Note, note))  # for each message: without a call
-        # The devices of a push that was not sent may be others later.
+        # By the time a push that was not sent is reported, its devices may be different.
         if kind == "push" or workspace.shelves["reporting_webhooks"].rows:
             self._tell(reports_of(workspace)[-1], kind, first)
 
@@ -11371,7 +11371,7 @@ class Outbox:
         event_id = ulid(workspace.clock.now(), workspace.count("report"))
         about = reported_person(workspace, person, person.id, person.email)
         data = {**about, "email_address": person.email or None}
-        # The channel of the message that led to it, if one did (reference).
+        # The channel of the message that led to it, if there was one (reference).
         kind = OBJECT_TYPES.get(cause.channel if cause else "", "customer")
         report = Report(event_id, kind, metric, workspace.seconds(), data)
         report.content = {"content": content} if content else {}
@@ -11379,13 +11379,13 @@ class Outbox:
         self._tell(report, "customer", True)
 
     def _tell(self, report: Report, group: str, first: bool) -> None:
-        """Queue a report for whoever asked for this metric in a group of events."""
+        """Queue a report for every endpoint that wants this metric of a group of events."""
         for endpoint in self.workspace.shelves["reporting_webhooks"].rows.values():
             if not endpoint["disabled"] and self._wanted(endpoint, group, report.metric, first):
                 self._enqueue(endpoint["id"], report)
 
     def _wanted(self, endpoint: Json, group: str, metric: str, first: bool) -> bool:
-        # Without full resolution only the first open and click of a delivery count (reference).
+        # Without full resolution, only a delivery's first open and click are reported (reference).
         if not first and metric in ("opened", "clicked") and not endpoint["full_resolution"]:
             return False
         names = {f"{group}_{metric}", metric, metric.replace("cio_", "customer_")}
@@ -11428,13 +11428,13 @@ class Outbox:
         report = self._queues[endpoint_id][0]
         try:
             self._try(endpoint_id, report)
-        except Exception as error:  # lose this report rather than all that follow
+        except Exception as error:  # better to lose this report than all that follow
             log.error("lost webhook %s: %r", report.event_id, error)
             with self._changed:
                 self._queues[endpoint_id].popleft()
 
     def call(self, number: int, delivery: Delivery, attempt: int) -> None:
-        """Call an endpoint for a journey; what it answers goes back there as work that is due."""
+        """Call an endpoint for a journey; the answer comes back to it as due work."""
         with self._changed:
             self._calls.append((number, delivery, attempt))
             self._work()
@@ -11456,7 +11456,7 @@ class Outbox:
             workspace.agenda.later(now, webhook_answered, number, delivery, attempt, *result)
 
     def _try(self, endpoint_id: int, report: Report) -> None:
-        """Send the head of a queue; on failure the queue rests until the retry (reference)."""
+        """Send the head of a queue; after a failure the queue rests until the retry (reference)."""
         endpoint = self.workspace.shelves["reporting_webhooks"].rows.get(endpoint_id)
         attempt: Json = {"error": "endpoint deleted"}
         slow = False
@@ -11467,7 +11467,7 @@ class Outbox:
         before = [row["at"] for row in report.attempts if row.get("endpoint_id") == endpoint_id]
         delay = min((_SLOW_RETRY if slow else _QUICK_RETRY) * 2 ** len(before), _SLOWEST_RETRY)
         over = endpoint is None or 200 <= status < 300
-        # Not from `report.timestamp`: what is reported may be long past (inferred).
+        # Not counted from `report.timestamp`: an event can be reported long afterwards (inferred).
         over = over or now + delay > min([now, *before]) + WEBHOOK_LIFE
         if not 200 <= status < 300:
             log.warning(
@@ -11476,7 +11476,7 @@ class Outbox:
         self.tried += 1
         row = {"endpoint_id": endpoint_id, "at": now, **attempt}
         row["retry_at"] = None if over else now + delay
-        # In this order: whoever reports holds the workspace's lock and then asks for ours.
+        # In this order: a thread that reports holds the workspace's lock, then asks for ours.
         with self.workspace.lock, self._changed:
             report.attempts = [*report.attempts, row]
             if over:
@@ -11486,13 +11486,13 @@ class Outbox:
                 self.workspace.agenda.later(now + delay, try_again, endpoint_id)
 
     def wake(self, endpoint_id: int) -> None:
-        """Go on with an endpoint that has rested."""
+        """Resume an endpoint that has been resting."""
         with self._changed:
             self._resting.discard(endpoint_id)
             self._work()
 
     def signature(self, timestamp: str, body: bytes) -> str:
-        """Hex HMAC-SHA256 over `v0:<timestamp>:<body>` (reference)."""
+        """Sign: hex HMAC-SHA256 of `v0:<timestamp>:<body>` (reference)."""
         text = f"v0:{timestamp}:".encode() + body
         return hmac.new(self.signing_key.encode(), text, "sha256").hexdigest()
 
@@ -11506,7 +11506,7 @@ class Outbox:
         }
 
     def _post(self, endpoint: Json, report: Report) -> Tuple[Json, bool]:
-        """Make one attempt; gives request and response or error, and if a retry waits an hour."""
+        """Make one attempt; returns its record, and whether the first retry comes after an hour."""
         data = {**report.data, **(report.content if endpoint["with_content"] else {})}
         body = compact({**report.head(), "data": data})
         headers = self._signed(body)
@@ -11527,9 +11527,9 @@ class Outbox:
         method: str,
         timeout: float,
     ) -> Json:
-        """Make a request and read the answer; follows no redirect. Raises OSError or ValueError.
+        """Make a request and read the response; follows no redirect. Raises OSError or ValueError.
 
-        TimeoutError if the head of the answer is not there in time, however slowly it comes.
+        TimeoutError if the response's head isn't complete in time, however slowly it arrives.
         """
         self._deadline = Deadline(timeout)
         if self._closed:  # since the report was taken up
@@ -11544,9 +11544,9 @@ class Outbox:
     # ---- waiting and ending
 
     def flush(self, timeout: float = 10.0) -> int:
-        """Wait, at most `timeout` seconds, until all is sent that can be sent now.
+        """Wait, at most `timeout` seconds, until everything that can be sent now has been sent.
 
-        Returns how many reports still wait, for a retry or because time is up.
+        Returns how many reports are left, waiting for a retry or because time was up.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._thread is None, timeout)
@@ -11554,17 +11554,17 @@ class Outbox:
 
     @property
     def waiting(self) -> int:
-        """How many reports have yet to be sent, or sent again."""
+        """How many reports are still to be sent, or sent again."""
         return sum(map(len, list(self._queues.values())))
 
     def open(self) -> None:
-        """Send again after a `close`."""
+        """Resume sending after a `close`."""
         with self._changed:
             self._closed = False
             self._work()
 
     def close(self, wait: bool = True) -> None:
-        """Stop sending; what is under way is cut off. `wait` until the thread has ended."""
+        """Stop sending, even in the middle of a request; `wait` until the thread has ended."""
         with self._changed:
             self._closed, thread = True, self._thread
             if self._deadline is not None:
@@ -11575,13 +11575,13 @@ class Outbox:
 
 @chore
 def try_again(workspace: Workspace, endpoint_id: int) -> None:
-    """Go on with an endpoint that has rested."""
+    """Resume an endpoint that has been resting."""
     for tell in workspace.occasions.rested:
         tell(endpoint_id)
 
 
 def is_slow_error(error: Exception) -> bool:
-    """Whether a retry waits an hour after it: EOF, refused, reset, DNS, certificate (reference)."""
+    """Whether the first retry waits an hour: EOF, refused, reset, DNS, certificate (reference)."""
     import ssl
 
     slow = (ConnectionError, socket.gaierror, ssl.SSLEOFError, ssl.SSLCertVerificationError)
@@ -11595,17 +11595,17 @@ def is_slow_error(error: Exception) -> bool:
 
 # ---- exports
 
-#: How long a download link works: 15 minutes (reference).
+#: How long a download link is valid, in seconds: 15 minutes (reference).
 LINK_LIFE = 900
-#: What messages may be asked for by (reference).
+#: The metrics by which messages can be filtered (reference).
 MESSAGE_METRICS = (
     "attempted", "sent", "delivered", "opened", "clicked", "converted", "bounced", "spammed",
     "unsubscribed", "dropped", "failed", "undeliverable",
 )  # fmt: skip
 _EXPORT_METRICS = ("created", *MESSAGE_METRICS)
-#: Messages are listed this far back, unless the call says otherwise: 6 months (reference).
+#: How far back messages are listed by default, in seconds: 6 months (reference).
 MESSAGE_WINDOW = 183 * 86400
-#: Which deliveries an export may be about, and what that is called in a send (reference).
+#: What an export's deliveries can be part of, under the names that sends use (reference).
 DELIVERY_PARENTS = ("newsletter_id", "campaign_id", "transactional_message_id", "action_id")
 EXPORT_FIELDS = LAX.having(
     number=f"{' '.join(DELIVERY_PARENTS)} start end template_id", attributes=list_field(ANY_TEXT),
@@ -11614,14 +11614,14 @@ EXPORT_FIELDS = LAX.having(
 
 
 def download_link(workspace: Workspace, export: Export, base_url: str) -> str:
-    """A link to an export's file, on the host that the client knows us by."""
+    """A link to an export's file, on the host under which the client reaches us."""
     expires = workspace.seconds() + LINK_LIFE
     signature = link_signature(workspace, export.number, expires)
     return f"{base_url}/v1/exports/{export.number}/file?expires={expires}&signature={signature}"
 
 
 def export_people(workspace: Workspace, filters: Json) -> Export:
-    """Write everybody whom a filter selects into a CSV."""
+    """Write everybody whom a filter selects into a CSV file."""
     wanted = compile_filter(filters, "filters", workspace.segments.is_member)
     with workspace.lock:
         people = list(workspace.people)
@@ -11631,7 +11631,7 @@ def export_people(workspace: Workspace, filters: Json) -> Export:
 
 
 def export_deliveries(workspace: Workspace, order: Json) -> Export:
-    """Write the deliveries of one newsletter, campaign, … into a CSV."""
+    """Write the deliveries of one newsletter, campaign, … into a CSV file."""
     parent = next((name for name in DELIVERY_PARENTS if order.get(name) is not None), None)
     if parent is None:
         raise required("newsletter_id", f"one of {', '.join(DELIVERY_PARENTS)}")
@@ -11648,11 +11648,11 @@ def export_deliveries(workspace: Workspace, order: Json) -> Export:
 
 
 def _export_filter(order: Json, now: int) -> Callable[[Delivery], bool]:
-    """What an order asks of a delivery; drafts only if it says so. Raises ApiError 400."""
+    """Return whether a delivery is among those ordered; drafts on request. Raises ApiError 400."""
     metric, drafts = order.get("metric") or None, order.get("drafts")
     template = whole_number(order.get("template_id"), "template_id")
     start, end = (whole_number(order.get(name), name) or 0 for name in ("start", "end"))
-    # Without a range the last 6 months, else 12 at most (reference).
+    # Without a range, the last 6 months; with one, 12 months at most (reference).
     longest, latest = MESSAGE_WINDOW * (2 if start or end else 1), end or now
     earliest = max(start, min(latest, now) - longest)
     return lambda delivery: (
@@ -11694,7 +11694,7 @@ def _finish_export(workspace: Workspace, type: str, names: List[str], rows: List
 # ---- imports
 
 
-#: The most columns that a CSV may have (docs).
+#: The most columns that a CSV file may have (docs).
 MAX_COLUMNS = 100
 _IMPORT = FieldList().having(
     "name type data_file_url", filled="name", text="description", data_file_url=URL,
@@ -11703,7 +11703,7 @@ _IMPORT = FieldList().having(
 
 
 def csv_rows(text: bytes, name: str) -> List[Dict[str, str]]:
-    """The rows of a CSV with a head line. Raises ApiError 400 if there are too many, or columns."""
+    """Read a CSV file with a header line. Raises ApiError 400 for too many lines or columns."""
     if text.count(b"\n") > MAX_LINES:
         raise invalid(f"{name} has more than {MAX_LINES} lines", name)
     reader = csv.DictReader(io.StringIO(text.decode("utf-8-sig", "replace"), newline=""))
@@ -11735,13 +11735,13 @@ _IMPORTS = {
 
 
 def import_fields(body: Json) -> FieldList:
-    """What an import's body may have, by its type."""
+    """The fields of an import, by the type in its body."""
     type = body.get("type")
     return _IMPORTS.get(type, _IMPORT) if isinstance(type, str) else _IMPORT
 
 
 def checked_import(body: Json) -> Json:
-    """What an import's body orders. Raises ApiError 400."""
+    """Read an order to import. Raises ApiError 400."""
     order = import_fields(body).read(body)
     if body["type"] in ("object", "relationship"):
         order["object_type_id"] = object_type(order.get("object_type_id", "1"), "object_type_id")
@@ -11750,7 +11750,7 @@ def checked_import(body: Json) -> Json:
 
 
 def _import_facts(order: Json) -> Json:
-    """What an answer repeats of an order, by its type (reference)."""
+    """What an answer repeats of an order to import, by its type (reference)."""
     type = order["type"]
     hidden = ("data_file_url", *(() if type == "object" else ("object_type_id",)))
     facts = {name: value for name, value in order.items() if name not in hidden}
@@ -11760,7 +11760,7 @@ def _import_facts(order: Json) -> Json:
 
 
 def _unknown_object_type(workspace: Workspace, order: Json) -> str:
-    """Why objects can't be imported: once types are seeded, there are no others; else ""."""
+    """Why objects can't be imported, or "": once object types are seeded, there are no others."""
     seeded = workspace.shelves["object_types"].rows.values()
     known = {*(as_text(row["id"]) for row in seeded), *(key[0] for key in workspace.objects.rows)}
     if order["type"] != "object" or not seeded or order["object_type_id"] in known:
@@ -11769,7 +11769,7 @@ def _unknown_object_type(workspace: Workspace, order: Json) -> str:
 
 
 def run_import(workspace: Workspace, order: Json, rows: List[Dict[str, str]], base: str) -> Json:
-    """Import rows and say what came of it; lines with errors go into an export."""
+    """Import rows and return the result; errors go into an export, with their lines."""
     bad = []
     for line, row in enumerate(rows, 2):
         try:
@@ -11780,7 +11780,7 @@ def run_import(workspace: Workspace, order: Json, rows: List[Dict[str, str]], ba
     counts = {"rows_to_import": len(rows), "rows_imported": len(rows) - len(bad)}
     if not bad:
         return {"state": "imported", **counts}
-    # Exports are of customers or deliveries, there is no third type (reference).
+    # Exports are of customers or deliveries; there is no third type (reference).
     export = _finish_export(workspace, "customers", ["line", "error"], bad)
     link = f"{base}/v1/exports/{export.number}/download"
     told = {"error_export_id": export.number, "error_download_url": link}
@@ -11788,12 +11788,12 @@ def run_import(workspace: Workspace, order: Json, rows: List[Dict[str, str]], ba
 
 
 def _not_wanted(order: Json, known: Any) -> bool:
-    """Whether an order wants nothing of a line, by what is known of its person or object."""
+    """Whether an order skips a line, depending on whether its person or object is known."""
     return bool(order["data_to_process"] == ("only_new" if known else "only_existing"))
 
 
 def _person_in(order: Json, row: Dict[str, str]) -> Identifier:
-    """Whom a line is about, by the order's identifier. Raises ApiError 400."""
+    """The person a line is about, by the order's identifier. Raises ApiError 400."""
     column = order["identifier"]
     return column, identifier_text(row.get(column, ""), column)
 
@@ -11810,7 +11810,7 @@ def _import_event(workspace: Workspace, order: Json, row: Dict[str, str]) -> Out
     if _not_wanted(order, workspace.people.find(who)):
         return DONE
     if workspace.people.find(who) is None:
-        return NO_PERSON  # events add nobody (docs: imports)
+        return NO_PERSON  # events create nobody (docs: imports)
     own = ("id", "email", "cio_id", "name", "timestamp")
     data = {name: value for name, value in row.items() if name not in own}
     body = {"name": row.get("name"), "timestamp": row.get("timestamp") or None, "data": data}
@@ -12874,23 +12874,23 @@ SEEDERS: Dict[str, Seeder] = {
 # ==== §18 Requests
 # ======================================================================================
 
-#: Where we say what the real service keeps to itself: why a call was refused or had no effect.
+#: The header that says what the real service keeps to itself: why a call failed or did nothing.
 REASON_HEADER = "X-Parlel-Reason"
-#: Stands for a body that nobody has read yet.
+#: Marks a body that has not been read yet.
 _UNREAD = object()
-#: Longer bodies are cut in the journal, in bytes.
+#: Longer bodies are cut to this many bytes in the journal.
 MAX_KEPT_BODY = 64 * 1024
 
 Headers = Tuple[Tuple[str, str], ...]
 
 
 def without_encoding(raw: bytes, encoding: str, limit: int) -> bytes:
-    """Undo a Content-Encoding. Raises ApiError 400, 413 past `limit` bytes, or 415."""
+    """Undo a Content-Encoding. Raises ApiError: 400, 413 for more than `limit` bytes, or 415."""
     if encoding in ("", "identity"):
         return raw
     if encoding not in ("gzip", "x-gzip", "deflate"):
         raise ApiError(415, f"Content-Encoding '{encoding}' is not supported: use gzip or none")
-    # 47: gzip or zlib, found by its header; some clients call a raw stream "deflate".
+    # 47: gzip or zlib, told by the header; but some clients call a raw stream "deflate".
     for window in (47, -15):
         with contextlib.suppress(zlib.error):
             try:
@@ -12906,36 +12906,36 @@ def _always() -> bool:
 
 
 class Request(metaclass=Slotted):
-    """One HTTP request, complete. `path` is still percent-encoded; header names are lower case."""
+    """A complete HTTP request. `path` is still percent-encoded; header names are in lower case."""
 
     method: str
-    #: As it was sent; `path` and `query_text` are its parts.
+    #: As it was sent; `path` and `query_text` are parts of it.
     target: str
     path: str
     query_text: str
     headers: Mapping[str, str]
     body: bytes
     scheme: str
-    #: What comes before the path in links, for a workspace that is not the default one.
+    #: What goes before the path in links, if the workspace isn't the default one.
     prefix: str
-    #: The path or query names that workspace, not the key.
+    #: Whether the path or query names that workspace, rather than the key.
     by_path: bool
-    #: What the body was read as, or why it can't be; it is read once, then dropped.
+    #: The parsed body, or the error if it can't be parsed; parsed once, and dropped at the end.
     read: Json
-    #: The person and the events in a body that has been cut.
+    #: The person and the events that were in a body, once it has been cut.
     named: Optional[Tuple[Optional[str], List[str]]]
-    #: Whether anybody still waits for the answer.
+    #: Whether the client is still waiting for the answer.
     awaited: Callable[[], bool]
-    #: Where it waits for news: for how long at most, monotonic seconds. Unset for all others.
-    #: What a stream of events has told last, and when; None before its first.
+    #: For requests that wait for news: until when at most, in monotonic seconds. Others
+    #: leave it unset.
     told: Optional[Tuple[Json, float]]
     until: float
     operation: Optional[Operation]
     arguments: Sequence[str]
-    #: What the handler gave, or a function that does the rest, where the loop has left it to a
-    #: thread to make an answer of it.
+    #: The handler's result, or a function that does the rest, if the loop leaves it to
+    #: a thread to make a response of it.
     made: Json
-    #: Length of the body once `json` has undone its encoding, in bytes.
+    #: The body's length in bytes, after `json` has undone its encoding.
     size: int
 
     def __init__(
@@ -12948,7 +12948,7 @@ class Request(metaclass=Slotted):
     ) -> None:
         self.method, self.target, self.headers = method, target, headers
         self.body, self.scheme = body, scheme
-        if target[:1] != "/":  # a whole URL, as for a proxy
+        if target[:1] != "/":  # a whole URL, as sent to a proxy
             target = "/" + re.sub(r"\A(?:[^:]*://[^/?]*/?|\*)", "", target)
         self.path, _, self.query_text = target.partition("?")
         self.prefix, self.operation, self.arguments = "", None, ()
@@ -12959,13 +12959,13 @@ class Request(metaclass=Slotted):
         self.size = len(body)
 
     def json(self, limit: int, depth: int = MAX_DEPTH) -> Json:
-        """The body as JSON, null if there is none; `limit` is for inflating, in bytes."""
+        """The body as JSON, None if it is empty; it may inflate to `limit` bytes."""
         if self.read is _UNREAD:
             raw, encoding = self.body, self.headers.get("content-encoding")
             if encoding:
                 raw = without_encoding(raw, encoding.strip().lower(), limit)
                 self.size = len(raw)
-            operation = self.operation  # who tests may send what they like
+            operation = self.operation  # control calls may be of any size
             bounded = operation is None or operation.api is not CONTROL
             try:
                 self.read = decode_json(raw, depth, bounded)
@@ -12976,14 +12976,14 @@ class Request(metaclass=Slotted):
         return self.read
 
     def _judged(self, raw: bytes, error: ApiError) -> ApiError:
-        # curl -d labels JSON as a form, so only what does not parse is judged by its label.
+        # curl -d labels JSON as a form, so the label matters only if the body doesn't parse.
         label = self.headers.get("content-type", "application/json").partition(";")[0].strip()
         if not label or "json" in label.lower() or raw.lstrip()[:1] in (b"{", b"["):
             return error
         return ApiError(415, f"Content-Type '{label}' is not supported: send application/json")
 
     def plain(self, limit: int = 1 << 24) -> bytes:
-        """The body without its Content-Encoding, where that can be undone; `limit` in bytes."""
+        """The body without its Content-Encoding, if that can be undone; `limit` in bytes."""
         try:
             encoding = self.headers.get("content-encoding", "").strip().lower()
             return without_encoding(self.body, encoding, limit)
@@ -12991,7 +12991,7 @@ class Request(metaclass=Slotted):
             return self.body
 
     def cut(self, limit: int) -> None:
-        """Keep the beginning of a long body only: the request has been answered."""
+        """Keep only the beginning of a long body, now that the request has been answered."""
         plain, body = self.plain(limit), self.read
         if body is _UNREAD or isinstance(body, ApiError):
             body = body_as_read(plain)
@@ -13001,7 +13001,7 @@ class Request(metaclass=Slotted):
         self.headers = {k: v for k, v in headers if k != "content-encoding"}
 
     def query(self) -> Dict[str, str]:
-        """The query parameters, the last of each name. Raises ApiError 400."""
+        """The query parameters, the last one of each name. Raises ApiError 400."""
         if not self.query_text:
             return {}
         try:
@@ -13013,7 +13013,7 @@ class Request(metaclass=Slotted):
         return dict(pairs)
 
     def base_url(self, settings: Settings) -> str:
-        """The URL under which this client reaches us, without a slash at its end."""
+        """The URL under which this client reaches us, without a trailing slash."""
         if settings.public_url:
             return settings.public_url.rstrip("/") + self.prefix
         host = self.headers.get("host") or f"{settings.host}:{settings.port}"
@@ -13021,18 +13021,18 @@ class Request(metaclass=Slotted):
 
 
 class Response(metaclass=Slotted):
-    """One HTTP answer. `close` ends the connection after it."""
+    """An HTTP response. `close` ends the connection after it."""
 
     status: int
     body: bytes
     headers: Headers
     close: bool
-    #: What went wrong on purpose; the server does to the bytes what it says.
+    #: The fault to commit, if any: the server mistreats the bytes accordingly.
     fault: Optional[Fault]
-    #: There is nothing to say yet: the request is to be handled again in a moment.
+    #: Whether there is nothing to say yet, and the request is to be handled again shortly.
     later: bool
 
-    #: Whether more will follow: the body is a part of it, empty while there is nothing to say.
+    #: Whether more will follow: the body is one piece, empty while there is nothing to say.
     stream: bool
 
     def __init__(
@@ -13042,7 +13042,7 @@ class Response(metaclass=Slotted):
         self.fault, self.later, self.stream = None, False, False
 
 
-#: The answer of the loop to what is for a thread, see `Request.made`.
+#: The loop's response for a request that it leaves to a thread; see `Request.made`.
 _LATER = Response(0)
 _LATER.later = True
 
@@ -13053,14 +13053,14 @@ def compact_line(value: Json) -> bytes:
 
 
 def pretty(value: Json) -> bytes:
-    """JSON as the Track API writes its errors: two spaces and a final newline (observed)."""
+    """JSON as the Track API writes errors: indented by two, with a final newline (observed)."""
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "replace")
 
 
 # ---- credentials
 
 _URL_SAFE = str.maketrans("-_", "+/")
-#: May be led here by a hosts file; nobody else can have such a name.
+#: A hosts file may lead these here; nobody else can own such a name.
 _OFFICIAL_HOST = re.compile(r"(?i)\.customer\.io\.?(:\d*)?$")
 _LOCAL_SUFFIXES = (
     "localhost", "local", "internal", "test", "lan", "svc", "intranet", "home.arpa",
@@ -13072,7 +13072,7 @@ def _after_scheme(header: str, wanted: str) -> str:
     if not header:
         raise ValueError("missing: no Authorization header")
     if scheme.lower() != wanted.lower():
-        # Without a space it may be the key itself, which is nobody else's to read.
+        # Without a space it may be the key itself, which must not be shown.
         given = f"'{scheme}'" if space else "nothing"
         raise ValueError(f"wrong scheme: {given} where {wanted} belongs")
     return rest
@@ -13080,7 +13080,7 @@ def _after_scheme(header: str, wanted: str) -> str:
 
 @functools.lru_cache(maxsize=256)
 def basic_pair(header: str) -> Tuple[str, str]:
-    """User name and password out of a Basic header; raises ValueError with what is wrong."""
+    """User name and password from a Basic header. Raises ValueError that says what is wrong."""
     text = _after_scheme(header, "Basic")
     try:
         # The Go client may use the URL-safe alphabet.
@@ -13097,7 +13097,7 @@ def basic_pair(header: str) -> Tuple[str, str]:
 
 @functools.lru_cache(maxsize=256)
 def bearer_token(header: str) -> str:
-    """The token of a Bearer header; raises ValueError with what is wrong."""
+    """The token from a Bearer header. Raises ValueError that says what is wrong."""
     token = _after_scheme(header, "Bearer").strip()
     if not token:
         raise ValueError("missing: nothing after Bearer")
@@ -13108,14 +13108,14 @@ def bearer_token(header: str) -> str:
 
 
 def _verify(wanted: str, given: str, what: str) -> None:
-    """Compare in constant time, so that a key can't be guessed by the clock."""
+    """Compare in constant time, so that a key can't be guessed by timing."""
     key = wanted.strip().encode("utf-8", "surrogateescape")
     if wanted and not hmac.compare_digest(key, given.strip().encode("utf-8", "replace")):
         raise ValueError(f"unknown key: this is not the configured {what}")
 
 
 def check_track(settings: Settings, request: Request) -> None:
-    """Basic site_id:api_key."""
+    """Check Basic site_id:api_key. Raises ValueError."""
     site_id, api_key = basic_pair(request.headers.get("authorization", ""))
     if not api_key:
         raise ValueError("missing: the password, which is the API key, is empty")
@@ -13125,14 +13125,14 @@ def check_track(settings: Settings, request: Request) -> None:
 
 
 def check_app(settings: Settings, request: Request) -> None:
-    """Bearer app key."""
+    """Check a Bearer app key. Raises ValueError."""
     token = bearer_token(request.headers.get("authorization", ""))
     if settings.app_key:
         _verify(settings.app_key, token, "app key")
 
 
 def check_pipelines(settings: Settings, request: Request) -> None:
-    """Basic write_key: (empty password); Bearer, too, as one client and seed 003 have it."""
+    """Check Basic write_key: (no password), or Bearer, as one client and seed 003 have it."""
     header = request.headers.get("authorization", "")
     bearer = header[:7].lower() == "bearer "
     key = bearer_token(header) if bearer else basic_pair(header)[0]
@@ -13140,7 +13140,7 @@ def check_pipelines(settings: Settings, request: Request) -> None:
 
 
 def check_written_key(settings: Settings, request: Request) -> None:
-    """The write key where the browser and mobile SDKs have it, or in a header as elsewhere."""
+    """Check the write key where browser and mobile SDKs put it, or in a header as elsewhere."""
     if request.headers.get("authorization"):
         return check_pipelines(settings, request)
     key = written_key(request, settings.max_body)
@@ -13161,7 +13161,7 @@ def written_key(request: Request, limit: int) -> str:
 
 
 def check_region(settings: Settings, request: Request) -> None:
-    """A key of one region is unknown to the hosts of the other (observed); ours have none."""
+    """Refuse a key on hosts of the other region (observed); other hosts have no region."""
     host = request.headers.get("host", "").partition(":")[0].lower()
     if host.endswith(".customer.io"):
         asked, ours = "eu" if host.partition(".")[0].endswith("-eu") else "us", settings.region
@@ -13170,14 +13170,14 @@ def check_region(settings: Settings, request: Request) -> None:
 
 
 def check_nothing(settings: Settings, request: Request) -> None:
-    """For operations without credentials."""
+    """Let everybody in, without credentials."""
 
 
 def check_local(settings: Settings, request: Request) -> None:
-    """Keep web pages away from the control endpoints: a browser says where a call comes from.
+    """Keep web pages away from the control endpoints, going by where the browser says they are.
 
-    Raises ApiError 403. Programs send neither Origin nor Sec-Fetch-Site; a DNS rebinding
-    attack shows in a public Host name.
+    Raises ApiError 403. Programs send neither Origin nor Sec-Fetch-Site; a DNS rebinding attack
+    shows in a public Host name.
     """
     headers = request.headers
     host = headers.get("host", "")
@@ -13190,10 +13190,10 @@ def check_local(settings: Settings, request: Request) -> None:
 
 
 def check_page(settings: Settings, request: Request) -> None:
-    """Refuse what a web page writes under a public name that leads here (DNS rebinding).
+    """Refuse writes by web pages under a public name that leads here (DNS rebinding).
 
-    Such a page could send a message and open its HTML. Pages of other origins may call the
-    APIs that browsers use; their own address stands in Origin, ours in Host. Raises ApiError 403.
+    Such a page could send a message and open its HTML. Pages of other origins may call the APIs
+    meant for browsers: Origin is then their address, Host is ours. Raises ApiError 403.
     """
     host = request.headers.get("host", "")
     ours = f"{settings.allow_host},{urlsplit(settings.public_url).hostname or ''}"
@@ -13216,16 +13216,16 @@ def _is_local(host: str, allowed: str) -> bool:
 
 
 class Api(NamedTuple):
-    """What the operations of one API share."""
+    """What all operations of an API have in common."""
 
     name: str
     check: Callable[[Settings, Request], None]
     envelope: Callable[[ApiError], Json]
     write: Callable[[Json], bytes]
     headers: Headers
-    #: Sent with a 200.
+    #: The headers of a 200.
     success: Headers
-    #: Sent with a 401.
+    #: Further headers of a 401.
     challenge: Headers = ()
 
 
@@ -13234,9 +13234,9 @@ _ANY_ORIGIN = ("Access-Control-Allow-Origin", "*")
 _NO_CACHE = ("Cache-Control", "no-cache, no-store, must-revalidate, max-age=0")
 _TRACK_HEADERS = (_JSON, _ANY_ORIGIN, _NO_CACHE)
 _REALM = (("WWW-Authenticate", 'Basic realm="Customer.io edge event collection"'),)
-# All as observed, but for what is about the way there (Via, Alt-Svc, Strict-Transport-Security).
+# All as observed, except headers about the transport (Via, Alt-Svc, Strict-Transport-Security).
 _TRACK_SUCCESS = (*_TRACK_HEADERS, ("Status", "200 OK"))
-# Browsers may not call the App API: it names its own origin.
+# Browsers may not call the App API: it allows only its own web app.
 _APP_HEADERS = (
     _JSON,
     ("Access-Control-Allow-Origin", "https://fly.customer.io"),
@@ -13256,7 +13256,7 @@ _APP_HEADERS = (
     ("X-XSS-Protection", "1; mode=block"),
     ("Referrer-Policy", "no-referrer-when-downgrade"),
 )
-#: For what somebody else has written: it may be looked at, but not act on this origin.
+#: For content written by others: it may be displayed, but not act on behalf of this origin.
 SANDBOXED = (
     ("Content-Security-Policy", "sandbox allow-popups allow-popups-to-escape-sandbox"),
     ("X-Content-Type-Options", "nosniff"),
@@ -13290,25 +13290,25 @@ PIPELINES_SDK = PIPELINES._replace(check=check_written_key)
 SHARED = Api("shared", check_nothing, meta_error, compact, _OWN_HEADERS, _OWN_HEADERS)
 CONTROL = Api("control", check_local, meta_error, compact_line, _OWN_HEADERS, _OWN_HEADERS)
 
-#: Takes a Call and the decoded path parameters; gives what `answer` takes.
+#: Takes a Call and the decoded path parameters; returns anything that `answer` takes.
 Handler = Callable[..., Any]
 SomeHandler = TypeVar("SomeHandler", bound=Handler)
 
 
 class Operation(NamedTuple):
-    """A row of the route table. `heavy` ones are served by a thread of their own."""
+    """A row of the route table. `heavy` operations get a thread of their own."""
 
     method: str
     path: str
     api: Api
     handler: Handler
     heavy: bool
-    #: What a body may have; None if none is read.
+    #: The fields of the body; None if it is not read.
     fields: Optional[FieldList] = None
 
     @property
     def pattern(self) -> Pattern[str]:
-        """What a path has to match; `{name}` takes one segment."""
+        """The pattern that a path has to match; `{name}` stands for one segment."""
         return _compiled_path(self.path)
 
     @property
@@ -13326,16 +13326,16 @@ class Operation(NamedTuple):
 
 @functools.cache
 def _compiled_path(path: str) -> Pattern[str]:
-    # When the first request needs it: all of them at once take a tenth of the start.
+    # Only when a request needs it: to compile all of them takes a tenth of the start-up time.
     return re.compile(re.sub(r"\{\w+\}", "([^/]+)", path))
 
 
 #: Every operation, in the order of this file.
 ROUTES: List[Operation] = []
 _INDEX: Dict[Tuple[str, int], List[Operation]] = {}
-# Base URLs with a slash at their end give `//v1/…` and `/api/v1//customers/…`; and the App API
-# answers under `/v1/api/…`, too, where older clients look for it. `/v1/v1/` is a URL with a `/v1`
-# given to a client that adds its own.
+# A base URL with a trailing slash gives `//v1/…` or `/api/v1//customers/…`. The App API
+# also answers under `/v1/api/…`, where older clients look for it. `/v1/v1/` comes of a
+# client that adds the `/v1` to a base URL which has it already.
 _WORDY_BEGINNING = re.compile(r"^/+(?:(api)/+)?(?:(v1|v2|__parlel)/+(?:(?:api|v1)/+)?)?")
 
 
@@ -13358,7 +13358,7 @@ def route(
         ROUTES.append(operation)
         rows = _INDEX.setdefault((method, path.count("/")), [])
         rows.append(operation)
-        rows.sort(key=lambda row: row.path.count("{"))  # literal segments come first
+        rows.sort(key=lambda row: row.path.count("{"))  # literal segments first
         return handler
 
     return add
@@ -13374,7 +13374,7 @@ def _locked(handler: SomeHandler) -> SomeHandler:
 
 
 def find_operation(request: Request, path: str = "") -> Operation:
-    """Set the operation and arguments of a request; gives it. Raises ApiError 404 or 405."""
+    """Find a request's operation, and set it and its arguments. Raises ApiError 404 or 405."""
     method, path = request.method, path or request.path
     for fullmatch, operation in _candidates(method, path.count("/"), path[:8]):
         match = fullmatch(path)
@@ -13395,7 +13395,7 @@ def find_operation(request: Request, path: str = "") -> Operation:
 
 
 def plain_path(path: str) -> str:
-    """A path without what a base URL has too many of: slashes, `api` or `v1` behind the `v1`."""
+    """A path without what a base URL had too much of: slashes, or `api` or `v1` after `v1`."""
     return _WORDY_BEGINNING.sub(lambda m: "/".join(["", *filter(None, m.groups()), ""]), path)
 
 
@@ -13417,7 +13417,7 @@ def _unknown_path(method: str, path: str) -> str:
 
 
 def _ending_alike(method: str, path: str) -> List[str]:
-    """The routes that a path with a wrong beginning, or a slash at its end, is meant for."""
+    """The routes that a path may have meant which begins differently or ends with a slash."""
     words, found = path.strip("/").split("/"), []
     for row in ROUTES:
         if row.method != method or not row.path.endswith(("}", words[-1])):
@@ -13431,7 +13431,7 @@ def _ending_alike(method: str, path: str) -> List[str]:
 
 
 def decoded(segment: str) -> str:
-    """A path segment without its percent-escapes. Raises ApiError 400."""
+    """Decode the percent-escapes of a path segment. Raises ApiError 400."""
     if "%" not in segment:
         return segment
     try:
@@ -13450,7 +13450,7 @@ _SCHEME = re.compile(r"(basic|bearer|digest) ", re.I)
 
 
 class Entry(NamedTuple):
-    """A request that was answered. `at` is Unix seconds, `took` seconds."""
+    """An answered request. `at` is Unix seconds, `took` is in seconds."""
 
     number: int
     at: float
@@ -13459,7 +13459,7 @@ class Entry(NamedTuple):
     response: Response
 
     def line(self) -> str:
-        """What was asked and answered, in a line."""
+        """The request and the answer on one line."""
         text = self.response.body.decode("utf-8", "replace")
         told = dict(self.response.headers).get(REASON_HEADER) or " ".join(text.split())
         return f"{self.request.method} {self.request.path} {self.response.status} {told[:200]}"
@@ -13491,12 +13491,12 @@ class Entry(NamedTuple):
         }
 
 
-#: Like `Entry(*fields)`, but with no Python code in between.
+#: Like `Entry(*fields)`, but without running Python code.
 _new_entry = cast(Callable[[Tuple[Any, ...]], Entry], functools.partial(tuple.__new__, Entry))
 
 
 def masked(name: str, value: str) -> str:
-    """A header value without its secret: the scheme stays."""
+    """A header's value with the secret masked; the scheme stays."""
     if name not in _SECRET_HEADERS:
         return value
     scheme = _SCHEME.match(value)
@@ -13504,7 +13504,7 @@ def masked(name: str, value: str) -> str:
 
 
 def told_of(request: Request, response: Response, took: float) -> str:
-    """A request in a line of the log: what was asked, how it went and how long, and about whom."""
+    """A line of the log: what was asked, the status and the time it took, and whom it concerned."""
     body = body_as_read(request.plain())
     person, events = named_in(request, body)
     about = [person or "", *events, request.prefix.strip("/")]
@@ -13513,7 +13513,7 @@ def told_of(request: Request, response: Response, took: float) -> str:
 
 
 def body_as_read(raw: bytes) -> Json:
-    """A body as JSON if it is some, else as text."""
+    """A body as JSON if it parses, otherwise as text."""
     try:
         return decode_json(raw)
     except ApiError:
@@ -13521,12 +13521,12 @@ def body_as_read(raw: bytes) -> Json:
 
 
 def named_in(request: Request, body: Json) -> Tuple[Optional[str], List[str]]:
-    """The person and the events that a request names, or did before its body was cut."""
+    """The person and the events that a request names, or named before its body was cut."""
     return request.named or (person_named(request, body), sorted(events_named(request, body)))
 
 
 def person_named(request: Request, body: Json) -> Optional[str]:
-    """Whom a request names, in its path or body; None if nobody."""
+    """The person that a request names, in its path or body; None if it names nobody."""
     operation = request.operation
     if operation and "/customers/{" in operation.path and request.arguments:
         return unquote(request.arguments[0], errors="replace")
@@ -13538,7 +13538,7 @@ def person_named(request: Request, body: Json) -> Optional[str]:
 
 
 def events_named(request: Request, body: Json) -> Set[str]:
-    """The names of the events in a request, trimmed as when they are recorded."""
+    """The names of the events in a request, trimmed as they are when recorded."""
     row = request.operation
     if not row or not (row.path.endswith("events") or row.api in (TRACK_V2, PIPELINES)):
         return set()
@@ -13547,14 +13547,14 @@ def events_named(request: Request, body: Json) -> Set[str]:
 
 
 def _items_of(body: Json) -> List[Json]:
-    """A body and the items of its batch, as far as they are objects."""
+    """A body and the items of its batch, those that are objects."""
     batch = body.get("batch") if isinstance(body, dict) else None
     items = [body, *(batch if isinstance(batch, list) else ())]
     return [item for item in items if isinstance(item, dict)]
 
 
 class Journal:
-    """The newest requests, oldest first, and how many there were; control calls are not kept."""
+    """The newest requests, oldest first, and how many there were; without control calls."""
 
     rows: Deque[Entry]
     count: int
@@ -13564,7 +13564,7 @@ class Journal:
         self._lock = threading.Lock()
 
     def add(self, at: float, took: float, request: Request, response: Response) -> None:
-        """Write a request down; from any thread."""
+        """Record a request. Can be called from any thread."""
         if len(response.body) > MAX_KEPT_BODY:
             cut = Response(response.status, response.body[:MAX_KEPT_BODY], response.headers)
             cut.fault, response = response.fault, cut
@@ -13574,27 +13574,27 @@ class Journal:
 
     @property
     def dropped(self) -> int:
-        """How many are not kept any more."""
+        """How many requests have been forgotten."""
         return self.count - len(self.rows)
 
     def forget(self) -> None:
-        """Drop all; the next one's number is 1."""
+        """Forget all requests; the next one gets the number 1."""
         with self._lock:
             self.rows.clear()
             self.count = 0
 
 
-# ---- a rule of what goes wrong on purpose
+# ---- fault rules: what is to go wrong on purpose
 
-#: What a fault does, one of them; `latency` goes with any, or stands alone.
+#: What a fault does, one of these; `latency` goes with any of them, or alone.
 EFFECTS = ("status", "reset", "empty", "truncate", "hang", "trickle")
 
 
 class Fault(metaclass=Slotted):
-    """A rule of what goes wrong on purpose, and how often it did.
+    """A rule for what is to go wrong on purpose, with its counts.
 
-    `rule` is as it was asked for, `operations` names those that it is about, as in
-    "PUT /api/v1/customers/{identifier}".
+    `rule` is the rule as given; `operations` are the names of those that it applies to,
+    such as "PUT /api/v1/customers/{identifier}".
     """
 
     id: int
@@ -13609,11 +13609,11 @@ class Fault(metaclass=Slotted):
 
     @property
     def sequence(self) -> Sequence[Attributes]:
-        """What it does one time after the other, each beside the rest of the rule."""
+        """The faults to use in turn, each in addition to the rest of the rule."""
         return cast(Sequence[Attributes], self.rule.get("responses", ()))
 
     def stroke(self) -> Fault:
-        """The rule as it is for the request that has just fired it. Under the lock."""
+        """The rule as it applies to the request that has just fired it. Under the lock."""
         if not self.sequence:
             return self
         rest = {name: value for name, value in self.rule.items() if name != "responses"}
@@ -13623,7 +13623,7 @@ class Fault(metaclass=Slotted):
 
     @property
     def effect(self) -> str:
-        """Which of the EFFECTS it has, or "latency"."""
+        """The one of the EFFECTS that it has, or "latency"."""
         return next((name for name in EFFECTS if name in self.rule), "latency")
 
     @property
@@ -13632,7 +13632,7 @@ class Fault(metaclass=Slotted):
         return self.fired >= (len(self.sequence) or self.rule.get("times", math.inf))
 
     def fires(self) -> bool:
-        """Count a request that matches; whether it is one that goes wrong. Under the lock."""
+        """Count a request that matches; returns whether to spoil it. Called with the lock held."""
         if self.spent:
             return False
         self.matched += 1
@@ -13644,13 +13644,13 @@ class Fault(metaclass=Slotted):
         return fires
 
     def _chance(self, what: str) -> float:
-        """From 0 to 1, by seed and count: the same each time, whoever else throws dice."""
+        """From 0 to 1, by seed and count alone: the same in every run, whatever else is random."""
         from random import Random
 
         return Random(f"{self.rule.get('seed', 0)} {what} {self.matched}").random()
 
     def delay(self) -> float:
-        """For how long to wait this time, in seconds."""
+        """How long to wait this time, in seconds."""
         latency, jitter = self.rule.get("latency", 0), self.rule.get("jitter", 0)
         return float(max(0, latency + jitter * (2 * self._chance("delay") - 1)))
 
@@ -13661,7 +13661,7 @@ class Fault(metaclass=Slotted):
 
 
 class Faults:
-    """The rules of what goes wrong on purpose, by number; they outlive a reset of the state."""
+    """The fault rules by number; they outlive a reset of the state."""
 
     rows: Dict[int, Fault]
     last: int
@@ -13669,11 +13669,11 @@ class Faults:
     def __init__(self) -> None:
         self.rows, self.last = {}, 0
         self.lock = threading.RLock()
-        #: Those that may still fire.
+        #: The rules that may still fire.
         self.armed: Tuple[Fault, ...] = ()
 
     def add(self, rule: Json, operations: FrozenSet[str]) -> Fault:
-        """Let something go wrong from now on."""
+        """Add a rule, in force from now on."""
         with self.lock:
             self.last += 1
             fault = self.rows[self.last] = Fault(self.last, rule, operations)
@@ -13681,7 +13681,7 @@ class Faults:
         return fault
 
     def remove(self, id: Optional[str] = None) -> List[Fault]:
-        """Take one rule away, or all; gives what was there."""
+        """Remove one rule, or all of them; returns what was removed."""
         with self.lock:
             gone = [f for f in self.rows.values() if id is None or str(f.id) == id]
             for fault in gone:
@@ -13690,13 +13690,13 @@ class Faults:
         return gone
 
     def forget(self) -> None:
-        """Begin again, with number 1."""
+        """Remove all rules; the next one gets the number 1."""
         with self.lock:
             self.remove()
             self.last = 0
 
     def rearm(self) -> None:
-        """Note which rules may still fire, after a change to them. Under the lock."""
+        """Determine which rules may still fire, after a change to them. Under the lock."""
         self.armed = tuple([fault for fault in self.rows.values() if not fault.spent])
 
     def records(self) -> List[Json]:
@@ -13705,37 +13705,37 @@ class Faults:
             return [fault.record() for fault in self.rows.values()]
 
 
-# ---- the whole service without a socket
+# ---- the whole service, without a socket
 
-#: So many keys of dropped workspaces are known, so that late calls with them are refused.
+#: How many keys of dropped workspaces are remembered, in order to refuse late calls with them.
 MAX_FORMER_KEYS = 3000
-#: What a further workspace has of its own, so that nobody else's calls reach it.
+#: The keys of a further workspace, its own so that it gets no other calls.
 WORKSPACE_KEYS = ("site_id", "api_key", "app_key", "write_key", "signing_key")
 _SITE_HEADERS = ("x-cio-site-id", "x-gist-site-id")
-# The operations of the browser and mobile SDKs, which send no header with a key.
+# The operations of the browser and mobile SDKs, which send no key in a header.
 _OF_AN_SDK = re.compile(r"/v1/+([abgipst]|projects/[^/]+/settings)$")
 
 
 class Changes:
-    """Which lists have changed, made out when somebody asks, so that it costs nobody else."""
+    """Which lists have changed; worked out only when asked, so that it costs nothing otherwise."""
 
     def __init__(self) -> None:
-        #: How often something had changed when somebody looked.
+        #: How many looks have found a change.
         self.number = 0
-        #: The activities by then, and what stood for each list; another sign is a change.
+        #: At the last look: the number of activities, and each list's sign, which changes with it.
         self.noted, self.signs = 0, cast(Dict[str, Any], {})
         self._changed: Dict[str, int] = {}
         self.lock = threading.Lock()
 
     def note(self, signs: Dict[str, Any], noted: int) -> None:
-        """Compare what stands for the lists now, by name. Under the lock."""
+        """Compare the present signs of the lists, by name. Called with the lock held."""
         others = [name for name, sign in signs.items() if self.signs.get(name) != sign]
         self.number += bool(others)
         self._changed = {**self._changed, **dict.fromkeys(others, self.number)}
         self.signs, self.noted = signs, noted
 
     def since(self, number: int) -> List[str]:
-        """The lists that have changed since; all of them for a number from before our time."""
+        """The lists that have changed since then; all of them for a number from a former server."""
         since = number if number <= self.number else 0
         return [name for name, changed in self._changed.items() if changed > since]
 
@@ -13746,40 +13746,40 @@ class Fake:
     def __init__(
         self, settings: Settings, seed: Json = None, root: Optional[Fake] = None, name: str = ""
     ) -> None:
-        """Begin with a workspace that is empty, or filled by a seed document.
+        """Begin with a workspace that is empty or filled from a seed document.
 
-        `root` is the fake that this one is a further workspace of, by this `name`.
+        For a further workspace, `root` is the default one's fake and `name` its own name.
         """
         self.settings, self.root, self.name = settings, root or self, name
-        #: The seed to which resets return, if there is one.
+        #: The seed to which a reset returns, if there is one.
         self.seeded_with = seed
         self.closed = False
-        #: Some switch is on that makes calls fail which the real service would not carry out.
+        #: Whether a setting is on that makes calls fail which the default ones accept.
         self.strict = settings.rate_limits or settings.broadcast_limit or settings.strict_fields
-        #: The base URL of the server, once one listens.
+        #: The base URL of the server, once it is listening.
         self.listens = ""
-        #: Set when the server stops; who waits on purpose waits no longer then.
+        #: Set when the server stops, to end deliberate delays.
         self.ending: threading.Event = root.ending if root else threading.Event()
-        #: Takes what is not needed any more; a server frees it when it has nothing better to do.
+        #: Takes what is no longer needed; a server frees it when it has nothing better to do.
         self.discard: Callable[[Any], None] = lambda thing: None
         #: Further workspaces by name, and by each of their keys; replaced, never changed.
         self.others: Dict[str, Fake] = {}
         self._owners: Dict[str, Optional[Fake]] = {}
-        #: Keys of workspaces that are gone; they own nothing.
+        #: The keys of dropped workspaces; they own nothing.
         self._former: Deque[str] = deque(maxlen=MAX_FORMER_KEYS)
         self._naming = threading.Lock()
-        #: Held by whoever moves the clock.
+        #: Held while the clock is being moved.
         self.turning = threading.RLock()
-        #: What is not state, and so outlives a reset of the state.
+        #: These are not state, and so they outlive a reset of the state.
         self.journal, self.faults, self.changes = Journal(settings.journal), Faults(), Changes()
-        #: How many workspaces there have been.
+        #: How many workspaces this fake has had.
         self.begun = 0
         self.workspace: Workspace
         self.outbox: Outbox
         self._begin(self._seeded(seed))
 
     def _begin(self, workspace: Workspace) -> None:
-        """Go on with a workspace, and send reports of what happens in it from now on."""
+        """Use a workspace from now on, and send reports about what happens in it."""
         self.workspace, self.outbox = workspace, Outbox(workspace, self.settings.signing_key)
         self.begun += 1
         outbox, me = self.outbox, weakref.ref(self)
@@ -13788,27 +13788,27 @@ class Fake:
         workspace.address = lambda: me_.address() if (me_ := me()) else ""
 
     def address(self) -> str:
-        """The base URL of links that no request has brought about."""
+        """The base URL of links in messages that no request caused."""
         settings, root = self.settings, self.root
         place = settings.public_url.rstrip("/") or root.listens
         place = place or f"http://{settings.host}:{settings.port}"
         return f"{place}/@{self.name}" if self.name else place
 
     def put_in(self, workspace: Workspace) -> None:
-        """Go on with another workspace, such as one out of a snapshot."""
+        """Replace the workspace by another one, such as one from a snapshot."""
         old, outbox = self.workspace, self.outbox
         self._begin(workspace)
         outbox.close(wait=False)
         old.occasions.forget()
         old.agenda.closed = True
-        if old.news.waiting:  # for what will happen in the new one
+        if old.news.waiting:  # for what happens in the new one
             old.news.tell()
         if not self.closed:
             self.outbox.open()
         self.root.discard(old)
 
     def _seeded(self, seed: Json, old: Optional[Workspace] = None) -> Workspace:
-        """A new workspace with what a seed describes, keeping what a reset leaves of an old one."""
+        """A new workspace, filled from a seed; with the clock of `old`, if that is reset."""
         workspace = Workspace(self.settings)
         if old is not None:
             workspace.clock.move_to(old.clock.now(), old.clock.frozen)
@@ -13820,7 +13820,7 @@ class Fake:
         return workspace
 
     def reset(self, only: str) -> None:
-        """Start afresh, as if just begun, or with the state or one of the RESETS `only`."""
+        """Start afresh; or reset `only` the state, or one of the RESETS."""
         if only in RESETS:
             RESETS[only](self)
             return
@@ -13835,7 +13835,7 @@ class Fake:
     def seed(self, document: Json) -> None:
         """Start afresh with a seed, to which later resets return.
 
-        Raises ApiError 400 naming what is wrong with the document; nothing changes then.
+        Raises ApiError 400 that says what is wrong with the document; then nothing has changed.
         """
         workspace = self._seeded(document)
         self._forget()
@@ -13844,10 +13844,10 @@ class Fake:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will happen here: it has been dropped, or the server stops."""
+        """Whether it is over: the workspace has been dropped, or the server is stopping."""
         return self.closed or self.ending.is_set()
 
-    # ---- further workspaces, each a world of its own
+    # ---- further workspaces, isolated from each other
 
     @property
     def all(self) -> List[Fake]:
@@ -13872,7 +13872,7 @@ class Fake:
         return other
 
     def remove(self, name: str) -> None:
-        """Let go of a further workspace. Raises ApiError 404 if there is none of this name."""
+        """Drop a further workspace. Raises ApiError 404 if there is none with this name."""
         with self._naming:
             other = self.named(name)
             self.others = {key: fake for key, fake in self.others.items() if fake is not other}
@@ -13888,21 +13888,21 @@ class Fake:
 
     @property
     def keys(self) -> List[str]:
-        """The keys that say whose a request is."""
+        """The keys by which a request finds its workspace."""
         return [self.settings.site_id, self.settings.app_key, self.settings.write_key]
 
     def named(self, name: str) -> Fake:
-        """A further workspace. Raises ApiError 404 if there is none of this name."""
+        """The further workspace with this name. Raises ApiError 404 if there is none."""
         if name not in self.others:
             known = ", ".join(self.others) or "none yet: make one with POST /__parlel/workspaces"
             raise ApiError(404, f"there is no workspace '{name}'; there are {known}")
         return self.others[name]
 
     def of(self, request: Request) -> Fake:
-        """Whose a request is: by a path like `/@name/…`, `?workspace=name`, or its key.
+        """The workspace of a request: by a path like `/@name/…`, `?workspace=name`, or its key.
 
-        Unknown keys belong to the default workspace. Raises ApiError 404 for an unknown name,
-        401 for a key of a workspace that is gone: late calls of one test are not for the next.
+        Unknown keys belong to the default workspace. Raises ApiError 404 for an unknown name, and
+        401 for a dropped workspace's key: late calls of one test must not end up in the next.
         """
         if request.by_path or _take_workspace(request):
             return self.named(request.prefix[2:])
@@ -13912,11 +13912,11 @@ class Fake:
         if other is None:
             raise ApiError(401, "the workspace of this key was dropped")
         if other is not self:
-            request.prefix = f"/@{other.name}"  # links lead back to where they come from
+            request.prefix = f"/@{other.name}"  # links lead back to where the request came from
         return other
 
     def open(self) -> None:
-        """Let things run in the background again."""
+        """Allow background work again."""
         self.ending.clear()
         self.closed = False
         self.workspace.agenda.open()
@@ -13925,7 +13925,7 @@ class Fake:
             other.open()
 
     def close(self) -> None:
-        """End what runs in the background."""
+        """End the background work."""
         self.closed = True
         self.workspace.agenda.close()
         self.outbox.close()
@@ -13933,20 +13933,20 @@ class Fake:
             other.close()
 
     def handle(self, request: Request) -> Response:
-        """Answer a request and write it into the journal; whatever goes wrong is an answer, too."""
+        """Answer a request and record it in the journal; errors become answers, too."""
         fake, began = self, time.perf_counter()
         try:
             if self._owners or request.by_path or request.path[1:2] == "@" or request.query_text:
                 fake = self.of(request)
             workspace = fake.workspace
             response = fake._answer(request)
-        except ApiError as error:  # it names a workspace that there is not
+        except ApiError as error:  # it names a workspace that doesn't exist
             workspace, response = self.workspace, failure(SHARED, error)
         operation = request.operation
         if response.later or response.stream:
             return response
         if operation is None or operation.api is not CONTROL:
-            # What was refused before its body was read may be larger than it looks.
+            # If it was refused before the body was read, the body may be larger than it looks.
             packed = "content-encoding" in request.headers
             if request.size > MAX_KEPT_BODY or (packed and len(request.plain()) > MAX_KEPT_BODY):
                 request.cut(self.settings.max_body)
@@ -13970,7 +13970,7 @@ class Fake:
                 self.admit(api, request)
             due = self.workspace.agenda.tick()
             if due and request.method == "GET" and api is not SHARED:
-                raise TakesTime  # who looks at a workspace is shown it with that done
+                raise TakesTime  # a workspace is shown with all due work done
             return self._handled(request, operation)
         except TakesTime:
             request.made = functools.partial(self._answer, request)
@@ -13980,7 +13980,7 @@ class Fake:
         except ApiError as error:
             return self._refused(api, request, error)
         except Exception as error:
-            # One line, not a traceback: a test's log should stay readable. DEBUG has the rest.
+            # One line rather than a traceback, to keep a test's log readable. DEBUG has the rest.
             log.error("500 for %s %s: %r", request.method, request.path, error)
             log.debug("traceback", exc_info=error)
             text = f"internal error of the fake, please report it: {error!r}"
@@ -14013,7 +14013,7 @@ class Fake:
 
     def _refused(self, api: Api, request: Request, error: ApiError) -> Response:
         operation = request.operation
-        if operation is None:  # a wrong base URL is the commonest first mistake
+        if operation is None:  # a wrong base URL is the most common first mistake
             log.warning("%d: %s", error.status, error.message)
             if self.settings.html_404 and request.path[:3] != "/__":
                 return html_404(error)
@@ -14022,17 +14022,17 @@ class Fake:
         return failure(api, error)
 
     def is_heavy(self, request: Request) -> bool:
-        """Whether a request belongs into a thread of its own."""
+        """Whether a request needs a thread of its own."""
         try:
             fake = self.of(request) if self._owners else self
             operation = find_operation(request)
-        except ApiError:  # `handle` will say so
+        except ApiError:  # `handle` will report it
             return False
         armed = fake.faults.armed
         return operation.heavy or bool(armed and concerning(armed, operation))
 
     def _at_risk(self, call: Call, arguments: Sequence[str]) -> Response:
-        """Answer while there are faults: one of them may have its way."""
+        """Answer a request while fault rules are in force, any of which may spoil it."""
         fault = fault_for(call)
         if fault is None:
             return self._outcome(call, arguments)
@@ -14047,14 +14047,14 @@ class Fake:
         return spoiled(call.operation.api, fault, response)
 
     def _hold_up(self, call: Call, fault: Fault) -> None:
-        """Wait as long as a fault says, its rule stands, and somebody waits for the answer."""
+        """Wait as long as a fault says, while its rule is in force and the client is waiting."""
         end = time.monotonic() + fault.delay()
         while (left := end - time.monotonic()) > 0 and call.request.awaited():
             if fault.id not in self.faults.rows or self.ending.wait(min(left, 0.1)):
                 return
 
     def _outcome(self, call: Call, arguments: Sequence[str]) -> Response:
-        """What a call comes to; a refusal is an answer, too."""
+        """The response to a call, also if it is refused."""
         api, handler = call.operation.api, call.operation.handler
         try:
             return answer(api, handler(call, *arguments))
@@ -14071,7 +14071,7 @@ class Fake:
         try:
             if self.settings.region_check:
                 check_region(self.settings, request)
-            # Who names the workspace need not have its keys, unless the server wants some.
+            # Whoever names the workspace needs no keys for it, unless the server requires some.
             lenient = request.by_path and not self.root.settings.has_keys
             api.check(self.root.settings if lenient else self.settings, request)
         except ValueError as error:
@@ -14080,7 +14080,7 @@ class Fake:
             raise Unauthorized(401, "Unauthorized request", headers=headers) from None
 
     def _not_a_number(self, api: Api, request: Request, error: ApiError) -> Response:
-        """Track answers 200 to NaN and stores nothing (observed); we say so."""
+        """Answer NaN: Track says 200 and stores nothing (observed); we also say why."""
         if api not in (TRACK, TRACK_OPEN):
             return failure(api, error)
         operation = cast(Operation, request.operation)
@@ -14090,7 +14090,7 @@ class Fake:
 
 
 def _answer_made(api: Api, request: Request) -> Response:
-    """Make an answer of what the loop has left to a thread: what a handler gave, or a function."""
+    """Make the response that the loop has left to a thread; see `Request.made`."""
     result, request.made = request.made, None
     made = result() if callable(result) else result
     if isinstance(made, (dict, list)) and made and api.write is not pretty:
@@ -14099,17 +14099,17 @@ def _answer_made(api: Api, request: Request) -> Response:
     return answer(api, made)
 
 
-#: What can be reset alone, and how; "state" is everything else.
+#: What can be reset on its own, and how; "state" means everything else.
 RESETS: Dict[str, Callable[[Fake], Any]] = {
     "journal": lambda fake: fake.journal.forget(),
     "faults": lambda fake: fake.faults.remove(),
-    # The real time again; what was due stays due.
+    # Back to the real time; work that was due stays due.
     "clock": lambda fake: fake.workspace.clock.move_to(time.time(), False),
 }
 
 
 def _take_workspace(request: Request) -> bool:
-    """Move the name of a workspace from path or query to the prefix; whether there is one."""
+    """Move a workspace's name from path or query to the prefix; returns whether there is one."""
     if request.path.startswith("/@"):
         name, _, rest = request.path[2:].partition("/")
         request.path = "/" + rest
@@ -14128,7 +14128,7 @@ def _header_of(request: Request, names: Sequence[str]) -> str:
 
 
 def site_of(request: Request) -> str:
-    """The site id that an SDK names, in a header or, where it can't send one, in the query."""
+    """The site id that an SDK sends, in a header or, where it can't set one, in the query."""
     return _header_of(request, _SITE_HEADERS) or request.query().get("siteId", "")
 
 
@@ -14153,14 +14153,14 @@ def key_of(request: Request, limit: int) -> str:
 
 
 class Rate(NamedTuple):
-    """At most `most` requests in `period` seconds, for the operations that `pattern` matches."""
+    """At most `most` requests in `period` seconds for the operations that match `pattern`."""
 
     pattern: Pattern[str]
     most: int
     period: float
 
 
-#: The published limits of the App API, the first that matches counts (reference of 2026).
+#: The App API's published limits; the first that matches applies (reference of 2026).
 RATES = (
     Rate(re.compile(r"POST /v1/campaigns/[^/]+/triggers"), 1, 10),
     Rate(re.compile(r"POST /v1/send/.*"), 3000, 3),
@@ -14197,16 +14197,16 @@ def check_rate(
 def _too_many(workspace: Workspace, rate: Rate, wait: float) -> ApiError:
     reference = f"{workspace.count('reference') * 0x9E3779 & 0xFFFFFF:06x}"
     text = f"rate limited to {rate.most} requests per {rate.period:g}s (reference {reference})"
-    # A daily quota comes without Retry-After (reference).
+    # For a daily quota there is no Retry-After (reference).
     headers = [] if rate.period >= 86400 else [("Retry-After", str(math.ceil(wait) or 1))]
     return ApiError(429, text, headers=headers)
 
 
-# ---- strict fields: what the real service passes over in silence is refused on request
+# ---- strict fields: on request, refuse what the real service silently ignores
 
 
 def check_known_fields(call: Call) -> None:
-    """Raises ApiError 400 for fields that an operation does not have, with the nearest it has."""
+    """Raise ApiError 400 for fields that an operation doesn't have, suggesting the nearest."""
     fields = call.operation.fields
     body = call.json() if fields and not fields.free else None
     if fields and isinstance(body, dict):
@@ -14217,11 +14217,11 @@ def check_known_fields(call: Call) -> None:
 
 
 class Unauthorized(ApiError):
-    """A 401, which looks the same in Track and App (observed)."""
+    """A 401; Track and App use the same envelope for it (observed)."""
 
 
 class Call(NamedTuple):
-    """What a handler is given: the request and the world it is about."""
+    """What a handler is given: the request, and the workspace that it is for."""
 
     fake: Fake
     workspace: Workspace
@@ -14230,7 +14230,7 @@ class Call(NamedTuple):
 
     @property
     def base_url(self) -> str:
-        """Where links in what is sent lead: the URL under which the caller reaches us."""
+        """The base of links in what is sent: the URL under which the caller reaches us."""
         return self.request.base_url(self.fake.settings)
 
     def json(self, depth: int = MAX_DEPTH) -> Json:
@@ -14238,7 +14238,7 @@ class Call(NamedTuple):
         return self.request.json(self.fake.settings.max_body, depth)
 
     def body(self) -> Json:
-        """The body as an object; none and null count as empty. Raises ApiError 400."""
+        """The body as an object; an empty one or null gives {}. Raises ApiError 400."""
         value = self.request.json(self.fake.settings.max_body)
         if value is None:
             return {}
@@ -14247,19 +14247,19 @@ class Call(NamedTuple):
         return value
 
     def fields(self) -> Json:
-        """What the body has of the fields of the operation. Raises ApiError for a wrong one."""
+        """Read the operation's fields from the body. Raises ApiError if any is wrong."""
         return cast(FieldList, self.operation.fields).read(self.body())
 
 
-#: Like `Call(*fields)`, but with no Python code in between.
+#: Like `Call(*fields)`, but without running Python code.
 _new_call = cast(Callable[[Tuple[Any, ...]], Call], functools.partial(tuple.__new__, Call))
 
 
 def answer(api: Api, result: Any) -> Response:
-    """Make a response of what a handler gave.
+    """Turn a handler's result into a response.
 
-    A Response stays as it is; an Outcome is an empty success `{}`, with the reason why nothing
-    happened; None is the same without one; anything else is JSON.
+    A Response stays as it is; an Outcome becomes an empty success `{}`, with the reason
+    if nothing happened; so does None, without a reason; anything else becomes JSON.
     """
     if result is DONE or not result:
         return Response(200, b"{}\n", api.success)
@@ -14271,14 +14271,14 @@ def answer(api: Api, result: Any) -> Response:
 
 
 def with_reason(response: Response, reason: str) -> Response:
-    """Tell in a header why nothing, or less than it seems, happened."""
+    """Say in a header why a call had no effect, or less than it seems."""
     if reason:
         response.headers = (*response.headers, (REASON_HEADER, _header_text(reason)))
     return response
 
 
 def failure(api: Api, error: ApiError) -> Response:
-    """Make a response of an error."""
+    """Turn an error into a response."""
     envelope, write = api.envelope, api.write
     if isinstance(error, Unauthorized) and api is not PIPELINES:
         envelope, write = meta_error, pretty
@@ -14287,7 +14287,7 @@ def failure(api: Api, error: ApiError) -> Response:
 
 
 def html_404(error: ApiError) -> Response:
-    """What the real hosts answer to an unknown path or method: a page, 404 (observed)."""
+    """The real hosts' answer to an unknown path or method: a page, 404 (observed)."""
     page = b"<!DOCTYPE html>\n<html><head><title>404</title></head><body>Not found</body></html>\n"
     return with_reason(Response(404, page, _HTML_PAGE), error.message)
 
@@ -14296,16 +14296,16 @@ def _header_text(text: str) -> str:
     return re.sub(r"[^ -~]", "?", text)[:1000]
 
 
-# ---- faults: what goes wrong on purpose
+# ---- faults in action
 
-#: What an error says unless the rule has a body, where it is known (observed; reference); the
-#: others say what their status means.
+#: The texts of errors, where known (observed; reference), unless the rule has a body;
+#: others give the standard phrase of their status.
 FAULT_TEXTS = {
     401: "Unauthorized request",
     429: "rate limited to 10 requests per 1s (reference a1b2c3)",
 }
 _BODILESS = (204, 205, 304)
-# Where requests name people, in their path, their body, or parts of it.
+# Where requests name people: in the path, in the body, or in parts of the body.
 _NAMING_ARGUMENTS = ("identifier", "customer_id", "email_address")
 _NAMING_FIELDS = (
     "id", "email", "cio_id", "phone", "anonymous_id", "userId", "anonymousId", "customer_id", "to",
@@ -14314,13 +14314,13 @@ _NAMING_PARTS = ("identifiers", "primary", "secondary", "traits", "data")
 
 
 def concerning(faults: Iterable[Fault], operation: Operation) -> List[Fault]:
-    """Those of the faults that are about an operation."""
+    """The faults that apply to an operation."""
     label = f"{operation.method} {operation.path}"
     return [fault for fault in faults if label in fault.operations]
 
 
 def fault_for(call: Call) -> Optional[Fault]:
-    """The first rule whose turn it is; the rules behind it don't count this request."""
+    """The first rule to fire; rules after it don't count this request."""
     faults = concerning(call.fake.faults.armed, call.operation)
     people, events = mentioned(call) if faults else (set(), set())
     with call.fake.faults.lock:
@@ -14344,7 +14344,7 @@ def _is_about(match: Json, call: Call, people: Set[str], events: Set[str]) -> bo
 
 
 def person_called(people: People, text: str) -> Optional[Person]:
-    """The person with this id, email or cio_id, which may have the prefix of Track's paths."""
+    """The person with this id, email or cio_id; Track's prefix is allowed."""
     return (
         people.find(("id", text))
         or people.find(("email", text))
@@ -14353,7 +14353,7 @@ def person_called(people: People, text: str) -> Optional[Person]:
 
 
 def _known_as(workspace: Workspace, text: str) -> Set[str]:
-    """A person's identifiers: a rule that names one of them is about all."""
+    """All identifiers of a person: a rule that names one of them applies whichever is used."""
     person, names = person_called(workspace.people, text), [text]
     if person is not None:
         names += [*filter(None, person.identifiers().values()), f"cio_{person.cio_id}"]
@@ -14366,7 +14366,7 @@ def _name_key(value: Json) -> str:
 
 
 def mentioned(call: Call) -> Tuple[Set[str], Set[str]]:
-    """Whom and which events a request names, as far as can be seen."""
+    """The people and events that a request names, as far as can be told."""
     request, operation = call.request, call.operation
     places = re.findall(r"\{(\w+)\}", operation.path)
     named = zip(places, request.arguments)
@@ -14382,7 +14382,7 @@ def mentioned(call: Call) -> Tuple[Set[str], Set[str]]:
 
 
 def spoiled(api: Api, fault: Fault, response: Response) -> Response:
-    """What is left of an answer; its status is 0 if there is none."""
+    """What a fault leaves of a response; if nothing, the status is 0."""
     if fault.effect == "status":
         response = _fault_answer(api, fault.rule)
     elif fault.effect in ("reset", "empty", "hang"):
@@ -14392,7 +14392,7 @@ def spoiled(api: Api, fault: Fault, response: Response) -> Response:
 
 
 def _fault_answer(api: Api, rule: Json) -> Response:
-    """An error in the words of its API, unless the rule has words of its own."""
+    """An error in its API's envelope, unless the rule has a body of its own."""
     status = rule["status"]
     phrase = HTTPStatus(status).phrase if status in set(HTTPStatus) else f"status {status}"
     headers = [("Retry-After", as_text(rule["retry_after"]))] if "retry_after" in rule else []
@@ -14407,7 +14407,7 @@ def _fault_answer(api: Api, rule: Json) -> Response:
 
 
 def _preflight(request: Request) -> Response:
-    """Answer OPTIONS: 204, with leave to call for browsers where the real API gives it."""
+    """Answer OPTIONS with 204, allowing browsers to call where the real API does."""
     path = plain_path(request.path)
     apis = [row.api for row in ROUTES if row.pattern.fullmatch(path)]
     origin = [h for api in apis[:1] for h in api.headers if h[0] == _ANY_ORIGIN[0]]
@@ -14422,19 +14422,19 @@ MAX_ENTITY = 32 * 1024
 MAX_BATCH = 500 * 1024
 _RELATIONSHIP_ACTIONS = {"add_relationships": "add", "delete_relationships": "delete"}
 REGION_URLS = {"us": "https://track.customer.io", "eu": "https://track-eu.customer.io"}
-#: Fields that a form names itself by; they are no attributes (reference).
+#: Fields in which a form describes itself; they aren't attributes (reference).
 FORM_KEYS = ("form_id", "form_name", "form_type", "form_url", "form_url_param")
 
 
 def named_in_path(call: Call, value: str) -> Identifier:
-    """What `{identifier}` in a v1 path means. Raises ApiError 400."""
+    """The person that `{identifier}` in a v1 path names. Raises ApiError 400."""
     return named_by_shape(call.workspace, value, "identifier")
 
 
 def named_by_shape(workspace: Workspace, value: str, name: str) -> Identifier:
-    """Whom a value means whose shape says what it is (reference). Raises ApiError 400.
+    """Read an identifier whose shape tells its kind (reference). Raises ApiError 400.
 
-    A `cio_` prefix makes a cio_id, an email's shape an email, anything else an id.
+    With the prefix `cio_` it is a cio_id; shaped like an email it is one; else it is an id.
     """
     if value.startswith("cio_"):
         return checked_cio_id(value[4:])
@@ -14447,7 +14447,7 @@ def named_by_shape(workspace: Workspace, value: str, name: str) -> Identifier:
 
 
 def checked_cio_id(value: str) -> Identifier:
-    """Raises ApiError 400 for what is no cio_id of this workspace."""
+    """Raise ApiError 400 for anything but a cio_id of this workspace."""
     if is_foreign(value):
         raise ApiError(400, "invalid identifier")
     return "cio_id", value
@@ -14477,7 +14477,7 @@ def identify(call: Call, identifier: str) -> Outcome:
 
 
 def _v1_relationships(value: Json) -> Tuple[str, List[Tuple[ObjectKey, Attributes]]]:
-    """v1 wraps the list of v2 in `{action, relationships}` (reference)."""
+    """Read v1's `{action, relationships}`, which wraps the list of v2 (reference)."""
     if value is None:
         return "add", []
     if not isinstance(value, dict):
@@ -14502,19 +14502,19 @@ def delete(call: Call, identifier: str) -> Outcome:
 
 @route("POST", "/api/v1/customers/{identifier}/suppress", TRACK, fields=NO_FIELDS)
 def suppress(call: Call, identifier: str) -> Outcome:
-    """Delete a person and keep their identifiers from coming back."""
+    """Delete a person and block their identifiers."""
     return call.workspace.ingest(call.workspace.people.suppress, named_in_path(call, identifier))
 
 
 @route("POST", "/api/v1/customers/{identifier}/unsuppress", TRACK, fields=NO_FIELDS)
 def unsuppress(call: Call, identifier: str) -> Outcome:
-    """Free the identifiers of a suppressed person."""
+    """Unblock the identifiers of a suppressed person."""
     return call.workspace.ingest(call.workspace.people.unsuppress, named_in_path(call, identifier))
 
 
 @route("POST", "/api/v1/customers/{identifier}/events", TRACK, fields=EVENT_FIELDS["data"])
 def track(call: Call, identifier: str) -> Outcome:
-    """Track an event, page or screen view of a person."""
+    """Track an event, page view or screen view of a person."""
     who, body = named_in_path(call, identifier), call.body()
     event = event_of("", body, size=call.request.size)
     return both(call.workspace.ingest(call.workspace.events.track, who, event), doubt(event))
@@ -14522,7 +14522,7 @@ def track(call: Call, identifier: str) -> Outcome:
 
 @route("POST", "/api/v1/events", TRACK, fields=EVENT_FIELDS["data"])
 def track_anonymous(call: Call) -> Outcome:
-    """Track an event of somebody who is not identified yet, or invite somebody."""
+    """Track an event of somebody who isn't identified yet, or an invite event."""
     body = call.body()
     event = event_of("anonymous", body)
     anonymous_id = body.get("anonymous_id")
@@ -14564,7 +14564,7 @@ def merge_customers(call: Call) -> Outcome:
 
 
 def sides_of_merge(call: Call, body: Json) -> List[Identifier]:
-    """Who a `{primary, secondary}` body is about. Raises ApiError 400."""
+    """The two people in a `{primary, secondary}` body. Raises ApiError 400."""
     kinds = (*call.workspace.people.kinds, "cio_id")
     sides = [one_identifier(body.get(side), kinds, side) for side in ("primary", "secondary")]
     for kind, value in sides:
@@ -14581,7 +14581,7 @@ _PUSH_EVENT = LAX.having(
 @route("POST", "/api/v1/push/events", TRACK, fields=_PUSH_EVENT)
 @route("POST", "/push/events", TRACK_OPEN, fields=_PUSH_EVENT)
 def track_push(call: Call) -> Outcome:
-    """Report what a device did with a push notification."""
+    """Report what happened to a push notification on a device."""
     body, workspace = call.body(), call.workspace
     given, who = _PUSH_EVENT.read(body), _delivery_named(body)
     timestamp = whole_number(given.get("timestamp"), "timestamp")
@@ -14590,7 +14590,7 @@ def track_push(call: Call) -> Outcome:
 
 
 def _delivery_named(body: Json) -> Identifier:
-    """The delivery of a report. Raises ApiError 400 for what can be no id (mobile SDKs' tests)."""
+    """The delivery in a report. Raises ApiError 400 for a malformed id (mobile SDKs' tests)."""
     delivery_id = as_text(body.get("delivery_id") or "")
     if not re.fullmatch(r"[\w-]{1,150}={0,2}", delivery_id, re.ASCII):
         raise invalid(f"malformed delivery id: {delivery_id[:MAX_IDENTIFIER]}.", "delivery_id")
@@ -14607,7 +14607,7 @@ _REPORT = _PUSH_EVENT._replace(needed=()).having("", **_WRAPPED)
 
 @route("POST", "/api/v1/cio_deliveries/events", TRACK, fields=_REPORT)
 def track_delivery(call: Call) -> Outcome:
-    """Report what a device did with an in-app message, as the mobile SDKs wrap it, or a push."""
+    """Report what happened to an in-app message, wrapped as the mobile SDKs do, or to a push."""
     body, workspace = call.body(), call.workspace
     if "payload" not in body:
         return track_push(call)
@@ -14620,14 +14620,14 @@ def track_delivery(call: Call) -> Outcome:
 
 @route("GET", "/api/v1/accounts/region", TRACK)
 def account_region(call: Call) -> Json:
-    """Tell the region and the workspace that the credentials belong to."""
+    """Return the region and the workspace of the credentials."""
     region = call.fake.settings.region
     return {"url": REGION_URLS[region], "region": region, "environment_id": WORKSPACE_NUMBER}
 
 
 @route("GET", "/auth", SHARED)
 def auth_page(call: Call) -> Response:
-    """Answer 200 with a page, whatever the credentials: it tells nothing about them (observed)."""
+    """Answer 200 with a page for any credentials: it reveals nothing about them (observed)."""
     page = b"<!DOCTYPE html>\n<html><head><title>Customer.io</title></head><body></body></html>\n"
     return Response(200, page, _HTML_PAGE)
 
@@ -14653,7 +14653,7 @@ def report_metrics(call: Call) -> Outcome:
     "POST", "/unsubscribe/{delivery_id}", TRACK_OPEN, fields=NO_FIELDS.having(flag="unsubscribe")
 )
 def unsubscribe(call: Call, delivery_id: str) -> Outcome:
-    """Unsubscribe a person by a delivery that they got."""
+    """Unsubscribe the person who got a delivery."""
     workspace = call.workspace
     if "json" not in call.request.headers.get("content-type", ""):
         raise invalid("Content-Type must be application/json")
@@ -14720,18 +14720,18 @@ def add_to_segment(call: Call, segment_id: str) -> Outcome:
 
 @route("POST", "/api/v1/segments/{segment_id}/remove_customers", TRACK, fields=_IDS)
 def remove_from_segment(call: Call, segment_id: str) -> Outcome:
-    """Take people out of a manual segment."""
+    """Remove people from a manual segment."""
     return _segment_change(call, segment_id, call.workspace.segments.remove_from_segment)
 
 
-# ---- v2: one entity or a batch of them
+# ---- v2: single entities and batches
 
-#: A checked v2 item, ready to be carried out; gives the reason why nothing happened, or "".
+#: A v2 item that has been checked and can be carried out; returns the outcome.
 Action = Callable[[], Outcome]
 
 
 def named_in_body(call: Call, item: Json) -> Identifier:
-    """The person a v2 item is about. Raises ApiError 400."""
+    """The person in a v2 item. Raises ApiError 400."""
     kinds = (*call.workspace.people.kinds, "cio_id")
     who = one_identifier(item.get("identifiers"), kinds, "identifiers")
     return checked_cio_id(who[1]) if who[0] == "cio_id" else who
@@ -14860,7 +14860,7 @@ def _delivery_event(call: Call, item: Json) -> Action:
     return lambda: call.workspace.ingest(take, who, item["name"], when, "", more)
 
 
-#: What v2 can do: a type and an action of it, and how the item is read.
+#: How to read the items of v2, by type and action.
 ENTITY_ACTIONS: Dict[str, Dict[str, Callable[[Call, Json], Action]]] = {
     "person": {
         "identify": _person_identify, "delete": _person_verb,
@@ -14880,7 +14880,7 @@ ENTITY_ACTIONS: Dict[str, Dict[str, Callable[[Call, Json], Action]]] = {
 
 
 def entity_action(call: Call, item: Json) -> Action:
-    """Check one v2 item. Raises ApiError 400 naming the field; nothing has happened then."""
+    """Check a v2 item. Raises ApiError 400 that names the field, before anything has changed."""
     if not isinstance(item, dict):
         raise invalid(f"each item must be an object, not {kind_of(item)}")
     actions = chosen(item, "type", ENTITY_ACTIONS)
@@ -14888,7 +14888,7 @@ def entity_action(call: Call, item: Json) -> Action:
 
 
 _ACTION_NAMES = dict.fromkeys(name for rows in ENTITY_ACTIONS.values() for name in rows)
-#: What any of the actions takes.
+#: The fields of all these actions together.
 ENTITY_FIELDS = NO_FIELDS.having(
     "type action", type=choice_field(*ENTITY_ACTIONS), action=choice_field(*_ACTION_NAMES),
     number="timestamp", object="identifiers attributes primary secondary", scalar="id",
@@ -14912,7 +14912,7 @@ def entity(call: Call) -> Outcome:
 
 @route("POST", "/api/v2/batch", TRACK_V2, fields=_BATCH)
 def batch(call: Call) -> Any:
-    """Do what several entity requests say, in order; bad items don't keep the others back."""
+    """Carry out several entity requests in order; invalid ones don't affect the others."""
     body = call.json()
     items = _BATCH.read(body if isinstance(body, dict) else {"batch": body})["batch"]
     if call.request.size > MAX_BATCH:
@@ -14932,7 +14932,7 @@ def batch(call: Call) -> Any:
 
 
 def _batch_item(call: Call, index: int, item: Json) -> Union[Outcome, Problem]:
-    """Carry out one item; gives its Problem, or what became of it."""
+    """Carry out one item; returns its outcome, or the problem with it."""
     try:
         if call.request.size > MAX_ENTITY and len(compact(item)) > MAX_ENTITY:
             raise invalid(f"an item cannot be larger than {MAX_ENTITY} bytes")
@@ -18582,15 +18582,15 @@ def get_live_notification(call: Call, instance_id: str) -> Json:
 MAX_PIPELINES_CALL = 32 * 1024
 MAX_PIPELINES_BATCH = 500 * 1024
 
-#: In strict mode a call must have one of these; what it always needs is in its field list. All
-#: that is the reference fake's.
+#: In strict mode a call must have one of these; what it always needs is in its field
+#: list. All of this is taken from the reference fake.
 PIPELINES_NAMES: Dict[str, Sequence[str]] = {
     "identify": ("userId", "anonymousId", "traits.email"),
     "track": ("userId", "anonymousId", "groupId"),
     **dict.fromkeys(("page", "screen", "group"), ("userId", "anonymousId")),
     "alias": ("userId",),
 }
-#: Semantic events that are nobody's; strict mode wants `properties` of them (reference).
+#: Semantic events without a person; in strict mode they need `properties` (reference).
 _REPORTS = ("Report Delivery Event", "Report Content Event")
 
 _ON_EVERY_CALL = FieldList(lax=True, first=True).having(
@@ -18620,7 +18620,7 @@ def _given(item: Json, name: str) -> bool:
 
 
 def check_pipelines_call(kind: str, item: Json, strict: bool) -> None:
-    """Raises ApiError 400 for what is wrong with one call; much less so unless `strict`."""
+    """Raise ApiError 400 if a call is invalid; few things are, unless it is `strict`."""
     if len(compact(item)) > MAX_PIPELINES_CALL:
         raise invalid(f"a call cannot be larger than {MAX_PIPELINES_CALL} bytes")
     _check_names(kind, item, strict)
@@ -18642,7 +18642,7 @@ def _strict(call: Call) -> bool:
 
 
 def _check_strictly(workspace: Workspace, kind: str, item: Json) -> None:
-    """Raises ApiError 400 for a call that could not be carried out."""
+    """Raise ApiError 400 for a call that could not be carried out."""
     check_pipelines_call(kind, item, True)
     with contextlib.suppress(Moot):
         _PIPELINES_VERBS[kind](workspace, item)
@@ -18662,7 +18662,7 @@ def _check_batch(workspace: Workspace, items: List[Json], shared: Json) -> None:
         raise ApiError(400, *problems)
 
 
-# ---- what Pipelines calls do to people (the mapping of Customer.io's own destination)
+# ---- how Pipelines calls affect people (as Customer.io's own destination maps them)
 
 _ISO_DATE = re.compile(r"\d{4}-\d\d-\d\d(T\d\d:\d\d(:\d\d)?(\.\d{1,9})?(Z|[+-]\d\d:?\d\d)?)?")
 _DATE_FORMATS = ("%Y-%m-%dT%H:%M:%S%z", "%Y-%m-%dT%H:%M%z", "%Y-%m-%d%z")
@@ -18674,7 +18674,7 @@ _OBJECT_TRAITS = {
 
 
 def unix_time(value: Json) -> Json:
-    """An ISO 8601 date as Unix seconds, UTC unless it says otherwise; other values as they are."""
+    """Convert an ISO 8601 date (UTC by default) to Unix seconds; leave other values alone."""
     if not isinstance(value, str) or not _ISO_DATE.fullmatch(value):
         return value
     plain = re.sub(r"\.\d+", "", value).replace("Z", "+0000")
@@ -18686,14 +18686,14 @@ def unix_time(value: Json) -> Json:
 
 
 class Moot(ApiError):
-    """A call that is in order, and has nobody or nothing to do anything to."""
+    """A valid call that has no effect, because it concerns nobody or nothing."""
 
 
 def take_pipelines_call(workspace: Workspace, kind: str, item: Json) -> Outcome:
-    """Keep a call but for its key and do what it says; gives the reason why that was nothing.
+    """Record a call, without its key, and carry it out; returns the outcome.
 
-    A call that can't be carried out is answered with 200 all the same (reference), so its
-    mistakes are reasons here, not errors.
+    A call that can't be carried out is still answered with 200 (reference), so its
+    mistakes are reasons in the outcome, not errors.
     """
     with workspace.lock:
         row = {"received_at": workspace.seconds(), **item, "type": kind}
@@ -18711,13 +18711,13 @@ def take_pipelines_call(workspace: Workspace, kind: str, item: Json) -> Outcome:
 
 
 def _is_kept_out(integrations: Json) -> bool:
-    """Whether a call is for others only: `All` is false (reference), or our name is (inferred)."""
+    """Whether a call is not for us: `All` is false (reference), or our name is (inferred)."""
     named = [value for name, value in integrations.items() if name in _OUR_NAMES]
     return not any(named) if named else integrations.get("All") is False
 
 
 def _user(workspace: Workspace, item: Json) -> Identifier:
-    """Whom a call is about: the userId, else the anonymousId. Raises ApiError 400."""
+    """The user of a call: the userId, or else the anonymousId. Raises ApiError 400."""
     if item.get("userId") not in (None, ""):
         return _known_user(workspace, item)
     if item.get("anonymousId") not in (None, ""):
@@ -18726,12 +18726,12 @@ def _user(workspace: Workspace, item: Json) -> Identifier:
 
 
 def _known_user(workspace: Workspace, item: Json, name: str = "userId") -> Identifier:
-    # By its shape, as in a v1 path; Segment's destination does the same (reference).
+    # The kind follows from the shape, as in a v1 path and in Segment's destination (reference).
     return named_by_shape(workspace, identifier_text(item.get(name) or "", name), name)
 
 
 def _dated(values: Json) -> Attributes:
-    """The values with their dates as Unix seconds; in objects, too, but not in lists (Segment)."""
+    """Convert dates to Unix seconds; in nested objects, too, but not in lists (Segment)."""
     return {
         name: _dated(value) if isinstance(value, dict) else unix_time(value)
         for name, value in values.items()
@@ -18739,13 +18739,13 @@ def _dated(values: Json) -> Attributes:
 
 
 def _object_ref(values: Json, object_id: Json) -> ObjectKey:
-    """Type and id of an object; the type is "1" unless it is given (reference)."""
+    """An object's type and id; the type is "1" by default (reference)."""
     type_id = values.get("objectTypeId") or values.get("object_type_id") or "1"
     return object_key({"object_type_id": type_id, "object_id": object_id}, "objectId")
 
 
 def _own_traits(traits: Json) -> Attributes:
-    """What traits say of whom or what they belong to, as attributes of Journeys."""
+    """The traits that describe a person or an object, as attributes of Journeys."""
     given = {name: traits[name] for name in traits if name not in _OBJECT_TRAITS}
     attributes = _dated(given)
     if "createdAt" in attributes:
@@ -18777,7 +18777,7 @@ def _and_related(
     ref: Optional[ObjectKey],
     traits: Json,
 ) -> Action:
-    """The same, and then a relationship between a person and an object, if there are both."""
+    """Extend an action by a relationship between a person and an object, if both are given."""
     if who is None or ref is None:
         return act
     bond = (who, ref, _dated(part_of(traits, "relationshipAttributes")))
@@ -18830,7 +18830,7 @@ def _pipelines_alias(workspace: Workspace, item: Json) -> Action:
 
 
 def _platform(workspace: Workspace, item: Json) -> Json:
-    """The platform of a call's device, in lower case; its type need not be there (reference)."""
+    """The platform of a call's device, in lower case; the call may omit its type (reference)."""
     given = part_of(item, "context", "device")
     type, token = as_text(given.get("type") or "").lower(), as_text(given.get("token") or "")
     system = as_text(part_of(item, "context", "os").get("name") or "").lower()
@@ -18839,7 +18839,7 @@ def _platform(workspace: Workspace, item: Json) -> Json:
         return type or system
     if known is not None:
         return known.platform
-    # Apple's tokens are 32 bytes or more in hex, Google's have other letters, too (inferred).
+    # Apple's tokens are at least 32 bytes in hex; Google's contain other letters, too (inferred).
     return "ios" if re.fullmatch("[0-9A-Fa-f]{64,}", token) else "android"
 
 
@@ -18904,7 +18904,7 @@ _CONTENT_VERBS = {kind: _event_verb(kind) for kind in ("viewed_content", "clicke
 def _content_reported(workspace: Workspace, item: Json) -> Action:
     properties = part_of(item, "properties")
     kind = as_text(properties.get("actionType") or "")
-    # Anything else is accepted, and dropped later on (the browser SDK's source).
+    # Anything else is accepted but dropped later (the browser SDK's source).
     whole = [type(properties.get(name)) is int for name in ("contentId", "templateId")]
     if kind not in _CONTENT_VERBS or not all(whole):
         text = f"actionType {' or '.join(_CONTENT_VERBS)}, and contentId and templateId as numbers"
@@ -18912,7 +18912,7 @@ def _content_reported(workspace: Workspace, item: Json) -> Action:
     return _CONTENT_VERBS[kind](workspace, {**item, "name": kind})
 
 
-#: What each kind of call does; they raise ApiError 400 before anything has happened.
+#: What each kind of call does; all raise ApiError 400 before anything has changed.
 _PIPELINES_VERBS: Dict[str, Callable[[Workspace, Json], Action]] = {
     "identify": _pipelines_identify,
     "track": _pipelines_track,
@@ -18943,7 +18943,7 @@ _SEMANTIC_EVENTS: Dict[str, Callable[[Workspace, Json], Action]] = {
 
 
 def take_call(kind: str, call: Call) -> Response:
-    """Take one Pipelines call."""
+    """Handle one Pipelines call."""
     body = call.body()
     _check_names(kind, body)
     if _strict(call):
@@ -18964,7 +18964,7 @@ for _kind, _fields in PIPELINES_FIELDS.items():
 @route("POST", "/v1/b", PIPELINES_SDK, fields=_CALLS)
 @route("POST", "/v1/batch", PIPELINES, fields=_CALLS)
 def pipelines_batch(call: Call) -> Response:
-    """Take several Pipelines calls at once; `context` and `integrations` count for all."""
+    """Take several Pipelines calls at once; `context` and `integrations` apply to each."""
     body, workspace = call.fields(), call.workspace
     items = body["batch"]
     shared = {name: body[name] for name in ("context", "integrations") if name in body}
@@ -18984,10 +18984,10 @@ def pipelines_batch(call: Call) -> Response:
 
 @route("GET", "/v1/projects/{write_key}/settings", PIPELINES_SDK)
 def pipelines_settings(call: Call, write_key: str) -> Json:
-    """Tell the browser SDK where to send its calls: here."""
+    """Tell the browser SDK where to send its calls: to this server."""
     protocol, _, host = call.base_url.partition("://")
     ours = {"apiKey": write_key, "apiHost": f"{host}/v1", "protocol": protocol}
-    # Without the second one its own metrics would go to the real service.
+    # Without sampleRate 0 the SDK would send its own metrics to the real service.
     return {"integrations": {"Customer.io Data Pipelines": ours}, "metrics": {"sampleRate": 0}}
 
 
@@ -21529,7 +21529,7 @@ def put_state(call: Call) -> Json:
 # ==== §26 JavaScript
 # ======================================================================================
 
-#: The client, as `python customerio_fake.py client` prints it.
+#: The client that `python customerio_fake.py client` prints.
 JS_CLIENT = r"""// Drives customerio_fake, a local Customer.io for tests, from Node 20 or newer,
 // or a browser's test runner. Made by `python customerio_fake.py client`; needs nothing else.
 
@@ -21771,7 +21771,7 @@ export class CustomerioFake extends Workspace {
 
 CustomerioFake.prototype[DISPOSE] = CustomerioFake.prototype.stop;
 """
-#: Its types, but for the records.
+#: The client's types, except those of the records.
 _JS_TYPES = """// Types of customerio-fake.mjs. Made by `python customerio_fake.py client --types`.
 
 %(records)s/** A value, or what is said of it; several of these must all hold. */
@@ -21863,7 +21863,7 @@ export class CustomerioFake extends Workspace implements AsyncDisposable {
 
 
 def js_types() -> str:
-    """The types of the client; those of the records follow from the TypedDicts above."""
+    """The client's types; those of the records are derived from the TypedDicts above."""
     from typing import get_type_hints
 
     kinds = {row.type: None for row in COLLECTIONS.values() if row.fields and row.type is not str}
@@ -21876,7 +21876,7 @@ def js_types() -> str:
 
 
 def _js_type(hint: Any) -> str:
-    """A Python type of a record in TypeScript."""
+    """A record's Python type in TypeScript."""
     from typing import get_args, get_origin
 
     origin, parts = get_origin(hint), [_js_type(part) for part in get_args(hint)]
@@ -21914,8 +21914,8 @@ _SCRIPT = (("Content-Type", "text/javascript; charset=utf-8"),)
 # ==== §27 Page
 # ======================================================================================
 
-# What a person sees who opens the server in a browser. It uses the control endpoints that serve
-# everybody, and nothing from elsewhere. Whatever the server tells goes into it as text.
+# What somebody sees who opens the server in a browser. It uses the same control endpoints
+# as everybody, and nothing from elsewhere. All that the server says is inserted as text.
 
 _PAGE_STYLE = r"""
 :root {
@@ -23865,13 +23865,13 @@ PULL_TIMEOUT = 30
 
 
 class Unreadable(ValueError):
-    """The workspace can't be read; the text says why, and what to do."""
+    """The workspace can't be read; the message says why, and what to do about it."""
 
 
 class Elsewhere:
-    """The App API of a workspace that isn't ours: read slowly and patiently, never written to.
+    """The App API of a real workspace: read slowly and patiently, never written to.
 
-    `say` takes a line about what is going on, `wait` passes seconds.
+    `say` is given lines about the progress; `wait` sleeps for so many seconds.
     """
 
     def __init__(
@@ -23885,7 +23885,7 @@ class Elsewhere:
         self._last = 0.0
 
     def get(self, path: str, **query: Any) -> Json:
-        """What a GET answers, None for a 404. Raises Unreadable."""
+        """The answer to a GET; None for a 404. Raises Unreadable."""
         target = f"{path}?{urlencode(query)}" if query else path
         problem = ""
         for attempt in range(PULL_TRIES):
@@ -23912,7 +23912,7 @@ class Elsewhere:
         self._last = time.monotonic()
 
     def _asked(self, target: str) -> Tuple[int, Mapping[str, str], bytes]:
-        """Status, headers and body of one request; without an answer 0, nothing, and why."""
+        """Status, headers and body of one request; if there is no answer: 0, none, and why."""
         from http.client import HTTPException
         from urllib.error import HTTPError
         from urllib.request import Request as Get
@@ -23929,7 +23929,7 @@ class Elsewhere:
             return 0, {}, str(error).encode()
 
     def rows(self, path: str, key: str) -> Iterator[Json]:
-        """All rows of a list, page after page."""
+        """All rows of a list, page by page."""
         start, page, query = "", 1, cast(Json, {})
         while True:
             answer = self.get(path, **query) or {}
@@ -23946,17 +23946,17 @@ class Elsewhere:
 
 
 class Pulled(NamedTuple):
-    """A kind of thing that can be pulled: where it is listed, and how a row of it is completed."""
+    """A kind of thing to pull: where it is listed, and what completes a row of the list."""
 
     path: str
     key: str
     complete: Callable[[Elsewhere, str, Json], Json] = lambda api, path, row: row
-    #: What the API does not tell of a row, to be added by hand; "" if it tells all.
+    #: What the API doesn't reveal about a row and has to be added by hand; "" if nothing.
     untold: Callable[[Json], str] = lambda row: ""
 
 
 def _with(**lists: str) -> Callable[[Elsewhere, str, Json], Json]:
-    """Completes a row with lists that have paths of their own, below that of the row."""
+    """Return a function that completes a row with lists found under the row's own path."""
 
     def complete(api: Elsewhere, path: str, row: Json) -> Json:
         own = f"{path}/{quote(as_text(row['id']))}"
@@ -23971,7 +23971,7 @@ def _with_content(api: Elsewhere, path: str, row: Json) -> Json:
 
 
 def _in_full(one: str, **lists: str) -> Callable[[Elsewhere, str, Json], Json]:
-    """Completes a row of a list that leaves things out by the thing itself, and lists below it."""
+    """Return a function that replaces an abridged row by the whole thing, with lists."""
 
     def complete(api: Elsewhere, path: str, row: Json) -> Json:
         full = (api.get(f"{path}/{row['id']}") or {}).get(one) or row
@@ -23984,7 +23984,7 @@ def _without_secret(api: Elsewhere, path: str, row: Json) -> Json:
     return {**row, "endpoint": re.sub(r"//[^/@]*@", "//", as_text(row.get("endpoint") or ""))}
 
 
-#: What is pulled, and how, in the order of seeds.
+#: What is pulled, and how, in the order of a seed.
 PULLED: Dict[str, Pulled] = {
     "workspaces": Pulled("/v1/workspaces", "workspaces"),
     "object_types": Pulled("/v1/object_types", "types"),
@@ -24033,10 +24033,10 @@ def pull(
     people: Iterable[str] = (),
     keep: Callable[[Json], None] = lambda seed: None,
 ) -> List[str]:
-    """Read a workspace into a seed document; gives what has to be added by hand, in lines.
+    """Read a workspace into a seed document; returns notes on what has to be added by hand.
 
-    What the document has already is not read again, so a pull that broke off goes on. `keep` is
-    given the document after each kind, and when it breaks off. Raises Unreadable.
+    What the document already has is not read again, so an interrupted pull can be resumed. `keep`
+    gets the document after each kind, and at the end, whatever happens. Raises Unreadable.
     """
     notes: List[str] = []
     try:
@@ -24063,7 +24063,7 @@ def _pull_kind(api: Elsewhere, seed: Json, kind: str) -> Iterator[str]:
 
 
 def _pull_person(api: Elsewhere, seed: Json, person: str) -> None:
-    """Read a person with devices, manual segments and objects into a seed. Raises Unreadable."""
+    """Read a person, with their manual segments, into a seed. Raises Unreadable."""
     path = f"/v1/customers/{quote(person, safe='')}"
     kind = "?id_type=email" if "@" in person else ""
     answer = api.get(f"{path}/attributes{kind}")
@@ -24091,14 +24091,14 @@ OtherLists = Literal[
     "journeys", "merges", "batches", "pipeline_events", "pipeline-events", "webhooks", "requests",
     "dropped",
 ]  # fmt: skip
-#: Hosts that mean every address, and one to ask at.
+#: Hosts that stand for every address, and the address at which to reach each.
 _ALL_ADDRESSES = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
-#: What a port that can't be had gives.
+#: The errors for a port that is taken or not allowed.
 _PORT_ERRORS = (errno.EADDRINUSE, errno.EACCES)
 
 
 def links_in(rendered: Json) -> List[str]:
-    """Where the links of a message lead, tracked or not."""
+    """The targets of a message's links, tracked or not."""
     body = rendered.get("body") or ""
     own = [row["href"] for row in rendered.get("links", ())]
     return own or re.findall(r"https?://[^\s\"'<>]+", body)
@@ -24128,32 +24128,32 @@ def _ca_file(own: str) -> str:
 
 
 class Failing(int):
-    """The id of a rule of what goes wrong; in a `with` it goes right again behind the block."""
+    """The id of a fault rule; used in a `with` statement, the rule ends with the block."""
 
     _view: View
 
     def __new__(cls, view: View, id: int) -> Failing:
-        """A rule of a server or workspace."""
+        """Make one for the rule of a server or workspace."""
         failing = super().__new__(cls, id)
         failing._view = view
         return failing
 
     def __enter__(self) -> Failing:
-        """The rule stands already."""
+        """Nothing to do: the rule is already in force."""
         return self
 
     def __exit__(self, *raised: object) -> None:
-        """Take the rule away, if it is still there."""
+        """Remove the rule, if it is still there."""
         self._view.fake.faults.remove(str(int(self)))
 
 
 def _captured(name: str, told: str) -> Any:
-    """A property of a View: what one of the COLLECTIONS lists, for the caller's own use."""
+    """A property of a View that gives the caller a copy of what one of the COLLECTIONS lists."""
     return property(lambda view: copied_records(view.fake, name), doc=told)
 
 
 class View:
-    """One workspace for tests: where it is, what was captured, and what steers it."""
+    """One workspace as tests see it: where it is, what was captured, and how to control it."""
 
     fake: Fake
 
@@ -24161,32 +24161,32 @@ class View:
 
     @property
     def url(self) -> str:
-        """The base URL of everything."""
+        """The base URL of all the APIs."""
         raise NotImplementedError
 
     @property
     def track_url(self) -> str:
-        """What the Node TrackClient takes as `url`."""
+        """The `url` for the Node TrackClient."""
         return f"{self.url}/api/v1"
 
     @property
     def app_url(self) -> str:
-        """What the Node APIClient takes as `url`."""
+        """The `url` for the Node APIClient."""
         return f"{self.url}/v1"
 
     @property
     def pipelines_url(self) -> str:
-        """What the Node PipelinesClient takes as `url`."""
+        """The `url` for the Node PipelinesClient."""
         return f"{self.url}/v1"
 
     @property
     def api_url(self) -> str:
-        """What the PyPI APIClient takes as `url`: it adds the `/v1` itself."""
+        """The `url` for the PyPI APIClient, which adds the `/v1` itself."""
         return self.url
 
     @property
     def ca_file(self) -> str:
-        """A file with the certificate that https clients trust; it goes with the process."""
+        """The path of a certificate for https clients to trust; deleted when the process ends."""
         return _ca_file(self.fake.settings.cert)
 
     @property
@@ -24232,11 +24232,11 @@ class View:
     )
 
     def flush_webhooks(self) -> int:
-        """Wait until every webhook is sent that can be; returns how many wait for a retry."""
+        """Wait until every webhook that can be sent has been; returns how many await a retry."""
         return self.fake.outbox.flush()
 
     def person(self, identifier: str) -> Optional[PersonRecord]:
-        """One person by id, email or cio_id; None if nobody has it."""
+        """The person with this id, email or cio_id; None if nobody has it."""
         workspace = self.fake.workspace
         workspace.agenda.tick()
         with workspace.lock:
@@ -24244,7 +24244,7 @@ class View:
             return None if person is None else person.record()
 
     def in_app(self, person: str) -> Json:
-        """What the SDK of somebody (id, email or cio_id) gets: in-app messages, and the inbox."""
+        """What the SDK of a person (id, email or cio_id) gets: in-app messages and the inbox."""
         workspace, name = self.fake.workspace, as_text(person)
         workspace.agenda.tick()
         with workspace.lock:
@@ -24264,27 +24264,27 @@ class View:
         self.fake.seed(as_json(document))
 
     def snapshot(self) -> Json:
-        """Everything in this workspace as one JSON document, for `restore`."""
+        """The whole workspace as one JSON document, for `restore`."""
         return json.loads(snapshot(self.fake))
 
     def restore(self, document: Json) -> None:
-        """Make this workspace what a snapshot says; raises ApiError, and changes nothing, or does.
+        """Replace this workspace by a snapshot. Raises ApiError, changing nothing, for a bad one.
 
         Later resets return to the seed, not to the snapshot.
         """
         put_in(self.fake, restored(document, self.fake.settings))
 
-    # ---- what goes wrong on purpose
+    # ---- deliberate faults
 
     def fail(self, operation: str = "", **rule: Any) -> Failing:
-        """Let requests go wrong; returns the id of the rule. Raises ApiError for a bad one.
+        """Make matching requests fail; returns the id of the rule. Raises ApiError for a bad rule.
 
-        As `with cio.fail(…):` it ends with the block.
+        As `with cio.fail(…):` the rule ends with the block.
 
         Which: `operation`, `method`, `path`, `person`, `event`; when: `times`, `every`, `after`,
         `probability` with `seed`, `when` ("before" or "after" the write); how: one of `status`
         (with `body`, `retry_after`), `latency` (with `jitter`), `reset`, `empty`, `truncate`,
-        `hang`, `trickle`; or `responses`, a list of such, one after the other.
+        `hang`, `trickle`; or `responses`, a list of these to be used in turn.
 
             cio.fail("POST /v1/send/email", times=2, status=503, retry_after=1)
         """
@@ -24295,18 +24295,18 @@ class View:
 
     @property
     def faults(self) -> List[Json]:
-        """The rules of what goes wrong, with how often each matched and fired."""
+        """The fault rules, with how often each has matched and fired."""
         return self.fake.faults.records()
 
     def mend(self, id: Optional[int] = None) -> None:
-        """Let one rule, or all, go wrong no more. Raises ValueError if there is no such rule."""
+        """Remove one fault rule, or all of them. Raises ValueError if there is no such rule."""
         gone = self.fake.faults.remove(None if id is None else str(id))
         if id is not None and not gone:
             raise ValueError(f"there is no fault {id}")
 
     # ---- assertions that explain themselves
 
-    # What events and deliveries can be asked for is spelt out: who checks types sees a slip.
+    # The fields of events and deliveries are spelt out so that type checkers catch a misspelt one.
     @overload
     def expect(
         self, list: Literal["events"], *,
@@ -24333,20 +24333,20 @@ class View:
     def expect(self, list: OtherLists, **match: Any) -> List[Any]: ...
 
     def expect(self, list: str, **match: Any) -> List[Any]:
-        """Return the records that are as wanted; raise AssertionError if it isn't as expected.
+        """Return the records that match; raise AssertionError unless there are as many as expected.
 
         `list` is one of the names under `/__parlel`, or of the properties here; `match` are fields
         and what they must be: `data={"plan": "pro"}` wants these parts of an object,
         `recipient={"contains": "x"}` is one of the MATCHERS. How many there must be: at least one,
-        or `exactly`, `at_least`, `at_most`, `none=True`; `in_order` has matches that follow each
-        other. With a `timeout` (seconds) it returns as soon as it comes true; an upper limit alone
-        is watched until then. The error lists the nearest records, a difference in a line.
+        or `exactly`, `at_least`, `at_most`, `none=True`; `in_order` lists matches that must come
+        one after another. With a `timeout` (seconds) it waits for that; an upper limit alone is
+        watched all that time. The error shows the nearest records, one difference per line.
         """
         timeout = match.pop("timeout", 0)
         given = {name: match.pop(name) for name in _AMOUNTS if match.get(name) is not None}
         list = {"people": "customers"}.get(list, list.replace("_", "-"))
-        # As over HTTP, so that enumerations, tuples and the like are what JSON makes of them.
-        __tracebackhide__ = True  # so that pytest shows the test, not this
+        # As over HTTP, so that enums, tuples and the like become what JSON makes of them.
+        __tracebackhide__ = True  # pytest then shows the test, not this
         asked = as_json({"list": list, "match": match, **given})
         problem, found = expect(self.fake, expectation_of(asked)[0], timeout)
         if problem:
@@ -24354,17 +24354,17 @@ class View:
         return copy_of(found)
 
     def latest(self, list: str, **match: Any) -> Any:
-        """The newest record with these fields; raises AssertionError if there is none."""
+        """The newest record with these fields. Raises AssertionError if there is none."""
         __tracebackhide__ = True
         return self.expect(cast(OtherLists, list), **match)[-1]
 
     def assert_event(self, name: str, **match: Any) -> List[EventRecord]:
-        """Raise AssertionError unless there is an event of this name, with these fields."""
+        """Raise AssertionError unless there is an event with this name and these fields."""
         __tracebackhide__ = True
         return self.expect("events", name=name, **match)
 
     def wait_for_event(self, name: str, timeout: float = 5, **match: Any) -> EventRecord:
-        """Wait for an event of this name, with these fields, and return the first one."""
+        """Wait up to `timeout` seconds for an event with this name and fields; return the first."""
         __tracebackhide__ = True
         return self.expect("events", timeout=timeout, name=name, **match)[0]
 
@@ -24374,12 +24374,12 @@ class View:
         return self.expect("deliveries", **match)
 
     def wait_for_delivery(self, timeout: float = 5, **match: Any) -> DeliveryRecord:
-        """Wait for a delivery with these fields and return the first one."""
+        """Wait for a delivery with these fields (`timeout` in seconds), and return the first."""
         __tracebackhide__ = True
         return self.expect("deliveries", timeout=timeout, **match)[0]
 
     def assert_no_deliveries(self, timeout: float = 0, **match: Any) -> None:
-        """Raise AssertionError if there is, or within `timeout` seconds comes, such a delivery."""
+        """Raise AssertionError if such a delivery exists, or arrives within `timeout` seconds."""
         __tracebackhide__ = True
         self.expect("deliveries", exactly=0, timeout=timeout, **match)
 
@@ -24398,17 +24398,17 @@ class View:
 
     @property
     def clock(self) -> FakeClock:
-        """The fake's clock: freeze it, move it."""
+        """The fake's clock, to be frozen or moved."""
         return FakeClock(self.fake)
 
 
 class CustomerioServer(View):
     """A fake Customer.io on a port of its own.
 
-    `port` 0 takes a free one; `seed` is a seed document or the path of one; `settings` are the
-    fields of Settings. Use it as a context manager, or call `start` and `stop`; it can be
-    started again, and keeps what it recorded until `reset`. Raises ValueError for a setting
-    that can't be, ApiError for a seed or state that can't be.
+    `port` 0 picks a free one; `seed` is a seed document or the path of one; `settings`
+    are the fields of Settings. Use it as a context manager, or call `start` and `stop`;
+    it can be started again, and keeps what it recorded until `reset`. Raises ValueError
+    for an invalid setting, ApiError for an invalid seed or state.
 
         with CustomerioServer(port=0) as cio:
             client = TrackClient(site_id, api_key, url=cio.track_url)
@@ -24436,9 +24436,9 @@ class CustomerioServer(View):
         self._thread: Optional[threading.Thread] = None
 
     def start(self) -> CustomerioServer:
-        """Listen and answer in the background; returns once the socket listens.
+        """Serve requests in the background; returns once the socket is listening.
 
-        Raises OSError if the port is taken, RuntimeError if this server runs already.
+        Raises OSError if the port is taken, RuntimeError if this server is already running.
         """
         if self._server is not None:
             raise RuntimeError("this server runs already; stop it first")
@@ -24456,9 +24456,9 @@ class CustomerioServer(View):
         return self
 
     def stop(self) -> None:
-        """Let requests in flight finish, free port, sockets and threads, and save the state.
+        """Let requests in flight finish, free the port, sockets and threads, and save the state.
 
-        Raises OSError if there is a file for the state and it can't be written.
+        Raises OSError if the state can't be written to its file.
         """
         server, thread = self._server, self._thread
         if server is None or thread is None or server.foreign:
@@ -24483,19 +24483,19 @@ class CustomerioServer(View):
 
     @property
     def port(self) -> int:
-        """The port; after `start` the real one, also where 0 was asked for."""
+        """The port; after `start`, the actual one even if 0 was given."""
         return self.settings.port if self._server is None else int(self._server.server_port)
 
     @property
     def url(self) -> str:
-        """The base URL of everything, for clients on this machine."""
+        """The base URL of all the APIs, for clients on this machine."""
         host = _ALL_ADDRESSES.get(self.settings.host, self.settings.host)
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     def workspace(self, name: str = "", seed: Json = None) -> FurtherWorkspace:
-        """Make a workspace with keys of its own, whose calls see nothing of the others.
+        """Make a workspace with keys of its own, isolated from the others.
 
-        Raises ApiError 409 if there is one of this name, 400 for a bad name or seed.
+        Raises ApiError: 409 if there is one with this name, 400 for a bad name or seed.
         """
         wrong = _WORKSPACE_NAME.wrong(name) if name else ""
         if wrong:
@@ -24503,16 +24503,16 @@ class CustomerioServer(View):
         return FurtherWorkspace(self, self.fake.add(name, as_json(seed)))
 
     def renew(self) -> None:
-        """Be as new: without further workspaces, and with the first seed; so a test begins."""
+        """Remove further workspaces and go back to the first seed, as at the start of a test."""
         for name in list(self.fake.others):
             self.fake.remove(name)
         self.fake.seed(self._seed)
 
 
 class FurtherWorkspace(View):
-    """A workspace beside the default one; `environment` has its keys.
+    """A workspace in addition to the default one; `environment` has its keys.
 
-    Drop it with `close`, or use it as a context manager; it can't be used after that.
+    Drop it with `close`, or use it as a context manager; after that it can't be used.
     """
 
     def __init__(self, server: CustomerioServer, fake: Fake) -> None:
@@ -24521,7 +24521,7 @@ class FurtherWorkspace(View):
 
     @property
     def fake(self) -> Fake:  # type: ignore[override]
-        """What it is a view of. Raises RuntimeError once that has been dropped."""
+        """The fake behind this view. Raises RuntimeError once the workspace has been dropped."""
         if self._server.fake.others.get(self.name) is not self._fake:
             raise RuntimeError(f"the workspace '{self.name}' has been dropped")
         return self._fake
@@ -24534,45 +24534,45 @@ class FurtherWorkspace(View):
 
     @property
     def url(self) -> str:
-        """The base URL; that of the server would do, as the keys say whose a call is."""
+        """The base URL; the server's own works as well, since the keys identify the workspace."""
         return f"{self._server.url}/@{self.name}"
 
     def close(self) -> None:
-        """Let go of all that it holds; its keys are unknown again. More than once does no harm."""
+        """Drop the workspace and all that it holds, keys included. Can be called more than once."""
         if self._server.fake.others.get(self.name) is self._fake:
             self._server.fake.remove(self.name)
 
 
 class FakeClock:
-    """The clock of a fake. Times are Unix seconds; what is none raises ApiError."""
+    """The clock of a fake. Times are Unix seconds; anything else raises ApiError."""
 
     def __init__(self, fake: Fake) -> None:
         self._fake = fake
 
     @property
     def now(self) -> float:
-        """What it shows."""
+        """The time it shows, in Unix seconds."""
         return self._fake.workspace.clock.now()
 
     def freeze(self, at: Optional[float] = None) -> None:
-        """Stop it, now or at a time."""
+        """Stop it, at the present time or at a given one."""
         given = {"freeze": True} if at is None else {"freeze": True, "now": at}
         set_clock_to(self._fake, **CLOCK_FIELDS.read(given))
 
     def resume(self) -> None:
-        """Let it go on from where it stands."""
+        """Let it run on from where it stopped."""
         set_clock_to(self._fake, freeze=False)
 
     def advance(self, seconds: float) -> None:
-        """Move it forward; returns when what became due has been done, in order."""
+        """Move it forward by `seconds`; returns when all that became due is done, in order."""
         set_clock_to(self._fake, **CLOCK_FIELDS.read({"advance": seconds}))
 
 
 class CustomerioTests:
-    """A mix-in for unittest: a server for the class as `self.cio`, fresh for each test.
+    """A mix-in for unittest: one server per class, as `self.cio`, reset for each test.
 
-    The environment of each test holds the variables of `CustomerioServer.environment`, so that
-    code which reads its settings there finds the fake. `seed` is the seed document.
+    During each test the environment has the variables of `CustomerioServer.environment`, so
+    that code which reads its settings there finds the fake. `seed` is the seed document.
 
         class SignUp(CustomerioTests, unittest.TestCase):
             def test_it(self):
@@ -24585,13 +24585,13 @@ class CustomerioTests:
 
     @classmethod
     def setUpClass(cls) -> None:
-        """Start the server; it stops after the last test, whatever goes wrong."""
+        """Start the server; it stops after the last test, whatever happens."""
         cls.cio = CustomerioServer(port=0, seed=cls.seed).start()
         cast(Any, cls).addClassCleanup(cls.cio.stop)
         getattr(super(), "setUpClass", lambda: None)()
 
     def setUp(self) -> None:
-        """Forget what earlier tests did, and patch the environment for this one."""
+        """Reset the server, and patch the environment for this test."""
         from unittest import mock
 
         self.cio.renew()
@@ -24602,12 +24602,12 @@ class CustomerioTests:
 
 
 def pytest_configure(config: Any) -> None:
-    """Make the marker known that gives a test a seed of its own."""
+    """Register the marker that gives a test a seed of its own."""
     config.addinivalue_line("markers", "customerio(seed=None): begin with this seed document")
 
 
 def _customerio_server() -> Iterator[CustomerioServer]:
-    """A server for all tests of this process."""
+    """One server for all the tests of this process."""
     with CustomerioServer(port=0) as server:
         yield server
 
@@ -24615,7 +24615,7 @@ def _customerio_server() -> Iterator[CustomerioServer]:
 def _customerio(
     customerio_server: CustomerioServer, monkeypatch: Any, request: Any
 ) -> Iterator[CustomerioServer]:
-    """The server, empty or as `@pytest.mark.customerio(seed=…)` says, in the environment."""
+    """The server, empty or seeded by `@pytest.mark.customerio(seed=…)`, and in the environment."""
     marker = request.node.get_closest_marker("customerio")
     customerio_server.renew()
     if marker:
@@ -24626,9 +24626,9 @@ def _customerio(
 
 
 if "pytest" in sys.modules:
-    # With `pytest_plugins = ["customerio_fake"]` in conftest.py a test may ask for `customerio`, or
-    # `cio` where it imports a package of that name. Each worker of pytest-xdist has a process, and
-    # so a server, of its own. Not imported, so that types can be checked where pytest isn't.
+    # With `pytest_plugins = ["customerio_fake"]` in conftest.py, tests can use `customerio`, or
+    # `cio` where a package has the longer name. Each pytest-xdist worker is a process, and so
+    # has its own server. Pytest is not imported, so that types can be checked without it.
     _fixture = sys.modules["pytest"].fixture
     customerio_server = _fixture(scope="session")(_customerio_server)
     customerio, cio = _fixture()(_customerio), _fixture(name="cio")(_customerio)
@@ -24643,12 +24643,12 @@ _NOISE = {
 
 
 def environment_name(setting: Any) -> str:
-    """The environment variable of a setting (a field of Settings)."""
+    """The environment variable for a setting (a field of Settings)."""
     return str(setting.metadata["env"] or f"CUSTOMERIO_FAKE_{setting.name.upper()}")
 
 
 def _plain_parser(name: str, **options: Any) -> Any:
-    """An argparse parser whose complaints are one line."""
+    """An argparse parser whose error messages are one line."""
     import argparse
 
     class Parser(argparse.ArgumentParser):
@@ -24683,7 +24683,7 @@ def _noise_variable(name: str) -> str:
 
 
 def _level(arguments: Any, environment: Mapping[str, str]) -> int:
-    """What is worth a line: by the flags, else the environment. Raises ValueError."""
+    """The logging level, by the flags or else the environment. Raises ValueError."""
     on = {name: getattr(arguments, name) for name in _NOISE}
     if not any(on.values()):
         texts = {name: environment.get(_noise_variable(name)) or "false" for name in _NOISE}
@@ -24701,7 +24701,7 @@ def _converted(kind: type, text: str, source: str) -> Json:
 
 
 def _settings(arguments: Any, environment: Mapping[str, str]) -> Settings:
-    """Settings from flags, else the environment, else the defaults. Raises ValueError."""
+    """Settings from flags, or else the environment, or else defaults. Raises ValueError."""
     ports = arguments.what
     if len(ports) > 1:
         raise ValueError(f"one port is enough, not {' '.join(ports)}")
@@ -24721,16 +24721,16 @@ def _settings(arguments: Any, environment: Mapping[str, str]) -> Settings:
     return Settings(**values)
 
 
-# ---- what else the command line can do
+# ---- the other commands of the command line
 
 
 class Command(NamedTuple):
-    """Something to do beside serving: what it is for, its arguments (as argparse takes them)."""
+    """A command other than serving: its function, its description, its arguments for argparse."""
 
     run: Callable[[Any], int]
     help: str
     arguments: Mapping[str, Mapping[str, Any]]
-    #: Whether it takes the port and flags of the server, too.
+    #: Whether it also takes the server's port and flags.
     settings: bool = False
 
 
@@ -24749,7 +24749,7 @@ def _run_command(name: str, words: Sequence[str]) -> int:
 
 
 def _healthcheck(arguments: Any) -> int:
-    """0 once a server with these settings is well, within the time to wait; else 1."""
+    """Return 0 once a server with these settings is healthy; 1 if it isn't in the time to wait."""
     settings, end = _settings(arguments, os.environ), time.monotonic() + arguments.wait
     host = _ALL_ADDRESSES.get(settings.host, settings.host)
     while True:
@@ -24764,7 +24764,7 @@ def _healthcheck(arguments: Any) -> int:
 
 
 def _ill(host: str, port: int) -> str:
-    """Why no fake is well at an address; "" if one is."""
+    """Why there is no healthy fake at an address; "" if there is one."""
     import http.client
 
     try:
@@ -24773,7 +24773,7 @@ def _ill(host: str, port: int) -> str:
             if compact({"status": "ok"}) in asked.getresponse().read(1000):
                 return ""
         return f"what answers at {host}:{port} is not the fake"
-    except (OSError, ValueError, http.client.HTTPException) as error:  # Unicode in a host, too
+    except (OSError, ValueError, http.client.HTTPException) as error:  # or Unicode in a host
         return f"no healthy server at {host}:{port}: {error}"
 
 
@@ -24786,7 +24786,7 @@ def _print_routes(arguments: Any) -> int:
 
 
 def _asked(url: str, body: Json = None, headers: Mapping[str, str] = {}) -> Json:
-    """What a running fake answers to a GET, or to a POST of a body. Raises ValueError."""
+    """What a running fake answers to a GET, or to a POST if there is a body. Raises ValueError."""
     from urllib.error import HTTPError
     from urllib.request import Request as Get
     from urllib.request import urlopen
@@ -24836,7 +24836,7 @@ def _print_client(arguments: Any) -> int:
 
 
 def _kinds_wanted(arguments: Any) -> List[str]:
-    """What a pull is about. Raises ValueError for a kind that there is not."""
+    """The kinds to pull. Raises ValueError for an unknown one."""
     for kind in (*arguments.only, *arguments.without):
         if kind not in PULLED:
             known = suggestion(kind, list(PULLED))
@@ -24845,7 +24845,7 @@ def _kinds_wanted(arguments: Any) -> List[str]:
 
 
 def _pull(arguments: Any) -> int:
-    """Read a workspace of the real service into a seed, on standard output or into a file."""
+    """Read a workspace of the real service into a seed, on standard output or in a file."""
     key = arguments.app_key or os.environ.get("CUSTOMERIO_APP_KEY", "")
     if not key:
         raise ValueError("pull needs a key of the App API: --app-key KEY or $CUSTOMERIO_APP_KEY")
@@ -24873,7 +24873,7 @@ _MANY: Json = {"action": "append", "default": []}
 _WHERE: Json = {
     "--url": {"default": "http://127.0.0.1:4668", "help": "where the fake is [%(default)s]"}
 }
-#: What the command line can do beside serving.
+#: The commands other than serving.
 COMMANDS: Dict[str, Command] = {
     "healthcheck": Command(
         _healthcheck,
@@ -24932,22 +24932,22 @@ See what arrives: curl {url}/__parlel/events   Stop: Ctrl-C"""
 
 
 def _serve(server: CustomerioServer) -> Callable[[], int]:
-    """Start; gives what waits for SIGTERM or Ctrl-C, stops, and tells the exit code."""
+    """Start the server; returns a function that waits for SIGTERM or Ctrl-C, and then stops it."""
     import gc
     import signal
 
-    # What is recorded stays, so looking through all of it for garbage again and again would only
-    # make requests wait: 40 ms with 100,000 events. A reset frees by counting references.
+    # What is recorded stays, so to search it for garbage again and again would only make
+    # requests wait: 40 ms with 100,000 events. A reset frees memory by reference counts.
     if hasattr(gc, "freeze"):  # not on PyPy
         gc.freeze()
         gc.set_threshold(5_000, 500, 1000)
 
-    # The interpreter's own handler writes a byte here. A Python handler could not wake us if the
-    # signal came just before we wait: it would run only once the wait is over.
+    # The interpreter's own handler writes a byte here. A Python handler could not wake us
+    # if the signal came just before we wait: it would not run until the wait is over.
     alarm, waker = socket.socketpair()
     waker.setblocking(False)
     signal.set_wakeup_fd(waker.fileno())
-    for name in ("SIGTERM", "SIGINT", "SIGBREAK"):  # the last is what Windows has for the first
+    for name in ("SIGTERM", "SIGINT", "SIGBREAK"):  # SIGBREAK is Windows's SIGTERM
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), lambda *_: None)
     try:
@@ -24961,7 +24961,7 @@ def _serve(server: CustomerioServer) -> Callable[[], int]:
     ready = _READY.format(version=__version__, url=server.url, **urls)
     if log.isEnabledFor(logging.WARNING):
         print(ready, flush=True)
-    elif not server.settings.port:  # who asks for a free one has to learn which
+    elif not server.settings.port:  # the caller has to learn which port it is
         print(ready.partition("\n")[0], flush=True)
     return functools.partial(_end, server, alarm, waker)
 
@@ -24975,26 +24975,26 @@ def _end(server: CustomerioServer, alarm: socket.socket, waker: socket.socket) -
             server.stop()
         except OSError as error:
             return _failed(error)
-    # All of it is kept until the very end: freeing 100,000 people one by one takes a second.
+    # Keep everything until the process ends: freeing 100,000 people one by one takes a second.
     if hasattr(gc, "freeze"):
         gc.freeze()
     return 0
 
 
 def _failed(error: Exception) -> int:
-    text = getattr(error, "strerror", None) or error  # without the number of the error
+    text = getattr(error, "strerror", None) or error  # without the error's number
     print(f"customerio_fake: {text}", file=sys.stderr)
     return 2
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
-    """The command line; returns the exit code: 0, 1 for unhealthy, 2 for bad usage."""
+    """Run the command line; returns the exit code: 0, 1 for unhealthy, 2 for bad usage."""
     begun = _begin(argv)
     return begun if isinstance(begun, int) else begun()
 
 
 def _begin(argv: Optional[Sequence[str]]) -> Union[int, Callable[[], int]]:
-    """Do what the command line says; gives the exit code, or what waits for it."""
+    """Do what the command line says; returns the exit code, or a function that waits for it."""
     words = sys.argv[1:] if argv is None else list(argv)
     if words and words[0] in COMMANDS:
         return _run_command(words[0], words[1:])
@@ -25012,11 +25012,11 @@ def _begin(argv: Optional[Sequence[str]]) -> Union[int, Callable[[], int]]:
 
 
 def _outlive(end: Callable[[], int]) -> None:
-    """Go on when the script's code has ended: CPython keeps its syntax tree, 30 MiB, until then."""
+    """Go on once the script's code has ended: until then CPython keeps its syntax tree, 30 MiB."""
     import traceback
 
     threading.main_thread().join()
-    with contextlib.suppress(Exception):  # no ctypes, or not glibc, which keeps what was freed
+    with contextlib.suppress(Exception):  # no ctypes, or no glibc (which holds on to freed memory)
         import ctypes
 
         ctypes.CDLL(None).malloc_trim(0)
@@ -25025,7 +25025,7 @@ def _outlive(end: Callable[[], int]) -> None:
     except Exception:
         traceback.print_exc()
         code = 1
-    if code:  # the interpreter would end with the script's own, 0
+    if code:  # the interpreter would exit with 0
         sys.stderr.flush()
         os._exit(code)
 
