@@ -11866,10 +11866,7 @@ def seed_workspace(workspace: Workspace, document: Json) -> None:
         highest = _highest_number(document.get(family.kind))
         workspace.shelves[family.shelf].last = highest
     for kind, plant in SEEDERS.items():  # in this order, because later kinds name earlier ones
-        rows = document.get(kind, [])
-        if kind == "workspace" and isinstance(rows, dict):  # of which there is one
-            rows = [rows]
-        each = _each(rows, kind, str if kind in _TEXTS else dict)
+        each = _each(document.get(kind, []), kind, str if kind in _TEXTS else dict)
         if kind in _BY_TIME:
             each = iter(sorted(each, key=lambda planted: _happened(kind, planted[0])))
         for row, where in each:
@@ -11880,8 +11877,12 @@ def seed_workspace(workspace: Workspace, document: Json) -> None:
 
 def _each(value: Json, where: str, kind: type = dict) -> Iterator[Tuple[Json, str]]:
     """What is in a list, which has to be of one type, and where. Raises ApiError 400."""
+    if where in _SINGLE and isinstance(value, dict):
+        yield value, where
+        return
     if not isinstance(value, list):
-        raise invalid(f"{where} must be a list, not {kind_of(value)}", where)
+        wanted = "an object" if where in _SINGLE else "a list"
+        raise invalid(f"{where} must be {wanted}, not {kind_of(value)}", where)
     for i, row in enumerate(value):
         wrong = typed_field(kind).wrong(row)
         if wrong:
@@ -11901,6 +11902,8 @@ def _plant(workspace: Workspace, plant: Seeder, row: Json, where: str) -> None:
 
 Seeder = Callable[["Workspace", Json, str], None]
 
+#: What a seed has only one of.
+_SINGLE = ("clock", "workspace")
 #: Kinds whose rows are texts.
 _TEXTS = ("ip_addresses",)
 #: Kinds that answers list newest first, and the field with the time; they are planted in order.
@@ -12649,6 +12652,17 @@ _LIMIT = CLOSED.having(
 _WEB_SETTINGS = CLOSED.having(message_limit=object_field(_LIMIT), whole="random_seed")
 
 
+#: What the clock of a seed can be told: where it begins, in Unix seconds, and whether it stands.
+SEEDED_CLOCK = FieldList(closed=True, some=True).having(
+    flag="freeze", now=number_field(0, LAST_MOMENT, int, float)
+)
+
+
+def _seed_clock(workspace: Workspace, row: Json, where: str) -> None:
+    given, clock = SEEDED_CLOCK.read(row, "clock."), workspace.clock
+    clock.move_to(given.get("now", clock.now()), given.get("freeze", False))
+
+
 def _seed_settings(workspace: Workspace, row: Json, where: str) -> None:
     workspace.journeys.settings = _WEB_SETTINGS.read(row, "workspace.")
 
@@ -12844,6 +12858,7 @@ def _seed_trigger(workspace: Workspace, row: Json, where: str) -> None:
 
 #: What can be seeded and how, in the order in which it is done.
 SEEDERS: Dict[str, Seeder] = {
+    "clock": _seed_clock,
     "workspace": _seed_settings,
     "workspaces": _seed_shelf("workspaces"),
     "ip_addresses": lambda workspace, row, where: workspace.ip_addresses.append(row),
@@ -13813,7 +13828,7 @@ class Fake:
         if old is not None:
             workspace.clock.move_to(old.clock.now(), old.clock.frozen)
         if seed is not None:
-            seed_workspace(workspace, seed)
+            seed_workspace(workspace, seed if old is None else without(seed, ["clock"]))
         if self.settings.webhook:
             row = {"endpoint": self.settings.webhook, "events": list(WEBHOOK_EVENTS)}
             SEEDERS["reporting_webhooks"](workspace, row, "--webhook")

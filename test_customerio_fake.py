@@ -7045,6 +7045,33 @@ class Seeding(SeededTest):
         self.assertEqual([p["id"] for p in self.records("customers")], ["ada", "bob"])
         self.assertEqual(self.ok("GET", "/v1/campaigns/1")["campaign"]["name"], "Welcome")
 
+    def test_a_seed_may_say_what_time_it_is(self) -> None:
+        clock = {"now": 1_900_000_000, "freeze": True}
+        for _ in range(2):  # the same every time
+            self.ok("POST", "/__parlel/seed", {"clock": clock, "customers": [{"id": "1"}]})
+            self.assertEqual(self.records("customers")[0]["created_at"], 1_900_000_000)
+            self.assertEqual(
+                self.ok("PUT", "/__parlel/clock", {"advance": 60})["now"], 1_900_000_060
+            )
+        self.ok("POST", "/__parlel/reset", {"only": "state"})
+        self.assertEqual(self.ok("GET", "/__parlel/clock")["now"], 1_900_000_060)
+        self.ok("POST", "/__parlel/reset")
+        self.assertEqual(self.ok("GET", "/__parlel/clock")["now"], 1_900_000_000)
+        self.ok("POST", "/__parlel/seed", {"clock": {"now": 1_900_000_000}})
+        self.assertFalse(self.ok("GET", "/__parlel/clock")["frozen"])
+        rows: list[tuple[Any, str]] = [
+            ({}, "clock: send at least one of freeze, now"),
+            ({"frozen": True}, "clock.frozen is no field here; did you mean freeze?"),
+            ({"now": -1}, "clock.now must be a number from 0"),
+            (5, "clock must be an object, not a number"),
+        ]
+        for wrong, text in rows:
+            with self.subTest(wrong):
+                reply = self.call("POST", "/__parlel/seed", {"clock": wrong})
+                self.assertEqual(reply.status, 400)
+                self.assertIn(text, reply.json["meta"]["error"])
+        self.assertFalse(self.ok("GET", "/__parlel/clock")["frozen"])
+
     def test_a_segment_that_asks_for_itself_is_the_same_wherever_it_is_asked_for(self) -> None:
         pro = {"attribute": {"field": "plan", "operator": "eq", "value": "pro"}}
         for conditions, count in (
