@@ -5443,7 +5443,10 @@ _STORED: Dict[str, Check] = {
     "seconds": typed_field(int, float), "condition": CONDITION_OR_NULL,
     "base64": read_field("base64", _decode_base64),
     "family": choice_field("campaigns", "broadcasts", "newsletters", "transactional"),
-    "headers": mapping_field(list_field(ANY_TEXT, 1)),
+    # Of an email, where one may stand there several times; of a webhook.
+    "headers": mapping_field(
+        Check("texts", lambda v: "" if type(v) is str else list_field(ANY_TEXT, 1).wrong(v))
+    ),
     # Those that may be null.
     "once": _or_null(MOMENT), "tags": TAGS, "some_word": _or_null(KEY),
     "some_text": _or_null(ANY_TEXT), "some_object": _or_null(OBJECT),
@@ -9402,6 +9405,12 @@ class Node(NamedTuple):
 _MESSAGE_TILES = ("email", "push", "twilio", "in_app", "whatsapp", "slack", "inbox")
 
 
+def unknown_tile(type: str, where: str) -> ApiError:
+    """A refusal of what is no tile."""
+    text = f"{where}.type {type!r:.60} is no tile; {suggestion(type, list(TILES))}"
+    return invalid(text, f"{where}.type")
+
+
 class Layout:
     """Reads a workflow: checks each tile, and finds out which one follows which."""
 
@@ -9434,8 +9443,7 @@ class Layout:
         type = action["type"]
         tile = TILES.get(type)
         if tile is None:
-            text = f"{where}.type '{type}' is no tile; "
-            raise invalid(text + suggestion(type, list(TILES)), f"{where}.type")
+            raise unknown_tile(type, where)
         if tile.fields is not None:
             tile.fields.read(action, f"{where}.")
         if wrong := tile.wrong(action):
@@ -9461,9 +9469,9 @@ class Layout:
     def compiled(self, spec: Json, where: str, grammar: Optional[Grammar] = None) -> Condition:
         """Conditions, where a list means that all of them have to be met."""
         grammar = grammar or self.grammar
-        placed = [(f"{where}[{i}]", one) for i, one in enumerate(spec or ())]
-        if not isinstance(spec, list) or not spec:
-            placed = [(where, spec)]
+        placed = [(where, spec)]
+        if isinstance(spec, list) and spec:
+            placed = [(f"{where}[{i}]", one) for i, one in enumerate(spec)]
         condition = together([compile_conditions(one, at, grammar) for at, one in placed])
         turns = [functools.partial(_turns_of_person, t) for t in grammar.world.turns(condition)]
         return condition._replace(turns=(*condition.turns, *turns))
@@ -9513,10 +9521,20 @@ def _turns_of_person(turn: Turns, journey: Journey) -> Iterable[float]:
 # ---- campaigns that run
 
 
-def spelt_out(row: Json) -> Json:
+def _read_json(text: str, where: str) -> Json:
+    try:
+        return decode_json(text.encode())
+    except ApiError as error:
+        raise invalid(f"{where}: {error.message}", where) from None
+
+
+def spelt_out(row: Json, where: str) -> Json:
     """A campaign with its conditions as objects; answers have some as JSON texts (description)."""
-    texts = [name for name in _CONDITIONS_TOLD.split() if row.get(name) and type(row[name]) is str]
-    return {**row, **{name: decode_json(row[name].encode()) for name in texts}}
+    found = {}
+    for name in _CONDITIONS_TOLD.split():
+        if row.get(name) and type(row[name]) is str:
+            found[name] = _read_json(row[name], f"{where}.{name}")
+    return {**row, **found}
 
 
 class Plan:
@@ -9525,7 +9543,7 @@ class Plan:
     def __init__(self, workspace: Workspace, row: Json, where: str) -> None:
         """Raises ApiError 400 with the place of what is wrong."""
         self.workspace, self.number, self.flow = workspace, row["id"], row["_journey"]
-        self.row, self.where = spelt_out(row), where
+        self.row, self.where = spelt_out(row, where), where
         self.type, self.family = TRIGGERS[row["type"]], CAMPAIGNS
         if row["type"] == BROADCAST:
             self.family = BROADCASTS
@@ -10371,7 +10389,8 @@ def _wrong_shares(body: Json) -> str:
 def _wrong_variations(body: Json) -> str:
     for i, row in enumerate(body.get("variations", ())):
         if row["type"] not in _MESSAGE_TILES:
-            return f"variations must be messages, not {row['type']}"
+            near = suggestion(row["type"], _MESSAGE_TILES)
+            return f"variations[{i}].type {row['type']!r:.60} is no message; {near}"
         for name in ("preconditions", "paths"):
             if row.get(name):
                 return f"variations[{i}].{name} must stand in the tile that has the variations"
@@ -10847,10 +10866,10 @@ def next_date(plan: Plan, person: Person, after: float) -> Optional[float]:
     own = row.get("use_customer_timezone") is True
     fallback = plan.flow.get("fallback_zone") or row.get("timezone") or "UTC"
     zone = zone_of(person, "customer_time_zone" if own else fallback, fallback)
-    minutes = row.get("start_hour", 0) * 60 + row.get("start_minutes", 0)
+    minutes = (row.get("start_hour") or 0) * 60 + (row.get("start_minutes") or 0)
     lead = timedelta(days=plan.flow.get("lead_days", 0))
     first = moment_of(moment, zone).date()
-    for day in dates_of(first, row.get("frequency", "once"), after):
+    for day in dates_of(first, row.get("frequency") or "once", after):
         with contextlib.suppress(OverflowError, ValueError):
             when = local_moment(day - lead, minutes, zone)
             if when >= after:
@@ -11240,6 +11259,8 @@ def webhook_request(content: Json, data: Json, now: float) -> Json:
     rendered = render_texts(
         {"url": content["url"], "body": content.get("body") or ""}, data, now, budget
     )
+    if not all(isinstance(value, str) for _, value in pairs):
+        raise invalid("headers must have texts as values", "headers")
     if URL.wrong(rendered["url"]):
         raise invalid(f"url {URL.wrong(rendered['url'])}: {rendered['url']!r:.200}", "url")
     return {
@@ -12037,12 +12058,24 @@ _TILE_PARTS = (
     "id", "type", "preconditions", "response", "language", "parent_action_id", "paths"
 )  # fmt: skip
 _VERBS = ("get", "post", "put", "delete", "patch")
+
+
+def _wrong_pairs(value: Json) -> str:
+    try:
+        pairs = header_pairs(value)
+    except (ApiError, TypeError, KeyError):
+        return 'must be an object of names and values, or a JSON list of {"name", "value"}'
+    fits = all(isinstance(text, str) for pair in pairs for text in pair)
+    return "" if fits else "must have names and values as strings"
+
+
 #: What a message of a workflow can have: that of the App API, what the web app prints beside
 #: (observed), what sends have, and what the API does not show.
 MESSAGE_FIELDS = CONTENT_ROW._replace(lax=True).having(
     text="url preheader title message to link sound frequency_cap_mode hostname",
     flag="can_convert has_url holdout tracked send_to_unsubscribed", maybe="template_id",
     object="in_app custom_data custom_payload", any="attachments custom_device preprocessor",
+    headers=Check("headers", _wrong_pairs),
     request_method=must_be(
         f"one of: {', '.join(_VERBS)}",
         lambda value: isinstance(value, str) and value.lower() in ("", *_VERBS),
@@ -12087,7 +12120,7 @@ def campaign_parts(
         if near:
             text = f"is no field of {family.kind}; did you mean {near[0]}?"
             raise invalid(f"{where}.{name} {text}", f"{where}.{name}")
-    told.read(spelt_out(plain), f"{where}.")
+    told.read(spelt_out(plain, where), f"{where}.")
     flow, actions = WORKFLOW.read(row, f"{where}."), row.get("actions")
     flow["actions"] = numbering.rows([] if actions is None else actions, f"{where}.actions", 0)
     return plain, {**flow, "_where": where}
@@ -12323,8 +12356,10 @@ def web_tile(action: Json, where: str) -> Json:
     given = _PRINTED_TILE.read(action, f"{where}.")
     type = plain_type(given["type"])
     tile = {**action, "type": type, "id": web_number(given["id"])}
+    if type in _WEB_OWN:
+        return tile
     if type not in TILES:
-        return tile  # which will be refused, or is the web app's own
+        raise unknown_tile(type, where)
     for name in ("conditions", "preconditions"):
         tile[name] = web_conditions(action.get(name), f"{where}.{name}")
     place = f"{where}.multi_conditions"

@@ -4261,6 +4261,19 @@ class TrialEnds(JourneyTest):
         self.assertEqual((lead["name"], lead["data"]), ("sales_lead", {"score": "7"}))
         self.assertEqual(self.steps()[2:], [(42, "branched", 0), (43, "created"), (44, "exited")])
 
+    def test_its_request_goes_into_snapshots(self) -> None:
+        self.begin()
+        state = self.ok("GET", "/__parlel/state")
+        self.ok("PUT", "/__parlel/state", state)
+        sent = self.delivery(40)["rendered"]
+        self.assertEqual(sent["headers"], {"Content-Type": "application/json"})
+
+    def test_headers_that_were_changed_into_no_texts_fail_it(self) -> None:
+        self.ok("PUT", "/v1/campaigns/4/actions/40", {"headers": [{"name": "X", "value": 5}]})
+        self.begin()
+        self.assertEqual(self.steps()[0][:2], (40, "failed"))
+        self.assertEqual(self.endpoint.received, [])
+
     def test_a_broken_endpoint_is_tried_again_and_the_journey_goes_on(self) -> None:
         self.endpoint.statuses = [500] * 12
         with self.assertLogs("customerio_fake", "WARNING"):
@@ -4995,6 +5008,14 @@ class Entries(JourneyTest):
         self.seed({"campaigns": rows})
         self.track("1", "go")
         self.assertEqual([row["campaign_id"] for row in self.journeys()], [1, 2, 3])
+
+    def test_a_date_without_a_time_begins_at_midnight(self) -> None:
+        self.campaign(mail(1), type="date", date_attribute="due", start_hour=None,
+                      start_minutes=None, frequency=None)  # fmt: skip
+        self.identify("1", email="1@example.com", due="2023-11-16")
+        self.clock(advance=5 * self.DAY)
+        begins = [row["match_time"] for row in self.journeys()]
+        self.assertEqual(begins, [1_700_092_800])  # 2023-11-16 in UTC
 
     def test_forms(self) -> None:
         self.campaign(mail(1, "{{event.color}}"), type="form", form_id="f1")
@@ -5868,7 +5889,7 @@ class PrintedCampaigns(JourneyTest):
              "[0].action_ids[1] must be the number of an action"),
             ([test, one], [], "[0].action_ids[1] names 2, which is no other action"),
             ([{**test, "action_ids": ["1", "3"]}, one], [], "[0].action_ids[1] names 3, which is"),
-            ([test, one, nap], [], "[0].variations must be messages, not delay_seconds"),
+            ([test, one, nap], [], "[2].type 'delay_seconds' is no message; there are email"),
             ([test, one, {**two, "sending_state": "on"}], [], "[2].sending_state must be one of"),
             ([*self.mails(5), {**one, "action_ids": ["2"]}, {**two, "action_ids": ["1"]}], [],
              "[1] is never reached"),
@@ -6105,8 +6126,13 @@ class WrongCampaigns(JourneyTest):
             ({"type": "split_randomized", "variations": pair, "assign": {"1": "x"}},
              "actions[0].assign must"),
             ({"type": "split_randomized", "variations": [pair[0], nap]},
-             "actions[0].variations must be messages, not delay_seconds"),
-            ({"type": "multi_lang_branch", "variations": [nap]}, "actions[0].variations must be"),
+             "actions[0].variations[1].type 'delay_seconds' is no message; there are email"),
+            ({"type": "multi_lang_branch", "variations": [{"type": "emial"}]},
+             "actions[0].variations[0].type 'emial' is no message; did you mean email?"),
+            ({"type": "webhook", "url": "http://x.example/", "headers": {"X": 5}},
+             "actions[0].headers must have names and values as strings"),
+            ({"type": "webhook", "url": "http://x.example/", "headers": ["X"]},
+             "actions[0].headers must be an object of names and values, or a JSON list"),
             ({"type": "random_cohort_branch", "cohorts": [1500, -500], "paths": [[], []]},
              "actions[0].cohorts must be"),
             ({"type": "random_cohort_branch", "cohorts": [500, 500], "paths": [[], []],
@@ -6320,6 +6346,9 @@ class WrongCampaigns(JourneyTest):
             ({"filter": {"segment": {"id": 1, "inverse": True}}},
              "campaigns[0].filter.segment.inverse is unknown"),
             ({"filter_object_attributes": {"x": 1}}, "campaigns[0].filter_object_attributes has"),
+            ({"audience": {"person_filters": 5}}, "campaigns[0].audience.person_filters must be"),
+            ({"filter_object_attributes": "x"},
+             "campaigns[0].filter_object_attributes: invalid JSON"),
             ({"audience": {"person_filters": {"x": 1}}},
              "campaigns[0].audience.person_filters has"),
         ]  # fmt: skip

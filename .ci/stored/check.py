@@ -1,9 +1,10 @@
 """Mutated seeds and snapshots: each is refused whole and names its place, or all goes on well.
 
-check.py [--examples N] [--seed S] [--only seeds|snapshots]. Hypothesis draws what to change
-where in a document that has something of every kind. What is refused has to name a place in the
-document and to change nothing. What is accepted has to stand everything: every GET of the route
-table, every send, all work that waits, a reset, and a snapshot's way out and in again.
+check.py [--examples N] [--seed S] [--only PART]. Hypothesis draws what to change where in a
+document that has something of every kind; of campaigns each value is changed in turn. What is
+refused has to name a place in the document and to change nothing. What is accepted has to stand
+everything: every GET of the route table, every send, all work that waits, a reset, and a
+snapshot's way out and in again.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import argparse
 import copy
 import json
 import logging
+import random
 import re
 import sys
 import time
 from typing import Any, Iterator
 
+import campaigns as journeys
 import world
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
@@ -335,15 +338,95 @@ def snapshots(examples: int, number: int) -> None:
     print(f"snapshots: {counts}", flush=True)
 
 
+def campaigns(examples: int, number: int) -> None:
+    """Campaigns: four times as many, because they are smaller."""
+    rng, counts = random.Random(number), {"accepted": 0, "refused": 0}
+    drawn = [
+        (name, path, odd)
+        for name, document in journeys.DOCUMENTS.items()
+        for kind in ("campaigns", "broadcasts")
+        for path in paths(document.get(kind, []), (kind,))
+        for odd in journeys.ODD
+    ]
+    drawn = sorted(rng.sample(drawn, min(4 * examples, len(drawn))), key=lambda row: row[0])
+    for name, document in journeys.DOCUMENTS.items():
+        check_going(document)
+        before = Fake(Settings(journal=40), document)
+        call(before, "PUT", "/__parlel/clock", {"now": NOW, "freeze": True})
+        unchanged = state_of(before)
+        for _, path, odd in [row for row in drawn if row[0] == name]:
+            try:
+                refused = check_campaign(before, document, path, odd)
+                assert not refused or state_of(before) == unchanged, "a refusal changed something"
+            except BaseException:
+                print("changed:", name, ".".join(map(str, path)), repr(odd)[:80], flush=True)
+                raise
+            counts["refused" if refused else "accepted"] += 1
+        before.close()
+    print(f"campaigns: {counts}", flush=True)
+
+
+def check_campaign(before: Fake, document: Any, path: Path, odd: Any) -> bool:
+    """Change one value; whether it is refused, then with its campaign and with what is wrong."""
+    changed = copy.deepcopy(document)
+    change(changed, path, "put", copy.deepcopy(odd), ())
+    try:
+        Fake(Settings(journal=40), changed).close()
+    except customerio_fake.ApiError:
+        response = call(before, "POST", "/__parlel/seed", changed)
+        check_refusal(changed, response)
+        message = json.loads(response.body)["meta"]["error"].partition("; an example")[0]
+        names = [name for name in path if isinstance(name, str)][-2:]
+        told = [*names, *AT_EDGES.get(names[-1], ())]
+        assert re.match(r"(campaigns|broadcasts)\[\d", message), message
+        assert any(name in message for name in told), message
+        return True
+    check_going(changed)
+    return False
+
+
+#: What is told instead of a field: which tiles there are, and how many ways they have, shows in
+#: what leads to them.
+AT_EDGES = {
+    "id": ("edges", "action_id", "action_ids"),
+    "actions": ("edges", "action_id"),
+    "delay": ("edges", "paths"),
+    "multi_conditions": ("edges", "paths"),
+    "cohorts": ("paths",),
+    "segments": ("segment.id",),
+}
+
+
+def check_going(document: Any) -> None:
+    """Everything goes on well with these campaigns, and back into a snapshot."""
+    fake = Fake(Settings(journal=40), document)
+    LOG.lines.clear()
+    try:
+        began = time.monotonic()
+        journeys.go_through(
+            lambda method, path, body: expect(call(fake, method, path, body), method, path)
+        )
+        assert time.monotonic() - began < 10, "it takes too long"
+        assert not LOG.lines, LOG.lines[:3]
+        whole = ok(fake, "GET", "/__parlel/state")
+        response = call(fake, "PUT", "/__parlel/state", whole)
+        assert response.status == 200, ("its own snapshot", response.body)
+    finally:
+        fake.close()
+
+
+PARTS = {part.__name__: part for part in (seeds, snapshots, campaigns)}
+
+
 def main() -> int:
-    """Run both, or one."""
+    """Run all parts, or one."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--examples", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--only", choices=("seeds", "snapshots"), default="")
+    parser.add_argument("--only", choices=(*PARTS, ""), default="")
     asked = parser.parse_args()
-    for part in (seeds, snapshots):
-        if asked.only in ("", part.__name__):
+    for name, part in PARTS.items():
+        if asked.only in ("", name):
             began = time.monotonic()
             part(asked.examples, asked.seed)
             print(f"  {time.monotonic() - began:.0f} s", flush=True)
