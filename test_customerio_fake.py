@@ -8990,6 +8990,24 @@ class TrackOthers(FakeTest):
         self.assertIn("impossible", self.call("POST", "/api/v1/metrics", body).reason)
         self.assertNotIn("spammed", self.records("deliveries")[0]["metrics"])
 
+    def test_what_does_not_fit_is_named(self) -> None:
+        person = {"type": "person", "action": "add_relationships", "identifiers": {"id": "1"}}
+        mail = {"to": "a@b.cd", "identifiers": {"id": "1"}, "transactional_message_id": 1}
+        rows: list[tuple[str, Any, int, str]] = [
+            ("/api/v2/entity", person, 400, "cio_relationships is required: send a list of at"),
+            ("/api/v2/entity", {**person, "cio_relationships": {}}, 400, "must be a list"),
+            ("/api/v2/entity", {**person, "cio_relationships": [5]}, 400,
+             "cio_relationships[0] must be an object, not a number"),
+            ("/v1/send/email", {**mail, "attachments": {"a.EXE": "aGk="}}, 403,
+             "Forbidden file type exe for attachment a.EXE."),
+            ("/v1/send/email", {**mail, "headers": '[{"name": "X", "value": 5}]'}, 400,
+             "must have names and values as strings"),
+        ]  # fmt: skip
+        for path, body, status, text in rows:
+            with self.subTest(text):
+                self.assert_errors(self.call("POST", path, body), status, text)
+        self.assertEqual(self.records("customers"), [])
+
     def test_unsubscribing_by_a_delivery(self) -> None:
         path = f"/unsubscribe/{self.send()}"
         self.identify("1", unsubscribed=False)
@@ -10039,6 +10057,102 @@ class UnseededReads(FakeTest):
         self.assertEqual(self.ok("GET", "/v1/snippets"), {"snippets": []})
         self.ok("POST", "/v1/collections", {"name": "days", "data": []})
         self.assertEqual(len(self.ok("GET", "/v1/collections")["collections"]), 1)
+
+
+class AppRefusals(SeededTest):
+    """What does not fit together is refused by name, and what does is done."""
+
+    RECIPIENTS: ClassVar[Any] = {"and": [{"or": [{"segment": {"id": 2}}]}]}
+
+    def test_what_does_not_fit_is_named(self) -> None:
+        other = {"id": 4, "name": "O", "contents": [{"id": 41, "subject": "a", "body": "b"}]}
+        self.fake.seed({**self.SEED, "transactional": [*self.SEED["transactional"], other]})
+        letter = {"name": "x", "type": "email", "subject": "s", "body": "b"}
+        letter.update(recipients=self.RECIPIENTS)
+        push = {"name": "x", "type": "push", "recipients": self.RECIPIENTS}
+        late = {"scheduled_at": 9_999_999_999, "timezone": "UTC", "tz_match_enabled": True}
+        days = "/v1/campaigns/1/metrics?version=2&res=hours&start=5"
+        rows: list[tuple[str, str, Any, int, str]] = [
+            ("GET", f"{days}&end=4", None, 400, "end must not be before start"),
+            ("GET", f"{days}&end=999999999", None, 400, "are more than 100000 hours apart"),
+            ("PUT", "/v1/transactional/3/content/41", {"body": "x"}, 400, "to another message"),
+            ("POST", "/v1/newsletters", push, 422, "subject or body is required"),
+            ("POST", "/v1/newsletters", {**letter, "from_id": 5, "from": "a@b.cd"}, 422,
+             "from and from_id exclude each other"),
+            ("POST", "/v1/newsletters", {**letter, "from_id": 6}, 422, "names no sender identity"),
+            ("POST", "/v1/newsletters", letter, 422, "subscription_topic_id is required"),
+            ("POST", "/v1/newsletters/30/schedule",
+             {**late, "rate_limit_time_period": 86400, "rate_limit_email_rate": 5}, 422,
+             "rate_limit_time_period must be an hour at most"),
+            ("PUT", "/v1/collections/1", {"url": "ftp://x"}, 400, "url must be an http or https"),
+            ("PUT", "/v1/collections/1", {"url": 5}, 400, "url must be an http or https"),
+            ("DELETE", "/v1/newsletters/30/test_group/9/language/es", None, 400, "unknown test"),
+        ]  # fmt: skip
+        for method, path, body, status, text in rows:
+            with self.subTest(text):
+                self.assert_errors(self.call(method, path, body), status, text)
+        self.assertEqual(len(self.ok("GET", "/v1/newsletters")["newsletters"]), 1)
+        self.ok("POST", "/v1/newsletters", {**letter, "subscription_topic_id": 1, "from_id": 5})
+
+    def test_groups_of_a_newsletter_have_contents_of_their_own(self) -> None:
+        path = "/v1/newsletters/30"
+        (old, new) = self.ok("POST", f"{path}/test_groups", {})["newsletter"]["content_ids"]
+        second = self.ok("GET", f"{path}/test_groups")["test_groups"][1]["id"]
+        spanish = {"language": "es", "subject": "Marzo", "body": "b"}
+        reply = self.call("POST", f"{path}/language", spanish)
+        self.assert_errors(reply, 400, "several test groups: name one of them")
+        inner = f"{path}/test_group/{second}/language"
+        self.ok("POST", inner, spanish)
+        self.ok("PUT", f"{inner}/es", {"subject": "Abril"})
+        self.assertEqual(self.ok("GET", f"{inner}/es")["content"]["subject"], "Abril")
+        self.assertEqual(self.call("DELETE", f"{inner}/es").status, 204)
+        self.ok("PUT", f"{path}/contents/{new}", {"subject": "Other"})
+        for id in ("1", "2", "3"):
+            self.identify(id, plan="PRO", email=f"{id}@example.com")
+        self.ok("POST", f"{path}/send", {})
+        sent = self.records("deliveries")
+        told = [(d["parents"].get("content_id"), d["rendered"].get("subject")) for d in sent]
+        letters = [row for row in told if row[0]]
+        self.assertEqual(letters, [(old, "March"), (new, "Other")] * 2)
+
+    def test_senders_are_chosen_and_sorted(self) -> None:
+        more = [{"id": 6, "email": "a@b.cd", "hidden": True}, {"id": 7, "email": "c@d.ef"}]
+        senders = [*self.SEED["sender_identities"], *more]
+        self.fake.seed({**self.SEED, "sender_identities": senders})
+        rows = [("", [5, 6, 7]), ("?sort=asc", [5, 6, 7]), ("?sort=desc", [7, 6, 5]),
+                ("?hidden=true", [6]), ("?hidden=false", [5, 7])]  # fmt: skip
+        for query, ids in rows:
+            found = self.ok("GET", f"/v1/sender_identities{query}")["sender_identities"]
+            self.assertEqual([row["id"] for row in found], ids, query)
+
+    def test_what_a_collection_holds_is_replaced(self) -> None:
+        self.ok("PUT", "/v1/collections/1", {"name": "d"})
+        self.assertEqual(self.ok("GET", "/v1/collections/1/content"), [{"day": "monday"}])
+        told = self.ok("PUT", "/v1/collections/1", {"data": [{"day": "x"}, {"n": 1}]})["collection"]
+        self.assertEqual((told["name"], told["rows"], told["schema"]), ("d", 2, ["day", "n"]))
+        self.assertEqual(self.ok("GET", "/v1/collections/1/content"), [{"day": "x"}, {"n": 1}])
+        self.ok("PUT", "/v1/collections/1", {"data": []})
+        self.assertEqual(self.ok("GET", "/v1/collections/1/content"), [])
+
+    def test_an_endpoint_begins_enabled_and_with_little(self) -> None:
+        body = {"name": "w", "endpoint": "http://127.0.0.1:1/x", "events": ["email_sent"]}
+        told = {"id": 1, "type": "webhook", **dict.fromkeys(
+            ("disabled", "full_resolution", "with_content"), False)}  # fmt: skip
+        self.assertEqual(self.ok("POST", "/v1/reporting_webhooks", body), {**told, **body})
+
+    def test_who_is_related_to_an_object_of_a_disabled_type(self) -> None:
+        types = [{"id": 1, "name": "Company", "enabled": True}, {"id": 2, "enabled": False}]
+        related = [{"identifiers": {"id": "ada"}, "attributes": {"role": "boss"}}]
+        objects = [
+            {"object_type_id": str(n), "object_id": "a", "relationships": related} for n in (1, 2)
+        ]
+        self.fake.seed({**self.SEED, "object_types": types, "objects": objects})
+        for number in ("1", "2"):
+            path = f"/v1/objects/{number}/a/relationships"
+            (row,) = self.ok("GET", path)["cio_relationships"]
+            self.assertEqual(row["identifiers"]["id"], "ada")
+            self.assertEqual(row["object_type_id"], number)
+            self.assertEqual(row["object_type_disabled"], number == "2")
 
 
 # ======================================================================================
