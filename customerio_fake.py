@@ -314,7 +314,8 @@ def problem_list(error: ApiError) -> Json:
 def _problem_row(problem: Problem) -> Json:
     index = {} if problem.batch_index is None else {"batch_index": problem.batch_index}
     # Track v2 says "must be a string or a number", without the field's name (observed).
-    text = problem.message.replace(f"{problem.field} must ", "must ", 1)
+    text, named = problem.message, f"{problem.field} must "
+    text = text.replace(named, "must ", 1) if problem.field else text
     return {**index, "reason": problem.reason, "field": problem.field, "message": text}
 
 
@@ -12774,7 +12775,10 @@ def _seed_object(workspace: Workspace, row: Json, where: str) -> None:
             raise invalid(f"{at}.identifiers needs an id or an email", f"{at}.identifiers")
         who = (given[0][0], identifier_text(given[0][1], f"{at}.identifiers.{given[0][0]}"))
         more = checked_attributes(related.get("attributes") or {}, f"{at}.attributes")
-        workspace.objects.add_relationship(who, key, more)
+        if workspace.objects.add_relationship(who, key, more) is not DONE:
+            raise invalid(
+                f"{at}.identifiers: nobody has the {who[0]} {who[1]!r}", f"{at}.identifiers"
+            )
 
 
 #: What an archived message tells of what was sent.

@@ -7201,6 +7201,7 @@ class Seeding(SeededTest):
     def test_a_field_of_a_wrong_type_is_refused_by_its_name(self) -> None:
         action = {"subject": "s", "body": "b"}
         device, person = {"id": "t", "platform": "ios"}, {"id": "1"}
+        thing = {"object_type_id": 1, "object_id": "a"}
         rows: list[tuple[str, Any, str]] = [
             ("customers", {**person, "devices": [{**device, "id": [7]}]}, "devices[0].id"),
             ("customers", {**person, "devices": [{"id": "t"}]}, "devices[0].platform is required"),
@@ -7221,6 +7222,17 @@ class Seeding(SeededTest):
             ("collections", {"content": [1]}, "content[0]"),
             ("snippets", {"name": "x"}, "value is required"),
             ("objects", {"object_type_id": "x", "object_id": "1"}, "object_type_id"),
+            (
+                "objects",
+                {**thing, "relationships": [{"identifiers": {}}]},
+                "needs an id or an email",
+            ),
+            (
+                "objects",
+                {**thing, "relationships": [{"identifiers": {"email": "a@b.cd"}}]},
+                "relationships[0].identifiers: nobody has the email 'a@b.cd'",
+            ),
+            ("segments", {"id": -1, "name": "x"}, "id must be a number from 1 up"),
             ("messages", {"metrics": {"sent": "x"}}, "metrics.sent"),
             ("messages", {"campaign_id": "x"}, "campaign_id"),
             ("inbox_preview_credits", {"tier": "free"}, "credits_original is required"),
@@ -7248,8 +7260,9 @@ class Seeding(SeededTest):
         self.assertEqual(numbers, {"b": 2, "a": 1, "c": 3, "d": 4})
 
     def test_what_stands_there_twice_is_refused(self) -> None:
-        rows = {"collections": "content", "reporting_webhooks": "events", "messages": "subject"}
-        more = {"content": [], "events": [], "subject": ""}
+        rows = {"collections": "content", "reporting_webhooks": "events", "messages": "subject",
+                "segments": "name", "exports": "type"}  # fmt: skip
+        more = {"content": [], "events": [], "subject": "", "name": "x", "type": "customers"}
         for kind, name in rows.items():
             row = {"id": "m" if kind == "messages" else 1, name: more[name]}
             row = {**row, "endpoint": "http://x"} if kind == "reporting_webhooks" else row
@@ -8348,6 +8361,30 @@ class BadFaults(FaultTest):
         match = {"operation": "POST /v1/send/emial"}
         reply = self.call("POST", "/__parlel/faults", {"match": match, "status": 503})
         self.assert_errors(reply, 400, "did you mean POST /v1/send/email")
+
+
+class Limits(FakeTest):
+    """Queries, credentials and rules at their limits."""
+
+    def test_a_query_has_a_hundred_fields_at_most(self) -> None:
+        self.ok("GET", "/v1/sender_identities?" + "&".join(["a=1"] * 100))
+        reply = self.call("GET", "/v1/sender_identities?" + "&".join(["a=1"] * 101))
+        self.assert_errors(reply, 400, "the query string has more than 100 fields")
+        reply = self.call("GET", "/v1/sender_identities?a=%ff")
+        self.assert_errors(reply, 400, "not percent-encoded UTF-8")
+
+    def test_both_halves_of_a_pair_are_needed(self) -> None:
+        rows = [
+            (":key", "missing: the user name is empty"),
+            ("site:", "missing: the password"),
+            ("site", "undecodable: expected user:password"),
+            (":", "missing: the user name is empty"),
+        ]
+        for pair, reason in rows:
+            value = "Basic " + base64.b64encode(pair.encode()).decode()
+            reply = self.call("PUT", "/api/v1/customers/1", {}, authorization=value)
+            self.assertEqual(reply.status, 401)
+            self.assertIn(reason, reply.reason)
 
 
 # ======================================================================================
@@ -10857,6 +10894,47 @@ class LiveNotifications(StudioTest):
         self.assert_errors(self.call("GET", f"{LIVE}/01ARZ3NDEKTSV4RRFFQ69G5FAV"), 404)
 
 
+class StudioCorners(StudioTest):
+    """Sizes of pictures, parts of forms, and what a version and a new email consist of."""
+
+    def test_the_size_of_a_picture(self) -> None:
+        frame = struct.pack(">HH", 7, 5)
+        jpeg = b"\xff\xd8\xff\xe0\0\x04ab\xff\xc4\0\x03a\xff\xc0\0\x11\x08" + frame
+        rows = [
+            ("image/png", png(5, 7), (5, 7)),
+            ("image/png", png(70_000, 1), (70_000, 1)),
+            ("image/gif", b"GIF89a" + struct.pack("<HH", 5, 40_000), (5, 40_000)),
+            ("image/bmp", b"BM" + bytes(16) + struct.pack("<ii", 5, -7), (5, 7)),
+            ("image/jpeg", jpeg, (7, 5)),
+            ("image/jpg", jpeg, (7, 5)),
+            ("image/jpeg", b"\xff\xd8\xff\xe0\0\x04ab", (0, 0)),
+            ("image/jpeg", b"\xff\xd8\xff", (0, 0)),
+            ("application/pdf", b"%PDF-1.7", (0, 0)),
+        ]
+        for type, data, size in rows:
+            with self.subTest(type):
+                self.assertEqual(customerio_fake.pixels(type, data), size)
+
+    def test_a_form_without_its_file_is_refused(self) -> None:
+        start = b'--x\r\nContent-Disposition: form-data; name="name"\r\n\r\na\r\n--x--\r\n'
+        rows = [
+            (start, "multipart/form-data; boundary=x", "file is required: send a part with a file"),
+            (start, "multipart/form-data", "the body is not multipart/form-data"),
+        ]
+        for body, label, text in rows:
+            reply = self.call("POST", "/v1/assets/files", body, content_type=label)
+            self.assert_errors(reply, 400, text)
+
+    def test_a_version_shows_all_of_the_email(self) -> None:
+        email = self.email(subject="One", html="<p>1</p>", text="one")
+        version = self.ok("POST", f"{EMAILS}/{email['id']}/versions", {"name": "v"})["version"]
+        node = self.ok("GET", f"{EMAILS}/{email['id']}/versions/{version['id']}")["node"]
+        own = {"node_id": email["id"], "node_type": "EMAIL", "name": email["name"]}
+        content = {"subject": "One", "content": "<p>1</p>", "text": "one"}
+        more = {name: email[name] for name in ("envelope", "transformers")}
+        self.assertEqual(node, {**own, **content, **more})
+
+
 # ======================================================================================
 # ==== §22 Pipelines API
 # ======================================================================================
@@ -11215,6 +11293,33 @@ class PipelinesMapping(FakeTest):
         self.assertEqual(len(self.records("customers")), 1)
         reply = self.call("POST", "/v1/b", {"batch": batch}, authorization="")
         self.assertEqual(reply.status, 401)
+
+
+class StrictPipelines(FakeTest):
+    """What strict mode refuses, and what goes by without it, with the reason in a header."""
+
+    def test_refusals(self) -> None:
+        def track(event: str, **properties: Any) -> Any:
+            return {"type": "track", "userId": "1", "event": event, "properties": properties}
+
+        metric = track("Report Delivery Event", deliveryId="x", metric="nope")
+        content = track("Report Content Event", actionType="nope")
+        rows: list[tuple[str, Any, str, int]] = [
+            ("/v1/track", metric, "metric must be one of: opened", 400),
+            ("/v1/track", content, "no report of content: it takes actionType", 200),
+            ("/v1/batch", {"batch": [5]}, "each call must be an object, not a number", 400),
+            ("/v1/batch", {"batch": [track("x", a="b" * 600_000)]}, "larger than 512000 by", 400),
+        ]
+        for path, body, text, status in rows:
+            for strict in ("1", ""):
+                with self.subTest(text, strict=strict):
+                    reply = self.call("POST", path, body, x_strict_mode=strict)
+                    self.assertEqual(reply.status, status if strict else 200)
+                    if reply.status == 400:
+                        self.assertIn(text, reply.json["message"])
+        reply = self.call("POST", "/v1/batch", {"batch": [5]}, x_strict_mode="1")
+        self.assertEqual(reply.json["errors"][0]["message"], reply.json["message"])  # no field
+        self.assertEqual(self.records("events"), [])
 
 
 # ======================================================================================
@@ -11974,6 +12079,25 @@ class SmallThings(FakeTest):
         self.assertEqual(self.call("DELETE", "/__parlel/customers/1").status, 404)
 
 
+class ForMail(SeededTest):
+    """What a message looks like to a mail program, and the links that are in none."""
+
+    def test_headers_of_its_own_are_in_the_mail(self) -> None:
+        message = {"to": "a@b.cd", "from": "a@b.cd", "subject": "s", "body": "b"}
+        more = {"identifiers": {"id": "ada"}, "headers": {"X-A": "1", "X-B": "2"}}
+        sent = self.ok("POST", "/v1/send/email", {**message, **more})["delivery_id"]
+        mail = email.message_from_bytes(self.call("GET", f"/__parlel/deliveries/{sent}/eml").body)
+        self.assertEqual((mail["X-A"], mail["X-B"], mail["Subject"]), ("1", "2", "s"))
+        rows = [
+            (f"/e/c/{sent}/99", "this link is in no message"),
+            ("/e/c/nope/1", "this link is in no message"),
+            ("/__parlel/deliveries/m1/html", "there is no rendered delivery 'm1'"),
+            ("/__parlel/deliveries/nope/html", "there is no delivery 'nope'"),
+        ]
+        for path, text in rows:
+            self.assert_errors(self.call("GET", path), 404, text)
+
+
 # ======================================================================================
 # ==== §24 In-app messages
 # ======================================================================================
@@ -12716,6 +12840,15 @@ class Snapshots(SeededTest):
             (with_change("people", 0, "zodiac", "x"), "people[0].zodiac is unknown"),
             (with_change("people", 0, "serial", None), "people[0].serial is missing"),
             (with_change("people", 1, "id", "1"), "two have the id '1'"),
+            (with_change("people", 1, "email", "ADA@example.com"), "two have the email 'ADA@exam"),
+            (with_change("people", 0, "serial", 77), "people: serial 77 stands at 0"),
+            (
+                with_change("workspace", "shelves", "topics", "kind", "x"),
+                "topics.kind must be topics",
+            ),
+            (with_change("workspace", "shelves", "topics", "rows", {}), "rows must be a list"),
+            (on_shelf("topics", [[1]]), "topics.rows[0] must have 2 parts, not 1"),
+            (with_change("clock", "due", {}), "clock.due must be a list"),
             (with_change("events", 0, "person", 99), "events[0].person must be a place in people"),
             (
                 with_change("workspace", "events", "rows", 0, True),
@@ -14562,6 +14695,57 @@ class Fixtures(unittest.TestCase):
 
     def test_a_server_by_itself_takes_the_port_that_the_clients_are_told(self) -> None:
         self.assertEqual(CustomerioServer().url, "http://127.0.0.1:4668")  # not started
+
+
+class Handles(unittest.TestCase):
+    """What a test takes hold of, and what it is told when it asks amiss."""
+
+    def test_what_goes_wrong_ends_with_its_block(self) -> None:
+        cio = CustomerioServer(port=0)
+        with cio.fail(status=503), cio.fail(status=500) as second:
+            self.assertEqual(len(cio.faults), 2)
+            cio.mend(second)
+            self.assertEqual([row["status"] for row in cio.faults], [503])
+        self.assertEqual(cio.faults, [])
+
+    def test_what_there_is_not_is_named(self) -> None:
+        cio = CustomerioServer(port=0)
+        with self.assertRaisesRegex(ValueError, "only must be one of: state, "):
+            cio.reset("people")
+        with self.assertRaisesRegex(ValueError, "there is no setting 'prot'; there are allow_host"):
+            CustomerioServer(prot=1)
+        with self.assertRaisesRegex(ValueError, "journal must be of type int, not '9'"):
+            CustomerioServer(journal="9")
+        with self.assertRaisesRegex(ApiError, "^seed: customers must be"):
+            CustomerioServer(port=0, seed={"customers": 1})
+        with self.assertRaisesRegex(ApiError, "name must be 1 to 60 letters"):
+            cio.workspace("a b")
+
+    def test_a_clock_stops_and_goes_on(self) -> None:
+        cio, before = CustomerioServer(port=0), time.time()
+        cio.clock.freeze()
+        now = cio.clock.now
+        self.assertTrue(before - 1 <= now <= time.time())
+        self.assertEqual(cio.clock.now, now)
+        cio.clock.resume()
+        self.assertTrue(eventually(lambda: cio.clock.now > now))
+
+    def test_the_marker_is_made_known_to_pytest(self) -> None:
+        config = mock.Mock()
+        customerio_fake.pytest_configure(config)
+        (call,) = config.addinivalue_line.call_args_list
+        self.assertEqual((call.args[0], call.args[1][:10]), ("markers", "customerio"))
+
+    def test_words_that_are_no_command(self) -> None:
+        rows = [
+            (("tial",), "there is no 'tial'; did you mean tail?"),
+            (("1", "2"), "one port is enough, not 1 2"),
+        ]
+        for words, text in rows:
+            with self.subTest(words):
+                code, _, err = run_command(*words)
+                self.assertEqual((code, err.count("\n")), (2, 1))
+                self.assertIn(text, err)
 
 
 class AfterTheEnd(unittest.TestCase):
