@@ -14478,6 +14478,27 @@ _RELATIONSHIP_ACTIONS = {"add_relationships": "add", "delete_relationships": "de
 REGION_URLS = {"us": "https://track.customer.io", "eu": "https://track-eu.customer.io"}
 #: Fields in which a form describes itself; they aren't attributes (reference).
 FORM_KEYS = ("form_id", "form_name", "form_type", "form_url", "form_url_param")
+#: What the bodies of v1 may have.
+_ATTRIBUTES = FieldList(free="attributes, by any name").having(
+    scalar="id email phone cio_id", any="_update", number="_timestamp", object="cio_relationships"
+)
+_DEVICE = NO_FIELDS.having("device", device=object_field(DEVICE_FIELDS))
+_MERGE = NO_FIELDS.having("primary secondary", object="primary secondary")
+_PUSH_EVENT = LAX.having(
+    "event", event=choice_field(*PUSH_METRICS), any="delivery_id device_id", number="timestamp"
+)
+_IN_APP_EVENT = LAX.having(
+    "event", event=choice_field(*CHANNEL_METRICS["in_app"]), any="delivery_id metadata",
+    number="timestamp",
+)  # fmt: skip
+_WRAPPED = {"type": choice_field("in_app"), "payload": object_field(_IN_APP_EVENT)}
+_REPORT = _PUSH_EVENT._replace(needed=()).having("", **_WRAPPED)
+_METRIC = LAX.having(
+    "delivery_id metric", delivery_id=read_field("a string", identifier_text),
+    metric=choice_field(*METRICS), number="timestamp", any="recipient reason href metadata",
+)  # fmt: skip
+_FORM = mapping_field(_or_null(ANY_TEXT))._replace(type="an object with the form's fields")
+_IDS = LAX.having("ids", ids=list_field(typed_field(int, str), 1, MAX_SEGMENT_IDS, "identifier"))
 
 
 def named_in_path(call: Call, value: str) -> Identifier:
@@ -14505,11 +14526,6 @@ def checked_cio_id(value: str) -> Identifier:
     if is_foreign(value):
         raise ApiError(400, "invalid identifier")
     return "cio_id", value
-
-
-_ATTRIBUTES = FieldList(free="attributes, by any name").having(
-    scalar="id email phone cio_id", any="_update", number="_timestamp", object="cio_relationships"
-)
 
 
 @route("PUT", "/api/v1/customers/{identifier}", TRACK, fields=_ATTRIBUTES)
@@ -14590,9 +14606,6 @@ def track_anonymous(call: Call) -> Outcome:
     return both(workspace.ingest(workspace.events.track_anonymous, who, event), doubt(event), hint)
 
 
-_DEVICE = NO_FIELDS.having("device", device=object_field(DEVICE_FIELDS))
-
-
 @route("PUT", "/api/v1/customers/{identifier}/devices", TRACK, fields=_DEVICE)
 def add_device(call: Call, identifier: str) -> Outcome:
     """Add or update a device of a person."""
@@ -14606,9 +14619,6 @@ def delete_device(call: Call, identifier: str, device_id: str) -> Outcome:
     """Delete a device of a person."""
     who = named_in_path(call, identifier)
     return call.workspace.ingest(call.workspace.devices.delete_device, who, device_id)
-
-
-_MERGE = NO_FIELDS.having("primary secondary", object="primary secondary")
 
 
 @route("POST", "/api/v1/merge_customers", TRACK_MERGE, fields=_MERGE)
@@ -14625,11 +14635,6 @@ def sides_of_merge(call: Call, body: Json) -> List[Identifier]:
         if kind == "cio_id":
             checked_cio_id(value)
     return sides
-
-
-_PUSH_EVENT = LAX.having(
-    "event", event=choice_field(*PUSH_METRICS), any="delivery_id device_id", number="timestamp"
-)
 
 
 @route("POST", "/api/v1/push/events", TRACK, fields=_PUSH_EVENT)
@@ -14649,14 +14654,6 @@ def _delivery_named(body: Json) -> Identifier:
     if not re.fullmatch(r"[\w-]{1,150}={0,2}", delivery_id, re.ASCII):
         raise invalid(f"malformed delivery id: {delivery_id[:MAX_IDENTIFIER]}.", "delivery_id")
     return "delivery_id", delivery_id
-
-
-_IN_APP_EVENT = LAX.having(
-    "event", event=choice_field(*CHANNEL_METRICS["in_app"]), any="delivery_id metadata",
-    number="timestamp",
-)  # fmt: skip
-_WRAPPED = {"type": choice_field("in_app"), "payload": object_field(_IN_APP_EVENT)}
-_REPORT = _PUSH_EVENT._replace(needed=()).having("", **_WRAPPED)
 
 
 @route("POST", "/api/v1/cio_deliveries/events", TRACK, fields=_REPORT)
@@ -14684,12 +14681,6 @@ def auth_page(call: Call) -> Response:
     """Answer 200 with a page for any credentials: it reveals nothing about them (observed)."""
     page = b"<!DOCTYPE html>\n<html><head><title>Customer.io</title></head><body></body></html>\n"
     return Response(200, page, _HTML_PAGE)
-
-
-_METRIC = LAX.having(
-    "delivery_id metric", delivery_id=read_field("a string", identifier_text),
-    metric=choice_field(*METRICS), number="timestamp", any="recipient reason href metadata",
-)  # fmt: skip
 
 
 @route("POST", "/api/v1/metrics", TRACK_OPEN, fields=_METRIC)
@@ -14721,16 +14712,6 @@ def unsubscribe(call: Call, delivery_id: str) -> Outcome:
     return workspace.ingest(verb, ("delivery_id", delivery_id), delivery_id)
 
 
-def _wrong_form(value: Json) -> str:
-    if not isinstance(value, dict):
-        return f"must be an object, not {kind_of(value)}"
-    odd = ((name, part) for name, part in value.items() if not isinstance(part, (str, type(None))))
-    return next((f".{name} must be a string, not {kind_of(part)}" for name, part in odd), "")
-
-
-_FORM = Check("an object with the form's fields", _wrong_form)
-
-
 @route("POST", "/api/v1/forms/{form_id}/submit", TRACK, fields=NO_FIELDS.having("data", data=_FORM))
 def submit_form(call: Call, form_id: str) -> Response:
     """Submit a form; its fields become attributes of the person."""
@@ -14747,9 +14728,6 @@ def submit_form(call: Call, form_id: str) -> Response:
     for tell in workspace.occasions.submitted:
         tell(form_id, data, who)
     return with_reason(Response(204, b"", TRACK.headers), outcome.text)
-
-
-_IDS = LAX.having("ids", ids=list_field(typed_field(int, str), 1, MAX_SEGMENT_IDS, "identifier"))
 
 
 def _segment_change(call: Call, segment_id: str, verb: Callable[..., Outcome]) -> Outcome:
@@ -15341,6 +15319,12 @@ def export_file(call: Call, export_id: str) -> Response:
 
 # ---- people and objects
 
+_SEVERAL = NO_FIELDS.having("ids", ids=list_field(ANYTHING, 0, 100, "id"))
+_OBJECT_SEARCH = LAX.having(
+    "object_type_id filter", object_type_id=ANYTHING._replace(type="the number of an object type"),
+    filter="filter",
+)  # fmt: skip
+
 
 def no_content() -> Response:
     """A 204."""
@@ -15380,9 +15364,6 @@ def people_list(people: Iterable[Person]) -> Json:
     """People as lists of the App API name them; `ids` has "" for people without id (reference)."""
     rows = [person.identifiers() for person in people]
     return {"identifiers": rows, "ids": [row["id"] or "" for row in rows]}
-
-
-_SEVERAL = NO_FIELDS.having("ids", ids=list_field(ANYTHING, 0, 100, "id"))
 
 
 @route("POST", "/v1/customers/attributes", APP, fields=_SEVERAL)
@@ -15528,12 +15509,6 @@ def object_type_document(type_id: str, row: Json) -> Json:
     return {"name": name, "slug": slug, **one, "enabled": True, "icon": "", **row, "id": type_id}
 
 
-_OBJECT_SEARCH = LAX.having(
-    "object_type_id filter", object_type_id=ANYTHING._replace(type="the number of an object type"),
-    filter="filter",
-)  # fmt: skip
-
-
 @route("POST", "/v1/objects", APP, True, _OBJECT_SEARCH)
 def search_objects(call: Call) -> Json:
     """Find the objects of a type that a filter selects."""
@@ -15581,6 +15556,8 @@ def get_object_relationships(call: Call, object_type_id: str, object_id: str) ->
 
 # ---- segments
 
+_SEGMENT = NO_FIELDS.having("name", filled="name", text="description")
+
 
 def segment_of(call: Call, segment_id: str) -> Segment:
     """The segment in a path. Raises ApiError 404."""
@@ -15592,9 +15569,6 @@ def segment_of(call: Call, segment_id: str) -> Segment:
 def list_segments(call: Call) -> Json:
     """List the segments."""
     return {"segments": [s.document() for s in call.workspace.segments.rows.values()]}
-
-
-_SEGMENT = NO_FIELDS.having("name", filled="name", text="description")
 
 
 @route("POST", "/v1/segments", APP, fields=NO_FIELDS.having(segment=object_field(_SEGMENT)))
@@ -16288,6 +16262,9 @@ _NEWSLETTER = NO_FIELDS.having(
     object="recipients", whole="subscription_topic_id scheduled_at", flag="send_now",
 )  # fmt: skip
 _NEWSLETTER_FIELDS = CONTENT_FIELDS.having("", **{**RATE_FIELDS.checks, **_NEWSLETTER.checks})
+_SCHEDULE = RATE_FIELDS.having(
+    "scheduled_at", whole="scheduled_at", flag="tz_match_enabled", any="timezone"
+)
 
 
 @route("POST", "/v1/newsletters", APP, True, _NEWSLETTER_FIELDS)
@@ -16341,11 +16318,6 @@ def send_newsletter_now(call: Call, newsletter_id: str) -> Json:
         rate = checked_rate(call.body())
         row = call.workspace.shelves["newsletters"].change(row["id"], rate)
     return newsletter_answer(call, send_newsletter(call.workspace, row, call.base_url))
-
-
-_SCHEDULE = RATE_FIELDS.having(
-    "scheduled_at", whole="scheduled_at", flag="tz_match_enabled", any="timezone"
-)
 
 
 @route("POST", "/v1/newsletters/{newsletter_id}/schedule", APP, fields=_SCHEDULE)
@@ -16488,6 +16460,16 @@ MAX_COLLECTION = 10 * 1000 * 1000
 MAX_COLLECTION_ROW = 10 * 1000
 #: The subscription channels that every workspace has.
 DEFAULT_CHANNELS = ("email", "twilio", "push", "in_app", "whatsapp")
+_COLLECTION = NO_FIELDS.having(
+    "name", filled="name", data=ANYTHING._replace(type="a list of objects"), any="url"
+)
+_ROWS = FieldList(free="the row, or a list of rows, of a collection")
+_WEBHOOK = NO_FIELDS.having(
+    "name endpoint events", filled="name", endpoint=URL,
+    events=list_field(choice_field(*WEBHOOK_EVENTS), 1, of="event"),
+    flag="disabled full_resolution with_content",
+)  # fmt: skip
+_WEBHOOK_WITH_ID = _WEBHOOK.having(any="id")
 
 
 @route("PUT", "/v1/snippets", APP, fields=_SNIPPET)
@@ -16540,11 +16522,6 @@ def collection_rows(body: Json) -> Json:
     return checked_collection(csv_rows(text, "url"), "url")
 
 
-_COLLECTION = NO_FIELDS.having(
-    "name", filled="name", data=ANYTHING._replace(type="a list of objects"), any="url"
-)
-
-
 @route("POST", "/v1/collections", APP, True, _COLLECTION)
 def create_collection(call: Call) -> Json:
     """Create a collection from rows, or from a file behind a URL."""
@@ -16575,9 +16552,6 @@ def update_collection(call: Call, collection_id: str) -> Json:
     if "data" in given or "url" in given:
         update.update(content_of(collection_rows(given)))
     return change_collection(call, collection_id, update)
-
-
-_ROWS = FieldList(free="the row, or a list of rows, of a collection")
 
 
 @route("PUT", "/v1/collections/{collection_id}/content", APP, fields=_ROWS)
@@ -16629,14 +16603,6 @@ def sender_used_by(call: Call, sender_id: str) -> Json:
     }
     kinds = {True: "newsletters", False: "campaigns"}
     return users_of(workspace, lambda row: (kinds["sent_at" in row], row["id"]) in parents)
-
-
-_WEBHOOK = NO_FIELDS.having(
-    "name endpoint events", filled="name", endpoint=URL,
-    events=list_field(choice_field(*WEBHOOK_EVENTS), 1, of="event"),
-    flag="disabled full_resolution with_content",
-)  # fmt: skip
-_WEBHOOK_WITH_ID = _WEBHOOK.having(any="id")
 
 
 @route("POST", "/v1/reporting_webhooks", APP, fields=_WEBHOOK_WITH_ID)
@@ -16736,6 +16702,11 @@ for _path, _one_kind in LISTED.items():
 
 # ---- subscriptions
 
+_OPTOUT = NO_FIELDS.having(
+    "from optout", filled="from", flag="optout", channel=choice_field("sms", "whatsapp")
+)
+_OPTOUTS = NO_FIELDS.having("optouts", optouts=list_field(object_field(_OPTOUT), 1, of="opt-out"))
+
 
 def topics_of(call: Call, person: Person) -> List[Json]:
     """The topics of the workspace and whether a person is subscribed to each."""
@@ -16803,12 +16774,6 @@ def get_person_optouts(call: Call, customer_id: str) -> Json:
     return {"optouts": optouts_of(call.workspace, person_of(call, customer_id))}
 
 
-_OPTOUT = NO_FIELDS.having(
-    "from optout", filled="from", flag="optout", channel=choice_field("sms", "whatsapp")
-)
-_OPTOUTS = NO_FIELDS.having("optouts", optouts=list_field(object_field(_OPTOUT), 1, of="opt-out"))
-
-
 @route("PUT", "/v1/customers/{customer_id}/optouts", APP, fields=_OPTOUTS)
 def update_person_optouts(call: Call, customer_id: str) -> Response:
     """Opt a person out of SMS and WhatsApp senders, or in again."""
@@ -16844,6 +16809,7 @@ def list_optouts(call: Call) -> Json:
 # ---- ESP suppression
 
 ESP_TYPES = ("bounces", "spam_reports", "blocks", "invalid_emails")
+_ADDRESSES = LAX.having(rows="emails", any="email")
 
 
 def _esp_category(type: str) -> str:
@@ -16912,9 +16878,6 @@ def unsuppress_email(call: Call, *place: str) -> Response:
     if not any(gone):
         raise not_found(call.workspace)
     return no_content()
-
-
-_ADDRESSES = LAX.having(rows="emails", any="email")
 
 
 @route("POST", "/v1/esp_suppression/search", APP, fields=_ADDRESSES)
@@ -17535,6 +17498,8 @@ MAX_VARIANTS = 50
 _LANGUAGE_TAG = pattern_field(
     r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{2,8})*", "a language tag like es or pt-BR"
 )
+_TRANSLATION = CLOSED.having("language", language=_LANGUAGE_TAG, **_PARTS)
+_RETRANSLATION = _changes(CLOSED.having(**_PARTS))
 
 
 def _translation_of(call: Call, id: str, language: str) -> Tuple[Json, Json]:
@@ -17549,10 +17514,6 @@ def _translation_of(call: Call, id: str, language: str) -> Tuple[Json, Json]:
 def _translation_document(workspace: Workspace, email: Json, row: Json) -> Json:
     head = {name: row[name] for name in ("language", "language_group_id")}
     return {**head, **_shared_parts(workspace, email, row)}
-
-
-_TRANSLATION = CLOSED.having("language", language=_LANGUAGE_TAG, **_PARTS)
-_RETRANSLATION = _changes(CLOSED.having(**_PARTS))
 
 
 @route("POST", _EMAIL_PATH + "/languages", STUDIO, fields=_TRANSLATION)
@@ -17873,6 +17834,8 @@ def check_unpublished_changes(call: Call, id: str) -> Json:
 
 # ---- versions
 
+_VERSION = CLOSED.having("name", short="name", text="description")
+
 
 def add_version(
     workspace: Workspace, draft: Draft, name: str, description: str = "", on_publish: bool = False
@@ -17884,9 +17847,6 @@ def add_version(
     ours = {"_parts": draft.parts(), "_of": draft.email["name"]}
     row = {"name": name, **about, **node, **facts, **ours}
     return workspace.shelves["ds_versions"].add(row, uuid_of(workspace.count("uuid")))
-
-
-_VERSION = CLOSED.having("name", short="name", text="description")
 
 
 @route("POST", _EMAIL_PATH + "/versions", STUDIO, fields=_VERSION)
@@ -17971,6 +17931,7 @@ _HIDDEN_TAGS = ("style", "script", "title")
 _BLOCK_TAGS = ("p", "div", "tr", "li", "h1", "h2", "h3", "h4", "table", "title", "ul", "ol")
 #: What may be given to a preview as data (reference).
 PREVIEW_DATA = ("customer", "event", "trigger", "journey", "campaign", "message", "objects")
+_SAMPLES = dict.fromkeys(PREVIEW_DATA, typed_field(dict, type(None)))
 #: What a preview calls the errors in each field; the other keys of `errors` stay empty.
 _ERROR_KEYS = {
     "html": "body", "amp": "body_amp", "text": "body_plain", "recipient": "to",
@@ -18074,9 +18035,6 @@ def render_email(call: Call, id: str) -> Json:
     draft = draft_of(call, id)
     optional = {name: draft.content[name] for name in ("text", "amp") if draft.content[name]}
     return {**draft.head, "html": draft.content["html"], **optional}
-
-
-_SAMPLES = dict.fromkeys(PREVIEW_DATA, typed_field(dict, type(None)))
 
 
 @route("POST", _EMAIL_PATH + "/preview", STUDIO, True, CLOSED.having(flag="lax", **_SAMPLES))
@@ -19058,6 +19016,8 @@ def _take_item(workspace: Workspace, item: Json, shared: Json) -> Outcome:
 # ==== §23 Control
 # ======================================================================================
 
+_RESET = CLOSED.having(only=choice_field("state", *RESETS))._replace(example={"only": "state"})
+
 
 @route("GET", "/readyz", SHARED)
 @route("GET", "/livez", SHARED)
@@ -19073,9 +19033,6 @@ def favicon(call: Call) -> Response:
     return Response(204)
 
 
-_RESET = CLOSED.having(only=choice_field("state", *RESETS))._replace(example={"only": "state"})
-
-
 @route("POST", "/__parlel/reset", CONTROL, fields=_RESET)
 def reset(call: Call) -> Json:
     """Forget everything that was recorded, or one part: `only` state, journal, faults, clock."""
@@ -19088,6 +19045,16 @@ def reset(call: Call) -> Json:
 
 # ---- workspaces
 
+_WORKSPACE_NAME = pattern_field(
+    r"[A-Za-z0-9_.-]{1,60}", '1 to 60 letters, digits, dots, - or _, as in "worker-1"'
+)
+_NEW_WORKSPACE = FieldList(
+    closed=True, example={"name": "worker-1", "seed": {"customers": [{"id": "1"}]}}
+).having(name=_WORKSPACE_NAME, object="seed")
+_SEED = FieldList(
+    closed=True, example={"customers": [{"id": "1", "attributes": {"plan": "pro"}}]}
+).having(rows=" ".join(SEEDERS), workspace=typed_field(dict, list))
+
 
 def workspace_record(fake: Fake) -> Json:
     """A further workspace as `/__parlel/workspaces` shows it: its name and its keys."""
@@ -19096,21 +19063,11 @@ def workspace_record(fake: Fake) -> Json:
     return {"name": fake.name, **keys, "path": f"/@{fake.name}", **counts}
 
 
-_WORKSPACE_NAME = pattern_field(
-    r"[A-Za-z0-9_.-]{1,60}", '1 to 60 letters, digits, dots, - or _, as in "worker-1"'
-)
-
-
 @route("GET", "/__parlel/workspaces", CONTROL)
 def list_further_workspaces(call: Call) -> Json:
     """List the further workspaces with their keys."""
     rows = [workspace_record(fake) for fake in call.fake.root.others.values()]
     return {"workspaces": rows, "count": len(rows)}
-
-
-_NEW_WORKSPACE = FieldList(
-    closed=True, example={"name": "worker-1", "seed": {"customers": [{"id": "1"}]}}
-).having(name=_WORKSPACE_NAME, object="seed")
 
 
 @route("POST", "/__parlel/workspaces", CONTROL, heavy=True, fields=_NEW_WORKSPACE)
@@ -19134,11 +19091,6 @@ def delete_workspace(call: Call, name: str) -> Json:
     """Let go of a workspace and all that it holds; its keys are unknown again."""
     call.fake.root.remove(name)
     return {"status": "ok"}
-
-
-_SEED = FieldList(
-    closed=True, example={"customers": [{"id": "1", "attributes": {"plan": "pro"}}]}
-).having(rows=" ".join(SEEDERS), workspace=typed_field(dict, list))
 
 
 @route("POST", "/__parlel/seed", CONTROL, heavy=True, fields=_SEED)
@@ -19331,6 +19283,8 @@ COLLECTIONS = {
     "campaigns": Collection(lambda world: _campaigns(world.workspace), dict, _as_it_is),
     "dropped": Collection("workspace.dropped", DroppedRecord, _as_it_is),
 }  # fmt: skip
+#: Lists whose records tell about people, too, who may come and go while they are made.
+_ABOUT_PEOPLE = ("objects", "segments")
 
 
 def copy_of(rows: List[Json]) -> List[Json]:
@@ -19351,10 +19305,6 @@ def records_of(fake: Fake, name: str) -> List[Json]:
     fake.workspace.agenda.tick()
     with fake.workspace.lock:
         return list(COLLECTIONS[name].records(fake))
-
-
-#: Lists whose records tell about people, too, who may come and go while they are made.
-_ABOUT_PEOPLE = ("objects", "segments")
 
 
 def records_aside(fake: Fake, name: str) -> List[Json]:
@@ -19576,6 +19526,8 @@ _NOT_REPEATED = (
 )  # fmt: skip
 
 _PLAIN = (("Content-Type", "text/plain; charset=utf-8"),)
+_HTML = (("Content-Type", "text/html; charset=utf-8"), ("Cache-Control", "no-store"), *SANDBOXED)
+_TEXT = (("Content-Type", "text/plain; charset=utf-8"), ("Cache-Control", "no-store"), *SANDBOXED)
 
 
 # ---- assertions that explain themselves
@@ -19962,6 +19914,9 @@ _SIGNS: Dict[str, Callable[[Fake], Any]] = {
 }
 #: The lists that activities tell of, and how many of those are gone through.
 _NOTED, _MOST_NOTED = ("customers", "events", "deliveries", "devices", "objects"), 1000
+_CHANGES = CLOSED.having(
+    since=number_field(0, MAX_NUMBER, int), timeout=number_field(0, MAX_WAIT, int, float)
+)
 
 
 def _clock_sign(clock: Clock) -> Any:
@@ -19997,11 +19952,6 @@ def note_changes(fake: Fake) -> Changes:
             found[name] = (fake.begun, sign, last)
         changes.note(found, ground.noted)
     return changes
-
-
-_CHANGES = CLOSED.having(
-    since=number_field(0, MAX_NUMBER, int), timeout=number_field(0, MAX_WAIT, int, float)
-)
 
 
 def _number_in(text: str) -> Json:
@@ -20081,6 +20031,22 @@ def known_delivery(call: Call, delivery_id: str) -> Delivery:
 
 # ---- journeys
 
+#: What may be said of something that happens to a delivery, beside when and why.
+_TOLD_OF = (
+    "href", "link_id", "recipient", "device_id", "tracked_response", "metadata", "to",
+    "inbound_event_id",
+)  # fmt: skip
+_HAPPENING = FieldList(
+    closed=True, example={"href": "https://example.com/", "timestamp": 1700000000}
+).having(any=f"reason {' '.join(_TOLD_OF)}", number="timestamp link_id")
+#: What becomes of a campaign, of those inside once it stops, of those who match once it starts.
+_CAMPAIGN_CHANGE = FieldList(
+    closed=True, needed=("state",), example={"state": "stopped", "journeys": "finish"}
+).having(
+    state=choice_field(*CAMPAIGN_STATES), journeys=choice_field("finish", "exit"),
+    audience=choice_field("current", "future"),
+)  # fmt: skip
+
 
 def journey_of(call: Call, journey_id: str) -> Journey:
     """A journey by its id. Raises ApiError 404."""
@@ -20104,15 +20070,6 @@ def force_exit(call: Call, journey_id: str) -> Json:
         raise ApiError(409, f"the journey '{journey_id}' is over: {journey.state}")
     call.workspace.beside(Runner).leave(journey, "force_exit")
     return journey.record()
-
-
-#: What becomes of a campaign, of those inside once it stops, of those who match once it starts.
-_CAMPAIGN_CHANGE = FieldList(
-    closed=True, needed=("state",), example={"state": "stopped", "journeys": "finish"}
-).having(
-    state=choice_field(*CAMPAIGN_STATES), journeys=choice_field("finish", "exit"),
-    audience=choice_field("current", "future"),
-)  # fmt: skip
 
 
 @route("PUT", "/__parlel/campaigns/{campaign_id}", CONTROL, fields=_CAMPAIGN_CHANGE)
@@ -20144,13 +20101,6 @@ def forget_delivery(call: Call, delivery_id: str) -> Json:
     return record
 
 
-#: What may be said of something that happens to a delivery, beside when and why.
-_TOLD_OF = (
-    "href", "link_id", "recipient", "device_id", "tracked_response", "metadata", "to",
-    "inbound_event_id",
-)  # fmt: skip
-
-
 def _known_link(delivery: Delivery, body: Json) -> Optional[int]:
     """The number of a link that a message has, or that comes with its `href`."""
     number = whole_number(body["link_id"], "link_id")
@@ -20158,11 +20108,6 @@ def _known_link(delivery: Delivery, body: Json) -> Optional[int]:
     if number not in known and not body.get("href"):
         raise invalid(f"link_id {number} is in no link of this message: {known}", "link_id")
     return number
-
-
-_HAPPENING = FieldList(
-    closed=True, example={"href": "https://example.com/", "timestamp": 1700000000}
-).having(any=f"reason {' '.join(_TOLD_OF)}", number="timestamp link_id")
 
 
 @route("POST", "/__parlel/deliveries/{delivery_id}/{metric}", CONTROL, fields=_HAPPENING)
@@ -20192,10 +20137,6 @@ def rendered_part(call: Call, delivery_id: str) -> Delivery:
     if not delivery.rendered:
         raise ApiError(404, f"there is no rendered delivery '{delivery_id}'")
     return delivery
-
-
-_HTML = (("Content-Type", "text/html; charset=utf-8"), ("Cache-Control", "no-store"), *SANDBOXED)
-_TEXT = (("Content-Type", "text/plain; charset=utf-8"), ("Cache-Control", "no-store"), *SANDBOXED)
 
 
 @route("GET", "/__parlel/deliveries/{delivery_id}/html", CONTROL)
@@ -20437,6 +20378,10 @@ def delete_fault(call: Call, id: str) -> Json:
 
 #: How long one call waits for the endpoints of webhooks, all in all, in seconds.
 CLOCK_PATIENCE = 10.0
+#: What can be done to the clock; times are Unix seconds, or seconds.
+CLOCK_FIELDS = FieldList(closed=True, some=True, example={"freeze": True, "advance": 60}).having(
+    flag="freeze", **dict.fromkeys(("now", "advance"), number_field(0, MAX_SETTING * 4, int, float))
+)
 
 
 def clock_document(call: Call) -> Json:
@@ -20457,12 +20402,6 @@ def flush_webhooks(call: Call) -> Json:
 def read_clock(call: Call) -> Json:
     """Read the clock."""
     return clock_document(call)
-
-
-#: What can be done to the clock; times are Unix seconds, or seconds.
-CLOCK_FIELDS = FieldList(closed=True, some=True, example={"freeze": True, "advance": 60}).having(
-    flag="freeze", **dict.fromkeys(("now", "advance"), number_field(0, MAX_SETTING * 4, int, float))
-)
 
 
 @route("PUT", "/__parlel/clock", CONTROL, heavy=True, fields=CLOCK_FIELDS)
