@@ -12046,6 +12046,8 @@ def _seed_family(family: Family) -> Seeder:
         bare = [n for n in made.get("content_ids") or () if n not in numbers]
         given += [({"id": n, "type": made["type"]}, f"{where}.content_ids") for n in bare]
         for content, at in given:
+            if family is BROADCASTS:
+                _check_message(content, at)
             blank = blank_content(workspace, family)
             _shelve(workspace, family.shelf, {**content, "_parent": made["id"]}, at, blank)
         for group, at in _each(inner["test_groups"], f"{where}.test_groups"):
@@ -12082,6 +12084,13 @@ MESSAGE_FIELDS = CONTENT_ROW._replace(lax=True).having(
         lambda value: isinstance(value, str) and value.lower() in ("", *_VERBS),
     ),
 )  # fmt: skip
+#: What goes with these types alone; the others have no data, say.
+_ONLY_OF = {
+    "trigger": ("segment",),
+    "form_id": ("form",),
+    "lead_days": ("date",),
+    "attribute_filters": [type for type in TRIGGERS if type not in ("segment", "date")],
+}
 #: What campaigns have beside what is declared (reference).
 _ELSE = (
     "actions",
@@ -12113,7 +12122,8 @@ def campaign_parts(
     Its contents are left to the numbering. Raises ApiError 400 with the place.
     """
     plain = {k: v for k, v in row.items() if k not in ("actions", *WORKFLOW.checks)}
-    plain.setdefault("type", BROADCAST if family is BROADCASTS else _type_told(row))
+    if plain.get("type") is None:
+        plain["type"] = BROADCAST if family is BROADCASTS else _type_told(row, where)
     told = _TOLD[family.kind]
     known = {*told.checks, *SHELVES[family.kind].checks, *_ELSE}
     for name in plain:
@@ -12123,13 +12133,21 @@ def campaign_parts(
             raise invalid(f"{where}.{name} {text}", f"{where}.{name}")
     told.read(spelt_out(plain, where), f"{where}.")
     flow, actions = WORKFLOW.read(row, f"{where}."), row.get("actions")
+    for name, types in _ONLY_OF.items():
+        if flow.get(name) and plain["type"] not in types:
+            text = f"does not go with type {plain['type']}, but with {', '.join(types)}"
+            raise invalid(f"{where}.{name} {text}", f"{where}.{name}")
     flow["actions"] = numbering.rows([] if actions is None else actions, f"{where}.actions", 0)
     return plain, {**flow, "_where": where}
 
 
-def _type_told(row: Json) -> str:
-    """The type of a campaign that only says who enters."""
+def _type_told(row: Json, where: str) -> str:
+    """The type of a campaign that only says who enters. Raises ApiError 400 if it says two."""
     told = [type for type, kind in TRIGGERS.items() if any(row.get(n) for n in kind.told_by)]
+    ways = {TRIGGERS[type].told_by for type in told}
+    if len(ways) > 1:
+        text = f"{where}.type is required: it could be any of {', '.join(told)}"
+        raise invalid(text, f"{where}.type")
     return told[0] if told else "segment"
 
 
@@ -12212,6 +12230,8 @@ def _check_message(action: Json, where: str) -> None:
     """Refuse what would be passed over. What the App API gave may have further fields."""
     MESSAGE_FIELDS.read(action, f"{where}.")
     known = [*MESSAGE_FIELDS.checks, *_TILE_PARTS]
+    if action.get("holdout") and plain_type(action.get("type", "email")) != "email":
+        raise invalid(f"{where}.holdout: only emails can be held out", f"{where}.holdout")
     for name in action:
         given = "deduplicate_id" in action and not spelt_alike(name, known, 1, 0.85)
         if name not in known and not given:
