@@ -92,6 +92,12 @@ SEED: dict[str, Any] = {
                 {"id": 46, "type": "create_event", "event_name": "told", "data": {"n": 1}},
             ],
         },
+        {
+            "id": 50,
+            "name": "Renewal",
+            "trigger": {"attribute": {"field": "ends", "operator": "is_timestamp"}},
+            "actions": [{"id": 51, "type": "email", "subject": "s", "body": "b"}],
+        },
     ],
     "broadcasts": [
         {
@@ -108,7 +114,19 @@ SEED: dict[str, Any] = {
                     "body": "b",
                 },
             ],
-        }
+        },
+        {
+            "id": 21,
+            "name": "Soon",
+            "global_exit_conditions": [
+                {"attribute": {"field": "ends", "operator": "timestamp_lt", "value": 60}}
+            ],
+            "actions": [
+                {"id": 211, "type": "email", "subject": "{{trigger.a}}", "body": "b"},
+                {"id": 212, "type": "delay_seconds", "delay": 600},
+                {"id": 213, "type": "push", "subject": "s", "body": "b"},
+            ],
+        },
     ],
     "newsletters": [
         {
@@ -251,7 +269,10 @@ def sends(do: Any) -> None:
     do("POST", "/v1/send/email", {**message, "transactional_message_id": 3})
     do("POST", "/v1/send/push", {"transactional_message_id": 3, "identifiers": {"id": "eve"}})
     do("POST", "/api/v1/metrics", {"delivery_id": sent, "metric": "clicked", "href": "http://x.y"})
-    do("POST", "/v1/campaigns/20/triggers", {"data": {"a": 1}, "ids": ["ada"]})
+    do("PUT", "/api/v1/customers/eve", {"ends": NOW + 1000})
+    for number in (20, 21):
+        path = f"/v1/campaigns/{number}/triggers"
+        do("POST", path, {"data": {"a": 1}, "ids": ["ada", "eve"]})
     made = {**content, "name": "N", "type": "email", "subscription_topic_id": 1, "from_id": 5}
     made["recipients"] = {"and": [{"or": [{"segment": {"id": 1}}]}]}
     do("POST", "/v1/newsletters", {**made, "send_now": True})
