@@ -5331,6 +5331,12 @@ class BroadcastWorkflows(JourneyTest):
         self.trigger()
         self.assertEqual(self.journeys()[-1]["state"], "active")
 
+    def test_one_that_is_stopped_is_not_active(self) -> None:
+        for state in ("running", "stopped"):
+            self.broadcast(mail(10), self.DELAY, state=state)
+            row = self.ok("GET", "/v1/broadcasts/7")["broadcast"]
+            self.assertEqual((row["state"], row["active"]), (state, state == "running"))
+
     def test_many_people_are_let_in_in_the_background(self) -> None:
         people = tuple(map(str, range(300)))
         self.broadcast(self.DELAY, mail(30), people=people)
@@ -5448,6 +5454,23 @@ class Leaving(JourneyTest):
                 self.assertEqual(self.journeys()[0]["converted_at"] is not None, converted)
                 self.assertEqual("converted" in self.delivery(10)["metrics"], converted)
                 self.assertEqual(self.state()[0], "active")
+
+    def test_whoever_is_at_the_goal_already_has_to_leave_it_first(self) -> None:
+        self.begin(goal={"segment": {"id": 1}},
+                   segments=[{"id": 1, "name": "p", "conditions": exists("a")}])  # fmt: skip
+        for a, converted in ((2, None), ("", None), (3, self.START)):
+            self.identify("1", a=a)
+            self.assertEqual(self.journeys()[0]["converted_at"], converted)
+
+    def test_time_alone_converts_after_the_end(self) -> None:
+        over = {"attribute": {"field": "ends", "operator": "timestamp_lt", "value": 0}}
+        self.campaign(mail(10), goal={"segment": {"id": 1}},
+                      segments=[{"id": 1, "name": "s", "conditions": over}])  # fmt: skip
+        self.identify("1", email="1@example.com", ends=self.START + 200)
+        self.track("1", "go")
+        self.clock(advance=500)
+        row = self.journeys()[0]
+        self.assertEqual((row["state"], row["converted_at"]), ("finished", self.START + 200))
 
     def test_leaving_a_segment_is_a_goal_for_those_who_were_in(self) -> None:
         self.begin(goal={"segment": {"id": 1}, "inverse": True},
