@@ -9763,11 +9763,6 @@ class Runner:
         #: The journey whose tile is at work, if one is: what follows from it is its doing.
         self.cause: Optional[Journey] = None
 
-    def node_of(self, journey: Journey) -> Optional[Node]:
-        """The tile that a journey stands before or waits in; None at the end."""
-        position = journey.position
-        return None if position is None else self.plans[journey.campaign_id].nodes.get(position)
-
     def since(self, journey: Journey) -> float:
         """When a journey came to the tile where it is."""
         return journey.arrived if journey.waits else self.clock.now()
@@ -9885,22 +9880,20 @@ class Runner:
     # ---- leaving
 
     def _leaves(self, journey: Journey) -> bool:
-        """Let a journey end if it must not go on; whether it did."""
-        reason = self.reason_to_leave(journey)
+        """Let a journey end if it must not go on; whether it did.
+
+        Before the first act filters count in any case.
+        """
+        plan = self.plans[journey.campaign_id]
+        stops = plan.flow.get("exit_on_trigger_or_filter_not_matched", True)
+        reason = plan.exit_of(journey)
+        if not reason and (stops or journey.activated is None) and not plan.fits(journey):
+            reason = IN_FILTER
+        if not reason and stops and plan.trigger and not plan.trigger.test(journey.person):
+            reason = "trigger"
         if reason:
             self.leave(journey, reason)
         return bool(reason)
-
-    def reason_to_leave(self, journey: Journey) -> str:
-        """Which condition takes somebody out, or "". Filters count before the first act, too."""
-        plan = self.plans[journey.campaign_id]
-        if reason := plan.exit_of(journey):
-            return reason
-        stops = plan.flow.get("exit_on_trigger_or_filter_not_matched", True)
-        if (stops or journey.activated is None) and not plan.fits(journey):
-            return "filter"
-        matched = plan.trigger is None or plan.trigger.test(journey.person)
-        return "trigger" if stops and not matched else ""
 
     def leave(self, journey: Journey, reason: str) -> None:
         """End a journey before its end."""
@@ -9908,10 +9901,11 @@ class Runner:
 
     def end(self, journey: Journey, state: str, reason: str = "") -> None:
         """End a journey."""
-        node = None if state == "finished" else self.node_of(journey)
+        plan = self.plans[journey.campaign_id]
+        node = plan.nodes.get(journey.position or 0)
         journey.end(self.clock.now(), state, reason, node.type if node else "")
-        live = self.live.get(journey.person.serial, []) if journey.person else []
-        if journey in live and self.plans[journey.campaign_id].goal is None:
+        live = self.live.get(journey.person.serial) if journey.person else None
+        if live and plan.goal is None and journey in live:
             live.remove(journey)
 
     # ---- what happens meanwhile
@@ -10011,27 +10005,22 @@ class Runner:
         """Convert every message of a journey whose window is open (inferred)."""
         after = plan.flow["goal"].get("after", "delivered")
         within = plan.flow["goal"].get("within", LONGEST_GOAL)
-        for step in journey.steps:
-            begin = _window_of(step, after)
+        for delivery in filter(None, [step.delivery for step in journey.steps]):
+            begin = _window_of(delivery, after)
             if begin is not None and begin <= now <= begin + within:
                 journey.converted = now
-                cast_delivery = cast(Delivery, step.delivery)
-                if "converted" not in cast_delivery.metrics:
-                    self.workspace.deliveries.report(cast_delivery, "converted", int(now))
+                if "converted" not in delivery.metrics:
+                    self.workspace.deliveries.report(delivery, "converted", int(now))
 
 
-def _window_of(step: Step, after: str) -> Optional[int]:
+def _window_of(delivery: Delivery, after: str) -> Optional[int]:
     """When the window for conversions of a message began; None if it hasn't."""
-    delivery = step.delivery
-    if delivery is None or (
-        delivery.channel == "webhook" and not delivery.message.get("can_convert")
-    ):
+    if delivery.channel == "webhook" and not delivery.message.get("can_convert"):
         return None
     if delivery.message.get("holdout"):
         return delivery.created
-    return delivery.metrics.get(
-        after, delivery.metrics.get("sent") if after == "delivered" else None
-    )
+    sent = delivery.metrics.get("sent") if after == "delivered" else None
+    return delivery.metrics.get(after, sent)
 
 
 @chore
@@ -10557,13 +10546,9 @@ class Gate:
         """Note that something has changed for a person that somebody may ask for."""
         if need in self.watched:
             self.touched.setdefault(person.serial, (person, set(), self.depth))[1].add(need)
-            self._settle_soon()
-
-    def _settle_soon(self) -> None:
-        """See to it that what has happened has its consequences, also outside of Track writes."""
-        if not self.called:
-            self.called = True
-            self.workspace.agenda.later(self.clock.now(), settle_journeys)
+            if not self.called:  # what happens outside of Track writes has its consequences, too
+                self.called = True
+                self.workspace.agenda.later(self.clock.now(), settle_journeys)
 
     def _heard_event(self, event: Event, person: Person) -> None:
         for plan in self.by_event.get(event.name, ()):
@@ -11038,7 +11023,7 @@ def change_campaign(
     leave = state != "running" and journeys == "exit"
     for journey in workspace.journeys.rows if leave else ():
         if journey.campaign_id == number and journey.state == "active":
-            runner.leave(journey, f"the campaign was {state}")
+            runner.leave(journey, f"the {family.one} was {state}")
     if leave:
         workspace.deliveries.recall((family.key, number), workspace.seconds())
     if plan is not None and state == "running" and before != "running":

@@ -5326,7 +5326,7 @@ class BroadcastWorkflows(JourneyTest):
         self.assertEqual((row["state"], row["active"]), ("stopped", False))
         self.trigger()
         reasons = [row["exit_reason"] for row in self.journeys()]
-        self.assertEqual(reasons, ["the campaign was stopped", "the broadcast is stopped"])
+        self.assertEqual(reasons, ["the broadcast was stopped", "the broadcast is stopped"])
         self.ok("PUT", "/__parlel/campaigns/7", {"state": "running"})
         self.trigger()
         self.assertEqual(self.journeys()[-1]["state"], "active")
