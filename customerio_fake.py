@@ -1364,17 +1364,16 @@ def chosen(body: Json, name: str, table: Mapping[str, Any]) -> Any:
 # ======================================================================================
 
 
-#
-# Source text → tokens → nodes → text. A node is a closure that takes the rendering under way
-# (`_Render`); an expression is one that returns a value. Values are what JSON has: no attribute
-# of a Python object can be reached. Rules are, in this order, the docs', those of LiquidJS
-# (Customer.io's "latest" engine) and Shopify's.
+# Source text → tokens → nodes → text. A node is a closure that takes the rendering in
+# progress (`_Render`); an expression is one that returns a value. Values are those of
+# JSON: no attribute of a Python object can be reached. The rules are those of the docs,
+# of LiquidJS (Customer.io's "latest" engine) and of Shopify, in this order.
 
 
 class LiquidError(Exception):
-    """A template that cannot be parsed or rendered: what is wrong, and where.
+    """A template that can't be parsed or rendered: what is wrong, and where.
 
-    `line` and `column` count from 1; they are 0 while the place is not known.
+    `line` and `column` count from 1; they are 0 until the place is known.
     """
 
     def __init__(self, message: str, offset: int = -1) -> None:
@@ -1384,7 +1383,7 @@ class LiquidError(Exception):
         self.line = self.column = 0
 
     def placed(self, source: str) -> LiquidError:
-        """Turn the offset into line and column, unless an inner template has done so."""
+        """Convert the offset to line and column, unless an inner template has done so."""
         if not self.line and self.offset >= 0:
             self.line = source.count("\n", 0, self.offset) + 1
             self.column = self.offset - source.rfind("\n", 0, self.offset)
@@ -1392,10 +1391,10 @@ class LiquidError(Exception):
 
 
 class MissingVariable(LiquidError):
-    """An attribute that is not set, in a namespace that has to be complete."""
+    """An attribute that isn't set, in a namespace in which all must be."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"Variable '{name}' is missing")  # the text of the docs
+        super().__init__(f"Variable '{name}' is missing")  # the docs' wording
         self.name = name
 
 
@@ -1404,11 +1403,11 @@ class Exhausted(LiquidError):
 
 
 class LiquidLimits(NamedTuple):
-    """What a message may use up before it fails; all of it counted, none of it timed.
+    """What a message may use up before it fails. All of this is counted, nothing is timed.
 
     output: characters written, captured ones included; iterations: of all loops together;
     work: words of the templates run, values and stretches of text handled, each worth a
-    microsecond at most; nesting: snippets and render_liquid inside each other.
+    microsecond at most; nesting: depth of snippets and render_liquid within each other.
     """
 
     output: int = 2_000_000
@@ -1418,16 +1417,16 @@ class LiquidLimits(NamedTuple):
 
 
 _LIMITS = LiquidLimits()
-#: Words and signs in the tags of one template, and blocks inside blocks.
+#: The most words and signs in a template's tags, and the deepest nesting of blocks.
 _MOST_WORDS = 100_000
 _DEEPEST_BLOCK = 100
-#: Characters of a text, values in a list, and bits of a number that a filter may make.
+#: The most that a filter may produce: characters in a text, values in a list, bits in a number.
 _LONGEST_TEXT = 2_000_000
 _LARGEST_LIST = 100_000
 _WIDEST_NUMBER = 256
 _LONGEST_NUMBER = 75
 
-#: Answers a tag that only the world outside can answer: text, or a function of its arguments.
+#: Answers tags for which only the host has the answer: a text, or a function of the arguments.
 _Host = Mapping[str, Union[str, Callable[[Mapping[str, Any]], Any]]]
 
 
@@ -1441,7 +1440,7 @@ class Budget:
         self.room, self.iterations, self.work, _ = limits
 
     def check(self) -> None:
-        """Raise Exhausted, with the limit, once there is nothing left."""
+        """Raise Exhausted, naming the limit, if nothing is left of it."""
         if self.room < 0:
             raise Exhausted(f"output is larger than {self.limits.output} characters")
         if self.iterations < 0:
@@ -1459,7 +1458,7 @@ class _Continue(Exception):
 
 
 class _Special:
-    """The values `empty` and `blank`, which equal anything that is so."""
+    """The values `empty` and `blank`, which equal anything that is empty or blank."""
 
     def __init__(self, matches: Callable[[Any], bool]) -> None:
         self.matches = matches
@@ -1480,7 +1479,7 @@ _BLANK = _Special(_is_blank)
 _LITERALS = {
     "true": True, "false": False, "nil": None, "null": None, "empty": _EMPTY, "blank": _BLANK,
 }  # fmt: skip
-#: What a path leads to that isn't there, and an argument that isn't given.
+#: The value of a path that leads nowhere, and of an argument that isn't given.
 _ABSENT: Any = object()
 
 
@@ -1488,7 +1487,7 @@ _ABSENT: Any = object()
 
 
 class _Render:
-    """One rendering: what the template sees, what it has written, what it may still use up."""
+    """A rendering in progress: its data, its output, and what it may still use up."""
 
     def __init__(
         self,
@@ -1502,26 +1501,26 @@ class _Render:
         self.now, self.host = now, host
         self.assigned: Dict[str, Any] = {}
         self.loops: Dict[str, Any] = {}
-        #: Where cycles and loops with an offset go on.
+        #: Where each cycle, and each loop with an offset, continues.
         self.places: Dict[Tuple[str, ...], int] = {}
         self.out: List[str] = []
         self.nesting = 0
 
     def write(self, text: str) -> None:
-        """Add to the output."""
+        """Add text to the output."""
         self.budget.room -= len(text)
         if self.budget.room < 0:
             self.budget.check()
         self.out.append(text)
 
     def spend(self, work: int) -> None:
-        """Count work; raise LiquidError once there was too much."""
+        """Count work. Raises LiquidError if there was too much."""
         self.budget.work -= work
         if self.budget.work < 0:
             self.budget.check()
 
     def charge(self, value: Any) -> None:
-        """Count the work that handling this value will take."""
+        """Count the work of handling a value."""
         kind = value.__class__
         if kind is str:
             self.spend(len(value) >> 3)
@@ -1529,12 +1528,12 @@ class _Render:
             self.spend(_weight(value))
 
     def text(self, value: Any) -> str:
-        """Give a value as it is printed."""
+        """Return a value as it is printed."""
         self.charge(value)
         return _text(value)
 
     def captured(self, body: _Node) -> str:
-        """Give what a body writes, instead of writing it."""
+        """Return what a body writes, instead of writing it."""
         kept, self.out = self.out, []
         try:
             body(self)
@@ -1543,7 +1542,7 @@ class _Render:
             self.out = kept
 
     def include(self, source: str, own: bool = False) -> str:
-        """Render another template in this one; with variables of its `own`, or with ours."""
+        """Render another template within this one, with variables of its `own` or with ours."""
         limits = self.budget.limits
         if self.nesting >= limits.nesting:
             raise LiquidError(f"more than {limits.nesting} templates inside each other")
@@ -1557,9 +1556,9 @@ class _Render:
             self.assigned, self.loops = kept
 
     def absent(self, path: Sequence[Any]) -> None:
-        """Stand for a variable that isn't there: nil, or an error in a strict namespace.
+        """Handle a variable that doesn't exist: nil, or an error in a strict namespace.
 
-        A namespace the data lacks is an unknown one, and prints nothing (docs).
+        A namespace that isn't in the data is an unknown one, and prints nothing (docs).
         """
         root = path[0]
         known = root in self.data and root not in self.assigned
@@ -1567,24 +1566,24 @@ class _Render:
             raise MissingVariable(".".join([_text(part) for part in path]))
 
 
-#: Writes something.
+#: Writes something to a rendering.
 _Node = Callable[[_Render], None]
-#: Gives the value of an expression.
+#: Returns the value of an expression.
 _Read = Callable[[_Render], Any]
-#: What needs no node: a text, or the two names of `{{ a.b }}`.
+#: What needs no node: a text, or the two names in `{{ a.b }}`.
 _Plain = Union[str, Tuple[str, str]]
 _TWO_NAMES = re.compile(r"(?<!\{)\{\{ ?([a-z_]\w*)\.([a-z_]\w*) ?\}\}", re.IGNORECASE | re.ASCII)
 _TOO_DEEP = "liquid is nested too deeply"
 
 
 class Template:
-    """A parsed template; may be rendered any number of times, by several threads at once."""
+    """A parsed template; can be rendered repeatedly, and by several threads at once."""
 
     def __init__(self, source: str, body: _Node, words: int) -> None:
         self.source, self.words = source, words
         self._body = body
         self._plain = _plain_parts(source)
-        #: Bytes in memory, roughly.
+        #: Roughly how many bytes of memory it takes.
         self.size = 500 + len(source) + 500 * words
 
     def render(
@@ -1595,13 +1594,13 @@ class Template:
         host: Optional[_Host] = None,
         budget: Optional[Budget] = None,
     ) -> str:
-        """Give the text this template makes of JSON-like `data`, which is not changed.
+        """Return what this template makes of JSON-like `data`, which is left as it is.
 
-        `strict` names the namespaces of `data` in which an attribute must exist, `now` is
-        the time in Unix seconds. `host` answers the tags of `_HOST_TAGS`, each with a text or
-        a function of the tag's arguments; a bare argument, as in `random 6`, is named `value`.
-        The templates of one message share a `budget`. Raises LiquidError (MissingVariable for a
-        missing attribute) with line and column.
+        `strict` names the namespaces of `data` in which every attribute must exist; `now`
+        is the time in Unix seconds. `host` answers the tags of `_HOST_TAGS`, each with a
+        text or with a function of the tag's arguments; a bare argument, as in `random 6`,
+        is named `value`. The templates of one message share a `budget`. Raises LiquidError
+        with line and column, MissingVariable (one of those) for a missing attribute.
         """
         budget = budget or Budget()
         known = {n: row.get for n, row in data.items() if type(row) is dict} if self._plain else {}
@@ -1613,9 +1612,9 @@ class Template:
         return "".join(state.out)
 
     def at_once(self, known: Mapping[str, Callable[[str], Any]]) -> Optional[str]:
-        """What a template of texts and `{{ a.b }}` prints, as most are; None if in doubt.
+        """Render a template of texts and `{{ a.b }}`, as most are; None if in doubt.
 
-        `known` has what gives a root's values by their names.
+        `known` maps a root to a function that returns its values by name.
         """
         out: List[str] = []
         for part in self._plain or (("", ""),):
@@ -1632,9 +1631,9 @@ class Template:
         return text if len(text) <= _LIMITS.output else None
 
     def run(self, state: _Render) -> None:
-        """Write to a rendering under way; break and continue outside a loop end it."""
+        """Write to a rendering in progress; break and continue outside a loop end the template."""
         try:
-            state.spend(3 * self.words)  # for parsing it, whether or not it was parsed before
+            state.spend(3 * self.words)  # counted as if it had just been parsed
             self._body(state)
         except (_Break, _Continue):
             pass
@@ -1646,7 +1645,7 @@ class Template:
 
 
 def _plain_parts(source: str) -> List[_Plain]:
-    """The texts and the outputs of two names that a template consists of; none if of others."""
+    """The texts and two-name outputs that make up a template; empty if there is anything else."""
     texts: List[_Plain] = []
     pieces = _TWO_NAMES.split(source)
     for text, root, name in zip(pieces[::3], [*pieces[1::3], ""], [*pieces[2::3], ""]):
@@ -1657,7 +1656,7 @@ def _plain_parts(source: str) -> List[_Plain]:
 
 
 class _Parsed(Dict[str, Template]):
-    """Templates by source, the oldest first; it forgets them when they take too much memory."""
+    """Templates by source; forgets the oldest when they take too much memory."""
 
     MOST = 32_000_000  # bytes, roughly
 
@@ -1666,7 +1665,7 @@ class _Parsed(Dict[str, Template]):
         self._lock = threading.Lock()
 
     def keep(self, template: Template) -> Template:
-        """Take a template in."""
+        """Add a template."""
         with self._lock:
             self._forget(template.source)
             self[template.source] = template
@@ -1684,7 +1683,7 @@ _PARSED = _Parsed()
 
 
 def parse_liquid(source: str) -> Template:
-    """Give the template for this source; LiquidError, with line and column, if it is broken."""
+    """Return the template for a source. Raises LiquidError, with its place, if it is broken."""
     return _PARSED.get(source) or _PARSED.keep(_parsed(source))
 
 
@@ -1709,7 +1708,7 @@ _MOST_EXACT = 2**53
 
 
 def _text(value: Any) -> str:
-    """A value as it is printed; nothing for what is not data."""
+    """A value as it is printed; "" if it isn't data."""
     if isinstance(value, str):
         return value
     if isinstance(value, bool):
@@ -1722,14 +1721,14 @@ def _text(value: Any) -> str:
 
 
 def _joined(value: Any) -> str:
-    """A value as JavaScript joins it with others: lists inside lists have commas."""
+    """A value as JavaScript joins it with others: nested lists are joined by commas."""
     if isinstance(value, list):
         return ",".join([_joined(item) for item in value])
     return _text(value)
 
 
 def _digits_of(number: Union[int, float]) -> str:
-    """A number as JavaScript writes it: 20.0 is 20."""
+    """A number as JavaScript writes it: 20.0 becomes 20."""
     if isinstance(number, int):
         return str(_bounded(number))
     if not math.isfinite(number):
@@ -1743,21 +1742,21 @@ def _digits_of(number: Union[int, float]) -> str:
 
 
 def _exact(number: Union[int, float]) -> Any:
-    """A number as a Decimal, with the decimals that it is written with."""
+    """A number as a Decimal, with just the digits that it is written with."""
     from decimal import Decimal
 
     return Decimal(repr(number))
 
 
 def _json(value: Any, indent: Any = None) -> str:
-    """A value in JSON, on lines of their own if it is to be indented: by spaces, or by a text."""
+    """A value as JSON; indented, if at all, by a number of spaces or by a text."""
     space = indent[:10] if isinstance(indent, str) else min(_integer(indent), 10)
     apart = (",", ": ") if space else (",", ":")
     return json.dumps(_plain(value), ensure_ascii=False, indent=space or None, separators=apart)
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON has it: whole numbers without decimals."""
+    """A value in JSON's terms: whole numbers have no decimals."""
     if isinstance(value, list):
         return [_plain(item) for item in value]
     if isinstance(value, dict):
@@ -1768,7 +1767,7 @@ def _plain(value: Any) -> Any:
 
 
 def _weight(value: Any) -> int:
-    """About how many steps it takes to go through a value, deep."""
+    """Roughly how many steps it takes to traverse a value."""
     if isinstance(value, list):
         return 1 + sum([_weight(item) for item in value])
     if isinstance(value, dict):
@@ -1777,14 +1776,14 @@ def _weight(value: Any) -> int:
 
 
 def _bounded(value: Any) -> Any:
-    """The number itself; LiquidError if it is absurdly large."""
+    """Return the number itself. Raises LiquidError if it is absurdly large."""
     if isinstance(value, int) and value.bit_length() > _WIDEST_NUMBER:
         raise LiquidError("number is too large")
     return value
 
 
 def _number(value: Any, otherwise: Any = 0) -> Any:
-    """A value to calculate with, as JavaScript makes it, or `otherwise` for what is no number."""
+    """Convert a value to a number as JavaScript does; `otherwise` if it is none."""
     if isinstance(value, str):
         text = value.strip() if len(value) < 1000 else "-"
         if not _NUMBER.fullmatch(text):
@@ -1797,7 +1796,7 @@ def _number(value: Any, otherwise: Any = 0) -> Any:
 
 
 def _as_data(number: Any) -> Any:
-    """A number as data: whole ones as int, as far as JavaScript's are exact."""
+    """A number as data: an int if it is whole and within the range that JavaScript has exactly."""
     if isinstance(number, int):
         return number if abs(number) <= _MOST_EXACT else float(_bounded(number))
     whole = math.isfinite(number) and number == int(number) and abs(number) <= _MOST_EXACT
@@ -1805,7 +1804,7 @@ def _as_data(number: Any) -> Any:
 
 
 def _integer(value: Any, whole: Callable[[Any], int] = int) -> int:
-    """A whole number of what a filter or a tag is told."""
+    """Convert an argument of a filter or a tag to a whole number."""
     number = _number(value)
     return whole(number) if math.isfinite(number) else int(math.copysign(_MOST_EXACT, number))
 
@@ -1816,14 +1815,14 @@ def _units(text: str) -> int:
 
 
 def _items(value: Any) -> List[Any]:
-    """What an array filter works on; anything else counts as its only value."""
+    """The values that an array filter works on; anything but a list is a single value."""
     if isinstance(value, list):
         return value
     return [] if value is None else ["" if isinstance(value, _Special) else value]
 
 
 def _loopable(value: Any) -> List[Any]:
-    """What `for` goes through: a text counts as one value, an object as its pairs."""
+    """The values that `for` goes through: a text is a single one, an object is its pairs."""
     if isinstance(value, list):
         return value
     if isinstance(value, dict):
@@ -1857,7 +1856,7 @@ def _element(value: Any, key: Any) -> Any:
 
 
 def _reached(value: Any, path: Sequence[str]) -> Any:
-    """What a path of names leads to; None if nothing."""
+    """What a path of names leads to; None if it leads nowhere."""
     for name in path:
         value = _item(value, name)
     return None if value is _ABSENT or not path else value
@@ -1875,7 +1874,7 @@ def _size(value: Any) -> int:
     return _units(value) if isinstance(value, str) else len(value) if isinstance(value, list) else 0
 
 
-# ---- comparing: each takes the rendering, and charges what it does
+# ---- comparing: each function takes the rendering, and charges its work to it
 
 
 def _truthy(value: Any) -> bool:
@@ -1883,7 +1882,7 @@ def _truthy(value: Any) -> bool:
 
 
 def _equal(state: _Render, left: Any, right: Any) -> bool:
-    """Liquid's `==`: 1 equals 1.0, but neither true nor "1"; an object equals itself alone."""
+    """Liquid's `==`: 1 equals 1.0, but not true or "1"; an object equals only itself."""
     if isinstance(right, _Special):
         left, right = right, left
     if isinstance(left, _Special):
@@ -1917,7 +1916,7 @@ def _contains(state: _Render, left: Any, right: Any) -> bool:
     if not isinstance(left, str) or right is None:
         return False
     part = _joined(right)
-    state.spend((len(left) >> 4) * (1 + (len(part) >> 8)))  # old Pythons look at both, long ones
+    state.spend((len(left) >> 4) * (1 + (len(part) >> 8)))  # old Pythons may compare all of both
     return part in left
 
 
@@ -1928,7 +1927,7 @@ def _is_number(value: Any) -> bool:
 def _ordering(compare: Callable[[Any, Any], Any]) -> Callable[[_Render, Any, Any], bool]:
     """Make `<` and the like: false for what has no order, an error for a text and a number.
 
-    Attributes are texts, so this is the error people meet ("Unidentified method", docs).
+    Attributes are texts, so users do run into this error ("Unidentified method", docs).
     """
 
     def ordered(state: _Render, left: Any, right: Any) -> bool:
@@ -1947,7 +1946,7 @@ def _ordering(compare: Callable[[Any, Any], Any]) -> Callable[[_Render, Any, Any
 _COMPARISONS: Dict[str, Callable[[_Render, Any, Any], bool]] = {
     "==": _equal,
     "!=": lambda state, left, right: not _equal(state, left, right),
-    "<>": lambda state, left, right: False,  # not known, but not refused either (LiquidJS)
+    "<>": lambda state, left, right: False,  # unknown, but not an error (LiquidJS)
     "<": _ordering(operator.lt),
     "<=": _ordering(operator.le),
     ">": _ordering(operator.gt),
@@ -1956,13 +1955,13 @@ _COMPARISONS: Dict[str, Callable[[_Render, Any, Any], bool]] = {
 }
 
 
-# ---- source text into tokens
+# ---- from source text to tokens
 
 
 class _Token(NamedTuple):
-    """A stretch of a template: kind is "text", "output", "tag" or "broken" (text says why).
+    """A piece of a template: of kind "text", "output", "tag" or "broken" (the text says why).
 
-    It begins at `start`; what is left of it to read begins at `offset`.
+    It begins at `start`; what remains to be read of it begins at `offset`.
     """
 
     kind: str
@@ -1973,7 +1972,7 @@ class _Token(NamedTuple):
 
 
 _OPENING = re.compile(r"\{[{%]")
-#: A tag or an output, in which texts may hold what ends it; it isn't closed if it can't be matched.
+#: A tag, or an output whose quoted texts may contain `}}`; what doesn't match isn't closed.
 _BRACKETED = re.compile(
     r"""\{%-?\s*(?P<name>\#|\w*)(?P<tag>.*?)%\}
     |\{\{-?(?P<output>[^"'}]*
@@ -2031,7 +2030,7 @@ _LEXEME = re.compile(
     |==|!=|<>|<=|>=|\.\.|\S)""",
     re.VERBOSE | re.DOTALL,
 )
-#: What is no name, though it stands alone.
+#: Signs that can't be names, even if they stand alone.
 _NO_NAMES = frozenset(["", "==", "!=", "<>", "<=", ">=", "..", *"!\"#$%&'()*+,./:;<=>?@[\\]^`{|}~"])
 _QUOTES = frozenset("\"'")
 _GOES_ON = frozenset(".[")
@@ -2039,9 +2038,9 @@ _FIGURES = frozenset("0123456789+-")
 _FIGURE = re.compile(r"[-+]?[0-9]+(?:\.[0-9]*)?")
 _ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{0,4}|[0-7]{1,3}|.)", re.DOTALL)
 _ESCAPES = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
-#: Filters that take no longer for a large value than for a small one.
+#: Filters that take no longer for large values than for small ones.
 _CONSTANT_TIME = frozenset({"default", "first", "last", "raw", "size"})
-#: What a filter may raise over a value it can make nothing of.
+#: What a filter may raise for a value of which it can make nothing.
 _TROUBLE: Tuple[Type[Exception], ...] = (ValueError, TypeError, ArithmeticError)
 _SIZED = frozenset({str, list, dict})
 
@@ -2054,7 +2053,7 @@ def _unescaped(match: Match[str]) -> str:
 
 
 class _Constant:
-    """An expression that is always the same."""
+    """An expression whose value is always the same."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -2068,7 +2067,7 @@ class _Markup:
 
     def __init__(self, text: str, locals: Tuple[str, ...], offset: Optional[int]) -> None:
         self._text, self._locals, self._offset = text, locals, offset
-        #: Texts with their quotes, figures, names (`a.b` is one), signs; an empty one at the end.
+        #: Quoted texts, numbers, names (`a.b` is one), signs; with an empty one at the end.
         self.lexemes: List[str] = [*_LEXEME.findall(text), ""]
         self.words = len(self.lexemes) + 2 * text.count(".")
         self._index = 0
@@ -2080,9 +2079,9 @@ class _Markup:
         return LiquidError(message, -1 if self._offset is None else self._offset + place)
 
     def unexpected(self) -> LiquidError:
-        """Make the error for the current lexeme, for the caller to raise."""
+        """Make an error about the current lexeme, for the caller to raise."""
         text = self.lexemes[self._index]
-        # The text for an end too early is Customer.io's (2026 reference).
+        # Customer.io's wording for a premature end (2026 reference).
         what = f'unexpected "{text}"' if text else "unexpected end of liquid tag"
         return self.error(what, self._index)
 
@@ -2091,18 +2090,18 @@ class _Markup:
         return self.lexemes[self._index] in texts
 
     def accept(self, *texts: str) -> bool:
-        """Step over the current lexeme if it is one of these."""
+        """Skip the current lexeme if it is one of these; returns whether it was."""
         found = self.lexemes[self._index] in texts
         self._index += found
         return found
 
     def expect(self, text: str) -> None:
-        """Step over this lexeme; LiquidError if it is another."""
+        """Skip this lexeme. Raises LiquidError if there is a different one."""
         if not self.accept(text):
             raise self.unexpected()
 
     def name(self) -> str:
-        """Read a name."""
+        """Read a name. Raises LiquidError if there is none."""
         text = self.lexemes[self._index]
         if text in _NO_NAMES or text[0] in _QUOTES or "." in text:
             raise self.unexpected()
@@ -2119,7 +2118,7 @@ class _Markup:
             raise self.unexpected()
 
     def source_of(self, read: Callable[[], _Read]) -> Tuple[_Read, str]:
-        """Read an expression; gives it together with its source text."""
+        """Read an expression; returns it together with its source text."""
         start = self._index
         expression = read()
         return expression, "".join(self.lexemes[start : self._index])
@@ -2147,7 +2146,7 @@ class _Markup:
         return _variable(root, keys, root in self._locals, lenient)
 
     def _enclosed(self, lenient: bool) -> _Read:
-        """Read what begins with a bracket: a range, or a path with a name to look up."""
+        """Read what begins with a bracket: a range, or a path whose first name is looked up."""
         if self.lexemes[self._index] == "[":
             return self._dynamic_path(lenient)
         if not self.accept("("):
@@ -2162,7 +2161,7 @@ class _Markup:
         return lambda state: _range_of(state, first, last)
 
     def _keys(self) -> List[Any]:
-        """Read what follows in a path: names, and readers of the keys in brackets."""
+        """Read the rest of a path: names, and functions that return the keys in brackets."""
         keys: List[Any] = []
         while True:
             text = self.lexemes[self._index]
@@ -2181,7 +2180,7 @@ class _Markup:
                 self.expect("]")
 
     def _dynamic_path(self, lenient: bool) -> _Read:
-        """A path whose first name is itself looked up: `["a name"].x`, `[which]`."""
+        """Read a path whose first name is itself looked up: `["a name"].x`, `[which]`."""
         first, *keys = self._keys()
 
         def read(state: _Render) -> Any:
@@ -2191,7 +2190,7 @@ class _Markup:
         return read
 
     def filtered(self, lenient: bool = False) -> _Read:
-        """Read an expression and its filters; `default` first makes up for a missing one."""
+        """Read an expression with filters; if `default` comes first, a variable may be missing."""
         start = self._index
         read = self.expression(lenient)
         if self.sees("|") and self.lexemes[self._index + 1] == "default" and not lenient:
@@ -2229,7 +2228,7 @@ class _Markup:
         return positional, options
 
     def expression(self, lenient: bool) -> _Read:
-        """Read comparisons joined by `and` and `or`, which bind to the right."""
+        """Read comparisons joined by `and` and `or`, which associate to the right."""
         text = self.lexemes[self._index]
         if text not in _NO_NAMES and text != "not" and self.lexemes[self._index + 1] in ("", "|"):
             return self.value(lenient)
@@ -2266,7 +2265,7 @@ class _Markup:
 def _range_of(state: _Render, *ends: _Read) -> List[Any]:
     first, last = [_number(end(state), math.nan) for end in ends]
     size = last - first + 1
-    if not size > 0:  # nor if one of them is no number
+    if not size > 0:  # also if one isn't a number
         return []
     if size > _LARGEST_LIST:
         raise LiquidError(f"more than {_LARGEST_LIST} values in a list")
@@ -2288,7 +2287,7 @@ def _part_of(whole: _Read, keys: Sequence[Any]) -> _Read:
 
 
 def _variable(root: str, keys: Sequence[Any], local: bool, lenient: bool) -> _Read:
-    """Make the lookup of a variable, `local` to a loop or not; some keys have to be read first."""
+    """Make the look-up of a variable, `local` to a loop or not; some keys may be expressions."""
     dynamic = any(map(callable, keys))
 
     def read(state: _Render) -> Any:
@@ -2310,7 +2309,7 @@ def _variable(root: str, keys: Sequence[Any], local: bool, lenient: bool) -> _Re
 
 @functools.lru_cache(maxsize=512)
 def _signature(function: Callable[..., Any]) -> Tuple[bool, int, FrozenSet[str]]:
-    """How a filter is called: whether with the rendering, its arguments at most, its options."""
+    """How to call a filter: if with the rendering, with how many arguments, which options."""
     parameters = list(inspect.signature(function).parameters.values())
     takes_state = parameters[0].name == "state"
     places = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD][1 + takes_state :]
@@ -2360,17 +2359,17 @@ def _checked_size(state: _Render, value: Any) -> Any:
     return value
 
 
-# ---- tokens into nodes
+# ---- from tokens to nodes
 
 
-#: What a body consists of: texts and nodes, each with the place where it stands.
+#: An element of a body: a text or a node, and its position.
 _Piece = Tuple[Union[str, _Node], int]
 _TAG_NAME = re.compile(r"\s*(#|\w*)")
 
 
 @functools.lru_cache(maxsize=2048)
 def _filtered(text: str, locals: Tuple[str, ...], lenient: bool) -> Tuple[_Read, int]:
-    """An expression with its filters, which many templates have in common, and its words."""
+    """Parse an expression with filters, which templates often share; and count its words."""
     markup = _Markup(text, locals, 0)
     expression = markup.filtered(lenient)
     markup.end()
@@ -2388,13 +2387,13 @@ class _Parser:
         self._locals: Tuple[str, ...] = ()
 
     def markup(self, token: _Token) -> _Markup:
-        """Begin to read the inside of a token."""
+        """Start reading the inside of a token."""
         markup = _Markup(token.text, self._locals, token.offset)
         self.count(markup.words, token)
         return markup
 
     def filtered(self, token: _Token, lenient: bool = False) -> _Read:
-        """Read a token that is an expression with filters, and nothing else."""
+        """Read a token that consists of one expression with filters."""
         read = _filtered if len(token.text) < 200 else _filtered.__wrapped__
         try:
             expression, words = read(token.text, self._locals, lenient)
@@ -2405,7 +2404,7 @@ class _Parser:
         return expression
 
     def count(self, words: int, token: _Token) -> None:
-        """Count words; raise LiquidError once the template has too many."""
+        """Count words. Raises LiquidError if the template has too many."""
         self.words += words
         if self.words > _MOST_WORDS:
             raise LiquidError(f"more than {_MOST_WORDS} words in a template's tags", token.start)
@@ -2434,7 +2433,7 @@ class _Parser:
         return found
 
     def skip(self, opener: _Token) -> _Node:
-        """Step over everything up to the end of `opener`, which makes nothing."""
+        """Skip everything up to the end of `opener`; it makes nothing."""
         for token in self._tokens:
             self.count(1, token)
             if token.kind == "broken":
@@ -2444,7 +2443,7 @@ class _Parser:
         raise LiquidError(f'tag "{opener.name}" not closed', opener.start)
 
     def lines(self, token: _Token) -> _Node:
-        """Read the inside of a `liquid` tag: one tag a line."""
+        """Read the inside of a `liquid` tag: one tag per line."""
         outer, self._tokens = self._tokens, _line_tokens(token)
         body, _ = self.block()
         self._tokens = outer
@@ -2471,16 +2470,16 @@ def _line_tokens(token: _Token) -> Iterator[_Token]:
     for line in token.text.split("\n"):
         if line.strip():
             indent = len(line) - len(line.lstrip())
-            match = cast(Match[str], _TAG_NAME.match(line))  # which matches anything
+            match = cast(Match[str], _TAG_NAME.match(line))  # it always matches
             start, end = token.offset + position, match.end()
             yield _Token("tag", line[end:], start + indent, start + end, match[1])
         position += len(line) + 1
 
 
 def _sequence_of(pieces: Sequence[_Piece], words: int) -> _Node:
-    """One node that runs all; an error from inside is told where it happened.
+    """Make one node that runs all these; errors within are located.
 
-    It costs as much as it has words, whether or not all of them come into play.
+    It costs as much as it has words, even if not all of them are run.
     """
     cost = 1 + len(pieces) + words
     nodes: Sequence[Tuple[Any, int]] = pieces
@@ -2554,7 +2553,7 @@ def _capture_tag(parser: _Parser, token: _Token) -> _Node:
 
 
 def _if_tag(parser: _Parser, token: _Token) -> _Node:
-    """Parse `if` and `unless`, which is an `if` whose first condition is turned round."""
+    """Parse `if` and `unless`; the latter is an `if` with its first condition negated."""
     closing, strict = "end" + token.name, token.name == "if"
     branches: List[Tuple[_Read, bool, _Node]] = []
     test, wanted = _test(parser, token), strict
@@ -2583,7 +2582,7 @@ def _test(parser: _Parser, token: _Token) -> _Read:
 
 
 def _alone(parser: _Parser, token: _Token) -> None:
-    """Refuse what stands in an `else` or the end of a tag: `else if` is no branch (docs)."""
+    """Refuse anything in an `else` or a closing tag: `else if` is no branch (docs)."""
     if token.name not in ("elsif", "when") and token.text.strip():
         raise parser.markup(token).unexpected()
 
@@ -2601,12 +2600,12 @@ def _case_tag(parser: _Parser, token: _Token) -> _Node:
         body, end = parser.block(token, "when", "else", "endcase")
         if not elses:
             branches.append((choices, body))
-        elif elses == 1:  # what follows belongs to it, even a `when` (LiquidJS)
+        elif elses == 1:  # what follows belongs to the first, even a `when` (LiquidJS)
             others.append(body)
 
     def run(state: _Render) -> None:
         value, found = target(state), False
-        value = "" if isinstance(value, _Special) else value  # as LiquidJS has it
+        value = "" if isinstance(value, _Special) else value  # as in LiquidJS
         for choices, body in branches:
             if any(_equal(state, value, read(state)) for read in choices):
                 found = True
@@ -2618,7 +2617,7 @@ def _case_tag(parser: _Parser, token: _Token) -> _Node:
 
 
 def _choices(markup: _Markup) -> List[_Read]:
-    """Read the values of a `when`; what follows them is ignored, as LiquidJS does."""
+    """Read the values of a `when`; like LiquidJS, ignore what follows them."""
     choices = [markup.value(lenient=True)]
     while markup.accept(",", "or") and not markup.at_end():
         choices.append(markup.value(lenient=True))
@@ -2626,7 +2625,7 @@ def _choices(markup: _Markup) -> List[_Read]:
 
 
 class _LoopHead(NamedTuple):
-    """The inside of `for` and `tablerow`."""
+    """The head of a `for` or `tablerow`."""
 
     variable: str
     source: str
@@ -2637,11 +2636,11 @@ class _LoopHead(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What `forloop.name` says, and what `offset: continue` goes by."""
+        """The `forloop.name`, by which `offset: continue` knows the loop."""
         return f"{self.variable}-{self.source}"
 
     def items(self, state: _Render) -> Optional[List[Any]]:
-        """Give the values to go through, this time; None if there are none at all."""
+        """Return the values to go through this time; None if there are none at all."""
         value = self.collection(state)
         if isinstance(value, (list, dict)):
             state.spend(len(value) >> 4 if isinstance(value, list) else len(value))
@@ -2652,12 +2651,12 @@ class _LoopHead(NamedTuple):
         start = (before if self.resume else self.option(state, "offset")) or 0
         limit = self.option(state, "limit")
         chosen = values[start:] if limit is None else values[start:][:limit]
-        if before is not None or not self.resume:  # nothing before it, nothing to go on (LiquidJS)
+        if before is not None or not self.resume:  # `continue` needs a loop before (LiquidJS)
             state.places[(self.name,)] = start + len(chosen)
         return chosen[::-1] if self.reverse else chosen
 
     def option(self, state: _Render, name: str) -> Optional[int]:
-        """Give a numeric option; None if it isn't set."""
+        """Return a numeric option; None if it isn't set."""
         value = self.options[name](state) if name in self.options else None
         return None if value is None else _integer(value)
 
@@ -2711,7 +2710,7 @@ def _go_through(
     loop: Optional[Dict[str, Any]],
     body: _Node,
 ) -> None:
-    """Run a body for each item; `loop`, where it is asked for, tells of the current round."""
+    """Run a body for each item; `loop`, unless None, describes the current round."""
     outer, length, budget = state.loops, len(items), state.budget
     scope = state.loops = {**outer, name: loop}
     try:
@@ -2754,7 +2753,7 @@ def _tablerow_tag(parser: _Parser, token: _Token) -> _Node:
 
 
 def _cell(body: _Node, loop: Dict[str, Any], columns: int) -> _Node:
-    """Make the node that writes one cell, and a row's beginning where it is the first in it."""
+    """Make the node that writes a cell, and the start of its row if it is the first there."""
 
     def run(state: _Render) -> None:
         row, column = divmod(loop["index0"], columns)
@@ -2806,7 +2805,7 @@ def _cycle_tag(parser: _Parser, token: _Token) -> _Node:
         index = state.places.get(key, 0)
         state.places[key] = (index + 1) % len(values)
         value = values[index](state)
-        if value or isinstance(value, (list, dict)):  # neither 0 nor false is printed (LiquidJS)
+        if value or isinstance(value, (list, dict)):  # 0 and false aren't printed (LiquidJS)
             state.write(state.text(value))
 
     return run
@@ -2837,7 +2836,7 @@ def _nothing(_: _Render) -> None:
 
 
 def _raw_tag(parser: _Parser, token: _Token) -> _Node:
-    """The text of `raw` follows as a token of its own."""
+    """Parse `raw`, whose text follows as a token of its own."""
     parser.markup(token).end()
     return _nothing
 
@@ -2849,7 +2848,7 @@ def _inline_comment_tag(_: _Parser, token: _Token) -> _Node:
     return _nothing
 
 
-#: Tags by name; each function reads what belongs to its tag.
+#: Tags by name; each function parses everything that belongs to its tag.
 LIQUID_TAGS: Dict[str, Callable[[_Parser, _Token], _Node]] = {
     "#": _inline_comment_tag, "assign": _assign_tag, "break": _leaving(_Break),
     "capture": _capture_tag, "case": _case_tag, "continue": _leaving(_Continue),
@@ -2871,7 +2870,7 @@ _HTML_SIGNS = {entity: chr(sign) for sign, entity in _HTML_ESCAPES.items()}
 
 
 def _on_text(function: Callable[[str], Any]) -> Callable[[Any], Any]:
-    """Make a filter of a function of a text."""
+    """Make a filter from a function of a text."""
     return lambda value: function(_text(value))
 
 
@@ -2880,7 +2879,7 @@ def _escape(text: str) -> str:
 
 
 def _strip_html(state: _Render, value: Any) -> str:
-    """Leave out scripts, styles, comments and tags that end; in one go, whatever the text."""
+    """Drop scripts, styles, comments and tags, if they end; in a single pass, whatever the text."""
     text = _text(value)
     state.spend(2 * text.count("<"))
     ends = {"<script": "</script>", "<style": "</style>", "<!--": "-->", "<": ">"}
@@ -2919,7 +2918,7 @@ def _replace_last(state: _Render, value: Any, old: Any = "", new: Any = "") -> s
 
 
 def _split(state: _Render, value: Any, separator: Any = "") -> List[str]:
-    """Cut a text up; empty parts at the end are left out, as Ruby does."""
+    """Split a text; empty parts at the end are dropped, as in Ruby."""
     text, separator = _text(value), _text(separator)
     state.spend((len(text) >> 4) * (1 + (len(separator) >> 8)))
     parts = text.split(separator) if separator else list(text)
@@ -2942,19 +2941,19 @@ def _truncate(value: Any, length: Any = None, ellipsis: Any = None) -> Any:
 
 
 def _truncatewords(value: Any, words: Any = None, ellipsis: Any = None) -> str:
-    """The first words; the ellipsis follows even if there are no more of them (LiquidJS)."""
+    """The first words; an ellipsis is added even if there are no further ones (LiquidJS)."""
     parts, end = re.split(r"\s+", _text(value).lstrip()), "..." if ellipsis is None else ellipsis
     most = 15 if words is None else max(_integer(words), 1)
     return " ".join(parts[:most]) + (_text(end) if len(parts) >= most else "")
 
 
 def _stripping(function: Callable[..., str]) -> Callable[..., str]:
-    """Make a filter that takes white space, or given characters, off a text's ends."""
+    """Make a filter that strips white space, or given characters, from the ends of a text."""
     return lambda value, characters=None: function(_text(value), _text(characters) or None)
 
 
 def _extending(first: int, second: int) -> Callable[..., str]:
-    """Make a filter of two texts, the only kind whose arguments are counted (LiquidJS)."""
+    """Make a filter of two texts; only for these is the number of arguments checked (LiquidJS)."""
 
     def apply(*texts: Any) -> str:
         if len(texts) != 2:
@@ -2965,7 +2964,7 @@ def _extending(first: int, second: int) -> Callable[..., str]:
 
 
 def _pluralize(value: Any, singular: Any = "", plural: Any = None) -> str:
-    """The number with the word that goes with it: `3 | pluralize: "item", "items"` (docs)."""
+    """The number, and the form of the word for it: `3 | pluralize: "item", "items"` (docs)."""
     many = _text(singular) + "s" if plural is None else _text(plural)
     return f"{_text(value)} {_text(singular) if _number(value) == 1 else many}"
 
@@ -2982,17 +2981,17 @@ def _sentence(value: Any, connector: Any = "and") -> Any:
 
 def _url_decoded(text: str) -> str:
     if re.search("%(?![0-9a-fA-F]{2})", text):
-        raise ValueError("URI malformed")  # JavaScript's text
+        raise ValueError("URI malformed")  # JavaScript's wording
     return unquote_plus(text, errors="strict")
 
 
 def _base64(function: Callable[[bytes], bytes]) -> Callable[[Any], str]:
-    """Make a filter that encodes or decodes."""
+    """Make a filter that encodes or decodes bytes."""
     return lambda value: function(_text(value).encode()).decode(errors="replace")
 
 
 def _base64_decoded(text: bytes) -> bytes:
-    """Decode base64; its padding may be missing, but nothing else be in it."""
+    """Decode base64; the padding may be missing, but no other characters are allowed."""
     signs = re.sub(rb"[\t\n\f\r ]", b"", text)
     signs = re.sub(rb"={1,2}\Z", b"", signs) if not len(signs) % 4 else signs
     if len(signs) % 4 == 1 or re.search(rb"[^A-Za-z0-9+/]", signs):
@@ -3014,7 +3013,7 @@ def _signing(algorithm: str) -> Callable[..., str]:
 
 
 def _calculating(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Make a filter of a function of two numbers."""
+    """Make a filter from a function of two numbers."""
     return lambda value, other=_ABSENT: _as_data(function(_number(value), _operand(other)))
 
 
@@ -3023,7 +3022,7 @@ def _operand(value: Any) -> Any:
 
 
 def _quotient(value: Any, other: Any = _ABSENT, whole: Any = False) -> Any:
-    """Exact, unless it is asked to round down; by zero it is infinite (LiquidJS)."""
+    """Divide exactly, or rounded down if asked to; by zero it gives infinity (LiquidJS)."""
     left, right = _number(value), _operand(other)
     if right == 0:
         return math.copysign(math.inf, left) if left else math.nan
@@ -3032,7 +3031,7 @@ def _quotient(value: Any, other: Any = _ABSENT, whole: Any = False) -> Any:
 
 
 def _modulo(value: Any, other: Any = _ABSENT) -> Any:
-    """Never negative (docs)."""
+    """Return the remainder, which is never negative (docs)."""
     left, right = _number(value), abs(_operand(other))
     if not right or not math.isfinite(left):
         return math.nan
@@ -3049,7 +3048,7 @@ def _to_integer(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def _round(value: Any, places: Any = 0) -> Any:
-    """Half away from zero, by the number as it is written (LiquidJS)."""
+    """Round half away from zero, going by the number's written form (LiquidJS)."""
     number, digits = _number(value), _number(places)
     if not math.isfinite(number) or digits != int(digits) or abs(digits) > 30:
         return number
@@ -3066,7 +3065,7 @@ def _shifted_by(number: Any, digits: int) -> float:
 
 
 def _rounded(number: Any, digits: int) -> Any:
-    """A number rounded half away from zero, as a Decimal."""
+    """Round a number half away from zero, to a Decimal."""
     from decimal import ROUND_HALF_UP, Decimal
 
     return _exact(number).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP)
@@ -3110,7 +3109,7 @@ def _evaluating(
 def _evaluated(
     state: _Render, items: List[Any], name: str, expression: str
 ) -> List[Tuple[Any, Any]]:
-    """The items, each with the value of an expression given as text, in which it is `name`."""
+    """Pair each item with the value of an expression given as text, which calls the item `name`."""
     state.spend(len(expression))
     markup = _Markup(expression, (*state.loops, name), None)
     cost = markup.words
@@ -3131,7 +3130,7 @@ def _evaluated(
 
 
 def _identity(value: Any) -> Any:
-    """Something hashable that is the same for the same values only."""
+    """Something hashable that is equal only for equal values."""
     if isinstance(value, (list, dict)):
         return (list, id(value))
     return (isinstance(value, bool), value)
@@ -3156,7 +3155,7 @@ def _map(value: Any, key: Any = "") -> List[Any]:
 
 
 def _once_each(items: List[Any], identity: Callable[[Any], Any]) -> List[Any]:
-    """The first of the items that a function takes for the same."""
+    """The first of each group of items that a function identifies as the same."""
     seen: Dict[Any, Any] = {}
     for item in items:
         seen.setdefault(identity(item), item)
@@ -3166,9 +3165,9 @@ def _once_each(items: List[Any], identity: Callable[[Any], Any]) -> List[Any]:
 def _sorting(
     order: Callable[[List[Any]], Callable[[Any], Any]], moves_nil: bool
 ) -> Callable[..., List[Any]]:
-    """Make a filter that sorts by a property.
+    """Make a filter that sorts, optionally by a property.
 
-    The items without it come last, or keep all others from moving, as `sort` has it (docs).
+    Items without one come last, or else, as with `sort`, leave everything as it was (docs).
     """
 
     def apply(state: _Render, value: Any, key: Any = None) -> List[Any]:
@@ -3186,7 +3185,7 @@ def _sorting(
 
 
 def _natural(parts: List[Any]) -> Callable[[Any], Any]:
-    """The order of values: their own, if all are texts or all are numbers, else as texts."""
+    """The sort key: the values themselves if all are texts or all are numbers, else their text."""
     alike = {str if isinstance(part, str) else _is_number(part) for part in parts}
     return _joined if False in alike or len(alike) > 1 else lambda part: part
 
@@ -3200,7 +3199,7 @@ def _join(value: Any, separator: Any = None) -> str:
 
 
 def _checked(values: List[Any]) -> List[Any]:
-    """A list put together from others; ValueError if there is too much in it, deep."""
+    """Return a list made of others. Raises ValueError if it contains too much in all."""
     if _weight(values) > _LARGEST_LIST:
         raise ValueError("the list grows too large")
     return values
@@ -3222,7 +3221,7 @@ _MONTHS = (
     *("July", "August", "September", "October", "November", "December"),
 )
 _MONTH_NUMBERS = {name[:3].lower(): number for number, name in enumerate(_MONTHS, 1)}
-#: Hours from UTC of the zones that JavaScript knows by name.
+#: The zones that JavaScript knows by name, in hours from UTC.
 _ZONE_WORDS = {
     "utc": 0, "ut": 0, "gmt": 0, "z": 0, "est": -5, "edt": -4, "cst": -6, "cdt": -5,
     "mst": -7, "mdt": -6, "pst": -8, "pdt": -7,
@@ -3232,7 +3231,7 @@ _TIME_UNITS = ("second", "minute", "hour", "day", "week", "month", "year")
 
 
 def _moment(state: _Render, value: Any) -> Optional[datetime]:
-    """The time a value means, in UTC; None if it means none."""
+    """The time that a value stands for, in UTC; None if it is no time."""
     state.spend(50)
     if value in ("now", "today"):
         value = state.now
@@ -3251,7 +3250,7 @@ def _utc(seconds: float) -> datetime:
 
 
 def _iso_seconds(text: str) -> Optional[float]:
-    """Unix seconds of a date in ISO 8601, in UTC unless it says otherwise; None if it is none."""
+    """The Unix time in seconds of an ISO 8601 date, by default in UTC; None if it isn't one."""
     match = _ISO_MOMENT.match(text)
     if match is None:
         return None
@@ -3266,7 +3265,7 @@ def _iso_seconds(text: str) -> Optional[float]:
 def _seconds(
     year: int, month: int, day: int, hour: int, minute: int, second: float
 ) -> Optional[float]:
-    """Unix seconds; None if there is no such time. A day too many is the next month's first."""
+    """The Unix time in seconds; None if there is none. A surplus day is the next month's first."""
     if not (0 < month < 13 and 0 < day < 32 and 0 < year < 10000 and minute < 60 > second):
         return None
     if hour > 24 or (hour == 24 and (minute or second)):
@@ -3276,7 +3275,7 @@ def _seconds(
 
 
 def _written_seconds(text: str) -> Optional[float]:
-    """Read a date as JavaScript's `Date` does: ISO 8601, and nearly anything in English."""
+    """Read a date as JavaScript's `Date` does: ISO 8601, or almost any English notation."""
     if len(text) > 100:
         return None
     seconds = _iso_seconds(text.strip())
@@ -3297,7 +3296,7 @@ class _WrittenDate:
             self._step()
 
     def seconds(self) -> Optional[float]:
-        """Give the Unix seconds; None if the text is no date."""
+        """Return the Unix time in seconds; None if the text is no date."""
         if not self.is_date or not 0 < len(self.days) < 4:
             return None
         first, second, third = (*self.days, 1, 1)[:3]
@@ -3348,18 +3347,18 @@ class _WrittenDate:
             self.half = 1 if word == "am" else 13
         elif word in _ZONE_WORDS and begun:
             self.zone = _ZONE_WORDS[word] * 60
-        else:  # before the date, anything may stand
+        else:  # before the date, any word may stand
             self.is_date = not begun and not self._rest[:1].isdigit()
 
 
 def _offset(text: str) -> timezone:
-    """A zone from `-05:00`."""
+    """The zone for an offset like `-05:00`."""
     minutes = int(text[1:3]) * 60 + int(text[-2:])
     return timezone(timedelta(minutes=-minutes if text[0] == "-" else minutes))
 
 
 def _zone(value: Any) -> Any:
-    """A zone from its name, an offset, "(GMT-11:00) Hawaii", or minutes west of UTC (docs)."""
+    """The zone for a name, an offset, "(GMT-11:00) Hawaii", or minutes west of UTC (docs)."""
     text = _text(value)
     if re.match(r"-?\d{1,4}\Z", text):
         return timezone(timedelta(minutes=-int(text)))
@@ -3387,7 +3386,7 @@ def _zone_name(moment: datetime) -> str:
     return _utc_offset(moment) if name[:3] == "UTC" and name != "UTC" else name
 
 
-#: Directives of a date format: the value, and the width and padding it gets by default.
+#: The directives of a date format: their value, and its default width and padding.
 _DIRECTIVES: Dict[str, Tuple[Callable[[datetime], Any], int, str]] = {
     "a": (lambda t: _WEEKDAYS[t.weekday()][:3], 0, " "),
     "A": (lambda t: _WEEKDAYS[t.weekday()], 0, " "),
@@ -3423,12 +3422,12 @@ def _clock(moment: datetime) -> str:
 
 
 def _formatted(state: _Render, moment: datetime, pattern: str) -> str:
-    """A time in a format as LiquidJS's strftime writes it, in English."""
+    """Format a time as LiquidJS's strftime does, in English."""
 
     def part(match: Match[str]) -> str:
         flags, width, letter = match.groups()
         state.spend(5 + int(width or 0))
-        if letter == "N":  # to the millisecond, as JavaScript's dates go
+        if letter == "N":  # with milliseconds at most, as in JavaScript
             digits = f"{moment.microsecond // 1000:03d}"[: int(width or 9)]
             return digits.ljust(int(width or 9), "0")
         if letter not in _DIRECTIVES:
@@ -3454,7 +3453,7 @@ def _padded(text: str, flags: str, width: int, padding: str) -> str:
 
 
 def _date_filter(state: _Render, value: Any, pattern: Any = None, zone: Any = None) -> Any:
-    """A time in a format, in a time zone; what is no time stays as it is."""
+    """Format a time, in a time zone if one is given; anything else stays as it is."""
     moment = _moment(state, value)
     if moment is None:
         return value
@@ -3463,7 +3462,7 @@ def _date_filter(state: _Render, value: Any, pattern: Any = None, zone: Any = No
 
 
 def _date_as(plain: str, british: str, american: str) -> Callable[..., Any]:
-    """Make `date_to_string` and the like, which know three ways to write a date."""
+    """Make `date_to_string` and the like, which have three ways to write a date."""
 
     def apply(state: _Render, value: Any, style: Any = "", country: Any = "") -> Any:
         ordinal = american if country == "US" else british
@@ -3473,7 +3472,7 @@ def _date_as(plain: str, british: str, american: str) -> Callable[..., Any]:
 
 
 def _shifting(unit: str, sign: int) -> Callable[..., Any]:
-    """Make `add_day` and the like: a time in, Unix seconds out."""
+    """Make `add_day` and the like, which turn a time into Unix seconds."""
 
     def apply(state: _Render, value: Any, count: Any = 0) -> Any:
         moment = _moment(state, value)
@@ -3494,7 +3493,7 @@ def _shifted(moment: datetime, unit: str, count: int) -> datetime:
 
 
 def _timezone(state: _Render, value: Any, zone: Any = "") -> Any:
-    """Legacy: the same time elsewhere, for `date` to format as if it were in UTC."""
+    """Legacy: the local time elsewhere, for `date` to format as if it were UTC."""
     moment = _moment(state, value)
     if moment is None:
         return value
@@ -3511,7 +3510,7 @@ def _default(value: Any, fallback: Any = "", *, allow_false: Any = False) -> Any
     return fallback if nothing else value
 
 
-#: What the filters with a property or an expression make of items, each with what became of it.
+#: What filters with a property or an expression return, given each item with its result.
 _ANSWERS: Dict[str, Callable[[List[Tuple[Any, Any]]], Any]] = {
     "where": lambda judged: [item for item, hit in judged if hit is True],
     "reject": lambda judged: [item for item, hit in judged if hit is False],
@@ -3520,7 +3519,7 @@ _ANSWERS: Dict[str, Callable[[List[Tuple[Any, Any]]], Any]] = {
     "has": lambda judged: any(hit for _, hit in judged),
 }
 _SLUG_GAP = re.compile(r"(?:[\W_](?<![\u0300-\u036f]))+")  # accents belong to their letters
-#: Filters of a text alone.
+#: Filters of a text without arguments.
 _TEXT_FILTERS: Dict[str, Callable[[str], Any]] = {
     "capitalize": lambda text: text[:1].upper() + text[1:].lower(),
     "cgi_escape": quote_plus, "downcase": str.lower, "escape": _escape, "xml_escape": _escape,
@@ -3534,7 +3533,7 @@ _TEXT_FILTERS: Dict[str, Callable[[str], Any]] = {
     "uri_escape": lambda text: quote(text, safe="!#$&'()*+,-./:;=?@_~[]"),
     "url_decode": _url_decoded, "url_encode": lambda text: quote_plus(text, safe="!'()*"),
 }  # fmt: skip
-#: Filters by name. The first parameter is the value (after `state`, for those that need the
+#: Filters by name. The first parameter is the value (after `state`, if the filter needs the
 #: rendering); the others are the filter's arguments, and those after `*` its options.
 LIQUID_FILTERS: Dict[str, Callable[..., Any]] = {
     **{name: _on_text(function) for name, function in _TEXT_FILTERS.items()},
@@ -3577,9 +3576,9 @@ LIQUID_FILTERS: Dict[str, Callable[..., Any]] = {
 
 # ---- what Customer.io adds (docs: the list of its tags, keys and filters)
 
-#: Namespaces whose texts are templates themselves, with variables of their own.
+#: Namespaces whose texts are themselves templates, with variables of their own.
 _RENDERED_NAMESPACES = frozenset({"snippets"})
-#: Tags the world outside answers, and what they print if it doesn't.
+#: Tags that the host answers, and what they print if it doesn't.
 _HOST_TAGS = {
     "generate_uuid": "00000000-0000-4000-8000-000000000000", "random": "0",
     **dict.fromkeys((
@@ -3602,7 +3601,7 @@ def _rendered(read: _Read) -> _Read:
 
 
 def _host_tag(parser: _Parser, token: _Token) -> _Node:
-    """Parse `name:value` and `name=value`; a value may be unquoted, and hold outputs."""
+    """Parse `name:value` and `name=value`; a value may be unquoted, and may contain outputs."""
     values = {match[0] or "value": match[1] for match in _TAG_ARGUMENT.findall(token.text)}
     parser.count(len(values), token)
 
@@ -3620,13 +3619,13 @@ def _argument(state: _Render, text: str) -> str:
 
 
 def _host_answer(state: _Render, name: str, arguments: Mapping[str, Any]) -> Any:
-    """What the host says; a link without a host leads where it says itself."""
+    """The host's answer; without a host, a link is its own `url`."""
     answer = state.host.get(name, arguments.get("url", _HOST_TAGS[name]))
     return answer(arguments) if callable(answer) else answer
 
 
 def _render_liquid_tag(parser: _Parser, token: _Token) -> _Node:
-    """Parse `render_liquid path`: the text there is a template."""
+    """Parse `render_liquid path`, which renders the text there as a template."""
     read = parser.filtered(token)
 
     def run(state: _Render) -> None:
@@ -3640,7 +3639,7 @@ LIQUID_TAGS["render_liquid"] = _render_liquid_tag
 
 
 class _Locale(NamedTuple):
-    """How numbers are written; the patterns place the amount (n) and the currency's sign (s)."""
+    """How numbers are written; the patterns place the amount (n) and the currency sign (s)."""
 
     group: str
     point: str
@@ -3649,14 +3648,14 @@ class _Locale(NamedTuple):
     negative: str
     minus: str
     signs: Dict[str, str]
-    #: Whether four digits stand without a separator, and whether there is one at each lakh.
+    #: Whether four digits have no separator, and whether there is one at every lakh.
     lone: bool
     lakhs: bool
 
 
-#: Tag, separators of groups and decimals, currency, patterns, and what else there is: the minus
-#: sign, signs that differ from English ones, "@" for codes in place of most of them (node's Intl).
-#: "_" is a space that doesn't break, "~" a narrow one.
+#: Tag, separators of groups and decimals, currency, patterns; then, if any, the minus
+#: sign, currency signs unlike the English ones, and "@" if most currencies go by their
+#: codes (node's Intl). "_" is a no-break space, "~" a narrow one.
 _LOCALES = (
     "en , . USD sn",
     "en-au , . AUD sn @ AUD:$",
@@ -3700,7 +3699,7 @@ _WITHOUT_CENTS = frozenset({"HUF", "JPY", "KRW"})
 
 @functools.lru_cache(maxsize=64)
 def _locale(name: str) -> _Locale:
-    """The locale of this tag, else that of its language, else English."""
+    """The locale with this tag, or else that of its language, or else English."""
     tag = name.lower().replace("_", "-")
     rows = {row.split(" ", 1)[0]: row for row in _LOCALES}
     row = rows.get(tag) or rows.get(tag.split("-")[0].replace("no", "nb")) or rows["en"]
@@ -3722,7 +3721,7 @@ def _spaced(text: str) -> str:
 
 
 def _digits(number: Any, places: int, locale: _Locale) -> str:
-    """A number that isn't negative, with separators."""
+    """A non-negative number with separators."""
     whole, _, rest = f"{_rounded(number, places):f}".partition(".")
     head, tail = whole[:-3], whole[-3:]
     size = 2 if locale.lakhs else 3
@@ -3748,7 +3747,7 @@ def _money(value: Any, locale: Any, currency: Any, most_places: int = 2) -> str:
     amount = _digits(abs(number), 0 if code in _WITHOUT_CENTS else most_places, where)
     sign = where.signs.get(code, code)
     if category(sign[-1])[0] not in "SZ" and "{s}{n}" in where.pattern:
-        sign += "\xa0"  # what isn't a sign of its own is kept apart
+        sign += "\xa0"  # a code is set apart from the amount
     return (where.negative if number < 0 else where.pattern).format(n=amount, s=sign)
 
 
@@ -3757,7 +3756,7 @@ def _random(state: _Render, value: Any) -> Any:
 
 
 def _distinct(state: _Render, value: Any) -> List[Any]:
-    """The items that are different in JSON."""
+    """The items that differ as JSON."""
     state.spend(4 * len(_items(value)))
     return _once_each(_items(value), _json)
 
@@ -3786,7 +3785,7 @@ LIQUID_FILTERS.update({
 
 
 class Subject(Protocol):
-    """Whom a filter looks at: a person or an object."""
+    """What a filter is applied to: a person or an object."""
 
     def text(self, name: str) -> Optional[str]:
         """One attribute as text; None if it is not set."""
@@ -3798,9 +3797,9 @@ Member = Callable[[Any, int], bool]
 Predicate = Callable[[Any], bool]
 #: Something that a condition depends on: ("attribute", "plan"), ("event", "order_placed"), …
 Need = Tuple[str, Any]
-#: The times to come, Unix seconds, at which a condition may turn without anything happening.
+#: The Unix times in seconds at which a condition may change without anything happening.
 Turns = Callable[[Any], Iterable[float]]
-#: From when on what happens counts: Unix seconds, and how many events there had been by then.
+#: The start from which events count: a Unix time, and the number of events there were by then.
 Begin = Tuple[float, int]
 
 
@@ -3820,7 +3819,7 @@ def _as_number(text: str) -> Optional[float]:
 
 
 def _compare(have: str, want: str) -> int:
-    """-1, 0 or 1: as numbers where both are, else as text without case, as segments do (docs)."""
+    """Return -1, 0 or 1; numbers compare as such, other text without case (docs: segments)."""
     left, right = _as_number(have), _as_number(want)
     if left is not None and right is not None:
         return (left > right) - (left < right)
@@ -3835,8 +3834,8 @@ def _has_part(have: Optional[str], want: str) -> bool:
     return have is not None and want.casefold() in have.casefold()
 
 
-# `eq` and `exists` are the reference's, those with a `!` and `bw` are seen in what the web app
-# stores (observed); the others stand in the seeds' list.
+# `eq` and `exists` are the reference's; those with a `!`, and `bw`, occur in what the
+# web app stores (observed); the others are in the seeds' list.
 OPERATORS: Dict[str, Callable[[Optional[str], Any], bool]] = {
     "eq": _is_same,
     "ne": lambda have, want: not _is_same(have, want),
@@ -3861,8 +3860,8 @@ OPERATORS: Dict[str, Callable[[Optional[str], Any], bool]] = {
     "timestamp_gta": lambda have, want: _after(have, float(want)),
     "timestamp_lta": lambda have, want: _until(have, float(want)),
 }
-#: Those that compare a time with now and so many seconds (observed). A time that is just reached
-#: is over, so that `gt` and `lt` turn at the same second (inferred).
+#: Operators that compare a time with so many seconds from now (observed). A time that has
+#: just come counts as past, so that `gt` and `lt` change at the same second (inferred).
 TIME_OPERATORS: Dict[str, Callable[[Optional[str], Any, float], bool]] = {
     "timestamp_gt": lambda have, want, now: _after(have, now + float(want)),
     "timestamp_lt": lambda have, want, now: _until(have, now + float(want)),
@@ -3875,7 +3874,7 @@ _WITH_TWO = {"bw", "timestamp_bw"}
 
 
 def time_meant(text: Optional[str]) -> Optional[float]:
-    """The time that an attribute means, Unix seconds or ISO 8601; None if it means none."""
+    """The time that an attribute gives as Unix seconds or ISO 8601; None if it gives none."""
     if not text or len(text) > 60:
         return None
     number = _as_number(text)
@@ -3898,47 +3897,47 @@ def _until(have: Optional[str], moment: float) -> bool:
 
 
 class Kind(NamedTuple):
-    """A kind of condition: how it is compiled, and what may stand beside it."""
+    """A kind of condition: how to compile it, and which other keys it may have beside its own."""
 
     compile: Callable[[Json, str, Grammar, Json], Predicate]
     more: Tuple[str, ...] = ()
 
 
 class Grammar(NamedTuple):
-    """Which kinds of condition may stand somewhere, and whom they ask."""
+    """The kinds of condition that are allowed somewhere, and what they apply to."""
 
     kinds: Mapping[str, Kind]
     member: Member
-    #: Gather what the conditions depend on, and when they turn.
+    #: These collect what the conditions depend on, and when they may change.
     needs: Set[Need]
     turns: List[Turns]
-    #: What conditions about more than attributes and segments ask: see Segments.
+    #: What further conditions, not about attributes or segments, are put to: see Segments.
     world: Any = None
-    #: The person whom a subject is about.
+    #: The person that a subject stands for.
     person: Callable[[Any], Any] = lambda subject: subject
-    #: From when on what happens counts.
+    #: The start from which events count.
     begin: Callable[[Any], Begin] = lambda subject: (0.0, 0)
-    #: Renders a value that is a template; None where values are taken as they are.
+    #: Renders a value that is a template; None where values aren't templates.
     render: Optional[Callable[[Any, str], str]] = None
     #: Gathers what the conditions name, for whoever can tell later whether it is there.
     named: Optional[List[Named]] = None
 
 
 class Condition(NamedTuple):
-    """Compiled conditions, what they depend on, and when they turn by themselves."""
+    """Compiled conditions, with what they depend on and when they change by themselves."""
 
     test: Predicate
     needs: FrozenSet[Need]
     turns: Tuple[Turns, ...]
 
     def next_turn(self, subject: Any, now: float) -> Optional[float]:
-        """When the answer may be another without anything happening; None if never."""
+        """When the result may change without anything happening; None if never."""
         times = [when for turn in self.turns for when in turn(subject) if when > now]
         return min(times) if times else None
 
 
 def compile_filter(spec: Json, where: str, member: Member) -> Predicate:
-    """Turn a filter of the App API into a predicate over a Subject; `where` names its field.
+    """Compile a filter of the App API to a predicate over a Subject; `where` is its field.
 
     Raises ApiError 400 with the path of the part that is wrong.
     """
@@ -3946,7 +3945,7 @@ def compile_filter(spec: Json, where: str, member: Member) -> Predicate:
 
 
 def compile_conditions(spec: Json, where: str, grammar: Grammar) -> Condition:
-    """Compile what a segment or a journey asks. Raises ApiError 400 as `compile_filter` does."""
+    """Compile conditions of a segment or journey. Raises ApiError 400 as `compile_filter` does."""
     grammar = grammar._replace(needs=set(), turns=[])
     test = _compiled(spec, where, grammar)
     return Condition(test, frozenset(grammar.needs), tuple(grammar.turns))
@@ -3994,7 +3993,7 @@ def _check_known(body: Json, known: Sequence[str], where: str, grammar: Grammar)
             raise invalid(text, f"{where}.{name}")
 
 
-#: What may stand beside several kinds of condition.
+#: The keys that several kinds of condition may have beside their own.
 _BESIDE: Dict[str, Tuple[Callable[[Json], bool], str]] = {
     "inverse": (lambda value: isinstance(value, bool), "true or false"),
     "times": (lambda value: type(value) is int and value > 0, "a whole number from 1 up"),
@@ -4040,30 +4039,30 @@ def _segment_condition(body: Json, where: str, grammar: Grammar, spec: Json) -> 
     return lambda subject: member(subject, number)
 
 
-# ---- fields and what they are compared with
+# ---- fields, and what they are compared with
 
 
 class Judge(NamedTuple):
-    """What a condition wants of a field."""
+    """A comparison of a field with a value."""
 
     field: str
     test: Callable[[Optional[str], Any], bool]
-    #: What to compare with, or the templates of that.
+    #: The value or values to compare with, or templates for them.
     wanted: Any
     inverse: bool
     render: Optional[Callable[[Any, str], str]] = None
-    #: How many seconds before or after the time in the field it turns.
+    #: How many seconds before the time in the field the result changes.
     offsets: Tuple[float, ...] = ()
 
     def fits(self, subject: Any, texts: Iterable[Optional[str]]) -> bool:
-        """Whether any of the texts is as wanted."""
+        """Whether any of the texts passes."""
         wanted = self.wanted
         if self.render is not None:
             wanted = self.render(subject, wanted)
         return any(self.test(text, wanted) for text in texts) is not self.inverse
 
     def turns(self, texts: Iterable[Optional[str]]) -> List[float]:
-        """When it may turn by itself, Unix seconds."""
+        """When the result may change by itself, in Unix seconds."""
         moments = [time_meant(text) for text in texts]
         return [when - o for when in moments if when is not None for o in self.offsets]
 
@@ -4110,7 +4109,7 @@ def _test_of(operator: str, grammar: Grammar) -> Optional[Callable[[Optional[str
 
 
 def _offsets(operator: str, texts: List[str], where: str) -> Tuple[float, ...]:
-    """The seconds of a time operator. Raises ApiError 400 if they are no numbers."""
+    """The seconds in a time operator's values. Raises ApiError 400 if they aren't numbers."""
     if not operator.startswith("timestamp_"):
         return ()
     numbers = [_as_number(text) for text in texts]
@@ -4120,7 +4119,7 @@ def _offsets(operator: str, texts: List[str], where: str) -> Tuple[float, ...]:
 
 
 def values_at(value: Json, path: str) -> List[Json]:
-    """What stands at a path: `a.b`, `list[]` for any item, `list[0]` for the first (docs)."""
+    """The values at a path: `a.b`, `list[]` for every item, `list[0]` for the first (docs)."""
     if isinstance(value, dict) and path in value:
         return [value[path]]
     found = [value]
@@ -4163,20 +4162,20 @@ def _attribute_condition(body: Json, where: str, grammar: Grammar, spec: Json) -
 
 
 def _data_condition(body: Json, where: str, grammar: Grammar, spec: Json) -> Predicate:
-    """A bare `{"field", "operator", "value"}` about data: a pair of a subject and a document."""
+    """Compile `{"field", "operator", "value"}`, to be applied to a pair of subject and document."""
     judge = _judge(spec, where.rpartition(".")[0], grammar)
     return lambda pair: judge.fits(pair[0], _texts_at(pair[1], judge.field))
 
 
 def compile_data(spec: Json, where: str, grammar: Grammar) -> Predicate:
-    """Conditions on the data of an event, as a predicate over pairs of a subject and the data."""
+    """Compile conditions on an event's data, to be applied to pairs of a subject and the data."""
     if spec == {}:
         return lambda pair: True
     return _compiled(spec, where, grammar._replace(kinds=_DATA))
 
 
 def _about(read: Callable[[Any, Any, Json], Iterable[Json]], *needs: Need) -> Kind:
-    """A kind of condition on documents that a grammar's world and a subject lead to."""
+    """A kind of condition on the documents that `read` finds for a subject."""
 
     def compile(body: Json, where: str, grammar: Grammar, spec: Json) -> Predicate:
         judge = _judge(body, where, grammar)
@@ -4199,7 +4198,7 @@ def _devices_of(grammar: Grammar, subject: Any, body: Json) -> Iterable[Json]:
 
 
 def _relationships_of(grammar: Grammar, subject: Any, body: Json) -> Dict[Any, Json]:
-    """The relationships meant: those of the object that began a journey, else of the type."""
+    """The relationship with the object that began a journey; otherwise all of the type."""
     person, key = grammar.person(subject), getattr(subject, "object_key", None)
     related: Dict[Any, Json] = person.has.relationships if person else {}
     if key is not None:
@@ -4219,7 +4218,7 @@ def _objects_of(grammar: Grammar, subject: Any, body: Json) -> Iterable[Json]:
 
 
 def _event_condition(body: Json, where: str, grammar: Grammar, spec: Json) -> Predicate:
-    """`{"event": {"name", "type", "filters"}, "times", "within", "inverse"}` (observed)."""
+    """Compile `{"event": {"name", "type", "filters"}, "times", "within", "inverse"}` (observed)."""
     if not isinstance(body, dict) or not isinstance(body.get("name"), str) or not body["name"]:
         raise invalid(f"{where}.name must be the name of an event", where)
     _check_known(body, ("name", "type", "filters"), where, grammar)
@@ -4250,9 +4249,9 @@ def _event_condition(body: Json, where: str, grammar: Grammar, spec: Json) -> Pr
 def _not_happened(
     grammar: Grammar, name: str, type: str, within: float, happened: Predicate
 ) -> Predicate:
-    """What `inverse` turns round: nobody has failed to do in N days what they had no N days for.
+    """The predicate for `inverse` to negate: who is known for less than N days hasn't failed yet.
 
-    Nor has an attribute that nobody ever had "not changed" (observed).
+    Nor has an attribute "not changed" that nobody has ever had (observed).
     """
     if type == "attribute_change":
         known = _ever_known(grammar, name)
@@ -4265,7 +4264,7 @@ def _not_happened(
 
 
 def _known_since(person: Any) -> float:
-    """When a person was added, or had the first event, backdated ones included (docs)."""
+    """When a person was added or had their first event, backdated ones included (docs)."""
     if person is None:
         return math.inf
     return float(min([person.created_at, *(event.when for event in person.has.events)]))
@@ -4302,7 +4301,7 @@ _EVENT_TYPES: Dict[str, Callable[..., Iterable[Tuple[float, Json]]]] = {
     "attribute_change": _changes_of,
 }
 
-#: What a message condition may ask for.
+#: The metrics that a message condition may ask about.
 MESSAGE_ACTIVITY = (
     "sent", "delivered", "opened", "clicked", "human_opened", "human_clicked", "converted",
     "bounced", "dropped", "failed", "undeliverable", "drafted", "attempted", "unsubscribed",
@@ -4312,7 +4311,7 @@ _MESSAGE_PARENTS = ("action_id", "campaign_id", "newsletter_id", "broadcast_id")
 
 
 def _message_condition(body: Json, where: str, grammar: Grammar, spec: Json) -> Predicate:
-    """`{"message": {"action_id", "metric"}}`: of this journey, or of anything named."""
+    """Compile `{"message": {"action_id", "metric"}}`: this journey's message, or any one named."""
     metric = body.get("metric") if isinstance(body, dict) else None
     if metric not in MESSAGE_ACTIVITY:
         text = f"{where}.metric must be one of: {', '.join(MESSAGE_ACTIVITY)}"
@@ -4345,11 +4344,11 @@ def _message_condition(body: Json, where: str, grammar: Grammar, spec: Json) -> 
     return lambda subject: bool(moments(subject))
 
 
-# ---- what only a journey can be asked
+# ---- conditions on journeys only
 
 
 def _event_time_condition(body: Json, where: str, grammar: Grammar, spec: Json) -> Predicate:
-    """Whether the time is reached that the triggering event names (docs: "event time")."""
+    """Whether the time has come that the triggering event names (docs: "event time")."""
     if not isinstance(body, dict) or not isinstance(body.get("field"), str):
         raise invalid(f"{where}.field must name a timestamp in the event's data", where)
     field, clock = body["field"], grammar.world.clock
@@ -4368,19 +4367,19 @@ _CONNECTIVES = {
     "or": Kind(_or_condition),
     "not": Kind(_not_condition),
 }
-#: What the App API's filters consist of (reference).
+#: The kinds of condition in the App API's filters (reference).
 FILTERS: Dict[str, Kind] = {
     **_CONNECTIVES,
     "segment": Kind(_segment_condition),
     "attribute": Kind(_attribute_condition),
     "object_attribute": Kind(_attribute_condition),
 }
-#: What can be asked of the data of an event.
+#: The kinds of condition on an event's data.
 _DATA = {
     **_CONNECTIVES,
     "field": Kind(_data_condition, ("operator", "value", "value2", "inverse")),
 }
-#: What segments may ask of a person (reference, observed).
+#: The kinds of condition on a person in segments (reference, observed).
 PERSON_CONDITIONS: Dict[str, Kind] = {
     **_CONNECTIVES,
     "segment": Kind(_segment_condition, _NEGATABLE),
@@ -4394,7 +4393,7 @@ PERSON_CONDITIONS: Dict[str, Kind] = {
         ("object", ""),
     ),
 }
-#: What a journey may ask of itself, too.
+#: The kinds of condition in journeys.
 JOURNEY_CONDITIONS: Dict[str, Kind] = {
     **PERSON_CONDITIONS,
     "event": Kind(_event_condition, ("times", "within", "inverse", "since")),
@@ -4603,23 +4602,23 @@ class DroppedRecord(TypedDict):
 
 # ---- people, and what happens to them
 
-#: Attributes that nobody sets and the App API shows all the same (reference).
+#: Attributes that nobody sets but the App API shows (reference).
 COMPUTED = ("_cio_subscription_preferences_computed", "_last_emailed")
-#: The attribute of a device that says what became of the last push to it, by the metrics that
-#: change it; only the service sets it (reference).
+#: The attribute of a device with the outcome of the last push to it, and its value by
+#: the metric that changes it; only the service sets it (reference).
 LAST_STATUS = "_last_status"
 _DEVICE_STATUS = {"sent": "sent", "bounced": "bounced", "dropped": "suppressed"}
-#: An object's type number and your id for it.
+#: The number of an object's type, as text, and your id for the object.
 ObjectKey = Tuple[str, str]
 
 
 class Slotted(type):
-    """Makes classes that have a slot for each field they declare, and no other attributes."""
+    """The metaclass of classes with a slot for each declared field and no other attributes."""
 
     __slots__: Tuple[str, ...]
 
     def __new__(cls, name: str, bases: Tuple[type, ...], body: Dict[str, Any]) -> Slotted:
-        """The class with this name, these bases and this body."""
+        """Create the class with its slots."""
         return super().__new__(
             cls, name, bases, {"__slots__": tuple(body["__annotations__"]), **body}
         )
@@ -4628,9 +4627,9 @@ class Slotted(type):
 class Person(metaclass=Slotted):
     """One person. `attributes` and `timestamps` are replaced as a whole, never mutated.
 
-    `email` stands in `attributes`, too; `id`, `phone` and cio_id don't. What few people have
-    (events, devices, …) is in `has`, which is shared and empty until `own()` is asked for.
-    Times are Unix seconds.
+    `email` is also in `attributes`; `id`, `phone` and cio_id are not. What few people
+    have (events, devices, …) is in `has`: empty and shared by all until `own()` is
+    called. Times are Unix seconds.
     """
 
     serial: int
@@ -4652,22 +4651,22 @@ class Person(metaclass=Slotted):
 
     @property
     def cio_id(self) -> str:
-        """The immutable identifier that Customer.io gives."""
+        """The immutable identifier that Customer.io assigns."""
         return cio_id_of(self.serial)
 
     @property
     def name(self) -> str:
-        """What to call this person in records: the id, else the email, else the cio_id."""
+        """The name of this person in records: the id, or else the email, or else the cio_id."""
         return self.id or self.email or self.cio_id
 
     def own(self) -> Belongings:
-        """The belongings of this very person, made on first use."""
+        """The belongings of this person alone, made on first use."""
         if self.has is _NOTHING:
             self.has = Belongings()
         return self.has
 
     def all_attributes(self) -> Attributes:
-        """The attributes with the identifiers among them, as the App API shows them."""
+        """The attributes including the identifiers, as the App API shows them."""
         known = {**self.attributes, "cio_id": self.cio_id}
         if self.id:
             known["id"] = self.id
@@ -4688,15 +4687,15 @@ class Person(metaclass=Slotted):
         return value
 
     def identifiers(self) -> Json:
-        """`{id, email, cio_id}`; what is not set is null (reference)."""
+        """`{id, email, cio_id}`; null for those that aren't set (reference)."""
         return {"id": self.id or None, "email": self.email or None, "cio_id": self.cio_id}
 
     def unsubscribed(self) -> bool:
-        """Whether the person takes no messages: any case of true, 1 or "1" (reference)."""
+        """Whether the person is unsubscribed: true in any case, 1 or "1" (reference)."""
         return is_yes(self.attributes.get("unsubscribed"))
 
     def shown_attributes(self) -> Attributes:
-        """The attributes with the phone, which may identify, among them."""
+        """The attributes including the phone, which may be an identifier."""
         return {**self.attributes, "phone": self.phone} if self.phone else self.attributes
 
     def record(self) -> PersonRecord:
@@ -4713,12 +4712,12 @@ class Person(metaclass=Slotted):
 
 
 def is_unsubscribed(attributes: Attributes) -> bool:
-    """Whether attributes say so: any case of true, 1 or "1" (reference)."""
+    """Whether these attributes mean unsubscribed: true in any case, 1 or "1" (reference)."""
     return is_yes(attributes.get("unsubscribed"))
 
 
 class Belongings(metaclass=Slotted):
-    """What a person gathers beside attributes."""
+    """What a person accumulates besides attributes."""
 
     events: List[Event]
     devices: Dict[str, Device]
@@ -4765,7 +4764,7 @@ class Device(metaclass=Slotted):
 class Event(metaclass=Slotted):
     """Something that happened, to a person or anonymously. Times are Unix seconds.
 
-    `customer_id` is who it was reported for; `person` is None while nobody has it.
+    `customer_id` is the person it was reported for; `person` is None while it belongs to nobody.
     """
 
     kind: str
@@ -4790,12 +4789,12 @@ class Event(metaclass=Slotted):
 
     @property
     def when(self) -> float:
-        """When it happened, as far as anybody says."""
+        """When it happened: the time that was given, or else the time of arrival."""
         return self.received_at if self.timestamp is None else self.timestamp
 
     @property
     def id(self) -> str:
-        """The id that it came with, else one of Customer.io's."""
+        """The id that it was given, or else one like Customer.io's."""
         return self.given_id or ulid(self.received_at, self.serial)
 
     def record(self) -> EventRecord:
@@ -4824,7 +4823,7 @@ class Thing(metaclass=Slotted):
     timestamps: Dict[str, int]
     created_at: int
     updated_at: int
-    #: Who is related to it, by serial number.
+    #: The people related to it, by serial number.
     people: Dict[int, Person]
 
     def __init__(self, key: ObjectKey, cio_object_id: str, now: int) -> None:
@@ -4857,14 +4856,14 @@ class Thing(metaclass=Slotted):
 
 # ---- messages
 
-#: What the App API calls a channel, where that isn't its name in a send (reference).
+#: What the App API calls a channel, where that differs from its name in a send (reference).
 MESSAGE_TYPES = {"sms": "twilio", "inbox_message": "inbox"}
-#: What a client may report about a delivery, and by which channel (reference).
+#: What clients may report about a delivery, in general and by channel (reference).
 METRICS = (
     "opened", "clicked", "converted", "delivered", "bounced", "deferred", "dropped", "spammed",
 )  # fmt: skip
 PUSH_METRICS = ("opened", "converted", "delivered")
-#: After what the email provider suppresses an address, and on which list (docs: ESP suppression).
+#: The metrics that get an address suppressed, and the provider's list (docs: ESP suppression).
 SUPPRESSING = {"bounced": "bounces", "spammed": "spam_reports"}
 CHANNEL_METRICS = {
     "in_app": ("clicked", "converted", "opened"),
@@ -4878,13 +4877,13 @@ _NO_HISTORY: List[Attributes] = []
 class Delivery(metaclass=Slotted):
     """One message to one person. Times are Unix seconds.
 
-    `metrics` holds when something happened first, only for what has happened (observed).
+    `metrics` has the first time of everything that has happened, and nothing else (observed).
     """
 
     delivery_id: str
     channel: str
     message: Annotated[Attributes, MESSAGE]
-    #: The message as the JSON that it came in; then it is read when somebody asks for it.
+    #: If not None, the JSON that the message came in; it is decoded whenever `message` is read.
     raw: Optional[bytes]
     person: Optional[Person]
     customer_id: Optional[str]
@@ -4893,21 +4892,21 @@ class Delivery(metaclass=Slotted):
     send_at: Optional[int]
     metrics: Dict[str, int]
     history: List[Annotated[Attributes, HAPPENED]]
-    #: What it is part of: {"campaign_id": 1, "action_id": 2}, or newsletter, broadcast, …
+    #: What it is part of: {"campaign_id": 1, "action_id": 2}, or a newsletter, broadcast, …
     parents: Dict[str, int]
-    #: The journey that it is from.
+    #: The journey that it is a message of.
     journey: Optional[Journey]
-    #: What was rendered: subject, body, links, …; empty until it is sent.
+    #: The rendered subject, body, links, …; empty until it is sent.
     rendered: Annotated[Attributes, RENDERED]
-    #: The same with all that follows from it, once somebody has asked (`as_seen`).
+    #: The same plus all that follows from it, once somebody has asked (`as_seen`).
     seen: Optional[Attributes]
-    #: The `trigger` of its templates.
+    #: What its templates see as `trigger`.
     data: Json
-    #: Where a push went: platforms by token; empty until it is sent.
+    #: The devices that a push went to: platforms by token; empty until it is sent.
     devices: Dict[str, str]
-    #: Where the links inside it lead.
+    #: The base URL of the links in it.
     base_url: str
-    #: What the real service told of one that was seeded, and nobody can know here.
+    #: For a seeded one: what the real service said about it and can't be known here.
     told: Attributes
 
     def __init__(
@@ -4922,7 +4921,7 @@ class Delivery(metaclass=Slotted):
         if raw is None:
             self.message = message
         self.person = self.customer_id = self.send_at = self.seen = self.journey = None
-        # The `to` of a push says which devices, not who.
+        # The `to` of a push names devices, not a person.
         to = "" if channel == "push" else message.get("to") or ""
         self.recipient, self.base_url = as_text(to), ""
         self.created, self.metrics, self.history = created, _created_at(created), _NO_HISTORY
@@ -4932,7 +4931,7 @@ class Delivery(metaclass=Slotted):
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            """The message, which as JSON takes a fifth of the memory."""
+            """The message, which takes a fifth of the memory as JSON."""
             if name != "message":
                 raise AttributeError(name)
             return decode_json(self.raw)
@@ -4948,31 +4947,31 @@ class Delivery(metaclass=Slotted):
 
     @property
     def state(self) -> str:
-        """The last thing that happened to it."""
+        """The latest thing that happened to it."""
         return self.history[-1]["metric"] if self.history else "created"
 
     @property
     def is_draft(self) -> bool:
-        """Whether it waits for somebody to send it in the web app."""
+        """Whether it is waiting for somebody to send it in the web app."""
         return "drafted" in self.metrics and "sent" not in self.metrics
 
     @property
     def template_id(self) -> int:
-        """The content that it was made of; 0 if there is none."""
+        """The id of the content that it was made from; 0 if there is none."""
         return self.parents.get("content_id") or self.parents.get("action_id") or 0
 
     @property
     def failure(self) -> str:
-        """Why it did not reach anybody; "" if it did, or may still."""
+        """Why it reached nobody; "" if it did, or still may."""
         reasons = [row["reason"] for row in self.history if row.get("reason")]
         return str(reasons[0]) if reasons else ""
 
     def tracked_links(self) -> List[Json]:
-        """The links inside that lead through this server."""
+        """The links in it that lead through this server."""
         return [row for row in self.rendered.get("links", ()) if row["tracked"]]
 
     def addressed(self) -> Dict[str, str]:
-        """The devices of a push, platforms by token: where it went, or else would go now."""
+        """The devices of a push, platforms by token: where it went or, if unsent, would go now."""
         if self.channel != "push" or self.person is None or "sent" in self.metrics:
             return self.devices
         to, devices = self.rendered.get("to"), list(self.person.has.devices.values())
@@ -4990,12 +4989,12 @@ def _created_at(seconds: int) -> Dict[str, int]:
 
 # ---- journeys
 
-#: What the step of a message is called after what happened to it, the most telling first.
+#: The outcome of a message's step, by what has happened to the message; the first match counts.
 _MESSAGE_OUTCOMES = {
     "sent": "sent", "drafted": "drafted", "failed": "failed", "undeliverable": "undeliverable",
     "dropped": "undeliverable", "attempted": "attempted",
 }  # fmt: skip
-#: Where a journey can stand.
+#: The states of a journey.
 JOURNEY_STATES = ("active", "finished", "exited_early", "never_activated", "not_entered")
 
 
@@ -5011,7 +5010,7 @@ class Step(NamedTuple):
     delivery: Optional[Delivery] = None
 
     def record(self) -> Json:
-        """The step as `/__parlel/journeys` shows it; a message tells what became of it."""
+        """The step as `/__parlel/journeys` shows it; for a message, with its present outcome."""
         row: Json = {"action_id": self.action_id, "type": self.type, "at": int(self.at)}
         delivery, reason = self.delivery, self.reason
         row["outcome"] = self.outcome
@@ -5025,7 +5024,7 @@ class Step(NamedTuple):
 
 
 class Journey(metaclass=Slotted):
-    """One way of one person through a campaign, or a refusal to begin one (`not_entered`).
+    """One person's passage through a campaign, or the refusal to let them in (`not_entered`).
 
     Times are Unix seconds. `attributes` and `data` are replaced as a whole, never mutated.
     """
@@ -5035,18 +5034,18 @@ class Journey(metaclass=Slotted):
     campaign_id: int
     #: The trigger of a broadcast; None in campaigns.
     trigger_id: Optional[int]
-    #: None for data without a person, and once the person is gone.
+    #: None if the data came without a person, or the person is gone.
     person: Optional[Person]
     customer_id: Optional[str]
     started: float
     state: str
-    #: The tile that it stands before or waits in; None at the end.
+    #: The tile that is next, or that it waits in; None at the end.
     position: Optional[int]
     waiting_for: str
-    #: When it goes on by itself.
+    #: When it will go on by itself.
     wake: Optional[float]
     steps: List[Step]
-    #: Why it ended before its end, or never began.
+    #: Why it ended early, or never began.
     reason: str
     activated: Optional[float]
     converted: Optional[float]
@@ -5054,15 +5053,15 @@ class Journey(metaclass=Slotted):
     event: Optional[Event]
     #: What triggered it: the data of an event, the body of a webhook, …
     data: Json
-    #: The `journey` of its templates.
+    #: What its templates see as `journey`.
     attributes: Json
     object_key: Optional[ObjectKey]
-    #: How many journeys set off each other in one instant before this one.
+    #: How long a chain of journeys, each setting off the next at the same instant, led to this one.
     depth: int
-    #: How many events there were when it began, and when it came to where it waits.
+    #: The number of events when it began, and when it arrived where it waits.
     born: int
     heard: int
-    #: When the goal was last seen reached; 0 while it isn't.
+    #: When the goal was last found reached; 0 while it isn't.
     goal_seen: float
 
     def __init__(
@@ -5078,7 +5077,7 @@ class Journey(metaclass=Slotted):
 
     @property
     def id(self) -> str:
-        """What reports and templates call it."""
+        """Its id in reports and templates."""
         return ulid(self.started, self.serial + (1 << 40))
 
     @property
@@ -5088,21 +5087,21 @@ class Journey(metaclass=Slotted):
 
     @property
     def waits(self) -> bool:
-        """Whether the last step is one that it waits in."""
+        """Whether it is waiting in its last step."""
         return bool(self.steps) and self.steps[-1].outcome == "waiting"
 
     @property
     def arrived(self) -> float:
-        """When it came to where it waits."""
+        """When it arrived where it waits."""
         return self.steps[-1].at if self.steps else self.started
 
     @property
     def since(self) -> Tuple[float, int]:
-        """From when on it waits: the time, and how many events there had been."""
+        """Since when it waits: the time, and the number of events at that time."""
         return self.arrived, self.heard
 
     def end(self, now: float, state: str, reason: str, type: str) -> None:
-        """Let it end, before or in a tile of some type unless it is `finished`."""
+        """End it; unless it is `finished`, with the step "exited" at a tile of this type."""
         if state != "finished" and self.position is not None:
             steps, at = (self.steps[:-1], self.arrived) if self.waits else (self.steps, now)
             self.steps = [*steps, Step(self.position, type, at, "exited", reason)]
@@ -5165,7 +5164,7 @@ class Report(metaclass=Slotted):
         self.content, self.attempts = {}, []
 
     def head(self) -> Json:
-        """The keys that every report has."""
+        """The keys that all reports have."""
         names = ("event_id", "object_type", "metric", "timestamp")
         return {name: getattr(self, name) for name in names}
 
@@ -5175,28 +5174,28 @@ class Report(metaclass=Slotted):
 
 
 class Note(NamedTuple):
-    """That something became of a message: what a Report of it is made of, once one is wanted."""
+    """Something that happened to a message: all that a Report needs, should one be wanted."""
 
     number: int
     at: float
     delivery: Delivery
     metric: str
-    #: Unix seconds, and the row of the delivery's history.
+    #: The time in Unix seconds, and the row of the delivery's history.
     when: int
     fact: Attributes
-    #: Who it is about, and the id and email of that time.
+    #: The person concerned, and their id and email at that time.
     person: Optional[Person]
     id: str
     email: str
 
 
 def device_named_by(fact: Json) -> str:
-    """The token of the device that a row of a push's history is about; "" if it names none."""
+    """The token of the device that a row of a push's history names; "" if it names none."""
     return as_text(fact.get("device_id") or fact.get("recipient") or "")
 
 
 def response_named_by(fact: Json) -> Json:
-    """The `tracked_response` of a click: the name of the action that was chosen (reference)."""
+    """The `tracked_response` of a click: the name of the action chosen (reference)."""
     metadata = fact.get("metadata")
     name = metadata.get("action_name") if isinstance(metadata, dict) else fact.get("actionName")
     return {"tracked_response": as_text(name)} if name else {}
@@ -5204,7 +5203,7 @@ def response_named_by(fact: Json) -> Json:
 
 @dataclass
 class Export:
-    """A finished export: its rows as CSV, and what the App API tells about it."""
+    """A finished export: its rows as CSV, and what the App API says about it."""
 
     number: int
     type: str
@@ -5212,11 +5211,11 @@ class Export:
     csv: bytes
     created_at: int
     downloads: int = 0
-    #: What the real service told of one that was seeded.
+    #: For a seeded one: what the real service said about it.
     told: Mapping[str, Any] = field(default_factory=dict)
 
     def record(self, pending: bool = False) -> Json:
-        """The export object; `pending` as in the answer to the call that ordered it."""
+        """The export as the API shows it; `pending` as in the answer to the order for it."""
         return {
             "id": self.number,
             "deduplicate_id": f"{self.number}:{self.created_at}",
@@ -5243,7 +5242,7 @@ class Segment(metaclass=Slotted):
     number: int
     name: str
     description: str
-    #: By serial number, which is the order of creation.
+    #: The members by serial number, which is the order of their creation.
     members: Dict[int, Person]
     conditions: Annotated[Any, CONDITION_OR_NULL]
     #: The conditions, compiled.
@@ -5251,7 +5250,7 @@ class Segment(metaclass=Slotted):
     tags: Annotated[Any, TAGS]
     created_at: int
     updated_at: int
-    #: How far the real service was with selecting people, in one that was seeded.
+    #: For a seeded one: how far the real service had got in selecting people.
     state: str
     progress: Json
 
@@ -5264,11 +5263,11 @@ class Segment(metaclass=Slotted):
 
     @property
     def type(self) -> str:
-        """Whether people are put in (`manual`) or selected (`dynamic`)."""
+        """`manual` if people are put into it, `dynamic` if conditions select them."""
         return "manual" if self.predicate is None else "dynamic"
 
     def document(self) -> Json:
-        """The segment as the App API gives it (observed; the last two since 2026)."""
+        """The segment as the App API shows it (observed; the last two fields since 2026)."""
         return {
             "id": self.number,
             "deduplicate_id": f"{self.number}:{self.updated_at}",
@@ -5283,13 +5282,13 @@ class Segment(metaclass=Slotted):
         }
 
     def record(self) -> SegmentRecord:
-        """The segment as `/__parlel/segments` shows it; members of manual ones only."""
+        """The segment as `/__parlel/segments` shows it; with members if it is manual."""
         names = [person.name for person in self.members.values()]
         return cast(SegmentRecord, {**self.document(), "customer_ids": names})
 
 
 class Activity(NamedTuple):
-    """Something that happened, for the activity lists. `data` is made when it is asked for."""
+    """An entry of the activity lists. `data` is a function, called only when somebody asks."""
 
     serial: int
     when: Instant
@@ -5298,16 +5297,16 @@ class Activity(NamedTuple):
     name: str
     data: Callable[[], Json]
     delivery: Optional[Delivery] = None
-    #: What the real service told of one that was seeded, and nobody can know here.
+    #: For a seeded one: what the real service said about it and can't be known here.
     told: Mapping[str, Any] = {}
 
     def tells_of(self, attribute: str) -> bool:
-        """Whether it is about a change of this attribute, be it one that failed."""
+        """Whether it reports a change of this attribute, or a failed attempt at one."""
         return self.type.endswith("attribute_change") and attribute in self.data()
 
 
 class Merge(NamedTuple):
-    """A merge call and whether it did anything."""
+    """A merge call, and whether it had an effect."""
 
     primary: Identifier
     secondary: Identifier
@@ -5315,7 +5314,7 @@ class Merge(NamedTuple):
     received_at: int
 
     def record(self) -> MergeRecord:
-        """The merge as `/__parlel/merges` shows it: each side as the client names it."""
+        """The merge as `/__parlel/merges` shows it: each side as the client named it."""
         return {
             "primary": dict([self.primary]),
             "secondary": dict([self.secondary]),
@@ -5325,7 +5324,7 @@ class Merge(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """A batch call. What it asked for is kept as JSON: a fifth of the memory."""
+    """A batch call. Its operations are kept as JSON, which takes a fifth of the memory."""
 
     number: int
     source: str
@@ -5344,23 +5343,23 @@ class Batch(NamedTuple):
 
 # ---- what is made in the web app
 
-#: The shelves of what only the web app can make.
+#: The shelves of what only the web app can create.
 OPEN_SHELVES = ("campaigns", "broadcasts", "transactional", "newsletters", "sender_identities")
 
 
 class Shelf:
-    """Records of one kind that people make in the web app or through the App API.
+    """Rows of one kind that people make in the web app or through the App API.
 
-    `rows` are what the API shows, by id, in order of creation; a change replaces a row. While
-    an `open` shelf is empty of seeded rows, an unknown number is taken for something made where
-    we can't see it, and gets a blank row.
+    `rows` are what the API shows, by id, in order of creation; a change replaces a row.
+    An `open` shelf, until it has seeded rows, takes an unknown number for something
+    that was made where we can't see it, and gives it a blank row.
     """
 
     kind: str
     open: bool
     rows: Dict[Annotated[Any, KEY], Attributes]
     last: int
-    #: The ids of the rows of each `_parent`; None until somebody asks (see `where`).
+    #: The ids of the rows of each `_parent`; None until they are needed (see `where`).
     of: Optional[Dict[Any, Dict[Any, None]]]
 
     def __init__(self, kind: str, open: bool) -> None:
@@ -5368,7 +5367,7 @@ class Shelf:
         self.rows, self.last, self.of = {}, 0, None
 
     def next_id(self) -> int:
-        """A number that no row has."""
+        """A number that no row has yet."""
         self.last += 1
         while self.last in self.rows:
             self.last += 1
@@ -5387,17 +5386,17 @@ class Shelf:
         return row
 
     def change(self, id: Any, update: Json) -> Json:
-        """Replace some fields of a row; gives the new row."""
+        """Replace some fields of a row; returns the new row."""
         self.rows[id] = {**self.rows[id], **update}
         return self.rows[id]
 
     def remove(self, id: Any) -> None:
-        """Take a row away."""
+        """Remove a row."""
         del self.rows[id]
         self.of = None
 
     def where(self, _parent: Any = None, **wanted: Any) -> List[Json]:
-        """The rows that have all these values; those of one parent are found without a search."""
+        """The rows with all these values; those of one parent are found without a search."""
         rows = list(self.rows.values()) if _parent is None else self._parts_of(_parent)
         for name, value in wanted.items():
             rows = [row for row in rows if row.get(name) == value]
@@ -5427,7 +5426,7 @@ def _condition(value: Json, name: str) -> Any:
 
 
 def stored(needed: str = "", /, **names: str) -> FieldList:
-    """The fields of a row by what they are; there may be others, as real answers have more."""
+    """Describe a row's fields by type; further ones are allowed, since real answers have more."""
     checks = {name: _STORED[type] for type, some in names.items() for name in some.split()}
     return FieldList(checks, needed.split(), free="answers of the real API have further fields")
 
@@ -5438,7 +5437,7 @@ def _row_field(needed: str = "", /, **names: str) -> Check:
 
 CONDITION_OR_NULL = read_field("a condition, or null", _condition)
 TAGS, KEY = _or_null(list_field(ANY_TEXT)), WORDS["word"]
-#: What a field of a row can be, beside what any field can.
+#: The types of a row's fields, in addition to those of any field.
 _STORED: Dict[str, Check] = {
     **WORDS, "texts": list_field(ANY_TEXT), "words": list_field(KEY), "objects": list_field(OBJECT),
     "seconds": typed_field(int, float), "condition": CONDITION_OR_NULL,
@@ -5448,7 +5447,7 @@ _STORED: Dict[str, Check] = {
     "headers": mapping_field(
         Check("texts", lambda v: "" if type(v) is str else list_field(ANY_TEXT, 1).wrong(v))
     ),
-    # Those that may be null.
+    # Those that may also be null.
     "once": _or_null(MOMENT), "tags": TAGS, "some_word": _or_null(KEY),
     "some_text": _or_null(ANY_TEXT), "some_object": _or_null(OBJECT),
     "some_numbers": _or_null(list_field(WHOLE)), "moments": _or_null(mapping_field(MOMENT)),
@@ -5458,7 +5457,7 @@ _STORED["files"] = _or_null(mapping_field(_STORED["base64"]))
 _STORED["links"] = list_field(
     _row_field("id href tracked", whole="id", text="href", flag="tracked")
 )
-# The parts of a Design Studio email, and what it is linked to.
+# The parts of a Design Studio email, and its link to a message.
 _STORED["pairs"] = list_field(_row_field("name value", text="name value"))
 _MAIL_TEXTS = "subject preheader_text html text amp"
 _STORED["html"] = _row_field(_MAIL_TEXTS, text=_MAIL_TEXTS)
@@ -5494,7 +5493,7 @@ FREQUENCY = object_field(
     )
 )  # fmt: skip
 
-# Rows that stand elsewhere than on a shelf.
+# Rows that are not kept on a shelf.
 MESSAGE = object_field(
     stored(files="attachments", some_object="custom_device").having(in_app=APPEARANCE)
 )
@@ -5535,7 +5534,7 @@ _ACTION_FIELDS = _content_fields("sending_state parent_action_id")
 _IN_FOLDER = "id name created updated"
 _EMAIL_PARTS = "content envelope transformers created updated"
 
-#: The shelves of a workspace, and what their rows have.
+#: The shelves of a workspace, and the fields of their rows.
 SHELVES: Dict[str, FieldList] = {
     "campaigns": stored(
         "id name type created updated", whole="id", text="name type state event_name",
@@ -5649,55 +5648,55 @@ MAX_ACTIVITIES = 50_000
 
 Listeners = Tuple[Callable[..., Any], ...]
 _UNTOLD: Attributes = {}
-#: Serial numbers of people, and what they have.
+#: Who owns what: serial numbers of people, and keys of things.
 Owners = Set[Tuple[int, Any]]
 
 
 class Occasions(metaclass=Slotted):
-    """Who wants to know of what happens in a workspace: functions, by the kind of occasion.
+    """The listeners to what happens in a workspace: functions, by the kind of occasion.
 
-    Nobody, until somebody joins; going through nobody costs next to nothing.
+    There are none until somebody joins; telling nobody costs next to nothing.
     """
 
-    changed: Listeners  # (person, old): attributes are others than `old`, or an identifier is
+    changed: Listeners  # (person, old): attributes differ from `old`, or an identifier
     happened: Listeners  # (event, person): an event of a person
     joined: Listeners  # (person, number): put into a manual segment
     left: Listeners  # (person, number): taken out of one
     refused: Listeners  # (who, args): a write for somebody who is suppressed
-    #: (delivery, metric, when, first, fact, at): something became of a message; it is `at`
+    #: (delivery, metric, when, first, fact, at): something happened to a message; now is `at`
     reported: Listeners
-    subscription: Listeners  # (person, what, cause, text): who wants other messages than before
-    related: Listeners  # (person, key, change): `add`, `update` or `delete` of a relationship
-    thing: Listeners  # (thing, old): attributes of an object are others; `old` is None if new
+    subscription: Listeners  # (person, what, cause, text): a person's subscriptions changed
+    related: Listeners  # (person, key, change): a relationship: `add`, `update` or `delete`
+    thing: Listeners  # (thing, old): an object's attributes differ from `old`, {} if new
     gone: Listeners  # (person): deleted or suppressed
-    merged: Listeners  # (primary, secondary): two people are one
+    merged: Listeners  # (primary, secondary): two people were merged
     rested: Listeners  # (number): an endpoint of reporting webhooks may be tried again
-    submitted: Listeners  # (form_id, data, who): a form
-    called: Listeners  # (number, delivery, attempt): a journey wants an endpoint to be called
-    settled: Listeners  # (): a write is over, with all that it brought about
+    submitted: Listeners  # (form_id, data, who): a form was submitted
+    called: Listeners  # (number, delivery, attempt): a journey has an endpoint to be called
+    settled: Listeners  # (): a write is over, with all that followed from it
 
     def __init__(self) -> None:
         self.forget()
 
     def join(self, **listeners: Callable[..., Any]) -> None:
-        """Tell a function of a kind of occasion from now on, after those who joined before."""
+        """Add a listener to each kind of occasion named, after those who joined before."""
         for kind, tell in listeners.items():
             setattr(self, kind, (*getattr(self, kind), tell))
 
     def forget(self) -> None:
-        """Tell nobody any more."""
+        """Drop all listeners."""
         for kind in Occasions.__slots__:
             setattr(self, kind, ())
 
 
 def kept(make: Callable[[], Any]) -> Any:
-    """A field of a part of a workspace: begins with what `make` gives, and is in snapshots."""
+    """A field of a part of a workspace: `make` gives its first value, and snapshots include it."""
     return field(init=False, default_factory=make, metadata={"kept": True})
 
 
 @dataclass(eq=False, repr=False)
 class Ground:
-    """What all parts of a workspace stand on: time, numbers, the log, and who listens."""
+    """What all parts of a workspace share: time, numbers, the activity log, and listeners."""
 
     settings: Settings
     clock: Clock = field(default_factory=Clock)
@@ -5707,11 +5706,11 @@ class Ground:
     noted: int = kept(int)
 
     def __post_init__(self) -> None:
-        """Nobody listens yet."""
+        """Start without listeners."""
         self.occasions = Occasions()
 
     def count(self, what: str) -> int:
-        """The next number of a kind, from 1 up."""
+        """Count something: returns the next number of its kind, from 1 up."""
         number = self.counters[what] = self.counters.get(what, 0) + 1
         return number
 
@@ -5728,30 +5727,30 @@ class Ground:
         delivery: Optional[Delivery] = None,
         at: Optional[float] = None,
     ) -> None:
-        """Write an activity down, as of now or another time in Unix seconds."""
+        """Log an activity, as of now or of another time in Unix seconds."""
         self.noted += 1
         at = self.clock.now() if at is None else at
         row = (self.noted, at, type, person, name, data, delivery, _UNTOLD)
-        self.activities.append(tuple.__new__(Activity, row))  # for each write: without a call
+        self.activities.append(tuple.__new__(Activity, row))  # per write, without a constructor
 
 
 @dataclass(eq=False, repr=False)
 class Keeper:
-    """A part of a workspace that keeps some of what people have; see OWNED."""
+    """A part of a workspace that keeps some of people's belongings; see OWNED."""
 
     ground: Ground
 
     def release(self, person: Person) -> None:
-        """Let go of what a person has, who is going to be deleted."""
+        """Let go of what a person owns, who is about to be deleted."""
 
     def carry_over(self, old: Person, to: Person) -> None:
-        """Give what one person has to another one, who takes their place."""
+        """Hand what one person owns over to another, who takes their place."""
 
     def claim(self, person: Person, anonymous_id: str) -> None:
         """Give a person what was kept under an anonymous_id."""
 
     def owners(self, kind: str) -> Owners:
-        """Who has what of a kind, as this part knows it: serial numbers and keys."""
+        """Who owns what of a kind, as this part sees it: serial numbers and keys."""
         raise NotImplementedError
 
 
@@ -14984,19 +14983,19 @@ def _batch_item(call: Call, index: int, item: Json) -> Union[Outcome, Problem]:
 
 
 Row = TypeVar("Row")
-#: The most that a send may take beside its attachments, in bytes (docs).
+#: The most bytes that a send may have besides its attachments (docs).
 MAX_SEND = 1000 * 1000
 _SERVICE_ACCOUNT = re.compile("bearer +sa_live_", re.IGNORECASE)
 
 
 def not_found(workspace: Workspace) -> ApiError:
-    """The App API's 404 of a resource: a fresh ULID is its reference (observed)."""
+    """The App API's 404 for a resource, with a fresh ULID as its reference (observed)."""
     reference = ulid(workspace.clock.now(), workspace.count("reference"))
     return ApiError(404, f"not found (reference {reference})")
 
 
 def there(call: Call, rows: Mapping[Any, Row], key: Any) -> Row:
-    """What stands under a key. Raises ApiError 404 if nothing does."""
+    """The value under a key. Raises ApiError 404 if there is none."""
     row = rows.get(key)
     if row is None:
         raise not_found(call.workspace)
@@ -15014,21 +15013,21 @@ def shelved(call: Call, kind: str, id: Any) -> Json:
 
 
 def is_write(call: Call) -> bool:
-    """Whether a call may change what later ones answer."""
+    """Whether a call may affect what later ones answer."""
     return call.operation.method != "GET"
 
 
 def paged(call: Call, name: str, rows: Sequence[Any], default: int = 100, most: int = 1000) -> Json:
-    """One page of rows under a name, by the query's `start` and `limit`, and the next one's token.
+    """A page of rows under a name, by the query's `start` and `limit`, with the next page's token.
 
-    A token is the base64 of a position (observed). Raises ApiError 400.
+    A token is a position in base64 (observed). Raises ApiError 400.
     """
     found, more = selected(call, rows, lambda row: True, default, most)
     return {name: found, "next": more}
 
 
 def page_start(call: Call, default: int) -> int:
-    """The position that the query's `start` stands for. Raises ApiError 400."""
+    """The position that the query's `start` encodes. Raises ApiError 400."""
     token = call.request.query().get("start", "")
     try:
         return int(base64.b64decode(token, validate=True)) if token else default
@@ -15037,14 +15036,14 @@ def page_start(call: Call, default: int) -> int:
 
 
 def page_token(position: int) -> str:
-    """The `next` that leads to a position."""
+    """The `next` token for a position."""
     return base64.b64encode(str(position).encode()).decode()
 
 
 def selected(
     call: Call, rows: Sequence[Any], wanted: Predicate, default: int, most: int
 ) -> Tuple[List[Any], str]:
-    """One page of the rows that a predicate selects; looks no further than the page needs."""
+    """A page of the rows that satisfy a predicate; reads no more rows than the page needs."""
     limit = query_number(call.request.query(), "limit", default, 1, most)
     found: List[Any] = []
     for position in range(max(0, page_start(call, 0)), len(rows)):
@@ -15056,7 +15055,7 @@ def selected(
 
 
 def query_number(query: Dict[str, str], name: str, default: int, least: int, most: int) -> int:
-    """A whole number out of the query; above `most` counts as `most`. Raises ApiError 400."""
+    """Read a whole number from the query, at most `most`. Raises ApiError 400."""
     number = whole_number(query.get(name) or None, name)
     if number is None:
         return default
@@ -15066,14 +15065,14 @@ def query_number(query: Dict[str, str], name: str, default: int, least: int, mos
 
 
 def query_flag(query: Dict[str, str], name: str) -> bool:
-    """A yes or no out of the query, no if it is missing. Raises ApiError 400."""
+    """Read a boolean from the query, false if it is missing. Raises ApiError 400."""
     return bool(query_choice(query, name, {"true": True, "1": True, "false": False, "0": False}))
 
 
 def query_choice(
     query: Dict[str, str], name: str, choices: Union[Json, Sequence[str]], default: Any = None
 ) -> Any:
-    """One of some words out of the query, or what a table makes of it. Raises ApiError 400."""
+    """Read one of several words from the query, or map it by a table. Raises ApiError 400."""
     word = query.get(name) or None
     if word is None:
         return default
@@ -15083,22 +15082,22 @@ def query_choice(
 
 
 def path_number(workspace: Workspace, text: str) -> int:
-    """A resource's number in a path; anything else is not found."""
+    """Read a resource's number from a path. Raises ApiError 404 for anything else."""
     if not re.fullmatch(r"\d{1,15}", text):
         raise not_found(workspace)
     return int(text)
 
 
 def person_kinds(call: Call) -> Sequence[str]:
-    """What `id_type` may be: what the workspace knows people by (reference)."""
+    """The possible values of `id_type`: this workspace's kinds of identifier (reference)."""
     return (*call.workspace.people.kinds, "cio_id")
 
 
 def person_of(call: Call, value: str) -> Person:
-    """The person in an App path; the query's `id_type` says what the value is.
+    """The person in an App path; the query's `id_type` names the kind of identifier.
 
-    Without it an id or a bare cio_id (field reports); unlike Track, App does not look at the
-    value's shape (observed). Raises ApiError 400 or 404.
+    The default is an id or a bare cio_id (field reports); unlike Track, App does not go
+    by the value's shape (observed). Raises ApiError 400 or 404.
     """
     kind, people = None, call.workspace.people
     if call.request.query_text:
@@ -15118,16 +15117,16 @@ def get_attributes(call: Call, customer_id: str) -> Response:
     with call.workspace.lock:
         person = person_of(call, customer_id)
         document = {"customer": person_document(call.workspace, person)}
-    return Response(200, compact(document), APP.headers)  # the limits of attributes keep it small
+    return Response(200, compact(document), APP.headers)  # limits keep it small
 
 
 def person_document(workspace: Workspace, person: Person) -> Json:
-    """A person as the App API gives it: values are strings, keys in byte order (observed)."""
+    """A person as the App API shows them: values are strings, keys in byte order (observed)."""
     attributes = person.all_attributes()
     stamps = {"id": person.created_at, "cio_id": person.created_at, **person.timestamps}
     for name, (value, when) in computed_attributes(workspace, person).items():
         attributes[name], stamps[name] = value, when
-    names = sorted(attributes)  # the order of code points is that of UTF-8, too
+    names = sorted(attributes)  # by code points, which is UTF-8's order, too
     return {
         "id": person.id,
         "identifiers": person.identifiers(),
@@ -15142,7 +15141,7 @@ def person_document(workspace: Workspace, person: Person) -> Json:
 
 
 def computed_attributes(workspace: Workspace, person: Person) -> Dict[str, Tuple[Json, int]]:
-    """What nobody sets: values with their timestamps, which for preferences is 0 (reference)."""
+    """Attributes that nobody sets, with timestamps; that of preferences is 0 (reference)."""
     computed: Dict[str, Tuple[Json, int]] = {}
     topics = workspace.shelves["topics"].rows.values()
     if topics:
@@ -15156,7 +15155,7 @@ def computed_attributes(workspace: Workspace, person: Person) -> Dict[str, Tuple
 
 
 def device_document(device: Device) -> Json:
-    """A device as the App API gives it: with a blank status before its first push (reference)."""
+    """A device as the App API shows it: its status is "" before the first push (reference)."""
     return {
         "id": device.token,
         "platform": device.platform,
@@ -15167,7 +15166,7 @@ def device_document(device: Device) -> Json:
 
 @route("GET", "/v1/customers", APP, locked=True)
 def get_people_by_email(call: Call) -> Json:
-    """Find the people with an email address."""
+    """Find the people with this email address."""
     email = call.request.query().get("email")
     if not email:
         raise required("email", "an address in the query string")
@@ -15177,7 +15176,7 @@ def get_people_by_email(call: Call) -> Json:
 
 
 def send_body(call: Call) -> Json:
-    """The body of a send. Raises ApiError 400 in the service's words for what isn't one."""
+    """Read the body of a send. Raises ApiError 400 in the service's words if it isn't one."""
     try:
         body = call.body()
     except ApiError as error:
@@ -15197,14 +15196,14 @@ def _sent(workspace: Workspace, delivery: Delivery, mail: Mail, told: Response) 
 
 
 def _not_sendable(reason: str, status: int = 400) -> ApiError:
-    """The service's one sentence for bodies that it can't read (docs); the header says why."""
+    """The service's only message for bodies that it can't read (docs); a header says why."""
     words = "Request entity must be JSON encoded and not exceed 2048 KB."
     return ApiError(status, words, headers=[(REASON_HEADER, reason)])
 
 
 def send_message(call: Call) -> Any:
-    """Send a transactional message through the channel that the path names."""
-    # A service account has several workspaces, so its calls name one.
+    """Send a transactional message through the channel in the path."""
+    # A service account may have several workspaces, so its calls have to name one.
     workspace, headers = call.workspace, call.request.headers
     channel = call.operation.path.split("/")[3]
     service = _SERVICE_ACCOUNT.match(headers.get("authorization", ""))
@@ -15216,7 +15215,7 @@ def send_message(call: Call) -> Any:
     except Misread as error:
         raise _not_sendable(error.message) from None
     scheduled = "" if delivery.send_at is None else f'"send_at":{delivery.send_at},'
-    # `queued` is the reference fake's; the real answer ends after send_at (reference).
+    # `queued` is taken from the reference fake; the real answer ends after send_at (reference).
     text = f'"queued_at":{delivery.created},{scheduled}"queued":true'
     text = f'{{"delivery_id":"{delivery.delivery_id}",{text}}}'
     told = Response(200, text.encode(), APP_SEND.headers)
@@ -15266,7 +15265,7 @@ def trigger(call: Call, broadcast_id: str) -> Json:
 
 @route("GET", "/v1/exports", APP)
 def list_exports(call: Call) -> Json:
-    """List the exports; null when there are none."""
+    """List the exports; null if there are none."""
     rows = [export.record() for export in call.workspace.exports.values()]
     return {"exports": rows or None}
 
@@ -15278,7 +15277,7 @@ def export_of(call: Call, export_id: str) -> Export:
 
 @route("GET", "/v1/exports/{export_id}", APP)
 def get_export(call: Call, export_id: str) -> Json:
-    """Read how far an export is."""
+    """Read the state of an export."""
     return {"export": export_of(call, export_id).record()}
 
 
@@ -15300,15 +15299,15 @@ def create_deliveries_export(call: Call) -> Json:
 
 @route("GET", "/v1/exports/{export_id}/download", APP)
 def download_export(call: Call, export_id: str) -> Json:
-    """Get a signed link to an export's file; it works for 15 minutes."""
+    """Get a signed link to an export's file, valid for 15 minutes."""
     link = download_link(call.workspace, export_of(call, export_id), call.base_url)
-    # The Node client documents `link` in 5.0.1 and `url` in 5.2.0.
+    # The Node client's documentation has `link` in 5.0.1 and `url` in 5.2.0.
     return {"url": link, "link": link}
 
 
 @route("GET", "/v1/exports/{export_id}/file", APP_OPEN, heavy=True)
 def export_file(call: Call, export_id: str) -> Response:
-    """The CSV behind a download link; needs no credentials."""
+    """Download the CSV file of a signed link; needs no credentials."""
     export, query = export_of(call, export_id), call.request.query()
     expires = whole_number(query.get("expires"), "expires") or 0
     signature = link_signature(call.workspace, export.number, expires)
@@ -15332,7 +15331,7 @@ _OBJECT_SEARCH = LAX.having(
 
 
 def no_content() -> Response:
-    """A 204."""
+    """An empty 204."""
     return Response(204, b"", APP.headers)
 
 
@@ -15345,7 +15344,7 @@ def serve(
     api: Api = APP,
     fields: Optional[FieldList] = None,
 ) -> None:
-    """Put a handler that was made, not written, into the route table."""
+    """Add a generated handler to the route table, with a summary in place of a docstring."""
 
     def named(call: Call, *arguments: str) -> Any:
         return handler(call, *arguments)
@@ -15366,14 +15365,14 @@ def search_people(call: Call) -> Json:
 
 
 def people_list(people: Iterable[Person]) -> Json:
-    """People as lists of the App API name them; `ids` has "" for people without id (reference)."""
+    """People as lists of the App API name them; `ids` has "" if there is none (reference)."""
     rows = [person.identifiers() for person in people]
     return {"identifiers": rows, "ids": [row["id"] or "" for row in rows]}
 
 
 @route("POST", "/v1/customers/attributes", APP, fields=_SEVERAL)
 def get_many_attributes(call: Call) -> Json:
-    """Read attributes and devices of several people; the unknown are left out."""
+    """Read attributes and devices of several people; unknown ones are left out."""
     ids = call.fields()["ids"]
     kind = query_choice(call.request.query(), "id_type", person_kinds(call)) or "id"
     with call.workspace.lock:
@@ -15409,14 +15408,14 @@ def thing_names(thing: Thing) -> Json:
 
 
 def bond(person: Person, thing: Thing) -> Json:
-    """Attributes and timestamps of a relationship; either side shows them (field report)."""
+    """The attributes and timestamps of a relationship, as both sides show them (field report)."""
     attributes = person.has.relationships[thing.key]
     return {"attributes": attributes, "timestamps": dict.fromkeys(attributes, thing.updated_at)}
 
 
 @route("GET", "/v1/customers/{customer_id}/messages", APP, locked=True)
 def get_person_messages(call: Call, customer_id: str) -> Json:
-    """List what was sent to a person."""
+    """List the messages sent to a person."""
     return message_page(call, person_of(call, customer_id).has.deliveries)
 
 
@@ -15438,7 +15437,7 @@ def list_activities(call: Call) -> Json:
 
 
 def activity_page(call: Call, wanted: Callable[[Activity], bool]) -> Json:
-    """One page of activities by the query's type, name, start and limit."""
+    """A page of activities, by the query's type, name, start and limit."""
     query = call.request.query()
     type, name = query.get("type"), query.get("name")
 
@@ -15458,7 +15457,7 @@ def activity_page(call: Call, wanted: Callable[[Activity], bool]) -> Json:
 
 
 def activity_document(workspace: Workspace, activity: Activity) -> Json:
-    """An activity as the App API gives it; one of a deleted person shows nobody (docs)."""
+    """An activity as the App API shows it; a deleted person's names nobody (docs)."""
     person, delivery = activity.person, activity.delivery
     known, data = person in workspace.people, activity.data()
     more = {}
@@ -15467,7 +15466,7 @@ def activity_document(workspace: Workspace, activity: Activity) -> Json:
         more = {"delivery_id": delivery.delivery_id}
         data = {**more, **data, **fate}
         more.update({"delivery_type": type} if type else {})
-    if activity.type == "page":  # which v1 names by its URL
+    if activity.type == "page":  # v1 names it by its URL
         more["url"] = as_text(data.get("url") or activity.name)
     return {
         "id": ulid(activity.when, activity.serial),
@@ -15483,14 +15482,14 @@ def activity_document(workspace: Workspace, activity: Activity) -> Json:
 
 
 def fate_of(delivery: Delivery) -> Json:
-    """What an activity tells of its message: null where it can't be said (reference)."""
+    """What an activity says about its message; null for what can't be known (reference)."""
     delivered = delivery.metrics.get("delivered")
     opened = None if delivered is None else "opened" in delivery.metrics
     return {"delivery_id": delivery.delivery_id, "delivered": delivered, "opened": opened}
 
 
 def delivery_type(delivery: Delivery) -> str:
-    """What received a message: email, phone, ios or android (reference); "" for the others."""
+    """What a message was delivered to: email, phone, ios or android (reference); otherwise ""."""
     if delivery.channel == "push":
         return next(iter(delivery.devices.values()), "")
     return {"email": "email", "sms": "phone", "whatsapp": "phone"}.get(delivery.channel, "")
@@ -15498,7 +15497,7 @@ def delivery_type(delivery: Delivery) -> str:
 
 @route("GET", "/v1/object_types", APP, locked=True)
 def list_object_types(call: Call) -> Json:
-    """List the object types: seeded ones, and those of objects that Track made."""
+    """List the object types: the seeded ones, and those of objects made through Track."""
     seeded = call.workspace.shelves["object_types"].rows.values()
     rows = {as_text(row["id"]): row for row in seeded}
     for type_id, _ in call.workspace.objects.rows:
@@ -15507,7 +15506,7 @@ def list_object_types(call: Call) -> Json:
 
 
 def object_type_document(type_id: str, row: Json) -> Json:
-    """An object type as the App API gives it, with what nobody described."""
+    """An object type as the App API shows it, with defaults for what isn't seeded."""
     name = row.get("name") or f"Object type {type_id}"
     slug = re.sub(r"\W+", "_", name.lower())
     one = {"singular_name": name, "singular_slug": row.get("slug") or slug}
@@ -15549,7 +15548,7 @@ def get_object_attributes(call: Call, object_type_id: str, object_id: str) -> Js
 
 @route("GET", "/v1/objects/{object_type_id}/{object_id}/relationships", APP, locked=True)
 def get_object_relationships(call: Call, object_type_id: str, object_id: str) -> Json:
-    """List the people whom an object is related to."""
+    """List the people related to an object."""
     thing = object_of(call, object_type_id, object_id)
     types = call.workspace.shelves["object_types"].rows.values()
     off = [as_text(row["id"]) for row in types if row.get("enabled") is False]
@@ -15662,7 +15661,7 @@ MESSAGE_CHANNELS = (
 
 
 def tracked_responses(delivery: Delivery) -> Json:
-    """When each response of an in-app message was first chosen; the numbers are inferred."""
+    """When each response of an in-app message was first chosen; their ids are inferred."""
     chosen: Dict[str, int] = {}
     for row in delivery.history if delivery.channel == "in_app" else ():
         if row["metric"] == "clicked" and row.get("tracked_response"):
@@ -15706,10 +15705,10 @@ def message_page(
     longest: int = MESSAGE_WINDOW,
     first: Optional[Tuple[int, int]] = None,
 ) -> Json:
-    """One page of messages, newest first, by the query's filters (reference).
+    """A page of messages, newest first, by the query's filters (reference).
 
-    A range counts up to `longest` seconds from its end; without one those since `first` (Unix
-    seconds) for as many seconds, or the last six months.
+    A range is limited to the last `longest` seconds before its end. Without one, `first`
+    gives the start (Unix seconds) and length (seconds), by default the last six months.
     """
     query = call.request.query()
     begin, end = message_range(call, longest, first)
@@ -15727,7 +15726,7 @@ def message_page(
 def message_range(
     call: Call, longest: int, first: Optional[Tuple[int, int]]
 ) -> Tuple[float, float]:
-    """From when to when messages are listed, Unix seconds. Raises ApiError 400."""
+    """The Unix times between which messages are listed. Raises ApiError 400."""
     query, now = call.request.query(), call.workspace.seconds()
     start, end = (whole_number(query.get(n) or None, n) for n in ("start_ts", "end_ts"))
     if start is None and end is None:
@@ -15737,12 +15736,12 @@ def message_range(
 
 
 def message_filter(call: Call, start: float, end: float) -> Callable[[Delivery], bool]:
-    """What the query asks of a message. Raises ApiError 400."""
+    """The predicate for messages that the query asks for. Raises ApiError 400."""
     query = call.request.query()
     metric = query_choice(query, "metric", MESSAGE_METRICS)
     state = query_choice(query, "state", ("failed", "sent", "drafted", "attempted"))
     type = query_choice(query, "type", MESSAGE_CHANNELS)
-    # Either drafts or all the others (reference).
+    # Drafts only, or all but drafts (reference).
     drafts = query_flag(query, "drafts") or state == "drafted"
     names = ("campaign_id", "newsletter_id", "action_id")
     parents = {n: whole_number(query[n], n) for n in names if query.get(n)}
@@ -15798,13 +15797,13 @@ def get_archived_message(call: Call, message_id: str) -> Json:
 # ---- campaigns, broadcasts, newsletters, transactional messages
 
 
-# ---- what is shown of them
+# ---- how they are shown
 
 _EMAIL_CONTENT = (
     "body", "body_amp", "language", "from", "from_id", "reply_to", "reply_to_id", "preprocessor",
     "recipient", "subject", "bcc", "cc", "fake_bcc", "preheader_text", "headers",
 )  # fmt: skip
-#: What the App API shows of an action, by its type; others look like an email (reference).
+#: What the App API shows of an action, by its type; other types look like email (reference).
 _ACTION_CONTENT: Dict[str, Sequence[str]] = {
     "twilio": ("layout", "language", "image_url", "recipient"),
     "webhook": ("layout", "url", "headers", "method"),
@@ -15825,7 +15824,7 @@ _TEMPLATE_TYPES = {"twilio": "sms", "email": "email", "push": "push", "slack": "
 
 
 def content_document(family: Family, row: Json) -> Json:
-    """A content (or action) as the App API gives it."""
+    """A content (or action) as the App API shows it."""
     times, named = ("created", "updated"), {"deduplicate_id": f"{row['id']}:{row['updated']}"}
     if family is TRANSACTIONAL:
         return {name: row[name] for name in ("id", "name", "type", *times, *_EMAIL_CONTENT)}
@@ -15836,12 +15835,12 @@ def content_document(family: Family, row: Json) -> Json:
     names = ("id", "name", "type", *times, "sending_state", "body", "parent_action_id", *own)
     full = {**_ACTION_BLANKS, **row}
     if row["type"] == "twilio" and re.search(r"\{[{%]", as_text(full["recipient"])):
-        full["recipient"] = ""  # Liquid is not shown here (reference)
+        full["recipient"] = ""  # Liquid isn't shown here (reference)
     return {**{name: full[name] for name in names}, **named}
 
 
 def family_document(workspace: Workspace, family: Family, row: Json) -> Json:
-    """A campaign, broadcast, newsletter or transactional message as the App API gives it."""
+    """A campaign, broadcast, newsletter or transactional message as the App API shows it."""
     if family is TRANSACTIONAL:
         return {name: value for name, value in shown(row).items() if name != "trigger_name"}
     contents = workspace.shelves[family.shelf].where(_parent=row["id"])
@@ -15868,7 +15867,7 @@ def family_document(workspace: Workspace, family: Family, row: Json) -> Json:
 
 # ---- metrics: counts over recorded deliveries
 
-#: What a metric series counts (reference of 2026).
+#: What the series of metrics count (reference of 2026).
 METRIC_SERIES = (
     "attempted", "bounced", "clicked", "converted", "created", "deferred", "delivered", "drafted",
     "failed", "human_clicked", "human_opened", "link_untracked", "machine_clicked",
@@ -15876,26 +15875,26 @@ METRIC_SERIES = (
     "topic_unsubscribed", "tracking_consent_denied", "tracking_consent_granted", "undeliverable",
     "unsubscribed", "untracked",
 )  # fmt: skip
-#: The periods of version 1 and the most steps of each (reference).
+#: The periods of version 1, and the most steps of each (reference).
 PERIODS = {"hours": 24, "days": 45, "weeks": 12, "months": 121}
 RESOLUTIONS = {
     **{name: name for name in PERIODS},
     "hourly": "hours", "daily": "days", "weekly": "weeks", "monthly": "months",
 }  # fmt: skip
-#: Version 1 begins its days at 00:00 EST (reference).
+#: In version 1, days begin at 00:00 EST (reference).
 EASTERN = timezone(timedelta(hours=-5))
 MAX_BUCKETS = 100_000
-#: What counts of a journey, in the period in which it began (reference).
+#: What is counted of journeys, in the period in which they began (reference).
 JOURNEY_METRICS = (
     "started", "activated", "messaged", "converted", "finished", "exited_early", "never_activated",
 )  # fmt: skip
-#: Whose messages are listed from the first one on, without a range, and for how many seconds:
+#: Whose messages are by default listed from the first one on, and for how many seconds:
 #: 6 months, and 1 month (reference).
 _FROM_THE_FIRST = {NEWSLETTERS: MESSAGE_WINDOW, BROADCASTS: 31 * 86400}
 
 
 def _begin_of(moment: datetime, period: str) -> datetime:
-    """The begin of the hour, day, week (Sunday) or month that a moment is in."""
+    """The start of the hour, day, week (from Sunday) or month around a moment."""
     if period == "hours":
         return moment.replace(minute=0, second=0, microsecond=0)
     day = moment.replace(hour=0, minute=0, second=0, microsecond=0)
@@ -15912,13 +15911,13 @@ def _later(moment: datetime, period: str, steps: int) -> datetime:
 
 
 def period_edges(now: float, period: str, steps: int) -> List[float]:
-    """Begins of the last `steps` periods, oldest first, and the end of the current one."""
+    """The starts of the last `steps` periods, oldest first, and the end of the current one."""
     current = _begin_of(moment_of(now, EASTERN), period)
     return [_later(current, period, i).timestamp() for i in range(1 - steps, 2)]
 
 
 def range_edges(start: int, end: int, period: str, zone: tzinfo) -> List[float]:
-    """Begins of the periods from `start` to `end` (Unix seconds), and the end of the last."""
+    """The starts of the periods from `start` to `end` (Unix seconds), and the last one's end."""
     first, edges = _begin_of(moment_of(start, zone), period), []
     for i in range(MAX_BUCKETS):
         edges.append(_later(first, period, i).timestamp())
@@ -15930,7 +15929,7 @@ def range_edges(start: int, end: int, period: str, zone: tzinfo) -> List[float]:
 def count_series(
     facts: Iterable[Tuple[str, float]], names: Sequence[str], edges: List[float]
 ) -> Json:
-    """For each name how many facts (name and time) fall between each two edges."""
+    """For each name, count the facts (name and time) between each two successive edges."""
     series = {name: [0] * (len(edges) - 1) for name in names}
     for name, when in facts:
         index = bisect.bisect_right(edges, when) - 1
@@ -15942,7 +15941,7 @@ def count_series(
 def link_series(
     workspace: Workspace, deliveries: Iterable[Delivery], edges: List[float], unique: bool
 ) -> Json:
-    """Clicks by link; `unique` counts each person once for a link."""
+    """Clicks by link; with `unique`, each person counts once per link."""
     names = ("clicked", "human_clicked", "machine_clicked")
     clicks: Dict[str, List[Tuple[str, float]]] = {}
     seen: Set[Tuple[str, Optional[str]]] = set()
@@ -15952,7 +15951,7 @@ def link_series(
             if row["metric"] != "clicked" or not href or (unique and (href, who) in seen):
                 continue
             seen.add((href, who))
-            facts = [(name, row["timestamp"]) for name in names[:2]]  # all clicks are human ones
+            facts = [(name, row["timestamp"]) for name in names[:2]]  # here all clicks are human
             clicks.setdefault(href, []).extend(facts)
     return [
         {
@@ -15964,7 +15963,7 @@ def link_series(
 
 
 def family_row(call: Call, family: Family, text: str) -> Json:
-    """The campaign, … in a path. Raises ApiError 404 once the kind has been seeded."""
+    """The campaign, … in a path. Raises ApiError 404 for an unknown one if any are seeded."""
     workspace, number = call.workspace, path_number(call.workspace, text)
     shelf = workspace.shelves[family.kind]
     if number in shelf.rows or not shelf.open:
@@ -15976,7 +15975,7 @@ def family_row(call: Call, family: Family, text: str) -> Json:
 def content_row(
     call: Call, family: Family, parent: Json, content_id: str = "", language: Optional[str] = None
 ) -> Json:
-    """A content (action) by number or language, or both. Raises ApiError 404."""
+    """A content (or action), by number or language or both. Raises ApiError 404."""
     shelf = call.workspace.shelves[family.shelf]
     number = path_number(call.workspace, content_id) if content_id else None
     for row in shelf.where(_parent=parent["id"]):
@@ -15994,7 +15993,7 @@ def content_row(
 
 
 def change_content(call: Call, family: Family, row: Json) -> Json:
-    """Update a content by the body; gives it as the App API does. Raises ApiError 400."""
+    """Update a content from the body; returns it as the App API shows it. Raises ApiError 400."""
     update = CONTENT_FIELDS.read(call.body())
     headers = update.get("headers")
     if headers is not None and not isinstance(headers, str):
@@ -16007,7 +16006,7 @@ def change_content(call: Call, family: Family, row: Json) -> Json:
 
 
 def sent_by(call: Call, family: Family, parent: Json, content_id: str = "") -> List[Delivery]:
-    """What was sent by a campaign, …, or by one content of it; the query's `type` counts."""
+    """What a campaign, … or one content of it sent; only of the query's `type`, if any."""
     found = call.workspace.deliveries.sent.get((family.key, parent["id"]), [])
     if content_id:
         number = content_row(call, family, parent, content_id)["id"]
@@ -16017,19 +16016,19 @@ def sent_by(call: Call, family: Family, parent: Json, content_id: str = "") -> L
 
 
 def query_edges(call: Call) -> Tuple[List[float], str]:
-    """The periods that a metrics query asks for, and their kind. Raises ApiError 400."""
+    """The edges of the periods a metrics query asks for, and their unit. Raises ApiError 400."""
     query, now = call.request.query(), call.workspace.clock.now()
     if query_choice(query, "version", ("1", "2")) == "2":
         return query_range(call)
     period = query_choice(query, "period", tuple(PERIODS)) or "days"
     most = PERIODS[period]
     steps = query_number(query, "steps", 12 if period == "months" else most, 0, most)
-    # 0 asks for the most; a series has two steps at least (reference).
+    # 0 means the most; a series has at least two steps (reference).
     return period_edges(now, period, max(steps or most, 2)), period
 
 
 def query_range(call: Call) -> Tuple[List[float], str]:
-    """The periods between the query's `start` and `end`. Raises ApiError 400."""
+    """The edges of the periods between the query's `start` and `end`. Raises ApiError 400."""
     query = call.request.query()
     if not query.get("res") and query.get("resolution"):
         query["res"] = query["resolution"]
@@ -16049,12 +16048,12 @@ def family_of(call: Call) -> Family:
 
 
 def metrics_answer(call: Call, id: str, content_id: str = "") -> Json:
-    """Metrics of a campaign, … or of one content."""
+    """Metrics of a campaign, …, or of one content."""
     family = family_of(call)
     with call.workspace.lock:
         deliveries = sent_by(call, family, family_row(call, family, id), content_id)
         edges, period = query_edges(call)
-        # The real API calls `dropped` suppressed here.
+        # The real API says suppressed for `dropped` here.
         renamed = {"dropped": "suppressed"}
         facts = ((renamed.get(m, m), t) for d in deliveries for m, t in d.metrics.items())
         series = count_series(facts, METRIC_SERIES, edges)
@@ -16064,7 +16063,7 @@ def metrics_answer(call: Call, id: str, content_id: str = "") -> Json:
 
 
 def links_answer(call: Call, id: str, content_id: str = "") -> Json:
-    """Link metrics of a campaign, … or of one content."""
+    """Link metrics of a campaign, …, or of one content."""
     family, unique = family_of(call), query_flag(call.request.query(), "unique")
     with call.workspace.lock:
         deliveries = sent_by(call, family, family_row(call, family, id), content_id)
@@ -16072,7 +16071,7 @@ def links_answer(call: Call, id: str, content_id: str = "") -> Json:
 
 
 def seeded_facts(deliveries: Iterable[Delivery]) -> List[Tuple[str, float]]:
-    """What counts of journeys that nothing tells of but messages: one for each person."""
+    """The counts of journeys known only through seeded messages: one journey for each person."""
     begins: Dict[Optional[str], Tuple[float, Set[str]]] = {}
     for delivery in deliveries:
         _, happened = begins.setdefault(delivery.customer_id, (delivery.created, set()))
@@ -16084,7 +16083,7 @@ def seeded_facts(deliveries: Iterable[Delivery]) -> List[Tuple[str, float]]:
 
 
 def journey_facts(journey: Journey) -> Iterator[Tuple[str, float]]:
-    """What counts of a journey, and when it began."""
+    """The counts to which a journey contributes, with the time at which it began."""
     if journey.state == "not_entered":
         return
     acted = any(step.delivery or step.outcome in ("updated", "created") for step in journey.steps)
@@ -16149,7 +16148,7 @@ def read_family(call: Call, id: str) -> Json:
 
 
 def list_contents(call: Call, id: str) -> Json:
-    """The contents (actions) of a campaign, …; those of campaigns ten a page (reference)."""
+    """The contents (actions) of a campaign, …; of campaigns, ten on a page (reference)."""
     family = family_of(call)
     with call.workspace.lock:
         row = family_row(call, family, id)
@@ -16161,7 +16160,7 @@ def list_contents(call: Call, id: str) -> Json:
 
 
 def one_content(call: Call, id: str, *rest: str) -> Json:
-    """Read, or with PUT change, a content: by id, language, or both, as the path names them."""
+    """Read, or with PUT change, a content, by whatever the path has: id, language, or both."""
     family, change = family_of(call), call.operation.method == "PUT"
     named = dict(zip(re.findall(r"{(\w+)}", call.operation.path)[1:], rest))
     listed = family is TRANSACTIONAL and (change or "language" in named)
@@ -16179,7 +16178,7 @@ def _serve_content(path: str, words: str) -> None:
 
 
 def _serve_family(family: Family) -> None:
-    """Routes that all four families have."""
+    """Serve the operations that all four families have."""
     kind = family.kind
     words = "transactional messages" if family is TRANSACTIONAL else kind
     base = f"/v1/{kind}/{{{family.one}_id}}"
@@ -16206,13 +16205,13 @@ for _family in FAMILIES.values():
 
 _MESSAGE = "/v1/transactional/{transactional_id}"
 _LETTER = "/v1/newsletters/{newsletter_id}"
-# Seed 003 writes the plural.
+# Seed 003 has the plural.
 _IN_GROUP = f"{_LETTER}/test_group/{{test_group_id}}/language"
 _IN_GROUPS = f"{_LETTER}/test_groups/{{test_group_id}}/language"
 _serve_content(f"{_MESSAGE}/language/{{language}}", "a translation of a transactional message")
 _serve_content(f"{_LETTER}/language/{{language}}", "a translation of a newsletter")
 serve("GET", f"{_MESSAGE}/contents/{{content_id}}", "Read a content of a message.", one_content)
-# Seed 003 leaves the content's number out; the default one is meant.
+# Seed 003 omits the content's number; that means the default one.
 serve("GET", f"{_MESSAGE}/content", "List the contents of a message.", list_contents)
 for _path in (f"{_MESSAGE}/content", f"{_MESSAGE}/content/{{content_id}}"):
     _words = "Change a content of a message."
@@ -16232,7 +16231,7 @@ def trigger_of(call: Call, broadcast_id: str, trigger_id: str) -> Json:
 
 
 def trigger_document(row: Json) -> Json:
-    """A trigger as the App API gives it; `processed_at` is null until all is sent."""
+    """A trigger as the App API shows it; `processed_at` is null until everything is sent."""
     times = {"created_at": row["received_at"], "processed_at": row["processed_at"]}
     return {"id": row["id"], "broadcast_id": row["campaign_id"], **times}
 
@@ -16248,14 +16247,14 @@ def list_triggers(call: Call, broadcast_id: str) -> Json:
 @route("GET", "/v1/campaigns/{broadcast_id}/triggers/{trigger_id}", APP)
 @route("GET", "/v1/broadcasts/{broadcast_id}/triggers/{trigger_id}", APP)
 def get_trigger(call: Call, broadcast_id: str, trigger_id: str) -> Json:
-    """Read how far a trigger is."""
+    """Read the state of a trigger."""
     return trigger_document(trigger_of(call, broadcast_id, trigger_id))
 
 
 @route("GET", "/v1/campaigns/{broadcast_id}/triggers/{trigger_id}/errors", APP)
 @route("GET", "/v1/broadcasts/{broadcast_id}/triggers/{trigger_id}/errors", APP)
 def list_trigger_errors(call: Call, broadcast_id: str, trigger_id: str) -> Json:
-    """List what was wrong with a trigger, line by line."""
+    """List the errors of a trigger, line by line."""
     return paged(call, "errors", trigger_of(call, broadcast_id, trigger_id)["errors"])
 
 
@@ -16274,7 +16273,7 @@ _SCHEDULE = RATE_FIELDS.having(
 
 @route("POST", "/v1/newsletters", APP, True, _NEWSLETTER_FIELDS)
 def create_newsletter(call: Call) -> Json:
-    """Create a newsletter; send or schedule it, if the body says so."""
+    """Create a newsletter; send or schedule it if the body says so."""
     body, workspace = call.body(), call.workspace
     given = {**_NEWSLETTER.read(body), **checked_rate(body)}
     needed = NEWSLETTER_TYPES[given["type"]]
@@ -16303,7 +16302,7 @@ def create_newsletter(call: Call) -> Json:
 
 
 def newsletter_answer(call: Call, row: Json) -> Json:
-    """A newsletter as its operations answer."""
+    """The answer of the operations on a newsletter."""
     return {"newsletter": family_document(call.workspace, NEWSLETTERS, row)}
 
 
@@ -16327,7 +16326,7 @@ def send_newsletter_now(call: Call, newsletter_id: str) -> Json:
 
 @route("POST", "/v1/newsletters/{newsletter_id}/schedule", APP, fields=_SCHEDULE)
 def schedule_newsletter(call: Call, newsletter_id: str) -> Json:
-    """Schedule a newsletter, or take it off the schedule by 0."""
+    """Schedule a newsletter, or with 0 take it off the schedule."""
     body, workspace = call.body(), call.workspace
     with workspace.lock:
         row = unsent_newsletter(call, newsletter_id)
@@ -16378,7 +16377,7 @@ def list_test_groups(call: Call, newsletter_id: str) -> Json:
 
 @route("POST", "/v1/newsletters/{newsletter_id}/test_groups", APP, fields=NO_FIELDS, locked=True)
 def create_test_group(call: Call, newsletter_id: str) -> Json:
-    """Add a test group, whose content begins as a copy of the first one."""
+    """Add a test group, whose content starts as a copy of the first."""
     workspace = call.workspace
     row = unsent_newsletter(call, newsletter_id)
     if not workspace.shelves["test_groups"].where(_parent=row["id"]):
@@ -16391,7 +16390,7 @@ def create_test_group(call: Call, newsletter_id: str) -> Json:
 
 
 def variant_of(call: Call, newsletter_id: str, group_id: str, language: str) -> Json:
-    """A newsletter's content in a language, in a test group if one is named."""
+    """The content of a newsletter in a language, and in a test group if one is given."""
     row = family_row(call, NEWSLETTERS, newsletter_id)
     if not group_id:
         return content_row(call, NEWSLETTERS, row, "", language)
@@ -16459,7 +16458,7 @@ def delete_variant(call: Call, newsletter_id: str, *rest: str) -> Response:
 _SNIPPET = FieldList(status=422).having(
     "name value", name=text_field(150), value=text_field(16_000, blank=True), any="updated_at"
 )
-#: What all snippets may come to, in bytes, and how many collections there may be (docs).
+#: The most bytes of all snippets together, and the most collections (docs).
 MAX_SNIPPETS, MAX_COLLECTIONS = 5 * 1000 * 1000, 50
 MAX_COLLECTION = 10 * 1000 * 1000
 MAX_COLLECTION_ROW = 10 * 1000
@@ -16480,7 +16479,7 @@ _WEBHOOK_WITH_ID = _WEBHOOK.having(any="id")
 @route("PUT", "/v1/snippets", APP, fields=_SNIPPET)
 @route("POST", "/v1/snippets", APP, fields=_SNIPPET)
 def save_snippet(call: Call) -> Json:
-    """Create a snippet; with PUT also replace one."""
+    """Create a snippet; with PUT, also replace one."""
     given = call.fields()
     name = given["name"].strip()
     shelf = call.workspace.shelves["snippets"]
@@ -16496,7 +16495,7 @@ def save_snippet(call: Call) -> Json:
 
 @route("DELETE", "/v1/snippets/{snippet_name}", APP)
 def delete_snippet(call: Call, snippet_name: str) -> Response:
-    """Delete a snippet that no message uses."""
+    """Delete a snippet, unless a message uses it."""
     row = shelved(call, "snippets", snippet_name)
     use = re.compile(r"snippets(\.%s\b|\[.%s.\])" % ((re.escape(row["name"]),) * 2))
     for family in FAMILIES.values():
@@ -16508,7 +16507,7 @@ def delete_snippet(call: Call, snippet_name: str) -> Response:
 
 
 def checked_collection(data: Json, name: str) -> Json:
-    """The rows of a collection. Raises ApiError 400."""
+    """Check the rows of a collection. Raises ApiError 400."""
     if not isinstance(data, list) or not all(isinstance(row, dict) for row in data):
         raise invalid(f"{name} must be a list of objects", name)
     sizes = [len(compact(row)) for row in data]
@@ -16518,7 +16517,7 @@ def checked_collection(data: Json, name: str) -> Json:
 
 
 def collection_rows(body: Json) -> Json:
-    """The rows that a body has, or those behind its `url`: CSV or a JSON list."""
+    """The rows in a body, or those found at its `url`: CSV or a JSON list. Raises ApiError 400."""
     if "data" in body or not body.get("url"):
         return checked_collection(body.get("data"), "data")
     text = fetched(body["url"], "url")
@@ -16529,7 +16528,7 @@ def collection_rows(body: Json) -> Json:
 
 @route("POST", "/v1/collections", APP, True, _COLLECTION)
 def create_collection(call: Call) -> Json:
-    """Create a collection from rows, or from a file behind a URL."""
+    """Create a collection from rows, or from a file at a URL."""
     given, now = call.fields(), call.workspace.seconds()
     moment = {"created_at": now, "updated_at": now}
     row = {"name": given["name"], **moment, **content_of(collection_rows(given))}
@@ -16540,7 +16539,7 @@ def create_collection(call: Call) -> Json:
 
 
 def change_collection(call: Call, collection_id: str, update: Json) -> Json:
-    """Replace fields of a collection."""
+    """Replace some fields of a collection."""
     with call.workspace.lock:
         number = path_number(call.workspace, collection_id)
         shelved(call, "collections", number)
@@ -16597,7 +16596,7 @@ def sender_document(row: Json) -> Json:
 
 @route("GET", "/v1/sender_identities/{sender_id}/used_by", APP, locked=True)
 def sender_used_by(call: Call, sender_id: str) -> Json:
-    """List what a sender identity is used by."""
+    """List what uses a sender identity."""
     workspace = call.workspace
     number = shelved(call, "sender_identities", path_number(workspace, sender_id))["id"]
     parents = {
@@ -16642,17 +16641,17 @@ def channel_document(row: Json) -> Json:
 
 
 class Listed(NamedTuple):
-    """A kind of rows that are just listed, read and deleted."""
+    """A kind of row with plain operations: list, read, delete."""
 
     shelf: str
-    #: What an answer calls many and one of them; "-" where it is the answer itself.
+    #: What an answer calls several, and one; "-" if the answer is the row itself.
     many: str
     one: str = ""
     document: Callable[[Json], Json] = shown
     can_delete: bool = False
 
 
-#: The kinds by their path.
+#: These kinds, by their path.
 LISTED = {
     "snippets": Listed("snippets", "snippets"),
     "collections": Listed("collections", "collections", "collection", shown, True),
@@ -16675,7 +16674,7 @@ def list_rows(call: Call) -> Json:
         if kind.shelf == "channels" and not found:
             found = [{"id": n, "name": t, "type": t} for n, t in enumerate(DEFAULT_CHANNELS, 1)]
         documents = [kind.document(row) for row in found]
-    # Like exports, these two are null when there are none (observed).
+    # These two, like exports, are null if there are none (observed).
     return {kind.many: documents or (None if kind.can_delete else [])}
 
 
@@ -16714,7 +16713,7 @@ _OPTOUTS = NO_FIELDS.having("optouts", optouts=list_field(object_field(_OPTOUT),
 
 
 def topics_of(call: Call, person: Person) -> List[Json]:
-    """The topics of the workspace and whether a person is subscribed to each."""
+    """The workspace's topics, and whether a person is subscribed to each."""
     language = call.request.query().get("language", "")
     rows = []
     for row in call.workspace.shelves["topics"].rows.values():
@@ -16727,13 +16726,13 @@ def topics_of(call: Call, person: Person) -> List[Json]:
 
 @route("GET", "/v1/customers/{customer_id}/subscription_preferences", APP, locked=True)
 def get_subscription_preferences(call: Call, customer_id: str) -> Json:
-    """Read what a person is subscribed to."""
+    """Read a person's subscriptions."""
     person = person_of(call, customer_id)
     return {"customer": preferences_document(call, person)}
 
 
 def preferences_document(call: Call, person: Person) -> Json:
-    """A person with topics, as the subscription center shows them."""
+    """A person with their topics, as the subscription center shows them."""
     named = {"id": person.id or None, "identifiers": person.identifiers()}
     header = {"title": "Subscription preferences", "subtitle": person.email}
     topics = topics_of(call, person)
@@ -16753,7 +16752,7 @@ def get_subscription_token(call: Call, customer_id: str) -> Json:
 
 @route("GET", "/u/i/{token}/", APP_OPEN, locked=True)
 def show_subscription_center(call: Call, token: str) -> Json:
-    """Show what the person of a token is subscribed to."""
+    """Show the subscriptions of the person to whom a token was issued."""
     serial, _, rest = token.partition(".")
     expires, _, signature = rest.partition(".")
     if not (serial.isdecimal() and expires.isdecimal() and len(token) < 200):
@@ -16768,7 +16767,7 @@ def show_subscription_center(call: Call, token: str) -> Json:
 
 
 def optouts_of(workspace: Workspace, person: Person) -> List[Json]:
-    """The senders that a person does not want to hear from."""
+    """The senders from which a person has opted out."""
     pairs = workspace.optouts.get(person.serial, ())
     return [{"channel": channel, "from": sender} for channel, sender in pairs]
 
@@ -16849,7 +16848,7 @@ def list_suppressions(call: Call, *place: str) -> Json:
 @route("GET", "/v1/esp/search_suppression/{email_address}", APP)
 @route("GET", "/v1/esp_suppression/{email_address}", APP)
 def find_suppression(call: Call, email_address: str) -> Json:
-    """Look an address up in the lists of the email provider."""
+    """Look an address up in the email provider's lists."""
     for type, rows in call.workspace.deliveries.esp.items():
         if email_address.lower() in rows:
             row = rows[email_address.lower()]
@@ -16887,7 +16886,7 @@ def unsuppress_email(call: Call, *place: str) -> Response:
 
 @route("POST", "/v1/esp_suppression/search", APP, fields=_ADDRESSES)
 def search_suppressions(call: Call) -> Json:
-    """Search all lists of the email provider by addresses."""
+    """Search all of the email provider's lists for addresses."""
     body = call.fields()
     emails = body.get("emails") or [body.get("email")]
     wanted = [as_text(email).lower() for email in emails if email]
@@ -16904,7 +16903,7 @@ _IMPORT_BODY = LAX.having("import", **{"import": OBJECT._replace(inner=import_fi
 
 @route("POST", "/v1/imports", APP, True, _IMPORT_BODY)
 def create_import(call: Call) -> Json:
-    """Import people, events, objects or relationships from a CSV behind a URL."""
+    """Import people, events, objects or relationships from a CSV file at a URL."""
     order, workspace = checked_import(call.fields()["import"]), call.workspace
     name, rows, failed = "data_file_url", [], ""
     try:
@@ -16919,7 +16918,7 @@ def create_import(call: Call) -> Json:
             outcome = run_import(workspace, order, rows, call.base_url)
         times = dict.fromkeys(("created_at", "updated_at"), workspace.seconds())
         row = workspace.shelves["imports"].add({**_import_facts(order), **times, **outcome})
-    # The answer comes before the work, which is done when anybody asks again.
+    # The real service answers before it does the work, so report the result only when asked again.
     accepted = {"state": "preprocessing", "rows_to_import": 0, "rows_imported": 0}
     hidden = ("error", "error_export_id", "error_download_url")
     shown_row = {name: value for name, value in row.items() if name not in hidden}
@@ -16928,7 +16927,7 @@ def create_import(call: Call) -> Json:
 
 @route("GET", "/v1/imports/{import_id}", APP)
 def get_import(call: Call, import_id: str) -> Json:
-    """Read how far an import is."""
+    """Read the state of an import."""
     row = shelved(call, "imports", path_number(call.workspace, import_id))
     return {"import": shown(row)}
 
@@ -16965,7 +16964,7 @@ def change_index(call: Call) -> Response:
 @route("GET", "/v1/index/attributes", APP, heavy=True, locked=True)
 @route("GET", "/v1/index/events", APP, heavy=True, locked=True)
 def list_index(call: Call) -> Json:
-    """List the attributes or events that have been seen, with what is known about them."""
+    """List the attributes or events that have occurred, with what is known about them."""
     workspace, kind = call.workspace, call.operation.path.split("/")[3]
     people = workspace.people
     seen = {name for person in people for name in person.attributes}
@@ -16978,7 +16977,7 @@ def list_index(call: Call) -> Json:
 
 @route("GET", "/v1/workspaces", APP, locked=True)
 def list_workspaces(call: Call) -> Json:
-    """List the workspaces with what is in them."""
+    """List the workspaces, with counts of what they contain."""
     workspace = call.workspace
     sent = sum("sent" in delivery.metrics for delivery in workspace.deliveries.rows.values())
     counts = {
@@ -16997,7 +16996,7 @@ def list_workspaces(call: Call) -> Json:
 
 @route("GET", "/v1/info/ip_addresses", APP_OPEN)
 def list_ip_addresses(call: Call) -> Json:
-    """List the addresses that webhooks come from: here, that of the fake itself."""
+    """List the addresses from which webhooks come: here, the fake's own."""
     return {"ip_addresses": call.workspace.ip_addresses or [call.fake.settings.host]}
 
 
@@ -17011,7 +17010,7 @@ def list_ip_addresses(call: Call) -> Json:
 
 
 class StudioError(ApiError):
-    """An error of Design Studio with details: a failed publish tells what is wrong by language."""
+    """An error of Design Studio with details, such as the faults in each language of an email."""
 
     def __init__(self, status: int, message: str, meta: Json) -> None:
         super().__init__(status, message)
@@ -17019,7 +17018,7 @@ class StudioError(ApiError):
 
 
 def studio_errors(error: ApiError) -> Json:
-    """The App API's list of errors, with `meta` where there are details (reference)."""
+    """The App API's list of errors, with `meta` if there are details (reference)."""
     answer = detail_list(error)
     if isinstance(error, StudioError):
         answer["errors"][0]["meta"] = error.meta
@@ -17140,7 +17139,7 @@ def _query_one_of(choices: Any, default: Any = None) -> QueryReader:
 
 
 def read_query(call: Call, readers: Mapping[str, QueryReader]) -> Json:
-    """The query parameters that `readers` know. Raises ApiError 400."""
+    """The query parameters for which there are `readers`. Raises ApiError 400."""
     query = call.request.query()
     try:
         return {name: read(query, name) for name, read in readers.items()}
@@ -17175,28 +17174,28 @@ _EMAIL_QUERY = {
 
 
 def _changes(fields: FieldList) -> FieldList:
-    """The same fields where at least one of them is to be changed."""
+    """The same fields for an update, which has to name at least one."""
     return fields._replace(needed=(), some=True)
 
 
-# ---- what lies in folders: folders, assets, components, emails
+# ---- what is kept in folders: folders, assets, components, emails
 
 
 class StudioKind(NamedTuple):
-    """A kind of thing that lies in folders; its five operations follow from this row."""
+    """A kind of thing that is kept in folders; its five operations are derived from this row."""
 
     noun: str
     path: str
     listed: str
-    #: What an answer calls one and many of them.
+    #: What an answer calls one, and several.
     one: str
     many: str
-    #: Where they and their folders are kept.
+    #: The shelves of the things and of their folders.
     shelf: str
     folders: str
     fields: FieldList
     blank: Json
-    #: Fields that no two may have alike.
+    #: Fields whose combination has to be unique.
     unique: Sequence[str] = ()
     query: Mapping[str, QueryReader] = _STUDIO_QUERY
     show: Callable[[Call, Json], Json] = lambda call, row: shown(row)
@@ -17206,7 +17205,7 @@ class StudioKind(NamedTuple):
 
 
 def _studio_row(kind: StudioKind, call: Call, id: str) -> Json:
-    """The row with the id in a path. Raises ApiError 404, or 400 for what can't be an asset's."""
+    """The row with the id in a path. Raises ApiError 404, or 400 if it can't be an asset's."""
     numbered = kind.folders == "asset_folders"
     if numbered and not re.fullmatch(r"[1-9]\d{0,14}", id):
         raise invalid("id must be a whole number of at least 1", "id")
@@ -17217,7 +17216,7 @@ def _studio_row(kind: StudioKind, call: Call, id: str) -> Json:
 
 
 def line_of(workspace: Workspace, folders: str, id: Any) -> List[Any]:
-    """The ids of a folder and of all above it. Raises ApiError 404."""
+    """The ids of a folder and of all those above it. Raises ApiError 404."""
     rows, line = workspace.shelves[folders].rows, []
     while id is not None:
         if id not in rows:
@@ -17228,7 +17227,7 @@ def line_of(workspace: Workspace, folders: str, id: Any) -> List[Any]:
 
 
 def _settled_row(kind: StudioKind, workspace: Workspace, row: Json) -> Json:
-    """A row fit to be stored. Raises ApiError 404 or 400 for its folder, 409 for its name."""
+    """A row ready to be stored. Raises ApiError 404 or 400 about its folder, 409 about its name."""
     folder = row["parent_folder_id"] or None
     row = {**row, "parent_folder_id": folder.lower() if isinstance(folder, str) else folder}
     line = line_of(workspace, kind.folders, row["parent_folder_id"])
@@ -17250,7 +17249,7 @@ def _check_senders(workspace: Workspace, row: Json) -> None:
 
 
 def put_up(kind: StudioKind, call: Call, fields: Json) -> Json:
-    """Store a new row and answer with it."""
+    """Store a new row; answers with it."""
     workspace = call.workspace
     with workspace.lock:
         moment = dict.fromkeys(("created", "updated"), workspace.seconds())
@@ -17261,7 +17260,7 @@ def put_up(kind: StudioKind, call: Call, fields: Json) -> Json:
 
 
 def read_item(kind: StudioKind, call: Call, id: str) -> Json:
-    """Answer with one row."""
+    """Answer with a row."""
     with call.workspace.lock:
         return {kind.one: kind.show(call, _studio_row(kind, call, id))}
 
@@ -17286,7 +17285,7 @@ def delete_item(kind: StudioKind, call: Call, id: str) -> Response:
 
 
 def list_items(kind: StudioKind, call: Call) -> Json:
-    """Answer with a page of the rows that fit the query."""
+    """Answer with a page of the rows that match the query."""
     filters = read_query(call, kind.query)
     pages, folders = read_query(call, _PAGE_QUERY), {}
     with call.workspace.lock:
@@ -17303,7 +17302,7 @@ def list_items(kind: StudioKind, call: Call) -> Json:
 
 
 def _lying_in(call: Call, folders: str, shelf: str, filters: Json) -> List[Json]:
-    """The rows in a folder, or with `direct_descendants_only` right in it. Raises ApiError 404."""
+    """The rows below a folder, or just those directly in it. Raises ApiError 404."""
     workspace, top = call.workspace, filters["parent_folder_id"]
     line_of(workspace, folders, top)
     rows = workspace.shelves[shelf].rows.values()
@@ -17331,7 +17330,7 @@ def _keep_full_folder(workspace: Workspace, folder: Json) -> None:
 
 
 def _empty_folder(workspace: Workspace, folder: Json) -> None:
-    """Delete what is in a folder of assets; no error is documented for a full one (inferred)."""
+    """Delete what is in a folder of assets: no error is documented for a full one (inferred)."""
     for name in ("assets", "asset_folders"):
         shelf = workspace.shelves[name]
         for row in shelf.where(parent_folder_id=folder["id"]):
@@ -17385,7 +17384,7 @@ def languages_of(workspace: Workspace, email: Json) -> List[Json]:
 
 
 def envelope_document(workspace: Workspace, envelope: Json) -> Json:
-    """An envelope as answers show it: with the senders whom its numbers mean."""
+    """An envelope as answers show it: with the addresses of the senders it names by number."""
     senders = workspace.shelves["sender_identities"].rows
     rows = {name: senders.get(envelope[f"{name}_id"]) or {} for name in ("from", "reply_to")}
     return {**envelope, **{n: r.get("address") or r.get("email") or "" for n, r in rows.items()}}
@@ -17421,7 +17420,7 @@ def _clear_email(workspace: Workspace, email: Json) -> None:
 
 
 def _forget_node(workspace: Workspace, node: Json) -> None:
-    """Delete what hangs on an email or translation, and the translation."""
+    """Delete what belongs to an email or translation, and the translation itself."""
     for name in ("ds_versions", "ds_previews"):
         for row in workspace.shelves[name].where(node_id=node["id"]):
             workspace.shelves[name].remove(row["id"])
@@ -17475,7 +17474,7 @@ def _seed_studio(kind: StudioKind) -> Seeder:
 
 
 def _plant_item(workspace: Workspace, kind: StudioKind, row: Json, where: str) -> Json:
-    """Put up what an answer of Design Studio shows; what it computes is left out."""
+    """Add a row from an answer of Design Studio, leaving out what the answer computes."""
     stamps = dict.fromkeys(("created", "updated"), workspace.seconds())
     known = ("id", *stamps, *(name for name in kind.blank if name[0] != "_"))
     given = {name: row[name] for name in known if name in row}
@@ -17574,18 +17573,18 @@ def delete_email_translation(call: Call, id: str, language: str) -> Response:
     return no_content()
 
 
-# ---- drafts: emails with their components put in
+# ---- drafts: emails with their components filled in
 
-#: How many components one email may take in, those in components included, and its largest size.
+#: The most components that one email may use, nested ones included; and its largest size.
 MAX_COMPONENTS = 500
 MAX_EMAIL = 1 << 21
 _SLOT_TAG = re.compile(r"<slot\s*/>|<slot\s*>\s*</slot\s*>")
 
 
 def compiled(html: str, components: Sequence[Json]) -> Tuple[str, List[Json]]:
-    """HTML with the components in place of their tags, and the components it took.
+    """HTML with the tags of components replaced by their content, and the components used.
 
-    What a tag encloses goes to the component's `<slot/>`. Raises ApiError 400.
+    What a tag encloses goes into the component's `<slot/>`. Raises ApiError 400.
     """
     tags = {row["tag"]: row for row in components}
     opening = re.compile(f"<({'|'.join(map(re.escape, tags))})(?=[\\s/>])[^<>]*>")
@@ -17607,7 +17606,7 @@ def compiled(html: str, components: Sequence[Json]) -> Tuple[str, List[Json]]:
 
 
 class Draft(NamedTuple):
-    """An email or a translation as it was at one moment; can be read without the lock."""
+    """An email or translation as of one moment, readable without the lock."""
 
     node: Json
     email: Json
@@ -17617,22 +17616,22 @@ class Draft(NamedTuple):
 
     @property
     def language(self) -> str:
-        """The language of a translation, "" for the email itself."""
+        """The language of a translation; "" for the email itself."""
         return cast(str, self.node.get("language", ""))
 
     @property
     def head(self) -> Json:
-        """How answers name the email or translation."""
+        """The fields by which answers identify the email or translation."""
         named = {"node_id": self.node["id"], "node_type": "EMAIL"}
         return {**named, **({"language": self.language} if self.language else {})}
 
     def parts(self) -> Json:
-        """All that a publish or a version keeps."""
+        """All that a publish or a version preserves."""
         source = {name: self.node[name] for name in _PARTS}
         return {**source, "html": self.content["html"], "components": self.components}
 
     def sources(self) -> Dict[str, str]:
-        """Every text with Liquid in it, by field."""
+        """All texts that may contain Liquid, by field."""
         names = ("from", "reply_to", "recipient", "bcc", "cc")
         return {**self.content, **{name: self.envelope.get(name, "") for name in names}}
 
@@ -17655,7 +17654,7 @@ def draft_of(call: Call, id: str) -> Draft:
 
 
 def liquid_errors(draft: Draft) -> List[str]:
-    """What is wrong with the Liquid of a draft, without rendering it."""
+    """The syntax errors in a draft's Liquid, found without rendering it."""
     errors = []
     headers = [part for row in draft.envelope["headers"] for part in row.values()]
     for source in (*draft.sources().values(), *headers):
@@ -17668,7 +17667,7 @@ def liquid_errors(draft: Draft) -> List[str]:
 
 # ---- link and publish
 
-#: Where an email may be linked to: the families, and the id that names one (reference).
+#: What an email may be linked to: the families, and the id that identifies one (reference).
 LINK_TARGETS = {
     "transactional_message": ((TRANSACTIONAL,), "transactional_message_id"),
     "newsletter": ((NEWSLETTERS,), "newsletter_id"),
@@ -17681,7 +17680,7 @@ _LINK = CLOSED.having("target", target=_TARGET, flag="force")
 
 
 def _linked_content(call: Call, kind: str, number: int) -> Tuple[Family, Json]:
-    """The content that a link's target means. Raises ApiError 404."""
+    """The content to which a link's target refers. Raises ApiError 404."""
     families = LINK_TARGETS[kind][0]
     if kind != "campaign_action":
         parent = family_row(call, families[0], str(number))
@@ -17694,7 +17693,7 @@ def _linked_content(call: Call, kind: str, number: int) -> Tuple[Family, Json]:
 
 @route("POST", _EMAIL_PATH + "/link", STUDIO, fields=_LINK)
 def link_email(call: Call, id: str) -> Json:
-    """Tie an email to the message whose content it is going to be."""
+    """Link an email to the message that will have it as its content."""
     fields, workspace = call.fields(), call.workspace
     target = fields["target"]
     key = LINK_TARGETS[target["type"]][1] if "type" in target else "type"
@@ -17736,7 +17735,7 @@ def _linked_drafts(call: Call, id: str) -> List[Draft]:
 
 @route("POST", _EMAIL_PATH + "/publish", STUDIO, fields=NO_FIELDS)
 def publish_email(call: Call, id: str) -> Json:
-    """Copy an email and its translations to where it is linked to."""
+    """Copy an email and its translations to the message that it is linked to."""
     drafts, workspace = _linked_drafts(call, id), call.workspace
     errors = {draft.language: liquid_errors(draft) for draft in drafts}
     if any(errors.values()):
@@ -17748,9 +17747,9 @@ def publish_email(call: Call, id: str) -> Json:
         publish_id = ulid(workspace.clock.now(), workspace.count("publish"))
         job = {"status": "pending", "mappings": None, "_email": drafts[0].email["id"]}
         workspace.shelves["ds_publishes"].add(job, publish_id)
-        # A workspace that lags behind publishes late, too.
+        # With an `ingest_delay`, publishing is delayed, too.
         if not workspace.settings.ingest_delay:
-            # The reference gives the id of a pending one only; then nothing could be asked of this.
+            # By the reference only a pending one has an id; but then this one could not be queried.
             return {**_do_publish(workspace, publish_id, drafts), "publish_id": publish_id}
         due = workspace.clock.now() + workspace.settings.ingest_delay
         workspace.agenda.later(due, publish_late, publish_id, drafts)
@@ -17775,17 +17774,17 @@ def _do_publish(workspace: Workspace, publish_id: str, drafts: List[Draft]) -> J
 
 @chore
 def publish_late(workspace: Workspace, publish_id: str, drafts: List[Draft]) -> None:
-    """Publish in a workspace that lags behind."""
+    """Publish after the `ingest_delay`."""
     try:
         with workspace.lock:
             _do_publish(workspace, publish_id, drafts)
-    except ApiError as error:  # publish_status tells
+    except ApiError as error:  # shown by publish_status
         failed = {"_error": error.message, "_status": error.status}
         workspace.shelves["ds_publishes"].change(publish_id, failed)
 
 
 def _put_content(workspace: Workspace, link: Json, draft: Draft) -> Json:
-    """Write a draft into the content of its language at the link's target; gives the content."""
+    """Write a draft to the content in its language at the link's target; returns the content."""
     family = FAMILIES[link["family"]]
     shelf = workspace.shelves[family.shelf]
     row = shelf.rows.get(link["template_id"])
@@ -17800,7 +17799,7 @@ def _put_content(workspace: Workspace, link: Json, draft: Draft) -> Json:
 
 
 def _as_content(draft: Draft) -> Json:
-    """A draft in the words of a message's content."""
+    """A draft as the fields of a message's content."""
     content, envelope = draft.content, draft.envelope
     plain = {"body_plain": content["text"]} if content["text"] else {}
     return {
@@ -17816,7 +17815,7 @@ def _as_content(draft: Draft) -> Json:
 
 @route("GET", _EMAIL_PATH + "/publish_status", STUDIO, locked=True)
 def get_publish_status(call: Call, id: str) -> Json:
-    """Say whether a publish is done, and what came of it."""
+    """Return whether a publish is done, and its result."""
     publish_id = call.request.query().get("publish_id")
     if not publish_id:
         raise required("publish_id", "the publish_id of a pending publish")
@@ -17831,7 +17830,7 @@ def get_publish_status(call: Call, id: str) -> Json:
 
 @route("GET", _EMAIL_PATH + "/unpublished_changes", STUDIO)
 def check_unpublished_changes(call: Call, id: str) -> Json:
-    """Say whether an email or a translation differs from what was published last."""
+    """Return whether an email or a translation differs from what was last published."""
     drafts = _linked_drafts(call, id)
     current = {draft.node["id"]: draft.parts() for draft in drafts}
     return {"has_unpublished_changes": current != drafts[0].email["_published"]}
@@ -17845,7 +17844,7 @@ _VERSION = CLOSED.having("name", short="name", text="description")
 def add_version(
     workspace: Workspace, draft: Draft, name: str, description: str = "", on_publish: bool = False
 ) -> Json:
-    """Keep a draft as it is now."""
+    """Save a draft as a version."""
     about = {"description": description} if description else {}
     facts = {"created": workspace.seconds(), "created_on_publish": on_publish, "feedback": False}
     node = {"node_id": draft.node["id"], "node_type": "EMAIL"}
@@ -17856,7 +17855,7 @@ def add_version(
 
 @route("POST", _EMAIL_PATH + "/versions", STUDIO, fields=_VERSION)
 def save_version(call: Call, id: str) -> Json:
-    """Keep a version of an email, unless nothing has changed since the latest."""
+    """Save a version of an email, unless nothing has changed since the latest."""
     fields, draft, workspace = call.fields(), draft_of(call, id), call.workspace
     with workspace.lock:
         old = workspace.shelves["ds_versions"].where(node_id=draft.node["id"])[-1:]
@@ -17888,7 +17887,7 @@ def _version_of(call: Call, id: str, version_id: str) -> Json:
 
 @route("GET", _EMAIL_PATH + "/versions/{version_id}", STUDIO, locked=True)
 def get_version(call: Call, id: str, version_id: str) -> Json:
-    """Read a version of an email with the content and the components it had."""
+    """Read a version of an email, with the content and components of that time."""
     row = _version_of(call, id, version_id)
     parts = row["_parts"]
     envelope = envelope_document(call.workspace, parts["envelope"])
@@ -17907,7 +17906,7 @@ def get_version(call: Call, id: str, version_id: str) -> Json:
 
 @route("DELETE", _EMAIL_PATH + "/versions/{version_id}", STUDIO, locked=True)
 def delete_version(call: Call, id: str, version_id: str) -> Response:
-    """Delete a version of an email, unless a publish made it."""
+    """Delete a version of an email, unless it was made by a publish."""
     row = _version_of(call, id, version_id)
     if row["created_on_publish"]:
         raise ApiError(409, "cannot delete a version created on publish")
@@ -17919,7 +17918,7 @@ def delete_version(call: Call, id: str, version_id: str) -> Response:
     "POST", _EMAIL_PATH + "/versions/{version_id}/restore", STUDIO, fields=NO_FIELDS, locked=True
 )
 def restore_version(call: Call, id: str, version_id: str) -> Json:
-    """Make an email what it was in one of its versions."""
+    """Restore an email to one of its versions."""
     workspace = call.workspace
     row = _version_of(call, id, version_id)
     node, parts = row["node_id"], {name: row["_parts"][name] for name in _PARTS}
@@ -17934,10 +17933,10 @@ def restore_version(call: Call, id: str, version_id: str) -> Json:
 MAX_LINK_TEXT = 200
 _HIDDEN_TAGS = ("style", "script", "title")
 _BLOCK_TAGS = ("p", "div", "tr", "li", "h1", "h2", "h3", "h4", "table", "title", "ul", "ol")
-#: What may be given to a preview as data (reference).
+#: The data that may be given to a preview (reference).
 PREVIEW_DATA = ("customer", "event", "trigger", "journey", "campaign", "message", "objects")
 _SAMPLES = dict.fromkeys(PREVIEW_DATA, typed_field(dict, type(None)))
-#: What a preview calls the errors in each field; the other keys of `errors` stay empty.
+#: Where a preview's `errors` has those of each field; its other keys stay empty.
 _ERROR_KEYS = {
     "html": "body", "amp": "body_amp", "text": "body_plain", "recipient": "to",
 }  # fmt: skip
@@ -17945,18 +17944,18 @@ _PREVIEW_ERRORS = (
     "bcc", "body", "body_amp", "body_plain", "cc", "event", "from", "layout", "message",
     "preheader_text", "reply_to", "snippets", "subject", "to", "trigger",
 )  # fmt: skip
-#: What tags say in a message that isn't sent (inferred).
+#: The targets of links in a message that isn't sent (inferred).
 _UNSENT_LINKS = {
     name + "_url": f"https://track.customer.io/{name}/unsent"
     for name in ("unsubscribe", "manage_subscription_preferences", "view_in_browser")
 }
-#: Gmail cuts off what is longer.
+#: Gmail clips anything longer, in bytes.
 CLIPPED_AT = 102 * 1024
 _UNSUBSCRIBE = re.compile(r"unsubscribe|manage_subscription_preferences", re.IGNORECASE)
 
 
 class PageReader:
-    """What a preview and a review look for in HTML: its links, images and text."""
+    """Finds what a preview or a review needs in HTML: links, images and text."""
 
     def __init__(self, html: str) -> None:
         self.links: List[Json] = []
@@ -17974,7 +17973,7 @@ class PageReader:
 
     @property
     def text(self) -> str:
-        """The text a reader sees, line by line."""
+        """The text that a reader sees, line by line."""
         lines = (" ".join(line.split()) for line in "".join(self._text).split("\n"))
         return "\n".join(filter(None, lines))
 
@@ -18002,7 +18001,7 @@ class PageReader:
 
 
 class Proof(NamedTuple):
-    """A draft rendered for somebody: its fields, and what is wrong with them."""
+    """A draft rendered with some data: its fields, and the errors in them."""
 
     fields: Dict[str, str]
     errors: Dict[str, List[str]]
@@ -18036,7 +18035,7 @@ def proof_of(call: Call, draft: Draft, data: Json, strict: Iterable[str]) -> Pro
 
 @route("GET", _EMAIL_PATH + "/render", STUDIO)
 def render_email(call: Call, id: str) -> Json:
-    """Give an email with its components put in; Liquid stays as it is."""
+    """Return an email with its components filled in; Liquid stays as it is."""
     draft = draft_of(call, id)
     optional = {name: draft.content[name] for name in ("text", "amp") if draft.content[name]}
     return {**draft.head, "html": draft.content["html"], **optional}
@@ -18069,7 +18068,7 @@ class ReviewCheck(NamedTuple):
     of_html: bool = True
 
 
-#: The checks of a review, under our own names: Customer.io's are not known.
+#: The checks of a review, with names of our own: Customer.io's are unknown.
 REVIEW_CHECKS = {
     "subject": ReviewCheck("error", "The subject is missing", lambda content, page:
         "" if content["subject"].strip() else "write a subject", of_html=False),
@@ -18087,7 +18086,7 @@ REVIEW_CHECKS = {
     "unsubscribe": ReviewCheck("error", "The unsubscribe link is missing", lambda content, page:
         "" if _UNSUBSCRIBE.search(content["html"]) else "add one"),
 }  # fmt: skip
-#: What a failed check takes off the score of 100.
+#: What each failed check takes off the score of 100.
 REVIEW_WEIGHTS = {"error": 20, "warning": 10, "tip": 5}
 
 
@@ -18104,7 +18103,7 @@ def _review_findings(draft: Draft, names: Iterable[str]) -> List[Json]:
 
 @route("GET", _EMAIL_PATH + "/review", STUDIO, heavy=True)
 def review_email(call: Call, id: str) -> Json:
-    """Check an email for what readers and mail programs would stumble over."""
+    """Check an email for things that trip up readers and mail programs."""
     draft = draft_of(call, id)
     head = {"node_id": draft.node["id"]}
     if liquid_errors(draft):
@@ -18136,15 +18135,15 @@ _RUN_FIELDS = CLOSED.having(
     object="sample_data",
     flag="lax_mode",
 )
-#: The captures of a client: width and lines of each.
+#: The pictures of a client: the width and the number of lines of each.
 CAPTURES = {"screenshot": (600, 40), "thumbnail": (150, 8), "full_thumbnail": (150, 40)}
 _DAY = 86400
-#: What XML can't hold.
+#: Characters that XML can't contain.
 _UNPRINTABLE = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 
 
 def _preview_clients(call: Call) -> Dict[str, Json]:
-    """The mail programs there are. Raises ApiError 404 where nobody has set any up."""
+    """The mail programs available. Raises ApiError 404 if none have been seeded."""
     rows = cast(Dict[str, Json], call.workspace.shelves["inbox_preview_clients"].rows)
     if not rows:
         raise ApiError(404, "inbox previews are not enabled for this account")
@@ -18152,7 +18151,7 @@ def _preview_clients(call: Call) -> Dict[str, Json]:
 
 
 def _check_run(call: Call) -> Json:
-    """The body of a run. Raises ApiError 400 or 404."""
+    """Read the body of a run. Raises ApiError 400 or 404."""
     body = call.fields()
     data, ids = body.get("sample_data", {}), body["client_ids"]
     if len(compact(data)) > MAX_SAMPLE_DATA:
@@ -18166,10 +18165,10 @@ def _check_run(call: Call) -> Json:
 
 @route("POST", _EMAIL_PATH + "/inbox_previews", STUDIO, True, _RUN_FIELDS)
 def submit_inbox_preview(call: Call, id: str) -> Json:
-    """Draw an email as mail programs show it, each for one credit."""
+    """Draw an email as several mail programs show it, at one credit each."""
     _preview_clients(call)
     body, draft, workspace = _check_run(call), draft_of(call, id), call.workspace
-    # Where no sample is given, nothing can be missing from it (inferred).
+    # If no sample is given, nothing counts as missing from it (inferred).
     data = body.get("sample_data", {})
     proof = proof_of(call, draft, data, () if body.get("lax_mode") else data)
     wrong = [text for rows in proof.errors.values() for text in rows]
@@ -18189,7 +18188,7 @@ def submit_inbox_preview(call: Call, id: str) -> Json:
 
 
 def _run_today(workspace: Workspace, draft: Draft, order: Json) -> Optional[Json]:
-    """The run that did the same today. Raises ApiError 409 if its name was used for another."""
+    """Today's run of the same order. Raises ApiError 409 if another one used its name."""
     since = workspace.seconds() // _DAY * _DAY
     runs = workspace.shelves["ds_previews"].where(node_id=draft.node["id"])
     today = [run for run in runs if run["created_at"] >= since]
@@ -18201,7 +18200,7 @@ def _run_today(workspace: Workspace, draft: Draft, order: Json) -> Optional[Json
 
 
 def _charge_credits(workspace: Workspace, price: int) -> None:
-    """Take credits, free ones first. Raises ApiError 403 without any account, 422 if too few."""
+    """Take credits, free ones first. Raises ApiError 403 if there are none, 422 if too few."""
     shelf, now = workspace.shelves["inbox_preview_credits"], workspace.seconds()
     if not shelf.rows:
         raise ApiError(403, "this account cannot be charged for inbox previews")
@@ -18267,7 +18266,7 @@ def _preview_document(run: Json, client: Json, name: str, base: str) -> Json:
 
 @route("GET", _EMAIL_PATH + "/inbox_previews/{run_id}/captures/{client_id}", STUDIO)
 def get_inbox_preview_capture(call: Call, id: str, run_id: str, client_id: str) -> Response:
-    """The picture of an email in one mail program."""
+    """Return the picture of an email in a mail program."""
     query = read_query(call, {"variant": _query_one_of(tuple(CAPTURES), "screenshot")})
     key = call.request.query().get("key")
     if key not in ("default" if query["variant"] == "screenshot" else None, None):
@@ -18281,7 +18280,7 @@ def get_inbox_preview_capture(call: Call, id: str, run_id: str, client_id: str) 
 
 
 def _drawing(subject: str, text: str, width: int, lines: int) -> bytes:
-    """An SVG of an email: the subject in bold, and the first lines of its text."""
+    """Draw an SVG of an email: the subject in bold, and the first lines of its text."""
     import textwrap
 
     subject, text = (_UNPRINTABLE.sub("", part) for part in (subject, text))
@@ -18326,7 +18325,7 @@ def list_inbox_preview_clients(call: Call) -> Json:
 
 @route("GET", _PREVIEWS_PATH + "/credits", STUDIO, locked=True)
 def get_inbox_preview_credits(call: Call) -> Json:
-    """Say how many credits for inbox previews are left."""
+    """Return how many credits for inbox previews are left."""
     names = ("tier", "credits_original", "credits_remaining", "expires_at")
     _preview_clients(call)
     rows = list(call.workspace.shelves["inbox_preview_credits"].rows.values())
@@ -18337,7 +18336,7 @@ def get_inbox_preview_credits(call: Call) -> Json:
 
 MAX_ASSET = 2 * 1024 * 1024
 MAX_ASSET_SIDE = 4096
-#: What an asset may be, and how such a file begins (reference).
+#: The types of assets, and how the files of each begin (reference).
 ASSET_TYPES = {
     "image/bmp": b"BM",
     "image/gif": b"GIF8",
@@ -18366,7 +18365,7 @@ def form_parts(call: Call) -> Dict[str, Any]:
 
 
 def _disposition(part: Any, name: str) -> str:
-    """A parameter of a part's Content-Disposition; browsers and SDKs write it in plain UTF-8."""
+    """A parameter of a part's Content-Disposition, which browsers and SDKs write in plain UTF-8."""
     raw = {key.lower(): value for key, value in part.raw_items()}.get("content-disposition", "")
     match = re.search(rf'[;\s]{name}="((?:[^"\\]|\\.)*)"|[;\s]{name}=([^;\s]+)', raw)
     text = (match[1] or match[2] or "") if match else ""
@@ -18375,7 +18374,7 @@ def _disposition(part: Any, name: str) -> str:
 
 
 def pixels(type: str, data: bytes) -> Tuple[int, int]:
-    """Width and height out of a picture's header; 0 where it doesn't tell."""
+    """The width and height in a picture's header; 0 if it doesn't say."""
     place, size, order = {
         "image/png": (16, 4, "big"),
         "image/gif": (6, 2, "little"),
@@ -18387,7 +18386,7 @@ def pixels(type: str, data: bytes) -> Tuple[int, int]:
 
 
 def _jpeg_frame(data: bytes) -> int:
-    """Where height and width stand in a JPEG; 0 if nowhere."""
+    """The position of height and width in a JPEG; 0 if there are none."""
     place = 2
     while data[place : place + 1] == b"\xff" and len(data) > place + 4:
         if data[place + 1] in _JPEG_FRAMES:
@@ -18414,7 +18413,7 @@ _ASSET_FORM = ASSETS.fields._replace(needed=(), free="multipart/form-data, not J
 
 @route("POST", ASSETS.path, STUDIO, True, _ASSET_FORM)
 def create_asset(call: Call) -> Json:
-    """Upload one file."""
+    """Upload a file."""
     if len(call.request.body) > MAX_ASSET + 65536:
         raise invalid(f"file cannot be larger than {MAX_ASSET} bytes", "file")
     parts = form_parts(call)
@@ -18433,20 +18432,20 @@ def create_asset(call: Call) -> Json:
 
 @route("GET", ASSETS.path + "/{id}/content", APP_OPEN)
 def download_asset(call: Call, id: str) -> Response:
-    """The file behind an asset's `path`; needs no credentials."""
+    """Download the file at an asset's `path`; needs no credentials."""
     row = _studio_row(ASSETS, call, id)
     data = base64.b64decode(row["_data"])
-    # Browsers show no PDF in a sandbox, and a PDF has no origin to act on.
+    # Browsers don't show PDFs in a sandbox, and a PDF can't act on behalf of an origin.
     safe = APP.headers[1:] if row["_type"] == "application/pdf" else SANDBOXED
     return Response(200, data, (("Content-Type", row["_type"]), *safe))
 
 
 # ---- live notifications
 
-#: The most and the usual seconds that a live notification lives (reference).
+#: How long a live notification lives by default, and at most, in seconds (reference).
 LIVE_LIFE = 6 * 3600
 _LIVE_TYPE = "io.customer.livenotifications."
-#: What the built-in types have in `content_state`; `attributes` are alike (reference).
+#: The fields of `content_state` in the built-in types; all have the same `attributes` (reference).
 LIVE_TYPES = {
     _LIVE_TYPE + "segments": NO_FIELDS.having(
         "status segmentsTotal segmentsComplete", short="status", whole="segmentsComplete",
@@ -18475,7 +18474,7 @@ _STEP_FIELDS = _LIVE_FIELDS.having(any="instance_id")
 
 
 def _check_live_type(type: str, fields: Json) -> None:
-    """Check what a built-in type needs. Raises ApiError 400."""
+    """Check what a built-in type requires. Raises ApiError 400."""
     if type in LIVE_TYPES:
         if "attributes" in fields:
             _LIVE_HEADER.read(fields["attributes"], "attributes.")
@@ -18483,7 +18482,7 @@ def _check_live_type(type: str, fields: Json) -> None:
 
 
 def _live_person(call: Call, identifiers: Json) -> Person:
-    """The person whom a live notification is for. Raises ApiError 400 or 404."""
+    """The person that a live notification is for. Raises ApiError 400 or 404."""
     kinds = ("id", "email", "phone", "internal")
     kind, value = one_identifier(identifiers, kinds, "identifiers")
     who = ("cio_id", bare_cio_id(value)) if kind == "internal" else (kind, value)
@@ -18494,7 +18493,7 @@ def _live_person(call: Call, identifiers: Json) -> Person:
 
 
 def _live_device(workspace: Workspace, person: Person, fields: Json) -> Optional[Device]:
-    """The device that was used last, of those that fit. Raises ApiError 400."""
+    """The matching device that was used last, or None. Raises ApiError 400."""
     app = fields.get("app_identifier")
     known = {device.attributes.get("app_identifier") for device in workspace.devices.rows.values()}
     if app is not None and known - {None} and app not in known:
@@ -18515,7 +18514,7 @@ def _live_state(row: Json, now: int) -> str:
 
 
 def _push_live(workspace: Workspace, row: Json, operation: str, message: Json) -> Json:
-    """Send one step of a live notification to its device, and note it on the row."""
+    """Send one step of a live notification to its device, and record it in the row."""
     now, device = workspace.clock.now(), workspace.devices.rows.get(row["_token"])
     delivery_id = delivery_id_of(now, workspace.count("delivery"), "transactional")
     delivery = Delivery(delivery_id, "live_notification", message, int(now))
@@ -18584,7 +18583,7 @@ def change_live_notification(call: Call) -> Json:
 
 @route("GET", "/v1/live_notifications/{instance_id}", APP, locked=True)
 def get_live_notification(call: Call, instance_id: str) -> Json:
-    """Read how a live notification is doing."""
+    """Read the state of a live notification."""
     row = _live_row(call, instance_id)
     names = ("notification_type", "platform", "started_at", "expires_at", "ended_at")
     state = {"state": _live_state(row, call.workspace.seconds())}
@@ -19028,19 +19027,19 @@ _RESET = CLOSED.having(only=choice_field("state", *RESETS))._replace(example={"o
 @route("GET", "/livez", SHARED)
 @route("GET", "/health", SHARED)
 def health(call: Call) -> Json:
-    """Say that the fake is up."""
+    """Report that the fake is up."""
     return {"status": "ok"}
 
 
 @route("GET", "/favicon.ico", SHARED)
 def favicon(call: Call) -> Response:
-    """Have none: browsers ask for it unasked."""
+    """Answer that there is none: browsers ask for it of their own accord."""
     return Response(204)
 
 
 @route("POST", "/__parlel/reset", CONTROL, fields=_RESET)
 def reset(call: Call) -> Json:
-    """Forget everything that was recorded, or one part: `only` state, journal, faults, clock."""
+    """Forget everything that was recorded, or `only` state, journal, faults or clock."""
     asked = _RESET.read({**call.request.query(), **call.body()})
     if threading.get_ident() in HURRIED and is_bulky(call.fake.seeded_with or {}):
         raise TakesTime
@@ -19084,7 +19083,7 @@ def create_workspace(call: Call) -> Json:
 
 @route("DELETE", "/__parlel/workspaces", CONTROL, heavy=True)
 def delete_workspaces(call: Call) -> Json:
-    """Let go of all further workspaces."""
+    """Drop all further workspaces."""
     names = list(call.fake.root.others)
     for name in names:
         call.fake.root.remove(name)
@@ -19093,7 +19092,7 @@ def delete_workspaces(call: Call) -> Json:
 
 @route("DELETE", "/__parlel/workspaces/{name}", CONTROL, heavy=True)
 def delete_workspace(call: Call, name: str) -> Json:
-    """Let go of a workspace and all that it holds; its keys are unknown again."""
+    """Drop a workspace with all that it holds; its keys are unknown again."""
     call.fake.root.remove(name)
     return {"status": "ok"}
 
@@ -19101,7 +19100,7 @@ def delete_workspace(call: Call, name: str) -> Json:
 @route("POST", "/__parlel/seed", CONTROL, heavy=True, fields=_SEED)
 def seed(call: Call) -> Json:
     """Start afresh with what a seed document describes; later resets return to it."""
-    if not call.request.body:  # as of `curl -d @file` with a misspelt name: it would wipe all
+    if not call.request.body:  # as with `curl -d @misspelt`: it would wipe everything
         raise invalid("send a seed document; {} is an empty one")
     call.fake.seed(call.body())
     return {"status": "ok"}
@@ -19109,13 +19108,13 @@ def seed(call: Call) -> Json:
 
 @route("GET", "/__parlel/seed", CONTROL)
 def read_seed(call: Call) -> Json:
-    """Read the seed document that a reset returns to; an empty one if there is none."""
+    """Return the seed document that resets return to; an empty one if there is none."""
     return call.fake.seeded_with or {}
 
 
 @route("GET", "/__parlel/settings", CONTROL)
 def read_settings(call: Call) -> Json:
-    """Read what is set, with what it means and whether it is another value than usual."""
+    """Return the settings with their meaning, and whether each differs from its default."""
     settings, rows = call.fake.settings, []
     for part in fields(settings):
         value = getattr(settings, part.name)
@@ -19132,7 +19131,7 @@ def list_routes(call: Call) -> Json:
 
 @route("GET", "/__parlel/openapi.json", CONTROL)
 def openapi(call: Call) -> Json:
-    """Describe the control endpoints in OpenAPI 3.1, for those who make a client of it."""
+    """Describe the control endpoints in OpenAPI 3.1, for generators of clients."""
     paths: Dict[str, Json] = {}
     for row in ROUTES:
         if row.api is CONTROL:
@@ -19158,7 +19157,7 @@ def _described(row: Operation) -> Json:
 
 
 def _schema(fields: FieldList) -> Json:
-    """A field list as JSON Schema: what a value must be is told in words."""
+    """A field list as JSON Schema; what values must be is described in words."""
     parts = {name: {"description": check.type} for name, check in fields.checks.items()}
     shape = {"type": "object", "properties": parts, "required": list(fields.needed)}
     example = fields.example if isinstance(fields.example, dict) else None
@@ -19166,33 +19165,33 @@ def _schema(fields: FieldList) -> Json:
 
 
 class Collection(NamedTuple):
-    """What a control list shows: where its rows are in a Fake, and what their records are.
+    """A control list: where its rows are in a Fake, and how to make records of them.
 
-    `type` is a TypedDict, whose fields a query may filter by; `dict` means: by anything.
+    `type` is a TypedDict whose fields a query may filter by; `dict` allows any.
     """
 
     place: Union[str, Callable[[Any], Any]]
     type: Any
     record: Callable[[Any], Json] = operator.methodcaller("record")
-    #: Fields that can be read without making a record, which takes ten times as long.
+    #: Fields that can be read without making the record, which takes ten times as long.
     quick: Mapping[str, Callable[[Any], Json]] = {}
-    #: What `text` looks through; the whole record unless told.
+    #: What a search for `text` covers; the whole record by default.
     words: Optional[Callable[[Any], Json]] = None
 
     @property
     def fields(self) -> Tuple[str, ...]:
-        """What a query may filter by; none means: by anything."""
+        """The fields that a query may filter by; none means any."""
         return ("id",) if self.type is str else tuple(getattr(self.type, "__annotations__", ()))
 
     def rows(self, world: Any) -> Any:
-        """The rows in a Fake, or in what a snapshot holds."""
+        """The rows in a Fake, or in a snapshot's State."""
         place = operator.attrgetter(self.place) if isinstance(self.place, str) else self.place
         rows = place(world)
         return rows() if callable(rows) else rows
 
     def records(self, world: Any) -> Iterator[Json]:
-        """Their records, made one by one."""
-        # A copy, because the journal goes on while we read.
+        """The records of the rows, made one by one."""
+        # A copy, because the journal goes on growing while we read.
         return map(self.record, list(self.rows(world)))
 
     def shown(self, record: Json) -> Json:
@@ -19200,7 +19199,7 @@ class Collection(NamedTuple):
         return record["id"] if self.type is str else record
 
     def check(self, names: Iterable[str]) -> None:
-        """Raises ApiError 400 for a name that no record has; dots reach into objects."""
+        """Raise ApiError 400 for a field that no record has; dots reach into objects."""
         for name in names:
             if self.fields and name.partition(".")[0] not in self.fields:
                 known = ", ".join(self.fields)
@@ -19216,7 +19215,7 @@ def _read(*names: str) -> Dict[str, Callable[[Any], Json]]:
 
 
 def _campaigns(workspace: Workspace) -> List[Json]:
-    """The campaigns with their workflows: what the App API shows of it, and all else."""
+    """The campaigns with their workflows, including what the App API doesn't show."""
     shelves, rows = workspace.shelves, []
     states: Dict[int, Dict[str, int]] = defaultdict(Counter)
     places: Dict[int, Dict[str, int]] = defaultdict(Counter)
@@ -19239,16 +19238,16 @@ def _campaigns(workspace: Workspace) -> List[Json]:
 
 
 def _told_tiles(tiles: Json, contents: Mapping[int, Json]) -> Json:
-    """Tiles with what they send, on their paths, too."""
+    """Merge into tiles the contents that they send, recursively along their paths."""
     if isinstance(tiles, list):
         return [_told_tiles(tile, contents) for tile in tiles]
     inner = {n: _told_tiles(tiles[n], contents) for n in ("paths", "variations") if n in tiles}
     return {**shown(contents.get(tiles.get("id", 0), {})), **shown(tiles), **inner}
 
 
-#: What is not there, which is something else than null.
+#: Stands for what isn't there, as opposed to null.
 MISSING: Json = object()
-#: Whether a row is one of those that are asked for.
+#: Whether a row is wanted.
 Test = Callable[[Any], bool]
 #: The control lists.
 COLLECTIONS = {
@@ -19288,19 +19287,19 @@ COLLECTIONS = {
     "campaigns": Collection(lambda world: _campaigns(world.workspace), dict, _as_it_is),
     "dropped": Collection("workspace.dropped", DroppedRecord, _as_it_is),
 }  # fmt: skip
-#: Lists whose records tell about people, too, who may come and go while they are made.
+#: Lists whose records also describe people, who may come and go while the records are made.
 _ABOUT_PEOPLE = ("objects", "segments")
 
 
 def copy_of(rows: List[Json]) -> List[Json]:
-    """Data of the caller's own, which may be changed at will."""
+    """A deep copy, for the caller to change at will."""
     import copy
 
     return copy.deepcopy(rows)
 
 
 def copied_records(fake: Fake, name: str) -> List[Json]:
-    """All records of one of the COLLECTIONS, as its list shows them, for the caller's own use."""
+    """Copies of all records of one of the COLLECTIONS, in the form in which its list shows them."""
     shown = COLLECTIONS[name].shown
     return copy_of([shown(record) for record in records_of(fake, name)])
 
@@ -19313,7 +19312,7 @@ def records_of(fake: Fake, name: str) -> List[Json]:
 
 
 def records_aside(fake: Fake, name: str) -> List[Json]:
-    """The same, holding others up as little as can be: what changes meanwhile is old or new."""
+    """Like `records_of`, but hardly holding the lock; what changes meanwhile may be old or new."""
     if name in _ABOUT_PEOPLE:
         return records_of(fake, name)
     fake.workspace.agenda.tick()
@@ -19323,11 +19322,11 @@ def records_aside(fake: Fake, name: str) -> List[Json]:
 
 
 def list_records(call: Call) -> Json:
-    """List what was recorded of a kind; filter by field, page by limit and offset."""
+    """List the records of one kind; filter by field, page by limit and offset."""
     name, query = call.operation.path.split("/")[2], call.request.query()
     collection = COLLECTIONS[name]
     page, tests = _page(query, collection), _tests(query, name)
-    # Only the records of the page are made, and with others held up as little as can be.
+    # Only the page's records are made, and the lock is held for as short a time as possible.
     with call.workspace.lock:
         rows = collection.rows(call.fake)
         rows = list(rows) if tests or isinstance(rows, deque) else rows
@@ -19343,13 +19342,13 @@ def _one_page(fake: Fake, name: str, page: Page, tests: Sequence[Test], rows: An
 
 
 def listed(fake: Fake, name: str, page: List[Json], count: int) -> Json:
-    """A page of one of the COLLECTIONS as it is answered; `count` is of all pages."""
+    """The answer with a page of one of the COLLECTIONS; `count` is for all pages."""
     collection = COLLECTIONS[name]
     key = "events" if name == "pipeline-events" else name
     answer = {key: [collection.shown(record) for record in page], "count": count}
     if name == "webhooks":
         return {**answer, "waiting": fake.outbox.waiting}
-    # What the journal does not keep may be what somebody looks for.
+    # Say how many are gone, since what somebody looks for may be among them.
     dropped = {"requests": fake.journal.dropped, "deliveries": fake.workspace.deliveries.dropped}
     return {**answer, "dropped": dropped[name]} if name in dropped else answer
 
@@ -19359,12 +19358,12 @@ for _name in COLLECTIONS:
 
 
 class Page(NamedTuple):
-    """Which part of a list is asked for, counted from its oldest or from its newest row."""
+    """The part of a list that is wanted, counted from its oldest or its newest row."""
 
     offset: int
     limit: Optional[int]
     newest: bool
-    #: Which fields of the records, all if none is named; and how much of their texts.
+    #: The fields to show of each record, all if none is named; and the longest text in them.
     fields: Sequence[str]
     cut: Optional[int]
 
@@ -19404,7 +19403,7 @@ def _page(query: Dict[str, str], collection: Collection) -> Page:
 
 
 def _tests(query: Dict[str, str], name: str) -> List[Test]:
-    """What a query asks of a row: fields as text, a text anywhere, a JSON `match`.
+    """The tests in a query: fields as text, text anywhere, or a JSON `match`.
 
     The quickest come first. Raises ApiError 400.
     """
@@ -19454,7 +19453,7 @@ def _as_shown(value: Json) -> str:
 
 
 def reach(row: Json, name: str) -> Json:
-    """A field of a record; `data.items.0` reaches into it. MISSING if it isn't there."""
+    """A field of a record; `data.items.0` reaches into it. MISSING if there is none."""
     if isinstance(row, list):
         number, _, rest = name.partition(".")
         if not number.isdecimal() or int(number[:9]) >= len(row):
@@ -19465,7 +19464,7 @@ def reach(row: Json, name: str) -> Json:
         return MISSING
     if name in row or "." not in name:
         return row.get(name, MISSING)
-    # An attribute may have dots in its own name.
+    # The name of an attribute may contain dots itself.
     places = [match.start() for match in re.finditer(r"\.", name)]
     found = (reach(row.get(name[:place]), name[place + 1 :]) for place in places)
     return next((value for value in found if value is not MISSING), MISSING)
@@ -19473,7 +19472,7 @@ def reach(row: Json, name: str) -> Json:
 
 @route("GET", "/__parlel/requests/unmatched", CONTROL, heavy=True)
 def list_unmatched(call: Call) -> Json:
-    """List the requests that hit no operation."""
+    """List the requests that matched no operation."""
     page = _page(call.request.query(), COLLECTIONS["requests"])
     rows = list(call.fake.journal.rows)
     return _one_page(call.fake, "requests", page, [lambda row: not row.request.operation], rows)
@@ -19481,7 +19480,7 @@ def list_unmatched(call: Call) -> Json:
 
 @route("GET", "/__parlel/requests/{number}/curl", CONTROL, heavy=True)
 def repeat_by_curl(call: Call, number: str) -> Response:
-    """Print the command that repeats a request; the credentials are yours to fill in."""
+    """Print a curl command that repeats a request; you fill in the credentials."""
     from shlex import quote as shell_quote
 
     for entry in list(call.fake.journal.rows):
@@ -19493,7 +19492,7 @@ def repeat_by_curl(call: Call, number: str) -> Response:
 
 
 def _secret(fake: Fake, request: Request) -> str:
-    """What stands in a repeated request for what is masked: keys, where it is nobody's secret."""
+    """What replaces masked keys in a repeated request: the keys, if they are no secret."""
     settings, operation = fake.settings, request.operation
     if not settings.has_keys:
         return _ANY_KEY
@@ -19507,25 +19506,25 @@ def _secret(fake: Fake, request: Request) -> str:
 
 
 def _curl_words(request: Request, base_url: str, secret: str) -> List[str]:
-    """The command; its keys are yours to fill in, unless they are known."""
+    """The words of the command; credentials are filled in if they are known."""
     if request.size > MAX_KEPT_BODY:
         raise ApiError(404, f"a body of {request.size} bytes is too long to be kept whole")
     query = f"?{request.query_text}" if request.query_text else ""
     method = ["--head"] if request.method == "HEAD" else ["-X", request.method]
-    # Nothing of the URL is a pattern, and dots in it are not curl's to resolve.
+    # Keep curl from expanding patterns in the URL, and from resolving dots in it.
     words = ["curl", *method, "--globoff", "--path-as-is", base_url + request.path + query]
     for name, value in request.headers.items():
         if name not in _NOT_REPEATED:
             words += ["-H", f"{name}: {masked(name, value).replace('***', secret)}"]
     body = unsecret(request.plain()).decode("utf-8", "replace")
     if body and "content-type" not in request.headers:
-        words += ["-H", "content-type:"]  # or curl would call it a form
+        words += ["-H", "content-type:"]  # or curl would label it a form
     return [*words, *(["--data-raw", body] if body else [])]
 
 
-#: "site:key" in base64, which is as good as any token, too.
+#: "site:key" in base64, which also passes for a token.
 _ANY_KEY = "c2l0ZTprZXk="
-#: Headers that curl makes anew.
+#: Headers that curl sets itself.
 _NOT_REPEATED = (
     "host", "content-length", "connection", "transfer-encoding", "content-encoding", "expect",
 )  # fmt: skip
@@ -19542,15 +19541,15 @@ class Expectation(NamedTuple):
     """What a test expects of one of the COLLECTIONS."""
 
     list: str
-    #: Fields (dotted names reach into objects) and what each must be, or {"contains": text}.
+    #: Fields (dotted names reach into objects), each with a value or a matcher: {"contains": text}.
     match: Json
     least: int = 1
     most: float = math.inf
-    #: Matches that must follow each other, in this order, each beside `match`.
+    #: Matches that must come in this order, each in addition to `match`.
     in_order: Sequence[Json] = ()
 
     def describe(self) -> str:
-        """What is expected, in words."""
+        """The expectation in words."""
         if self.in_order:
             return f"{self.list} in this order: {as_text(self.in_order)}"
         count = f"exactly {self.least}" if self.least == self.most else f"at least {self.least}"
@@ -19559,7 +19558,7 @@ class Expectation(NamedTuple):
         return f"{count} of {self.list} with {as_text(self.match):.500}"
 
     def judge(self, rows: List[Json]) -> Tuple[str, List[Json]]:
-        """What is wrong with the records there are, or "", and those that are as wanted."""
+        """What is wrong with the records, or "", and the records that match."""
         if self.in_order:
             return self._judge_order(rows)
         fitting = [row for row in rows if not differences(row, self.match)]
@@ -19584,7 +19583,7 @@ class Expectation(NamedTuple):
 
 
 _ID_NAME = re.compile(r"(^|[._])id$|[a-z]Id$")
-#: What a test may say of a value beside the value itself, as in {"gte": 5}; several must all hold.
+#: What a test may say about a value instead of giving it, as in {"gte": 5}; all given must hold.
 MATCHERS: Dict[str, Callable[[Json, Json], bool]] = {
     "contains": lambda have, text: _has_text(have, as_text(text)),
     "regex": lambda have, pattern: (
@@ -19617,7 +19616,7 @@ def _wrong_pattern(value: Json) -> str:
 
 
 def is_matcher(wanted: Json) -> bool:
-    """Whether this is one of the MATCHERS, or several, and not a value."""
+    """Whether this consists of MATCHERS, as opposed to being a value."""
     return isinstance(wanted, dict) and bool(wanted) and MATCHERS.keys() >= wanted.keys()
 
 
@@ -19627,14 +19626,14 @@ def _ordered(have: Json, than: Json, holds: Callable[[Any, Any], bool]) -> bool:
 
 
 def differences(row: Json, match: Json) -> List[str]:
-    """Where a record is not as wanted: "name is 'a', not 'b'"."""
+    """How a record differs from a match, as in "name is 'a', not 'b'"."""
     found = []
     for name, wanted in match.items():
         have = reach(row, name)
         if isinstance(have, dict) and isinstance(wanted, dict) and not is_matcher(wanted):
             found += [f"{name}.{text}" for text in differences(have, wanted)]
             continue
-        # Ids are strings here, whatever a test makes them.
+        # Ids are strings here, even if a test gives them as numbers.
         alike = _ID_NAME.search(name) and {type(have), type(wanted)} == {int, str}
         if not (_fits(have, wanted) or (alike and as_text(have) == as_text(wanted))):
             found.append(f"{name} {_unlike(have, wanted)}")
@@ -19642,7 +19641,7 @@ def differences(row: Json, match: Json) -> List[str]:
 
 
 def _unlike(have: Json, wanted: Json) -> str:
-    """How a value differs from what was wanted; long texts line by line."""
+    """How a value differs from the one wanted; for long texts, line by line."""
     from difflib import unified_diff
 
     if have is MISSING:
@@ -19651,34 +19650,34 @@ def _unlike(have: Json, wanted: Json) -> str:
         sides = wanted.splitlines(), have.splitlines()
         lines = unified_diff(*sides, "wanted", "found", n=1, lineterm="")
         return "differs:" + "".join(f"\n      {line:.200}" for line in islice(lines, 40))
-    # Quotes only where they make the difference.
+    # Quotes only if they make the difference.
     show = compact_text if as_text(have) == as_text(wanted) else as_text
     return f"is {show(have):.200}, not {show(wanted):.500}"
 
 
 def _has_text(have: Json, text: str) -> bool:
-    """Whether a text stands in a value: in it as JSON, or in any text inside."""
+    """Whether a value contains a text: in its JSON, or in any text within it."""
     inner = have.values() if isinstance(have, dict) else have if isinstance(have, list) else ()
     whole = "" if have is None or have is MISSING else as_text(have)
     return text in whole or any(_has_text(part, text) for part in inner)
 
 
 def _fits(have: Json, wanted: Json) -> bool:
-    """Whether a value is as wanted: equal, as MATCHERS say, or an object with these parts."""
+    """Whether a value is as wanted: equal, as the MATCHERS say, or an object with these parts."""
     if is_matcher(wanted):
         return all(MATCHERS[name](have, value) for name, value in wanted.items())
     if isinstance(wanted, dict) and isinstance(have, dict):
         return all(_fits(have.get(name, MISSING), part) for name, part in wanted.items())
     if isinstance(wanted, list) and isinstance(have, list):
         if have and isinstance(have[0], dict) and "outcome" in have[0]:
-            rest = iter(have)  # the steps of a journey: whatever comes between those wanted
+            rest = iter(have)  # a journey's steps: others may come in between
             return all(any(_fits(step, part) for step in rest) for part in wanted)
         return len(have) == len(wanted) and all(map(_fits, have, wanted))
-    numbers = {type(have), type(wanted)} <= {int, float}  # 10 and 10.0, but not True
+    numbers = {type(have), type(wanted)} <= {int, float}  # 10 equals 10.0, but not True
     return (numbers or type(have) is type(wanted)) and bool(have == wanted)
 
 
-#: What a test may let happen to a delivery.
+#: What a test may have happen to a delivery.
 DELIVERY_METRICS = (
     *METRICS, "sent", "failed", "undeliverable", "unsubscribed", "attempted", "replied", "drafted",
     "prefetch_opened", "machine_clicked", "topic_unsubscribed", "suppressed",
@@ -19686,7 +19685,7 @@ DELIVERY_METRICS = (
 )  # fmt: skip
 _CHANNEL_NAMES = (*SEND_FIELDS, "webhook", "slack", "live_notification")
 _IDENTIFIER_NAMES = ("id", "email", "cio_id", "phone")
-#: The fields of records that are objects, and what may stand in those whose names are fixed.
+#: The fields of records that are objects; and their parts' names, if those are fixed.
 OBJECT_FIELDS: Dict[str, Sequence[str]] = {
     **dict.fromkeys(
         ("attributes", "data", "message", "parents", "metrics", "payload", "body", "query",
@@ -19696,7 +19695,7 @@ OBJECT_FIELDS: Dict[str, Sequence[str]] = {
     **dict.fromkeys(("identifiers", "primary", "secondary"), _IDENTIFIER_NAMES),
     "rendered": (*(part for part, _ in _RENDERED_PARTS), "headers", "links"),
 }  # fmt: skip
-#: What a field of a list can be, where that is known.
+#: The possible values of a list's field, where they are known.
 FIELD_VALUES: Dict[Tuple[str, str], Callable[[], Iterable[str]]] = {
     ("events", "kind"): lambda: ("event", *EVENT_TYPES, "anonymous", "push"),
     ("deliveries", "state"): lambda: ("created", *DELIVERY_METRICS),
@@ -19714,7 +19713,7 @@ FIELD_VALUES: Dict[Tuple[str, str], Callable[[], Iterable[str]]] = {
 }
 
 
-#: Shorter names for what tests ask most: of the deliveries, what their recipients see.
+#: Short names for what tests ask most: what the recipient of a delivery sees.
 SHORTHANDS = {
     "deliveries": {
         "to": "recipient",
@@ -19726,7 +19725,7 @@ SHORTHANDS = {
 
 
 def in_full(name: str, match: Json) -> Json:
-    """A match of a list with the full names of its fields. Raises ApiError 400."""
+    """A match with the full names of a list's fields. Raises ApiError 400."""
     if not isinstance(match, dict):
         raise invalid(f"match must be an object, not {kind_of(match)}", "match")
     full = SHORTHANDS.get(name, {})
@@ -19734,7 +19733,7 @@ def in_full(name: str, match: Json) -> Json:
 
 
 def check_match(name: str, match: Json) -> None:
-    """Raises ApiError 400 for a match that no record can fit: `none` would always be true of it."""
+    """Raise ApiError 400 for a match that no record can fit: with `none` it would always pass."""
     COLLECTIONS[name].check(match)
     for path, wanted in match.items():
         if is_matcher(wanted):
@@ -19768,7 +19767,7 @@ def _check_value(name: str, path: str, wanted: str) -> None:
 
 
 def nearest(rows: List[Json], match: Json) -> str:
-    """The records that come closest, each with the fields that differ."""
+    """Describe the records that come closest, each by the fields that differ."""
     found = [(differences(row, match), row) for row in rows]
     found.sort(key=lambda pair: (len(pair[0]), " is missing" in "".join(pair[0])))
     near = [[*texts, *_standing(row)] for texts, row in found[:3]]
@@ -19776,7 +19775,7 @@ def nearest(rows: List[Json], match: Json) -> str:
 
 
 def _standing(row: Json) -> List[str]:
-    """Where somebody stands in a journey, and what for; nothing for other records."""
+    """Describe where a journey is, and what it waits for; nothing for other records."""
     if "exit_reason" not in row:
         return []
     who = f"{row['customer_id'] or 'nobody'} in campaign {row['campaign_id']}"
@@ -19788,12 +19787,12 @@ def _standing(row: Json) -> List[str]:
 
 
 def listing(rows: List[Json]) -> str:
-    """A few records, cut to a line each."""
+    """A few records, each cut to one line."""
     lines = [f"\n  found: {as_text(row)[:300]}" for row in rows[:5]]
     return "".join(lines) + (f"\n  and {len(rows) - 5} more" if len(rows) > 5 else "")
 
 
-#: The longest that an assertion waits, in seconds.
+#: The longest that an assertion may wait, in seconds.
 MAX_WAIT = 300.0
 _AMOUNTS = ("exactly", "at_least", "at_most", "none", "in_order")
 _EXPECTATION_EXAMPLE = {
@@ -19807,7 +19806,7 @@ _EXPECTATION = FieldList(closed=True, example=_EXPECTATION_EXAMPLE).having(
 
 
 def expectation_of(body: Json) -> Tuple[Expectation, float]:
-    """An expectation and its time-out, seconds. Raises ApiError 400."""
+    """Read an expectation, and its time-out in seconds. Raises ApiError 400."""
     given = _EXPECTATION.read(body)
     amounts = [name for name in _AMOUNTS if given.get(name, False) is not False]
     if len(amounts) > 1 and amounts != ["at_least", "at_most"]:
@@ -19827,11 +19826,11 @@ def expectation_of(body: Json) -> Tuple[Expectation, float]:
 def expect(
     fake: Fake, wanted: Expectation, timeout: float, asked: Callable[[], bool] = lambda: True
 ) -> Tuple[str, List[Json]]:
-    """What is wrong, once it is right or time is up, or ""; and the records that are as wanted.
+    """Wait for an expectation: returns what is wrong, or "", and the records that match.
 
-    An upper limit alone (`none`, `at_most`) is watched for as long as `timeout` says, in seconds.
-    Resets don't end the wait, which goes on in the new workspace; the end of the server does, or
-    when nobody has `asked` any more. Raises ApiError 400 for a match that no record can fit.
+    Waits for `timeout` seconds at most; an upper limit alone (`none`, `at_most`) is watched
+    for all that time. Goes on in the new workspace after a reset, but ends early with the
+    server, or when `asked` says no. Raises ApiError 400 for a match that no record can fit.
     """
     for match in (wanted.match, *wanted.in_order):
         check_match(wanted.list, match)
@@ -19856,7 +19855,7 @@ def expect(
 
 
 def setbacks(fake: Fake, wanted: Expectation) -> str:
-    """What was refused or dropped lately, where too little was found: often that is why."""
+    """What was lately refused or dropped, often the reason why too little was found."""
     if watches(wanted) or wanted.list in ("requests", "dropped"):
         return ""
     with fake.workspace.lock:
@@ -19869,7 +19868,7 @@ def setbacks(fake: Fake, wanted: Expectation) -> str:
 
 
 def watches(wanted: Expectation) -> bool:
-    """Whether it is about what must not come."""
+    """Whether an expectation is about what must not come."""
     return wanted.least == 0 and not wanted.in_order
 
 
@@ -19887,7 +19886,7 @@ def _looked_at(fake: Fake, wanted: Expectation) -> Tuple[str, List[Json]]:
 
 @route("POST", "/__parlel/assert", CONTROL, heavy=True, fields=_EXPECTATION)
 def assert_recorded(call: Call) -> Json:
-    """Check what was recorded, or wait for it: gives the records, or says what differs."""
+    """Check what was recorded, or wait for it: returns the records, or says what differs."""
     wanted, timeout = expectation_of(call.body())
     problem, found = expect(call.fake, wanted, timeout, call.request.awaited)
     if problem:
@@ -19897,14 +19896,14 @@ def assert_recorded(call: Call) -> Json:
 
 # ---- what has changed
 
-#: What stands for a list, where that is not how long it is.
+#: A value that changes whenever a list does, unless its length serves.
 _SIGNS: Dict[str, Callable[[Fake], Any]] = {
     "requests": lambda fake: fake.journal.count,
     "events": lambda fake: (len(fake.workspace.events.rows), len(fake.workspace.people.merges)),
     "segments": lambda fake: [len(row.members) for row in list(COLLECTIONS["segments"].rows(fake))],
     "forms": lambda fake: [len(rows) for rows in list(fake.workspace.forms.values())],
     "webhooks": lambda fake: (fake.workspace.ground.counters.get("report"), fake.outbox.tried),
-    # Where there are any, whatever happens may move them on.
+    # If there are any, whatever happens may move them on.
     "journeys": lambda fake: (
         len(fake.workspace.journeys.rows)
         and (fake.workspace.ground.noted, len(fake.workspace.clock.pending))
@@ -19917,7 +19916,7 @@ _SIGNS: Dict[str, Callable[[Fake], Any]] = {
     "faults": lambda fake: [(row.id, row.matched) for row in list(fake.faults.rows.values())],
     "workspaces": lambda fake: list(fake.root.others),
 }
-#: The lists that activities tell of, and how many of those are gone through.
+#: The lists whose changes are seen from the activities, and how many of those are read at most.
 _NOTED, _MOST_NOTED = ("customers", "events", "deliveries", "devices", "objects"), 1000
 _CHANGES = CLOSED.having(
     since=number_field(0, MAX_NUMBER, int), timeout=number_field(0, MAX_WAIT, int, float)
@@ -19930,7 +19929,7 @@ def _clock_sign(clock: Clock) -> Any:
 
 
 def _told_by(activity: Activity) -> str:
-    """The list with what an activity tells of."""
+    """The list that shows what an activity is about."""
     if activity.delivery is not None:
         return "deliveries"
     if activity.type.startswith(("_o:", "_r:", "relationship")):
@@ -19940,14 +19939,14 @@ def _told_by(activity: Activity) -> str:
 
 
 def _noted_since(ground: Ground, number: int) -> Set[str]:
-    """The lists that activities tell of which are newer than `number`. Under the lock."""
+    """The lists that activities newer than `number` are about. Called with the lock held."""
     if not 0 <= ground.noted - number <= _MOST_NOTED:
         return set(_NOTED)
     return {_told_by(row) for row in islice(reversed(ground.activities), ground.noted - number)}
 
 
 def note_changes(fake: Fake) -> Changes:
-    """Look what has changed in the lists, the clock, the faults and the workspaces by now."""
+    """Find out what has changed in the lists, the clock, the faults and the workspaces."""
     ground, changes, found = fake.workspace.ground, fake.changes, cast(Dict[str, Any], {})
     with changes.lock, fake.workspace.lock:
         told = _noted_since(ground, changes.noted)
@@ -19967,7 +19966,7 @@ def _number_in(text: str) -> Json:
 
 @route("GET", "/__parlel/changes", CONTROL)
 def list_changes(call: Call) -> Json:
-    """Tell which lists have changed `since` a number, or wait for that up to `timeout` seconds."""
+    """Return which lists have changed `since` a number; wait up to `timeout` seconds for that."""
     fake, request = call.fake, call.request
     query = {name: _number_in(text) for name, text in request.query().items()}
     given, changes = _CHANGES.read(query), note_changes(fake)
@@ -19982,7 +19981,7 @@ def list_changes(call: Call) -> Json:
 
 @route("GET", "/__parlel/customers/{customer_id}", CONTROL, locked=True)
 def show_customer(call: Call, customer_id: str) -> Json:
-    """Show one person, by id, email or cio_id."""
+    """Show a person, by id, email or cio_id."""
     return _person_named(call, customer_id).record()
 
 
@@ -19995,7 +19994,7 @@ def _person_named(call: Call, name: str) -> Person:
 
 @route("GET", "/__parlel/customers/{customer_id}/profile", CONTROL, locked=True)
 def show_profile(call: Call, customer_id: str) -> Json:
-    """Show one person with the times of attributes and all that belongs to it."""
+    """Show a person with the timestamps of attributes and all that belongs to them."""
     workspace = call.workspace
     person = _person_named(call, customer_id)
     segments, topics = workspace.segments, workspace.shelves["topics"].rows.values()
@@ -20022,12 +20021,12 @@ def show_profile(call: Call, customer_id: str) -> Json:
 
 @route("GET", "/__parlel/deliveries/{delivery_id}", CONTROL, locked=True)
 def show_delivery(call: Call, delivery_id: str) -> Json:
-    """Show one delivery."""
+    """Show a delivery."""
     return delivery_record(known_delivery(call, delivery_id))
 
 
 def known_delivery(call: Call, delivery_id: str) -> Delivery:
-    """A delivery by its id. Raises ApiError 404."""
+    """The delivery with this id. Raises ApiError 404."""
     delivery = call.workspace.deliveries.rows.get(delivery_id)
     if delivery is None:
         raise ApiError(404, f"there is no delivery '{delivery_id}'")
@@ -20036,7 +20035,7 @@ def known_delivery(call: Call, delivery_id: str) -> Delivery:
 
 # ---- journeys
 
-#: What may be said of something that happens to a delivery, beside when and why.
+#: What a report about a delivery may say, besides when and why.
 _TOLD_OF = (
     "href", "link_id", "recipient", "device_id", "tracked_response", "metadata", "to",
     "inbound_event_id",
@@ -20044,7 +20043,7 @@ _TOLD_OF = (
 _HAPPENING = FieldList(
     closed=True, example={"href": "https://example.com/", "timestamp": 1700000000}
 ).having(any=f"reason {' '.join(_TOLD_OF)}", number="timestamp link_id")
-#: What becomes of a campaign, of those inside once it stops, of those who match once it starts.
+#: The new state of a campaign; who is still in it when it stops; and who matches when it starts.
 _CAMPAIGN_CHANGE = FieldList(
     closed=True, needed=("state",), example={"state": "stopped", "journeys": "finish"}
 ).having(
@@ -20054,7 +20053,7 @@ _CAMPAIGN_CHANGE = FieldList(
 
 
 def journey_of(call: Call, journey_id: str) -> Journey:
-    """A journey by its id. Raises ApiError 404."""
+    """The journey with this id. Raises ApiError 404."""
     for journey in call.workspace.journeys.rows:
         if journey.id == journey_id:
             return journey
@@ -20063,13 +20062,13 @@ def journey_of(call: Call, journey_id: str) -> Journey:
 
 @route("GET", "/__parlel/journeys/{journey_id}", CONTROL, locked=True)
 def show_journey(call: Call, journey_id: str) -> Json:
-    """Show one journey with all its steps."""
+    """Show a journey with all its steps."""
     return journey_of(call, journey_id).record()
 
 
 @route("POST", "/__parlel/journeys/{journey_id}/force_exit", CONTROL, fields=NO_FIELDS, locked=True)
 def force_exit(call: Call, journey_id: str) -> Json:
-    """Take one person out of a campaign, wherever they stand."""
+    """Take a person out of a campaign, wherever they are in it."""
     journey = journey_of(call, journey_id)
     if journey.state != "active":
         raise ApiError(409, f"the journey '{journey_id}' is over: {journey.state}")
@@ -20092,7 +20091,7 @@ def put_campaign(call: Call, campaign_id: str) -> Json:
 
 @route("DELETE", "/__parlel/customers/{customer_id}", CONTROL)
 def forget_customer(call: Call, customer_id: str) -> Json:
-    """Remove one person, by id, email or cio_id, as a delete in Track does."""
+    """Delete a person, by id, email or cio_id, as Track does."""
     person = show_customer(call, customer_id)
     call.workspace.apply(call.workspace.people.delete, ("cio_id", person["cio_id"]), ())
     return person
@@ -20100,14 +20099,14 @@ def forget_customer(call: Call, customer_id: str) -> Json:
 
 @route("DELETE", "/__parlel/deliveries/{delivery_id}", CONTROL, locked=True)
 def forget_delivery(call: Call, delivery_id: str) -> Json:
-    """Remove one delivery from all lists and counts."""
+    """Remove a delivery from all lists and counts."""
     record = show_delivery(call, delivery_id)
     call.workspace.deliveries.forget(delivery_id)
     return record
 
 
 def _known_link(delivery: Delivery, body: Json) -> Optional[int]:
-    """The number of a link that a message has, or that comes with its `href`."""
+    """The number of a link: one in the message, or any if there is an `href` for it."""
     number = whole_number(body["link_id"], "link_id")
     known = [row["id"] for row in delivery.rendered.get("links", ())]
     if number not in known and not body.get("href"):
@@ -20117,7 +20116,7 @@ def _known_link(delivery: Delivery, body: Json) -> Optional[int]:
 
 @route("POST", "/__parlel/deliveries/{delivery_id}/{metric}", CONTROL, fields=_HAPPENING)
 def let_happen(call: Call, delivery_id: str, metric: str) -> Json:
-    """Let something happen to a delivery: opened, clicked, bounced, unsubscribed, and so on."""
+    """Make something happen to a delivery: opened, clicked, bounced, unsubscribed, and so on."""
     body, workspace = call.fields(), call.workspace
     if metric not in DELIVERY_METRICS:
         raise ApiError(404, f"'{metric}' is none of {', '.join(DELIVERY_METRICS)}")
@@ -20137,7 +20136,7 @@ def let_happen(call: Call, delivery_id: str, metric: str) -> Json:
 
 
 def rendered_part(call: Call, delivery_id: str) -> Delivery:
-    """A delivery that has been rendered. Raises ApiError 404."""
+    """The delivery with this id, which must have been rendered. Raises ApiError 404."""
     delivery = known_delivery(call, delivery_id)
     if not delivery.rendered:
         raise ApiError(404, f"there is no rendered delivery '{delivery_id}'")
@@ -20146,7 +20145,7 @@ def rendered_part(call: Call, delivery_id: str) -> Delivery:
 
 @route("GET", "/__parlel/deliveries/{delivery_id}/html", CONTROL)
 def delivery_html(call: Call, delivery_id: str) -> Response:
-    """The rendered HTML body of a delivery; with `tracked=false` nobody notices who reads it."""
+    """Show the HTML body of a delivery; with `tracked=false` reading it leaves no trace."""
     delivery = rendered_part(call, delivery_id)
     body = delivery.rendered.get("body", "")
     if call.request.query().get("tracked") == "false":
@@ -20156,7 +20155,7 @@ def delivery_html(call: Call, delivery_id: str) -> Response:
 
 @route("GET", "/__parlel/deliveries/{delivery_id}/text", CONTROL)
 def delivery_text(call: Call, delivery_id: str) -> Response:
-    """The rendered plain text of a delivery."""
+    """Show the plain text of a delivery."""
     rendered = as_seen(rendered_part(call, delivery_id))
     text = rendered.get("body_plain") or rendered.get("body", "")
     return Response(200, text.encode("utf-8", "replace"), _TEXT)
@@ -20164,7 +20163,7 @@ def delivery_text(call: Call, delivery_id: str) -> Response:
 
 @route("GET", "/__parlel/deliveries/{delivery_id}/eml", CONTROL)
 def delivery_eml(call: Call, delivery_id: str) -> Response:
-    """The delivery as a mail program would get it."""
+    """Show a delivery as a mail program would receive it."""
     from email.header import Header
     from email.mime.application import MIMEApplication
     from email.mime.multipart import MIMEMultipart
@@ -20172,7 +20171,7 @@ def delivery_eml(call: Call, delivery_id: str) -> Response:
     from email.utils import format_datetime
 
     delivery = rendered_part(call, delivery_id)
-    # The older classes, because they take any text for an address, as a template may make one.
+    # The older classes, because they accept any text as an address, such as a template may make.
     rendered, mail, texts = as_seen(delivery), MIMEMultipart(), MIMEMultipart("alternative")
     names = {"Subject": "subject", "From": "from", "To": "to", "Cc": "cc", "Reply-To": "reply_to"}
     for name, part in names.items():
@@ -20193,9 +20192,9 @@ def delivery_eml(call: Call, delivery_id: str) -> Response:
     return Response(200, mail.as_bytes(), (("Content-Type", "message/rfc822"), *SANDBOXED))
 
 
-# ---- the links inside a message
+# ---- the links in a message
 
-#: What stays as it is in a URL that is given on.
+#: The characters that are left as they are in a URL to redirect to.
 _URL_SIGNS = "%:/?#[]@!$&'()*+,;=~-._"
 #: A transparent GIF of one pixel.
 _PIXEL = base64.b64decode("R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7")
@@ -20203,7 +20202,7 @@ _PIXEL = base64.b64decode("R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBR
 
 @route("GET", "/e/c/{delivery_id}/{link}", TRACK_OPEN, locked=True)
 def follow_link(call: Call, delivery_id: str, link: str) -> Response:
-    """Count a click and lead on to where the link pointed."""
+    """Count a click, and redirect to the link's target."""
     deliveries, now = call.workspace.deliveries, call.workspace.seconds()
     delivery = deliveries.rows.get(delivery_id)
     links = delivery.tracked_links() if delivery else ()
@@ -20232,7 +20231,7 @@ def view_in_browser(call: Call, delivery_id: str) -> Response:
 
 @route("GET", "/unsubscribe/{delivery_id}", TRACK_OPEN, locked=True)
 def unsubscribe_by_link(call: Call, delivery_id: str) -> Response:
-    """Unsubscribe whoever follows the link in a message."""
+    """Unsubscribe the person who follows the link in a message."""
     if delivery_id not in call.workspace.deliveries.rows:
         raise ApiError(404, "this link is in no message")
     call.workspace.deliveries.unsubscribe(("delivery_id", delivery_id), delivery_id)
@@ -20245,7 +20244,7 @@ def unsubscribe_by_link(call: Call, delivery_id: str) -> Response:
 _COUNT = number_field(1, 10**9, int)
 _SECONDS = number_field(0, 3600, int, float)
 _SWITCH = must_be("true", lambda value: value is True)
-#: What a rule can match, each by an example.
+#: What a rule can match, each with an example.
 FAULT_MATCHES = {
     "operation": "POST /v1/send/email",
     "method": "POST",
@@ -20255,7 +20254,7 @@ FAULT_MATCHES = {
     "workspace": "worker-1",
 }
 _MATCH = object_field(CLOSED.having(short=" ".join(FAULT_MATCHES)))
-#: What a rule may have, and an example of it.
+#: The fields of a rule, each with an example.
 _FAULT: Dict[str, Tuple[Check, Json]] = {
     "match": (_MATCH, {"operation": "POST /v1/send/email"}),
     "times": (_COUNT, 2), "every": (_COUNT, 3), "after": (number_field(0, 10**9, int), 1),
@@ -20273,7 +20272,7 @@ _FAULT_NEEDS = {"body": "status", "retry_after": "status", "jitter": "latency"}
 
 
 def _fault_example(name: str) -> Json:
-    """A rule that shows how a field is meant."""
+    """A rule that shows how to use a field."""
     outer, _, inner = name.partition(".")
     rule: Json = {} if outer in (*EFFECTS, "responses") else {"status": 503}
     for part in (_FAULT_NEEDS.get(outer), outer):
@@ -20281,7 +20280,7 @@ def _fault_example(name: str) -> Json:
     return {**rule, "match": {inner: FAULT_MATCHES[inner]}} if inner in FAULT_MATCHES else rule
 
 
-#: What each of the responses of a rule may say for itself.
+#: The fields of each of a rule's responses.
 _STROKE = CLOSED.having(**{
     name: _FAULT[name][0] for name in ("when", "body", "retry_after", "latency", "jitter", *EFFECTS)
 })  # fmt: skip
@@ -20292,7 +20291,7 @@ FAULT_FIELDS = FieldList(
 
 
 def add_fault(faults: Faults, body: Json) -> Fault:
-    """Let something go wrong from now on. Raises ApiError 400."""
+    """Add a fault rule, in force from now on. Raises ApiError 400."""
     when = "after" if "truncate" in body or "trickle" in body else "before"
     rule = {"match": {}, "when": when, **body}
     check_fault(rule)
@@ -20300,7 +20299,7 @@ def add_fault(faults: Faults, body: Json) -> Fault:
 
 
 def check_fault(rule: Json) -> None:
-    """Raises ApiError 400 naming what is wrong with a rule of what goes wrong."""
+    """Raise ApiError 400 that says what is wrong with a fault rule."""
     FAULT_FIELDS.read(rule)
     for i, one in enumerate(rule.get("responses", ())):
         if "times" in rule or any(name in rule for name in EFFECTS):
@@ -20326,7 +20325,7 @@ def _check_stroke(rule: Json, where: str) -> None:
 
 
 def _operations_of(match: Json) -> FrozenSet[str]:
-    """The operations that a rule is about: one, those that begin so, or that fit a pattern."""
+    """The operations that a rule applies to: by name, by prefix, or by pattern."""
     from fnmatch import fnmatchcase
 
     wanted, method = match.get("operation", ""), match.get("method", "").upper()
@@ -20345,14 +20344,14 @@ def _operations_of(match: Json) -> FrozenSet[str]:
 
 @route("GET", "/__parlel/faults", CONTROL)
 def list_faults(call: Call) -> Json:
-    """List the rules of what goes wrong, with how often each matched and fired."""
+    """List the fault rules, with how often each has matched and fired."""
     rows = call.fake.faults.records()
     return {"faults": rows, "count": len(rows)}
 
 
 @route("POST", "/__parlel/faults", CONTROL, fields=FAULT_FIELDS)
 def create_fault(call: Call) -> Json:
-    """Let requests go wrong that match a rule, here or in the workspace that the rule names."""
+    """Add a fault rule for requests, here or in the workspace that it names."""
     body, fake = call.body(), call.fake
     match = body.get("match")
     name = match.get("workspace") if isinstance(match, dict) else None
@@ -20366,13 +20365,13 @@ def create_fault(call: Call) -> Json:
 
 @route("DELETE", "/__parlel/faults", CONTROL)
 def delete_faults(call: Call) -> Json:
-    """Let nothing go wrong any more."""
+    """Remove all fault rules."""
     return {"removed": len(call.fake.faults.remove())}
 
 
 @route("DELETE", "/__parlel/faults/{id}", CONTROL)
 def delete_fault(call: Call, id: str) -> Json:
-    """Take one rule away; shows how often it matched and fired."""
+    """Remove a fault rule; shows how often it has matched and fired."""
     gone = call.fake.faults.remove(id)
     if not gone:
         raise ApiError(404, f"there is no fault '{id}'")
@@ -20381,16 +20380,16 @@ def delete_fault(call: Call, id: str) -> Json:
 
 # ---- the clock
 
-#: How long one call waits for the endpoints of webhooks, all in all, in seconds.
+#: How many seconds one call waits, in all, for the endpoints of webhooks.
 CLOCK_PATIENCE = 10.0
-#: What can be done to the clock; times are Unix seconds, or seconds.
+#: What can be done to the clock; `now` is Unix seconds, `advance` is in seconds.
 CLOCK_FIELDS = FieldList(closed=True, some=True, example={"freeze": True, "advance": 60}).having(
     flag="freeze", **dict.fromkeys(("now", "advance"), number_field(0, MAX_SETTING * 4, int, float))
 )
 
 
 def clock_document(call: Call) -> Json:
-    """What the clock shows, Unix seconds."""
+    """What the clock shows, in Unix seconds, and what is due."""
     clock = call.workspace.clock
     due = clock.pending
     when = {"due": len(due), "next": due[0][0] if due else None}
@@ -20399,7 +20398,7 @@ def clock_document(call: Call) -> Json:
 
 @route("POST", "/__parlel/webhooks/flush", CONTROL, True, NO_FIELDS)
 def flush_webhooks(call: Call) -> Json:
-    """Wait until every reporting webhook is sent that can be sent now."""
+    """Wait until every reporting webhook that can be sent now has been sent."""
     return {"pending": call.fake.outbox.flush()}
 
 
@@ -20411,7 +20410,7 @@ def read_clock(call: Call) -> Json:
 
 @route("PUT", "/__parlel/clock", CONTROL, heavy=True, fields=CLOCK_FIELDS)
 def set_clock(call: Call) -> Json:
-    """Freeze the clock, let it go, set it or advance it; what becomes due is done first."""
+    """Freeze, resume, set or advance the clock; the answer comes once due work is done."""
     waiting = set_clock_to(call.fake, **call.fields())
     return {**clock_document(call), **({"waiting": waiting} if waiting else {})}
 
@@ -20419,9 +20418,9 @@ def set_clock(call: Call) -> Json:
 def set_clock_to(
     fake: Fake, freeze: Optional[bool] = None, now: Optional[float] = None, advance: float = 0
 ) -> str:
-    """Change the clock; what becomes due is done, in order, webhooks included.
+    """Change the clock, doing in order what becomes due on the way, webhooks included.
 
-    The clock arrives also if an endpoint is slow; then this tells what has not been sent by now.
+    It gets there even if an endpoint is slow; then the result says what is still unsent.
     """
     workspace, clock, left = fake.workspace, fake.workspace.clock, 0
     end = time.monotonic() + CLOCK_PATIENCE
@@ -20434,11 +20433,11 @@ def set_clock_to(
         left = fake.outbox.flush(max(0, end - time.monotonic()))
 
     with fake.turning:
-        if clock.frozen:  # so that what is under way comes back in its own time
+        if clock.frozen:  # so that responses under way arrive at their own time
             fake.outbox.flush(1)
         if freeze:
             clock.freeze()
-        # Without the workspace's lock, which who sends webhooks needs to plan the next try.
+        # Without the workspace's lock: the thread that sends webhooks needs it to plan a next try.
         if now is not None:
             workspace.agenda.advance(max(0, now - clock.now()), settle)
             clock.move_to(now, clock.frozen)
@@ -20455,7 +20454,7 @@ def set_clock_to(
 
 @route("GET", "/__parlel/ca.pem", CONTROL)
 def ca_pem(call: Call) -> Response:
-    """The certificate to trust for https on this port."""
+    """Return the certificate to trust for https on this port."""
     settings = call.fake.settings
     pem = BUILT_IN_CA.encode()
     if settings.cert:
@@ -20832,14 +20831,14 @@ def show_queue(call: Call) -> Json:
 # ==== §25 Snapshots
 # ======================================================================================
 
-#: The layout of a snapshot; a later one gets another number.
+#: The format of a snapshot; whenever it changes, this number does.
 SNAPSHOT_FORMAT = 4
-#: What is stored may be nested as deep as a request, and lies a few levels inside.
+#: Stored values may be nested as deep as requests, and are themselves a few levels deep inside.
 SNAPSHOT_DEPTH = MAX_DEPTH + 20
-#: Settings without which a snapshot would mean something else.
+#: Settings with which a snapshot has to agree, because its meaning depends on them.
 _SNAPSHOT_SETTINGS = ("identifiers", "phone")
-#: What is written once, in a list of its kind, and named elsewhere by its place there, because
-#: several others point at it.
+#: What several others may point at: each is written once, into the list of its kind,
+#: and referred to elsewhere by its place in that list.
 _LISTS: Dict[type, str] = {
     Person: "people",
     Device: "devices",
@@ -20851,7 +20850,7 @@ _LISTS: Dict[type, str] = {
     Report: "reports",
     Fault: "faults",
 }
-#: What is made anew from the rest.
+#: What isn't written because it can be derived from the rest.
 _UNWRITTEN = {
     Segment: {"predicate"},
     Delivery: {"raw", "seen"},
@@ -20861,10 +20860,10 @@ _UNWRITTEN = {
 }
 
 
-#: What only says by `kept` what is to be written.
+#: The classes of which only the fields marked `kept` are written.
 _KEEPING = {Workspace, *PARTS.values()}
-#: How the file ends into which a snapshot is written before it gets its name, and for how many
-#: seconds nothing is written to it once whoever did has been killed.
+#: The suffix of the file that is written before it gets its real name, and for how many
+#: seconds it must have been untouched to count as left over from a process that was killed.
 _UNSAVED, _ABANDONED = ".unsaved", 60
 
 
@@ -20876,7 +20875,7 @@ class Ledger:
         self._places: Dict[int, int] = {}
 
     def place(self, thing: Any) -> int:
-        """Where a thing stands in the list of its kind; at the end if it is new there."""
+        """A thing's place in the list of its kind; a new one is added at the end."""
         place = self._places.get(id(thing))
         if place is None:
             things = self.things[type(thing)]
@@ -20886,10 +20885,10 @@ class Ledger:
 
 
 class Codec(NamedTuple):
-    """How a value of one type becomes JSON, and is made from it again.
+    """How a value of one type is turned into JSON and back.
 
-    `write` takes the value and the ledger; `read` takes the JSON, the ledger, and where in the
-    snapshot it stands, and raises ApiError 400 naming that.
+    `write` takes the value and the ledger; `read` takes the JSON, the ledger and the
+    path of that value in the snapshot, and raises ApiError 400 that names the path.
     """
 
     write: Callable[[Any, Ledger], Json]
@@ -20953,10 +20952,10 @@ def _rows(value: Json, where: str, length: Optional[int] = None) -> List[Json]:
 
 
 def _list_codec(make: Callable[[Iterable[Any]], Any], part: Codec) -> Codec:
-    """For lists and the like, all of whose parts are alike."""
+    """For lists and the like, whose parts all have one type."""
 
     def write(value: Any, ledger: Ledger) -> Json:
-        # A copy, because the journal and the outbox go on without the workspace's lock.
+        # A copy, because the journal and the outbox go on changing without the workspace's lock.
         rows = sorted(value) if isinstance(value, (set, frozenset)) else list(value)
         return [part.write(row, ledger) for row in rows]
 
@@ -20986,7 +20985,7 @@ def _tuple(*kinds: Any) -> Codec:
 
 
 def _mapping(key: Any, kind: Any) -> Codec:
-    """An object, or pairs where the keys are no strings."""
+    """For dicts: an object, or a list of pairs if the keys aren't strings."""
     part = codec_of(kind)
     if key is not str:
         pairs = _list_codec(dict, _tuple(key, kind))
@@ -21001,7 +21000,7 @@ def _mapping(key: Any, kind: Any) -> Codec:
 
 
 def _annotated(kind: Any, check: Check) -> Codec:
-    """For a value that is more than its type says: see `stored` and Moment."""
+    """For values with more rules than their type: see `stored` and Moment."""
     part = codec_of(kind)
 
     def read(value: Json, ledger: Ledger, where: str) -> Any:
@@ -21016,12 +21015,12 @@ def _annotated(kind: Any, check: Check) -> Codec:
 
 @functools.cache
 def _parts_of(kind: Any) -> Dict[str, Codec]:
-    """The codec of each field of a class, by the types that it declares."""
+    """The codec of each field of a class, by the declared types."""
     from typing import get_type_hints
 
     unwritten = _UNWRITTEN.get(kind, set())
     hints = get_type_hints(kind, include_extras=True)
-    # A part of a workspace says which of its fields are kept; the others lead to its neighbours.
+    # A part of a workspace marks the fields it keeps; its other fields lead to its neighbours.
     own = (
         {part.name for part in fields(kind) if "kept" in part.metadata}
         if kind in _KEEPING
@@ -21068,7 +21067,7 @@ def _record_codec(kind: type) -> Codec:
 
 
 def _named(what: str, known: Callable[[], Dict[str, Any]], name: Callable[[Any], str]) -> Codec:
-    """For what exists once, in the code: it is written by name."""
+    """For what exists once, in the code, and is written by name."""
 
     def read(value: Json, ledger: Ledger, where: str) -> Any:
         if not isinstance(value, str) or value not in known():
@@ -21094,7 +21093,7 @@ def _write_people(people: People, ledger: Ledger) -> Json:
 
 
 def _write_request(request: Request, ledger: Ledger) -> Json:
-    """A request without its secrets: snapshots end up in files."""
+    """Write a request without its secrets, because snapshots end up in files."""
     headers = {name: masked(name, value) for name, value in request.headers.items()}
     row, plain = {**_write_fields(request, ledger), "headers": headers}, request.plain()
     body = unsecret(plain)
@@ -21110,7 +21109,7 @@ def _write_response(response: Response, ledger: Ledger) -> Json:
     }
 
 
-#: The codecs of types that need one of their own; all others follow from what they are made of.
+#: The codecs of types that need special ones; others follow from what the types are made of.
 _CODECS: Dict[Any, Codec] = {
     Any: Codec(lambda value, ledger: value, lambda value, ledger, where: value),
     str: _scalar("a string", str),
@@ -21122,7 +21121,7 @@ _CODECS: Dict[Any, Codec] = {
         lambda value, ledger: None if value is _NOTHING else _write_fields(value, ledger),
         _read_belongings,
     ),
-    # The data of an activity, which is made when it is asked for.
+    # The data of an activity, a function until now.
     Callable[[], Any]: Codec(lambda value, ledger: value(), _read_data),
     Request: Codec(_write_request, _record_codec(Request).read),
     Response: Codec(_write_response, _record_codec(Response).read),
@@ -21153,7 +21152,7 @@ _MAKERS: Dict[Any, Callable[..., Codec]] = {
 
 @functools.cache
 def codec_of(hint: Any) -> Codec:
-    """How values of a declared type are written and read."""
+    """The codec for values of a declared type."""
     from typing import get_args, get_origin
 
     if hint in _CODECS:
@@ -21162,15 +21161,15 @@ def codec_of(hint: Any) -> Codec:
     return make(*get_args(hint)) if make else _record_codec(hint)
 
 
-# ---- work that waits
+# ---- scheduled work
 
-# Thousands of writes may wait, and finding out about a function takes longer than writing one.
+# There may be thousands of delayed writes, and `inspect.signature` takes longer than writing one.
 _signature_of = functools.cache(inspect.signature)
 
 
 @functools.cache
 def _chores() -> Dict[str, Callable[..., Any]]:
-    """Whatever may wait for its time: a chore, or a write that is put off."""
+    """Everything that can be scheduled: the chores, and the writes of Track, by name."""
     return {**CHORES, **{name: verb for name, (_, verb) in verbs().items()}}
 
 
@@ -21183,7 +21182,7 @@ def _argument_codecs(function: Callable[..., Any]) -> Dict[str, Codec]:
 
 
 def _write_chore(when: float, chore: Chore, ledger: Ledger) -> Json:
-    """`{at, do, with}`; a Track write that is put off goes by the name of its verb."""
+    """Write as `{at, do, with}`; a delayed Track write goes by the name of its verb."""
     name, args = chore
     if name == apply_late.__name__:
         name, args = args[0], (args[1], *args[2])
@@ -21213,7 +21212,7 @@ def _read_chore(value: Json, ledger: Ledger, where: str) -> Tuple[float, Chore]:
     return when, Chore(apply_late.__name__, (value["do"], bound.args[1], bound.args[2:]))
 
 
-# ---- the whole
+# ---- the whole snapshot
 
 
 def snapshot(fake: Fake) -> bytes:
@@ -21229,9 +21228,9 @@ def snapshot(fake: Fake) -> bytes:
 
 def _document(fake: Fake) -> Json:
     ledger, workspace = Ledger(), fake.workspace
-    reports_of(workspace)  # of all that was only noted
+    reports_of(workspace)  # including those only noted so far
     settings = {name: getattr(fake.settings, name) for name in _SNAPSHOT_SETTINGS}
-    everybody = _write_people(workspace.people, ledger)  # first, so that they keep their order
+    everybody = _write_people(workspace.people, ledger)  # first, to keep them in order
     parts = {name: _write_fields(part, ledger) for name, part in workspace.parts.items()}
     document: Json = {
         "customerio_fake": {"format": SNAPSHOT_FORMAT, "version": __version__, **settings},
@@ -21242,10 +21241,10 @@ def _document(fake: Fake) -> Json:
         "workspace": {**parts, **_write_fields(workspace, ledger)},
     }
     hooks = document["workspace"]["shelves"]["reporting_webhooks"]
-    for _, row in hooks["rows"]:  # fresh ones
+    for _, row in hooks["rows"]:  # new dicts, which may be changed
         row["endpoint"] = unsecret(row["endpoint"].encode()).decode()
     rows: Dict[type, List[Json]] = {kind: [] for kind in _LISTS}
-    # Writing a thing may bring up others.
+    # Writing one thing may add others to the ledger.
     while any(len(rows[kind]) < len(things) for kind, things in ledger.things.items()):
         for kind, things in ledger.things.items():
             rows[kind] += [_write_fields(thing, ledger) for thing in things[len(rows[kind]) :]]
@@ -21258,7 +21257,7 @@ def _write_clock(clock: Clock, ledger: Ledger) -> Json:
 
 
 class State(NamedTuple):
-    """What a snapshot holds."""
+    """The content of a snapshot."""
 
     workspace: Workspace
     journal: Journal
@@ -21266,7 +21265,7 @@ class State(NamedTuple):
 
 
 def restored(document: Json, settings: Settings) -> State:
-    """What a snapshot describes. Raises ApiError 400 naming what is wrong with it."""
+    """Read a snapshot. Raises ApiError 400 that says what is wrong with it."""
     parts = ("customerio_fake", "clock", "journal", "rules", "everybody", "workspace")
     _check_keys(document, [*parts, *_LISTS.values()], "state")
     _check_head(document["customerio_fake"], settings)
@@ -21281,7 +21280,7 @@ def restored(document: Json, settings: Settings) -> State:
 
 
 def put_in(fake: Fake, state: State) -> None:
-    """Let a fake go on from what a snapshot holds."""
+    """Make a fake go on from a snapshot."""
     fake.journal, fake.faults = state.journal, state.faults
     fake.put_in(state.workspace)
 
@@ -21306,10 +21305,10 @@ def _read_all(document: Json, state: State) -> None:
 
 
 def _fill(part: Any, document: Json, ledger: Ledger, where: str) -> None:
-    """Put into a part of a workspace what a snapshot has of it."""
+    """Set the fields of a part of a workspace to what a snapshot says."""
     for name, value in _read_fields(type(part), document, ledger, where).items():
         mine = getattr(part, name)
-        if isinstance(mine, deque):  # which has a limit of its own
+        if isinstance(mine, deque):  # keeps its limit on length
             mine.extend(value)
         else:
             setattr(part, name, value)
@@ -21343,7 +21342,7 @@ def _read_workspace(workspace: Workspace, document: Json, ledger: Ledger) -> Non
 
 
 def _read_clock(clock: Clock, document: Json, ledger: Ledger) -> None:
-    """Time goes on while a workspace is in a snapshot, unless its clock stands."""
+    """Set the clock, which has run on since the snapshot was made, unless it was stopped."""
     _check_keys(document, ("now", "real", "frozen", "due"), "clock")
     instant, where = codec_of(Instant).read, "clock"
     now, real = (instant(document[name], ledger, f"{where}.{name}") for name in ("now", "real"))
@@ -21355,7 +21354,7 @@ def _read_clock(clock: Clock, document: Json, ledger: Ledger) -> None:
 
 
 def _owned(workspace: Workspace) -> Iterator[Tuple[str, Owners, Owners]]:
-    """What people have, and what the parts of the workspace say that they have."""
+    """What people own, by their own account and by that of the workspace's parts."""
     for name, part in OWNED.items():
         mine = {
             (person.serial, _key_of(thing))
@@ -21366,14 +21365,14 @@ def _owned(workspace: Workspace) -> Iterator[Tuple[str, Owners, Owners]]:
 
 
 def _key_of(thing: Any) -> Any:
-    """What `owners` calls a thing: its key, or else itself."""
+    """The key of a thing in `owners`: its id, or the thing itself."""
     if isinstance(thing, Delivery):
         return thing.delivery_id
     return id(thing) if isinstance(thing, (Event, Journey)) else thing
 
 
 def _check_sound(state: State) -> None:
-    """Look at everything once, so that no later call stumbles over what does not fit together."""
+    """Check that everything fits together, so that no later call stumbles over it."""
     workspace = state.workspace
     for name, mine, theirs in _owned(workspace):
         for serial, key in mine ^ theirs:
@@ -21405,7 +21404,7 @@ def _check_stamped(workspace: Workspace) -> None:
 
 
 def _check_keyed(state: State) -> None:
-    """What is filed under its own name has to have that name."""
+    """Check that what is filed under a key has that key."""
     workspace = state.workspace
     filed: Dict[str, Tuple[Dict[Any, Any], str]] = {
         "devices": (workspace.devices.rows, "token"),
@@ -21442,7 +21441,7 @@ def _check_shelf(name: str, shelf: Shelf, where: str) -> None:
 
 
 def as_json(value: Json) -> Json:
-    """What a value of Python is in JSON. Raises ApiError 400 for one that it does not have."""
+    """Convert a Python value to what JSON makes of it. Raises ApiError 400 if it can't be JSON."""
     try:
         return decode_json(json.dumps(value).encode(), bounded=False)
     except (TypeError, ValueError) as error:
@@ -21450,7 +21449,7 @@ def as_json(value: Json) -> Json:
 
 
 def read_json(path: str) -> Json:
-    """The JSON document in a file. Raises ValueError or OSError."""
+    """Read a JSON document from a file. Raises ValueError or OSError."""
     try:
         with open(path, "rb") as file:
             return decode_json(file.read(), SNAPSHOT_DEPTH, bounded=False)
@@ -21461,9 +21460,9 @@ def read_json(path: str) -> Json:
 
 
 def load(fake: Fake, path: str) -> None:
-    """Go on from the snapshot in a file, if there is one. Raises ValueError.
+    """Go on from the snapshot in a file, if it exists. Raises ValueError.
 
-    Also if it could not be saved there later, so that nobody learns that at the end.
+    It does so, too, if nothing can be saved there: better now than at the end.
     """
     folder, name = os.path.split(os.path.realpath(path))
     if not os.access(folder, os.W_OK):
@@ -21480,14 +21479,14 @@ def load(fake: Fake, path: str) -> None:
 
 
 def save(fake: Fake, path: str) -> None:
-    """Write a snapshot into a file, whole or not at all, for its owner alone. Raises OSError."""
+    """Save a snapshot, whole or not at all, to a file only its owner can read. Raises OSError."""
     import tempfile
 
     document = snapshot(fake)
     folder, name = os.path.split(os.path.realpath(path))
     try:
         _clear_up(folder, name)
-        # A name of its own, because another server may save there, too.
+        # A unique name, because another server may be saving there as well.
         number, fresh = tempfile.mkstemp(_UNSAVED, f"{name}.", folder)
         try:
             with open(number, "wb") as file:
@@ -21502,9 +21501,9 @@ def save(fake: Fake, path: str) -> None:
 
 
 def _clear_up(folder: str, name: str) -> None:
-    """Remove what saves that were killed have left."""
+    """Remove what was left over by saves that were killed."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:  # another server may clear up, too
+        for entry in entries:  # another server may do the same at this moment
             unsaved = entry.name.startswith(f"{name}.") and entry.name.endswith(_UNSAVED)
             if unsaved and time.time() - entry.stat().st_mtime > _ABANDONED:
                 os.unlink(entry.path)
@@ -21512,13 +21511,13 @@ def _clear_up(folder: str, name: str) -> None:
 
 @route("GET", "/__parlel/state", CONTROL, heavy=True)
 def get_state(call: Call) -> Response:
-    """Give the whole workspace as one JSON document, for `PUT /__parlel/state`."""
+    """Return the whole workspace as one JSON document, for `PUT /__parlel/state`."""
     return Response(200, snapshot(call.fake), CONTROL.headers)
 
 
 @route("PUT", "/__parlel/state", CONTROL, True, FieldList(free="a snapshot"))
 def put_state(call: Call) -> Json:
-    """Make the workspace what a snapshot says, counters included; or nothing, with the reason."""
+    """Replace the workspace by a snapshot, counters included; an invalid one changes nothing."""
     put_in(call.fake, restored(call.json(SNAPSHOT_DEPTH), call.fake.settings))
     return {"status": "ok"}
 
@@ -22795,31 +22794,31 @@ def about(call: Call) -> Any:
 # ==== §28 Server
 # ======================================================================================
 
-#: Limits of one request's head.
+#: Limits on the head of a request.
 MAX_HEAD = 64 * 1024
 MAX_LINE = 16 * 1024
 MAX_FIELDS = 100
 
-#: How long the rest of a refused request is read and thrown away, in seconds, so that the
-#: client gets to see the answer instead of a reset.
+#: How long the rest of a refused request is read and discarded, in seconds, so that the
+#: client sees the answer instead of a reset.
 LINGER = 2.0
-#: When nothing has been asked for this long, in seconds, there is time to free memory; or once
-#: there is that much of it.
+#: Memory is freed when there has been no request for IDLE seconds, or when there are
+#: more than MAX_SPENT things to free.
 IDLE, MAX_SPENT = 0.01, 3
-#: From here on in a turn of the loop, in seconds, each connection gets one answer at most.
+#: After so many seconds of a turn, the loop gives each connection one answer at most.
 TURN = 0.005
-#: How long the loop goes on at the end with what has arrived, in seconds.
+#: How long the loop, when it ends, goes on answering what has arrived, in seconds.
 LAST_TURNS = 0.1
-#: A thread whose client has been silent for this long, in seconds, gives way when none are left.
+#: A thread whose client has been silent for so many seconds gives way when no threads are left.
 REST = 1.0
-#: How many connections the loop may have: on Windows there is only `select`, for 512 sockets.
+#: How many connections the loop may have: Windows has only `select`, with 512 sockets.
 MAX_OPEN = 500 if os.name == "nt" else sys.maxsize
-#: How often it is looked for what is waited for without a thread, in seconds.
+#: How often requests that wait without a thread are looked at, in seconds.
 LOOK = 0.25
 
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _REQUEST_LINE = re.compile(rf"({_TOKEN}) ([^\x00-\x20\x7f]+) HTTP/1\.([01])\r\n".encode())
-#: What the first bytes of a request line can be; nobody waits for more of what is none.
+#: What the beginning of a request line can be; anything else is refused without waiting for more.
 _LINE_BEGUN = re.compile(rf"\r|{_TOKEN}(?: [^\x00-\x20\x7f]*(?: [HTP]*/?[\d.]*\r?)?)?".encode())
 _FIELD = re.compile(rf"({_TOKEN}):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)".encode())
 _LONE_LF = re.compile(rb"(?<!\r)\n")
@@ -22836,7 +22835,7 @@ _OVERLOADED = ApiError(
     headers=[("Retry-After", "1")],
     close=True,
 )
-#: Where the web SDK's `env: "local"` looks for the queue, the stream of events and the renderer.
+#: Where the web SDK with `env: "local"` looks for the queue, the event stream and the renderer.
 IN_APP_PORTS = (3010, 3009, 9998)
 _DISTRUST = (
     "%s does not trust the fake's certificate: give it the one at /__parlel/ca.pem, for example by "
@@ -22850,7 +22849,7 @@ def _bad_request(message: str, status: int = 400) -> ApiError:
 
 
 class Fields(Dict[str, str]):
-    """The header fields of a request by lower-case name, and what they say about framing."""
+    """A request's header fields by lower-case name, and what they say about framing."""
 
     __slots__ = ("chunked", "connection", "expects", "length")
 
@@ -22861,12 +22860,12 @@ class Fields(Dict[str, str]):
 
 
 def parse_fields(block: bytes) -> Fields:
-    """Read header lines and what they say about framing. Raises ApiError 400, 417, 431 or 501."""
+    """Read header lines, and what they say about framing. Raises ApiError 400, 417, 431 or 501."""
     return _framed(read_fields(block))
 
 
 def read_fields(block: bytes) -> Fields:
-    """Read the lines of a head or of trailers. Raises ApiError 400 or 431."""
+    """Read the lines of a head, or trailers. Raises ApiError 400 or 431."""
     lines = block.split(b"\r\n") if block else []
     if len(lines) > MAX_FIELDS or len(max(lines, key=len, default=b"")) > MAX_LINE:
         raise _bad_request("too many or too long header fields", 431)
@@ -22904,14 +22903,14 @@ def _framed(values: Fields) -> Fields:
     return values
 
 
-# A client sends the same header block again and again, so parsing it once will do.
+# Clients send the same headers over and over, so the result is kept.
 _parse_fields_cached = functools.lru_cache(maxsize=512)(parse_fields)
 
 
 class Framer:
-    """Cuts the bytes of one connection into requests; both ways of serving use it.
+    """Splits the bytes of a connection into requests; the loop and the threads both use it.
 
-    `feed` takes what came in; `next` gives a complete request, or None while bytes are missing.
+    `feed` takes what was received; `next` returns a complete request, or None until there is one.
     """
 
     __slots__ = (
@@ -22922,7 +22921,7 @@ class Framer:
     def __init__(self, max_body: int) -> None:
         self.max_body, self.scheme = max_body, "http"
         self.buffer: Union[bytes, bytearray] = b""
-        #: Whether the connection may go on after the last request that `next` gave.
+        #: Whether the connection may continue after the request that `next` returned last.
         self.keep_alive = True
         self.version = b"1"
         self._line: Tuple[str, str] = ("", "")
@@ -22931,7 +22930,7 @@ class Framer:
         self._continued = False
 
     def feed(self, data: bytes) -> bool:
-        """Take in what was received; whether a request begins with it."""
+        """Take in what was received; returns whether a request starts with it."""
         if not self.buffer:
             self.buffer = data
             return self._fields is None
@@ -22942,21 +22941,21 @@ class Framer:
 
     @property
     def idle(self) -> bool:
-        """Whether no request has been begun."""
+        """Whether no request has begun."""
         return not self.buffer and self._fields is None
 
     def wants_continue(self) -> bool:
-        """Whether the client waits for `100 Continue` before it sends the body; said once."""
+        """Whether the client waits for `100 Continue` before sending the body; true only once."""
         fields = self._fields
         if fields is None or not fields.expects or self._continued or self.buffer:
             return False
-        if self.version == b"0":  # which does not know 100 (RFC 9110 10.1.1)
+        if self.version == b"0":  # HTTP/1.0 doesn't know 100 (RFC 9110 10.1.1)
             return False
         self._continued = True
         return True
 
     def next(self) -> Optional[Request]:
-        """The next complete request. Raises ApiError, after which the connection must end."""
+        """Return the next complete request. Raises ApiError; then the connection must end."""
         fields = self._take_head() if self._fields is None else self._fields
         if fields is None:
             return None
@@ -22975,12 +22974,12 @@ class Framer:
 
     @property
     def method(self) -> str:
-        """The method of the request that has been begun; "" if there is none."""
+        """The method of the request that has begun; "" if none has."""
         return self._line[0]
 
     def _take_head(self) -> Optional[Fields]:
         buffer = self.buffer
-        if buffer.startswith(b"\r\n"):  # RFC 9112 2.2: empty lines before a request are skipped
+        if buffer.startswith(b"\r\n"):  # RFC 9112 2.2: skip empty lines before a request
             buffer = self.buffer = buffer.lstrip(b"\r\n")
         end = buffer.find(b"\r\n\r\n")
         if end < 0:
@@ -22993,7 +22992,7 @@ class Framer:
         if fields.length > self.max_body:
             raise self._too_large()
         self.keep_alive = "close" not in fields.connection
-        if self.version == b"0":  # whose chunks nobody can be sure of (RFC 9112 6.1)
+        if self.version == b"0":  # its chunks can't be relied on (RFC 9112 6.1)
             self.keep_alive &= "keep-alive" in fields.connection and not fields.chunked
         elif not fields.get("host"):
             raise _bad_request("a request in HTTP/1.1 must name its Host")
@@ -23001,7 +23000,7 @@ class Framer:
         return fields
 
     def _check_begun(self, buffer: Union[bytes, bytearray]) -> None:
-        """Refuse the beginning of a head as soon as nothing can make it a good one."""
+        """Refuse the beginning of a head as soon as it can't become a valid one."""
         if len(buffer) > MAX_HEAD:
             raise _bad_request("the request's head is too long", 431)
         line, found, _ = buffer.partition(b"\n")
@@ -23026,7 +23025,7 @@ class Framer:
             raise _bad_request(f"malformed request line {line[:80]!r}")
         word, target, self.version = match.groups()
         method = word.decode("ascii")
-        self._line = method, ""  # a refusal asks for the method
+        self._line = method, ""  # for the response to a refusal
         if len(target) > MAX_LINE:
             raise _bad_request("the request target is too long", 414)
         try:
@@ -23038,11 +23037,11 @@ class Framer:
         return match.end() - 2
 
     def _may_ask_for(self, method: str, target: str) -> bool:
-        """Whether a target that is no path is one all the same (RFC 9112 3.2)."""
+        """Whether a target that isn't a path is allowed all the same (RFC 9112 3.2)."""
         return bool(_URL.match(target)) or (method, target) == ("OPTIONS", "*")
 
     def _take_chunked(self) -> Optional[bytes]:
-        """The body once its last chunk and the trailers are there; chunks are kept meanwhile."""
+        """The body, once the last chunk and the trailers are there; collects chunks until then."""
         buffer, at, size = self.buffer, 0, 1
         while True:
             end = buffer.find(b"\r\n", at, at + MAX_LINE)
@@ -23063,12 +23062,12 @@ class Framer:
                 raise _bad_request("a chunk is longer than its size says")
             self._chunks += buffer[end + 2 : last]
             at = last + 2
-        if at:  # once for all of them: many chunks of one byte each must not copy the rest each
+        if at:  # once for all chunks: with many of one byte each, each would copy the rest
             self.buffer = buffer[at:]
         return self._take_trailers(end - at) if size == 0 else None
 
     def _take_trailers(self, end: int) -> Optional[bytes]:
-        """The body, if the lines after its last chunk are there, too; they say nothing to us."""
+        """The body, once the trailers after its last chunk are complete; they are ignored."""
         buffer = self.buffer
         finish = buffer.find(b"\r\n\r\n", end)
         if finish < 0:
@@ -23096,9 +23095,9 @@ def _date(second: int) -> bytes:
 
 
 def response_bytes(response: Response, method: str, version: bytes, keep_alive: bool) -> bytes:
-    """A response as it goes over the wire, head and body in one piece.
+    """A response as sent over the wire, head and body in one piece.
 
-    One piece, because a head and a body in two packets meet Nagle's algorithm: 44 ms a call.
+    In two packets, head and body would fall foul of Nagle's algorithm: 44 ms a call.
     """
     body = b"" if method == "HEAD" else response.body
     length = b"" if response.status == 204 else b"Content-Length: %d\r\n" % len(response.body)
@@ -23113,14 +23112,14 @@ def response_bytes(response: Response, method: str, version: bytes, keep_alive: 
 
 
 def streamed(connection: Connection, response: Response) -> bytes:
-    """The next part of an answer that goes on until its connection ends."""
+    """The next piece of a response that lasts until its connection ends."""
     first, connection.streams, connection.framer.keep_alive = not connection.streams, True, False
     head = _head(response.status, response.headers) + b"Connection: close\r\n\r\n"
     return head + response.body if first else response.body
 
 
 class Connection:
-    """One client's socket and what was read from it."""
+    """A client's socket, and what was read from it."""
 
     __slots__ = (
         "draining", "ending", "fault", "framer", "fresh", "kept", "peer", "ready", "since",
@@ -23130,38 +23129,38 @@ class Connection:
     def __init__(self, sock: socket.socket, peer: str, max_body: int, now: float) -> None:
         self.socket, self.peer = sock, peer
         self.framer = Framer(max_body)
-        #: When the connection became idle, or its current request began; monotonic seconds.
+        #: When the connection became idle or its current request began, in monotonic seconds.
         self.since = now
-        #: No byte has been read yet, so it may still turn out to speak TLS.
+        #: Whether no byte has been read yet, so that it may still turn out to speak TLS.
         self.fresh = True
-        #: What is unsent is the last that the client gets from us.
+        #: Whether the unsent bytes are the last that the client gets.
         self.ending = False
-        #: Done with; what still comes in is thrown away.
+        #: Whether it is finished, and anything that still arrives is discarded.
         self.draining = False
-        #: The thread is done with it and the loop may have it back.
+        #: Whether its thread has finished with it, and the loop may have it back.
         self.kept = False
-        #: What is to be done first: send these answers, answer this request.
+        #: What to do first: send these bytes, and answer the request in `ready`.
         self.unsent = b""
-        #: What goes wrong on purpose with the answer on its way.
+        #: The fault to commit while sending the response.
         self.fault: Optional[Fault] = None
         self.ready: Optional[Request] = None
-        #: It is being sent a stream of events.
+        #: Whether a stream of events is being sent on it.
         self.streams = False
 
     @property
     def resting(self) -> bool:
-        """Whether its thread just waits for the client to say something; for any thread."""
+        """Whether its thread is only waiting for the client; can be called from any thread."""
         busy = self.ready is not None or self.unsent or self.kept or self.draining
         return not busy and self.framer.idle
 
     def close(self) -> None:
-        """Close the socket; never raises."""
+        """Close the socket. Never raises."""
         with contextlib.suppress(OSError):
             self.socket.close()
 
 
 def further_listeners(settings: Settings) -> List[socket.socket]:
-    """Sockets on the ports of the web SDK, if they are wanted; one that is taken is left out."""
+    """Listen on the ports of the web SDK, if that is on; ports that are taken are left out."""
     found = []
     for port in IN_APP_PORTS if settings.in_app else ():
         try:
@@ -23176,22 +23175,22 @@ def further_listeners(settings: Settings) -> List[socket.socket]:
 class Server(ThreadingHTTPServer):
     """The HTTP side: one loop for what is ready, a thread for what waits.
 
-    The loop (`serve_forever`) keeps every plain connection in a selector and answers in its own
-    thread whatever has arrived whole. TLS, heavy operations, large bodies and clients that read
-    slowly go the standard way, `process_request`, to a thread running a `WaitingHandler`; a
-    plain connection comes back to the loop afterwards, so an idle one costs no thread. Threads
-    that all have work would only fight over the interpreter lock: with 64 connections the loop
-    answers twice as many requests a second.
+    The loop (`serve_forever`) keeps all plain connections in a selector, and its own thread
+    answers every request that has arrived completely. TLS, heavy operations, large bodies
+    and clients that read slowly go the standard way, through `process_request`, to a thread
+    with a `WaitingHandler`; a plain connection then returns to the loop, so an idle one
+    costs no thread. Threads that are all busy would only compete for the interpreter lock:
+    with 64 connections the loop answers twice as many requests a second.
     """
 
     allow_reuse_address = os.name != "nt"  # on Windows it would let two servers share a port
     daemon_threads = True
     request_queue_size = 1024
-    #: How long `stop` lets requests in flight finish, in seconds.
+    #: How long `stop` allows requests in flight to finish, in seconds.
     grace = 0.35
-    #: How many control calls get a thread beyond `max_threads`.
+    #: How many threads control calls get in addition to `max_threads`.
     spare = 16
-    #: Sockets that listen, too.
+    #: Further listening sockets.
     further: Sequence[socket.socket] = ()
 
     def __init__(self, settings: Settings, fake: Fake) -> None:
@@ -23199,29 +23198,29 @@ class Server(ThreadingHTTPServer):
         self.address_family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
         self._open: Dict[int, Connection] = {}
         self._waiting: Dict[threading.Thread, Connection] = {}
-        #: Threads that are done but may not have ended yet; `stop` waits for that.
+        #: Threads that are done but may not have ended yet; `stop` waits for them.
         self._leaving: Deque[threading.Thread] = deque(maxlen=256)
         self._returned: Deque[Connection] = deque()
-        #: The connections with unsent answers, in their order.
+        #: The connections with unsent answers, in order.
         self._outgoing: Dict[Connection, None] = {}
-        #: Those with requests that have arrived and must wait for the next turn.
+        #: The connections with requests that have arrived but must wait for the next turn.
         self._more: Dict[Connection, None] = {}
         #: Those that wait for news, each with its request in `ready`, and when it was looked for.
         self._parked: Dict[Connection, None] = {}
         self._looked = 0.0
-        #: What is to be freed: a workspace of 10,000 people takes 5 ms, longer than its reset.
+        #: Things to free: a workspace of 10,000 people takes 5 ms, longer than its reset.
         self._spent: List[Any] = []
         self._stopping = False
         #: When the loop last woke up; monotonic seconds.
         self._now = time.monotonic()
-        # Made when the first client asks for it; but a certificate of your own is tried now.
+        # Made when the first client needs it; but a configured certificate is tried at once.
         self._tls = make_tls_context(settings) if settings.cert else None
         self._tls_lock = threading.Lock()
         self._waker, self._alarm = socket.socketpair()
         self._selector = selectors.DefaultSelector()
-        #: This is the copy in a forked process, and not ours to steer.
+        #: Whether this is a forked process's copy, which must not be used.
         self.foreign = False
-        # If it can't listen, this calls `server_close`, which needs all of the above.
+        # If it can't listen, this calls `server_close`, which needs everything above.
         super().__init__((settings.host, settings.port), WaitingHandler)
         self.socket.setblocking(False)
         self._alarm.setblocking(False)
@@ -23233,14 +23232,14 @@ class Server(ThreadingHTTPServer):
         _SERVERS.add(self)
 
     def server_bind(self) -> None:
-        """Bind without the reverse look-up of HTTPServer, which can take 35 s (pip #13742)."""
+        """Bind without HTTPServer's reverse look-up, which can take 35 s (pip #13742)."""
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
 
     # ---- the loop
 
     def serve_forever(self, poll_interval: float = 1.0) -> None:
-        """Answer until `shutdown`; look for timeouts every `poll_interval` seconds."""
+        """Serve until `shutdown`; check for timeouts every `poll_interval` seconds."""
         swept, self.fake.discard = self._now, self._discard
         with hurrying():
             while not self._stopping:
@@ -23252,7 +23251,7 @@ class Server(ThreadingHTTPServer):
                 if self._now - swept >= poll_interval:
                     swept = self._now
                     self._sweep(swept)
-            self._turn(0)  # what has arrived by now is answered, within reason
+            self._turn(0)  # answer what has arrived by now, within reason
             end = time.monotonic() + LAST_TURNS
             while self._more and time.monotonic() < end:
                 self._turn(0)
@@ -23264,11 +23263,11 @@ class Server(ThreadingHTTPServer):
         self._wake()
 
     def _turn(self, timeout: Optional[float]) -> bool:
-        """Wait for something to do, at most `timeout` seconds, and do it; whether there was any."""
+        """Wait for work, at most `timeout` seconds, and do it; returns whether there was any."""
         more, self._more = self._more, {}
         ready = self._selector.select(0 if more else timeout)
         self._now = time.monotonic()
-        # Whose turn it was is not read as well: a thread, or nobody, may have it by then.
+        # A connection gets one of the two: after its turn, a thread may have it, or nobody.
         work: Dict[int, Callable[[], Any]] = {}
         for connection in more:
             work[connection.socket.fileno()] = functools.partial(self._answer, connection)
@@ -23284,7 +23283,7 @@ class Server(ThreadingHTTPServer):
                 do()
             except Exception as error:
                 self._lose(number, error)
-        # Waking a client that sleeps costs more than answering it, so all of them are answered
+        # To wake a sleeping client costs more than to answer it, so all of them are answered
         # first and then woken together: a fifth more requests a second with 64 connections.
         outgoing, self._outgoing = self._outgoing, {}
         for connection in outgoing:
@@ -23292,17 +23291,17 @@ class Server(ThreadingHTTPServer):
         return bool(ready or more)
 
     def _lose(self, number: int, error: Exception) -> None:
-        """Lose one connection (by its file number) rather than the loop, and all of them."""
+        """Give up one connection (named by file number) rather than the loop with all of them."""
         log.error("lost a connection: %r", error)
         connection = self._open.get(number)
         if connection is not None:
             self._close(connection)
 
     def shutdown(self) -> None:
-        """Make `serve_forever` return; from any thread."""
+        """Make `serve_forever` return. Can be called from any thread."""
         self._stopping = True
         self.fake.ending.set()
-        for fake in self.fake.all:  # for those who wait for something to happen
+        for fake in self.fake.all:  # for those who wait for news
             if fake.workspace.news.waiting:
                 fake.workspace.news.tell()
         self._wake()
@@ -23315,14 +23314,14 @@ class Server(ThreadingHTTPServer):
         for _ in range(64):
             try:
                 sock, address = listener.accept()
-            except (BlockingIOError, ConnectionError):  # the client may have gone already
+            except (BlockingIOError, ConnectionError):  # the client may be gone already
                 return
             except OSError as error:  # out of file descriptors
                 log.warning("can't accept: %s; ending the longest silent connection", error)
                 if not self._shed([*self._open.values(), *self._resting()]):
                     time.sleep(0.01)
                 return
-            with contextlib.suppress(OSError):  # the client may have gone already
+            with contextlib.suppress(OSError):  # the client may be gone already
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._adopt(Connection(sock, address[0], self.settings.max_body, self._now))
 
@@ -23358,13 +23357,13 @@ class Server(ThreadingHTTPServer):
         self._parked.pop(connection, None)
 
     def _close(self, connection: Connection) -> None:
-        # `_shed` may have closed it in this very turn, before its own event was looked at.
+        # `_shed` may have closed it in this same turn, before its own event came up.
         if connection.socket.fileno() >= 0:
             self._release(connection)
             connection.close()
 
     def _take_back(self) -> None:
-        """Wake up; take the connections back that threads are done with."""
+        """Wake up, and take back the connections that threads have finished with."""
         with contextlib.suppress(OSError):
             self._alarm.recv(4096)
         while self._returned:
@@ -23377,9 +23376,9 @@ class Server(ThreadingHTTPServer):
                 self._answer(connection)
 
     def _sweep(self, now: float) -> None:
-        """Close what has been idle for too long, or takes too long to send a request.
+        """Close connections that have been idle or busy sending a request for too long.
 
-        What the fake's clock has made due is done here, too, so that nobody need ask for it.
+        Also does what has become due on the clocks, so that it happens without a request.
         """
         for fake in self.fake.all:
             fake.workspace.agenda.tick()
@@ -23414,7 +23413,7 @@ class Server(ThreadingHTTPServer):
         elif not connection.draining:
             if connection.framer.feed(data):
                 connection.since = self._now
-            if connection in self._parked:  # who goes on waits no longer
+            if connection in self._parked:  # a client that sends more is not waiting
                 cast(Request, connection.ready).until = 0.0
                 self._ask_again(connection)
             else:
@@ -23430,10 +23429,10 @@ class Server(ThreadingHTTPServer):
             connection.ready, connection.ending = None, not connection.framer.keep_alive
             self._outgoing[connection] = None
             if not connection.ending:
-                self._more[connection] = None  # what has come in meanwhile
+                self._more[connection] = None  # for what has arrived meanwhile
 
     def _answer(self, connection: Connection) -> None:
-        """Answer every request that has arrived whole."""
+        """Answer all requests that have arrived completely."""
         framer = connection.framer
         while True:
             try:
@@ -23445,7 +23444,7 @@ class Server(ThreadingHTTPServer):
                 if framer.wants_continue():
                     self._queue(connection, _CONTINUE)
                 return
-            packed = "content-encoding" in request.headers  # and who knows how large
+            packed = "content-encoding" in request.headers  # of unknown size
             if packed or len(request.body) > LOOP_BODY or self.fake.is_heavy(request):
                 self._leave_to_thread(connection, request)
                 return
@@ -23473,7 +23472,7 @@ class Server(ThreadingHTTPServer):
             self._hand_over(connection)
 
     def _put_off(self, connection: Connection, request: Request) -> None:
-        """Have an answer made in a thread, or asked for again when there is something to say."""
+        """Leave an answer to a thread, or until there is something to say."""
         if request.made is not None:
             self._leave_to_thread(connection, request)
         else:
@@ -23481,9 +23480,9 @@ class Server(ThreadingHTTPServer):
             self._parked[connection] = None
 
     def respond(self, connection: Connection, request: Request) -> bytes:
-        """Answer one request and write it to the access log; gives the bytes to send.
+        """Answer a request and write it to the access log; returns the bytes to send.
 
-        None of them where there is nothing to say yet: ask again after LOOK seconds.
+        There are none if there is nothing to say yet: ask again after LOOK seconds.
         """
         framer = connection.framer
         began = time.perf_counter() if log.isEnabledFor(logging.INFO) else 0.0
@@ -23501,12 +23500,12 @@ class Server(ThreadingHTTPServer):
         return response_bytes(response, request.method, framer.version, framer.keep_alive)
 
     def _queue(self, connection: Connection, data: bytes) -> None:
-        """Have something sent at the end of this turn."""
+        """Have bytes sent at the end of this turn."""
         connection.unsent += data
         self._outgoing[connection] = None
 
     def _send(self, connection: Connection) -> bool:
-        """Send what is unsent, without waiting; False if the loop is done with the connection."""
+        """Send what is unsent, without blocking; False if the loop no longer has the connection."""
         data = connection.unsent
         try:
             sent = connection.socket.send(data) if data else 0
@@ -23525,7 +23524,7 @@ class Server(ThreadingHTTPServer):
         return True
 
     def _finish(self, connection: Connection) -> None:
-        """Say that no more will come, and let the client close."""
+        """Announce that no more will come, and let the client close."""
         connection.draining, connection.since = True, self._now
         try:
             connection.socket.shutdown(socket.SHUT_WR)
@@ -23533,7 +23532,7 @@ class Server(ThreadingHTTPServer):
             self._close(connection)
 
     def _refuse(self, connection: Connection, error: ApiError) -> None:
-        """Answer what can't be read any further, and end the connection."""
+        """Answer a request that can't be read any further, and end the connection."""
         log.warning("%d for %s: %s", error.status, connection.peer, error.message)
         connection.framer.keep_alive, connection.ending = False, True
         self._queue(connection, refusal(connection, error))
@@ -23575,8 +23574,8 @@ class Server(ThreadingHTTPServer):
             raise
 
     def shutdown_request(self, request: Any) -> None:
-        """Give a connection back to the loop, or close it; its thread does nothing after this."""
-        # First, so that the connection's next request finds the thread's place free.
+        """Return a connection to the loop, or close it; the last thing that its thread does."""
+        # First, so that the connection's next request finds this thread's place free.
         self._leaving.append(threading.current_thread())
         del self._waiting[threading.current_thread()]
         if request.kept and not self._stopping:
@@ -23586,13 +23585,13 @@ class Server(ThreadingHTTPServer):
             request.close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Note in one line what a thread could not cope with; never a traceback."""
+        """Log an unexpected error in a thread on one line, without a traceback."""
         error = sys.exc_info()[1]
         level = logging.INFO if isinstance(error, OSError) else logging.ERROR
         log.log(level, "lost the connection of %s: %r", client_address, error)
 
     def tls_context(self) -> ssl.SSLContext:
-        """The TLS side of the port, made when the first client asks for it."""
+        """The port's TLS context, made when the first client needs it."""
         with self._tls_lock:
             if self._tls is None:
                 self._tls = make_tls_context(self.settings)
@@ -23616,7 +23615,7 @@ class Server(ThreadingHTTPServer):
     def _end_threads(self, deadline: float) -> None:
         while self._waiting and time.monotonic() < deadline:
             for connection in list(self._waiting.values()):
-                if connection.resting:  # or does so now, its last request being answered
+                if connection.resting:  # perhaps only now, after its last answer
                     hang_up(connection.socket)
             for thread in list(self._waiting)[:1]:
                 thread.join(0.005)
@@ -23625,10 +23624,10 @@ class Server(ThreadingHTTPServer):
 
 
 def _leave_to_parent() -> None:
-    """A fork copies sockets, not threads: let go, so that no port or client hangs on the child."""
+    """After a fork: the child has the sockets but no threads, so it must let go of them."""
     for server in list(_SERVERS):
         server.foreign = True
-        server._selector.close()  # first: what it is told of, the parent's would hear, too
+        server._selector.close()  # first, since it shares its registrations with the parent's
         for connection in (*server._open.values(), *server._waiting.values(), *server._returned):
             connection.close()
         for own in (server.socket, server._waker, server._alarm):
@@ -23640,7 +23639,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def refusal(connection: Connection, error: ApiError) -> bytes:
-    """The last answer on a connection."""
+    """The last response on a connection."""
     method = connection.ready.method if connection.ready else connection.framer.method
     return response_bytes(failure(SHARED, error), method, connection.framer.version, False)
 
@@ -23648,13 +23647,13 @@ def refusal(connection: Connection, error: ApiError) -> bytes:
 class WaitingHandler(BaseHTTPRequestHandler):
     """Serves, in a thread, a connection that has to wait: TLS, heavy work, slow readers.
 
-    A plain connection is served until its next request can be left to the loop again; a TLS
-    connection until its end.
+    A plain connection is served until the loop can have it back; a TLS connection until it
+    ends.
     """
 
     request: Connection
     server: Server
-    #: Whether the connection was broken off on purpose.
+    #: Whether a fault has broken the connection off.
     broken = False
 
     def setup(self) -> None:
@@ -23663,14 +23662,14 @@ class WaitingHandler(BaseHTTPRequestHandler):
         connection = self.request
         connection.socket.settimeout(settings.read_timeout)
         if connection.framer.scheme == "https":
-            # The handshake waits for `handle`, when `stop` knows which socket to hang up.
+            # The handshake is left to `handle`: by then `stop` knows which socket to hang up.
             connection.socket = self.server.tls_context().wrap_socket(
                 connection.socket, server_side=True, do_handshake_on_connect=False
             )
         self.connection = connection.socket
 
     def handle(self) -> None:
-        """Serve requests until the connection ends or can go back to the loop."""
+        """Serve requests until the connection ends or can return to the loop."""
         connection = self.request
         try:
             if connection.framer.scheme == "https":
@@ -23688,7 +23687,7 @@ class WaitingHandler(BaseHTTPRequestHandler):
                 log.warning(_DISTRUST, connection.peer)
 
     def handle_one_request(self) -> None:
-        """Answer one request; decide what becomes of the connection."""
+        """Answer one request, and decide what happens to the connection."""
         connection = self.request
         try:
             request = self._next_request()
@@ -23716,7 +23715,7 @@ class WaitingHandler(BaseHTTPRequestHandler):
             self.server.fake.ending.wait(LOOK)
 
     def _awaited(self) -> bool:
-        """Whether the client has not gone away; TLS does not let us look."""
+        """Whether the client is still there; with TLS there is no way to tell."""
         if self.request.framer.scheme == "https":
             return True
         try:
@@ -23730,7 +23729,7 @@ class WaitingHandler(BaseHTTPRequestHandler):
             self.connection.settimeout(self.server.settings.read_timeout)
 
     def _deliver(self, data: bytes) -> bool:
-        """Send an answer, unless something is to go wrong with it; whether it went whole."""
+        """Send an answer, or spoil it as a fault says; returns whether it was sent completely."""
         connection = self.request
         fault, connection.fault = connection.fault, None
         if fault is None or fault.effect in ("status", "latency"):
@@ -23743,7 +23742,7 @@ class WaitingHandler(BaseHTTPRequestHandler):
         return True
 
     def _trickle(self, data: bytes, rate: float) -> None:
-        """Send so many bytes a second, at most 20 times; what is left at once on `stop`."""
+        """Send so many bytes a second, at most 20 times a second; on `stop`, the rest at once."""
         size = max(1, int(rate / 20))
         for start in range(0, len(data), size):
             self.connection.sendall(data[start : start + size])
@@ -23751,7 +23750,7 @@ class WaitingHandler(BaseHTTPRequestHandler):
                 self.server.fake.ending.wait(size / rate)
 
     def _break_off(self, fault: Fault, data: bytes) -> None:
-        """End the connection without a whole answer."""
+        """End the connection without a complete answer."""
         self.broken, framer = True, self.request.framer
         framer.keep_alive, framer.buffer = False, b""
         self.request.ready = None  # so that `stop` need not wait for it
@@ -23785,10 +23784,10 @@ class WaitingHandler(BaseHTTPRequestHandler):
                 connection.since = time.monotonic()
 
     def _receive(self) -> bytes:
-        """What comes in; nothing at the end or after a long silence. Raises ApiError 408."""
+        """Receive bytes; none at the end, or after a long silence. Raises ApiError 408."""
         idle, settings = self.request.framer.idle, self.server.settings
         left = settings.idle_timeout
-        if not idle:  # the time is for the whole request, so that sending in drips won't help
+        if not idle:  # the limit is for the whole request, so that trickling it in won't help
             left = self.request.since + settings.read_timeout - time.monotonic()
         with contextlib.suppress(socket.timeout):
             if left > 0:
@@ -23799,7 +23798,7 @@ class WaitingHandler(BaseHTTPRequestHandler):
         raise ApiError(408, "the request did not arrive in time")
 
     def _linger(self) -> None:
-        """Throw away what still comes in, so that the client sees the answer, not a reset."""
+        """Discard what still arrives, so that the client sees the answer rather than a reset."""
         self.connection.settimeout(LINGER)
         self.connection.shutdown(socket.SHUT_WR)
         deadline = time.monotonic() + LINGER
@@ -23807,7 +23806,7 @@ class WaitingHandler(BaseHTTPRequestHandler):
             pass
 
     def finish(self) -> None:
-        """Say over TLS that no more will come (RFC 9112 9.8), without waiting for the like."""
+        """End TLS properly (RFC 9112 9.8), without waiting for the other side to do so."""
         if self.request.framer.scheme == "https" and not self.broken:
             with contextlib.suppress(OSError, ValueError):
                 self.connection.settimeout(0)
@@ -23818,7 +23817,7 @@ class WaitingHandler(BaseHTTPRequestHandler):
 
 
 def make_tls_context(settings: Settings) -> ssl.SSLContext:
-    """A server context with the configured certificate, or the built-in one. Raises OSError."""
+    """Make a context with the configured certificate, or the built-in one. Raises OSError."""
     import ssl
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -23835,7 +23834,7 @@ def make_tls_context(settings: Settings) -> ssl.SSLContext:
 
 
 def _load_built_in(context: ssl.SSLContext) -> None:
-    """`load_cert_chain` takes files only; memory files where there are any, for read-only roots."""
+    """Load it from files, the only way; in memory if possible, for read-only file systems."""
     import tempfile
 
     pem = (_pem("CERTIFICATE", "certificate") + _pem("PRIVATE KEY", "key")).encode()
