@@ -381,6 +381,51 @@ class House(unittest.TestCase):
         self.assertEqual(len(keys), len(set(keys)))
 
 
+class Published(unittest.TestCase):
+    """The service's own numbers."""
+
+    #: As the documentation has them: bytes, seconds, and how many.
+    LIMITS: ClassVar[Dict[str, Any]] = {
+        "MAX_IDENTIFIER": 150, "MAX_ATTRIBUTE_NAME": 150, "MAX_ATTRIBUTE_VALUE": 1000,
+        "MAX_ATTRIBUTES": 300, "MAX_EVENT_NAME": 100, "MAX_EVENT_DATA": 100_000,
+        "MAX_OBJECT_ATTRIBUTES": 100_000, "MAX_SEGMENT_IDS": 1000, "MAX_ENTITY": 32_768,
+        "MAX_BATCH": 512_000, "MAX_PIPELINES_CALL": 32_768, "MAX_PIPELINES_BATCH": 512_000,
+        "MAX_SEND_AHEAD": 7_776_000, "MAX_RECIPIENTS": 15, "MAX_ATTACHMENTS": 2_000_000,
+        "MAX_SEND": 1_000_000, "MAX_FILE": 100_000_000, "MAX_AUDIENCE": 10_000,
+        "MAX_TRIGGER_DATA": 50_000, "MAX_TRIGGER": 25_000_000, "MAX_USER_DATA": 2_000_000,
+        "MAX_COLLECTIONS": 50, "MAX_COLLECTION": 10_000_000, "MAX_COLLECTION_ROW": 10_000,
+        "MAX_SNIPPETS": 5_000_000, "MAX_INDEX_CHANGES": 100, "MAX_VARIANTS": 50,
+        "MAX_ASSET": 2_097_152, "MAX_ASSET_SIDE": 4096, "MAX_JOURNEY_ATTRIBUTES": 100,
+        "EVENT_MEMORY": 2_592_000, "ANONYMOUS_GRACE": 300, "TOKEN_LIFE": 86_400,
+        "LINK_LIFE": 900, "LIVE_LIFE": 21_600, "MESSAGE_WINDOW": 15_811_200,
+        "OLDEST_TRIGGER": 259_200, "LONGEST_GOAL": 7_776_000, "LEAST_INTERVAL": 60,
+        "FILTER_PATIENCE": 1800, "CLIPPED_AT": 104_448, "WEBHOOK_TIMEOUT": 4,
+        "WEBHOOK_LIFE": 604_800, "CALL_RETRIES": 11, "CALL_TIMEOUT": 16, "PULL_RATE": 10,
+        "POLLING": 10, "HEARTBEAT": 30, "IN_APP_PORTS": (3010, 3009, 9998),
+        "PERIODS": {"hours": 24, "days": 45, "weeks": 12, "months": 121},
+        "REVIEW_WEIGHTS": {"error": 20, "warning": 10, "tip": 5},
+    }  # fmt: skip
+
+    def test_limits(self) -> None:
+        for name, value in self.LIMITS.items():
+            self.assertEqual(getattr(customerio_fake, name), value, name)
+
+    def test_rates(self) -> None:
+        studio = "POST /v1/design_studio/emails/1"
+        rows = [
+            ("POST /v1/campaigns/1/triggers", 1, 10),
+            ("POST /v1/send/email", 3000, 3),
+            ("GET /v1/messages/m/archived_message", 100, 86_400),
+            (f"{studio}/publish", 5, 1),
+            (f"{studio}/languages/es/preview", 5, 1),
+            ("GET /v1/campaigns/1/triggers", 10, 1),
+            (studio, 10, 1),
+        ]
+        for line, most, period in rows:
+            rate = next(row for row in customerio_fake.RATES if row.pattern.fullmatch(line))
+            self.assertEqual((rate.most, rate.period), (most, period), line)
+
+
 WRITES = [row for row in ROUTES if row.method in ("POST", "PUT", "PATCH")]
 
 
@@ -3301,6 +3346,77 @@ class Messages(SeededTest):
         bad: list[Any] = [{}, {"advance": -1}, {"now": "x"}, {"freeze": 1}, {"forward": 1}]
         for body in bad:
             self.assert_errors(self.call("PUT", "/__parlel/clock", body), 400)
+
+
+class Blanks(FakeTest):
+    """What the App API shows of things of which only the name is known."""
+
+    CONTENT: ClassVar[Dict[str, Any]] = {
+        "name": "", "type": "email", "body": "", "body_amp": "", "language": "", "from": "",
+        "from_id": 0, "reply_to": "", "reply_to_id": None, "preprocessor": "premailer",
+        "recipient": "{{customer.email}}", "subject": "", "bcc": "", "cc": "", "fake_bcc": True,
+        "preheader_text": "", "headers": "[]",
+    }  # fmt: skip
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.fake.workspace.clock.freeze()
+        self.fake.seed({
+            "campaigns": [{"id": 1, "name": "C", "actions": [{"id": 11}]}],
+            "broadcasts": [{"id": 2, "name": "B", "actions": [{"id": 21}]}],
+            "newsletters": [{"id": 3, "name": "N", "contents": [{"id": 31}]}],
+            "transactional": [{"id": 4, "name": "T", "contents": [{"id": 41}]}],
+        })  # fmt: skip
+
+    def shown(self, path: str) -> tuple[Any, int]:
+        """What is shown at a path, and when it was made."""
+        (row,) = [value for name, value in self.ok("GET", path).items() if name != "next"]
+        row = row[0] if isinstance(row, list) else row
+        made = row.get("created", row.get("created_at"))
+        self.assertAlmostEqual(made, time.time(), delta=60)
+        return row, made
+
+    def test_families(self) -> None:
+        running = {"active": True, "state": "running", "tags": []}
+        tiles = [{"id": 11, "type": "email"}], [{"id": 21, "type": "email"}]
+        none: Any = {"filter_segment_ids": [], "trigger_segment_ids": []}
+        rows: list[tuple[str, Any]] = [
+            ("campaigns/1", {"id": 1, "name": "C", "type": "segment", **running, **none,
+                             "actions": tiles[0], "msg_templates": tiles[0]}),
+            ("broadcasts/2", {"id": 2, "name": "B", "type": "triggered_broadcast", **running,
+                              "actions": tiles[1], "msg_template_ids": tiles[1]}),
+        ]  # fmt: skip
+        for path, expected in rows:
+            row, made = self.shown(f"/v1/{path}")
+            times = dict.fromkeys(("created", "updated", "first_started"), made)
+            more = {**times, "deduplicate_id": f"{row['id']}:{made}"}
+            self.assertEqual(row, {**expected, **more})
+        row, made = self.shown("/v1/newsletters/3")
+        letter = {"id": 3, "name": "N", "type": "email", "sent_at": None, "tags": []}
+        letter.update(created=made, updated=made, recipient_segment_ids=[], content_ids=[31])
+        self.assertEqual(row, {**letter, "deduplicate_id": f"3:{made}"})
+        row, made = self.shown("/v1/transactional/4")
+        on, off = ("send_to_unsubscribed", "link_tracking", "open_tracking"), (
+            "hide_message_body", "queue_drafts")  # fmt: skip
+        switches = {**dict.fromkeys(on, True), **dict.fromkeys(off, False)}
+        message = {"id": 4, "name": "T", "description": "", "created_at": made, "updated_at": made}
+        self.assertEqual(row, {**message, **switches})
+
+    def test_contents(self) -> None:
+        action = {"layout": "", "sending_state": "automatic", "parent_action_id": 0}
+        for path, id, own in (
+            ("campaigns/1/actions", 11, {**action, "campaign_id": 1}),
+            ("broadcasts/2/actions", 21, {**action, "broadcast_id": 2}),
+        ):
+            row, made = self.shown(f"/v1/{path}")
+            times = {"created": made, "updated": made, "deduplicate_id": f"{id}:{made}"}
+            self.assertEqual(row, {"id": id, **self.CONTENT, **own, **times})
+        (row,) = self.ok("GET", "/v1/newsletters/3/contents")["contents"]
+        made = row["deduplicate_id"]
+        own = {"layout": "", "newsletter_id": 3, "deduplicate_id": made}
+        self.assertEqual(row, {"id": 31, **self.CONTENT, **own})
+        row, made = self.shown("/v1/transactional/4/contents")
+        self.assertEqual(row, {"id": 41, **self.CONTENT, "created": made, "updated": made})
 
 
 # ======================================================================================
@@ -8342,6 +8458,33 @@ class Faults(FaultTest):
 class BadFaults(FaultTest):
     """A rule that can't be is refused with the field's name and an example."""
 
+    def test_what_a_field_must_be_and_an_example(self) -> None:
+        count = "must be a whole number from {} to 1000000000"
+        rows = [
+            ("times", count.format(1), {"status": 503, "times": 2}),
+            ("every", count.format(1), {"status": 503, "every": 3}),
+            ("after", count.format(0), {"status": 503, "after": 1}),
+            ("probability", "must be a number from 0 to 1", {"status": 503, "probability": 0.5}),
+            ("seed", "must be a whole number from 0 to 1000000000000000",
+             {"status": 503, "seed": 7}),
+            ("status", "must be a whole number from 200 to 599", {"status": 503}),
+            ("latency", "must be a number from 0 to 3600", {"status": 503, "latency": 0.5}),
+            ("jitter", "must be a number from 0 to 3600",
+             {"status": 503, "latency": 0.5, "jitter": 0.1}),
+            ("reset", "must be true", {"reset": True}),
+            ("empty", "must be true", {"empty": True}),
+            ("hang", "must be true", {"hang": True}),
+            ("truncate", count.format(0), {"truncate": 10}),
+            ("trickle", "must be a number from 1 to 1000000000", {"trickle": 100}),
+            ("responses", "must be a list of at least one entry, not an object",
+             {"responses": [{"status": 503}, {"reset": True}]}),
+        ]  # fmt: skip
+        for name, must, example in rows:
+            with self.subTest(name):
+                reply = self.call("POST", "/__parlel/faults", {**example, name: {}})
+                shown = json.dumps(example, separators=(",", ":"))
+                self.assertEqual(reply.json["meta"]["error"], f"{name} {must}, as in {shown}")
+
     def test_the_field_is_named(self) -> None:
         rows: List[Any] = [
             ({}, "status or"),
@@ -10968,6 +11111,26 @@ class StudioCorners(StudioTest):
         content = {"subject": "One", "content": "<p>1</p>", "text": "one"}
         more = {name: email[name] for name in ("envelope", "transformers")}
         self.assertEqual(node, {**own, **content, **more})
+
+
+class StudioBlanks(StudioTest):
+    """What is made with a name alone."""
+
+    def test_an_email(self) -> None:
+        made = self.make("emails")
+        times = {name: made[name] for name in ("id", "created", "updated")}
+        envelope = {
+            **dict.fromkeys(("from_id", "reply_to_id")),
+            **dict.fromkeys(("bcc", "from", "reply_to"), ""),
+            "recipient": "{{customer.email}}",
+            "fake_bcc": True,
+            "headers": [],
+        }
+        content = dict.fromkeys(("subject", "preheader_text", "html", "text", "amp"), "")
+        self.assertEqual(made, {
+            "name": "A", "is_template": False, "is_linked": False, "parent_folder_id": None,
+            "available_languages": [], "content": content, "transformers": {},
+            "envelope": envelope, **times})  # fmt: skip
 
 
 # ======================================================================================
