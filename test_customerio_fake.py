@@ -8460,7 +8460,7 @@ class BadFaults(FaultTest):
 
     def test_what_a_field_must_be_and_an_example(self) -> None:
         count = "must be a whole number from {} to 1000000000"
-        rows = [
+        rows: list[tuple[str, str, Any]] = [
             ("times", count.format(1), {"status": 503, "times": 2}),
             ("every", count.format(1), {"status": 503, "every": 3}),
             ("after", count.format(0), {"status": 503, "after": 1}),
@@ -11119,7 +11119,7 @@ class StudioBlanks(StudioTest):
     def test_an_email(self) -> None:
         made = self.make("emails")
         times = {name: made[name] for name in ("id", "created", "updated")}
-        envelope = {
+        envelope: dict[str, Any] = {
             **dict.fromkeys(("from_id", "reply_to_id")),
             **dict.fromkeys(("bcc", "from", "reply_to"), ""),
             "recipient": "{{customer.email}}",
