@@ -499,6 +499,61 @@ class SeededTest(FakeTest):
         return self.call(method, path, body).status
 
 
+class AtTheLimit(SeededTest):
+    """What is just within a published limit is taken; one more is refused, and changes nothing."""
+
+    def padded(self, document: Any, size: int) -> bytes:
+        """A document as JSON of this many bytes."""
+        return json.dumps(document).encode().ljust(size)
+
+    def test_one_more_is_too_much(self) -> None:
+        self.fake.workspace.clock.freeze()
+        ahead = self.fake.workspace.seconds() + 90 * 86_400
+        mail = {"to": "a@b.cd", "identifiers": {"id": "ada"}, "transactional_message_id": 3}
+        ada, person = "/api/v1/customers/ada", {"type": "person", "action": "identify"}
+        person["identifiers"] = cast(Any, {"id": "ada"})
+        event, snippets, send = f"{ada}/events", "/v1/snippets", "/v1/send/email"
+        mails = [",".join(["a@b.cd"] * count) for count in (15, 16)]
+        files = [base64.b64encode(b"x" * size).decode() for size in (2_000_000, 2_000_001)]
+        rows: list[Any] = [
+            ("PUT", ada, {"n" * 150: 1}, {"n" * 151: 1}, 400),
+            ("PUT", ada, {"a": "v" * 1000}, {"a": "v" * 1001}, 400),
+            ("PUT", "/api/v1/customers/bob", *({f"a{i}": 1 for i in range(n)} for n in (298, 301)),
+             400),
+            ("POST", event, {"name": "n" * 100}, {"name": "n" * 101}, 400),
+            ("POST", event, *({"name": "n", "data": {"a": "b" * n}} for n in (99_992, 99_993)),
+             400),
+            ("POST", send, *({**mail, "send_at": ahead + n} for n in (0, 1)), 400),
+            ("POST", send, *({**mail, "to": to} for to in mails), 400),
+            ("POST", send, *({**mail, "cc": to[7:]} for to in mails), 400),
+            ("POST", send, *({**mail, "attachments": {"a.txt": file}} for file in files), 413),
+            ("POST", snippets, {"name": "s" * 150, "value": "v"}, {"name": "s" * 151, "value": "v"},
+             422),
+            ("POST", snippets, *({"name": f"s{n}", "value": "v" * n} for n in (16_000, 16_001)),
+             422),
+            ("POST", "/api/v2/entity", *(self.padded(person, n) for n in (32_768, 32_769)), 400),
+            ("POST", "/api/v2/batch",
+             *(self.padded({"batch": [person]}, n) for n in (512_000, 512_001)), 400),
+        ]  # fmt: skip
+        for method, path, fits, exceeds, status in rows:
+            with self.subTest(path, fits=str(fits)[:60]):
+                self.assertEqual(self.call(method, path, fits).status, 200)
+                before = [self.records(name) for name in ("customers", "events", "batches")]
+                reply = self.call(method, path, exceeds)
+                self.assertEqual(reply.status, status, reply.body)
+                after = [self.records(name) for name in ("customers", "events", "batches")]
+                self.assertEqual(after, before)
+        self.assertEqual(len(self.records("deliveries")), 5)
+        for length, status in ((150, 200), (151, 400)):
+            self.assertEqual(self.identify("i" * length).status, status)
+
+    def test_attributes_beyond_three_hundred_are_left_out(self) -> None:
+        self.identify("x", **{f"a{i}": 1 for i in range(299)})
+        self.assertEqual(self.identify("x", b=1).reason, "")
+        self.assertEqual(self.identify("x", c=1).reason, "too many attributes: c left out")
+        self.assertEqual(len(self.person("x")["attributes"]), 300)
+
+
 class Endpoint(http.server.BaseHTTPRequestHandler):
     """A webhook endpoint that answers with the statuses it is given, then with 200; 0 hangs up."""
 
@@ -10258,6 +10313,13 @@ class UnseededReads(FakeTest):
         (row,) = self.ok("GET", "/v1/transactional/1/metrics/links?unique=true")["links"]
         self.assertEqual(row["link"], {"id": 1, "href": "http://c"})
         self.assertEqual(sum(row["metric"]["series"]["clicked"]), 1)
+
+    def test_what_one_has_made_leaves_no_room_for_others(self) -> None:
+        self.ok("GET", "/v1/newsletters/99")
+        recipients = {"and": [{"or": [{"segment": {"id": 1}}]}]}
+        letter = {"name": "x", "type": "email", "subject": "s", "body": "b"}
+        self.ok("POST", "/v1/newsletters", {**letter, "recipients": recipients})
+        self.assertEqual(self.call("GET", "/v1/newsletters/99").status, 404)
 
     def test_what_is_written_is_there_to_be_read(self) -> None:
         for path in ("campaigns/1/actions/6", "newsletters/2/contents/5"):
