@@ -12532,26 +12532,35 @@ class Edges:
 
     def _meeting(self, id: int, ways: List[int]) -> Optional[int]:
         """Where branches meet; ways that lead to exits of their own need not (observed)."""
-        pairs = [(one, other) for i, one in enumerate(ways) for other in ways[i + 1 :]]
-        met = {way for pair in pairs if self._meet(*pair) is not None for way in pair}
-        straying = [way for way in ways if way not in met and not self.exits[way]]
+        groups = self._groups(ways)
+        met = [(group, where) for group, where in groups if len(group) > 1]
+        alone = [group[0] for group, _ in groups if len(group) == 1]
+        straying = [way for way in alone if not self.exits[way]]
         if not met:  # the longest way is as good as what comes after all of them
             main = straying or [max(ways, key=self.length.__getitem__)]
             return main[0] if len(main) == 1 else None
-        meeting = functools.reduce(
-            self._meet, cast(List[Optional[int]], [w for w in ways if w in met])
-        )
-        if meeting is None or straying:
+        if len(met) > 1 or straying:
             self._refuse(id, "ways lead on from it that do not meet; all that do not exit must")
-        return meeting
+        return met[0][1]
 
-    def _meet(self, one: Optional[int], other: Optional[int]) -> Optional[int]:
-        while one != other and one is not None and other is not None:
-            if self.rank[one] < self.rank[other]:
-                one = self.meeting[one]
+    def _groups(self, ways: List[int]) -> List[Tuple[List[int], int]]:
+        """The ways that meet, together, and where the last of them join the others."""
+        groups: Dict[int, List[int]] = {}
+        for way in ways:
+            groups.setdefault(way, []).append(way)
+        met, ended = {way: way for way in groups}, []
+        queue = sorted((self.rank[way], way) for way in groups)
+        while len(groups) > 1:  # whoever is farthest back goes on
+            at = heapq.heappop(queue)[1]
+            group, after = groups.pop(at), self.meeting[at]
+            if after is None:
+                ended.append((group, met[at]))
+            elif after in groups:
+                groups[after], met[after] = groups[after] + group, after
             else:
-                other = self.meeting[other]
-        return one if one == other else None
+                groups[after], met[after] = group, met[at]
+                heapq.heappush(queue, (self.rank[after], after))
+        return [*ended, *((group, met[at]) for at, group in groups.items())]
 
     def path(self) -> List[Json]:
         """The workflow from its root on. Raises ApiError 400 where branches meet too early."""

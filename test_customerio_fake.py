@@ -6178,6 +6178,9 @@ class PrintedCampaigns(JourneyTest):
             ([branch], ["3>6:0", "3>6:1"], [6]),
             ([fork, leave, out], ["3>4:0", "3>5:1", "3>7:2", "4>6", "5>6", "6>9", "7>8"], [4, 6]),
             ([fork, leave, out], ["3>7:0", "3>4:1", "3>5:2", "4>6", "5>6", "6>9", "7>8"], [7]),
+            # After branches inside of one, one of which ends.
+            ([branch, {**branch, "id": "10"}, leave], ["3>10:0", "3>7:1", "10>4:0", "10>9:1",
+             "4>5", "5>6", "7>6"], [4, 5, 6]),
             # Nowhere: each ends by itself.
             ([branch, leave, out], ["3>4:0", "3>5:1", "4>9", "5>6", "6>8"], [4]),
             ([branch], ["3>4:0", "3>5:1", "5>6"], [4]),
