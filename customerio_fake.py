@@ -7569,7 +7569,7 @@ class Workspace:
         people.keepers = tuple(getattr(self, part) for part in dict.fromkeys(OWNED.values()))
         self.news = News(self.lock)
         me = weakref.ref(self)  # so that a reset frees it at once
-        self.agenda = Agenda(self.clock, self.news, lambda chore: _do(me(), chore))
+        self.agenda = Agenda(self.clock, self.news, functools.partial(_do, me))
 
     def __del__(self) -> None:
         """Break the reference cycles, so that all is freed at once: the GC may come late."""
@@ -7650,10 +7650,10 @@ class Workspace:
         self.dropped.append({**row, "reason": reason, "received_at": moment})
 
 
-def _do(workspace: Optional[Workspace], chore: Chore) -> None:
+def _do(workspace: Callable[[], Optional[Workspace]], chore: Chore) -> None:
     """Do a piece of due work; a failure is logged and goes no further. Raises TakesTime."""
     try:
-        CHORES[chore.name](workspace, *chore.args)
+        CHORES[chore.name](workspace(), *chore.args)
     except TakesTime:
         raise
     except Exception as error:
@@ -9537,6 +9537,16 @@ def spelt_out(row: Json, where: str) -> Json:
     return {**row, **found}
 
 
+class Letter(NamedTuple):
+    """An action as it is sent, made once for everybody who gets it."""
+
+    content: Json
+    message: Attributes
+    mail: Mail
+    #: What its deliveries are part of.
+    parents: Dict[str, int]
+
+
 class Plan:
     """A campaign, compiled: who enters, what they go through, when they leave."""
 
@@ -9558,7 +9568,7 @@ class Plan:
         self.parent = {"id": self.number, "name": row["name"], "type": liquid,
                        "subscription_topic_id": self.flow.get("subscription_topic_id")}  # fmt: skip
         self.names = tuple(f"{_OF_ALL} {self.type.names}".split())
-        self.mails: Dict[int, Tuple[Json, Attributes, Mail]] = {}
+        self.letters: Dict[int, Letter] = {}
         self.needs = self._needs()
         self._check_contents()
         if "subscription_topic_id" in self.flow:
@@ -10044,29 +10054,29 @@ def delivery_of_journey(
     runner: Runner, journey: Journey, plan: Plan, content: Json
 ) -> Tuple[Delivery, Mail]:
     """A delivery of a journey, not yet sent, and what is to be sent."""
-    workspace, (message, mail) = runner.workspace, mail_of(plan, content)
-    delivery = new_delivery(workspace, plan.family.one, journey.person, message)
-    delivery.parents = {plan.family.key: plan.number, "action_id": content["id"]}
-    if journey.trigger_id is not None:
-        delivery.parents["trigger_id"] = journey.trigger_id
-    if content.get("parent_action_id"):
-        delivery.parents["parent_action_id"] = content["parent_action_id"]
+    workspace, letter = runner.workspace, plan.letters.get(content["id"])
+    if letter is None or letter.content is not content:  # which has been changed
+        letter = plan.letters[content["id"]] = letter_of(plan, content)
+    delivery = new_delivery(workspace, plan.family.one, journey.person, letter.message)
+    number = journey.trigger_id
+    delivery.parents = (
+        letter.parents if number is None else {**letter.parents, "trigger_id": number}
+    )
     delivery.journey, delivery.data = journey, journey.data
     delivery.base_url = workspace.address()
     workspace.deliveries.post(delivery)
-    return delivery, mail
+    return delivery, letter.mail
 
 
-def mail_of(plan: Plan, content: Json) -> Tuple[Attributes, Mail]:
-    """What is to be rendered and sent of an action, made once for everybody who gets it."""
-    known, message, mail = plan.mails.get(content["id"], (None, {}, None))
-    if known is not content or mail is None:
-        unasked = {"send_to_unsubscribed": plan.flow.get("send_to_unsubscribed", False)}
-        draft = {"queue_draft": True} if content["sending_state"] == "draft" else {}
-        mail = Mail(plan.family, plan.parent, {**unasked, **content, **draft}, plan.names)
-        message = shown(content)
-        plan.mails[content["id"]] = content, message, mail
-    return message, mail
+def letter_of(plan: Plan, content: Json) -> Letter:
+    """What is to be rendered and sent of an action."""
+    unasked = {"send_to_unsubscribed": plan.flow.get("send_to_unsubscribed", False)}
+    draft = {"queue_draft": True} if content["sending_state"] == "draft" else {}
+    mail = Mail(plan.family, plan.parent, {**unasked, **content, **draft}, plan.names)
+    parents = {plan.family.key: plan.number, "action_id": content["id"]}
+    if content.get("parent_action_id"):
+        parents["parent_action_id"] = content["parent_action_id"]
+    return Letter(content, shown(content), mail, parents)
 
 
 def post(runner: Runner, journey: Journey, number: int, path: Optional[int]) -> Done:
