@@ -3,8 +3,8 @@
 # ///
 """customerio_fake: a local Customer.io for tests. One file, standard library only.
 
-It answers the Track, App and Pipelines APIs of Customer.io on one port, close enough
-that the official clients cannot tell, and shows what it was told under `/__parlel/*`.
+It answers the Track, App and Pipelines APIs of Customer.io on one port, so closely that the
+official clients can't tell, and shows what it has received under `/__parlel/*`.
 
 In a test:
 
@@ -19,7 +19,7 @@ Beside an app in any language:
 
     python customerio_fake.py 4668
 
-The file is read from top to bottom; each section uses only the sections above it.
+Read the file from top to bottom; each section uses only the sections above it.
 
      1  Errors                  what can go wrong, and what became of a write
      2  Clock and identifiers   time, due work, and ids in Customer.io's own formats
@@ -27,44 +27,44 @@ The file is read from top to bottom; each section uses only the sections above i
      4  Values                  JSON, numbers, and what a field has to be
      5  Liquid                  the template language: text in, text out
      6  Conditions              one grammar for filters, segments and journeys
-     7  Records                 what is kept, and what the parts of a workspace stand on
+     7  Records                 what is kept, and what all parts of a workspace share
      8  People                  identifiers, attributes, devices: who is who
      9  Events, objects and segments  what happens, and what people belong to
     10  Deliveries              what was sent, and what became of it
-    11  Workspace               the holder of its parts: one lock, one way in, one agenda
+    11  Workspace               all parts together: one lock, one way in, one agenda
     12  Rendering               a message as its recipient sees it
     13  Sending                 transactional messages, broadcasts, newsletters
     14  Journeys                campaigns that run: who enters, what they go through
-    15  Webhooks                reporting webhooks: signed, in order, tried again
-    16  Exports and imports     a workspace out of and into files
+    15  Webhooks                reporting webhooks: signed, in order, retried
+    16  Exports and imports     a workspace to and from files
     17  Seeding                 what people make in the web app, as one JSON document
     18  Requests                requests, answers, credentials, faults, the route table
     19  Track API               /api/v1 and /api/v2
     20  App API                 /v1, Bearer
     21  Design Studio, assets and live notifications  the newest part of the App API
     22  Pipelines API           /v1/identify, track, page, screen, group, alias, batch
-    23  Control                 /__parlel/*, for the test that drives us
-    24  In-app messages         the queue and inbox that the web and mobile SDKs ask for
+    23  Control                 /__parlel/*, for the test that controls the fake
+    24  In-app messages         the queue and inbox that the web and mobile SDKs request
     25  Snapshots               a workspace as one JSON document, and back
     26  JavaScript              a client for tests in Node and in browsers, and its types
     27  Page                    what a person sees in a browser
     28  Server                  HTTP on the wire
-    29  Beside the real service  a workspace elsewhere, read into a seed
+    29  Beside the real service  a real workspace, read into a seed
     30  Public face             CustomerioServer and the command line
 
-Words that are ours: a *part* of a workspace keeps things of one kind, and what people own is kept
-by a *keeper*; a *shelf* holds *rows*, things that are made in the web app, and a *family* is what
-campaigns, broadcasts, newsletters and transactional messages have in common, each with its
-*contents* (or actions); a *verb* changes recorded state and gives an *outcome*; an *occasion* is
-something that others may want to hear of; a *chore* waits for its time on the clock's *agenda*; a
-*record* is what the control lists show, a *document* what the real API shows; a *tile* is a step
-of a campaign, and a *view* is one workspace as a test sees it.
+Some terms are ours: a *part* of a workspace keeps things of one kind; a *keeper* is a part that
+keeps what people own. A *shelf* holds *rows*: things that are made in the web app. *Families* are
+campaigns, broadcasts, newsletters and transactional messages, which all have *contents* (or
+actions). A *verb* changes recorded state and returns an *outcome*. An *occasion* is something
+that others may listen for. A *chore* waits on the clock's *agenda* until it is due. A *record* is
+what a control list shows, a *document* what the real API shows. A *tile* is a step of a campaign;
+a *view* is one workspace as a test sees it.
 
-Rules are taken from, in this order: what was observed of the live service ("observed"),
-the official API description ("reference"), the documentation ("docs"), and where all are
-silent, inference ("inferred"). Comments name the source.
+Rules come from, in this order: what was observed of the live service ("observed"), the
+official API description ("reference"), the documentation ("docs"), and where all of these
+are silent, inference ("inferred"). Comments name the source.
 
-(PYTEST_DONT_REWRITE: there are no asserts of tests in here.)
+(PYTEST_DONT_REWRITE: this file has no test assertions to rewrite.)
 """
 
 from __future__ import annotations
@@ -21546,23 +21546,23 @@ def put_state(call: Call) -> Json:
 # ======================================================================================
 
 #: The client that `python customerio_fake.py client` prints.
-JS_CLIENT = r"""// Drives customerio_fake, a local Customer.io for tests, from Node 20 or newer,
-// or a browser's test runner. Made by `python customerio_fake.py client`; needs nothing else.
+JS_CLIENT = r"""// Controls customerio_fake, a local Customer.io for tests, from Node 20 or newer,
+// or from a browser's test runner. Made by `python customerio_fake.py client`; no dependencies.
 
-/** What the fake said: an assertion that failed, or a call that it refused (`status` tells). */
+/** What the fake said: a failed assertion (`status` 422), or why it refused a call. */
 export class CustomerioFakeError extends Error {
   constructor(message, status, trace) {
     super(message);
     this.name = status === 422 ? "AssertionError" : "CustomerioFakeError";
     this.status = status;
-    // Where the test asked, not where the answer came.
+    // The stack of the test's call, not of the answer.
     if (trace) this.stack = trace.stack.replace(/^[^\n]*/, () => `${this.name}: ${message}`);
   }
 }
 
 const DISPOSE = Symbol.asyncDispose ?? Symbol("asyncDispose");
 
-/** Where we were called, without our own frames. */
+/** The stack where we were called, without our own frames. */
 function traceOf(frames) {
   const trace = new Error();
   Error.captureStackTrace?.(trace, frames);
@@ -21572,7 +21572,7 @@ function traceOf(frames) {
 const AMOUNTS = ["exactly", "at_least", "at_most", "none", "in_order", "timeout"];
 const snake = (name) => name.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`);
 
-/** Splits `{ name: "signup", timeout: 5 }` into what is matched and how many, and for how long. */
+/** Splits `{ name: "signup", timeout: 5 }` into what to match, and how many or for how long. */
 function expectation(match = {}) {
   const body = { match: {} };
   for (const [name, value] of Object.entries(match)) {
@@ -21582,7 +21582,7 @@ function expectation(match = {}) {
   return body;
 }
 
-/** One world of people, events and messages, which only calls with its keys can see. */
+/** A workspace of people, events and messages, which only calls with its keys can see. */
 export class Workspace {
   #path;
   constructor(url, record = {}) {
@@ -21594,7 +21594,7 @@ export class Workspace {
     this.appKey = record.app_key || "fake-app-key";
     this.writeKey = record.write_key || "fake-write-key";
     this.signingKey = record.signing_key || "fake-signing-key";
-    /** Time, as the fake sees it: Unix seconds. */
+    /** The fake's clock, in Unix seconds. */
     this.clock = {
       now: async () => (await this.call("GET", "clock")).now,
       freeze: async (at) => this.call("PUT", "clock", { freeze: true, ...(at && { now: at }) }),
@@ -21603,11 +21603,11 @@ export class Workspace {
     };
   }
 
-  /** What `new TrackClient(…, { url })` of customerio-node takes. */
+  /** The `url` for customerio-node's `new TrackClient(…, { url })`. */
   get trackUrl() { return `${this.url}/api/v1`; }
-  /** What `new APIClient(…, { url })` takes. */
+  /** The `url` for `new APIClient(…, { url })`. */
   get apiUrl() { return `${this.url}/v1`; }
-  /** What `new PipelinesClient(…, { url })` takes. */
+  /** The `url` for `new PipelinesClient(…, { url })`. */
   get pipelinesUrl() { return `${this.url}/v1`; }
 
   /** Environment variables for the code under test. */
@@ -21620,7 +21620,7 @@ export class Workspace {
     };
   }
 
-  /** Any control endpoint, as in `call("GET", "requests?status=401")`. */
+  /** Calls any control endpoint, as in `call("GET", "requests?status=401")`. */
   async call(method, endpoint, body, frames = this.call) {
     const trace = traceOf(frames);
     const response = await fetch(`${this.url}${this.#path}/__parlel/${endpoint}`, {
@@ -21634,7 +21634,7 @@ export class Workspace {
     throw new CustomerioFakeError(message, response.status, trace);
   }
 
-  /** The records of a list, oldest first: all, or those with these fields. */
+  /** The records of a list, oldest first: all of them, or those with these fields. */
   async list(list, match) {
     const query = match ? `?match=${encodeURIComponent(JSON.stringify(match))}` : "";
     const answer = await this.call("GET", `${list}${query}`, undefined, this.list);
@@ -21652,9 +21652,9 @@ export class Workspace {
   dropped(match) { return this.list("dropped", match); }
 
   /**
-   * The records that are as wanted; throws the fake's own text, with the nearest ones, if it isn't
-   * as expected. `match` has fields and values or matchers, and `exactly`, `atLeast`, `atMost`,
-   * `none`, `inOrder`; with a `timeout` in seconds it is waited for.
+   * The records that match; throws unless there are as many as expected, showing the nearest ones.
+   * `match` has fields with values or matchers, and `exactly`, `atLeast`, `atMost`, `none` or
+   * `inOrder`; with a `timeout` in seconds, it waits.
    */
   async expect(list, match, frames = this.expect) {
     const body = { list, ...expectation(match) };
@@ -21667,7 +21667,7 @@ export class Workspace {
     return this.expect("deliveries", { none: true, ...match }, this.expectNoDelivery);
   }
 
-  /** The first such record, as soon as it is there: within `timeout` seconds, 5 unless told. */
+  /** The first such record, as soon as there is one: within `timeout` seconds, by default 5. */
   async waitFor(list, match, frames = this.waitFor) {
     return (await this.expect(list, { timeout: 5, ...match }, frames))[0];
   }
@@ -21677,13 +21677,13 @@ export class Workspace {
   }
   waitForDelivery(match) { return this.waitFor("deliveries", match, this.waitForDelivery); }
 
-  /** What the web or mobile SDK of somebody (id, email or cio_id) gets: queue and inbox. */
+  /** What the web or mobile SDK of a person (id, email or cio_id) gets: queue and inbox. */
   inApp(person) { return this.call("GET", `in-app?person=${encodeURIComponent(person)}`); }
 
   /** The newest such record; throws if there is none. */
   async latest(list, match) { return (await this.expect(list, match, this.latest)).at(-1); }
 
-  /** A link in the newest such message: the first with `text` in it. */
+  /** A link in the newest such message: the first that contains `text`. */
   async link(match, text = "") {
     const { rendered } = await this.latest("deliveries", match);
     const links = rendered.links?.map((link) => link.href)
@@ -21704,7 +21704,7 @@ export class Workspace {
     throw new CustomerioFakeError(text, 422);
   }
 
-  /** Begin afresh with a seed document, to which `reset` returns. */
+  /** Start afresh with a seed document, to which `reset` returns. */
   seed(document) { return this.call("POST", "seed", document); }
   /** Forget everything, or only "state", "journal", "faults" or "clock". */
   reset(only) { return this.call("POST", "reset", only ? { only } : {}); }
@@ -21712,8 +21712,8 @@ export class Workspace {
   restore(snapshot) { return this.call("PUT", "state", snapshot); }
 
   /**
-   * Let requests go wrong: `fail("POST /v1/send/email", { status: 503, times: 2 })`, or
-   * `responses`, one after the other. Ends with `stop()`, or with the block of `await using`.
+   * Make requests fail: `fail("POST /v1/send/email", { status: 503, times: 2 })`, or with
+   * `responses`, used in turn. Ends with `stop()`, or with the block of `await using`.
    */
   async fail(operation, rule) {
     const { match, ...rest } = rule;
@@ -21728,7 +21728,7 @@ export class Workspace {
 export class CustomerioFake extends Workspace {
   #child;
 
-  /** Use a fake that runs already, as one in a container. */
+  /** Use a fake that is already running, such as one in a container. */
   static async connect(url = "http://127.0.0.1:4668") {
     const fake = new CustomerioFake(url.replace(/\/+$/, ""));
     await fake.call("GET", "clock");
@@ -21737,7 +21737,7 @@ export class CustomerioFake extends Workspace {
 
   /**
    * Run customerio_fake.py on a free port until `stop()`, or until this process ends. `file` is
-   * where it lies, `python` what runs it, `args` are further flags, `seed` is a seed document.
+   * its path, `python` what runs it, `args` are further flags, `seed` is a seed document.
    */
   static async start({ file = "customerio_fake.py", python = "python3", args = [], seed } = {}) {
     const { spawn } = await import("node:child_process");
@@ -21765,7 +21765,7 @@ export class CustomerioFake extends Workspace {
     return fake;
   }
 
-  /** A world of its own for one test: `await using world = await fake.workspace()`. */
+  /** A workspace for one test: `await using world = await fake.workspace()`. */
   async workspace({ name, seed } = {}) {
     const wanted = { ...(name && { name }), ...(seed && { seed }) };
     const record = await this.call("POST", "workspaces", wanted, this.workspace);
@@ -21775,7 +21775,7 @@ export class CustomerioFake extends Workspace {
     return world;
   }
 
-  /** Stop what `start` has begun. */
+  /** Stop the fake that `start` has started. */
   async stop() {
     if (!this.#child || this.#child.exitCode !== null) return;
     const ended = new Promise((resolve) => this.#child.once("exit", resolve));
@@ -21790,7 +21790,7 @@ CustomerioFake.prototype[DISPOSE] = CustomerioFake.prototype.stop;
 #: The client's types, except those of the records.
 _JS_TYPES = """// Types of customerio-fake.mjs. Made by `python customerio_fake.py client --types`.
 
-%(records)s/** A value, or what is said of it; several of these must all hold. */
+%(records)s/** A value, or matchers, all of which must hold. */
 export type Wanted<T> = T | {
   contains?: string; regex?: string; gt?: unknown; gte?: unknown; lt?: unknown; lte?: unknown;
   absent?: boolean; one_of?: unknown[]; not?: unknown;
@@ -24222,29 +24222,29 @@ class View:
 
     # ---- what was captured, as plain data, oldest first
 
-    people: List[PersonRecord] = _captured("customers", "Everybody who is known.")
+    people: List[PersonRecord] = _captured("customers", "All people.")
     events: List[EventRecord] = _captured(
-        "events", "All events of Track: of people, anonymous ones, and push reports."
+        "events", "All Track events: those of people, anonymous ones, and push reports."
     )
-    deliveries: List[DeliveryRecord] = _captured("deliveries", "All transactional sends.")
+    deliveries: List[DeliveryRecord] = _captured("deliveries", "All messages to people.")
     devices: List[DeviceRecord] = _captured("devices", "All push devices.")
     objects: List[ObjectRecord] = _captured("objects", "All objects with their relationships.")
     journeys: List[JourneyRecord] = _captured(
-        "journeys", "Everybody's ways through campaigns, also those that did not begin, and why."
+        "journeys", "All journeys through campaigns, and those refused, with the reason."
     )
     suppressed: List[str] = _captured("suppressed", "Who is suppressed: ids, or else emails.")
     broadcasts: List[BroadcastRecord] = _captured("broadcasts", "All broadcast triggers.")
     merges: List[MergeRecord] = _captured("merges", "All merge calls.")
-    batches: List[BatchRecord] = _captured("batches", "All batches, of Track v2 and of Pipelines.")
+    batches: List[BatchRecord] = _captured("batches", "All batches of Track v2 and of Pipelines.")
     pipeline_events: List[Json] = _captured("pipeline-events", "Pipelines calls, word for word.")
     webhooks: List[ReportRecord] = _captured(
-        "webhooks", "Reporting webhooks with their attempts, also those no endpoint asked for."
+        "webhooks", "All reports to webhooks, with their attempts, even if no endpoint wants them."
     )
     dropped: List[DroppedRecord] = _captured(
-        "dropped", "The calls that were answered with 200 and had no, or not their full, effect."
+        "dropped", "The calls that were answered with 200, but had no effect or not the full one."
     )
     requests: List[RequestRecord] = _captured(
-        "requests", "The newest requests with their answers, secrets masked."
+        "requests", "The newest requests and their answers, with secrets masked."
     )
 
     def flush_webhooks(self) -> int:
