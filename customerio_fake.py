@@ -4735,6 +4735,7 @@ class Belongings(metaclass=Slotted):
 _NOTHING = Belongings()
 
 
+@dataclass(eq=False)
 class Device(metaclass=Slotted):
     """A push token of a person. `last_used` is in Unix seconds."""
 
@@ -4743,12 +4744,6 @@ class Device(metaclass=Slotted):
     last_used: int
     attributes: Attributes
     person: Person
-
-    def __init__(
-        self, token: str, platform: str, last_used: int, attributes: Attributes, person: Person
-    ) -> None:
-        self.token, self.platform, self.last_used = token, platform, last_used
-        self.attributes, self.person = attributes, person
 
     def record(self) -> DeviceRecord:
         """The device as `/__parlel/devices` shows it."""
@@ -8093,11 +8088,9 @@ def render_texts(value: Json, data: Json, now: float, budget: Optional[Budget] =
         return rendered_within(budget, value, data, now, {})
     if isinstance(value, dict):
         return {name: render_texts(part, data, now, budget) for name, part in value.items()}
-    return (
-        [render_texts(part, data, now, budget) for part in value]
-        if isinstance(value, list)
-        else value
-    )
+    if isinstance(value, list):
+        return [render_texts(part, data, now, budget) for part in value]
+    return value
 
 
 def sender_address(workspace: Workspace, number: Json) -> str:
@@ -14422,11 +14415,8 @@ def _is_about(match: Json, call: Call, people: Set[str], events: Set[str]) -> bo
 
 def person_called(people: People, text: str) -> Optional[Person]:
     """The person with this id, email or cio_id; Track's prefix is allowed."""
-    return (
-        people.find(("id", text))
-        or people.find(("email", text))
-        or people.find(("cio_id", bare_cio_id(text)))
-    )
+    names = ("id", text), ("email", text), ("cio_id", bare_cio_id(text))
+    return next(filter(None, map(people.find, names)), None)
 
 
 def _known_as(workspace: Workspace, text: str) -> Set[str]:
@@ -18325,10 +18315,8 @@ def list_inbox_preview_jobs(call: Call) -> Json:
     runs = [run for run in runs if query["node_id"] in (None, run["node_id"])]
     page = runs[: query["limit"]]
     more = {"next_cursor": str(page[-1]["id"])} if len(runs) > len(page) else {}
-    return {
-        "preview_jobs": [_run_brief(run) for run in page],
-        "meta": {"pagination": {"limit": query["limit"], **more}},
-    }
+    meta = {"pagination": {"limit": query["limit"], **more}}
+    return {"preview_jobs": [_run_brief(run) for run in page], "meta": meta}
 
 
 def _run_brief(run: Json) -> Json:
@@ -21040,11 +21028,7 @@ def _parts_of(kind: Any) -> Dict[str, Codec]:
     unwritten = _UNWRITTEN.get(kind, set())
     hints = get_type_hints(kind, include_extras=True)
     # A part of a workspace marks the fields it keeps; its other fields lead to its neighbours.
-    own = (
-        {part.name for part in fields(kind) if "kept" in part.metadata}
-        if kind in _KEEPING
-        else hints
-    )
+    own = [p.name for p in fields(kind) if "kept" in p.metadata] if kind in _KEEPING else hints
     return {name: codec_of(hints[name]) for name in hints if name in own and name not in unwritten}
 
 
@@ -21096,10 +21080,6 @@ def _named(what: str, known: Callable[[], Dict[str, Any]], name: Callable[[Any],
     return Codec(lambda value, ledger: name(value), read)
 
 
-def _read_belongings(value: Json, ledger: Ledger, where: str) -> Belongings:
-    return _NOTHING if value is None else _record_codec(Belongings).read(value, ledger, where)
-
-
 def _read_data(value: Json, ledger: Ledger, where: str) -> Callable[[], Json]:
     if not isinstance(value, dict):
         raise _misfit(where, "an object", value)
@@ -21138,7 +21118,9 @@ _CODECS: Dict[Any, Codec] = {
     bytes: Codec(_write_bytes, _read_bytes),
     Belongings: Codec(
         lambda value, ledger: None if value is _NOTHING else _write_fields(value, ledger),
-        _read_belongings,
+        lambda value, ledger, where: (
+            _NOTHING if value is None else _record_codec(Belongings).read(value, ledger, where)
+        ),
     ),
     # The data of an activity, a function until now.
     Callable[[], Any]: Codec(lambda value, ledger: value(), _read_data),
@@ -23051,13 +23033,10 @@ class Framer:
             self._line = method, target.decode("utf-8")
         except UnicodeDecodeError:
             raise _bad_request("the request target is not UTF-8") from None
-        if target[:1] != b"/" and not self._may_ask_for(*self._line):
+        odd = target[:1] != b"/" and self._line != ("OPTIONS", "*")  # RFC 9112 3.2
+        if odd and not _URL.match(self._line[1]):
             raise _bad_request("the request target must be a path, or a URL")
         return match.end() - 2
-
-    def _may_ask_for(self, method: str, target: str) -> bool:
-        """Whether a target that isn't a path is allowed all the same (RFC 9112 3.2)."""
-        return bool(_URL.match(target)) or (method, target) == ("OPTIONS", "*")
 
     def _take_chunked(self) -> Optional[bytes]:
         """The body, once the last chunk and the trailers are there; collects chunks until then."""
@@ -23707,16 +23686,14 @@ class WaitingHandler(BaseHTTPRequestHandler):
 
     def handle_one_request(self) -> None:
         """Answer one request, and decide what happens to the connection."""
-        connection = self.request
+        connection, self.close_connection = self.request, True
         try:
             request = self._next_request()
         except ApiError as error:
             self.connection.sendall(refusal(connection, error))
             self._linger()
-            self.close_connection = True
             return
         if request is None:
-            self.close_connection = True
             return
         request.awaited = self._awaited
         whole = self._deliver(self._respond(request))
