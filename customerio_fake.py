@@ -22849,10 +22849,8 @@ def _bad_request(message: str, status: int = 400) -> ApiError:
     return ApiError(status, message, close=True)
 
 
-class Fields(Dict[str, str]):
+class Fields(Dict[str, str], metaclass=Slotted):
     """A request's header fields by lower-case name, and what they say about framing."""
-
-    __slots__ = ("chunked", "connection", "expects", "length")
 
     length: int
     chunked: bool

@@ -49,18 +49,7 @@ import weakref
 import zlib
 import zoneinfo
 from concurrent.futures import ThreadPoolExecutor
-from typing import (
-    Any,
-    Callable,
-    ClassVar,
-    Dict,
-    Iterator,
-    List,
-    NamedTuple,
-    Optional,
-    Tuple,
-    cast,
-)
+from typing import Any, Callable, ClassVar, Dict, Iterator, List, NamedTuple, Optional, Tuple, cast
 from unittest import mock
 from urllib.parse import quote, unquote, urlsplit
 
@@ -1618,10 +1607,7 @@ class Liquid(LiquidTest):
                     "{{ '1483272000' | date: '%e|%_m|%^b|%j|%s|%q|%%' }}",
                     " 1| 1|JAN|001|1483272000|st|%",
                 ),
-                (
-                    "{{ '2024-02-29T10:00:00+02:00' | date: '%H:%M %:z' }}",
-                    "08:00 +00:00",
-                ),
+                ("{{ '2024-02-29T10:00:00+02:00' | date: '%H:%M %:z' }}", "08:00 +00:00"),
                 (
                     "{{ 'March 14, 2016' | date: '%D %m/%d' }}{{ 'soon' | date: '%Y' }}",
                     "%D 03/14soon",
@@ -13125,10 +13111,7 @@ class Snapshots(SeededTest):
             (with_change("workspace", "secret", 1), "workspace.secret must be a string"),
             (with_change("workspace", "shelves", "topics", None), "shelves.topics is missing"),
             (with_change("deliveries", 0, "metrics", {"sent": 1}), "has no metric 'created'"),
-            (
-                with_change("clock", "now", 1e300),
-                "clock.now must be a number from 0",
-            ),
+            (with_change("clock", "now", 1e300), "clock.now must be a number from 0"),
             (with_change("clock", "now", -1), "clock.now must be"),
             (with_change("clock", "real", -1e300), "clock.real must be"),
             (
@@ -14688,9 +14671,7 @@ class Hurry(WireTestCase):
 
         clock = self.server.fake.workspace.clock
         clock.freeze()
-        self.ask(
-            self.email("Hi"),
-        )
+        self.ask(self.email("Hi"))
         self.ask(self.email("Hi", send_at=int(clock.now()) + 60))
         with mock.patch.object(customerio_fake, "render_mail", watched):
             self.ask(self.email("Hi"))
