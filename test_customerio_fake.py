@@ -1179,6 +1179,7 @@ class Scanners(unittest.TestCase):
             ("x<script>never closed <p>y</p>", "x"),
             ("<head><meta charset=utf-8><title>t</title></head>x", "x"),
             ("<head><title>t</title><body>x", "x"),
+            ("<head><title>t</title> u </head>x", "x"),
             ("<!-- a > b --><!--[if mso]><p>y</p><![endif]-->x<!doctype html>", "x"),
             ("<p it's>x</p>y &amp; &eacute;&#8364;&#99999999999999999999;", "x\ny & é€\ufffd"),
             ("a<br>b<BR/>c<p>d</p>e", "a\nb\ncd\ne"),
@@ -2765,6 +2766,22 @@ class Mishaps(FakeTest):
         with self.assertLogs("customerio_fake", "ERROR"):
             workspace.agenda.run_for_all([0, 1, 2], act, lambda: done.append(9))
         self.assertEqual(done, [0, 2, 9])
+
+
+class SeveralAsOne(SeededTest):
+    """What follows from several writes is done once, after all of them, and then again."""
+
+    def test_a_batch_and_what_comes_after(self) -> None:
+        person = {"type": "person", "action": "identify", "attributes": {"plan": "PRO"}}
+        batch = [{**person, "identifiers": {"id": id}} for id in ("1", "2")]
+        self.ok("POST", "/api/v2/batch", {"batch": batch})
+        self.identify("3", plan="PRO")
+        self.ok("POST", "/api/v2/batch", {"batch": [{**batch[0], "identifiers": {"id": "4"}}]})
+        self.identify("5", plan="basic")
+        self.identify("5", plan="PRO")
+        sent = [(row["customer_id"], row["parents"]["action_id"]) for row in
+                self.records("deliveries") if row["customer_id"] in "12345"]  # fmt: skip
+        self.assertEqual(sorted(sent), [(id, action) for id in "12345" for action in (11, 12)])
 
 
 # ======================================================================================
@@ -7021,6 +7038,21 @@ class Webhooks(FakeTest):
 class Exports(FakeTest):
     EVERYBODY = {"filters": {"attribute": {"field": "cio_id", "operator": "exists"}}}
 
+    def test_deliveries_of_six_months_or_of_a_year_in_a_range(self) -> None:
+        now, day = self.fake.workspace.seconds(), 86_400
+        made = [(days, now - days * day) for days in (10, 200, 360, 380)]
+        rows = [{"id": f"m{n}", "created": at, "metrics": {"sent": at}} for n, at in made]
+        letters = [{"id": 3, "name": "N", "contents": [{"id": 31}]}]
+        messages = [{**row, "newsletter_id": 3, "customer_id": "1"} for row in rows]
+        self.fake.seed({"newsletters": letters, "messages": messages})
+        orders = [({}, 1), ({"start": now - 400 * day}, 3), ({"start": now - 300 * day}, 2),
+                  ({"start": now - 205 * day, "end": now - 195 * day}, 1)]  # fmt: skip
+        for order, total in orders:
+            body = {"newsletter_id": 3, **order}
+            number = self.ok("POST", "/v1/exports/deliveries", body)["export"]["id"]
+            done = self.ok("GET", f"/v1/exports/{number}")["export"]
+            self.assertEqual((done["status"], done["total"]), ("done", total), order)
+
     def download(self, number: int) -> list[dict[str, str]]:
         links = self.ok("GET", f"/v1/exports/{number}/download")
         self.assertEqual(links["url"], links["link"])
@@ -9756,6 +9788,18 @@ class AppFamilies(SeededTest):
             self.assertEqual({len(values) for values in series.values()}, {length}, query)
         for query in ("period=years", "steps=x", "type=fax", "version=2", "version=3"):
             self.assertEqual(self.status("GET", f"/v1/campaigns/1/metrics?{query}"), 400, query)
+
+    def test_periods_begin_and_end_where_they_should(self) -> None:
+        def edges(period: str, steps: int) -> list[str]:
+            zone = datetime.timezone(datetime.timedelta(hours=-5))
+            found = customerio_fake.period_edges(1_705_000_000, period, steps)  # 11 January 2024
+            return [datetime.datetime.fromtimestamp(at, zone).isoformat()[:13] for at in found]
+
+        self.assertEqual(edges("hours", 2), ["2024-01-11T13", "2024-01-11T14", "2024-01-11T15"])
+        self.assertEqual(edges("days", 2), ["2024-01-10T00", "2024-01-11T00", "2024-01-12T00"])
+        self.assertEqual(edges("weeks", 2), ["2023-12-31T00", "2024-01-07T00", "2024-01-14T00"])
+        months = ["2023-11-01T00", "2023-12-01T00", "2024-01-01T00", "2024-02-01T00"]
+        self.assertEqual(edges("months", 3), months)
 
     def test_a_week_begins_on_sunday(self) -> None:
         # Saturday to Monday, 1 to 3 July 2023, in New York and for the metrics' version 1.
