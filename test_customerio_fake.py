@@ -3639,6 +3639,13 @@ class Broadcasts(FakeTest):
 class BroadcastSends(SeededTest):
     """A trigger makes one rendered delivery for each person."""
 
+    def test_a_thousand_errors_are_told_and_how_many_more_there_are(self) -> None:
+        for count, last in ((1000, "line 1000: no person has"), (1001, "and 1 further errors")):
+            emails = [f"{number}@example.com" for number in range(count)]
+            reply = self.call("POST", "/v1/campaigns/20/triggers", {"emails": emails})
+            self.assertEqual(reply.status, 422)
+            self.assertIn(last, self.records("broadcasts")[-1]["errors"][-1])
+
     def trigger(self, **payload: Any) -> list[Any]:
         """Trigger the seeded broadcast; gives who got what."""
         path = "/v1/broadcasts/20/actions/201"
