@@ -5239,8 +5239,8 @@ class Segment(metaclass=Slotted):
     description: str
     #: The members by serial number, which is the order of their creation.
     members: Dict[int, Person]
-    conditions: Annotated[Any, CONDITION_OR_NULL]
-    #: The conditions, compiled.
+    conditions: Annotated[Any, OBJECT_OR_NULL]
+    #: The conditions, compiled, by which a snapshot is judged, too.
     predicate: Optional[Predicate]
     tags: Annotated[Any, TAGS]
     created_at: int
@@ -5431,7 +5431,7 @@ def _row_field(needed: str = "", /, **names: str) -> Check:
 
 
 CONDITION_OR_NULL = read_field("a condition, or null", _condition)
-TAGS, KEY = _or_null(list_field(ANY_TEXT)), WORDS["word"]
+OBJECT_OR_NULL, TAGS, KEY = _or_null(OBJECT), _or_null(list_field(ANY_TEXT)), WORDS["word"]
 #: The types of a row's fields, in addition to those of any field.
 _STORED: Dict[str, Check] = {
     **WORDS, "texts": list_field(ANY_TEXT), "words": list_field(KEY), "objects": list_field(OBJECT),
@@ -21336,9 +21336,9 @@ def _read_workspace(workspace: Workspace, document: Json, ledger: Ledger) -> Non
         _fill(part, document[name], ledger, f"workspace.{name}")
     own = {name: value for name, value in document.items() if name not in parts}
     _fill(workspace, own, ledger, "workspace")
-    for segment in workspace.segments.rows.values():
+    for i, segment in enumerate(workspace.segments.rows.values()):
         if segment.conditions:
-            where = f"segments[{segment.number}]"
+            where = f"segments[{i}].conditions"
             segment.predicate = workspace.segments.compile(segment.conditions, where)
 
 

@@ -12944,6 +12944,25 @@ class InAppStreams(WireTestCase):
 class Snapshots(SeededTest):
     """The whole workspace as one document, and back."""
 
+    def test_segments_come_back_whatever_they_ask(self) -> None:
+        asked: list[Any] = [
+            {"attribute": {"field": "plan", "operator": "eq", "value": "pro"}},
+            {"event": {"name": "order"}, "times": 2, "within": 3600, "inverse": True},
+            {"message": {"metric": "opened"}, "within": 86400},
+            {"device_attribute": {"field": "platform", "operator": "eq", "value": "ios"}},
+        ]
+        rows = [{"id": i, "name": str(i), "conditions": asked[i - 1]} for i in (1, 2, 3, 4)]
+        rows.append({"id": 5, "name": "all", "conditions": {"and": asked}})
+        twice = {"event": {"name": "order"}, "times": 2}
+        rows.append({"id": 6, "name": "twice", "conditions": twice})
+        self.ok("POST", "/__parlel/seed", {"segments": rows, "customers": [{"id": "1"}]})
+        whole = self.ok("GET", "/__parlel/state")
+        self.ok("PUT", "/__parlel/state", whole)
+        self.assertEqual(self.ok("GET", "/__parlel/state")["segments"], whole["segments"])
+        self.ok("POST", "/api/v1/customers/1/events", {"name": "order"})
+        self.ok("POST", "/api/v1/customers/1/events", {"name": "order"})
+        self.assertEqual(self.ok("GET", "/v1/segments/6/customer_count")["count"], 1)
+
     def fill(self) -> None:
         """Something of everything, some of it still under way."""
         self.identify("1", email="ada@example.com", plan="pro", anonymous_id="a1")
