@@ -9780,6 +9780,10 @@ class Runner:
             self.planned[what] = when
             self.workspace.agenda.later(when, chore, *what, when)
 
+    def has_come(self, when: float, *what: Any) -> bool:
+        """Whether a look planned for `when` was not put off since; then it is made, and over."""
+        return self.planned.get(what, when) == when and bool(self.planned.pop(what, True))
+
     def act(
         self, journey: Journey, verb: Callable[..., Outcome], who: Identifier, *args: Any
     ) -> Outcome:
@@ -10036,8 +10040,8 @@ def look_at_journey(workspace: Workspace, number: int, when: float) -> None:
     """See whether time alone ends a journey."""
     runner = workspace.beside(Runner)
     with workspace.lock:
-        runner.planned.pop((number,), None)
-        runner.look_at(workspace.journeys.rows[number])
+        if runner.has_come(when, number):
+            runner.look_at(workspace.journeys.rows[number])
 
 
 # ---- messages of a journey
@@ -10805,8 +10809,8 @@ def look_again(workspace: Workspace, number: int, serial: int, how: str, when: f
     gate = workspace.beside(Gate)
     with workspace.lock:
         person, plan = workspace.people.at(serial), gate.runner.plans.get(number)
-        gate.runner.planned.pop((number, serial, how), None)
-        if person is not None and plan is not None:
+        due = gate.runner.has_come(when, number, serial, how)
+        if due and person is not None and plan is not None:
             ENTRANCES[how](gate, plan, person, when)
 
 
@@ -10821,8 +10825,8 @@ def _enter_again(gate: Gate, plan: Plan, person: Person, when: float) -> None:
         gate.enter(plan, person, {}, 0)
         if person.has.journeys[-1].state not in _AWAY:
             return  # and it has been planned when they enter next
-    agenda, key = gate.workspace.agenda, (plan.number, person.serial)
-    agenda.later(when + plan.interval, look_again, *key, "interval", when + plan.interval)
+    key = plan.number, person.serial, "interval"
+    gate.runner.look_again(when + plan.interval, look_again, *key)
 
 
 def _begin_on_date(gate: Gate, plan: Plan, person: Person, when: float) -> None:
@@ -11191,10 +11195,11 @@ def what_comes_of(answer: HTTPResponse) -> str:
     """The beginning of a response's body, as much as arrives."""
     from http.client import HTTPException
 
-    try:
-        return answer.read(65536).decode("utf-8", "replace")
-    except (OSError, HTTPException):
-        return ""
+    body = bytearray()
+    with contextlib.suppress(OSError, HTTPException):
+        while len(body) < 65536 and (piece := answer.read1(65536 - len(body))):
+            body += piece
+    return body.decode("utf-8", "replace")
 
 
 # ---- webhooks as tiles

@@ -5099,6 +5099,19 @@ class Entries(JourneyTest):
         rows = [(row["match_time"] - self.START, row["state"]) for row in self.journeys()]
         self.assertEqual(rows, [(0, "finished"), (600, "not_entered"), (1200, "finished")])
 
+    def test_who_is_turned_away_at_each_interval_is_looked_at_once_in_each(self) -> None:
+        self.campaign(mail(1), type="segment", trigger=exists("a"), filter=exists("b"),
+                      restart_mode="interval", restart_min_interval=600)  # fmt: skip
+        self.identify("1", email="1@example.com", a=1)
+        for _ in range(5):
+            self.clock(advance=600)
+            self.assertEqual(self.ok("GET", "/__parlel/clock")["due"], 1)
+            self.ok("PUT", "/__parlel/state", self.ok("GET", "/__parlel/state"))
+        self.identify("1", b=1)
+        self.clock(advance=600)
+        states = [row["state"] for row in self.journeys()]
+        self.assertEqual(states, [*["never_activated"] * 6, "finished"])
+
     def test_time_alone_lets_people_in_at_the_exact_second(self) -> None:
         quiet = {"event": {"name": "login"}, "within": 3600, "inverse": True}
         segments = [{"id": 1, "name": "q", "conditions": quiet}]
