@@ -12326,13 +12326,8 @@ class Printed:
         row["state"] = _WEB_STATES.get(row.get("state") or "draft", row.get("state") or "draft")
         if "start_time" in given:
             row["start_hour"], row["start_minutes"] = map(int, given["start_time"].split(":")[:2])
-        known = {
-            *WORKFLOW.checks,
-            *_TOLD["campaigns"].checks,
-            *SHELVES["campaigns"].checks,
-            "description",
-        }
-        return weighed(row, known, place)
+        kinds = (WORKFLOW, _TOLD["campaigns"], SHELVES["campaigns"])
+        return weighed(row, {"description"}.union(*(kind.checks for kind in kinds)), place)
 
     def told(self, text: str) -> str:
         """A text about the seed, which begins with a place in it, with that in the document."""
@@ -12470,22 +12465,25 @@ class Edges:
         rows: Dict[int, List[Tuple[int, int]]] = {
             id: [] for id in self.tiles if id not in self.parts
         }
+        branching: Set[int] = set()
         for i, edge in enumerate(self.edges):
             start, end = (self._end(edge[n], f"{self.where}[{i}].{n}") for n in ("from", "to"))
             rows[start].append((edge.get("index") or 0, end))
+            if edge.get("type") == "branch":
+                branching.add(start)
         for start, ways in rows.items():
-            self._check_count(self.tiles[start], len(ways))
+            self._check_count(self.tiles[start], len(ways), start not in branching)
             if sorted(index for index, _ in ways) != [*range(len(ways))]:
                 text = f"{self.where}: the {len(ways)} that lead from {start} must have the indexes"
                 raise invalid(f"{text} 0 to {len(ways) - 1}, one each", self.where)
         return {start: [end for _, end in sorted(ways)] for start, ways in rows.items()}
 
-    def _check_count(self, tile: Json, count: int) -> None:
+    def _check_count(self, tile: Json, count: int, straight: bool) -> None:
         """Refuse ways that a tile does not have, and those that it has and that lead nowhere."""
         kind, type = TILES.get(tile["type"]), tile["type"]
         names = kind.paths(tile) if kind else []
         # A wait may go on at the same place however it ends.
-        fits = count == len(names) or (count == 1 and type == "conditional_wait")
+        fits = count == len(names) or (straight and count == 1 and type == "conditional_wait")
         if not names:
             fits = count <= (type != "exit")
             names = [] if type == "exit" else ["what comes next"]

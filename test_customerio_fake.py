@@ -6070,6 +6070,8 @@ class PrintedCampaigns(JourneyTest):
             ([leave, one], ["9>1"], " lead from 9, of type exit, to 1 actions, not 0"),
             ([branch, one, two], ["4>1:0", "1>2"],
              " lead from 4, of type conditional_branch, to 1 actions, not 2: true, false"),
+            ([self.tile(4, "conditional_wait", delay=1, multi_conditions=[[self.PRO]]), one],
+             ["4>1:0"], " lead from 4, of type conditional_wait, to 1 actions, not 2: condition 1"),
             ([branch, one, two], ["4>1:0", "4>2:2"],
              ": the 2 that lead from 4 must have the indexes 0 to 1, one each"),
             (fork, [*ways, "5>8", "6>8", "8>9", "7>9"], "8: some branches meet here, others"),
