@@ -3784,6 +3784,19 @@ LIQUID_FILTERS.update({
 # ======================================================================================
 
 
+def _wrong_template(value: Json) -> str:
+    if wrong := ANY_TEXT.wrong(value):
+        return wrong
+    try:
+        parse_liquid(value)
+    except LiquidError as error:
+        return f"is no template: {error}"
+    return ""
+
+
+TEMPLATE = Check("a template", _wrong_template)
+
+
 class Subject(Protocol):
     """What a filter is applied to: a person or an object."""
 
@@ -4096,6 +4109,8 @@ def _judge(body: Json, where: str, grammar: Grammar) -> Judge:
     liquid = grammar.render if any("{{" in text for text in texts) else None
     if liquid is not None and any("{%" in text for text in texts):
         raise invalid(f"{where}.value can have {{{{ }}}} but no tags", where)
+    if liquid is not None and TEMPLATE.wrong(wanted):
+        raise invalid(f"{where}.value {TEMPLATE.wrong(wanted)}", f"{where}.value")
     if liquid is not None and operator in _WITH_TWO:
         raise invalid(f"{where}: '{operator}' takes no templates", where)
     return Judge(body["field"], test, wanted, body.get("inverse") is True, liquid, offsets)
@@ -11318,7 +11333,7 @@ def _response_values(runner: Runner, journey: Journey, delivery: Delivery, text:
 
 TILES["webhook"] = Tile(_webhook_tile, LAX.having(
     response=list_field(object_field(CLOSED.having(
-        "attribute value", filled="attribute", text="value")))), shows=True)  # fmt: skip
+        "attribute value", filled="attribute", value=TEMPLATE)))), shows=True)  # fmt: skip
 
 
 def call_once_more(workspace: Workspace) -> None:

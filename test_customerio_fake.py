@@ -5814,6 +5814,22 @@ class JourneyLists(JourneyTest):
         self.clock(advance=60)
         self.assertEqual(self.journeys()[0]["state"], "finished")
 
+    def test_a_snapshot_in_which_a_message_says_nothing_is_refused(self) -> None:
+        call: Any = {"id": 10, "type": "webhook", "url": "http://127.0.0.1:9/"}
+        tiles: tuple[Any, ...] = (
+            mail(10), call,
+            {"id": 10, "type": "split_randomized", "variations": [mail(1), mail(2)]},
+            {"id": 10, "type": "multi_lang_branch", "variations": [mail(1), mail(2)]},
+        )  # fmt: skip
+        for tile in tiles:
+            self.campaign(mail(5), {"id": 7, "type": "exit", "preconditions": exists("a")}, tile)
+            state = self.ok("GET", "/__parlel/state")
+            shelf = state["workspace"]["shelves"]["campaign_actions"]
+            shelf["rows"] = shelf["rows"][:-1]
+            number = tile.get("variations", [tile])[-1]["id"]
+            text = f"campaigns[0].actions[2]: action {number} has no content"
+            self.assert_errors(self.call("PUT", "/__parlel/state", state), 400, text)
+
     def test_an_assertion_about_steps_passes_over_others(self) -> None:
         self.clock(advance=60)
         steps = [{"action_id": 10, "outcome": "sent"}, {"action_id": 30}]
@@ -6351,6 +6367,10 @@ class WrongCampaigns(JourneyTest):
              "actions[0].variations[1].type 'delay_seconds' is no message; there are email"),
             ({"type": "multi_lang_branch", "variations": [{"type": "emial"}]},
              "actions[0].variations[0].type 'emial' is no message; did you mean email?"),
+            ({"type": "webhook", "url": "http://x.example/", "response": [
+              {"attribute": "a", "value": "{{ x"}]}, "actions[0].response[0].value is no template"),
+            (mail(1, preconditions=eq("a", "{{ x")),
+             "actions[0].preconditions.attribute.value is no template"),
             ({"type": "webhook", "url": "http://x.example/", "headers": {"X": 5}},
              "actions[0].headers must have names and values as strings"),
             ({"type": "webhook", "url": "http://x.example/", "headers": ["X"]},
