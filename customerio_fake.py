@@ -1983,7 +1983,7 @@ _END_RAW = re.compile(r"\{%-?\s*endraw\s*(-?)%\}")
 
 
 def _tokens(source: str) -> Iterator[_Token]:
-    """Cut a template up; whitespace control and `raw` are done with here."""
+    """Split a template into tokens; whitespace control and `raw` are dealt with here."""
     position, trim = 0, False
     while position < len(source):
         opening = _OPENING.search(source, position)
@@ -6189,7 +6189,7 @@ class Directory:
             self._emails[key] = people[0] if len(people) == 1 else tuple(people)
 
     def shared(self, stamps: Dict[str, int]) -> Dict[str, int]:
-        """Return equal timestamps, as one dict for people who come one after another."""
+        """Return equal timestamps; people who arrive in a row with the same ones share a dict."""
         if stamps != self._stamps:
             self._stamps = stamps
         return self._stamps
@@ -8866,7 +8866,7 @@ def _downloaded(url: str, deadline: Deadline) -> bytes:
             if not elsewhere:
                 return _whole_body(answer, deadline)
             url = urljoin(url, elsewhere)
-    raise ValueError(f"it is elsewhere more than {MAX_REDIRECTS} times")
+    raise ValueError(f"it redirects more than {MAX_REDIRECTS} times")
 
 
 def _whole_body(answer: HTTPResponse, deadline: Deadline) -> bytes:
@@ -14631,7 +14631,7 @@ def track_anonymous(call: Call) -> Outcome:
     if anonymous_id not in (None, ""):
         who = ("anonymous_id", identifier_text(anonymous_id, "anonymous_id"))
     elif not event.data.get("recipient"):
-        text = "nobody's event: without an anonymous_id, or a data.recipient to invite, it stays so"
+        text = "an event of nobody: it has neither an anonymous_id nor a data.recipient to invite"
         hint = Outcome("partial", text)
     workspace = call.workspace
     return both(workspace.ingest(workspace.events.track_anonymous, who, event), doubt(event), hint)
@@ -14829,7 +14829,7 @@ def _person_event(call: Call, item: Json) -> Action:
 
 
 def _person_content(call: Call, item: Json) -> Action:
-    """Somebody saw, or clicked in, content that was no delivery to them (Segment's destination)."""
+    """Report content, other than a delivery, that was seen or clicked (Segment's destination)."""
     if part_of(item, "attributes").get("contentId") in (None, ""):
         raise required("attributes.contentId", "the number of the content")
     return _person_event(call, {**item, "name": item["action"]})
@@ -15213,7 +15213,7 @@ def send_body(call: Call) -> Json:
         raise _not_sendable("attachments must map file names to base64 strings")
     size = len(call.request.body) - sum(map(len, files.values()))
     if size > MAX_SEND:
-        raise _not_sendable(f"{size} bytes beside the attachments; {MAX_SEND} at most")
+        raise _not_sendable(f"{size} bytes besides the attachments; {MAX_SEND} at most")
     return body
 
 
@@ -18763,7 +18763,7 @@ def _user(workspace: Workspace, item: Json) -> Identifier:
         return _known_user(workspace, item)
     if item.get("anonymousId") not in (None, ""):
         return "anonymous_id", identifier_text(item["anonymousId"], "anonymousId")
-    raise Moot(400, "nobody's: there is neither userId nor anonymousId")
+    raise Moot(400, "a call for nobody: there is neither userId nor anonymousId")
 
 
 def _known_user(workspace: Workspace, item: Json, name: str = "userId") -> Identifier:
@@ -20451,7 +20451,7 @@ def set_clock_to(
     end = time.monotonic() + CLOCK_PATIENCE
     if (clock.now() if now is None else now) + advance > LAST_MOMENT:
         name = "advance" if advance else "now"
-        raise invalid(f"{name} must not lead beyond the begin of the year 9999", name)
+        raise invalid(f"{name} must not lead beyond the start of the year 9999", name)
 
     def settle() -> None:
         nonlocal left
@@ -20492,12 +20492,12 @@ def ca_pem(call: Call) -> Response:
 # ==== §24 In-app messages
 # ======================================================================================
 #
-# What the official web and mobile SDKs ask the queue of in-app and inbox messages for (the source
-# of customerio-gist-web and of the in-app modules for iOS and Android). How long an entry lives is
-# inferred.
+# What the official web and mobile SDKs request for in-app and inbox messages (by the
+# source of customerio-gist-web and of the in-app modules for iOS and Android). How long
+# an entry lives is inferred.
 
 QUEUE_CHANNELS = ("in_app", "inbox_message")
-#: Seconds until the SDKs ask again, and between two signs of life of a stream of events.
+#: Seconds until the SDKs ask again, and between two heartbeats of an event stream.
 POLLING, HEARTBEAT = 10, 30
 _TOKEN_HEADERS = ("x-gist-encoded-user-token", "x-gist-user-token")
 _ANONYMOUS_HEADERS = ("x-gist-user-anonymous", "x-gist-is-anonymous")
@@ -20514,8 +20514,8 @@ _IN_APP_HEADERS = (
 )
 _STREAM = (("Content-Type", "text/event-stream"), _ANY_ORIGIN, ("Cache-Control", "no-store"))
 
-#: What a template, a seed or a send may say in `in_app` of how a message appears: names of the
-#: SDKs' `gist` properties, and what they are called here.
+#: What a template, a seed or a send may say in `in_app` about a message's appearance:
+#: our names, and those of the SDKs' `gist` properties.
 GIST_FIELDS = {
     "element_id": "elementId", "position": "position", "route_rule_web": "routeRuleWeb",
     "route_rule_apple": "routeRuleApple", "route_rule_android": "routeRuleAndroid",
@@ -20525,7 +20525,7 @@ GIST_FIELDS = {
 
 
 def check_site(settings: Settings, request: Request) -> None:
-    """A site id or a public key, no secrets: pages of other people have them in their source."""
+    """Check a site id or a public key; neither is secret: web pages have them in their source."""
     site = site_of(request)
     if site:
         return _verify(settings.site_id, site, "site id")
@@ -20539,7 +20539,7 @@ IN_APP = Api("in-app", check_site, meta_error, compact, _IN_APP_HEADERS, _IN_APP
 
 
 def visitor_of(call: Call) -> Optional[Person]:
-    """Who asks: by id, else by email, else by cio_id; None for somebody anonymous or unknown.
+    """The person asking, by id, email or cio_id; None for somebody anonymous or unknown.
 
     Raises ApiError 400 for a token that isn't the base64 of a text.
     """
@@ -20554,7 +20554,7 @@ def visitor_of(call: Call) -> Optional[Person]:
 
 
 def _decoded_token(token: str) -> str:
-    try:  # the web SDK leaves a + in a URL as it is
+    try:  # the web SDK doesn't escape + in a URL
         raw = base64.b64decode(token.replace(" ", "+").translate(_URL_SAFE), validate=True)
     except ValueError:
         text = "X-Gist-Encoded-User-Token must be the base64 of an id, an email or a cio_id"
@@ -20566,7 +20566,7 @@ def _decoded_token(token: str) -> str:
 
 
 def queue_of(workspace: Workspace, person: Optional[Person]) -> Json:
-    """What somebody's SDK gets: messages to show, the most urgent first, and those of the inbox."""
+    """What a person's SDK gets: messages to show, the most urgent first, and those of the inbox."""
     now, entries = workspace.clock.now(), cast(Dict[str, List[Json]], {"in_app": [], "inbox": []})
     for delivery in person.has.deliveries if person else ():
         if delivery.channel in QUEUE_CHANNELS and _is_queued(workspace, delivery, now):
@@ -20608,9 +20608,9 @@ def _in_app_entry(workspace: Workspace, delivery: Delivery) -> Json:
 
 
 def _entry_for_all(row: Json) -> Json:
-    """A message for everybody, whom the SDK shows it as often as `frequency` says.
+    """A message for everybody, which the SDK shows each as often as `frequency` says.
 
-    It stays in the queue, and SDKs count by its queueId; the mobile ones want one.
+    It stays in the queue. SDKs count by its queueId, and the mobile ones require one.
     """
     often = {"count": 1, "delay": 0, "ignoreDismiss": False, **(row.get("frequency") or {})}
     ids = {"broadcastId": str(row["id"]), "broadcastIdInt": row["id"], "templateId": row["id"]}
@@ -20650,14 +20650,14 @@ def _iso_time(when: float) -> str:
 
 @route("POST", "/api/v4/users", IN_APP, fields=NO_FIELDS)
 def ask_for_messages(call: Call) -> Response:
-    """Give somebody's queue of in-app messages, and their inbox."""
+    """Return a person's queue of in-app messages, and their inbox."""
     with call.workspace.lock:
         person = visitor_of(call)
         queue = queue_of(call.workspace, person)
     streams = person is not None and call.request.scheme == "http"
     headers = (*IN_APP.headers, ("X-CIO-Use-SSE", "true" if streams else "false"))
     if not any(queue.values()):
-        # Not called JSON: the web SDK would read it as some, and take no note of the headers.
+        # Without the type JSON, for which the web SDK would parse it and ignore the headers.
         return Response(204, b"", tuple(header for header in headers if header != _JSON))
     body = compact(queue)
     headers += (("ETag", f'"{zlib.crc32(body):08x}"'),)
@@ -20676,9 +20676,9 @@ def _queued(call: Call, queue_id: str) -> Delivery:
 
 @route("POST", "/api/v1/logs/queue/{queue_id}", IN_APP, fields=NO_FIELDS)
 def log_queue_view(call: Call, queue_id: str) -> Json:
-    """Take note that an in-app message was shown, or one of the inbox deleted: it leaves.
+    """Record that an in-app message was shown, or an inbox message deleted: it leaves the queue.
 
-    One for everybody stays, for the others.
+    A message for everybody stays, for the others.
     """
     with call.workspace.lock:
         if not _seen_by_one_more(call, queue_id):
@@ -20689,7 +20689,7 @@ def log_queue_view(call: Call, queue_id: str) -> Json:
 
 @route("POST", "/api/v1/logs/message/{message_id}", IN_APP, fields=NO_FIELDS)
 def log_message_view(call: Call, message_id: str) -> Json:
-    """Take note that a message without a queue entry was shown, which is one for everybody."""
+    """Record that a message without a queue entry was shown: one for everybody."""
     with call.workspace.lock:
         if not _seen_by_one_more(call, message_id):
             raise ApiError(404, f"there is no message '{message_id}'")
@@ -20697,7 +20697,7 @@ def log_message_view(call: Call, message_id: str) -> Json:
 
 
 def _seen_by_one_more(call: Call, message_id: str) -> bool:
-    """Count a view of a message for everybody; whether there is that message."""
+    """Count a view of a message for everybody; returns whether there is such a message."""
     shelf = call.workspace.shelves["in_app_messages"]
     row = (
         shelf.rows.get(int(message_id)) if message_id.isdecimal() and len(message_id) < 16 else None
@@ -20711,7 +20711,7 @@ def _seen_by_one_more(call: Call, message_id: str) -> bool:
     "PATCH", "/api/v1/messages/{queue_id}", IN_APP, fields=FieldList({"opened": FLAG}, ["opened"])
 )
 def mark_inbox_message(call: Call, queue_id: str) -> Json:
-    """Mark an inbox message opened, or unopened again."""
+    """Mark an inbox message as opened, or as unopened again."""
     opened = call.fields()["opened"]
     with call.workspace.lock:
         call.workspace.deliveries.queue_up(_queued(call, queue_id), opened=opened)
@@ -20720,7 +20720,7 @@ def mark_inbox_message(call: Call, queue_id: str) -> Json:
 
 @route("GET", "/api/v3/sse", IN_APP)
 def stream_messages(call: Call) -> Response:
-    """Stream somebody's messages: what is there at once, and again whenever that changes."""
+    """Stream a person's messages: the present ones at once, and again whenever they change."""
     request, now = call.request, time.monotonic()
     with call.workspace.lock:
         person = visitor_of(call)
@@ -20737,7 +20737,7 @@ def stream_messages(call: Call) -> Response:
     return response
 
 
-#: The events of a stream, and what each brings.
+#: The events of a stream, and the lists that they carry.
 _STREAMED = (("messages", "inAppMessages"), ("inbox_messages", "inboxMessages"))
 
 
@@ -20813,7 +20813,7 @@ addEventListener("message", (event) => {
 
 @route("GET", "/index.html", TRACK_OPEN)
 def renderer(call: Call) -> Response:
-    """Show an in-app message in the iframe of the web SDK, and tell it what is tapped."""
+    """Show an in-app message in the web SDK's iframe, and tell the SDK what is tapped."""
     source = RENDERER.partition("<script>")[2].partition("</script>")[0]
     script = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
     policy = (
@@ -20845,7 +20845,7 @@ SEEDERS["in_app_messages"] = _seed_shelf("in_app_messages")
 
 @route("GET", "/__parlel/in-app", CONTROL)
 def show_queue(call: Call) -> Json:
-    """Show what the SDK of a `person` (an id, email or cio_id) gets; of nobody, what all get."""
+    """Show what the SDK of a `person` (id, email or cio_id) gets; or, without one, what all get."""
     name, workspace = call.request.query().get("person", ""), call.workspace
     with workspace.lock:
         person = _person_named(call, name) if name else None
@@ -22754,7 +22754,7 @@ _PAGE_HTML = r"""<!doctype html>
 
 @functools.cache
 def page() -> Response:
-    """The page, with the headers that keep it to itself."""
+    """The page, with headers that isolate it."""
     from hashlib import sha256
 
     def digest(text: str) -> str:
@@ -22779,7 +22779,7 @@ def page() -> Response:
 
 
 def _prefers_html(accept: str) -> bool:
-    """Whether a client would rather have HTML than JSON (RFC 9110 12.5.1), as browsers do."""
+    """Whether a client prefers HTML to JSON (RFC 9110 12.5.1), as browsers do."""
     liking = {"text/html": 0.0, "application/json": 0.0, "application/*": 0.0, "*/*": 0.0}
     for part in accept.lower().split(","):
         name, _, parameters = part.partition(";")
@@ -22790,10 +22790,10 @@ def _prefers_html(accept: str) -> bool:
 
 @route("GET", "/", SHARED)
 def about(call: Call) -> Any:
-    """Say what this is and where to go on; to a browser, show the page."""
+    """Say what this is and where to go on; show browsers the page."""
     request = call.request
     if _prefers_html(request.headers.get("accept", "")):
-        # Nobody's call of an API, so that the journal is not about who looks at it.
+        # Counts as a control call, so that the journal doesn't record who looks at it.
         request.operation = call.operation._replace(api=CONTROL)
         whole = page()
         if dict(whole.headers)["ETag"] in request.headers.get("if-none-match", ""):

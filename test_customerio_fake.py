@@ -7244,7 +7244,7 @@ class Fetching(SeededTest):
             (f"{self.base}/long", "can't be fetched"),
             (f"{self.base}/odd", "BadStatusLine"),
             (f"{self.base}/gzip", "can't be fetched"),
-            (f"{self.base}/round", "elsewhere more than 5 times"),
+            (f"{self.base}/round", "redirects more than 5 times"),
             (f"{self.base}/away", "link-local"),
             (f"{self.base}/file", "not an http or https URL"),
             (f"{self.base}/closed", "server responded with code 403 Forbidden"),
