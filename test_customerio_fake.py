@@ -5870,16 +5870,39 @@ class JourneyLists(JourneyTest):
         jumped = self.run_to([14 * self.DAY])
         lived = self.run_to([3600] * (14 * 24))
         self.assertEqual(jumped, lived)
+        self.assertEqual(len(jumped[0]), 6)
+        self.assertEqual({row["state"] for row in jumped[0]}, {"finished", "never_activated"})
 
     def run_to(self, steps: list[int]) -> Any:
         window = {"type": "delay_time_window", "start_time": "09:00", "end_time": "10:00"}
-        wait = {"id": 40, "type": "conditional_wait", "multi_conditions": [exists("x")],
+        wait = {"type": "conditional_wait", "multi_conditions": [exists("x")],
                 "delay": 5 * self.DAY}  # fmt: skip
-        self.campaign(
-            {"type": "delay_seconds", "delay": self.DAY}, window, mail(30), wait, mail(50)
-        )
-        self.identify("1", email="1@example.com")
+        delay = {"type": "delay_seconds", "delay": self.DAY}
+        over = {"attribute": {"field": "ends", "operator": "timestamp_lt", "value": -3600}}
+        ends = {"attribute": {"field": "ends", "operator": "is_timestamp"}}
+        quiet = {"event": {"name": "go"}, "within": 2 * self.DAY, "inverse": True}
+        soon = {"multi_conditions": [quiet, {"segment": {"id": 1}}], "type": "conditional_wait"}
+        numbers = itertools.count(1)
+
+        def numbered(*tiles: Any) -> list[Any]:
+            return [{**tile, "id": next(numbers)} for tile in tiles]
+
+        text = {"type": "email", "subject": "s", "body": "b"}
+        rows = [
+            {"event_name": "go", "actions": numbered(delay, window, text, wait, text),
+             "goal": {"segment": {"id": 1}}},
+            {"event_name": "go", "actions": numbered(wait, text), "global_exit_conditions": [over]},
+            {"trigger": ends, "actions": numbered(text, soon, text)},
+            {"trigger": over, "actions": numbered(text)},
+            {"date_attribute": "ends", "actions": numbered(text, delay, text)},
+        ]  # fmt: skip
+        broadcast = {"id": 9, "name": "B", "actions": numbered(delay, soon, window, text)}
+        self.seed({"segments": [{"id": 1, "name": "s", "conditions": over}],
+                   "campaigns": [{"id": i + 1, "name": "C", **row} for i, row in enumerate(rows)],
+                   "broadcasts": [broadcast]})  # fmt: skip
+        self.identify("1", email="1@example.com", ends=self.START + 3 * self.DAY)
         self.track("1", "go")
+        self.ok("POST", "/v1/campaigns/9/triggers", {"ids": ["1"]})
         for step in steps:
             self.clock(advance=step)
         return self.records("journeys"), self.records("deliveries"), self.records("webhooks")
