@@ -34,23 +34,24 @@ Read the file from top to bottom; each section uses only the sections above it.
     11  Workspace               all parts together: one lock, one way in, one agenda
     12  Rendering               a message as its recipient sees it
     13  Sending                 transactional messages, broadcasts, newsletters
-    14  Journeys                campaigns that run: who enters, what they go through
-    15  Webhooks                reporting webhooks: signed, in order, retried
-    16  Exports and imports     a workspace to and from files
-    17  Seeding                 what people make in the web app, as one JSON document
-    18  Requests                requests, answers, credentials, faults, the route table
-    19  Track API               /api/v1 and /api/v2
-    20  App API                 /v1, Bearer
-    21  Design Studio, assets and live notifications  the newest part of the App API
-    22  Pipelines API           /v1/identify, track, page, screen, group, alias, batch
-    23  Control                 /__parlel/*, for the test that controls the fake
-    24  In-app messages         the queue and inbox that the web and mobile SDKs request
-    25  Snapshots               a workspace as one JSON document, and back
-    26  JavaScript              a client for tests in Node and in browsers, and its types
-    27  Page                    what a person sees in a browser
-    28  Server                  HTTP on the wire
-    29  Beside the real service  a real workspace, read into a seed
-    30  Public face             CustomerioServer and the command line
+    14  Workflows               campaigns and broadcasts: triggers, tiles, paths, conditions
+    15  Journeys                people go through them: who enters, what happens, who leaves
+    16  Webhooks                reporting webhooks: signed, in order, retried
+    17  Exports and imports     a workspace to and from files
+    18  Seeding                 what people make in the web app, as one JSON document
+    19  Requests                requests, answers, credentials, faults, the route table
+    20  Track API               /api/v1 and /api/v2
+    21  App API                 /v1, Bearer
+    22  Design Studio, assets and live notifications  the newest part of the App API
+    23  Pipelines API           /v1/identify, track, page, screen, group, alias, batch
+    24  Control                 /__parlel/*, for the test that controls the fake
+    25  In-app messages         the queue and inbox that the web and mobile SDKs request
+    26  Snapshots               a workspace as one JSON document, and back
+    27  JavaScript              a client for tests in Node and in browsers, and its types
+    28  Page                    what a person sees in a browser
+    29  Server                  HTTP on the wire
+    30  Beside the real service  a real workspace, read into a seed
+    31  Public face             CustomerioServer and the command line
 
 Some terms are ours: a *part* of a workspace keeps things of one kind; a *keeper* is a part that
 keeps what people own. A *shelf* holds *rows*: things that are made in the web app. *Families* are
@@ -9256,23 +9257,15 @@ def _add_test_group(workspace: Workspace, newsletter: int, content_ids: List[int
 
 
 # ======================================================================================
-# ==== §14 Journeys
+# ==== §14 Workflows
 # ======================================================================================
 
-#: For how long an event waits until its person matches the filter (docs), and how old it may be
-#: to start anything (reference). Seconds.
+#: For how long an event waits until its person matches the filter (docs). Seconds.
 FILTER_PATIENCE = 1800.0
-OLDEST_TRIGGER = 72 * 3600.0
-#: How many people an object, or a batch update, may lead to at once; how many attributes a
-#: journey can remember, and further ones are ignored (docs).
-MAX_RELATED = MAX_BATCH_UPDATE = 1000
-MAX_JOURNEY_ATTRIBUTES = 100
 #: A conversion counts for as long as this after the message (docs). Seconds.
 LONGEST_GOAL = 90 * 86400.0
 #: How soon somebody may enter once more by time alone (inferred). Seconds.
 LEAST_INTERVAL = 60
-#: How many journeys may set off each other in one instant; campaigns can go in circles.
-MAX_CHAIN = 100
 
 
 class TriggerType(NamedTuple):
@@ -9376,7 +9369,8 @@ class Done(NamedTuple):
 class Tile(NamedTuple):
     """A kind of item in a workflow."""
 
-    run: Callable[[Runner, Journey, Node, Json], Done]
+    #: What it does, of the Runner, the journey, its Node and its rendered `texts`.
+    run: Callable[..., Done]
     #: Its own fields; None where those of the App API's action may stand.
     fields: Optional[FieldList] = None
     #: Whether it does anything to people, so that exits are looked at before.
@@ -9411,6 +9405,10 @@ class Node(NamedTuple):
 
 
 _MESSAGE_TILES = ("email", "push", "twilio", "in_app", "whatsapp", "slack", "inbox")
+#: What can stand in a workflow, by the web app's name (observed): filled by what runs it.
+TILES: Dict[str, Tile] = {}
+#: Waits before the first tile.
+IN_FILTER, IN_TIME = AT_THE_GATE = ("filter", "timestamp")
 
 
 def unknown_tile(type: str, where: str) -> ApiError:
@@ -9565,17 +9563,18 @@ class Plan:
         self.type, self.family = TRIGGERS[row["type"]], CAMPAIGNS
         if row["type"] == BROADCAST:
             self.family = BROADCASTS
-        self.layout = Layout(journey_grammar(workspace))
+        #: What the templates of its messages can name.
+        self.names = tuple(f"{_OF_ALL} {self.type.names}".split())
+        self.layout = Layout(journey_grammar(workspace, self.names))
         self.first = self.layout.lay(self.flow.get("actions", []), f"{where}.actions", None)
         self.layout.check_reached(self.first)
         self.nodes = self.layout.nodes
         self._enter_by(self.row.get("audience") or {})
         self._leave_by()
-        #: What its messages take for their campaign, and what their templates can name.
+        #: What its messages take for their campaign.
         liquid = "seg_attr" if self.flow.get("trigger") else self.type.liquid
         self.parent = {"id": self.number, "name": row["name"], "type": liquid,
                        "subscription_topic_id": self.flow.get("subscription_topic_id")}  # fmt: skip
-        self.names = tuple(f"{_OF_ALL} {self.type.names}".split())
         self.letters: Dict[int, Letter] = {}
         self.needs = self._needs()
         self._check_contents()
@@ -9651,7 +9650,7 @@ class Plan:
             return IN_FILTER, journey.started + FILTER_PATIENCE
         times = [time_meant(journey.text(name)) or 0 for name in self.moments]
         until = max(times, default=0)
-        return ("timestamp", until) if until > self.workspace.clock.now() else ("", 0)
+        return (IN_TIME, until) if until > self.workspace.clock.now() else ("", 0)
 
     def exit_of(self, journey: Journey) -> str:
         """Which exit condition takes somebody out, or ""."""
@@ -9731,7 +9730,7 @@ class Plan:
         return frozenset(self.workspace.segments.needs(needs) | more)
 
 
-def journey_grammar(workspace: Workspace) -> Grammar:
+def journey_grammar(workspace: Workspace, names: Sequence[str]) -> Grammar:
     """What a journey can be asked; the subject is the journey."""
     base = workspace.segments.grammar()
     member = base.member
@@ -9740,27 +9739,39 @@ def journey_grammar(workspace: Workspace) -> Grammar:
         named=[],
         member=lambda journey, n: journey.person is not None and member(journey.person, n),
         person=operator.attrgetter("person"),
-        render=functools.partial(_render_value, workspace),
+        render=functools.partial(_render_value, workspace.clock, names),
     )
 
 
-def _render_value(workspace: Workspace, journey: Journey, source: str) -> str:
+def _render_value(clock: Clock, names: Sequence[str], journey: Journey, source: str) -> str:
     """The value of a condition that is a template; a broken one is equal to nothing."""
     try:
-        now = workspace.clock.now()
-        return parse_liquid(source).render(journey_data(workspace, journey), now=now)
+        return parse_liquid(source).render(journey_data(names, journey), now=clock.now())
     except LiquidError as error:
         log.warning("the condition value %r failed: %s", source, error)
         return "\0"
 
 
-def journey_data(workspace: Workspace, journey: Journey) -> Json:
-    """What the templates of a journey can name beside the message."""
-    plan = workspace.beside(Runner).plans[journey.campaign_id]
-    data = {name: OF_JOURNEYS[name](journey) for name in plan.names if name in OF_JOURNEYS}
+def journey_data(names: Iterable[str], journey: Journey) -> Json:
+    """What the templates of a journey can name beside the message, as far as it has these names."""
+    data = {name: OF_JOURNEYS[name](journey) for name in names if name in OF_JOURNEYS}
     if journey.person is not None:
         data["customer"] = customer_data(journey.person)
     return data
+
+
+# ======================================================================================
+# ==== §15 Journeys
+# ======================================================================================
+
+#: How old an event may be to start anything (reference). Seconds.
+OLDEST_TRIGGER = 72 * 3600.0
+#: How many people an object, or a batch update, may lead to at once; how many attributes a
+#: journey can remember, and further ones are ignored (docs).
+MAX_RELATED = MAX_BATCH_UPDATE = 1000
+MAX_JOURNEY_ATTRIBUTES = 100
+#: How many journeys may set off each other in one instant; campaigns can go in circles.
+MAX_CHAIN = 100
 
 
 # ---- who moves journeys
@@ -9821,7 +9832,6 @@ class Runner:
 
     def step(self, journey: Journey, locked: bool) -> bool:
         """Do what the next tile says; whether the one after it can be done at once."""
-        workspace = self.workspace
         with self.lock:
             node = self._ready(journey)
             if node is None:
@@ -9832,7 +9842,7 @@ class Runner:
                 self.schedule(journey, self.clock.now())
                 return False
             texts = {name: node.body[name] for name in node.tile.texts if name in node.body}
-            data = journey_data(workspace, journey)
+            data = journey_data(self.plans[journey.campaign_id].names, journey)
         try:
             texts = render_texts(texts, data, self.clock.now())
         except LiquidError as error:
@@ -9942,7 +9952,7 @@ class Runner:
         for journey in journeys:
             self.look_at(journey)
         for journey in journeys:
-            if journey.waiting_for in _AT_THE_GATE:
+            if journey.waiting_for in AT_THE_GATE:
                 self.pass_gate(journey)
             elif journey.waiting_for in _LIVELY_WAITS:
                 self.go_on(journey, locked=True)
@@ -9987,7 +9997,7 @@ class Runner:
             journey = self.journeys.rows[number]
             if journey.state != "active" or journey.wake != when:
                 return
-            if journey.waiting_for in _AT_THE_GATE:
+            if journey.waiting_for in AT_THE_GATE:
                 self.pass_gate(journey)
                 return
         try:
@@ -10247,10 +10257,8 @@ def _wait_tile(runner: Runner, journey: Journey, node: Node, texts: Json) -> Don
     return Done("waiting", until=min([end, *(turn for turn in turns if turn is not None)]))
 
 
-#: Waits that something may end or move, in a workflow and before it.
+#: Waits that something may end or move.
 _LIVELY_WAITS = ("conditional_wait", "delay_time_window")
-IN_FILTER = "filter"
-_AT_THE_GATE = (IN_FILTER, "timestamp")
 
 
 def whom(journey: Journey, texts: Json) -> Identifier:
@@ -10440,8 +10448,7 @@ _MESSAGE_TILE = Tile(
 _WINDOW_ZONE = read_field(
     "a zone", lambda value, name: value == "customer_time_zone" or zone_named(as_text(value))
 )
-#: What can stand in a workflow, by the web app's name (observed).
-TILES: Dict[str, Tile] = {
+TILES.update({
     **dict.fromkeys(_MESSAGE_TILES, _MESSAGE_TILE),
     "split_randomized": Tile(_split_tile, _ANY_TILE.having(
         "variations", variations=list_field(OBJECT, 2), allocations=list_field(_DURATION, 2),
@@ -10488,7 +10495,7 @@ TILES: Dict[str, Tile] = {
         object="assign", paths=_PATHS), acts=False, wrong=_wrong_shares,
         paths=lambda body: [f"cohort {i + 1}" for i in range(len(body["cohorts"]))]),
     "exit": Tile(_exit_tile, _ANY_TILE, acts=False),
-}  # fmt: skip
+})  # fmt: skip
 
 
 # ---- who enters
@@ -11052,7 +11059,7 @@ def change_campaign(
 
 
 # ======================================================================================
-# ==== §15 Webhooks
+# ==== §16 Webhooks
 # ======================================================================================
 
 _CHANNEL_EVENTS = {
@@ -11321,7 +11328,7 @@ def _response_values(runner: Runner, journey: Journey, delivery: Delivery, text:
     except ApiError:
         answer = {}
     with runner.workspace.lock:
-        data = {**journey_data(runner.workspace, journey), "response": answer}
+        data = {**journey_data(plan.names if plan else (), journey), "response": answer}
     values, budget = {}, Budget()
     for row in rows:
         with contextlib.suppress(LiquidError):
@@ -11618,7 +11625,7 @@ def is_slow_error(error: Exception) -> bool:
 
 
 # ======================================================================================
-# ==== §16 Exports and imports
+# ==== §17 Exports and imports
 # ======================================================================================
 
 
@@ -11876,7 +11883,7 @@ _IMPORTERS: Dict[str, Callable[[Workspace, Json, Dict[str, str]], Outcome]] = {
 
 
 # ======================================================================================
-# ==== §17 Seeding
+# ==== §18 Seeding
 # ======================================================================================
 
 
@@ -12959,7 +12966,7 @@ SEEDERS: Dict[str, Seeder] = {
 
 
 # ======================================================================================
-# ==== §18 Requests
+# ==== §19 Requests
 # ======================================================================================
 
 #: The header that says what the real service keeps to itself: why a call failed or did nothing.
@@ -14500,7 +14507,7 @@ def _preflight(request: Request) -> Response:
 
 
 # ======================================================================================
-# ==== §19 Track API
+# ==== §20 Track API
 # ======================================================================================
 
 MAX_ENTITY = 32 * 1024
@@ -15005,7 +15012,7 @@ def _batch_item(call: Call, index: int, item: Json) -> Union[Outcome, Problem]:
 
 
 # ======================================================================================
-# ==== §20 App API
+# ==== §21 App API
 # ======================================================================================
 
 
@@ -17028,7 +17035,7 @@ def list_ip_addresses(call: Call) -> Json:
 
 
 # ======================================================================================
-# ==== §21 Design Studio, assets and live notifications
+# ==== §22 Design Studio, assets and live notifications
 # ======================================================================================
 #
 # Rules without another source are from the 2026 reference. What it leaves open is inferred: what is
@@ -18617,7 +18624,7 @@ def get_live_notification(call: Call, instance_id: str) -> Json:
 
 
 # ======================================================================================
-# ==== §22 Pipelines API
+# ==== §23 Pipelines API
 # ======================================================================================
 
 MAX_PIPELINES_CALL = 32 * 1024
@@ -19042,7 +19049,7 @@ def _take_item(workspace: Workspace, item: Json, shared: Json) -> Outcome:
 
 
 # ======================================================================================
-# ==== §23 Control
+# ==== §24 Control
 # ======================================================================================
 
 _RESET = CLOSED.having(only=choice_field("state", *RESETS))._replace(example={"only": "state"})
@@ -20489,7 +20496,7 @@ def ca_pem(call: Call) -> Response:
 
 
 # ======================================================================================
-# ==== §24 In-app messages
+# ==== §25 In-app messages
 # ======================================================================================
 #
 # What the official web and mobile SDKs request for in-app and inbox messages (by the
@@ -20853,7 +20860,7 @@ def show_queue(call: Call) -> Json:
 
 
 # ======================================================================================
-# ==== §25 Snapshots
+# ==== §26 Snapshots
 # ======================================================================================
 
 #: The format of a snapshot; whenever it changes, this number does.
@@ -21542,7 +21549,7 @@ def put_state(call: Call) -> Json:
 
 
 # ======================================================================================
-# ==== §26 JavaScript
+# ==== §27 JavaScript
 # ======================================================================================
 
 #: The client that `python customerio_fake.py client` prints.
@@ -21927,7 +21934,7 @@ _SCRIPT = (("Content-Type", "text/javascript; charset=utf-8"),)
 
 
 # ======================================================================================
-# ==== §27 Page
+# ==== §28 Page
 # ======================================================================================
 
 # What somebody sees who opens the server in a browser. It uses the same control endpoints
@@ -22810,7 +22817,7 @@ def about(call: Call) -> Any:
 
 
 # ======================================================================================
-# ==== §28 Server
+# ==== §29 Server
 # ======================================================================================
 
 #: Limits on the head of a request.
@@ -23863,7 +23870,7 @@ def _load_built_in(context: ssl.SSLContext) -> None:
 
 
 # ======================================================================================
-# ==== §29 Beside the real service
+# ==== §30 Beside the real service
 # ======================================================================================
 
 #: The hosts of the App API (reference), its limit of requests a second, and how patient we are.
@@ -24091,7 +24098,7 @@ def _pull_person(api: Elsewhere, seed: Json, person: str) -> None:
 
 
 # ======================================================================================
-# ==== §30 Public face
+# ==== §31 Public face
 # ======================================================================================
 
 
