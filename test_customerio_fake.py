@@ -393,6 +393,8 @@ class Published(unittest.TestCase):
         "POLLING": 10, "HEARTBEAT": 30, "IN_APP_PORTS": (3010, 3009, 9998),
         "PERIODS": {"hours": 24, "days": 45, "weeks": 12, "months": 121},
         "REVIEW_WEIGHTS": {"error": 20, "warning": 10, "tip": 5},
+        "_SLOW_STATUSES": {400, 401, 402, 403, 404, 405, 410, 429, 500, 502, 521},
+        "_SLOW_RETRY": 3600, "_QUICK_RETRY": 10, "_SLOWEST_RETRY": 86_400,
     }  # fmt: skip
 
     def test_limits(self) -> None:
@@ -1110,8 +1112,9 @@ class Bodies(FakeTest):
     def test_what_is_much_is_refused_where_no_file_of_ours_is_read(self) -> None:
         raw = b"[1,2,3,4,5,6,7,8,9]"
         with mock.patch.multiple(customerio_fake, LARGE_JSON=10, MAX_VALUES=5):
-            with self.assertRaisesRegex(ApiError, "of more than .*, or 5 names and values"):
+            with self.assertRaisesRegex(ApiError, "more than .*, or 5 names and val") as caught:
                 customerio_fake.decode_json(raw)
+            self.assertEqual(caught.exception.status, 413)
             self.assertEqual(len(customerio_fake.decode_json(raw, bounded=False)), 9)
 
     def test_nothing_and_null_are_an_empty_object(self) -> None:
@@ -7563,6 +7566,9 @@ class Seeding(SeededTest):
                 "relationships[0].identifiers: nobody has the email 'a@b.cd'",
             ),
             ("segments", {"id": -1, "name": "x"}, "id must be a number from 1 up"),
+            ("activities", {"type": 5}, "type must be a string, not a number"),
+            ("activities", {}, "type is required"),
+            ("customers", 5, "must be an object, not a number"),
             ("messages", {"metrics": {"sent": "x"}}, "metrics.sent"),
             ("messages", {"campaign_id": "x"}, "campaign_id"),
             ("inbox_preview_credits", {"tier": "free"}, "credits_original is required"),
@@ -11291,6 +11297,12 @@ class StudioCorners(StudioTest):
             with self.subTest(type):
                 self.assertEqual(customerio_fake.pixels(type, data), size)
 
+    def test_the_text_of_a_link_is_what_stands_in_it(self) -> None:
+        page = customerio_fake.PageReader("t<a href='u'>a<b>b</b>c</a>d<a href='v'></a>e")
+        self.assertEqual(
+            [(row["url"], row["text"]) for row in page.links], [("u", "abc"), ("v", "")]
+        )
+
     def test_a_form_without_its_file_is_refused(self) -> None:
         start = b'--x\r\nContent-Disposition: form-data; name="name"\r\n\r\na\r\n--x--\r\n'
         rows = [
@@ -12484,6 +12496,10 @@ class ForMail(SeededTest):
         sent = self.ok("POST", "/v1/send/email", {**message, **more})["delivery_id"]
         mail = email.message_from_bytes(self.call("GET", f"/__parlel/deliveries/{sent}/eml").body)
         self.assertEqual((mail["X-A"], mail["X-B"], mail["Subject"]), ("1", "2", "s"))
+        pixel = self.call("GET", f"/e/o/{sent}")
+        self.assertEqual((pixel.status, pixel.headers["content-type"]), (200, "image/gif"))
+        self.assertIn("opened", self.records("deliveries")[-1]["metrics"])
+        self.assertEqual(self.call("GET", "/e/o/nope").body, pixel.body)
         rows = [
             (f"/e/c/{sent}/99", "this link is in no message"),
             ("/e/c/nope/1", "this link is in no message"),
@@ -15057,10 +15073,26 @@ class Pulls(unittest.TestCase):
 # ======================================================================================
 
 
-class MixIn(customerio_fake.CustomerioTests, unittest.TestCase):
+class Prepared:
+    """Another mix-in, which prepares something, too."""
+
+    prepared: Tuple[str, ...] = ()
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        cls.prepared = ("class",)
+
+    def setUp(self) -> None:
+        self.prepared = (*self.prepared, "test")
+
+
+class MixIn(customerio_fake.CustomerioTests, Prepared, unittest.TestCase):
     """The mix-in for unittest, used as its docstring says."""
 
     seed = {"customers": [{"id": "ada"}]}
+
+    def test_other_mix_ins_are_asked_to_prepare_as_well(self) -> None:
+        self.assertEqual(self.prepared, ("class", "test"))
 
     def track(self, name: str) -> None:
         """What the code under test might do."""
@@ -15130,6 +15162,14 @@ class Handles(unittest.TestCase):
             CustomerioServer(port=0, seed={"customers": 1})
         with self.assertRaisesRegex(ApiError, "name must be 1 to 60 letters"):
             cio.workspace("a b")
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "seed.json")
+            with self.assertRaisesRegex(OSError, "can't read .*seed.json: No such file"):
+                CustomerioServer(port=0, seed=path)
+            with open(path, "w", encoding="utf-8") as file:
+                file.write("{")
+            with self.assertRaisesRegex(ValueError, "seed.json: invalid JSON: Expecting property"):
+                CustomerioServer(port=0, seed=path)
 
     def test_a_clock_stops_and_goes_on(self) -> None:
         cio, before = CustomerioServer(port=0), time.time()
@@ -15139,6 +15179,12 @@ class Handles(unittest.TestCase):
         self.assertEqual(cio.clock.now, now)
         cio.clock.resume()
         self.assertTrue(eventually(lambda: cio.clock.now > now))
+
+    def test_an_expectation_waits_only_if_it_is_told_to(self) -> None:
+        self.assertEqual(customerio_fake.expectation_of({"list": "events"})[1], 0)
+        five = customerio_fake.listing([{"n": n} for n in range(5)])
+        self.assertEqual((five.count("found: "), "more" in five), (5, False))
+        self.assertTrue(customerio_fake.listing([{}] * 6).endswith("\n  and 1 more"))
 
     def test_the_marker_is_made_known_to_pytest(self) -> None:
         config = mock.Mock()
