@@ -13400,16 +13400,12 @@ class Operation(NamedTuple):
     heavy: bool
     #: The fields of the body; None if it is not read.
     fields: Optional[FieldList] = None
+    summary: str = ""
 
     @property
     def pattern(self) -> Pattern[str]:
         """The pattern that a path has to match; `{name}` stands for one segment."""
         return _compiled_path(self.path)
-
-    @property
-    def summary(self) -> str:
-        """The first line of the handler's docstring."""
-        return (self.handler.__doc__ or "").partition("\n")[0]
 
     def document(self) -> Json:
         """The operation as `/__parlel/routes` shows it."""
@@ -13441,15 +13437,18 @@ def route(
     heavy: bool = False,
     fields: Optional[FieldList] = None,
     locked: bool = False,
+    summary: str = "",
 ) -> Callable[[SomeHandler], SomeHandler]:
     """Put a handler into the route table; `{name}` matches a segment, `fields` are the body's.
 
-    A `locked` one runs under its workspace's lock from end to end.
+    A `locked` one runs under its workspace's lock from end to end. The `summary` is the first
+    line of its docstring unless given.
     """
 
     def add(handler: SomeHandler) -> SomeHandler:
         handler = _locked(handler) if locked else handler
-        operation = Operation(method, path, api, handler, heavy, fields)
+        told = summary or (handler.__doc__ or "").partition("\n")[0]
+        operation = Operation(method, path, api, handler, heavy, fields, told)
         ROUTES.append(operation)
         rows = _INDEX.setdefault((method, path.count("/")), [])
         rows.append(operation)
@@ -14539,6 +14538,11 @@ _FORM = mapping_field(_or_null(ANY_TEXT))._replace(type="an object with the form
 _IDS = LAX.having("ids", ids=list_field(typed_field(int, str), 1, MAX_SEGMENT_IDS, "identifier"))
 
 
+def person_kinds(call: Call) -> Sequence[str]:
+    """How calls can name a person: by this workspace's kinds, or the cio_id (reference)."""
+    return (*call.workspace.people.kinds, "cio_id")
+
+
 def named_in_path(call: Call, value: str) -> Identifier:
     """The person that `{identifier}` in a v1 path names. Raises ApiError 400."""
     return named_by_shape(call.workspace, value, "identifier")
@@ -14667,7 +14671,7 @@ def merge_customers(call: Call) -> Outcome:
 
 def sides_of_merge(call: Call, body: Json) -> List[Identifier]:
     """The two people in a `{primary, secondary}` body. Raises ApiError 400."""
-    kinds = (*call.workspace.people.kinds, "cio_id")
+    kinds = person_kinds(call)
     sides = [one_identifier(body.get(side), kinds, side) for side in ("primary", "secondary")]
     for kind, value in sides:
         if kind == "cio_id":
@@ -14802,8 +14806,7 @@ Action = Callable[[], Outcome]
 
 def named_in_body(call: Call, item: Json) -> Identifier:
     """The person in a v2 item. Raises ApiError 400."""
-    kinds = (*call.workspace.people.kinds, "cio_id")
-    who = one_identifier(item.get("identifiers"), kinds, "identifiers")
+    who = one_identifier(item.get("identifiers"), person_kinds(call), "identifiers")
     return checked_cio_id(who[1]) if who[0] == "cio_id" else who
 
 
@@ -14878,7 +14881,7 @@ def _person_delete_device(call: Call, item: Json) -> Action:
     return lambda: workspace.ingest(workspace.devices.delete_device, who, as_text(token))
 
 
-def _object_people(item: Json, *kinds: str) -> List[Tuple[Identifier, Attributes]]:
+def _object_people(item: Json, kinds: Sequence[str]) -> List[Tuple[Identifier, Attributes]]:
     return relationship_list(
         item.get("cio_relationships"), lambda value, name: one_identifier(value, kinds, name)
     )
@@ -14888,8 +14891,7 @@ def _object_identify(call: Call, item: Json) -> Action:
     ref, workspace = object_key(item.get("identifiers"), "identifiers"), call.workspace
     attributes = object_attributes(item.get("attributes"), "attributes")
     anonymous = item["action"] == "identify_anonymous"
-    kinds = ("anonymous_id",) if anonymous else (*workspace.people.kinds, "cio_id")
-    people = _object_people(item, *kinds)
+    people = _object_people(item, ("anonymous_id",) if anonymous else person_kinds(call))
     begin = workspace.objects.identify_object, ("object_id", ref[1]), ref, attributes
 
     def act() -> Outcome:
@@ -14907,7 +14909,7 @@ def _object_delete(call: Call, item: Json) -> Action:
 
 def _object_relationships(call: Call, item: Json) -> Action:
     ref = object_key(item.get("identifiers"), "identifiers")
-    people = _object_people(item, *call.workspace.people.kinds, "cio_id")
+    people = _object_people(item, person_kinds(call))
     if not people:
         raise required("cio_relationships", "a list of at least one relationship")
     verb, workspace = _RELATIONSHIP_ACTIONS[item["action"]], call.workspace
@@ -15120,11 +15122,6 @@ def path_number(workspace: Workspace, text: str) -> int:
     if not re.fullmatch(r"\d{1,15}", text):
         raise not_found(workspace)
     return int(text)
-
-
-def person_kinds(call: Call) -> Sequence[str]:
-    """The possible values of `id_type`: this workspace's kinds of identifier (reference)."""
-    return (*call.workspace.people.kinds, "cio_id")
 
 
 def person_of(call: Call, value: str) -> Person:
@@ -15378,13 +15375,8 @@ def serve(
     api: Api = APP,
     fields: Optional[FieldList] = None,
 ) -> None:
-    """Add a generated handler to the route table, with a summary in place of a docstring."""
-
-    def named(call: Call, *arguments: str) -> Any:
-        return handler(call, *arguments)
-
-    named.__doc__ = summary
-    route(method, path, api, heavy, fields)(named)
+    """Add a handler for several routes to the route table, with a summary for this one."""
+    route(method, path, api, heavy, fields, summary=summary)(handler)
 
 
 @route("POST", "/v1/customers", APP, True, LAX.having("filter", filter="filter"))
@@ -24168,6 +24160,11 @@ def _captured(name: str, told: str) -> Any:
     return property(lambda view: copied_records(view.fake, name), doc=told)
 
 
+def _below(path: str, told: str) -> Any:
+    """A property of a View: a URL on its server."""
+    return property(lambda view: view.url + path, doc=told)
+
+
 class View:
     """One workspace as tests see it: where it is, what was captured, and how to control it."""
 
@@ -24180,25 +24177,10 @@ class View:
         """The base URL of all the APIs."""
         raise NotImplementedError
 
-    @property
-    def track_url(self) -> str:
-        """The `url` for the Node TrackClient."""
-        return f"{self.url}/api/v1"
-
-    @property
-    def app_url(self) -> str:
-        """The `url` for the Node APIClient."""
-        return f"{self.url}/v1"
-
-    @property
-    def pipelines_url(self) -> str:
-        """The `url` for the Node PipelinesClient."""
-        return f"{self.url}/v1"
-
-    @property
-    def api_url(self) -> str:
-        """The `url` for the PyPI APIClient, which adds the `/v1` itself."""
-        return self.url
+    track_url: str = _below("/api/v1", "The `url` for the Node TrackClient.")
+    app_url: str = _below("/v1", "The `url` for the Node APIClient.")
+    pipelines_url: str = _below("/v1", "The `url` for the Node PipelinesClient.")
+    api_url: str = _below("", "The `url` for the PyPI APIClient, which adds the `/v1` itself.")
 
     @property
     def ca_file(self) -> str:
