@@ -4634,10 +4634,8 @@ class Slotted(type):
     __slots__: Tuple[str, ...]
 
     def __new__(cls, name: str, bases: Tuple[type, ...], body: Dict[str, Any]) -> Slotted:
-        """Create the class with its slots."""
-        return super().__new__(
-            cls, name, bases, {"__slots__": tuple(body["__annotations__"]), **body}
-        )
+        slots = tuple(body["__annotations__"])
+        return super().__new__(cls, name, bases, {"__slots__": slots, **body})
 
 
 class Person(metaclass=Slotted):
@@ -15473,9 +15471,8 @@ def activity_page(call: Call, wanted: Callable[[Activity], bool]) -> Json:
 
     limit, last = query_number(query, "limit", 10, 1, 100), page_start(call, 1 << 60)
     with call.workspace.lock:
-        newest = (
-            a for a in reversed(call.workspace.ground.activities) if a.serial < last and fits(a)
-        )
+        noted = reversed(call.workspace.ground.activities)
+        newest = (activity for activity in noted if activity.serial < last and fits(activity))
         found = list(islice(newest, limit + 1))
         rows = [activity_document(call.workspace, activity) for activity in found[:limit]]
     more = page_token(found[limit - 1].serial) if len(found) > limit else ""
@@ -18480,6 +18477,7 @@ LIVE_TYPES = {
     ),
 }  # fmt: skip
 _LIVE_HEADER = NO_FIELDS.having("header", short="header")
+_ULID = pattern_field(f"[0-7][{_CROCKFORD}]{{25}}", "a ULID")
 
 
 _FILLED = must_be("an object with a property", lambda value: value and isinstance(value, dict))
@@ -18581,9 +18579,7 @@ def start_live_notification(call: Call) -> Json:
 
 def _live_row(call: Call, instance_id: Json) -> Json:
     """The live notification with this id. Raises ApiError 400 or 404."""
-    if not isinstance(instance_id, str) or not re.fullmatch(
-        f"[0-7][{_CROCKFORD}]{{25}}", instance_id
-    ):
+    if _ULID.wrong(instance_id):
         raise invalid("instance_id must be a ULID", "instance_id")
     return shelved(call, "live_notifications", instance_id)
 
@@ -18857,9 +18853,8 @@ def _pipelines_group(workspace: Workspace, item: Json) -> Action:
     own = {**_own_traits(traits), **_own_traits(part_of(traits, "objectAttributes"))}
     attributes = object_attributes(own, "traits")
     who = _user(workspace, item) if item.get("userId") or item.get("anonymousId") else None
-    act = functools.partial(
-        workspace.ingest, workspace.objects.identify_object, ("object_id", ref[1]), ref, attributes
-    )
+    take, named = workspace.objects.identify_object, ("object_id", ref[1])
+    act = functools.partial(workspace.ingest, take, named, ref, attributes)
     return _and_related(workspace, act, who, ref, traits)
 
 
@@ -24141,17 +24136,14 @@ class Failing(int):
     _view: View
 
     def __new__(cls, view: View, id: int) -> Failing:
-        """Make one for the rule of a server or workspace."""
         failing = super().__new__(cls, id)
         failing._view = view
         return failing
 
     def __enter__(self) -> Failing:
-        """Nothing to do: the rule is already in force."""
         return self
 
     def __exit__(self, *raised: object) -> None:
-        """Remove the rule, if it is still there."""
         self._view.fake.faults.remove(str(int(self)))
 
 
