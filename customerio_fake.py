@@ -9260,28 +9260,28 @@ def _add_test_group(workspace: Workspace, newsletter: int, content_ids: List[int
 
 #: For how long an event waits until its person matches the filter (docs). Seconds.
 FILTER_PATIENCE = 1800.0
-#: A conversion counts for as long as this after the message (docs). Seconds.
+#: For how long after a message a conversion counts (docs). Seconds.
 LONGEST_GOAL = 90 * 86400.0
-#: How soon somebody may enter once more by time alone (inferred). Seconds.
+#: How soon somebody may enter again just because time has passed (inferred). Seconds.
 LEAST_INTERVAL = 60
 
 
 class TriggerType(NamedTuple):
-    """A way into a campaign: its name in templates, and what it begins with."""
+    """A way into a campaign: what templates call it, and the rules that go with it."""
 
     #: `campaign.type` in a template (docs).
     liquid: str
-    #: What templates call its data: `event …`, `trigger`, or nothing.
+    #: The namespaces in which templates see its data: `event …`, `trigger`, or none.
     names: str
-    #: How often somebody may enter unless the campaign says otherwise (docs).
+    #: How often somebody may enter by default (docs).
     restart: str
-    #: The fields of which one tells who enters.
+    #: The fields of which one says who enters.
     told_by: Tuple[str, ...]
 
 
 _OF_ALL = "customer campaign message snippets delivery_id journey"
 _OF_EVENT = "event event_name event_id event_timestamp"
-#: By the App API's `type`. A form's namespace is inferred.
+#: By the App API's `type`. The namespace of forms is inferred.
 TRIGGERS: Dict[str, TriggerType] = {
     "segment": TriggerType("behavioral", "", "once", ("trigger_segment_ids", "trigger")),
     "event": TriggerType("transactional", _OF_EVENT, "rematch", ("event_name",)),
@@ -9292,17 +9292,17 @@ TRIGGERS: Dict[str, TriggerType] = {
     "relationship": TriggerType("relationship", "trigger", "rematch", ("object_type_id",)),
     "triggered_broadcast": TriggerType("triggered_broadcast", "trigger", "rematch", ()),
 }
-#: The families that run workflows. They have their numbers together: a broadcast is triggered at
-#: `/v1/campaigns/{broadcast_id}/triggers` (reference).
+#: The families that run workflows. They share their numbers: a broadcast is triggered
+#: at `/v1/campaigns/{broadcast_id}/triggers` (reference).
 RUNNING = (CAMPAIGNS, BROADCASTS)
 BROADCAST = str(BLANKS["broadcasts"]["type"])
 CAMPAIGN_STATES = ("draft", "running", "stopped", "archived")
 
-#: Longer waits, and dates further off, would leave the calendar.
+#: Longer waits, or dates further off, would lead out of the calendar.
 _DURATION = number_field(0, 10_000_000_000, int, float)
 _ZONE = read_field("the name of a time zone", lambda value, name: zone_named(as_text(value)))
 _NUMBERS_OF = list_field(WHOLE)
-#: What makes a campaign run and no App API shows: the web app's names where they are known.
+#: What makes a campaign run and the App API doesn't show; with the web app's names, if known.
 WORKFLOW = LAX.having(
     object="trigger filter attribute_filters goal", text="form_id",
     flag="exit_on_trigger_or_filter_not_matched exit_on_goal use_message_limits "
@@ -9320,7 +9320,7 @@ _CONDITIONS_TOLD = " ".join(
 _BY_IDS = ("trigger_segment_ids", "filter_segment_ids")
 _HOOK_KEY = "a webhook's 16 hexadecimal digits, or their number"
 _STATE = choice_field(*CAMPAIGN_STATES)
-#: What a campaign or broadcast of the App API tells of its trigger.
+#: What the App API's campaigns and broadcasts say about their trigger.
 _TOLD = {"broadcasts": LAX.having(type=choice_field(BROADCAST), state=_STATE)}
 _TOLD["campaigns"] = LAX.having(
     type=choice_field(*without(TRIGGERS, [BROADCAST])), state=_STATE,
@@ -9341,7 +9341,7 @@ _GOAL = CLOSED.having(
 
 
 def token_number(value: Json, name: str) -> int:
-    """The number of an incoming webhook, which its URL has in hexadecimal. Raises ApiError 400."""
+    """The number of an incoming webhook, hexadecimal in its URL. Raises ApiError 400."""
     if isinstance(value, str) and re.fullmatch("[0-9a-f]{16}", value):
         return int(value, 16)
     if type(value) is int and 0 <= value < 1 << 64:
@@ -9350,10 +9350,10 @@ def token_number(value: Json, name: str) -> int:
 
 
 class Done(NamedTuple):
-    """What came of a tile: an outcome and its reason, the path to take, what was sent.
+    """The result of a tile: an outcome and its reason, the path to take, what was sent.
 
-    `until` is when it goes on by itself if it waits (Unix seconds; infinity: when something
-    happens); with `rest`, what it has set off goes on with the journey.
+    If the journey waits, `until` is when it goes on by itself (Unix seconds; infinity: only
+    when something happens); with `rest`, it is taken on by what the tile has set off.
     """
 
     outcome: str
@@ -9369,28 +9369,28 @@ class Tile(NamedTuple):
 
     #: What it does, of the Runner, the journey, its Node and its rendered `texts`.
     run: Callable[..., Done]
-    #: Its own fields; None where those of the App API's action may stand.
+    #: Its own fields; None if it has those of the App API's action.
     fields: Optional[FieldList] = None
-    #: Whether it does anything to people, so that exits are looked at before.
+    #: Whether it does anything to people, so that exits have to be checked before it.
     acts: bool = True
-    #: How many paths lead out of it, and what they are for; empty for one that goes straight on.
+    #: The paths that lead out of it, by what they are for; empty if it just leads on.
     paths: Callable[[Json], List[str]] = lambda body: []
-    #: The field that holds its conditions.
+    #: The field with its conditions.
     conditions: str = ""
     #: The fields that are templates.
     texts: Tuple[str, ...] = ()
-    #: What reads its `filter`: conditions, or those on data.
+    #: What checks its `filter`: as conditions on people, or on data.
     check_filter: Optional[Callable[[Json, str, Grammar], Any]] = None
-    #: Whether it or its variations have a content.
+    #: Whether it, or each of its variations, has a content.
     shows: bool = False
-    #: What its fields have to be to each other: what is wrong, or "".
+    #: What is wrong between its fields, or "".
     wrong: Callable[[Json], str] = lambda body: ""
-    #: Its fields that name something, and of what kind that is.
+    #: Its fields that refer to something, and the kind of thing.
     names: Tuple[Tuple[str, str], ...] = ()
 
 
 class Node(NamedTuple):
-    """A tile where it stands in a workflow. Numbers are those of actions; None is the end."""
+    """A tile in its place in a workflow. Numbers are those of actions; None is the end."""
 
     id: int
     type: str
@@ -9410,23 +9410,23 @@ IN_FILTER, IN_TIME = AT_THE_GATE = ("filter", "timestamp")
 
 
 def unknown_tile(type: str, where: str) -> ApiError:
-    """A refusal of what is no tile."""
+    """Make the refusal of an unknown type of tile."""
     text = f"{where}.type {type!r:.60} is no tile; {suggestion(type, list(TILES))}"
     return invalid(text, f"{where}.type")
 
 
 class Layout:
-    """Reads a workflow: checks each tile, and finds out which one follows which."""
+    """Reads a workflow: checks each tile, and works out which follows which."""
 
     def __init__(self, grammar: Grammar) -> None:
         self.grammar = grammar
         self.waiting = grammar._replace(begin=operator.attrgetter("since"))
         self.nodes: Dict[int, Node] = {}
-        #: Where the tiles stand in the document.
+        #: Where the tiles are in the document.
         self.places: Dict[int, str] = {}
 
     def lay(self, actions: Json, where: str, after: Optional[int]) -> Optional[int]:
-        """Lay a path that leads to the tile `after`; gives its first tile.
+        """Lay a path that leads to the tile `after`; returns its first tile.
 
         Raises ApiError 400 with the place of what is wrong.
         """
@@ -9443,7 +9443,7 @@ class Layout:
         return first
 
     def place(self, action: Json, where: str, after: Optional[int]) -> int:
-        """Put down one tile, and the paths that lead out of it."""
+        """Lay one tile, and the paths that lead out of it; returns its number."""
         type = action["type"]
         tile = TILES.get(type)
         if tile is None:
@@ -9467,11 +9467,11 @@ class Layout:
         return int(action["id"])
 
     def name(self, kind: str, key: Json, where: str) -> None:
-        """Note that something is named, which has to be there once all is."""
+        """Note a reference to something, which must exist once everything is seeded."""
         cast(List[Named], self.grammar.named).append(Named(kind, key, where))
 
     def compiled(self, spec: Json, where: str, grammar: Optional[Grammar] = None) -> Condition:
-        """Conditions, where a list means that all of them have to be met."""
+        """Compile conditions; a list means that all of them have to be met."""
         grammar = grammar or self.grammar
         placed = [(where, spec)]
         if isinstance(spec, list) and spec:
@@ -9481,22 +9481,22 @@ class Layout:
         return condition._replace(turns=(*condition.turns, *turns))
 
     def check_reached(self, first: Optional[int]) -> None:
-        """Refuse tiles that nobody can come to. Raises ApiError 400 with the place of the first."""
+        """Refuse tiles that can't be reached. Raises ApiError 400 with the place of the first."""
         ways, reached = [first], cast(Set[int], set())
-        for number in ways:  # which grows meanwhile
+        for number in ways:  # the list grows as it is read
             if number is not None and number not in reached:
                 reached.add(number)
                 node = self.nodes[number]
                 straight = not node.paths and node.type != "exit"
                 ways += [*node.paths, *([node.next] if straight or node.precondition else [])]
         lost = [place for number, place in self.places.items() if number not in reached]
-        if lost:  # those that stand later were laid first
+        if lost:  # tiles that come later were laid first
             text = f"{lost[-1]} is never reached: all ways before it end in an exit"
             raise invalid(text, lost[-1])
 
     def _conditions(self, tile: Tile, action: Json, type: str, where: str) -> Tuple[Condition, ...]:
         specs, place = action.get(tile.conditions) or [], f"{where}.{tile.conditions}"
-        if tile.conditions == "conditions":  # one set of them
+        if tile.conditions == "conditions":  # a single set
             return (self.compiled(specs, place),) if specs else ()
         pairs = enumerate(specs)
         grammar = self.waiting if type == "conditional_wait" else self.grammar
@@ -9533,7 +9533,7 @@ def _read_json(text: str, where: str) -> Json:
 
 
 def spelt_out(row: Json, where: str) -> Json:
-    """A campaign with its conditions as objects; answers have some as JSON texts (description)."""
+    """A campaign with its conditions as objects; answers have some as JSON text (description)."""
     found = {}
     for name in _CONDITIONS_TOLD.split():
         if row.get(name) and type(row[name]) is str:
@@ -9542,7 +9542,7 @@ def spelt_out(row: Json, where: str) -> Json:
 
 
 class Letter(NamedTuple):
-    """An action as it is sent, made once for everybody who gets it."""
+    """An action as it is sent, made once for all its recipients."""
 
     content: Json
     message: Attributes
@@ -9552,10 +9552,10 @@ class Letter(NamedTuple):
 
 
 class Plan:
-    """A campaign, compiled: who enters, what they go through, when they leave."""
+    """A compiled campaign: who enters, what they go through, when they leave."""
 
     def __init__(self, workspace: Workspace, row: Json, where: str) -> None:
-        """Raises ApiError 400 with the place of what is wrong."""
+        """Compile a campaign. Raises ApiError 400 with the place of what is wrong."""
         self.workspace, self.number, self.flow = workspace, row["id"], row["_journey"]
         self.row, self.where = spelt_out(row, where), where
         self.type, self.family = TRIGGERS[row["type"]], CAMPAIGNS
@@ -9579,15 +9579,15 @@ class Plan:
         if "subscription_topic_id" in self.flow:
             place = f"{where}.subscription_topic_id"
             self.layout.name("topic", self.flow["subscription_topic_id"], place)
-        #: Whether any message is translated.
+        #: Whether any of its messages is translated.
         contents = workspace.shelves[self.family.shelf].where(_parent=self.number)
         self.translates = any(row["parent_action_id"] and row["language"] for row in contents)
 
     def _enter_by(self, told: Json) -> None:
-        """Read what begins it, how often people enter, and which of them."""
+        """Read what starts it, who may enter, and how often."""
         row, flow, segments = self.row, self.flow, self.workspace.segments
         self.trigger = self._trigger()
-        #: What the trigger depends on, when it turns, and the attributes with the time to begin.
+        #: What the trigger depends on, when it may change, and attributes with a time to start at.
         self.asked = segments.needs(self.trigger.needs) if self.trigger else set()
         self.turns = (*self.trigger.turns, *segments.turns(self.trigger)) if self.trigger else ()
         self.moments = sorted(name for kind, name in self.asked if kind == "timestamp")
@@ -9599,37 +9599,37 @@ class Plan:
         self.filter = self._all_of("filter_segment_ids", filters, self.layout.compiled)
         data, grammar = flow.get("attribute_filters") or {}, self.layout.grammar
         self.data_fits = compile_data(data, f"{self.where}.attribute_filters", grammar)
-        #: Whether who does not match the filter may come to do so for a while (docs); whether
-        #: anything can hold somebody up before the first tile.
+        #: Whether people who don't match the filter get some time to do so (docs); and
+        #: whether anything can hold somebody up before the first tile.
         self.is_patient = row["type"] in ("event", "form")
         self.may_hold = bool(self.moments or (self.is_patient and self.filter))
         self.restart = flow.get("restart_mode") or self.type.restart
         self.interval = self._interval()
-        #: Whether everybody who belongs to an object enters, not only who came to it.
+        #: Whether everybody related to an object enters, not just those newly related.
         self.invites_all = told.get("type", 0) != 0
-        # Which change of an object or a relationship begins it.
+        # The changes of an object or a relationship that start it.
         name = f"{row['type']}_attribute_triggers"
         self.change = self._compiled(name, row.get(name))
         needs = self.change.needs if self.change else ()
         self.object_fields = {field for kind, field in needs if kind == "field"}
-        #: Why somebody may be refused.
+        #: What may refuse somebody, giving the reason.
         self.refusals: List[Callable[..., str]] = []
 
     def _leave_by(self) -> None:
-        """Read what takes people out."""
-        # An event of the past takes nobody out: those since the begin do (inferred).
+        """Read what makes people leave."""
+        # Events of the past make nobody leave, only those since the start (inferred).
         since = self.layout.grammar._replace(begin=lambda one: (one.started, one.born))
         place = f"{self.where}.global_exit_conditions"
         specs = enumerate(self.flow.get("global_exit_conditions") or ())
         self.exits = [self.layout.compiled(spec, f"{place}[{i}]", since) for i, spec in specs]
         self.goal = self._goal(self.flow.get("goal"))
-        #: What time alone may bring about at any moment; whether anything can take somebody out.
+        #: What may change just because time passes; whether anything can make people leave.
         self.timely = [part for part in (*self.exits, self.goal) if part and part.turns]
         self.may_end = bool(self.exits or self.filter or self.trigger)
 
     @property
     def begins_with(self) -> str:
-        """Which event, date, form, … begins it; "" if nobody has told, and nobody enters."""
+        """The event, date, form, … that starts it; "" if that is unknown, so that nobody enters."""
         told = (self.row.get(name) or self.flow.get(name) for name in self.type.told_by)
         key = next(filter(None, told), "")
         return as_text(token_number(key, "") if key and self.row["type"] == "webhook" else key)
@@ -9641,7 +9641,7 @@ class Plan:
     def hold(self, journey: Journey) -> Tuple[str, float]:
         """What somebody waits for before the first tile, until when (Unix seconds); "" for nothing.
 
-        That is the filter, if it is tried again, and the time in an attribute of which the trigger
+        It may be the filter, if that is tried again, or the time in an attribute, if the trigger
         says that it `is_timestamp` (docs).
         """
         if self.is_patient and not self.fits(journey):
@@ -9651,7 +9651,7 @@ class Plan:
         return (IN_TIME, until) if until > self.workspace.clock.now() else ("", 0)
 
     def exit_of(self, journey: Journey) -> str:
-        """Which exit condition takes somebody out, or ""."""
+        """The exit condition that somebody meets, or ""."""
         met = [i for i, condition in enumerate(self.exits) if condition.test(journey)]
         return f"global_exit_conditions[{met[0]}]" if met else ""
 
@@ -9661,7 +9661,7 @@ class Plan:
     def _all_of(
         self, ids: str, specs: Mapping[str, Json], compile: Callable[[Json, str], Condition]
     ) -> Optional[Condition]:
-        """Conditions by their fields that all have to be met, after those of segments by ids."""
+        """Conditions by field, and segments by ids: a condition that all of them are met."""
         segments = [{"segment": {"id": number}} for number in self.row.get(ids) or ()]
         placed = {f"{ids}[{i}]": spec for i, spec in enumerate(segments)}
         placed.update({name: spec for name, spec in specs.items() if spec})
@@ -9669,7 +9669,7 @@ class Plan:
         return together(parts) if parts else None
 
     def _trigger(self) -> Optional[Condition]:
-        """The conditions that a segment campaign begins with: all of them (docs)."""
+        """The conditions that trigger a segment campaign: all of them have to be met (docs)."""
         if self.row["type"] != "segment":
             return None
         grammar = self.workspace.segments.grammar()._replace(named=self.layout.grammar.named)
@@ -9677,7 +9677,7 @@ class Plan:
         return self._all_of("trigger_segment_ids", {"trigger": self.flow.get("trigger")}, compile)
 
     def _interval(self) -> float:
-        """The least time between two entries, in seconds; time alone lets nobody in more often."""
+        """The least time between two entries, in seconds; time alone never allows a shorter one."""
         seconds, place = self.flow.get("restart_min_interval") or 0, "restart_min_interval"
         if self.row["type"] == "webhook" and (seconds or self.restart != "rematch"):
             text = "has nobody to count: no person enters by a webhook"
@@ -9701,7 +9701,7 @@ class Plan:
         return self.layout.compiled(condition, f"{self.where}.goal", grammar)
 
     def _check_contents(self) -> None:
-        """Refuse messages of which nobody has told what they say."""
+        """Refuse messages whose content nobody has seeded."""
         known = self.workspace.shelves[self.family.shelf].rows
         for node in self.nodes.values():
             for row in node.body.get("variations") or [{"id": node.id}]:
@@ -9710,7 +9710,7 @@ class Plan:
                     raise invalid(f"{place}: action {row['id']} has no content", place)
 
     def named(self) -> List[Named]:
-        """What it names that has to be there. Pasted answers of the App API may lack segments."""
+        """What it refers to that must exist. Pasted answers of the App API may lack segments."""
         named = cast(List[Named], self.layout.grammar.named)
         if set(self.flow) - {"actions", "_where"}:
             return named
@@ -9718,7 +9718,7 @@ class Plan:
         return [one for one in named if not one.where.startswith(theirs)]
 
     def _needs(self) -> FrozenSet[Need]:
-        """What may move somebody who is inside."""
+        """What the people inside depend on."""
         parts = [self.filter, self.goal, *self.exits]
         parts += [c for node in self.nodes.values() for c in node.conditions]
         needs = {need for part in parts if part for need in part.needs}
@@ -9729,7 +9729,7 @@ class Plan:
 
 
 def journey_grammar(workspace: Workspace, names: Sequence[str]) -> Grammar:
-    """What a journey can be asked; the subject is the journey."""
+    """The conditions that can be put to a journey."""
     base = workspace.segments.grammar()
     member = base.member
     return base._replace(
@@ -9742,7 +9742,7 @@ def journey_grammar(workspace: Workspace, names: Sequence[str]) -> Grammar:
 
 
 def _render_value(clock: Clock, names: Sequence[str], journey: Journey, source: str) -> str:
-    """The value of a condition that is a template; a broken one is equal to nothing."""
+    """Render a condition's value; a broken template is equal to nothing."""
     try:
         return parse_liquid(source).render(journey_data(names, journey), now=clock.now())
     except LiquidError as error:
@@ -9764,15 +9764,15 @@ def journey_data(names: Iterable[str], journey: Journey) -> Json:
 
 #: How old an event may be to start anything (reference). Seconds.
 OLDEST_TRIGGER = 72 * 3600.0
-#: How many people an object, or a batch update, may lead to at once; how many attributes a
-#: journey can remember, and further ones are ignored (docs).
+#: How many people an object, or a batch update, may lead to at once; how many
+#: attributes a journey can remember, further ones being ignored (docs).
 MAX_RELATED = MAX_BATCH_UPDATE = 1000
 MAX_JOURNEY_ATTRIBUTES = 100
-#: How many journeys may set off each other in one instant; campaigns can go in circles.
+#: How many journeys may set each other off in one instant: campaigns can go in circles.
 MAX_CHAIN = 100
 
 
-# ---- who moves journeys
+# ---- what moves journeys
 
 
 class Runner:
@@ -9781,25 +9781,25 @@ class Runner:
     def __init__(self, workspace: Workspace) -> None:
         self.workspace, self.clock, self.lock = workspace, workspace.clock, workspace.lock
         self.journeys, self.plans = workspace.journeys, cast(Dict[int, Plan], {})
-        #: What any of them depends on once people are inside, and those who are, by serial number.
+        #: What any plan depends on once people are inside; and these people, by serial number.
         self.needs: Set[Need] = set()
         self.live: Dict[int, List[Journey]] = {}
-        #: When it has been planned to look again at what.
+        #: For each thing that is to be looked at again, when that is planned.
         self.planned: Dict[Tuple[Any, ...], float] = {}
-        #: The journey whose tile is at work, if one is: what follows from it is its doing.
+        #: The journey whose tile is being run, if any: what happens meanwhile is its doing.
         self.cause: Optional[Journey] = None
 
     def since(self, journey: Journey) -> float:
-        """When a journey came to the tile where it is."""
+        """When a journey arrived at its present tile."""
         return journey.arrived if journey.waits else self.clock.now()
 
     def schedule(self, journey: Journey, when: float) -> None:
-        """Go on with a journey at `when`, Unix seconds."""
+        """Have a journey go on at `when`, Unix seconds."""
         journey.wake = when
         self.workspace.agenda.later(journey.wake, wake_journey, journey.serial, journey.wake)
 
     def look_again(self, when: float, chore: Callable[..., None], *what: Any) -> None:
-        """Have a chore look at something when time may have changed it; once for each moment."""
+        """Have a chore look at something when time may have changed it, once per moment."""
         if self.planned.get(what) != when:
             self.planned[what] = when
             self.workspace.agenda.later(when, chore, *what, when)
@@ -9811,7 +9811,7 @@ class Runner:
     def act(
         self, journey: Journey, verb: Callable[..., Outcome], who: Identifier, *args: Any
     ) -> Outcome:
-        """Do a Track write for a journey; gives what became of it."""
+        """Do a Track write on behalf of a journey; returns the outcome."""
         before, self.cause = self.cause, journey
         try:
             return self.workspace.apply(verb, who, args)
@@ -9821,15 +9821,15 @@ class Runner:
     # ---- from tile to tile
 
     def go_on(self, journey: Journey, locked: bool) -> None:
-        """Go on until the journey has to wait, ends, or something is to be sent first.
+        """Go on until the journey has to wait, ends, or something has to be sent first.
 
-        Templates are rendered without the workspace's lock, later if it is `locked` now.
+        Templates are rendered without the workspace's lock: later, if it is held now (`locked`).
         """
         while self.step(journey, locked):
             pass
 
     def step(self, journey: Journey, locked: bool) -> bool:
-        """Do what the next tile says; whether the one after it can be done at once."""
+        """Run the next tile; returns whether the one after it can be run at once."""
         with self.lock:
             node = self._ready(journey)
             if node is None:
@@ -9857,7 +9857,7 @@ class Runner:
         return self.done(journey, node, done)
 
     def _ready(self, journey: Journey) -> Optional[Node]:
-        """The tile to do now; those whose condition isn't met are skipped (docs)."""
+        """The tile to run now; tiles whose precondition isn't met are skipped (docs)."""
         plan = self.plans[journey.campaign_id]
         while journey.state == "active":
             if journey.position is None:
@@ -9876,7 +9876,7 @@ class Runner:
         return None
 
     def done(self, journey: Journey, node: Node, done: Done) -> bool:
-        """Write down what came of a tile, and go to the next; whether that can be done now."""
+        """Record a tile's result and move to the next; returns whether that can be run now."""
         steps, now = journey.steps, self.clock.now()
         waited = bool(steps) and steps[-1].outcome == "waiting"
         at = steps[-1].at if waited else now
@@ -9909,9 +9909,9 @@ class Runner:
     # ---- leaving
 
     def _leaves(self, journey: Journey) -> bool:
-        """Let a journey end if it must not go on; whether it did.
+        """End a journey if it must not go on; returns whether it did end.
 
-        Before the first act filters count in any case.
+        Before the first act, the filter counts in any case.
         """
         plan = self.plans[journey.campaign_id]
         stops = plan.flow.get("exit_on_trigger_or_filter_not_matched", True)
@@ -9925,7 +9925,7 @@ class Runner:
         return bool(reason)
 
     def leave(self, journey: Journey, reason: str) -> None:
-        """End a journey before its end."""
+        """End a journey early."""
         self.end(journey, "exited_early" if journey.activated else "never_activated", reason)
 
     def end(self, journey: Journey, state: str, reason: str = "") -> None:
@@ -9940,7 +9940,7 @@ class Runner:
     # ---- what happens meanwhile
 
     def look_after(self, people: Iterable[Tuple[Person, Set[Need]]]) -> None:
-        """Let what happened to people change their journeys: first who leaves, then who waits."""
+        """React to what has happened to people: first those leave who must, then waits end."""
         journeys = [
             journey
             for person, needs in people
@@ -9956,7 +9956,7 @@ class Runner:
                 self.go_on(journey, locked=True)
 
     def look_at(self, journey: Journey) -> None:
-        """See whether somebody has reached the goal or has to leave; or will, by time alone."""
+        """Check whether somebody has reached the goal or must leave, or will as time passes."""
         plan = self.plans[journey.campaign_id]
         self._check_goal(journey, plan)
         if journey.state == "active" and (reason := plan.exit_of(journey)):
@@ -9964,7 +9964,7 @@ class Runner:
         self.plan_look(journey, plan)
 
     def plan_look(self, journey: Journey, plan: Plan) -> None:
-        """Look at a journey again when time alone may end it, or convert it."""
+        """Plan another look at a journey for when time alone may end or convert it."""
         converts = plan.goal in plan.timely and journey.converted is None
         if plan.timely and (journey.state == "active" or converts):
             now = self.clock.now()
@@ -9973,7 +9973,7 @@ class Runner:
                 self.look_again(when, look_at_journey, journey.serial)
 
     def pass_gate(self, journey: Journey) -> None:
-        """Let somebody in whom nothing holds up any more; or nevermore, once it is too late."""
+        """Let somebody in whom nothing holds up any more, or give up once it is too late."""
         plan = self.plans[journey.campaign_id]
         reason, until = plan.hold(journey)
         if plan.trigger is not None and not plan.trigger.test(journey.person):
@@ -9987,9 +9987,9 @@ class Runner:
             self.schedule(journey, until)
 
     def wake(self, number: int, when: Optional[float]) -> None:
-        """Go on with a journey that has waited until `when`, unless it has gone on before.
+        """Go on with a journey that has waited until `when`, unless it already has.
 
-        None is for one that has waited for what it sent. Raises TakesTime in a hurried thread.
+        None means that it has waited for its message. Raises TakesTime in a hurried thread.
         """
         with self.lock:
             journey = self.journeys.rows[number]
@@ -10008,7 +10008,7 @@ class Runner:
                 raise
 
     def answered(self, number: int, delivery: Delivery) -> None:
-        """Go on with a journey that waits for what became of a webhook."""
+        """Go on with a journey that has been waiting for the answer to a webhook."""
         journey = self.journeys.rows[number]
         if journey.waits and journey.steps[-1].delivery is delivery:
             self.schedule(journey, self.clock.now())
@@ -10031,7 +10031,7 @@ class Runner:
             self.leave(journey, "goal")
 
     def _credit(self, journey: Journey, plan: Plan, now: float) -> None:
-        """Convert every message of a journey whose window is open (inferred)."""
+        """Convert all messages of a journey that are within their window (inferred)."""
         after = plan.flow["goal"].get("after", "delivered")
         within = plan.flow["goal"].get("within", LONGEST_GOAL)
         for delivery in filter(None, [step.delivery for step in journey.steps]):
@@ -10043,7 +10043,7 @@ class Runner:
 
 
 def _window_of(delivery: Delivery, after: str) -> Optional[int]:
-    """When the window for conversions of a message began; None if it hasn't."""
+    """When the conversion window of a message began; None if it hasn't."""
     if delivery.channel == "webhook" and not delivery.message.get("can_convert"):
         return None
     if delivery.message.get("holdout"):
@@ -10060,7 +10060,7 @@ def wake_journey(workspace: Workspace, number: int, when: float) -> None:
 
 @chore
 def look_at_journey(workspace: Workspace, number: int, when: float) -> None:
-    """See whether time alone ends a journey."""
+    """Check whether time alone ends a journey."""
     runner = workspace.beside(Runner)
     with workspace.lock:
         if runner.has_come(when, number):
@@ -10073,7 +10073,7 @@ def look_at_journey(workspace: Workspace, number: int, when: float) -> None:
 def delivery_of_journey(
     runner: Runner, journey: Journey, plan: Plan, content: Json
 ) -> Tuple[Delivery, Mail]:
-    """A delivery of a journey, not yet sent, and what is to be sent."""
+    """Make a delivery of a journey, not yet sent, and the mail for it."""
     workspace, letter = runner.workspace, plan.letters.get(content["id"])
     if letter is None or letter.content is not content:  # which has been changed
         letter = plan.letters[content["id"]] = letter_of(plan, content)
@@ -10089,7 +10089,7 @@ def delivery_of_journey(
 
 
 def letter_of(plan: Plan, content: Json) -> Letter:
-    """What is to be rendered and sent of an action."""
+    """The mail for an action."""
     unasked = {"send_to_unsubscribed": plan.flow.get("send_to_unsubscribed", False)}
     draft = {"queue_draft": True} if content["sending_state"] == "draft" else {}
     mail = Mail(plan.family, plan.parent, {**unasked, **content, **draft}, plan.names)
@@ -10100,7 +10100,7 @@ def letter_of(plan: Plan, content: Json) -> Letter:
 
 
 def post(runner: Runner, journey: Journey, number: int, path: Optional[int]) -> Done:
-    """Send the action of this number to the person of a journey."""
+    """Send the action with this number to the person of a journey."""
     plan = runner.plans[journey.campaign_id]
     shelf = runner.workspace.shelves[plan.family.shelf]
     content = shelf.rows[number]
@@ -10111,7 +10111,7 @@ def post(runner: Runner, journey: Journey, number: int, path: Optional[int]) -> 
             shelf.where(_parent=plan.number), content, cast(Person, journey.person)
         )
     delivery, mail = delivery_of_journey(runner, journey, plan, content)
-    if content.get("holdout"):  # it goes into a trap, and counts (docs)
+    if content.get("holdout"):  # held out: not sent, but counted (docs)
         return Done("created", "holdout", path, delivery)
     agenda = runner.workspace.agenda
     agenda.later(runner.clock.now(), send_of_journey, journey.serial, delivery, mail, True)
@@ -10122,7 +10122,7 @@ def post(runner: Runner, journey: Journey, number: int, path: Optional[int]) -> 
 def send_of_journey(
     workspace: Workspace, number: int, delivery: Delivery, mail: Mail, first: bool
 ) -> None:
-    """Send a message of a journey, once the person may get another one, and go on at once."""
+    """Send a message of a journey when the limit allows, and let the journey go on at once."""
     limited = "message_limit" in workspace.journeys.settings
     wait = _over_the_limit(workspace, number, delivery) if limited else 0
     if not wait:
@@ -10134,10 +10134,10 @@ def send_of_journey(
 
 
 def _over_the_limit(workspace: Workspace, number: int, delivery: Delivery) -> float:
-    """When a message that is too much is to be tried again; 0 if it isn't, infinity for never.
+    """When to retry a message that exceeds the limit; 0 if it doesn't, infinity to give up.
 
-    Who has had enough messages is looked at again as soon as one of them is old enough, until
-    the time for that is over (docs).
+    It is retried as soon as an earlier message is old enough not to count, until the time
+    for that is over (docs).
     """
     limit, now = workspace.journeys.settings["message_limit"], workspace.clock.now()
     if not _is_counted(workspace, delivery) or delivery.person is None:
@@ -10162,7 +10162,7 @@ def _over_the_limit(workspace: Workspace, number: int, delivery: Delivery) -> fl
 
 
 def _is_counted(workspace: Workspace, delivery: Delivery) -> bool:
-    """Whether a message counts for the limit: of a campaign that uses it, and not in-app (docs)."""
+    """Whether a message counts toward the limit: by its campaign and channel, not in-app (docs)."""
     journey = delivery.journey
     plan = workspace.beside(Runner).plans[journey.campaign_id] if journey else None
     capped = delivery.message.get("frequency_cap_mode") != "no_cap"
@@ -10174,14 +10174,14 @@ def _is_counted(workspace: Workspace, delivery: Delivery) -> bool:
 
 
 def draw(runner: Runner, node: Node, journey: Journey) -> float:
-    """A number from 0 to 1 that is always the same for a person at a tile."""
+    """A number from 0 to 1 that is always the same for one person at one tile."""
     seed = runner.workspace.journeys.settings.get("random_seed", 0)
     text = f"{seed}:{node.id}:{journey.customer_id or journey.id}"
     return int(hashlib.sha256(text.encode()).hexdigest()[:13], 16) / float(16**13)
 
 
 def _drawn(runner: Runner, node: Node, journey: Journey, shares: Sequence[float]) -> int:
-    """Which of the shares somebody is in; `assign` decides for whom it names."""
+    """The share into which somebody falls; `assign` decides for those it names."""
     person, assigned = journey.person, node.body.get("assign") or {}
     names = (person.id, person.email, person.cio_id) if person else ()
     pinned = [assigned[name] for name in names if name in assigned]
@@ -10199,7 +10199,7 @@ def _split_tile(runner: Runner, journey: Journey, node: Node, texts: Json) -> Do
 
 
 def _language_tile(runner: Runner, journey: Journey, node: Node, texts: Json) -> Done:
-    """The variation in the person's language, else the first one."""
+    """Send the variation in the person's language, or else the first one."""
     languages = [row.get("language", "") for row in node.body["variations"]]
     wanted = journey.text("language")
     index = languages.index(wanted) if wanted in languages else 0
@@ -10211,7 +10211,7 @@ def _cohort_tile(runner: Runner, journey: Journey, node: Node, texts: Json) -> D
 
 
 def _branch_tile(runner: Runner, journey: Journey, node: Node, texts: Json) -> Done:
-    """The first path whose conditions are met, else the last; no conditions are never met."""
+    """Take the first path whose conditions are met, or the last; empty conditions are never met."""
     met = [i for i, condition in enumerate(node.conditions) if condition.test(journey)]
     return Done("branched", path=met[0] if met else len(node.paths) - 1)
 
@@ -10240,9 +10240,9 @@ def _window_tile(runner: Runner, journey: Journey, node: Node, texts: Json) -> D
 
 
 def _wait_tile(runner: Runner, journey: Journey, node: Node, texts: Json) -> Done:
-    """The path of the first condition that is met, else the last once the time is up (docs)."""
+    """Take the path of the first condition met, or the last when time is up (docs)."""
     now, since = runner.workspace.clock.now(), runner.since(journey)
-    if not journey.waits:  # the events that count are those from now on
+    if not journey.waits:  # only events from now on count
         journey.steps = [*journey.steps, Step(node.id, node.type, now, "waiting")]
         journey.heard = len(runner.workspace.events.rows)
     for i, condition in enumerate(node.conditions):
@@ -10260,7 +10260,7 @@ _LIVELY_WAITS = ("conditional_wait", "delay_time_window")
 
 
 def whom(journey: Journey, texts: Json) -> Identifier:
-    """Whom a tile is about: whom its `person` names, else the journey's own. Raises ApiError."""
+    """The person a tile is about: as its `person` says, or the journey's. Raises ApiError 400."""
     named = texts.get("person")
     if named:
         return one_identifier(named, tuple(named), "person")
@@ -10270,7 +10270,7 @@ def whom(journey: Journey, texts: Json) -> Identifier:
 
 
 def remember(journey: Journey, name: str, value: Json) -> None:
-    """Set an attribute of a journey; what is too much is ignored (docs)."""
+    """Set an attribute of a journey; anything beyond its limits is ignored (docs)."""
     known = journey.attributes
     full = name not in known and len(known) >= MAX_JOURNEY_ATTRIBUTES
     if not (full or _longer(name, 128) or _longer(as_text(value), 100 * 1024)):
@@ -10283,7 +10283,7 @@ def _update_tile(runner: Runner, journey: Journey, node: Node, texts: Json) -> D
 
 
 def give(runner: Runner, journey: Journey, texts: Json, attributes: Json) -> None:
-    """Set attributes, of the journey where their names begin so, else of the person."""
+    """Set attributes: of the journey if their names say so, otherwise of the person."""
     own: Json = {}
     for name, value in attributes.items():
         scope, _, rest = name.partition(".")
@@ -10314,7 +10314,7 @@ def _segment_tile(runner: Runner, journey: Journey, node: Node, texts: Json) -> 
 
 
 def _collection_tile(runner: Runner, journey: Journey, node: Node, texts: Json) -> Done:
-    """Rows of a collection into an attribute of the journey, those that fit a filter."""
+    """Store the rows of a collection that match a filter in an attribute of the journey."""
     workspace, body = runner.workspace, node.body
     found = [row for row in workspace.shelves["collections"].rows.values()
              if body.get("collection") in (row["id"], row.get("name"))]  # fmt: skip
@@ -10330,7 +10330,7 @@ def _collection_tile(runner: Runner, journey: Journey, node: Node, texts: Json) 
 
 
 def _batch_tile(runner: Runner, journey: Journey, node: Node, texts: Json) -> Done:
-    """Attributes or an event for everybody who fits a filter, or for nobody if they are many."""
+    """Update, or track an event for, everybody who matches a filter, unless they are too many."""
     workspace, where = runner.workspace, "filter"
     wanted = compile_conditions(texts["filter"], where, workspace.segments.grammar()).test
     people = [person for person in workspace.people if wanted(person)]
@@ -10373,7 +10373,7 @@ _PATHS = list_field(list_field(OBJECT))
 
 
 def _conditions_and(last: str, needs: str = "") -> Callable[[Json], List[str]]:
-    """The paths of a tile: one for each condition, and the last if it has what that needs."""
+    """The paths of a tile: one per condition, and a last one, unless it `needs` a missing field."""
 
     def paths(body: Json) -> List[str]:
         names = [f"condition {i + 1}" for i in range(len(body.get("multi_conditions") or ()))]
@@ -10393,7 +10393,7 @@ def _thousand(value: Json) -> str:
 
 
 def _wrong_shares(body: Json) -> str:
-    """What is wrong with who gets which share of a test, or of cohorts; "" if nothing is."""
+    """What is wrong with the shares of a test or of cohorts, or with who gets which; else ""."""
     count = len(body.get("variations") or body.get("cohorts"))
     shares, places = body.get("allocations"), (body.get("assign") or {}).values()
     if shares and (len(shares) != count or not sum(shares)):
@@ -10420,7 +10420,7 @@ def _wrong_order(body: Json) -> str:
 
 
 def _wrong_end(body: Json) -> str:
-    """Waits that never end have no time, the others have one (observed)."""
+    """What is wrong with a wait: one that never ends has no delay, others have one (observed)."""
     told, delay = body.get("exit_type"), body.get("delay")
     if told == "never" and delay:
         return "delay must be 0 with exit_type never, because that waits for as long as it takes"
@@ -10500,26 +10500,26 @@ TILES.update({
 
 
 class Gate:
-    """Lets people into campaigns, and remembers who nearly got in."""
+    """Lets people into campaigns, and records those whom it turns away."""
 
     def __init__(self, workspace: Workspace) -> None:
         self.workspace, self.clock = workspace, workspace.clock
         self.runner, self.journeys = workspace.beside(Runner), workspace.journeys
         self.by_event: Dict[str, List[Plan]] = {}
         self.by_need: Dict[Need, List[Plan]] = {}
-        #: Plans by type and by what begins them: a form, a webhook, a type of objects.
+        #: Plans by type and what starts them: a form, a webhook, a type of object.
         self.by_key: Dict[Tuple[str, str], List[Plan]] = {}
         self.dates: List[Plan] = []
-        #: What any plan depends on, and which of it has changed for whom since it was looked at.
+        #: What all plans depend on; and what has changed, for whom, since the last look.
         self.watched: Set[Need] = set()
         self.names: Tuple[str, ...] = ()
         self.touched: Dict[int, Tuple[Person, Set[Need], int]] = {}
         self.entering: List[Tuple[Plan, Person, Event, int]] = []
-        #: By campaign, object and whom it lets in: one person, or (-1) everybody, once a write.
+        #: By campaign, object and whom it lets in: a person, or (-1) everybody; once per write.
         self.related: Dict[
             Tuple[int, ObjectKey, int], Tuple[Plan, ObjectKey, Optional[Person], int]
         ] = {}
-        #: The campaigns and objects whose people are to be let in, because somebody came to them.
+        #: Campaigns and objects whose people are about to be let in, because somebody was added.
         self.invited: Set[Tuple[int, ObjectKey]] = set()
         self.settling = self.called = False
 
@@ -10546,7 +10546,7 @@ class Gate:
         self.names = tuple(sorted({name for kind, name in self.watched if kind == "attribute"}))
 
     def listen(self) -> None:
-        """Hear of everything that happens in the workspace, as far as it matters to anybody."""
+        """Join the occasions in the workspace that matter to any campaign."""
         kinds, join = {kind for kind, _ in self.watched}, self.workspace.occasions.join
         join(settled=self.settle, merged=self._heard_merge, gone=self._heard_end)
         join(refused=self._heard_refusal, submitted=self._heard_form)
@@ -10562,14 +10562,14 @@ class Gate:
 
     @property
     def depth(self) -> int:
-        """How many journeys have set off each other if one has set off what happens now."""
+        """The length of the chain of journeys that has led to what is happening now."""
         cause = self.runner.cause
         return cause.depth + 1 if cause else 0
 
     # ---- what happens
 
     def touch(self, person: Person, need: Need) -> None:
-        """Note that something has changed for a person that somebody may ask for."""
+        """Note that something that is watched has changed for a person."""
         if need in self.watched:
             self.touched.setdefault(person.serial, (person, set(), self.depth))[1].add(need)
             if not self.called:  # what happens outside of Track writes has its consequences, too
@@ -10646,7 +10646,7 @@ class Gate:
     # ---- what follows
 
     def settle(self) -> None:
-        """After a write: first who leaves, then who has waited, then who enters."""
+        """After a write: let people leave first, then go on, then enter."""
         if self.settling or not (self.touched or self.entering or self.related):
             return
         self.settling, self.called = True, False
@@ -10665,7 +10665,7 @@ class Gate:
             self.runner.look_after([row[:2] for row in people])
             self._enter_touched(people)
         for plan, person, event, depth in entering:
-            if event.person is person:  # who may be gone, or another by now
+            if event.person is person:  # the person may be gone, or someone else by now
                 self.enter(plan, person, event.data, depth, event)
         objects = self.workspace.objects.rows if related else {}
         for plan, key, cause, depth in related.values():
@@ -10695,7 +10695,7 @@ class Gate:
             self.runner.look_again(min(times), look_again, plan.number, person.serial, "segment")
 
     def plan_date(self, plan: Plan, person: Person, after: float) -> None:
-        """Plan when a date campaign begins for somebody."""
+        """Plan when a date campaign starts for somebody."""
         when = next_date(plan, person, after)
         if when is not None:
             self.runner.look_again(when, look_again, plan.number, person.serial, "date")
@@ -10710,7 +10710,7 @@ class Gate:
         key: Optional[ObjectKey] = None,
         trigger_id: Optional[int] = None,
     ) -> None:
-        """Begin a journey, or write down why not."""
+        """Start a journey, or record why not."""
         rows, reason = self.journeys.rows, ""
         journey = Journey(plan.number, person, data, event)
         journey.started, journey.depth = self.clock.now(), depth
@@ -10746,17 +10746,17 @@ class Gate:
 
 
 def _insert(plans: List[Plan], plan: Plan) -> None:
-    """Add a campaign where it is its turn when several begin at once: by number (inferred)."""
+    """Insert a campaign in the order in which simultaneous ones start: by number (inferred)."""
     plans.append(plan)
     plans.sort(key=operator.attrgetter("number"))
 
 
-#: That somebody is new here: people match what they lack, too.
+#: The need of being new: people match by what they lack, too.
 NEWCOMER = ("person", "new")
 
 
 def _shut(gate: Gate, plan: Plan, journey: Journey) -> str:
-    """Whether nobody enters now, or not for what is so old, or not once more in this circle."""
+    """Refuse everybody, what is too old, or another round of a circle."""
     row, event = gate.workspace.shelves[plan.family.kind].rows[plan.number], journey.event
     if row["state"] != "running":
         return f"the {plan.family.one} is {row['state']}"
@@ -10770,12 +10770,12 @@ def _shut(gate: Gate, plan: Plan, journey: Journey) -> str:
     return text
 
 
-#: States of those who have not been in a campaign.
+#: The states of journeys that don't count as having been in a campaign.
 _AWAY = ("not_entered", "never_activated")
 
 
 def _too_often(gate: Gate, plan: Plan, journey: Journey) -> str:
-    """The frequency of a campaign; who was turned away has not been in it."""
+    """Refuse by the campaign's frequency; those turned away have not been in it."""
     person = cast(Person, journey.person)
     mine = (one for one in reversed(person.has.journeys) if one.campaign_id == plan.number)
     before = next((one for one in mine if one.state not in _AWAY), None)
@@ -10790,14 +10790,14 @@ def _too_often(gate: Gate, plan: Plan, journey: Journey) -> str:
 
 
 def _waits_already(gate: Gate, plan: Plan, journey: Journey) -> str:
-    """Only the first event of somebody who does not match the filter is tried again (docs)."""
+    """Refuse a second event while the first is waiting for the filter to match (docs)."""
     live = gate.runner.live.get(cast(Person, journey.person).serial, ())
     first = not any(j.waiting_for == IN_FILTER for j in live if j.campaign_id == plan.number)
     return "" if first or plan.fits(journey) else IN_FILTER
 
 
-#: Why somebody does not enter after all, in the order in which it is looked at, and to which
-#: campaigns that applies.
+#: Why somebody may be refused, in the order in which it is checked, and to which
+#: campaigns each reason applies.
 REFUSALS: Tuple[Tuple[Callable[[Plan], Any], Callable[[Gate, Plan, Journey], str]], ...] = (
     (lambda plan: True, _shut),
     (lambda plan: plan.flow.get("attribute_filters"), lambda gate, plan, journey:
@@ -10825,7 +10825,7 @@ def settle_journeys(workspace: Workspace) -> None:
 
 @chore
 def look_again(workspace: Workspace, number: int, serial: int, how: str, when: float) -> None:
-    """See whether time lets somebody into a campaign, or out; `how` is one of ENTRANCES."""
+    """Check whether time lets somebody into a campaign; `how` is one of ENTRANCES."""
     gate = workspace.beside(Gate)
     with workspace.lock:
         person, plan = workspace.people.at(serial), gate.runner.plans.get(number)
@@ -10835,7 +10835,7 @@ def look_again(workspace: Workspace, number: int, serial: int, how: str, when: f
 
 
 def _enter_again(gate: Gate, plan: Plan, person: Person, when: float) -> None:
-    """Let somebody in once more who still matches after an interval, unless they are inside."""
+    """Let somebody in again who still matches after an interval, unless they are inside."""
     mine = (one for one in reversed(person.has.journeys) if one.campaign_id == plan.number)
     last = next((one for one in mine if one.state not in _AWAY), None)
     known = gate.workspace.journeys.matching.get(plan.number, ())
@@ -10844,21 +10844,21 @@ def _enter_again(gate: Gate, plan: Plan, person: Person, when: float) -> None:
     if last is None or last.state != "active":
         gate.enter(plan, person, {}, 0)
         if person.has.journeys[-1].state not in _AWAY:
-            return  # and it has been planned when they enter next
+            return  # the next time has been planned on entering
     key = plan.number, person.serial, "interval"
     gate.runner.look_again(when + plan.interval, look_again, *key)
 
 
 def _begin_on_date(gate: Gate, plan: Plan, person: Person, when: float) -> None:
     if next_date(plan, person, when) != when:
-        return  # the date is another by now
+        return  # the date has changed since
     begun = [one for one in person.has.journeys if one.campaign_id == plan.number]
     if not begun or begun[-1].started < when:
         gate.enter(plan, person, {}, 0)
     gate.plan_date(plan, person, when + 1)
 
 
-#: What time alone brings about.
+#: What time alone may bring about.
 ENTRANCES: Dict[str, Callable[[Gate, Plan, Person, float], None]] = {
     "segment": lambda gate, plan, person, when: gate.look_at(plan, person, 0),
     "interval": _enter_again,
@@ -10867,10 +10867,10 @@ ENTRANCES: Dict[str, Callable[[Gate, Plan, Person, float], None]] = {
 
 
 def next_date(plan: Plan, person: Person, after: float) -> Optional[float]:
-    """When a date campaign begins for somebody next, from `after` on (Unix seconds).
+    """When a date campaign next starts for somebody, from `after` on (Unix seconds).
 
-    Monthly and yearly ones go on from the date itself; the 29th to 31st are the last of the month
-    where it has no such day (inferred). None for an attribute that is no date.
+    Monthly and yearly ones repeat the date itself; for the 29th to 31st, the last day
+    of a shorter month counts (inferred). None if the attribute is no date.
     """
     row, moment = plan.row, time_meant(person.text(plan.row["date_attribute"]))
     if moment is None or abs(moment) > 60e9:
@@ -10891,7 +10891,7 @@ def next_date(plan: Plan, person: Person, after: float) -> Optional[float]:
 
 @chore
 def invite(workspace: Workspace, number: int, key: ObjectKey, serial: int, depth: int) -> None:
-    """Let in who belongs to an object to which somebody came; once, if many came at once."""
+    """Let in everybody related to an object to which somebody was added; once if several were."""
     gate = workspace.beside(Gate)
     with workspace.lock:
         gate.invited.discard((number, key))
@@ -10904,7 +10904,7 @@ def invite(workspace: Workspace, number: int, key: ObjectKey, serial: int, depth
 def enter_related(
     gate: Gate, plan: Plan, thing: Thing, person: Optional[Person], depth: int
 ) -> None:
-    """Let in who belongs to an object that has changed, or to which somebody came."""
+    """Let in the people of an object that has changed, or to which somebody was added."""
     people = list(thing.people.values())
     if person is not None and not plan.invites_all:
         people = [person]
@@ -10921,7 +10921,7 @@ def enter_related(
 def turn_away(
     workspace: Workspace, plan: Plan, reason: str, who: Optional[str], event: Optional[Event]
 ) -> None:
-    """Write down that nobody, or somebody who isn't here, has nearly entered."""
+    """Record that nobody, or somebody who isn't here, nearly entered."""
     journey = Journey(plan.number, None, event.data if event else {}, event)
     journey.started = journey.ended = workspace.clock.now()
     journey.serial, journey.customer_id = len(workspace.journeys.rows), who
@@ -10932,7 +10932,7 @@ def turn_away(
 def related_data(
     workspace: Workspace, thing: Thing, person: Person, cause: Optional[Person]
 ) -> Json:
-    """The `trigger` of an object's campaign: the object, the relationship, whose it was (docs)."""
+    """The `trigger` of an object's campaign: object, relationship, and whose that is (docs)."""
     types = workspace.shelves["object_types"].rows
     row = next((row for id, row in types.items() if as_text(id) == thing.key[0]), None)
     slug = (row or {}).get("singular_slug") or f"object_type_{thing.key[0]}"
@@ -10943,7 +10943,7 @@ def related_data(
 
 
 def receive_webhook(workspace: Workspace, token: str, body: Json) -> bool:
-    """Begin the campaigns of an incoming webhook, without a person; False if there are none."""
+    """Start the campaigns of an incoming webhook, without a person; False if there are none."""
     gate = workspace.beside(Gate)
     with workspace.lock:
         plans = gate.by_key.get(("webhook", str(int(token, 16))), ())
@@ -10954,7 +10954,7 @@ def receive_webhook(workspace: Workspace, token: str, body: Json) -> bool:
 
 
 def begin_broadcast(workspace: Workspace, number: int, started: Trigger, base_url: str) -> None:
-    """Let the audience of a trigger into a broadcast's workflow, or send it all its messages."""
+    """Let a trigger's audience into a broadcast's workflow, or just send them its messages."""
     plan = workspace.beside(Runner).plans.get(number)
     if plan is None or plan.family is not BROADCASTS:
         send_broadcast(workspace, number, started, base_url)
@@ -10963,20 +10963,20 @@ def begin_broadcast(workspace: Workspace, number: int, started: Trigger, base_ur
 
     def let_in(position: int, entry: Tuple[Person, Json]) -> None:
         with workspace.lock:
-            if workspace.people.at(entry[0].serial) is entry[0]:  # and not deleted meanwhile
+            if workspace.people.at(entry[0].serial) is entry[0]:  # unless deleted meanwhile
                 gate.enter(plan, *entry, 0, trigger_id=started.number)
 
     finish = functools.partial(note_processed, workspace, started.number)
     workspace.agenda.run_for_all(started.audience, let_in, finish)
 
 
-# ---- campaigns begin and end
+# ---- campaigns start and stop
 
 
 def attach(workspace: Workspace, restored: bool = False) -> None:
-    """Let the campaigns of a workspace run.
+    """Start the campaigns of a workspace.
 
-    Those out of a snapshot go on as they were, those of a seed look at who is there.
+    Those from a snapshot go on as they were; those from a seed look at who is there.
     """
     shelves = [workspace.shelves[family.kind] for family in RUNNING]
     rows = [row for shelf in shelves for row in shelf.rows.values() if "_journey" in row]
@@ -10996,7 +10996,7 @@ def attach(workspace: Workspace, restored: bool = False) -> None:
 
 
 def _check_places(workspace: Workspace, plans: Mapping[int, Plan]) -> None:
-    """Refuse journeys that stand nowhere. Raises ApiError 400 with the place."""
+    """Refuse journeys at places that don't exist. Raises ApiError 400 with the place."""
     for i, journey in enumerate(workspace.journeys.rows):
         plan, number = plans.get(journey.campaign_id), journey.position
         if plan is None:
@@ -11008,7 +11008,7 @@ def _check_places(workspace: Workspace, plans: Mapping[int, Plan]) -> None:
 
 
 def begin_campaign(workspace: Workspace, plan: Plan, audience: str) -> None:
-    """Look at who matches a campaign that starts; only the `current` ones enter at once."""
+    """Look at who matches a campaign that starts; only a `current` audience enters at once."""
     gate = workspace.beside(Gate)
     if plan.row["type"] == "date":
         for person in workspace.people:
@@ -11023,7 +11023,7 @@ def begin_campaign(workspace: Workspace, plan: Plan, audience: str) -> None:
 
 
 def family_running(workspace: Workspace, number: int) -> Family:
-    """Whether a number is of a campaign or of a broadcast with a workflow."""
+    """The family whose number this is: campaigns, or broadcasts with a workflow."""
     plan = workspace.beside(Runner).plans.get(number)
     return CAMPAIGNS if plan is None else plan.family
 
@@ -11035,9 +11035,9 @@ def change_campaign(
     journeys: str = "finish",
     audience: str = "future",
 ) -> None:
-    """Start or stop a campaign; those inside `finish` or `exit`, those who match enter or don't.
+    """Start or stop a campaign; those inside `finish` or `exit`; a `current` audience enters.
 
-    Raises ApiError 409 for an archived one that is to run: it has to be stopped first (docs).
+    Raises ApiError 409 if an archived one is to run: it has to be stopped first (docs).
     """
     runner, family = workspace.beside(Runner), family_running(workspace, number)
     shelf = workspace.shelves[family.kind]
@@ -11886,10 +11886,10 @@ _IMPORTERS: Dict[str, Callable[[Workspace, Json, Dict[str, str]], Outcome]] = {
 
 
 def seed_workspace(workspace: Workspace, document: Json) -> None:
-    """Fill an empty workspace. Raises ApiError 400 naming the path of what is wrong.
+    """Fill an empty workspace. Raises ApiError 400 with the path of what is wrong.
 
-    Each key holds a list of rows in the form in which the App API gives them back, so that
-    answers of the real API can be pasted in. The caller throws the workspace away on an error.
+    Each key has a list of rows in the form in which the App API shows them, so that answers
+    of the real API can be pasted in. After an error the caller discards the workspace.
     """
     if not isinstance(document, dict):
         raise invalid(f"seed must be an object, not {kind_of(document)}", "seed")
@@ -11899,7 +11899,7 @@ def seed_workspace(workspace: Workspace, document: Json) -> None:
     for family in RUNNING:
         highest = _highest_number(document.get(family.kind))
         workspace.shelves[family.shelf].last = highest
-    for kind, plant in SEEDERS.items():  # in this order, because later kinds name earlier ones
+    for kind, plant in SEEDERS.items():  # in this order: later kinds refer to earlier ones
         each = _each(document.get(kind, []), kind, str if kind in _TEXTS else dict)
         if kind in _BY_TIME:
             each = iter(sorted(each, key=lambda planted: _happened(kind, planted[0])))
@@ -11910,7 +11910,7 @@ def seed_workspace(workspace: Workspace, document: Json) -> None:
 
 
 def _each(value: Json, where: str, kind: type = dict) -> Iterator[Tuple[Json, str]]:
-    """What is in a list, which has to be of one type, and where. Raises ApiError 400."""
+    """The items of a list, all of one type, each with its path. Raises ApiError 400."""
     if where in _SINGLE and isinstance(value, dict):
         yield value, where
         return
@@ -11936,21 +11936,21 @@ def _plant(workspace: Workspace, plant: Seeder, row: Json, where: str) -> None:
 
 Seeder = Callable[["Workspace", Json, str], None]
 
-#: What a seed has only one of.
+#: Kinds of which a seed has only one.
 _SINGLE = ("clock", "workspace")
-#: Kinds whose rows are texts.
+#: Kinds whose rows are text.
 _TEXTS = ("ip_addresses",)
-#: Kinds that answers list newest first, and the field with the time; they are planted in order.
+#: Kinds that answers list newest first, and their time field; they are seeded in order of time.
 _BY_TIME = {"messages": "created", "activities": "timestamp"}
 
 
 def _happened(kind: str, row: Json) -> float:
     moment = row.get(_BY_TIME[kind])
-    return moment if type(moment) in (int, float) else math.inf  # the others are for `plant`
+    return moment if type(moment) in (int, float) else math.inf  # `plant` judges the others
 
 
 _PARENTS = (*[family.key for family in FAMILIES.values()], "action_id", "content_id")
-#: What a row of these kinds may have; of the other kinds everything is kept and shown.
+#: The fields of rows of these kinds; for other kinds everything is kept and shown.
 _SEEDED: Dict[str, FieldList] = {
     "customers": stored(
         some_word="id email cio_id", some_object="identifiers attributes", stamps="timestamps",
@@ -11994,14 +11994,14 @@ _SEEDED: Dict[str, FieldList] = {
 
 
 def _sound_row(fields: FieldList, row: Json, where: str) -> Json:
-    """A row, if all its fields are what they have to be. Raises ApiError 400 naming the field."""
+    """Return a row whose fields are all valid. Raises ApiError 400 that names the field."""
     for problem in fields.problems(row, f"{where}."):
         raise ApiError(400, problem)
     return row
 
 
 def _of_kind(kind: str, row: Json, where: str) -> Json:
-    """A row of a kind that does not keep what nobody knows; such fields are refused, too."""
+    """Check a row of a kind without room for unknown fields, which are refused, too."""
     _sound_row(_SEEDED[kind], row, where)
     known = list(_SEEDED[kind].checks)
     for name in row:
@@ -12012,7 +12012,7 @@ def _of_kind(kind: str, row: Json, where: str) -> Json:
 
 
 def _shelve(workspace: Workspace, kind: str, row: Json, where: str, blank: Json = None) -> Json:
-    """Put a row up, over what a blank one has; gives the row. Raises ApiError 400."""
+    """Add a row, completed by a blank one; returns the row. Raises ApiError 400."""
     shelf, fields, id = workspace.shelves[kind], SHELVES[kind], row.get("id")
     shelf.open = False
     fits = (
@@ -12023,13 +12023,13 @@ def _shelve(workspace: Workspace, kind: str, row: Json, where: str, blank: Json 
     if id in shelf.rows:
         raise invalid(f"{where}.id {id} is there already", f"{where}.id")
     blank = {**(blank or {}), **_told_by_its_version(row, list(fields.checks))}
-    # What is null where the real service has no null is not set.
+    # A field that is null where the real service has no null counts as not set.
     unset = [n for n, v in row.items() if v is None and fields.checks.get(n, ANYTHING).wrong(v)]
     return _sound_row(fields, shelf.add({**blank, **without(row, unset)}, id), where)
 
 
 def _told_by_its_version(row: Json, names: Sequence[str] = ("updated_at",)) -> Json:
-    """When a row was changed, as its `deduplicate_id` says: "<id>:<Unix seconds>" (reference)."""
+    """When a row was last changed, by its `deduplicate_id`: "<id>:<Unix seconds>" (reference)."""
     version = as_text(row.get("deduplicate_id") or "").rpartition(":")[2]
     if not re.fullmatch(r"\d{1,12}", version):
         return {}
@@ -12068,7 +12068,7 @@ def _seed_family(family: Family) -> Seeder:
     return plant
 
 
-#: What a message or a webhook is in a workflow; the rest is its content.
+#: The fields of a message or webhook that make it a tile; all others are its content.
 _TILE_PARTS = (
     "id", "type", "preconditions", "response", "language", "parent_action_id", "paths"
 )  # fmt: skip
@@ -12084,8 +12084,8 @@ def _wrong_pairs(value: Json) -> str:
     return "" if fits else "must have names and values as strings"
 
 
-#: What a message of a workflow can have: that of the App API, what the web app prints beside
-#: (observed), what sends have, and what the API does not show.
+#: The fields of a message in a workflow: those of the App API, those the web app prints
+#: besides (observed), those of sends, and those that the API doesn't show.
 MESSAGE_FIELDS = CONTENT_ROW._replace(lax=True).having(
     text="url preheader title message to link sound frequency_cap_mode hostname",
     flag="can_convert has_url holdout tracked send_to_unsubscribed", maybe="template_id",
@@ -12096,14 +12096,14 @@ MESSAGE_FIELDS = CONTENT_ROW._replace(lax=True).having(
         lambda value: isinstance(value, str) and value.lower() in ("", *_VERBS),
     ),
 )  # fmt: skip
-#: What goes with these types alone; the others have no data, say.
+#: Fields that apply to these types only: others don't have the data, for instance.
 _ONLY_OF = {
     "trigger": ("segment",),
     "form_id": ("form",),
     "lead_days": ("date",),
     "attribute_filters": [type for type in TRIGGERS if type not in ("segment", "date")],
 }
-#: What campaigns have beside what is declared (reference).
+#: What campaigns have besides the declared fields (reference).
 _ELSE = (
     "actions",
     "test_groups",
@@ -12114,12 +12114,12 @@ _ELSE = (
 )
 
 
-#: What stands beside a workflow in broadcasts that have none.
+#: Fields of workflows that broadcasts without one have, too.
 _NO_WORKFLOW = {"send_to_unsubscribed", "subscription_topic_id"}
 
 
 def has_workflow(broadcast: Json) -> bool:
-    """Whether a broadcast is more than messages that all go out at once."""
+    """Whether a broadcast is more than messages that are all sent at once."""
     tiles = tiles_in(broadcast.get("actions"))
     plain = (plain_type(tile.get("type", "email")) in _MESSAGE_TILES
              and "preconditions" not in tile for tile in tiles)  # fmt: skip
@@ -12129,7 +12129,7 @@ def has_workflow(broadcast: Json) -> bool:
 def campaign_parts(
     family: Family, row: Json, where: str, numbering: Numbering
 ) -> Tuple[Json, Json]:
-    """A seeded campaign in parts: what the App API shows, and what it runs by.
+    """Split a seeded campaign in two: what the App API shows, and what makes it run.
 
     Its contents are left to the numbering. Raises ApiError 400 with the place.
     """
@@ -12154,7 +12154,7 @@ def campaign_parts(
 
 
 def _type_told(row: Json, where: str) -> str:
-    """The type of a campaign that only says who enters. Raises ApiError 400 if it says two."""
+    """The type of a campaign that says only who enters. Raises ApiError 400 if it says two."""
     told = [type for type, kind in TRIGGERS.items() if any(row.get(n) for n in kind.told_by)]
     ways = {TRIGGERS[type].told_by for type in told}
     if len(ways) > 1:
@@ -12164,12 +12164,12 @@ def _type_told(row: Json, where: str) -> str:
 
 
 def plain_type(type: Json) -> str:
-    """A type of tile without the `_action` that the web app adds."""
+    """A type of tile, without the `_action` that the web app appends."""
     return re.sub(r"_action\Z", "", as_text(type))
 
 
 def tiles_in(actions: Json) -> Iterator[Json]:
-    """All tiles of a workflow, those on paths and the variations of tests included, in order."""
+    """All tiles of a workflow in order, including those on paths and the variations of tests."""
     for action in actions if isinstance(actions, list) else ():
         if isinstance(action, dict):
             yield action
@@ -12180,7 +12180,7 @@ def tiles_in(actions: Json) -> Iterator[Json]:
 
 
 def _highest_number(campaigns: Json) -> int:
-    """The highest number of a tile in any of these campaigns: those without one come after it."""
+    """The highest number of a tile in these campaigns; tiles without one come after it."""
     rows = campaigns if isinstance(campaigns, list) else ()
     given = [
         web_number(tile.get("id"))
@@ -12200,13 +12200,13 @@ class Numbering:
         self.contents: List[Tuple[Json, str]] = []
 
     def rows(self, actions: Json, where: str, parent: int) -> Json:
-        """The tiles of a list, and all that are inside of them."""
+        """The tiles of a list, with all those inside them."""
         if not isinstance(actions, list):
-            return actions  # which will be refused
+            return actions  # to be refused later
         return [self.tile(row, f"{where}[{i}]", parent) for i, row in enumerate(actions)]
 
     def tile(self, action: Json, where: str, parent: int) -> Json:
-        """One tile; `parent` is the test or the language branch that it is a variation of."""
+        """One tile; `parent` is the test or language branch of which it is a variation."""
         if not isinstance(action, dict):
             raise invalid(f"{where} must be an object, not {kind_of(action)}", where)
         if not isinstance(action.get("type", ""), str):
@@ -12239,7 +12239,7 @@ class Numbering:
 
 
 def _check_message(action: Json, where: str) -> None:
-    """Refuse what would be passed over. What the App API gave may have further fields."""
+    """Refuse fields that would be ignored. What comes from the App API may have further ones."""
     MESSAGE_FIELDS.read(action, f"{where}.")
     known = [*MESSAGE_FIELDS.checks, *_TILE_PARTS]
     if action.get("holdout") and plain_type(action.get("type", "email")) != "email":
@@ -12252,16 +12252,16 @@ def _check_message(action: Json, where: str) -> None:
 
 
 def _content_of(action: Json, parent: int) -> Json:
-    """What is sent by a tile, as the App API has it."""
+    """What a tile sends, as the App API shows it."""
     content = {k: v for k, v in action.items() if k not in ("preconditions", "response", "assign")}
     if content["type"] in ("twilio", "whatsapp"):
         content.setdefault("recipient", "{{customer.phone}}")
     return {**content, "parent_action_id": content.get("parent_action_id") or parent}
 
 
-# ---- campaigns as the command line of the real service prints them (observed)
+# ---- campaigns as the real service's command line prints them (observed)
 
-#: What the web app calls what the App API calls otherwise; a campaign without a trigger is `none`.
+#: Where the web app's names differ from the App API's; a campaign without a trigger is `none`.
 _WEB_TYPES = {
     "behavioral": "segment", "seg_attr": "segment", "none": "segment", "transactional": "event",
 }  # fmt: skip
@@ -12271,23 +12271,23 @@ _WEB_NAMES = {
     "zone": "timezone",
     "event": "event_name",
 }
-#: Its lists of conditions, and the fields that hold them here.
+#: Its lists of conditions, and the fields that have them here.
 _WEB_PARTS = {"anchors": "trigger", "filters": "filter"}
-#: Tiles that the web app makes for itself, and that hold nobody up any more (docs).
+#: Tiles that the web app adds for itself, and that no longer hold anybody up (docs).
 _WEB_OWN = ("filter_match_delay", "grace_period")
-#: Names of fields that say who goes where: what isn't understood of these is refused.
+#: What the names of fields that decide who goes where contain; unknown ones of these are refused.
 _WEIGHTY = re.compile(r"condition|filter|trigger|anchor|goal|conversion|exit|edges|cohort|split")
 _INERT = {"conversion_type", "workflow_action_ids", "split_state", "exit_type"}
-#: `[]`, `{}` and `null` as it stores them.
+#: `[]`, `{}` and `null` in the form in which it stores them.
 _CODED_NOTHING = ("JTVCJTVE", "JTdCJTdE", "bnVsbA==")
-#: Conditions that it writes as one flat object (observed).
+#: Conditions that it writes as flat objects (observed).
 _FLAT_CONDITIONS = [name for name in JOURNEY_CONDITIONS if name.endswith("attribute")]
-#: How deep branches may lie in each other.
+#: How deeply branches may be nested.
 MAX_BRANCHES = 40
 
 
 def web_number(value: Json) -> Json:
-    """A number that may be written as a text; anything else as it is."""
+    """Convert a number that may be written as text; return anything else as it is."""
     return int(value) if isinstance(value, str) and re.fullmatch("[0-9]{1,18}", value) else value
 
 
@@ -12304,15 +12304,15 @@ _PRINTED_CAMPAIGN = LAX.having(
 _PRINTED_TILE = LAX.having(
     "id type", id=_WEB_NUMBER, filled="type", action_ids=list_field(_WEB_NUMBER, 1)
 )
-#: What edges and ids are made into.
+#: Fields that are made from edges and ids.
 _NESTED = ("paths", "variations")
 _PRINTED_SEGMENTS = LAX.having("segments", segments=list_field(WHOLE, 1), flag="negate")
 
 
 class Printed:
-    """The seed of a campaign out of `{"campaign": {… "edges"}, "actions": […]}`.
+    """The seed of a campaign, made from `{"campaign": {… "edges"}, "actions": […]}`.
 
-    Raises ApiError 400 with the place of what is not understood: nothing is half-run.
+    Raises ApiError 400 with the place of anything not understood: no campaign runs by halves.
     """
 
     def __init__(self, document: Json, where: str) -> None:
@@ -12330,7 +12330,7 @@ class Printed:
         self.row = {**row, "actions": actions, "test_groups": document.get("test_groups")}
 
     def _campaign(self, printed: Json, place: str) -> Json:
-        """The campaign without its workflow, by the names of seeds."""
+        """The campaign without its workflow, with the names that seeds use."""
         given = _PRINTED_CAMPAIGN.read(printed, f"{place}.")
         row = {"id": web_number(printed.get("id"))}
         for name, value in printed.items():
@@ -12350,7 +12350,7 @@ class Printed:
         return weighed(row, {"description"}.union(*(kind.checks for kind in kinds)), place)
 
     def told(self, text: str) -> str:
-        """A text about the seed, which begins with a place in it, with that in the document."""
+        """A text that begins with a place in the seed, with the document's place instead."""
         place = cast("re.Match[str]", re.match(r"[\w.\[\]]*", text))[0]
         while place and place not in self.places:
             place = place[: max(place.rfind("."), place.rfind("["), 0)]
@@ -12358,7 +12358,7 @@ class Printed:
 
 
 def weighed(row: Json, known: Iterable[str], where: str) -> Json:
-    """The known fields of a row; others may be left out unless they say who goes where."""
+    """The known fields of a row. Unknown ones are dropped unless they might steer people."""
     known = frozenset(known)
     for name, value in row.items():
         told = (
@@ -12371,7 +12371,7 @@ def weighed(row: Json, known: Iterable[str], where: str) -> Json:
 
 @functools.lru_cache(1024)
 def _unknown(name: str, known: FrozenSet[str]) -> str:
-    """Why an unknown field can't be left out, or ""."""
+    """Why an unknown field can't be dropped, or ""."""
     near = spelt_alike(name, known, 1, 0.85)
     if near:
         return f"; did you mean {near[0]}?"
@@ -12380,7 +12380,7 @@ def _unknown(name: str, known: FrozenSet[str]) -> str:
 
 
 def web_tile(action: Json, where: str) -> Json:
-    """A tile as seeds have it; its conditions are decoded. Raises ApiError 400."""
+    """A tile in the form of seeds, its conditions decoded. Raises ApiError 400."""
     given = _PRINTED_TILE.read(action, f"{where}.")
     type = plain_type(given["type"])
     tile = {**action, "type": type, "id": web_number(given["id"])}
@@ -12407,7 +12407,7 @@ def web_tile(action: Json, where: str) -> Json:
 
 
 def decoded_conditions(value: Json, where: str) -> List[Json]:
-    """A list of conditions, maybe out of base64 of URL-encoded JSON. Raises ApiError 400."""
+    """A list of conditions, perhaps as URL-encoded JSON in base64. Raises ApiError 400."""
     rows = value
     if isinstance(value, str) and value:
         try:
@@ -12423,7 +12423,7 @@ def decoded_conditions(value: Json, where: str) -> List[Json]:
 
 
 def web_conditions(value: Json, where: str) -> List[Json]:
-    """A flat list of conditions as a list in the grammar of seeds. Raises ApiError 400."""
+    """Convert a flat list of conditions to the grammar of seeds. Raises ApiError 400."""
     rows = decoded_conditions(value, where)
     return [_web_condition(row, f"{where}[{i}]") for i, row in enumerate(rows)]
 
@@ -12447,13 +12447,13 @@ def _web_condition(row: Json, where: str) -> Json:
 
 
 class Edges:
-    """Makes nested paths out of the edges of a workflow, whose branches meet again."""
+    """Turns the edges of a workflow, whose branches meet again, into nested paths."""
 
     def __init__(self, tiles: List[Json], edges: List[Json], where: str) -> None:
-        """Raises ApiError 400 with the place of an edge, or of a tile, that does not fit."""
+        """Read the edges. Raises ApiError 400 with the place of an edge or tile that is wrong."""
         self.where, self.root, self.edges = f"{where}.campaign.edges", f"{where}.actions", edges
         self.tiles: Dict[int, Json] = {}
-        #: Where the tiles stand in the document; and that by where they stand in the paths.
+        #: Where each tile is in the document, by its number and by its place in the paths.
         self.at: Dict[int, str] = {}
         self.places: Dict[str, str] = {}
         for i, tile in enumerate(tiles):
@@ -12465,14 +12465,14 @@ class Edges:
         self.after = self._ways()
         self.order = self._in_order()
         self.rank = {id: place for place, id in enumerate(self.order)}
-        #: Whether all ways from a tile lead to exits, how long they are, and where they meet.
+        #: For each tile: whether all ways from it lead to exits, their length, where they meet.
         self.exits: Dict[int, bool] = {}
         self.length: Dict[int, int] = {}
         self.meeting: Dict[int, Optional[int]] = {}
         self._learn_meetings()
 
     def _parts_of(self, tile: Json) -> List[int]:
-        """The variations of a tile, which stand beside it."""
+        """The variations of a tile, which are next to it in the document."""
         ids: List[int] = tile.get("action_ids", [])
         for i, id in enumerate(ids):
             if id not in self.tiles or id == tile["id"]:
@@ -12481,7 +12481,7 @@ class Edges:
         return ids
 
     def _ways(self) -> Dict[int, List[int]]:
-        """What follows each tile, by the indexes of the edges."""
+        """What follows each tile, in the order of the edges' indexes."""
         rows: Dict[int, List[Tuple[int, int]]] = {
             id: [] for id in self.tiles if id not in self.parts
         }
@@ -12499,10 +12499,10 @@ class Edges:
         return {start: [end for _, end in sorted(ways)] for start, ways in rows.items()}
 
     def _check_count(self, tile: Json, count: int, straight: bool) -> None:
-        """Refuse ways that a tile does not have, and those that it has and that lead nowhere."""
+        """Refuse ways that a tile doesn't have, and ways it has that lead nowhere."""
         kind, type = TILES.get(tile["type"]), tile["type"]
         names = kind.paths(tile) if kind else []
-        # A wait may go on at the same place however it ends.
+        # A wait may continue at the same place however it ends.
         fits = count == len(names) or (straight and count == 1 and type == "conditional_wait")
         if not names:
             fits = count <= (type != "exit")
@@ -12531,7 +12531,7 @@ class Edges:
             )
             text = f"{self.where} must lead from one root to everything: {told}"
             raise invalid(text, self.where)
-        for id in order:  # which grows meanwhile
+        for id in order:  # the list grows as it is read
             for end in self.after[id]:
                 before[end] -= 1
                 order += [] if before[end] else [end]
@@ -12540,7 +12540,7 @@ class Edges:
         return order
 
     def _refuse_circle(self, left: Set[int]) -> NoReturn:
-        """Name a tile that leads back to itself, one of those that others always come before."""
+        """Name a tile that leads back to itself: going back from any of these, one is reached."""
         back, seen = {end: id for id in left for end in self.after[id]}, cast(Set[int], set())
         at = min(left)
         while at not in seen:
@@ -12549,7 +12549,7 @@ class Edges:
         raise invalid(f"{self.where} lead from {at} back to {at}: no end", self.where)
 
     def _learn_meetings(self) -> None:
-        """Find out where everybody goes on who comes to a tile, whichever way they take."""
+        """Find out, for each tile, where all go on who come to it, whichever way they take."""
         for id in reversed(self.order):
             ways, type = self.after[id], self.tiles[id]["type"]
             self.exits[id] = all(self.exits[way] for way in ways) if ways else type == "exit"
@@ -12557,12 +12557,12 @@ class Edges:
             self.meeting[id] = self._meeting(id, ways) if len(ways) > 1 else next(iter(ways), None)
 
     def _meeting(self, id: int, ways: List[int]) -> Optional[int]:
-        """Where branches meet; ways that lead to exits of their own need not (observed)."""
+        """Where branches meet; ways that end in exits of their own need not (observed)."""
         groups = self._groups(ways)
         met = [(group, where) for group, where in groups if len(group) > 1]
         alone = [group[0] for group, _ in groups if len(group) == 1]
         straying = [way for way in alone if not self.exits[way]]
-        if not met:  # the longest way is as good as what comes after all of them
+        if not met:  # nothing comes after all of them, so the longest will do
             main = straying or [max(ways, key=self.length.__getitem__)]
             return main[0] if len(main) == 1 else None
         if len(met) > 1 or straying:
@@ -12570,13 +12570,13 @@ class Edges:
         return met[0][1]
 
     def _groups(self, ways: List[int]) -> List[Tuple[List[int], int]]:
-        """The ways that meet, together, and where the last of them join the others."""
+        """Group the ways that meet; each group with the place where the last of them joins."""
         groups: Dict[int, List[int]] = {}
         for way in ways:
             groups.setdefault(way, []).append(way)
         met, ended = {way: way for way in groups}, []
         queue = sorted((self.rank[way], way) for way in groups)
-        while len(groups) > 1:  # whoever is farthest back goes on
+        while len(groups) > 1:  # whichever is farthest back moves on
             at = heapq.heappop(queue)[1]
             group, after = groups.pop(at), self.meeting[at]
             if after is None:
@@ -12589,7 +12589,7 @@ class Edges:
         return [*ended, *((group, met[at]) for at, group in groups.items())]
 
     def path(self) -> List[Json]:
-        """The workflow from its root on. Raises ApiError 400 where branches meet too early."""
+        """The workflow from its root. Raises ApiError 400 if some branches meet too early."""
         found: List[Json] = []
         seen: Set[int] = set()
         work = [(id, cast(Optional[int], None), found, self.root, 0) for id in self.order[:1]]
@@ -12629,14 +12629,14 @@ class Edges:
         raise invalid(f"{self.at[id]}: {what}", self.at[id])
 
     def _check_all(self, seen: Set[int]) -> None:
-        """Refuse variations of what is itself one of them."""
+        """Refuse variations of a tile that is itself a variation."""
         for id in self.tiles:
             if id not in seen:
                 raise invalid(f"{self.at[id]} is never reached", self.at[id])
 
 
 def _seed_campaign(workspace: Workspace, row: Json, where: str) -> None:
-    """A campaign, of the App API with what that keeps to itself, or as it is printed."""
+    """Seed a campaign: an answer of the App API with additions, or what the command line prints."""
     whole = row.get("campaign")
     if "campaign" not in row:
         _seed_workflow(workspace, CAMPAIGNS, row, where)
@@ -12653,7 +12653,7 @@ def _seed_campaign(workspace: Workspace, row: Json, where: str) -> None:
 
 
 def _seed_workflow(workspace: Workspace, family: Family, row: Json, where: str) -> Plan:
-    """Put up what the App API shows of a campaign, or a broadcast; let it run by the rest."""
+    """Store what the App API shows of a campaign or broadcast, and make it run by the rest."""
     gate, shelf = workspace.beside(Gate), workspace.shelves[family.shelf]
     workspace.shelves[family.kind].open = False
     plans = gate.runner.plans
@@ -12677,7 +12677,7 @@ def _seed_workflow(workspace: Workspace, family: Family, row: Json, where: str) 
     return plan
 
 
-#: Where the things stand that conditions and tiles name, by the kind.
+#: The shelves of the things that conditions and tiles refer to, by kind.
 _NAMED = {
     "topic": "topics", "collection": "collections", "action": "campaign_actions",
     "campaign": "campaigns", "newsletter": "newsletters", "broadcast": "broadcasts",
@@ -12685,9 +12685,9 @@ _NAMED = {
 
 
 def _check_named(workspace: Workspace) -> None:
-    """Refuse conditions that nothing fits, and tiles that work on what is not there.
+    """Refuse conditions that nothing can meet, and tiles that use what does not exist.
 
-    Raises ApiError 400 with the place. Known is what the same seed has, in whatever order.
+    Raises ApiError 400 with the place. What is anywhere in the same seed exists.
     """
     named: List[Named] = []
     for i, segment in enumerate(workspace.segments.rows.values()):
@@ -12707,7 +12707,7 @@ def _check_named(workspace: Workspace) -> None:
 
 
 def _known(workspace: Workspace, kind: str) -> Optional[List[Json]]:
-    """The numbers, and names, of all things of a kind; None while any number will do."""
+    """The numbers and names of all things of a kind; None as long as any number is accepted."""
     if kind == "segment":
         return [*workspace.segments.rows]
     shelves, shelf = workspace.shelves, workspace.shelves[_NAMED[kind]]
@@ -12727,7 +12727,7 @@ _LIMIT = CLOSED.having(
 _WEB_SETTINGS = CLOSED.having(message_limit=object_field(_LIMIT), whole="random_seed")
 
 
-#: What the clock of a seed can be told: where it begins, in Unix seconds, and whether it stands.
+#: The fields of a seed's clock: its first time, in Unix seconds, and whether it is stopped.
 SEEDED_CLOCK = FieldList(closed=True, some=True).having(
     flag="freeze", now=number_field(0, LAST_MOMENT, int, float)
 )
@@ -12742,7 +12742,7 @@ def _seed_settings(workspace: Workspace, row: Json, where: str) -> None:
     workspace.journeys.settings = _WEB_SETTINGS.read(row, "workspace.")
 
 
-#: The conditions of a dynamic segment of which nobody has told us any: the API does not show them.
+#: The conditions of a dynamic segment if none are given, as the API does not show them.
 NOBODY: Json = {"attribute": {"field": "cio_id", "operator": "eq", "value": "unknown"}}
 
 
@@ -12770,7 +12770,7 @@ def _seed_segment(workspace: Workspace, row: Json, where: str) -> None:
 
 
 def _seed_person(workspace: Workspace, row: Json, where: str) -> None:
-    if isinstance(row.get("customer"), dict):  # as in the answer for many people
+    if isinstance(row.get("customer"), dict):  # as in the answer for several people
         row, where = row["customer"], f"{where}.customer"
     _of_kind("customers", row, where)
     given = _as_sent(without(row.get("attributes") or {}, SYSTEM_ATTRIBUTES))
@@ -12795,7 +12795,7 @@ def _seed_person(workspace: Workspace, row: Json, where: str) -> None:
 
 
 def _as_sent(attributes: Json) -> Json:
-    """Attributes as a call sets them: reading gives preferences as a text."""
+    """Attributes as calls set them: answers have preferences as text."""
     preferences = attributes.get("cio_subscription_preferences")
     if not isinstance(preferences, str) or not preferences:
         return attributes
@@ -12820,7 +12820,7 @@ def _seed_object(workspace: Workspace, row: Json, where: str) -> None:
             )
 
 
-#: What an archived message tells of what was sent.
+#: What an archived message says about the message sent.
 ARCHIVED = (
     "subject",
     "body",
@@ -12832,7 +12832,7 @@ ARCHIVED = (
     "url",
     "request_method",
 )
-#: What is shown of a seeded message as it was told.
+#: Fields of a seeded message that are shown as given.
 _TOLD_OF_MESSAGES = (
     "deduplicate_id", "message_template_id", "msg_template_id", "parent_action_id",
     "trigger_event_id", "failure_message", "forgotten",
@@ -12879,13 +12879,13 @@ def _seed_collection(workspace: Workspace, row: Json, where: str) -> None:
     content = row.get("content") or row.get("data") or []
     stamps = dict.fromkeys(("created_at", "updated_at"), workspace.seconds())
     known, given = content_of(content), without(row, ("content", "data"))
-    # What the content is like counts as told for one whose content was not pasted, too.
+    # If the content was not pasted, its description in the row is kept.
     full = {**given, **known} if content else {**known, **given}
     _shelve(workspace, "collections", full, where, stamps)
 
 
 def content_of(rows: Json) -> Json:
-    """A collection's content, and what is shown of it."""
+    """A collection's content, with the fields that describe it."""
     schema = list(dict.fromkeys(name for entry in rows for name in entry))
     return {"_content": rows, "bytes": len(compact(rows)), "rows": len(rows), "schema": schema}
 
@@ -12934,7 +12934,7 @@ def _seed_trigger(workspace: Workspace, row: Json, where: str) -> None:
     workspace.broadcasts.append({"id": number, **about, "processed_at": ended, "received_at": at})
 
 
-#: What can be seeded and how, in the order in which it is done.
+#: What can be seeded, and how, in order.
 SEEDERS: Dict[str, Seeder] = {
     "clock": _seed_clock,
     "workspace": _seed_settings,
@@ -14513,7 +14513,7 @@ _RELATIONSHIP_ACTIONS = {"add_relationships": "add", "delete_relationships": "de
 REGION_URLS = {"us": "https://track.customer.io", "eu": "https://track-eu.customer.io"}
 #: Fields in which a form describes itself; they aren't attributes (reference).
 FORM_KEYS = ("form_id", "form_name", "form_type", "form_url", "form_url_param")
-#: What the bodies of v1 may have.
+#: The fields of v1's bodies.
 _ATTRIBUTES = FieldList(free="attributes, by any name").having(
     scalar="id email phone cio_id", any="_update", number="_timestamp", object="cio_relationships"
 )
