@@ -13,7 +13,7 @@ if (!FAKE) {
 
 /** Calls the server as a program does; gives the JSON answer. */
 export async function call(method, path, body) {
-  const headers = { authorization: path.startsWith('/v1/') ? 'Bearer k' : 'Basic czprOg==' };
+  const headers = { authorization: /^(\/@[^/]+)?\/v1\//.test(path) ? 'Bearer k' : 'Basic czprOg==' };
   const init = { method, headers, body: body === undefined ? body : JSON.stringify(body) };
   const response = await fetch(FAKE + path, init);
   const text = await response.text();
