@@ -7080,6 +7080,8 @@ class Deliveries(Keeper):
     links: Dict[str, int] = kept(dict)
     #: The state of in-app and inbox messages in the queues of their people, by delivery.
     queue: Dict[str, Attributes] = kept(dict)
+    #: How often something became of one of those.
+    queued: int = field(init=False, default=0)
     #: Addresses on the email provider's lists, by the kind of list and the lower-case address.
     esp: Dict[str, Dict[str, Annotated[Attributes, SUPPRESSION]]] = kept(dict)
     #: How many deliveries have been forgotten.
@@ -7160,6 +7162,7 @@ class Deliveries(Keeper):
         """Note what became of a message in the queue of its person."""
         was = self.queue.get(delivery.delivery_id, {})
         self.queue[delivery.delivery_id] = {**was, **facts}
+        self.queued += 1
 
     def show(self, delivery: Delivery, when: int) -> None:
         """Take out of the queue what was shown, which is `opened`; the SDK reports that, too."""
@@ -8287,6 +8290,122 @@ def delivery_record(delivery: Delivery) -> DeliveryRecord:
         "send_at": delivery.send_at,
         "received_at": delivery.created,
     }
+
+
+# ---- in-app and inbox messages, as the SDKs get them
+
+QUEUE_CHANNELS = ("in_app", "inbox_message")
+#: What a template, a seed or a send may say in `in_app` about a message's appearance:
+#: our names, and those of the SDKs' `gist` properties.
+GIST_FIELDS = {
+    "element_id": "elementId", "position": "position", "route_rule_web": "routeRuleWeb",
+    "route_rule_apple": "routeRuleApple", "route_rule_android": "routeRuleAndroid",
+    "persistent": "persistent", "exit_click": "exitClick", "message_width": "messageWidth",
+    "overlay_color": "overlayColor", "tooltip_position": "tooltipPosition",
+}  # fmt: skip
+
+
+def queue_of(workspace: Workspace, person: Optional[Person]) -> Json:
+    """What a person's SDK gets: messages to show, the most urgent first, and those of the inbox."""
+    entries = _own_entries(workspace, person) if person else []
+    in_app = [entry for channel, entry in entries if channel == "in_app"]
+    in_app += _entries_for_all(workspace)
+    inbox = [entry for channel, entry in entries if channel == "inbox_message"]
+    in_app.sort(key=lambda entry: entry["priority"])
+    return {"inAppMessages": in_app, "inboxMessages": inbox[::-1]}
+
+
+def _own_entries(workspace: Workspace, person: Person) -> List[Tuple[str, Json]]:
+    now, make = workspace.clock.now(), {"in_app": _in_app_entry, "inbox_message": _inbox_entry}
+    return [
+        (delivery.channel, make[delivery.channel](workspace, delivery))
+        for delivery in person.has.deliveries
+        if delivery.channel in QUEUE_CHANNELS and _is_queued(workspace, delivery, now)
+    ]
+
+
+def _entries_for_all(workspace: Workspace) -> List[Json]:
+    rows, now = workspace.shelves["in_app_messages"].rows.values(), workspace.clock.now()
+    ends = [(row, (row.get("in_app") or {}).get("expires_at")) for row in rows]
+    return [_entry_for_all(row) for row, end in ends if end is None or now < end]
+
+
+def _is_queued(workspace: Workspace, delivery: Delivery, now: float) -> bool:
+    """Whether a message was sent, has not expired, and was neither shown nor deleted."""
+    gone = workspace.deliveries.queue.get(delivery.delivery_id, {}).get("gone")
+    expiry = _expiry(delivery)
+    return "sent" in delivery.metrics and not gone and (expiry is None or now < expiry)
+
+
+def _expiry(delivery: Delivery) -> Optional[float]:
+    look = delivery.rendered.get("in_app") or {}
+    after = look.get("expires_in")
+    sent = delivery.metrics.get("sent", delivery.created)
+    return look.get("expires_at") if after is None else min(sent + after, LAST_MOMENT)
+
+
+def _gist(look: Json, campaign: Json) -> Json:
+    named = {theirs: look[ours] for ours, theirs in GIST_FIELDS.items() if ours in look}
+    return {**(look.get("properties") or {}), "gist": {**named, **campaign}}
+
+
+def _in_app_entry(workspace: Workspace, delivery: Delivery) -> Json:
+    look = delivery.rendered.get("in_app") or {}
+    return {
+        "queueId": delivery.delivery_id,
+        "messageId": str(delivery.template_id or delivery.delivery_id),
+        "priority": look.get("priority", 0),
+        "properties": _gist(look, {"campaignId": delivery.delivery_id}),
+    }
+
+
+def _entry_for_all(row: Json) -> Json:
+    """A message for everybody, which the SDK shows each as often as `frequency` says.
+
+    It stays in the queue. SDKs count by its queueId, and the mobile ones require one.
+    """
+    often = {"count": 1, "delay": 0, "ignoreDismiss": False, **(row.get("frequency") or {})}
+    ids = {"broadcastId": str(row["id"]), "broadcastIdInt": row["id"], "templateId": row["id"]}
+    look = row.get("in_app") or {}
+    return {
+        "queueId": str(row["id"]),
+        "messageId": str(row["id"]),
+        "priority": look.get("priority", 0),
+        "properties": _gist(look, {"broadcast": {**ids, "frequency": often}}),
+    }
+
+
+def _inbox_entry(workspace: Workspace, delivery: Delivery) -> Json:
+    rendered, expiry = delivery.rendered, _expiry(delivery)
+    look = rendered.get("in_app") or {}
+    words = {"title": rendered.get("subject", ""), "body": rendered.get("body", "")}
+    opened = workspace.deliveries.queue.get(delivery.delivery_id, {}).get("opened", False)
+    return {
+        "queueId": delivery.delivery_id,
+        "deliveryId": delivery.delivery_id,
+        "sentAt": _iso_time(delivery.metrics["sent"]),
+        **({} if expiry is None else {"expiry": _iso_time(expiry)}),
+        "topics": look.get("topics") or [],
+        "type": look.get("type") or "basic",
+        "opened": opened,
+        "priority": look.get("priority", 0),
+        "properties": {**words, **(look.get("properties") or {})},
+    }
+
+
+def _iso_time(when: float) -> str:
+    return moment_of(when).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def queue_records(workspace: Workspace) -> List[Json]:
+    """All that waits in queues and inboxes; what is for everybody is for nobody in particular."""
+    rows: List[Json] = [
+        {"customer_id": person.name, "channel": channel, **entry}
+        for person in workspace.people
+        for channel, entry in _own_entries(workspace, person)
+    ]
+    everybody = {"customer_id": None, "channel": "in_app"}
+    return rows + [{**everybody, **entry} for entry in _entries_for_all(workspace)]
 
 
 # ======================================================================================
@@ -19305,6 +19424,7 @@ COLLECTIONS = {
     "journeys": Collection("workspace.journeys.rows", JourneyRecord),
     "campaigns": Collection(lambda world: _campaigns(world.workspace), dict, _as_it_is),
     "dropped": Collection("workspace.dropped", DroppedRecord, _as_it_is),
+    "queue": Collection(lambda world: queue_records(world.workspace), dict, _as_it_is),
 }  # fmt: skip
 #: Lists whose records also describe people, who may come and go while the records are made.
 _ABOUT_PEOPLE = ("objects", "segments")
@@ -19712,13 +19832,14 @@ OBJECT_FIELDS: Dict[str, Sequence[str]] = {
         (),
     ),
     **dict.fromkeys(("identifiers", "primary", "secondary"), _IDENTIFIER_NAMES),
-    "rendered": (*(part for part, _ in _RENDERED_PARTS), "headers", "links"),
+    "rendered": (*(part for part, _ in _RENDERED_PARTS), "headers", "links", "in_app"),
 }  # fmt: skip
 #: The possible values of a list's field, where they are known.
 FIELD_VALUES: Dict[Tuple[str, str], Callable[[], Iterable[str]]] = {
     ("events", "kind"): lambda: ("event", *EVENT_TYPES, "anonymous", "push"),
     ("deliveries", "state"): lambda: ("created", *DELIVERY_METRICS),
     ("deliveries", "channel"): lambda: _CHANNEL_NAMES,
+    ("queue", "channel"): lambda: QUEUE_CHANNELS,
     ("devices", "platform"): lambda: ("ios", "android"),
     ("journeys", "state"): lambda: JOURNEY_STATES,
     ("webhooks", "metric"): lambda: (
@@ -19931,6 +20052,7 @@ _SIGNS: Dict[str, Callable[[Fake], Any]] = {
         (row["id"], row.get("state"), row.get("updated"))
         for row in list(fake.workspace.shelves["campaigns"].rows.values())
     ],
+    "queue": lambda fake: (fake.workspace.deliveries.queued, fake.workspace.ground.noted),
     "clock": lambda fake: _clock_sign(fake.workspace.clock),
     "faults": lambda fake: [(row.id, row.matched) for row in list(fake.faults.rows.values())],
     "workspaces": lambda fake: list(fake.root.others),
@@ -20490,7 +20612,12 @@ def ca_pem(call: Call) -> Response:
 # source of customerio-gist-web and of the in-app modules for iOS and Android). How long
 # an entry lives is inferred.
 
-QUEUE_CHANNELS = ("in_app", "inbox_message")
+#: Where the web SDK's `env: "local"` looks, and for what.
+IN_APP_PORTS = {
+    "3010": "the queue of in-app and inbox messages (POST /api/v4/users)",
+    "3009": "the stream of new ones (GET /api/v3/sse)",
+    "9998": "the page that shows a message (GET /index.html)",
+}
 #: Seconds until the SDKs ask again, and between two heartbeats of an event stream.
 POLLING, HEARTBEAT = 10, 30
 _TOKEN_HEADERS = ("x-gist-encoded-user-token", "x-gist-user-token")
@@ -20507,15 +20634,6 @@ _IN_APP_HEADERS = (
     ("X-CIO-Inbox-Enabled", "false"),  # the vendor's own view of the inbox, which isn't here
 )
 _STREAM = (("Content-Type", "text/event-stream"), _ANY_ORIGIN, ("Cache-Control", "no-store"))
-
-#: What a template, a seed or a send may say in `in_app` about a message's appearance:
-#: our names, and those of the SDKs' `gist` properties.
-GIST_FIELDS = {
-    "element_id": "elementId", "position": "position", "route_rule_web": "routeRuleWeb",
-    "route_rule_apple": "routeRuleApple", "route_rule_android": "routeRuleAndroid",
-    "persistent": "persistent", "exit_click": "exitClick", "message_width": "messageWidth",
-    "overlay_color": "overlayColor", "tooltip_position": "tooltipPosition",
-}  # fmt: skip
 
 
 def check_site(settings: Settings, request: Request) -> None:
@@ -20559,86 +20677,6 @@ def _decoded_token(token: str) -> str:
         return raw.decode("latin-1")
 
 
-def queue_of(workspace: Workspace, person: Optional[Person]) -> Json:
-    """What a person's SDK gets: messages to show, the most urgent first, and those of the inbox."""
-    now, entries = workspace.clock.now(), cast(Dict[str, List[Json]], {"in_app": [], "inbox": []})
-    for delivery in person.has.deliveries if person else ():
-        if delivery.channel in QUEUE_CHANNELS and _is_queued(workspace, delivery, now):
-            inbox = delivery.channel == "inbox_message"
-            make = _inbox_entry if inbox else _in_app_entry
-            entries["inbox" if inbox else "in_app"].append(make(workspace, delivery))
-    entries["in_app"] += map(_entry_for_all, workspace.shelves["in_app_messages"].rows.values())
-    entries["in_app"].sort(key=lambda entry: entry["priority"])
-    return {"inAppMessages": entries["in_app"], "inboxMessages": entries["inbox"][::-1]}
-
-
-def _is_queued(workspace: Workspace, delivery: Delivery, now: float) -> bool:
-    """Whether a message was sent, has not expired, and was neither shown nor deleted."""
-    gone = workspace.deliveries.queue.get(delivery.delivery_id, {}).get("gone")
-    expiry = _expiry(delivery)
-    return "sent" in delivery.metrics and not gone and (expiry is None or now < expiry)
-
-
-def _expiry(delivery: Delivery) -> Optional[float]:
-    look = delivery.rendered.get("in_app") or {}
-    after = look.get("expires_in")
-    sent = delivery.metrics.get("sent", delivery.created)
-    return look.get("expires_at") if after is None else min(sent + after, LAST_MOMENT)
-
-
-def _gist(look: Json, campaign: Json) -> Json:
-    named = {theirs: look[ours] for ours, theirs in GIST_FIELDS.items() if ours in look}
-    return {**(look.get("properties") or {}), "gist": {**named, **campaign}}
-
-
-def _in_app_entry(workspace: Workspace, delivery: Delivery) -> Json:
-    look = delivery.rendered.get("in_app") or {}
-    return {
-        "queueId": delivery.delivery_id,
-        "messageId": str(delivery.template_id or delivery.delivery_id),
-        "priority": look.get("priority", 0),
-        "properties": _gist(look, {"campaignId": delivery.delivery_id}),
-    }
-
-
-def _entry_for_all(row: Json) -> Json:
-    """A message for everybody, which the SDK shows each as often as `frequency` says.
-
-    It stays in the queue. SDKs count by its queueId, and the mobile ones require one.
-    """
-    often = {"count": 1, "delay": 0, "ignoreDismiss": False, **(row.get("frequency") or {})}
-    ids = {"broadcastId": str(row["id"]), "broadcastIdInt": row["id"], "templateId": row["id"]}
-    look = row.get("in_app") or {}
-    return {
-        "queueId": str(row["id"]),
-        "messageId": str(row["id"]),
-        "priority": look.get("priority", 0),
-        "properties": _gist(look, {"broadcast": {**ids, "frequency": often}}),
-    }
-
-
-def _inbox_entry(workspace: Workspace, delivery: Delivery) -> Json:
-    rendered, expiry = delivery.rendered, _expiry(delivery)
-    look = rendered.get("in_app") or {}
-    words = {"title": rendered.get("subject", ""), "body": rendered.get("body", "")}
-    opened = workspace.deliveries.queue.get(delivery.delivery_id, {}).get("opened", False)
-    return {
-        "queueId": delivery.delivery_id,
-        "deliveryId": delivery.delivery_id,
-        "sentAt": _iso_time(delivery.metrics["sent"]),
-        **({} if expiry is None else {"expiry": _iso_time(expiry)}),
-        "topics": look.get("topics") or [],
-        "type": look.get("type") or "basic",
-        "opened": opened,
-        "priority": look.get("priority", 0),
-        "properties": {**words, **(look.get("properties") or {})},
-    }
-
-
-def _iso_time(when: float) -> str:
-    return moment_of(when).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
 # ---- what the SDKs call
 
 
@@ -20668,47 +20706,43 @@ def _queued(call: Call, queue_id: str) -> Delivery:
     return delivery
 
 
-@route("POST", "/api/v1/logs/queue/{queue_id}", IN_APP, fields=NO_FIELDS)
+@route("POST", "/api/v1/logs/queue/{queue_id}", IN_APP, fields=NO_FIELDS, locked=True)
 def log_queue_view(call: Call, queue_id: str) -> Json:
     """Record that an in-app message was shown, or an inbox message deleted: it leaves the queue.
 
     A message for everybody stays, for the others.
     """
-    with call.workspace.lock:
-        if not _seen_by_one_more(call, queue_id):
-            delivery = _queued(call, queue_id)
-            call.workspace.deliveries.show(delivery, call.workspace.seconds())
+    if not _seen_by_one_more(call, queue_id):
+        delivery = _queued(call, queue_id)
+        call.workspace.deliveries.show(delivery, call.workspace.seconds())
     return {}
 
 
-@route("POST", "/api/v1/logs/message/{message_id}", IN_APP, fields=NO_FIELDS)
+@route("POST", "/api/v1/logs/message/{message_id}", IN_APP, fields=NO_FIELDS, locked=True)
 def log_message_view(call: Call, message_id: str) -> Json:
     """Record that a message without a queue entry was shown: one for everybody."""
-    with call.workspace.lock:
-        if not _seen_by_one_more(call, message_id):
-            raise ApiError(404, f"there is no message '{message_id}'")
+    if not _seen_by_one_more(call, message_id):
+        raise ApiError(404, f"there is no message '{message_id}'")
     return {}
 
 
 def _seen_by_one_more(call: Call, message_id: str) -> bool:
     """Count a view of a message for everybody; returns whether there is such a message."""
     shelf = call.workspace.shelves["in_app_messages"]
-    row = (
-        shelf.rows.get(int(message_id)) if message_id.isdecimal() and len(message_id) < 16 else None
-    )
+    row = next((row for row in shelf.rows.values() if str(row["id"]) == message_id), None)
     if row is not None:
         shelf.change(row["id"], {"views": row.get("views", 0) + 1})
     return row is not None
 
 
-@route(
-    "PATCH", "/api/v1/messages/{queue_id}", IN_APP, fields=FieldList({"opened": FLAG}, ["opened"])
-)
+_OPENED = FieldList({"opened": FLAG}, ["opened"])
+
+
+@route("PATCH", "/api/v1/messages/{queue_id}", IN_APP, fields=_OPENED, locked=True)
 def mark_inbox_message(call: Call, queue_id: str) -> Json:
     """Mark an inbox message as opened, or as unopened again."""
     opened = call.fields()["opened"]
-    with call.workspace.lock:
-        call.workspace.deliveries.queue_up(_queued(call, queue_id), opened=opened)
+    call.workspace.deliveries.queue_up(_queued(call, queue_id), opened=opened)
     return {}
 
 
@@ -20822,6 +20856,16 @@ def renderer(call: Call) -> Response:
     return Response(200, RENDERER.encode(), headers)
 
 
+#: The SDK listens to another host than the one that it asks for the page (its source).
+_RENDERER_MOVED = b'<!doctype html><meta http-equiv="refresh" content="0; url=%s">'
+
+
+@route("GET", "/3.0/index.html", TRACK_OPEN)
+def renderer_of_production(call: Call) -> Response:
+    """Lead from where the web SDK asks for the renderer, unless it is local, to that one's host."""
+    return Response(200, _RENDERER_MOVED % b"https://code.gist.build/index.html", _HTML_PAGE)
+
+
 @route("GET", "/e/m/{message_id}", TRACK_OPEN)
 def message_for_all(call: Call, message_id: str) -> Response:
     """Show a message for everybody."""
@@ -20837,13 +20881,11 @@ def message_for_all(call: Call, message_id: str) -> Response:
 SEEDERS["in_app_messages"] = _seed_shelf("in_app_messages")
 
 
-@route("GET", "/__parlel/in-app", CONTROL)
+@route("GET", "/__parlel/in-app", CONTROL, locked=True)
 def show_queue(call: Call) -> Json:
     """Show what the SDK of a `person` (id, email or cio_id) gets; or, without one, what all get."""
-    name, workspace = call.request.query().get("person", ""), call.workspace
-    with workspace.lock:
-        person = _person_named(call, name) if name else None
-        return queue_of(workspace, person)
+    name = call.request.query().get("person", "")
+    return queue_of(call.workspace, _person_named(call, name) if name else None)
 
 
 # ======================================================================================
@@ -21940,9 +21982,7 @@ _PAGE_STYLE = r"""
   --tint: light-dark(#efedff, #2b2849);
   --good: light-dark(#147343, #62cf97);
   --warn: light-dark(#865300, #e9b44c);
-  --warned: light-dark(#fff6e3, #352b17);
   --bad: light-dark(#b9262d, #ff8b8e);
-  --wrong: light-dark(#ffefef, #3c2023);
   --edge: 1px solid var(--line);
   font: 14px/1.45 system-ui, sans-serif;
 }
@@ -21958,50 +21998,51 @@ button, select, input, textarea, summary, .button { padding: 4px 10px; border: v
   border-radius: 6px; background: var(--back); color: inherit; font: inherit;
   white-space: nowrap; }
 button, summary, select, .button { cursor: pointer; }
-button:hover, summary:hover, .button:hover, .row:hover { background: var(--hover); }
+button:hover, summary:hover, .button:hover, .row:hover, nav a:hover { background: var(--hover); }
 input { min-width: 0; max-width: 100%; }
 input::placeholder { color: var(--soft); }
 summary { list-style: none; }
 code, pre, kbd, textarea { font: 12px/1.55 ui-monospace, Consolas, monospace; }
 textarea { width: 100%; height: 170px; white-space: pre-wrap; }
-pre { margin: 0; padding: 10px 12px; overflow: auto; border: var(--edge); border-radius: 8px;
-  background: var(--side); white-space: pre-wrap; }
+pre { margin: 0; padding: 10px 12px; overflow: auto; background: var(--side);
+  white-space: pre-wrap; }
+pre, iframe { border: var(--edge); border-radius: 8px; }
 .name { color: var(--accent); }
 kbd { padding: 0 5px; border: var(--edge); border-radius: 4px; color: var(--soft); }
 pre, td, th, bdi, p, #toast { overflow-wrap: anywhere; unicode-bidi: isolate; }
 time, summary { font-variant-numeric: tabular-nums; white-space: nowrap; }
 
-header { grid-column: 1 / -1; display: flex; gap: 8px; align-items: center; padding: 8px 14px;
-  border-bottom: var(--edge); }
+header, .bar { padding: 8px 14px; border-bottom: var(--edge); }
+header { grid-column: 1 / -1; display: flex; gap: 8px; align-items: center; }
 h1 { width: 146px; }
 h1 a { color: inherit; }
-search { position: relative; flex: 1; max-width: 480px; margin-right: auto; }
-search input { width: 100%; }
-search kbd { position: absolute; right: 8px; top: 6px; }
-search input:focus + kbd { display: none; }
+search { position: relative; flex: 1; max-width: 480px; margin-right: auto;
+  input { width: 100%; }
+  kbd { position: absolute; right: 8px; top: 6px; }
+  input:focus + kbd { display: none; }
+}
 #workspace { max-width: 140px; }
 #clock { position: relative; }
 .menu { position: absolute; z-index: 9; top: 36px; right: 0; padding: 6px; border: var(--edge);
   border-radius: 10px; background: var(--back); box-shadow: 0 8px 30px #0003; }
-.menu button { display: block; width: 100%; border: 0; text-align: left; }
+.menu button { display: block; width: 100%; }
+.menu button, nav button { border: 0; text-align: left; }
 .menu p { padding: 4px 10px; white-space: nowrap; }
 
-nav { display: flex; flex-direction: column; padding: 10px 8px; border-right: var(--edge);
-  background: var(--side); overflow: auto; }
-nav a { padding: 5px 10px; border-radius: 6px; color: var(--soft); white-space: nowrap; }
-nav a:hover { background: var(--hover); }
+nav, .list, .flow, .flow li, .paths div { display: flex; flex-direction: column; }
+nav { padding: 10px 8px; border-right: var(--edge); background: var(--side); overflow: auto; }
+nav a, .tabs a { padding: 5px 10px; color: var(--soft); }
+nav a { border-radius: 6px; white-space: nowrap; }
 nav a[aria-current] { background: var(--tint); color: var(--accent); font-weight: 600; }
-nav button { margin-top: auto; border: 0; background: none; color: var(--soft);
-  text-align: left; }
+nav button { margin-top: auto; background: none; color: var(--soft); }
 
 main { display: flex; min-width: 0; outline: 0; }
-.list { display: flex; flex: 1; flex-direction: column; min-width: 0; }
+.list { flex: 1; min-width: 0; }
 .split .list { flex: 0 0 38%; max-width: 460px; border-right: var(--edge); }
 .detail { flex: 1; min-width: 0; overflow: auto; padding: 18px 22px 40px; }
 .detail > * { max-width: 1100px; }
 .bar, .bar label, .actions, #badges { display: flex; flex-wrap: wrap; gap: 6px;
   align-items: center; }
-.bar { padding: 8px 14px; border-bottom: var(--edge); }
 .bar label, .count, .kind, .facts, .empty, .row > time, .row i, th, td time {
   color: var(--soft); }
 .actions { margin: 12px 0; }
@@ -22014,29 +22055,26 @@ main { display: flex; min-width: 0; outline: 0; }
 .what { flex: 1; min-width: 0; }
 .what * { display: block; overflow: hidden; font-style: normal; font-weight: 500;
   text-overflow: ellipsis; unicode-bidi: isolate; white-space: nowrap; }
-.row.bad { box-shadow: inset 3px 0 var(--bad); background: var(--wrong); }
-.row.warn { box-shadow: inset 3px 0 var(--warn); background: var(--warned); }
+.tag { --sign: var(--soft); }
+.good { --sign: var(--good); }
+.warn { --sign: var(--warn); --wash: #fb02; }
+.bad { --sign: var(--bad); --wash: #f552; }
+.row.warn, .row.bad, .tag.warn, .tag.bad { background: var(--wash); }
+.row.warn, .row.bad { box-shadow: inset 3px 0 var(--sign); }
 .row[aria-current] { background: var(--tint); }
-.bad i, .tag.bad { color: var(--bad); }
-.warn i, .tag.warn { color: var(--warn); }
+.warn i, .bad i, .tag { color: var(--sign); }
 @keyframes new { from { background: var(--tint); } }
-.tag { padding: 1px 7px; border-radius: 99px; background: var(--hover); color: var(--soft);
-  white-space: nowrap; }
-.tag.good { color: var(--good); }
-.tag.warn { background: var(--warned); }
-.tag.bad { background: var(--wrong); }
+.tag { padding: 1px 7px; border-radius: 99px; background: var(--hover); white-space: nowrap; }
 .empty { max-width: 640px; margin: 8vh auto; padding: 0 20px; }
 .facts { margin: 4px 0 14px; }
 p.tag { border-radius: 6px; white-space: normal; }
 .tabs { display: flex; margin: 16px 0 12px; overflow-x: auto; border-bottom: var(--edge); }
-.tabs a { padding: 5px 10px; color: var(--soft); }
 .tabs [aria-current] { color: var(--text); box-shadow: inset 0 -2px var(--accent); }
 table { width: 100%; border-collapse: collapse; }
 td, th { min-width: 72px; padding: 5px 12px 5px 0; border-bottom: var(--edge); font-weight: 400;
   text-align: left; vertical-align: top; }
 
-iframe { display: block; width: 100%; height: 68vh; border: var(--edge); border-radius: 8px;
-  background: #fff; color-scheme: light; }
+iframe { display: block; width: 100%; height: 68vh; background: #fff; color-scheme: light; }
 .phone { width: 395px; max-width: 100%; padding: 8px; border: var(--edge);
   border-radius: 28px; background: var(--side); }
 .phone iframe, .screen { height: 667px; border-radius: 20px; }
@@ -22046,18 +22084,19 @@ iframe { display: block; width: 100%; height: 68vh; border: var(--edge); border-
 .whatsapp { background: light-dark(#d9f7cd, #1d4a2f); }
 p { margin: 0; }
 
-.flow { display: flex; flex-direction: column; align-items: center; width: max-content;
-  min-width: 100%; margin: 0; padding: 4px; list-style: none; }
-.flow li, .paths div { display: flex; flex-direction: column; align-items: center; }
+.flow, .flow li, .paths div { align-items: center; }
+.flow { width: max-content; min-width: 100%; margin: 0; padding: 4px; list-style: none; }
 .flow li + li::before, .paths .flow::before { content: ""; width: 1px; height: 18px;
   background: var(--soft); }
 li > .tile { display: block; min-width: 170px; max-width: 250px; padding: 7px 12px;
   border: var(--edge); border-radius: 10px; background: var(--back); }
-.tile b, .tile small { display: block; }
-.tile b::first-letter { text-transform: uppercase; }
-.tile small { color: var(--soft); }
-.tile.here { border-color: var(--accent); box-shadow: 0 0 0 2px var(--tint); }
-.tile .tag { float: right; margin-left: 8px; background: var(--tint); color: var(--accent); }
+.tile {
+  b, small { display: block; }
+  b::first-letter { text-transform: uppercase; }
+  small { color: var(--soft); }
+  &.here { border-color: var(--accent); box-shadow: 0 0 0 2px var(--tint); }
+  .tag { float: right; margin-left: 8px; background: var(--tint); color: var(--accent); }
+}
 li > .paths { display: flex; align-items: start; gap: 18px; margin-top: 14px;
   border-top: 1px solid var(--soft); }
 .paths > div { margin-top: -10px; }
@@ -22111,6 +22150,9 @@ const fill = (element, ...parts) => element.replaceChildren(...h("", parts).chil
 const button = (text, onclick) => h("button", {onclick}, text);
 const tag = (text, kind = "") => h(`span.tag.${kind}`, text);
 const title = (text) => h("h3", text);
+/** A titled table with a line for each of a list, or a word if it is empty. */
+const part = (text, list, line, none) => (list[0] || none)
+  && [title(text), list[0] ? table(list.map(line)) : none];
 const table = (rows) => h("table", rows.map(([name, ...values]) =>
   h("tr", h("th", {scope: "row"}, name), values.map((value) => h("td", value)))));
 const shown = (value) => typeof value === "string" ? value : JSON.stringify(value);
@@ -22149,7 +22191,7 @@ function json(value) {
 
 // ---- the server, and the address
 
-async function api(path, method = "GET", body = undefined) {
+async function api(path, method = "GET", body) {
   const response = await fetch(`${base}/__parlel/${path}`, {method, body: JSON.stringify(body)});
   const text = await response.text();
   if (path.endsWith("/curl")) return text;
@@ -22202,6 +22244,7 @@ function narrow(field, value) {
   location.replace(to(address.view, [], value ? {...rest, [field]: value} : rest));
 }
 const at = (view, id) => to(view, id, address.view === view ? filters(address.query) : {});
+const sent = (id) => id && h("a", {href: to("messages", id)}, "message");
 const person = (id) => id ? h("a", {href: to("people", id)}, h("bdi", id)) : "nobody";
 
 const copy = (text) => navigator.clipboard.writeText(text).then(() => toast("Copied"))
@@ -22217,13 +22260,13 @@ const row = (kind, href, when, label, what, about, ...tags) => h(`a.row.${kind}`
   time(when), h("span.kind", label), h("span.what", h("b", what), h("i", about)), tags);
 
 function callRow({id, status, events, method, path, api: name, person: who, ...call}) {
-  const [wrong = ""] = [call["response.meta.error"], call["response.meta.errors"],
-    call["response.errors"]].filter(Boolean).map(shown);
+  const wrong = call["response.meta.error"] || call["response.meta.errors"]
+    || call["response.errors"] || "";
   const bad = status >= 400, line = `${method} ${path}`;
   const about = [events[0] ? line : name, who && `person ${who}`];
   return row(bad ? "bad" : call.reason ? "warn" : "", at("journal", id), call.at,
     events[0] ? "event" : "call", events.join() || line,
-    call.reason || (bad && wrong) || about.filter(Boolean).join(" · "),
+    call.reason || (bad && shown(wrong)) || about.filter(Boolean).join(" · "),
     call.fault && tag("fault", "warn"), tag(status, bad ? "bad" : "good"));
 }
 const messageRow = ({delivery_id: id, channel, recipient, ...message}) => row(
@@ -22331,7 +22374,7 @@ class List {
 
 /** A view of a list, and beside it of what is chosen from it. */
 const listView = (name, list, detail, choices = {}, tools = () => "") => ({
-  title: name, lists: [list, "journeys", "events", "deliveries"],
+  title: name, lists: [list, "journeys", "events", "deliveries", "queue", "clock"],
   async show() {
     const query = filters(address.query), key = JSON.stringify(query);
     if (this.key !== key || !this.list.element.isConnected) {
@@ -22438,18 +22481,21 @@ async function messageDetail({id, query: {show = "phone", ...query}}) {
     h(".tabs", Object.keys(SHOWS).map((name) => h("a", {"aria-current": show === name && "true",
       href: to("messages", id, {...query, show: name})}, name)))],
   [id, show, show === "history" && history.length].join(),
-  () => [(SHOWS[show] || screen)(message), rendered.links
-    && ["phone", "desktop"].includes(show) && [title("Links"), table(rendered.links.map(click))]]];
+  () => [(SHOWS[show] || screen)(message), ["phone", "desktop"].includes(show)
+    && part("Links", rendered.links || [], click)]];
 }
 
 // ---- people
 
+/** An entry of a queue, as the SDKs get it. */
+const queued = (entry) => [sent(entry.deliveryId || entry.properties.gist.campaignId)
+  || "for everybody", json(entry)];
 async function personDetail({id}) {
   const who = await api(`customers/${encodeURIComponent(id)}/profile`);
   const {attributes, timestamps, identifiers} = who;
   const me = who.id || identifiers.email || who.cio_id;
   const rows = await merged(["events", "deliveries", "journeys"], 50, {customer_id: me});
-  const part = (text, list, line) => list[0] && [title(text), table(list.map(line))];
+  const {inAppMessages, inboxMessages} = await ask("in-app", {person: id});
   return [[h("h2", h("bdi", attributes.name || me)),
     h(".facts", Object.entries(identifiers).map(([kind, value]) => value && [
       tag(`${kind} ${value}`), " "]), "since ", time(who.created_at), " ",
@@ -22459,6 +22505,7 @@ async function personDetail({id}) {
     ["segments", "devices", "objects", "topics"].map((name) =>
       part(name, who[name], (thing) => Object.entries(thing).map(([key, value]) =>
         [`${words(key)} `, key === "last_used" ? time(value) : shown(value)]))),
+    part("in-app queue", inAppMessages, queued), part("inbox", inboxMessages, queued),
     title("What happened"), rows[0] ? rows : "Nothing yet."]];
 }
 
@@ -22510,9 +22557,9 @@ const journeyDetail = (name, actions, {id, steps, waiting_for: tile, ...journey}
     journey.next_wake_up && [" · next ", time(journey.next_wake_up)],
     journey.exit_reason && ` · ${journey.exit_reason}`),
   journey.state === "active" && h(".actions", does("Force exit", `journeys/${id}/force_exit`)),
-  title("Steps"), table(steps.map((step) => [tileName(step.type), time(step.at),
+  part("Steps", steps, (step) => [tileName(step.type), time(step.at),
     [state(step.outcome), " ", "path" in step && `path ${step.path + 1} `, step.reason,
-      step.delivery_id && h("a", {href: to("messages", step.delivery_id)}, "message")]])),
+      sent(step.delivery_id)]]),
   title("What began it"), json(journey.trigger), title("Where it is"),
   drawn(actions, {}, journey.next_action_id)]];
 
@@ -22537,10 +22584,9 @@ async function callDetail({id}) {
 async function reportDetail({id}) {
   const {attempts, data, ...report} = await one("webhooks", {event_id: id});
   return [[h("h2", words(`${report.object_type} ${report.metric}`)),
-    h(".facts", time(report.timestamp), " · ", person(data.customer_id)), title("Attempts"),
-    attempts[0] ? table(attempts.map((attempt) => [time(attempt.at), attempt.error
-      || attempt.status, attempt.retry_at && ["again ", time(attempt.retry_at)]]))
-      : "Nobody listens.",
+    h(".facts", time(report.timestamp), " · ", person(data.customer_id)), part("Attempts",
+      attempts, (attempt) => [time(attempt.at), attempt.error || attempt.status,
+        attempt.retry_at && ["again ", time(attempt.retry_at)]], "Nobody listens."),
     title("Data"), json(data)]];
 }
 
@@ -22655,7 +22701,7 @@ async function readWorkspaces() {
 
 /** Waits for what changes, for as long as the page is open. */
 async function follow() {
-  const pause = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
+  const pause = (wait) => new Promise((done) => setTimeout(done, wait));
   for (let since = 0;;) {
     try {
       const {changed, number} = await ask("changes", {since, timeout: 25});
@@ -22786,6 +22832,10 @@ def _prefers_html(accept: str) -> bool:
 def about(call: Call) -> Any:
     """Say what this is and where to go on; show browsers the page."""
     request = call.request
+    here = IN_APP_PORTS.get(request.headers.get("host", "").rpartition(":")[2])
+    if here and call.fake.settings.in_app:
+        text = f"customerio_fake. Here the web SDK's env local looks for {here}.\n"
+        return Response(200, text.encode(), _PLAIN)
     if _prefers_html(request.headers.get("accept", "")):
         # Counts as a control call, so that the journal doesn't record who looks at it.
         request.operation = call.operation._replace(api=CONTROL)
@@ -22848,8 +22898,6 @@ _OVERLOADED = ApiError(
     headers=[("Retry-After", "1")],
     close=True,
 )
-#: Where the web SDK with `env: "local"` looks for the queue, the event stream and the renderer.
-IN_APP_PORTS = (3010, 3009, 9998)
 _DISTRUST = (
     "%s does not trust the fake's certificate: give it the one at /__parlel/ca.pem, for example by "
     "REQUESTS_CA_BUNDLE, NODE_EXTRA_CA_CERTS or SSL_CERT_FILE"
@@ -23170,7 +23218,7 @@ class Connection:
 def further_listeners(settings: Settings) -> List[socket.socket]:
     """Listen on the ports of the web SDK, if that is on; ports that are taken are left out."""
     found = []
-    for port in IN_APP_PORTS if settings.in_app else ():
+    for port in map(int, IN_APP_PORTS) if settings.in_app else ():
         try:
             found.append(socket.create_server((settings.host, port)))
             found[-1].setblocking(False)
@@ -24092,7 +24140,7 @@ def _pull_person(api: Elsewhere, seed: Json, person: str) -> None:
 OtherLists = Literal[
     "customers", "people", "devices", "objects", "segments", "forms", "suppressed", "broadcasts",
     "journeys", "merges", "batches", "pipeline_events", "pipeline-events", "webhooks", "requests",
-    "dropped",
+    "dropped", "queue",
 ]  # fmt: skip
 #: Hosts that stand for every address, and the address at which to reach each.
 _ALL_ADDRESSES = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
@@ -24216,6 +24264,9 @@ class View:
     )
     dropped: List[DroppedRecord] = _captured(
         "dropped", "The calls that were answered with 200, but had no effect or not the full one."
+    )
+    queue: List[Json] = _captured(
+        "queue", "What waits for the SDKs: in-app messages, and those of the inbox."
     )
     requests: List[RequestRecord] = _captured(
         "requests", "The newest requests and their answers, with secrets masked."

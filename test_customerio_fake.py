@@ -12654,10 +12654,28 @@ class InApp(FakeTest):
             person = customerio_fake.visitor_of(call)
             self.assertEqual(person and person.name, "zü>")
 
+    def test_it_can_be_asserted(self) -> None:
+        delivery_id, inbox = self.send(), self.send("inbox_message")
+        shown, everybody = self.ok("GET", "/__parlel/queue?channel=in_app")["queue"]
+        self.assertEqual((shown["queueId"], shown["customer_id"]), (delivery_id, "ada"))
+        self.assertEqual((everybody["queueId"], everybody["customer_id"]), ("9", None))
+        match = {"customer_id": "ada", "channel": "inbox_message", "opened": False}
+        body = {"list": "queue", "match": {**match, "properties": {"title": "Hi Ada"}}}
+        self.ok("POST", "/__parlel/assert", {**body, "exactly": 1})
+        number = self.ok("GET", "/__parlel/changes")["number"]
+        self.tell("PATCH", f"/api/v1/messages/{inbox}", {"opened": True})
+        self.assertIn("queue", self.ok("GET", f"/__parlel/changes?since={number}")["changed"])
+        reply = self.call("POST", "/__parlel/assert", body)
+        self.assert_errors(reply, 422, "opened", "near miss")
+        wrong = {"list": "queue", "match": {"channel": "email"}}
+        self.assert_errors(self.call("POST", "/__parlel/assert", wrong), 400, "no channel is")
+
     def test_it_can_be_looked_at(self) -> None:
         self.send()
         cio = CustomerioServer(port=0)
         cio.fake = self.fake
+        self.assertEqual(len(cio.expect("queue", channel="in_app", exactly=2)), 2)
+        self.assertEqual(cio.queue, self.records("queue"))
         shown = self.ok("GET", "/__parlel/in-app?person=ada")
         self.assertEqual(shown, self.ask().json)
         self.assertEqual(cio.in_app("ada"), shown)
@@ -12709,6 +12727,15 @@ class InApp(FakeTest):
         self.assertIn("PATCH", reply.headers["access-control-allow-methods"])
         for name in ("X-CIO-Site-Id", "X-Gist-Encoded-User-Token", "Content-Language"):
             self.assertIn(name, reply.headers["access-control-allow-headers"])
+
+    def test_each_port_says_what_it_is_for(self) -> None:
+        self.fake = Fake(Settings(in_app=True))
+        for port, path in (("3010", "/api/v4/users"), ("3009", "/sse"), ("9998", "/index.html")):
+            for accept in ("text/html", "*/*"):
+                reply = self.call("GET", "/", host=f"localhost:{port}", accept=accept)
+                self.assertEqual(reply.headers["content-type"], "text/plain; charset=utf-8")
+                self.assertIn(path, reply.body.decode())
+        self.assertEqual(self.call("GET", "/").json["name"], "customerio_fake")
 
     def test_the_renderer_runs_its_own_script_alone(self) -> None:
         reply = self.call("GET", "/index.html")
@@ -13024,6 +13051,21 @@ class InAppStreams(WireTestCase):
             found.append((name, json.loads(file.readline().split(b": ", 1)[1])))
             self.assertEqual(file.readline(), b"\n")
         return found
+
+    def test_a_port_that_is_taken_is_told_and_the_rest_works(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            number = taken.getsockname()[1]
+            ports = {str(number): "the queue", "0": "the stream"}
+            with mock.patch.object(customerio_fake, "IN_APP_PORTS", ports):
+                server = CustomerioServer(port=0, in_app=True).start()
+        self.addCleanup(server.stop)
+        warnings = [r.getMessage() for r in self.listener.records if r.levelno >= logging.WARNING]
+        self.assertEqual(len(warnings), 1)
+        self.assertIn(f"can't listen on port {number}", warnings[0])
+        (other,) = cast(Any, server)._server.further
+        for port in (server.port, other.getsockname()[1]):
+            with Wire(port) as wire:
+                self.assertEqual(wire.send(HEALTH).reply().status, 200)
 
     def test_a_new_message_is_pushed(self) -> None:
         self.server.fake.workspace.people.identify(("id", "ada"), {})

@@ -59,7 +59,7 @@ const queueOf = (person, place = '') => call('GET', `${place}/__parlel/in-app?pe
 const shown = (text) => page.frameLocator('iframe').frameLocator('iframe').getByText(text);
 
 /** Opens the shop with the SDK in it; somebody is logged in unless there is no id. */
-async function visit(person, path = '/', { origin = site.origin, siteId = 'site', writeKey = 'key' } = {}) {
+async function visit(person, path = '/', { origin = site.origin, env = 'local', siteId = 'site', writeKey = 'key' } = {}) {
   page = await context.newPage();
   page.complaints = [];
   page.on('pageerror', (error) => page.complaints.push(error.message));
@@ -67,12 +67,12 @@ async function visit(person, path = '/', { origin = site.origin, siteId = 'site'
   await page.evaluate(() => localStorage.clear()); // when it asked last, and what it has shown
   await page.addScriptTag({ url: '/sdk/index.js' });
   await page.evaluate(async ({ fake, plugin, person: id, keys }) => {
-    const integrations = { [plugin]: { siteId: keys.siteId, _env: 'local', events: null, anonymousInApp: true } };
+    const integrations = { [plugin]: { siteId: keys.siteId, _env: keys.env, events: null, anonymousInApp: true } };
     const [analytics] = await globalThis.AnalyticsNext.AnalyticsBrowser.load(
       { writeKey: keys.writeKey, cdnURL: fake }, { integrations });
     globalThis.analytics = analytics;
     if (id) await analytics.identify(id);
-  }, { fake: FAKE, plugin: PLUGIN, person, keys: { siteId, writeKey } });
+  }, { fake: FAKE, plugin: PLUGIN, person, keys: { env, siteId, writeKey } });
   return page;
 }
 
@@ -182,6 +182,20 @@ describe('in-app messages in the official browser SDK', () => {
     assert.ok(at - sent < 1000, `after ${at - sent} ms`);
     await shown('Hello Ada').waitFor();
     await eventually(() => metricsOf(id), (metrics) => metrics.opened);
+  });
+
+  test('the production hosts lead here, too, in Playwright', async (t) => {
+    const hosts = /^https:\/\/(consumer|renderer|code|realtime)\.[^/]*gist\.build\//;
+    t.after(() => context.unroute(hosts));
+    await context.route(hosts, async (route) => {
+      const { hostname, pathname, search } = new URL(route.request().url());
+      if (hostname.startsWith('realtime')) return route.abort(); // no stream goes through; the SDK polls
+      return route.fulfill({ response: await route.fetch({ url: FAKE + pathname + search }) });
+    });
+    const id = await sendTo('ada', 1);
+    await visit('ada', '/', { env: 'prod' });
+    await shown('See it').click();
+    await eventually(() => metricsOf(id), (metrics) => metrics.opened && metrics.clicked);
   });
 
   test('a message for everybody reaches an anonymous visitor', async () => {

@@ -276,6 +276,34 @@ test('one field finds people, events, messages and calls; keys do the rest', asy
   clean();
 });
 
+test('a person shows queue and inbox as the SDKs get them, and what becomes of them', async () => {
+  const look = { priority: 2, topics: ['orders'], expires_in: 60, properties: { title: 'Paid' } };
+  const contents = [{ id: 1, type: 'in_app', body: '<p>Hi</p>', in_app: look }];
+  await call('POST', '/__parlel/seed', {
+    customers: [{ id: '1' }], transactional: [{ id: 1, name: 'm', contents }], in_app_messages: [{ id: 7, body: 'Sale' }],
+  });
+  const sendBy = (channel) => call('POST', `/v1/send/${channel}`, { transactional_message_id: 1, identifiers: { id: '1' } });
+  const { delivery_id: shown } = await sendBy('in_app');
+  const { delivery_id: kept } = await sendBy('inbox_message');
+  await open('#/people/1');
+  const part = (name) => page.locator(`h3:text-is("${name}") + table`);
+  const queue = await call('GET', '/__parlel/in-app?person=1');
+  await part('inbox').waitFor();
+  const told = await part('in-app queue').locator('pre').allTextContents();
+  assert.deepEqual(told.map((text) => JSON.parse(text)), queue.inAppMessages);
+  assert.deepEqual(JSON.parse(await part('inbox').locator('pre').textContent()), queue.inboxMessages[0]);
+  await part('in-app queue').getByText('for everybody').waitFor();
+  await call('PATCH', `/api/v1/messages/${kept}?siteId=s`, { opened: true });
+  await part('inbox').getByText('"opened": true').waitFor();
+  await call('POST', `/api/v1/logs/queue/${shown}?siteId=s`, {});
+  await page.waitForFunction(() => document.querySelectorAll('h3 + table pre').length === 2);
+  await call('PUT', '/__parlel/clock', { advance: 61 });
+  await part('inbox').waitFor({ state: 'detached' });
+  assert.equal(await part('in-app queue').locator('tr').count(), 1);
+  await call('DELETE', '/__parlel/customers/1');
+  clean();
+});
+
 test('two workspaces stand side by side', async () => {
   await call('POST', '/__parlel/workspaces', { name: 'worker-1' });
   await identify('1', { name: 'Default Dora' });

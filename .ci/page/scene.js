@@ -95,6 +95,10 @@ export async function liven(place = '') {
   await call('POST', at(`/__parlel/deliveries/${bounced}/bounced`), { reason: '550 no such mailbox' });
   await call('POST', at('/v1/send/push'), { identifiers: { id: '1' }, transactional_message_id: 1, title: 'On its way', message: 'The courier comes today between 2 and 4.' });
   await call('POST', at('/v1/send/sms'), { identifiers: { id: '2' }, transactional_message_id: 2, to: '+442079460122', body: 'Your code is 493 022. It is good for ten minutes.' }).catch(() => 0);
+  const look = { position: 'top', topics: ['orders'], properties: { title: 'Paid', body: '<b>Thank you</b>' } };
+  for (const channel of ['in_app', 'inbox_message']) {
+    await call('POST', at(`/v1/send/${channel}`), { identifiers: { id: '1' }, transactional_message_id: 3, in_app: look });
+  }
   await call('POST', at('/v1/send/email'), { to: 'x' }).catch(() => 0);
   await call('DELETE', at('/api/v1/customers/nobody')).catch(() => 0);
   await call('GET', at('/v1/nowhere')).catch(() => 0);
