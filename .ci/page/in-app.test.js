@@ -185,13 +185,11 @@ describe('in-app messages in the official browser SDK', () => {
   });
 
   test('the production hosts lead here, too, in Playwright', async (t) => {
-    const hosts = /^https:\/\/(consumer|renderer|code|realtime)\.[^/]*gist\.build\//;
-    t.after(() => context.unroute(hosts));
-    await context.route(hosts, async (route) => {
-      const { hostname, pathname, search } = new URL(route.request().url());
-      if (hostname.startsWith('realtime')) return route.abort(); // no stream goes through; the SDK polls
-      return route.fulfill({ response: await route.fetch({ url: FAKE + pathname + search }) });
-    });
+    const [hosts, streams] = [/^https:..(consumer|renderer|code)[.]/, 'https://realtime.**'];
+    t.after(() => Promise.all([hosts, streams].map((some) => context.unroute(some))));
+    await context.route(hosts, async (route) => route.fulfill({
+      response: await route.fetch({ url: route.request().url().replace(/https:..[^/]+/, FAKE) }) }));
+    await context.route(streams, (route) => route.abort()); // the SDK polls then
     const id = await sendTo('ada', 1);
     await visit('ada', '/', { env: 'prod' });
     await shown('See it').click();
