@@ -7060,6 +7060,10 @@ def _let_pass(delivery: Delivery, row: Json) -> None:
     delivery.history = [*delivery.history, fact]
 
 
+#: What waits in a queue until the person's SDK asks for it.
+QUEUE_CHANNELS = ("in_app", "inbox_message")
+
+
 @functools.lru_cache(maxsize=256)
 def activity_type(metric: str, channel: str) -> str:
     """The type of the activity that reports a metric."""
@@ -7080,7 +7084,7 @@ class Deliveries(Keeper):
     links: Dict[str, int] = kept(dict)
     #: The state of in-app and inbox messages in the queues of their people, by delivery.
     queue: Dict[str, Attributes] = kept(dict)
-    #: How often something became of one of those.
+    #: How often something became of those.
     queued: int = field(init=False, default=0)
     #: Addresses on the email provider's lists, by the kind of list and the lower-case address.
     esp: Dict[str, Dict[str, Annotated[Attributes, SUPPRESSION]]] = kept(dict)
@@ -7134,6 +7138,7 @@ class Deliveries(Keeper):
             _let_pass(delivery, {"metric": metric, "timestamp": when, "reason": reason, **more})
         else:
             _let_pass_alike(delivery, metric, when)
+        self.queued += delivery.channel in QUEUE_CHANNELS
         fact = delivery.history[-1]
         at = ground.clock.now()
         for tell in ground.occasions.reported:
@@ -7243,11 +7248,13 @@ class Deliveries(Keeper):
 
     def release(self, person: Person) -> None:
         """Keep the deliveries, without the person."""
+        self.queued += len(person.has.deliveries)
         for delivery in person.has.deliveries:
             delivery.person = None
 
     def carry_over(self, old: Person, to: Person) -> None:
         """Move the deliveries to the other person."""
+        self.queued += len(old.has.deliveries)
         for delivery in old.has.deliveries:
             delivery.person, delivery.customer_id = to, to.name
         to.own().deliveries.extend(old.has.deliveries)
@@ -8294,7 +8301,6 @@ def delivery_record(delivery: Delivery) -> DeliveryRecord:
 
 # ---- in-app and inbox messages, as the SDKs get them
 
-QUEUE_CHANNELS = ("in_app", "inbox_message")
 #: What a template, a seed or a send may say in `in_app` about a message's appearance:
 #: our names, and those of the SDKs' `gist` properties.
 GIST_FIELDS = {
@@ -20052,7 +20058,7 @@ _SIGNS: Dict[str, Callable[[Fake], Any]] = {
         (row["id"], row.get("state"), row.get("updated"))
         for row in list(fake.workspace.shelves["campaigns"].rows.values())
     ],
-    "queue": lambda fake: (fake.workspace.deliveries.queued, fake.workspace.ground.noted),
+    "queue": lambda fake: fake.workspace.deliveries.queued,
     "clock": lambda fake: _clock_sign(fake.workspace.clock),
     "faults": lambda fake: [(row.id, row.matched) for row in list(fake.faults.rows.values())],
     "workspaces": lambda fake: list(fake.root.others),
