@@ -20619,11 +20619,12 @@ def ca_pem(call: Call) -> Response:
 # an entry lives is inferred.
 
 #: Where the web SDK's `env: "local"` looks, and for what.
-IN_APP_PORTS = {
-    "3010": "the queue of in-app and inbox messages (POST /api/v4/users)",
-    "3009": "the stream of new ones (GET /api/v3/sse)",
-    "9998": "the page that shows a message (GET /index.html)",
-}
+IN_APP_PORTS = (3010, 3009, 9998)
+IN_APP_PLACES = (
+    "the queue of in-app and inbox messages (POST /api/v4/users)",
+    "the stream of new ones (GET /api/v3/sse)",
+    "the page that shows a message (GET /index.html)",
+)
 #: Seconds until the SDKs ask again, and between two heartbeats of an event stream.
 POLLING, HEARTBEAT = 10, 30
 _TOKEN_HEADERS = ("x-gist-encoded-user-token", "x-gist-user-token")
@@ -22838,7 +22839,8 @@ def _prefers_html(accept: str) -> bool:
 def about(call: Call) -> Any:
     """Say what this is and where to go on; show browsers the page."""
     request = call.request
-    here = IN_APP_PORTS.get(request.headers.get("host", "").rpartition(":")[2])
+    port = request.headers.get("host", "").rpartition(":")[2]
+    here = dict(zip(map(str, IN_APP_PORTS), IN_APP_PLACES)).get(port)
     if here and call.fake.settings.in_app:
         text = f"customerio_fake. Here the web SDK's env local looks for {here}.\n"
         return Response(200, text.encode(), _PLAIN)
@@ -23224,7 +23226,7 @@ class Connection:
 def further_listeners(settings: Settings) -> List[socket.socket]:
     """Listen on the ports of the web SDK, if that is on; ports that are taken are left out."""
     found = []
-    for port in map(int, IN_APP_PORTS) if settings.in_app else ():
+    for port in IN_APP_PORTS if settings.in_app else ():
         try:
             found.append(socket.create_server((settings.host, port)))
             found[-1].setblocking(False)

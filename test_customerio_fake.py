@@ -13055,8 +13055,7 @@ class InAppStreams(WireTestCase):
     def test_a_port_that_is_taken_is_told_and_the_rest_works(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             number = taken.getsockname()[1]
-            ports = {str(number): "the queue", "0": "the stream"}
-            with mock.patch.object(customerio_fake, "IN_APP_PORTS", ports):
+            with mock.patch.object(customerio_fake, "IN_APP_PORTS", (number, 0)):
                 server = CustomerioServer(port=0, in_app=True).start()
         self.addCleanup(server.stop)
         warnings = [r.getMessage() for r in self.listener.records if r.levelno >= logging.WARNING]
