@@ -5434,17 +5434,20 @@ def _condition(value: Json, name: str) -> Any:
     return value and compile_filter(value, name, lambda person, number: False)
 
 
-def stored(needed: str = "", /, **names: str) -> FieldList:
-    """Describe a row's fields by type; further ones are allowed, since real answers have more."""
-    checks = {name: _STORED[type] for type, some in names.items() for name in some.split()}
-    return FieldList(checks, needed.split(), free="answers of the real API have further fields")
+def stored(**names: str) -> FieldList:
+    """Describe a row's fields by type, with a `!` where needed; real answers have further ones."""
+    types = [(name, type) for type, some in names.items() for name in some.split()]
+    checks = {name.rstrip("!"): _STORED[type] for name, type in types}
+    needed = [name[:-1] for name, _ in types if name[-1] == "!"]
+    return FieldList(checks, needed, free="answers of the real API have further fields")
 
 
-def _row_field(needed: str = "", /, **names: str) -> Check:
-    return object_field(stored(needed, **names))
+def _row_field(**names: str) -> Check:
+    return object_field(stored(**names))
 
 
 CONDITION_OR_NULL = read_field("a condition, or null", _condition)
+SENDING_STATE = choice_field("automatic", "draft", "off")
 OBJECT_OR_NULL, TAGS, KEY = _or_null(OBJECT), _or_null(list_field(ANY_TEXT)), WORDS["word"]
 #: The types of a row's fields, in addition to those of any field.
 _STORED: Dict[str, Check] = {
@@ -5452,6 +5455,7 @@ _STORED: Dict[str, Check] = {
     "seconds": typed_field(int, float), "condition": CONDITION_OR_NULL,
     "base64": read_field("base64", _decode_base64),
     "family": choice_field("campaigns", "broadcasts", "newsletters", "transactional"),
+    "sending": SENDING_STATE,
     # Of an email, where one may stand there several times; of a webhook.
     "headers": mapping_field(
         Check("texts", lambda v: "" if type(v) is str else list_field(ANY_TEXT, 1).wrong(v))
@@ -5463,25 +5467,17 @@ _STORED: Dict[str, Check] = {
     "stamps": _or_null(mapping_field(WHOLE)),
 }  # fmt: skip
 _STORED["files"] = _or_null(mapping_field(_STORED["base64"]))
-_STORED["links"] = list_field(
-    _row_field("id href tracked", whole="id", text="href", flag="tracked")
-)
+_STORED["links"] = list_field(_row_field(whole="id!", text="href!", flag="tracked!"))
 # The parts of a Design Studio email, and its link to a message.
-_STORED["pairs"] = list_field(_row_field("name value", text="name value"))
-_MAIL_TEXTS = "subject preheader_text html text amp"
-_STORED["html"] = _row_field(_MAIL_TEXTS, text=_MAIL_TEXTS)
+_STORED["pairs"] = list_field(_row_field(text="name! value!"))
+_STORED["html"] = _row_field(text="subject! preheader_text! html! text! amp!")
 _STORED["envelope"] = _row_field(
-    "from_id reply_to_id recipient bcc fake_bcc headers", maybe="from_id reply_to_id",
-    text="recipient bcc cc", flag="fake_bcc", pairs="headers",
-)  # fmt: skip
-_STORED["components"] = list_field(_row_field("id name tag content", text="id name tag content"))
-_PARTS_OF_MAIL = {"html": "content", "envelope": "envelope", "object": "transformers"}
-_STORED["parts"] = _row_field(
-    "content envelope transformers components", components="components", **_PARTS_OF_MAIL
+    maybe="from_id! reply_to_id!", text="recipient! bcc! cc", flag="fake_bcc!", pairs="headers!"
 )
-_STORED["link"] = _or_null(
-    _row_field("family template_id target", family="family", whole="template_id", object="target")
-)
+_STORED["components"] = list_field(_row_field(text="id! name! tag! content!"))
+_PARTS_OF_MAIL = {"html": "content!", "envelope": "envelope!", "object": "transformers!"}
+_STORED["parts"] = _row_field(components="components!", **_PARTS_OF_MAIL)
+_STORED["link"] = _or_null(_row_field(family="family!", whole="template_id!", object="target!"))
 
 #: How a message appears in the SDKs, as `in_app` of a content, a send or a seeded message.
 APPEARANCE = object_field(
@@ -5512,140 +5508,115 @@ RENDERED = object_field(
         links="links", headers="headers",
     ).having(in_app=APPEARANCE)
 )  # fmt: skip
-HAPPENED = _row_field("metric timestamp", text="metric reason", whole="timestamp")
-ATTEMPT = _row_field("endpoint_id at retry_at", whole="endpoint_id", seconds="at", any="retry_at")
+HAPPENED = _row_field(text="metric! reason", whole="timestamp!")
+ATTEMPT = _row_field(whole="endpoint_id!", seconds="at!", any="retry_at!")
 TRIGGER = _row_field(
-    "id campaign_id payload errors processed_at received_at", whole="id campaign_id",
-    object="payload", texts="errors", once="processed_at", moment="received_at",
+    whole="id! campaign_id!", object="payload!", texts="errors!", once="processed_at!",
+    moment="received_at!",
 )  # fmt: skip
-SUPPRESSION = _row_field(
-    "created email reason status", moment="created", text="email reason status"
-)
-INDEXED = _row_field("name", text="name")
+SUPPRESSION = _row_field(moment="created!", text="email! reason! status!")
+INDEXED = _row_field(text="name!")
 OPERATIONS = read_field("JSON", lambda value, name: decode_json(value))
 
 
-SENDING_STATE = choice_field("automatic", "draft", "off")
-
-
-def _content_fields(more: str = "") -> FieldList:
-    texts = "name type language layout body body_amp subject from reply_to preprocessor recipient"
-    texts += " bcc cc preheader_text"
-    needed = f"id _parent from_id reply_to_id fake_bcc headers created updated {texts} {more}"
+def _content_fields(of_action: str = "") -> FieldList:
     return stored(
-        needed, text=texts, whole="id _parent parent_action_id", flag="fake_bcc",
-        maybe="from_id reply_to_id sender_identity_id", moment="created updated", any="headers",
-        files="attachments", some_object="custom_device",
-    ).having(sending_state=SENDING_STATE, in_app=APPEARANCE)  # fmt: skip
+        text="name! type! language! layout! body! body_amp! subject! from! reply_to! preprocessor! "
+        "recipient! bcc! cc! preheader_text!", whole=f"id! _parent! parent_action_id{of_action}",
+        maybe="from_id! reply_to_id! sender_identity_id", flag="fake_bcc!", any="headers!",
+        moment="created! updated!", files="attachments", some_object="custom_device",
+        sending=f"sending_state{of_action}",
+    ).having(in_app=APPEARANCE)  # fmt: skip
 
 
-_ACTION_FIELDS = _content_fields("sending_state parent_action_id")
-_IN_FOLDER = "id name created updated"
-_EMAIL_PARTS = "content envelope transformers created updated"
+_ACTION_FIELDS = _content_fields("!")
 
 #: The shelves of a workspace, and the fields of their rows.
 SHELVES: Dict[str, FieldList] = {
     "campaigns": stored(
-        "id name type created updated", whole="id", text="name type state event_name",
-        moment="created updated", once="first_started", flag="active", tags="tags",
+        whole="id!", text="name! type! state event_name", moment="created! updated!",
+        once="first_started", flag="active", tags="tags",
         some_numbers="trigger_segment_ids filter_segment_ids",
     ),
     "broadcasts": stored(
-        "id name type created updated", whole="id", text="name type state",
-        moment="created updated", once="first_started", flag="active", tags="tags",
-        condition="recipients",
+        whole="id!", text="name! type! state", moment="created! updated!", once="first_started",
+        flag="active", tags="tags", condition="recipients",
     ),
     "transactional": stored(
-        "id name created_at updated_at", whole="id", text="name description trigger_name",
-        moment="created_at updated_at", flag="send_to_unsubscribed link_tracking open_tracking "
-        "hide_message_body queue_drafts",
+        whole="id!", text="name! description trigger_name", moment="created_at! updated_at!",
+        flag="send_to_unsubscribed link_tracking open_tracking hide_message_body queue_drafts",
     ),
     "newsletters": stored(
-        "id name type created updated sent_at", whole="id", text="name type",
-        moment="created updated", once="sent_at scheduled_at", tags="tags",
-        some_numbers="recipient_segment_ids content_ids", maybe="subscription_topic_id",
-        condition="_recipients",
+        whole="id!", text="name! type!", moment="created! updated!", once="sent_at! scheduled_at",
+        tags="tags", some_numbers="recipient_segment_ids content_ids",
+        maybe="subscription_topic_id", condition="_recipients",
     ),
     "campaign_actions": _ACTION_FIELDS,
     "broadcast_actions": _ACTION_FIELDS,
     "newsletter_contents": _content_fields(),
     "transactional_contents": _content_fields(),
     "test_groups": stored(
-        "id _parent content_ids", word="id", whole="_parent", words="content_ids",
-        text="name label", flag="winner",
+        word="id!", whole="_parent!", words="content_ids!", text="name label", flag="winner",
     ),
     "sender_identities": stored(
-        "id", whole="id", text="name email phone address template_type deduplicate_id",
+        whole="id!", text="name email phone address template_type deduplicate_id",
         flag="auto_generated hidden",
     ),
-    "topics": stored(
-        "id", whole="id", text="name description identifier", flag="subscribed_by_default"
-    ),
-    "channels": stored(
-        "id", whole="id", text="name description type", flag="subscribed_by_default"
-    ),
+    "topics": stored(whole="id!", text="name description identifier", flag="subscribed_by_default"),
+    "channels": stored(whole="id!", text="name description type", flag="subscribed_by_default"),
     "object_types": stored(
-        "id", word="id", text="name singular_name slug singular_slug icon", flag="enabled"
+        word="id!", text="name singular_name slug singular_slug icon", flag="enabled",
     ),
     "collections": stored(
-        "id _content", whole="id", text="name", objects="_content", moment="created_at updated_at"
+        whole="id!", text="name", objects="_content!", moment="created_at updated_at",
     ),
-    "in_app_messages": stored("id body", whole="id views", text="name body").having(
+    "in_app_messages": stored(whole="id! views", text="name body!").having(
         in_app=APPEARANCE, frequency=FREQUENCY
     ),
-    "snippets": stored("name value updated_at", text="name value", moment="updated_at"),
+    "snippets": stored(text="name! value!", moment="updated_at!"),
     "reporting_webhooks": stored(
-        "id endpoint events disabled full_resolution with_content", whole="id",
-        text="name endpoint type", texts="events", flag="disabled full_resolution with_content",
+        whole="id!", text="name endpoint! type", texts="events!",
+        flag="disabled! full_resolution! with_content!",
     ),
-    "imports": stored("id", whole="id", text="name type state", moment="created_at updated_at"),
-    "workspaces": stored("id", word="id", text="name"),
+    "imports": stored(whole="id!", text="name type state", moment="created_at updated_at"),
+    "workspaces": stored(word="id!", text="name"),
     "assets": stored(
-        f"{_IN_FOLDER} _type _data parent_folder_id", whole="id size", text="name _type",
-        base64="_data", moment="created updated", maybe="parent_folder_id",
+        whole="id! size", text="name! _type!", base64="_data!", moment="created! updated!",
+        maybe="parent_folder_id!",
     ),
     "asset_folders": stored(
-        f"{_IN_FOLDER} parent_folder_id", whole="id", text="name", moment="created updated",
-        maybe="parent_folder_id",
+        whole="id!", text="name!", moment="created! updated!", maybe="parent_folder_id!",
     ),
     "live_notifications": stored(
-        "id notification_type attributes content_state platform started_at expires_at "
-        "last_delivery _serial _name _token", whole="_serial",
-        text="id notification_type platform _name _token",
-        moment="started_at expires_at ended_at", object="attributes content_state last_delivery",
+        whole="_serial!", text="id! notification_type! platform! _name! _token!",
+        moment="started_at! expires_at! ended_at",
+        object="attributes! content_state! last_delivery!",
     ),
     "ds_emails": stored(
-        f"{_IN_FOLDER} is_template parent_folder_id _link _published {_EMAIL_PARTS}",
-        text="id name", flag="is_template", moment="created updated",
-        **_PARTS_OF_MAIL, some_text="parent_folder_id",
-        link="_link", some_object="_published",
+        text="id! name!", flag="is_template!", moment="created! updated!", **_PARTS_OF_MAIL,
+        some_text="parent_folder_id!", link="_link!", some_object="_published!",
     ),
     "ds_translations": stored(
-        f"id language language_group_id {_EMAIL_PARTS}", text="id language language_group_id",
-        moment="created updated", **_PARTS_OF_MAIL,
+        text="id! language! language_group_id!", moment="created! updated!", **_PARTS_OF_MAIL,
     ),
     "ds_components": stored(
-        f"{_IN_FOLDER} tag content parent_folder_id", text="id name tag content",
-        moment="created updated", some_text="parent_folder_id",
+        text="id! name! tag! content!", moment="created! updated!", some_text="parent_folder_id!",
     ),
     "ds_folders": stored(
-        f"{_IN_FOLDER} parent_folder_id", text="id name", moment="created updated",
-        some_text="parent_folder_id",
+        text="id! name!", moment="created! updated!", some_text="parent_folder_id!",
     ),
     "ds_versions": stored(
-        "id name node_id created created_on_publish _parts _of", text="id name node_id _of "
-        "description", moment="created", flag="created_on_publish feedback", parts="_parts",
+        text="id! name! node_id! _of! description", moment="created!",
+        flag="created_on_publish! feedback", parts="_parts!",
     ),
-    "ds_publishes": stored("id status _email", text="id status _email _error", whole="_status"),
+    "ds_publishes": stored(text="id! status! _email! _error", whole="_status"),
     "ds_previews": stored(
-        "id name node_id created_at updated_at client_ids _subject _text _wrong _order",
-        whole="id", text="name node_id _subject _text", moment="created_at updated_at",
-        texts="client_ids _wrong", object="_order",
+        whole="id!", text="name! node_id! _subject! _text!", moment="created_at! updated_at!",
+        texts="client_ids! _wrong!", object="_order!",
     ),
-    "inbox_preview_clients": stored("id", word="id", text="client category os browser name"),
+    "inbox_preview_clients": stored(word="id!", text="client category os browser name"),
     "inbox_preview_credits": stored(
-        "id tier credits_original credits_remaining", whole="id credits_original credits_remaining",
-        text="tier", once="expires_at",
+        whole="id! credits_original! credits_remaining!", text="tier!", once="expires_at",
     ),
 }  # fmt: skip
 
@@ -12081,32 +12052,28 @@ _SEEDED: Dict[str, FieldList] = {
         some_word="id email cio_id", some_object="identifiers attributes", stamps="timestamps",
         flag="unsubscribed", objects="devices", once="created_at updated_at",
     ),
-    "devices": stored(
-        "id platform", word="id", text="platform", once="last_used", some_object="attributes"
-    ),
+    "devices": stored(word="id!", text="platform!", once="last_used", some_object="attributes"),
     "objects": stored(
         some_word="object_type_id object_id cio_object_id", objects="relationships",
         some_object="identifiers attributes", stamps="timestamps", once="created_at updated_at",
     ),
     "relationships": stored(
-        "identifiers", object="identifiers", some_object="attributes timestamps",
+        object="identifiers!", some_object="attributes timestamps",
         any="object_type_id object_type_disabled",
     ),
     "collections": stored(objects="content data"),
-    "exports": stored("type", whole="id", text="type", once="created_at", maybe="total downloads"),
+    "exports": stored(whole="id", text="type!", once="created_at", maybe="total downloads"),
     "activities": stored(
-        "type", text="type", some_text="id name delivery_id delivery_type", once="timestamp",
+        text="type!", some_text="id name delivery_id delivery_type", once="timestamp",
         some_word="customer_id", some_object="customer_identifiers data",
     ),
     "esp_suppressions": stored(text="category type next", objects="suppressions"),
-    "suppressions": stored("email", text="email reason status", once="created"),
-    "triggers": stored(
-        "broadcast_id", whole="id broadcast_id", once="created_at processed_at", texts="errors"
-    ),
+    "suppressions": stored(text="email! reason status", once="created"),
+    "triggers": stored(whole="id broadcast_id!", once="created_at processed_at", texts="errors"),
     "segments": stored(
-        "name", whole="id", text="name", tags="tags", some_text="description type state "
-        "deduplicate_id", words="ids emails", some_object="conditions", any="progress",
-        once="created_at updated_at",
+        whole="id", text="name!", tags="tags", once="created_at updated_at",
+        some_text="description type state deduplicate_id", words="ids emails",
+        some_object="conditions", any="progress",
     ),
     "messages": stored(
         some_text="id deduplicate_id type recipient subject body from failure_message reply_to bcc "
