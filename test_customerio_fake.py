@@ -10574,6 +10574,93 @@ class AppRefusals(SeededTest):
             self.assertEqual(row["object_type_disabled"], number == "2")
 
 
+START = 2_000_000_000
+ADA_NAMED = {"id": "ada", "email": "ada@example.com", "cio_id": "dcb106000001"}
+#: What is read of a small workspace, in full.
+IN_FULL: Dict[str, Any] = {
+    "workspaces": {"workspaces": [{"id": 104668, "name": "customerio_fake", "messages_sent": 1,
+        "billable_messages_sent": 1, "people": 2, "object_types": 1, "objects": 1}]},
+    "object_types": {"types": [{"name": "Company", "slug": "company", "singular_name": "Company",
+        "singular_slug": "company", "enabled": True, "icon": "", "id": "1"}]},
+    "objects/1/a/attributes": {"object": {"object_type_id": "1", "identifiers": {"object_id": "a",
+        "cio_object_id": "obdcb1060101"}, "attributes": {"n": "1"}, "timestamps": {"n": START}}},
+    "objects/1/a/relationships": {"cio_relationships": [{"identifiers": ADA_NAMED, "object_type_id":
+        "1", "object_type_disabled": False, "attributes": {"role": "boss"}, "timestamps": {"role":
+        START}}], "next": ""},
+    "segments/2": {"segment": {"id": 2, "deduplicate_id": f"2:{START}", "name": "Pro", "description":
+        "", "state": "finished", "progress": None, "type": "dynamic", "tags": None, "created_at":
+        START, "updated_at": START}},
+    "segments/2/membership": {"identifiers": [ADA_NAMED], "ids": ["ada"], "next": ""},
+    "segments/2/used_by": {"used_by": {"campaigns": [1], "sent_newsletters": [],
+        "draft_newsletters": [30]}},
+    "customers/ada/segments": {"segments": [{"id": 1, "name": "Testers", "description": ""},
+        {"id": 2, "name": "Pro", "description": ""}]},
+    "customers/ada/relationships": {"cio_relationships": [{"object_type_id": 1, "identifiers":
+        {"object_id": "a", "cio_object_id": "obdcb1060101"}, "attributes": {"role": "boss"},
+        "timestamps": {"role": START}}], "next": ""},
+    "customers/ada/attributes": {"customer": {"id": "ada", "identifiers": ADA_NAMED, "attributes":
+        {"_cio_subscription_preferences_computed": '{"topics":{"topic_1":true,"topic_2":false}}',
+        "_last_emailed": "1700000000", "cio_id": "dcb106000001", "email": "ada@example.com", "id":
+        "ada", "plan": "pro"}, "timestamps": {"_cio_subscription_preferences_computed": 0,
+        "_last_emailed": 1700000000, "cio_id": START, "email": START, "id": START, "plan": START},
+        "unsubscribed": False, "devices": []}},
+    "customers/ada/subscription_preferences": {"customer": {"id": "ada", "identifiers": ADA_NAMED,
+        "topics": [{"id": "1", "subscribed": True, "name": "News", "description": ""}, {"id": "2",
+        "subscribed": False, "name": "Ads", "description": ""}], "unsubscribed": False, "header":
+        {"title": "Subscription preferences", "subtitle": "ada@example.com"}}},
+    "customers?email=ada@example.com": {"results": [{"email": "ada@example.com", "id": "ada",
+        "cio_id": "dcb106000001"}]},
+    "subscription_channels": {"channels": [{"name": "", "description": "", "type": "email",
+        "subscribed_by_default": True, "id": 1}]},
+    "subscription_topics": {"topics": [{"name": "News", "description": "",
+        "subscribed_by_default": True, "identifier": "topic_1", "id": 1}, {"name": "Ads",
+        "description": "", "subscribed_by_default": False, "identifier": "topic_2", "id": 2}]},
+    "snippets": {"snippets": [{"updated_at": START, "name": "footer", "value": "bye"},
+        {"updated_at": START, "name": "spare", "value": "x"}]},
+    "collections/1": {"collection": {"id": 1, "created_at": START, "updated_at": START, "name":
+        "days", "bytes": 18, "rows": 1, "schema": ["day"]}},
+    "sender_identities/5/used_by": {"campaigns": [], "sent_newsletters": [], "draft_newsletters":
+        [30]},
+    "reporting_webhooks/1": {"id": 1, "name": "", "disabled": False, "full_resolution": False,
+        "with_content": False, "type": "webhook", "endpoint": "http://x", "events":
+        ["email_sent"]},
+    "messages/m1": {"message": {"id": "m1", "deduplicate_id": "m1:1700003600", "msg_template_id":
+        11, "message_template_id": 11, "parent_action_id": None, "customer_id": "ada",
+        "customer_identifiers": ADA_NAMED, "recipient": "", "subject": "", "metrics":
+        {"human_clicked": 1700003600, "clicked": 1700003600, "sent": 1700000000, "created":
+        1700000000}, "created": 1700000000, "failure_message": None, "newsletter_id": None,
+        "content_id": None, "campaign_id": 1, "broadcast_id": None, "action_id": 11,
+        "transactional_message_id": None, "trigger_event_id": None, "type": "email", "forgotten":
+        False}},
+}  # fmt: skip
+
+
+class InFull(SeededTest):
+    """Small answers, word for word."""
+
+    def test_documents(self) -> None:
+        related = [{"identifiers": {"id": "ada"}, "attributes": {"role": "boss"}}]
+        thing = {"object_type_id": 1, "object_id": "a", "attributes": {"n": 1}}
+        self.fake.seed({
+            "clock": {"now": START, "freeze": True}, **self.SEED, "channels": [{"id": 1}],
+            "object_types": [{"id": 1, "name": "Company"}],
+            "objects": [{**thing, "relationships": related}],
+            "reporting_webhooks": [{"id": 1, "endpoint": "http://x", "events": ["email_sent"]}],
+        })  # fmt: skip
+        for path, answer in IN_FULL.items():
+            with self.subTest(path):
+                self.assertEqual(self.ok("GET", f"/v1/{path}"), answer)
+
+    def test_fifty_messages_a_page_and_a_thousand_at_most(self) -> None:
+        now, letter = self.fake.workspace.seconds(), {"newsletter_id": 30, "customer_id": "ada"}
+        rows = [{**letter, "id": f"m{n}", "created": now - n} for n in range(1001)]
+        self.fake.seed({**self.SEED, "messages": [{**r, "metrics": {"sent": now}} for r in rows]})
+        for path in ("/v1/messages", "/v1/newsletters/30/messages"):
+            for query, count in (("", 50), ("?limit=2000", 1000), ("?limit=1", 1)):
+                found = self.ok("GET", path + query)["messages"]
+                self.assertEqual(len(found), count, path + query)
+
+
 # ======================================================================================
 # ==== §22 Design Studio, assets and live notifications
 # ======================================================================================
