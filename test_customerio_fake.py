@@ -10587,9 +10587,9 @@ IN_FULL: Dict[str, Any] = {
     "objects/1/a/relationships": {"cio_relationships": [{"identifiers": ADA_NAMED, "object_type_id":
         "1", "object_type_disabled": False, "attributes": {"role": "boss"}, "timestamps": {"role":
         START}}], "next": ""},
-    "segments/2": {"segment": {"id": 2, "deduplicate_id": f"2:{START}", "name": "Pro", "description":
-        "", "state": "finished", "progress": None, "type": "dynamic", "tags": None, "created_at":
-        START, "updated_at": START}},
+    "segments/2": {"segment": {"id": 2, "deduplicate_id": f"2:{START}", "name": "Pro",
+        "description": "", "state": "finished", "progress": None, "type": "dynamic",
+        "tags": None, "created_at": START, "updated_at": START}},
     "segments/2/membership": {"identifiers": [ADA_NAMED], "ids": ["ada"], "next": ""},
     "segments/2/used_by": {"used_by": {"campaigns": [1], "sent_newsletters": [],
         "draft_newsletters": [30]}},
@@ -12572,6 +12572,29 @@ class SmallThings(FakeTest):
         self.assertEqual(self.ok("DELETE", "/__parlel/customers/ada@example.com")["id"], "1")
         self.assertEqual(self.records("customers"), [])
         self.assertEqual(self.call("DELETE", "/__parlel/customers/1").status, 404)
+
+
+class Examples(SeededTest):
+    """A control call whose body is wrong is told what a right one looks like."""
+
+    def test_each_call_has_its_own(self) -> None:
+        rows: list[tuple[str, str, Any]] = [
+            ("PUT", "clock", {"freeze": True, "advance": 60}),
+            ("POST", "assert", {"list": "events", "match": {"name": "signup", "customer_id": "1"},
+                                "exactly": 1, "timeout": 5}),
+            ("POST", "workspaces", {"name": "worker-1", "seed": {"customers": [{"id": "1"}]}}),
+            ("POST", "seed", {"customers": [{"id": "1", "attributes": {"plan": "pro"}}]}),
+            ("POST", "reset", {"only": "state"}),
+            ("PUT", "campaigns/1", {"state": "stopped", "journeys": "finish"}),
+            ("POST", "deliveries/m1/clicked",
+             {"href": "https://example.com/", "timestamp": 1_700_000_000}),
+        ]  # fmt: skip
+        for method, path, example in rows:
+            with self.subTest(path):
+                reply = self.call(method, f"/__parlel/{path}", [])
+                shown = json.dumps(example, separators=(",", ":"))
+                text = f"the body must be a JSON object, not a list; an example: {shown}"
+                self.assert_errors(reply, 400, json.dumps(text)[1:-1])
 
 
 class ForMail(SeededTest):
