@@ -1428,6 +1428,7 @@ class Liquid(LiquidTest):
                 ("{{ 'ab' | capitalize | append: 'c' | prepend: '-' }}", "-Abc"),
                 ("{{ 'a-b-a' | replace: 'a', 'x' | replace_first: 'x', 'y' }}", "y-b-x"),
                 ("{{ 'a-b-a' | remove_last: 'a' | remove_first: 'a' }}", "-b-"),
+                ("{{ 'ab' | replace_last: 'a', 'x' }}{{ 'ab' | replace_last: 'q', 'x' }}", "xbab"),
                 ("{{ 'a,b,,' | split: ',' | size }}", "2"),
                 ("{{ ' x ' | strip }}|{{ ' x ' | lstrip }}|{{ ' x ' | rstrip }}", "x|x | x"),
                 ("{{ 'abcdef' | truncate: 3 }}{{ 'abcdef' | truncate: 2 }}", "......"),
