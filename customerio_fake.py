@@ -10968,7 +10968,7 @@ def next_date(plan: Plan, person: Person, after: float) -> Optional[float]:
     Monthly and yearly ones repeat the date itself; for the 29th to 31st, the last day
     of a shorter month counts (inferred). None if the attribute is no date.
     """
-    row, moment = plan.row, time_meant(person.text(plan.row["date_attribute"]))
+    row, moment = plan.row, time_meant(person.text(plan.begins_with))
     if moment is None or abs(moment) > 60e9:
         return None
     own = row.get("use_customer_timezone") is True
@@ -11366,7 +11366,7 @@ def webhook_request(content: Json, data: Json, now: float) -> Json:
     pairs = header_pairs(content.get("headers"))
     budget = Budget()
     rendered = render_texts(
-        {"url": content["url"], "body": content.get("body") or ""}, data, now, budget
+        {"url": content.get("url") or "", "body": content.get("body") or ""}, data, now, budget
     )
     if not all(isinstance(value, str) for _, value in pairs):
         raise invalid("headers must have texts as values", "headers")
@@ -12482,6 +12482,8 @@ def web_tile(action: Json, where: str) -> Json:
         raise unknown_tile(type, where)
     for name in ("conditions", "preconditions"):
         tile[name] = web_conditions(action.get(name), f"{where}.{name}")
+    if type == "attribute_update" and "attribute_name" in action:  # as it was once (observed)
+        tile["attributes"] = {as_text(action["attribute_name"]): action.get("attribute_value")}
     place = f"{where}.multi_conditions"
     several = enumerate(decoded_conditions(action.get("multi_conditions"), place))
     tile["multi_conditions"] = [web_conditions(one, f"{place}[{i}]") for i, one in several]

@@ -4491,6 +4491,13 @@ class TrialEnds(JourneyTest):
         sent = self.delivery(40)["rendered"]
         self.assertEqual(sent["headers"], {"Content-Type": "application/json"})
 
+    def test_without_an_address_it_fails(self) -> None:
+        self.campaign({"type": "webhook"})
+        self.identify("7")
+        self.track("7", "go")
+        self.clock(advance=1)
+        self.assertEqual(self.steps(), [(10, "failed", "url must be an http or https URL: ''")])
+
     def test_headers_that_were_changed_into_no_texts_fail_it(self) -> None:
         self.ok("PUT", "/v1/campaigns/4/actions/40", {"headers": [{"name": "X", "value": 5}]})
         self.begin()
@@ -5252,6 +5259,15 @@ class Entries(JourneyTest):
         self.clock(advance=5 * self.DAY)
         begins = [row["match_time"] for row in self.journeys()]
         self.assertEqual(begins, [1_700_092_800])  # 2023-11-16 in UTC
+
+    def test_nobody_enters_by_what_was_not_told(self) -> None:
+        types = ("segment", "event", "date", "form", "webhook", "object", "relationship")
+        rows = [{"id": n, "type": type} for n, type in enumerate(types, 1)]
+        self.seed({"campaigns": rows, "customers": [{"id": "1"}]})
+        self.identify("1", email="1@example.com")
+        self.track("1", "go")
+        self.clock(advance=40 * self.DAY)
+        self.assertEqual(self.journeys(), [])
 
     def test_forms(self) -> None:
         self.campaign(mail(1, "{{event.color}}"), type="form", form_id="f1")
@@ -6353,6 +6369,22 @@ class PrintedCampaigns(JourneyTest):
         for row, text in rows:
             wrong = {"campaigns": [*document["campaigns"], row]}
             self.assert_errors(self.call("POST", "/__parlel/seed", wrong), 400, text)
+
+    def test_one_attribute_as_it_once_was(self) -> None:
+        old = {"attribute_name": "told", "attribute_value": "{{event.n}}"}
+        self.seed(self.printed([self.tile(1, "attribute_update", **old)], []))
+        self.track("1", "go", n="yes")
+        self.assertEqual(self.person("1")["attributes"], {"told": "yes"})
+
+    def test_segments_that_are_deleted_later_are_no_harm_to_a_snapshot(self) -> None:
+        document = self.printed(self.mails(1), [], filters=[
+            {"type": "segments_negatable", "segments": [1], "negate": True}])  # fmt: skip
+        self.seed({**document, "segments": [{"id": 1, "name": "s", "ids": []}]})
+        self.assertEqual(self.call("DELETE", "/v1/segments/1").status, 204)
+        self.ok("PUT", "/__parlel/state", self.ok("GET", "/__parlel/state"))
+        self.identify("1", email="1@example.com")
+        self.track("1", "go")
+        self.assertEqual(self.sent(), [(1, "1")])
 
     def test_an_answer_of_the_app_api_may_be_whole(self) -> None:
         self.seed({"campaigns": [{"campaign": {"id": 3, "name": "N", "actions": [mail(4)]}}]})
