@@ -9864,8 +9864,9 @@ OLDEST_TRIGGER = 72 * 3600.0
 #: attributes a journey can remember, further ones being ignored (docs).
 MAX_RELATED = MAX_BATCH_UPDATE = 1000
 MAX_JOURNEY_ATTRIBUTES = 100
-#: How many journeys may set each other off in one instant: campaigns can go in circles.
-MAX_CHAIN = 100
+#: How many journeys may set each other off in one instant, in a row and for one person, and how
+#: many may be far down such a row, whoever they are for: campaigns can go in circles.
+MAX_CHAIN, FAR_DOWN, MAX_FAR_DOWN = 100, 10, 10_000
 
 
 # ---- what moves journeys
@@ -10618,6 +10619,9 @@ class Gate:
         #: Campaigns and objects whose people are about to be let in, because somebody was added.
         self.invited: Set[Tuple[int, ObjectKey]] = set()
         self.settling = self.called = False
+        #: How many journeys have been set off by others in the present second, by person; those
+        #: far down a chain under None.
+        self.chained: Tuple[int, Counter[Optional[int]]] = (0, Counter())
 
     def add(self, plan: Plan) -> None:
         """Watch for what leads into a campaign."""
@@ -10859,10 +10863,23 @@ def _shut(gate: Gate, plan: Plan, journey: Journey) -> str:
     when = journey.started if event is None else event.timestamp or event.received_at
     if when < journey.started - OLDEST_TRIGGER:
         return "timestamp older than 72 hours"
-    if journey.depth <= MAX_CHAIN:
+    return _in_circles(gate, plan, journey) if journey.depth else ""
+
+
+def _in_circles(gate: Gate, plan: Plan, journey: Journey) -> str:
+    """Whether journeys set off each other without end, one after the other or ever more at once."""
+    second, counts = gate.chained
+    if second != int(journey.started):
+        _, counts = gate.chained = int(journey.started), Counter()
+    who = journey.person.serial if journey.person else -1
+    counts[who] += 1
+    counts[None] += journey.depth > FAR_DOWN
+    most = max(journey.depth, counts[who])
+    if most <= MAX_CHAIN and counts[None] <= MAX_FAR_DOWN:
         return ""
     text = f"{MAX_CHAIN} journeys have set off each other in one instant"
-    log.warning("campaign %d goes in circles: %s", plan.number, text)
+    if most <= MAX_CHAIN + 1:  # the first time
+        log.warning("campaign %d goes in circles: %s", plan.number, text)
     return text
 
 

@@ -5837,6 +5837,21 @@ class Leaving(JourneyTest):
             self.call("PUT", "/__parlel/campaigns/9", {"state": "running"}).status, 404
         )
 
+    def test_circles_through_ever_more_people_are_broken_too(self) -> None:
+        born = [
+            {"type": "attribute_update", "person": {"id": "{{customer.id}}" + end},
+             "attributes": {"born": 1}}
+            for end in "ab"
+        ]  # fmt: skip
+        few = mock.patch.object(customerio_fake, "MAX_FAR_DOWN", 50)
+        with few, self.assertLogs("customerio_fake", "WARNING"):
+            self.campaign(*born, type="segment", trigger=exists("born"))
+            self.identify("1", born=1)
+            self.assertTrue(eventually(lambda: not self.fake.workspace.agenda.tick()))
+        rows = self.journeys()
+        self.assertLess(len(rows), 5_000)
+        self.assertIn("set off each other", rows[-1]["exit_reason"])
+
     def test_circles_are_broken_and_told(self) -> None:
         again = {"type": "create_event", "event_name": "go"}
         with self.assertLogs("customerio_fake", "WARNING"):
@@ -5844,6 +5859,11 @@ class Leaving(JourneyTest):
             rows = self.journeys()
         self.assertEqual(len(rows), 102)
         self.assertIn("100 journeys have set off each other", rows[-1]["exit_reason"])
+        with self.assertLogs("customerio_fake", "WARNING") as logs:
+            self.begin(again, {**again})  # two for each one
+            rows = self.journeys()
+        self.assertEqual([row["state"] for row in rows].count("finished"), 101)
+        self.assertEqual((len(rows), len(logs.output)), (203, 1))
         self.begin(self.DELAY, again)
         self.clock(advance=600 * 200)
         self.assertEqual({row["state"] for row in self.journeys()}, {"finished", "active"})
