@@ -600,7 +600,7 @@ def ulid(seconds: float, serial: int) -> str:
     return "".join([_CROCKFORD[number >> shift & 31] for shift in _SHIFTS])
 
 
-#: The byte that tells the kind of message in a delivery id (inferred from real ids).
+#: The byte for the kind of message in a delivery id (inferred from real ids).
 DELIVERY_KINDS = {"campaign": 1, "newsletter": 3, "broadcast": 3, "transactional": 5}
 
 
@@ -2064,7 +2064,7 @@ class _Constant:
 
 
 class _Markup:
-    """Reads the inside of a tag or output from left to right; `locals` name the loops around it."""
+    """Reads the inside of a tag or output from left to right; `locals` are the loops' names."""
 
     def __init__(self, text: str, locals: Tuple[str, ...], offset: Optional[int]) -> None:
         self._text, self._locals, self._offset = text, locals, offset
@@ -2322,12 +2322,12 @@ def _signature(function: Callable[..., Any]) -> Tuple[bool, int, FrozenSet[str]]
 def _applied(
     name: str, read: _Read, positional: Sequence[_Read], options: Mapping[str, _Read]
 ) -> _Read:
-    """Make a filtered expression; LiquidError for an unknown filter."""
+    """Make a filtered expression. Raises LiquidError for an unknown filter."""
     function = LIQUID_FILTERS.get(name)
     if function is None:
         raise LiquidError(f"undefined filter: {name}")
     takes_state, most, known = _signature(function)
-    positional = positional[:most]  # too many or unknown ones count for nothing (LiquidJS)
+    positional = positional[:most]  # surplus and unknown ones are ignored (LiquidJS)
     if options:
         options = {key: option for key, option in options.items() if key in known}
     costs = name not in _CONSTANT_TIME
@@ -2411,7 +2411,7 @@ class _Parser:
             raise LiquidError(f"more than {_MOST_WORDS} words in a template's tags", token.start)
 
     def block(self, opener: Optional[_Token] = None, *ends: str) -> Tuple[_Node, _Token]:
-        """Read up to one of the tags `ends` that close `opener`, or to the end without any."""
+        """Read up to one of the tags `ends` that close `opener`, or without any to the end."""
         pieces: List[_Piece] = []
         before = self.words
         for token in self._tokens:
@@ -3818,7 +3818,7 @@ Begin = Tuple[float, int]
 
 
 class Named(NamedTuple):
-    """Something that a condition or a tile names: a kind, its number or name, and where."""
+    """Something to which a condition or tile refers: its kind, its number or name, where."""
 
     kind: str
     key: Any
@@ -3933,7 +3933,7 @@ class Grammar(NamedTuple):
     begin: Callable[[Any], Begin] = lambda subject: (0.0, 0)
     #: Renders a value that is a template; None where values aren't templates.
     render: Optional[Callable[[Any, str], str]] = None
-    #: Gathers what the conditions name, for whoever can tell later whether it is there.
+    #: Collects what the conditions refer to, to be checked once everything is known.
     named: Optional[List[Named]] = None
 
 
@@ -3966,7 +3966,7 @@ def compile_conditions(spec: Json, where: str, grammar: Grammar) -> Condition:
 
 
 def together(conditions: Sequence[Condition]) -> Condition:
-    """Conditions that all have to be met, as one."""
+    """One condition for several, all of which have to be met."""
     if len(conditions) == 1:
         return conditions[0]
     tests = [condition.test for condition in conditions]
@@ -4000,7 +4000,7 @@ def _check_beside(name: str, value: Json, where: str, kind: str, known: Sequence
 
 
 def _check_known(body: Json, known: Sequence[str], where: str, grammar: Grammar) -> None:
-    """Refuse what would be passed over; the App API's own filters may have it (inferred)."""
+    """Refuse keys that would be ignored; the App API's own filters may have them (inferred)."""
     for name in body if grammar.world is not None else ():
         if name not in known:
             text = f"{where}.{name} is unknown; {suggestion(name, known)}"
@@ -4081,7 +4081,7 @@ class Judge(NamedTuple):
         return [when - o for when in moments if when is not None for o in self.offsets]
 
 
-#: What says what a field is compared with; `type_id` is that of an object (reference).
+#: The keys of a comparison; `type_id` is that of an object (reference).
 _JUDGED = ("field", "operator", "value", "value2", "inverse", "type_id")
 
 
@@ -4583,7 +4583,7 @@ class RequestRecord(TypedDict):
 
 
 class JourneyRecord(TypedDict):
-    """A row of `/__parlel/journeys`. Times are Unix seconds; `steps` tell what each tile did."""
+    """A row of `/__parlel/journeys`. Times are Unix seconds; `steps` say what each tile did."""
 
     id: str
     campaign_id: int
@@ -4947,7 +4947,7 @@ class Delivery(metaclass=Slotted):
 
     @property
     def origin(self) -> Dict[str, Optional[str]]:
-        """The journey that it is from, and in campaigns the event that triggered that."""
+        """The journey that it is a message of and, in campaigns, the event that triggered that."""
         journey = self.journey
         if journey is None:
             return {}
@@ -5039,7 +5039,7 @@ class Journey(metaclass=Slotted):
     """
 
     serial: int
-    #: The campaign or broadcast, which have their numbers together.
+    #: The campaign or broadcast; both have the same numbering.
     campaign_id: int
     #: The trigger of a broadcast; None in campaigns.
     trigger_id: Optional[int]
@@ -5155,7 +5155,7 @@ def _whole_time(when: Optional[float]) -> Optional[int]:
 
 
 class Report(metaclass=Slotted):
-    """One reporting webhook and its attempts; `content` joins `data` for endpoints that want it."""
+    """A report to webhooks with its attempts; endpoints that want it get `content` in `data`."""
 
     event_id: str
     object_type: str
@@ -5246,7 +5246,7 @@ class Export:
 
 
 class Segment(metaclass=Slotted):
-    """A group of people: members put in, or conditions that select. Times are Unix seconds."""
+    """A group of people: listed members, or conditions that select. Times are Unix seconds."""
 
     number: int
     name: str
@@ -5254,7 +5254,7 @@ class Segment(metaclass=Slotted):
     #: The members by serial number, which is the order of their creation.
     members: Dict[int, Person]
     conditions: Annotated[Any, OBJECT_OR_NULL]
-    #: The conditions, compiled, by which a snapshot is judged, too.
+    #: The compiled conditions; snapshots are checked against it, too.
     predicate: Optional[Predicate]
     tags: Annotated[Any, TAGS]
     created_at: int
@@ -5383,7 +5383,7 @@ class Shelf:
         return self.last
 
     def add(self, row: Json, id: Any = None, kept: bool = True) -> Json:
-        """Put a row up, under the next number unless an id is given, if it is to be `kept`."""
+        """Add a row under an id, by default the next number; if not to be `kept`, just make it."""
         last, key = self.last, self.next_id() if id is None else id
         row = {"id": key, **row}
         if kept:
@@ -5456,7 +5456,7 @@ _STORED: Dict[str, Check] = {
     "base64": read_field("base64", _decode_base64),
     "family": choice_field("campaigns", "broadcasts", "newsletters", "transactional"),
     "sending": SENDING_STATE,
-    # Of an email, where one may stand there several times; of a webhook.
+    # Those of an email, where one name may have several values, or of a webhook.
     "headers": mapping_field(
         Check("texts", lambda v: "" if type(v) is str else list_field(ANY_TEXT, 1).wrong(v))
     ),
@@ -5479,7 +5479,7 @@ _PARTS_OF_MAIL = {"html": "content!", "envelope": "envelope!", "object": "transf
 _STORED["parts"] = _row_field(components="components!", **_PARTS_OF_MAIL)
 _STORED["link"] = _or_null(_row_field(family="family!", whole="template_id!", object="target!"))
 
-#: How a message appears in the SDKs, as `in_app` of a content, a send or a seeded message.
+#: A message's appearance in the SDKs: `in_app` of a content, a send or a seeded message.
 APPEARANCE = object_field(
     CLOSED.having(
         text="element_id route_rule_web route_rule_apple route_rule_android overlay_color type",
@@ -5490,7 +5490,7 @@ APPEARANCE = object_field(
         expires_in=number_field(0, LAST_MOMENT, int, float), expires_at=MOMENT,
     )
 )  # fmt: skip
-#: How often a message for everybody is shown: not at all limited by 0; `delay` is in seconds.
+#: How often a message for everybody is shown: 0 means without limit; `delay` is in seconds.
 FREQUENCY = object_field(
     CLOSED.having(
         count=number_field(0, MAX_NUMBER, int), delay=number_field(0, MAX_NUMBER, int),
@@ -6903,7 +6903,7 @@ class Segments(Keeper):
         return found
 
     def turns(self, condition: Condition) -> Tuple[Turns, ...]:
-        """When the segments in conditions turn by themselves, as asked of a person."""
+        """When the results of the segments in conditions change by themselves, for a person."""
         return sum((self._study(need).turns for need in self.needs(condition.needs)), ())
 
     def _study(self, need: Need) -> Condition:
@@ -7031,7 +7031,7 @@ def _let_pass(delivery: Delivery, row: Json) -> None:
     delivery.history = [*delivery.history, fact]
 
 
-#: What waits in a queue until the person's SDK asks for it.
+#: Channels whose messages wait in a queue until the person's SDK asks for them.
 QUEUE_CHANNELS = ("in_app", "inbox_message")
 
 
@@ -7055,7 +7055,7 @@ class Deliveries(Keeper):
     links: Dict[str, int] = kept(dict)
     #: The state of in-app and inbox messages in the queues of their people, by delivery.
     queue: Dict[str, Attributes] = kept(dict)
-    #: How often something became of those.
+    #: How often the state of any of these has changed.
     queued: int = field(init=False, default=0)
     #: Addresses on the email provider's lists, by the kind of list and the lower-case address.
     esp: Dict[str, Dict[str, Annotated[Attributes, SUPPRESSION]]] = kept(dict)
@@ -7135,20 +7135,20 @@ class Deliveries(Keeper):
                 self.suppress_address(SUPPRESSING[metric], address, reason, when)
 
     def queue_up(self, delivery: Delivery, **facts: Json) -> None:
-        """Note what became of a message in the queue of its person."""
+        """Record what became of a message in its person's queue."""
         was = self.queue.get(delivery.delivery_id, {})
         self.queue[delivery.delivery_id] = {**was, **facts}
         self.queued += 1
 
     def show(self, delivery: Delivery, when: int) -> None:
-        """Take out of the queue what was shown, which is `opened`; the SDK reports that, too."""
+        """Take a message that was shown off the queue; it is `opened`, as the SDK reports, too."""
         seen = delivery.channel != "in_app" or "opened" in delivery.metrics
         self.queue_up(delivery, gone=when, reported=seen)
         if not seen:
             self.report(delivery, "opened", when)
 
     def recall(self, parent: Tuple[str, int], when: int) -> None:
-        """Take in-app messages that nobody has seen out of the queues (reference)."""
+        """Take in-app messages that nobody has seen off the queues (reference)."""
         for delivery in self.sent.get(parent, ()):
             if delivery.channel == "in_app" and "opened" not in delivery.metrics:
                 self.queue_up(delivery, gone=when)
@@ -7186,7 +7186,7 @@ class Deliveries(Keeper):
             text = f"impossible metric: nothing sent by {delivery.channel} can be {metric}"
             return Outcome("unknown", text)
         if metric == "opened" and self.queue.get(who[1], {}).get("reported") is False:
-            self.queue_up(delivery, reported=True)  # when it was shown, it has been booked
+            self.queue_up(delivery, reported=True)  # already recorded when it was shown
             return DONE
         when = self.ground.seconds() if when is None else when
         self.book(delivery, metric, when, reason=reason, **more)
@@ -7325,7 +7325,7 @@ class News:
         """Wait until `ready()`, at most `timeout` seconds; returns whether it is.
 
         It is checked when there is news, but all the waiting threads together spend at most a fifth
-        of their time on it. Also ends once `asked()` is false: nobody wants to know any more.
+        of the time on it. Also ends once `asked()` is false: nobody wants to know any more.
         """
         deadline = time.monotonic() + timeout
         with self._condition:
@@ -8375,7 +8375,7 @@ def _iso_time(when: float) -> str:
 
 
 def queue_records(workspace: Workspace) -> List[Json]:
-    """All that waits in queues and inboxes; what is for everybody is for nobody in particular."""
+    """All that waits in queues and inboxes; messages for everybody have no customer_id."""
     rows: List[Json] = [
         {"customer_id": person.name, "channel": channel, **entry}
         for person in workspace.people
@@ -8666,7 +8666,7 @@ def _parents_of(message: int, content: Optional[int]) -> Dict[str, int]:
 def transactional_content(
     workspace: Workspace, number: int, person: Optional[Person], message: Json
 ) -> Json:
-    """The content of a template in the language of a recipient, or the default one."""
+    """The content of a template in the recipient's language, or else the default."""
     shelf = workspace.shelves["transactional_contents"]
     contents = shelf.where(_parent=number) if shelf.rows else ()
     if not contents:
@@ -8839,7 +8839,7 @@ class Deadline:
         self._timer.function = bool  # does nothing; else timer and deadline would form a cycle
 
     def hang_up(self) -> None:
-        """Let time be up: whoever waits for the peer wakes, who comes to it later won't begin."""
+        """End the wait now: a thread waiting for the peer wakes, and a later one won't begin."""
         self.passed = True
         if self._socket is not None:
             hang_up(self._socket)
@@ -9183,7 +9183,7 @@ def send_broadcast(
 
 
 def note_processed(workspace: Workspace, number: int) -> None:
-    """Note that everybody has got what a trigger was for."""
+    """Record that everybody has got the messages of a trigger."""
     with workspace.lock:
         rows = workspace.broadcasts
         index = next(i for i, row in enumerate(rows) if row["id"] == number)
@@ -9354,7 +9354,7 @@ def _add_test_group(workspace: Workspace, newsletter: int, content_ids: List[int
 # ==== §14 Workflows
 # ======================================================================================
 
-#: For how long an event waits until its person matches the filter (docs). Seconds.
+#: For how long an event waits for its person to match the filter (docs). Seconds.
 FILTER_PATIENCE = 1800.0
 #: For how long after a message a conversion counts (docs). Seconds.
 LONGEST_GOAL = 90 * 86400.0
@@ -9463,7 +9463,7 @@ class Done(NamedTuple):
 class Tile(NamedTuple):
     """A kind of item in a workflow."""
 
-    #: What it does, of the Runner, the journey, its Node and its rendered `texts`.
+    #: Runs it, given the Runner, the journey, its Node and the rendered `texts`.
     run: Callable[..., Done]
     #: Its own fields; None if it has those of the App API's action.
     fields: Optional[FieldList] = None
@@ -9499,7 +9499,7 @@ class Node(NamedTuple):
 
 
 _MESSAGE_TILES = ("email", "push", "twilio", "in_app", "whatsapp", "slack", "inbox")
-#: What can stand in a workflow, by the web app's name (observed): filled by what runs it.
+#: The tiles of a workflow, by the web app's names (observed); filled in where they run.
 TILES: Dict[str, Tile] = {}
 #: Waits before the first tile.
 IN_FILTER, IN_TIME = AT_THE_GATE = ("filter", "timestamp")
@@ -9657,7 +9657,7 @@ class Plan:
         self.type, self.family = TRIGGERS[row["type"]], CAMPAIGNS
         if row["type"] == BROADCAST:
             self.family = BROADCASTS
-        #: What the templates of its messages can name.
+        #: The namespaces of its messages' templates.
         self.names = tuple(f"{_OF_ALL} {self.type.names}".split())
         self.layout = Layout(journey_grammar(workspace, self.names))
         self.first = self.layout.lay(self.flow.get("actions", []), f"{where}.actions", None)
@@ -9665,7 +9665,7 @@ class Plan:
         self.nodes = self.layout.nodes
         self._enter_by(self.row.get("audience") or {})
         self._leave_by()
-        #: What its messages take for their campaign.
+        #: The campaign as its messages see it.
         liquid = "seg_attr" if self.flow.get("trigger") else self.type.liquid
         self.parent = {"id": self.number, "name": row["name"], "type": liquid,
                        "subscription_topic_id": self.flow.get("subscription_topic_id")}  # fmt: skip
@@ -9847,7 +9847,7 @@ def _render_value(clock: Clock, names: Sequence[str], journey: Journey, source: 
 
 
 def journey_data(names: Iterable[str], journey: Journey) -> Json:
-    """What the templates of a journey can name beside the message, as far as it has these names."""
+    """What a journey's templates can use besides the message, of these namespaces."""
     data = {name: OF_JOURNEYS[name](journey) for name in names if name in OF_JOURNEYS}
     if journey.person is not None:
         data["customer"] = customer_data(journey.person)
@@ -9902,7 +9902,7 @@ class Runner:
             self.workspace.agenda.later(when, chore, *what, when)
 
     def has_come(self, when: float, *what: Any) -> bool:
-        """Whether a look planned for `when` was not put off since; then it is made, and over."""
+        """Whether a look planned for `when` still is; if so, it is taken off the plan."""
         return self.planned.get(what, when) == when and bool(self.planned.pop(what, True))
 
     def act(
@@ -10070,7 +10070,7 @@ class Runner:
                 self.look_again(when, look_at_journey, journey.serial)
 
     def pass_gate(self, journey: Journey) -> None:
-        """Let somebody in whom nothing holds up any more, or give up once it is too late."""
+        """Let somebody in when nothing holds them up any more; give up once it is too late."""
         plan = self.plans[journey.campaign_id]
         reason, until = plan.hold(journey)
         if plan.trigger is not None and not plan.trigger.test(journey.person):
@@ -10172,7 +10172,7 @@ def delivery_of_journey(
 ) -> Tuple[Delivery, Mail]:
     """Make a delivery of a journey, not yet sent, and the mail for it."""
     workspace, letter = runner.workspace, plan.letters.get(content["id"])
-    if letter is None or letter.content is not content:  # which has been changed
+    if letter is None or letter.content is not content:  # it has been changed
         letter = plan.letters[content["id"]] = letter_of(plan, content)
     delivery = new_delivery(workspace, plan.family.one, journey.person, letter.message)
     number = journey.trigger_id
@@ -10856,7 +10856,7 @@ NEWCOMER = ("person", "new")
 
 
 def _shut(gate: Gate, plan: Plan, journey: Journey) -> str:
-    """Refuse everybody, what is too old, or another round of a circle."""
+    """Refuse while the campaign isn't running, for too old an event, or in an endless chain."""
     row, event = gate.workspace.shelves[plan.family.kind].rows[plan.number], journey.event
     if row["state"] != "running":
         return f"the {plan.family.one} is {row['state']}"
@@ -11679,7 +11679,7 @@ class Outbox:
         TimeoutError if the response's head isn't complete in time, however slowly it arrives.
         """
         self._deadline = Deadline(timeout)
-        if self._closed:  # since the report was taken up
+        if self._closed:  # after the report was taken off the queue
             self._deadline.hang_up()
         try:
             with asked(url, method, headers, body, self._deadline) as answer:
@@ -13548,10 +13548,10 @@ def route(
     locked: bool = False,
     summary: str = "",
 ) -> Callable[[SomeHandler], SomeHandler]:
-    """Put a handler into the route table; `{name}` matches a segment, `fields` are the body's.
+    """Add a handler to the route table; `{name}` matches a segment, `fields` are the body's.
 
-    A `locked` one runs under its workspace's lock from end to end. The `summary` is the first
-    line of its docstring unless given.
+    A `locked` handler runs entirely under its workspace's lock. The `summary` defaults to the
+    first line of its docstring.
     """
 
     def add(handler: SomeHandler) -> SomeHandler:
@@ -13620,7 +13620,7 @@ def _unknown_path(method: str, path: str) -> str:
 
 
 def _ending_alike(method: str, path: str) -> List[str]:
-    """The routes that a path may have meant which begins differently or ends with a slash."""
+    """The routes that may be meant by a path with a wrong beginning or a trailing slash."""
     words, found = path.strip("/").split("/"), []
     for row in ROUTES:
         if row.method != method or not row.path.endswith(("}", words[-1])):
@@ -14058,9 +14058,9 @@ class Fake:
         return [self, *self.others.values()]
 
     def add(self, name: str, seed: Json) -> Fake:
-        """Make a workspace with fresh keys, and a name unless one is given.
+        """Make a workspace with new keys, and by default a new name.
 
-        Raises ApiError 409 if there is one of this name.
+        Raises ApiError 409 if there is one with this name.
         """
         from secrets import token_hex
 
@@ -14336,13 +14336,13 @@ def site_of(request: Request) -> str:
 
 
 def public_key_of(request: Request) -> str:
-    """The write key that mobile SDKs set up with one send to the queue, also without a site id."""
+    """The write key that mobile SDKs send to the queue if they have one, even without a site id."""
     header = request.headers.get("authorization")
     return bearer_token(header) if header else request.query().get("key", "")
 
 
 def key_of(request: Request, limit: int) -> str:
-    """The key that says whose a request is, or ""; `limit` is for inflating, in bytes."""
+    """The key that identifies a request's workspace, or ""; a body may inflate to `limit` bytes."""
     header = request.headers.get("authorization", "")
     try:
         if not header and _OF_AN_SDK.search(request.path):
@@ -14648,7 +14648,7 @@ _IDS = LAX.having("ids", ids=list_field(typed_field(int, str), 1, MAX_SEGMENT_ID
 
 
 def person_kinds(call: Call) -> Sequence[str]:
-    """How calls can name a person: by this workspace's kinds, or the cio_id (reference)."""
+    """The kinds of identifier that calls can use: this workspace's, and cio_id (reference)."""
     return (*call.workspace.people.kinds, "cio_id")
 
 
@@ -15484,7 +15484,7 @@ def serve(
     api: Api = APP,
     fields: Optional[FieldList] = None,
 ) -> None:
-    """Add a handler for several routes to the route table, with a summary for this one."""
+    """Add a handler that serves several routes to the route table, with a summary for this one."""
     route(method, path, api, heavy, fields, summary=summary)(handler)
 
 
@@ -15804,7 +15804,7 @@ def tracked_responses(delivery: Delivery) -> Json:
 
 
 def message_document(delivery: Delivery, responses: bool) -> Json:
-    """A delivery as the App API's messages show it, with tracked `responses` if they are wanted."""
+    """A delivery as the App API's messages show it, on request with tracked `responses`."""
     person, message = delivery.person, delivery.message
     names = (
         "newsletter_id", "content_id", "campaign_id", "broadcast_id", "action_id",
@@ -16264,7 +16264,7 @@ def list_family(call: Call) -> Json:
     family, workspace = family_of(call), call.workspace
     with workspace.lock:
         rows = workspace.shelves[family.kind].rows.values()
-        # The states that are shown know no archived ones (reference).
+        # Archived is not one of the states in answers (reference).
         kept = [row for row in rows if row.get("state") != "archived"]
         documents = [family_document(workspace, family, row) for row in kept]
     if family is not NEWSLETTERS:
@@ -16964,9 +16964,9 @@ def esp_type(call: Call, text: str) -> str:
 @route("GET", "/v1/esp/suppression/{suppression_type}", APP)
 @route("GET", "/v1/esp/domains/{domain_name}/suppression/{suppression_type}", APP)
 def list_suppressions(call: Call, *place: str) -> Json:
-    """List the addresses that the email provider suppresses; an unknown domain has none.
+    """List the addresses that the email provider suppresses; none for an unknown domain.
 
-    Page by page, by `limit`, `start` or the older `offset`; or those with an `email`.
+    In pages, by `limit`, `start` or the older `offset`; or only those with an `email`.
     """
     *domains, last = place
     type, query, ours = esp_type(call, last), call.request.query(), domains_of(call.workspace)
@@ -16993,7 +16993,7 @@ def find_suppression(call: Call, email_address: str) -> Json:
 @route("POST", "/v1/esp/suppression/{suppression_type}/{email_address}", APP, fields=NO_FIELDS)
 @route("PUT", "/v1/esp_suppression/{email_address}", APP, fields=NO_FIELDS)
 def suppress_email(call: Call, *place: str) -> Json:
-    """Suppress an address at the email provider; as one that bounces, unless the path says why."""
+    """Suppress an address at the email provider; as a bounce, unless the path says otherwise."""
     *types, email = place
     type = esp_type(call, *types or ("bounces",))
     if not _EMAIL_SHAPE.fullmatch(email):
@@ -17008,7 +17008,7 @@ def suppress_email(call: Call, *place: str) -> Json:
 @route("DELETE", "/v1/esp/suppression/{suppression_type}/{email_address}", APP)
 @route("DELETE", "/v1/esp_suppression/{email_address}", APP)
 def unsuppress_email(call: Call, *place: str) -> Response:
-    """Take an address off one list of the email provider, or off all."""
+    """Remove an address from one of the email provider's lists, or from all."""
     *types, email = place
     lists = call.workspace.deliveries.esp
     named = [lists.get(esp_type(call, type), {}) for type in types]
@@ -18194,7 +18194,7 @@ def preview_email(call: Call, id: str) -> Json:
 
 
 class ReviewCheck(NamedTuple):
-    """A check of a review: `test` gives the details of what is wrong, or ""; some need HTML."""
+    """A check of a review: `test` returns details of what is wrong, or ""; some need HTML."""
 
     severity: str
     title: str
@@ -20604,7 +20604,7 @@ def ca_pem(call: Call) -> Response:
 # source of customerio-gist-web and of the in-app modules for iOS and Android). How long
 # an entry lives is inferred.
 
-#: Where the web SDK's `env: "local"` looks, and for what.
+#: The ports on which the web SDK's `env: "local"` looks, and for what.
 IN_APP_PORTS = (3010, 3009, 9998)
 IN_APP_PLACES = (
     "the queue of in-app and inbox messages (POST /api/v4/users)",
@@ -20849,13 +20849,13 @@ def renderer(call: Call) -> Response:
     return Response(200, RENDERER.encode(), headers)
 
 
-#: The SDK listens to another host than the one that it asks for the page (its source).
+#: The SDK listens to another host than that from which it loads the page (its source).
 _RENDERER_MOVED = b'<!doctype html><meta http-equiv="refresh" content="0; url=%s">'
 
 
 @route("GET", "/3.0/index.html", TRACK_OPEN)
 def renderer_of_production(call: Call) -> Response:
-    """Lead from where the web SDK asks for the renderer, unless it is local, to that one's host."""
+    """Redirect the web SDK, unless it is local, from where it asks for the renderer to its host."""
     return Response(200, _RENDERER_MOVED % b"https://code.gist.build/index.html", _HTML_PAGE)
 
 
@@ -21264,7 +21264,7 @@ def _read_chore(value: Json, ledger: Ledger, where: str) -> Tuple[float, Chore]:
 
 
 def snapshot(fake: Fake) -> bytes:
-    """A workspace as one JSON document for `restored`; what is on its way is sent before."""
+    """A workspace as one JSON document for `restored`; messages being sent are sent first."""
     agenda = fake.workspace.agenda
     for job in list(agenda.jobs):
         job.join()
@@ -22121,7 +22121,7 @@ const main = $("main");
 
 // ---- elements: what comes from the server is text, never HTML
 
-/** Text in which signs that would turn other text round can be seen. */
+/** Text in which characters that reorder text are made visible. */
 const plain = (text) => String(text).replace(/[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g,
   (sign) => `⟨U+${sign.codePointAt().toString(16).toUpperCase()}⟩`);
 
@@ -22157,7 +22157,7 @@ const short = new Intl.DateTimeFormat([], {timeStyle: "medium"});
 const long = new Intl.DateTimeFormat([], {dateStyle: "medium", timeStyle: "short"});
 const local = (date, near) => (Math.abs(date - near) < 43200e3 ? short : long).format(date);
 
-/** Unix seconds in local time, and on hover in UTC and how long ago. */
+/** Unix seconds as local time; on hover, in UTC and how long ago. */
 function time(seconds) {
   const date = new Date(seconds * 1000);
   return seconds && h("time", {datetime: date.toISOString()}, local(date, now()));
@@ -22174,7 +22174,7 @@ function span(seconds) {
   return `${count} ${name}${count === 1 ? "" : "s"}`;
 }
 
-/** A value as JSON, its names in colour, or a text; what is very long is cut. */
+/** A value as JSON, its names in colour, or a text; truncated if very long. */
 function json(value) {
   const text = typeof value === "string" ? value : JSON.stringify(value, null, 2) || "";
   const parts = text.slice(0, 1e5).split(/^( *"(?:[^"\\]|\\.)*":)/m);
@@ -22201,7 +22201,7 @@ async function one(list, query) {
   return found;
 }
 
-/** A button that calls the server, says so, and shows what came of it. */
+/** A button that calls the server, says so, and shows the result. */
 const does = (text, path, method = "POST", body = {}) =>
   button(text, () => act(path, method, body));
 async function act(path, method, body) {
@@ -22231,7 +22231,7 @@ function readAddress() {
   return {view: known, id, more, query: Object.fromEntries(new URLSearchParams(query))};
 }
 const filters = ({show, rule, ...rest}) => rest;
-/** Asks for what has a value in a field. */
+/** Filters the list by a field's value. */
 function narrow(field, value) {
   const {[field]: before, ...rest} = filters(address.query);
   location.replace(to(address.view, [], value ? {...rest, [field]: value} : rest));
@@ -22290,7 +22290,7 @@ const campaignRow = ({id, name, ...campaign}) => row("", to("journeys", id), cam
   campaign.type, name || `Campaign ${id}`, Object.entries(campaign.journeys).map(([kind, count]) =>
     `${count} ${words(kind)}`).join(", ") || "nobody yet", state(campaign.state));
 
-/** The lists: how a row is drawn, when it was, and which fields that takes. */
+/** The lists: how to draw a row, its time, and the fields needed for that. */
 const LISTS = {
   requests: {draw: callRow, when: "at", fields: "id,at,method,path,api,person,events,status,"
     + "reason,fault,response.meta.error,response.meta.errors,response.errors"},
@@ -22310,13 +22310,13 @@ async function merged(lists, limit, query) {
   const found = await Promise.all(lists.map(async (list, place) => {
     const {draw, when} = LISTS[list], {[list]: records} = await newest(list, limit, query);
     const told = records.filter((one) => one.api !== "shared" && one.attempts?.length !== 0);
-    // What is known to the second came of the calls of that second.
+    // Times in whole seconds come after the calls of that second.
     return told.map((record) => [record[when] + (list === "requests" ? 0 : 0.999 + place / 1e4),
       draw(record)]);
   }));
   return found.flat().sort((a, b) => b[0] - a[0]).map(([, drawn]) => drawn);
 }
-/** Puts rows in the place of others; the focus stays. */
+/** Replaces rows by others, keeping the focus. */
 function replaceRows(element, rows) {
   const {hash: focused} = document.activeElement, {view, id} = address;
   fill(element, rows);
@@ -22326,7 +22326,7 @@ function replaceRows(element, rows) {
   }
 }
 
-// ---- lists of any length: what is in sight is fetched and drawn
+// ---- lists of any length: only what is in view is loaded, drawn
 
 const HEIGHT = 52;
 class List {
@@ -22337,7 +22337,7 @@ class List {
     this.element = h(".rows", {tabindex: -1, onscroll: () => this.paint() || this.refresh()},
       this.sheet);
   }
-  /** Fetches what is in sight and around it; gives the newest record. */
+  /** Fetches the rows in and near view; returns the newest record. */
   async refresh() {
     const {element, name, query} = this, mine = this.asked = {};
     const offset = Math.max(0, Math.floor(element.scrollTop / HEIGHT) - 40);
@@ -22353,7 +22353,7 @@ class List {
     else fill(this.sheet, h(".empty", message || "Nothing here yet."));
     return offset ? null : rows[0];
   }
-  /** Draws what is in sight; gives whether all of it is there. */
+  /** Draws the rows in view; returns whether all are loaded. */
   paint() {
     const {element, start, rows, count} = this, first = Math.floor(element.scrollTop / HEIGHT);
     const last = Math.min(count, first + Math.ceil(element.clientHeight / HEIGHT) + 1);
@@ -22365,7 +22365,7 @@ class List {
   }
 }
 
-/** A view of a list, and beside it of what is chosen from it. */
+/** A view of a list, and of the item selected beside it. */
 const listView = (name, list, detail, choices = {}, tools = () => "") => ({
   title: name, lists: [list, "journeys", "events", "deliveries", "queue", "clock"],
   async show() {
@@ -22436,7 +22436,7 @@ function welcome() {
 // ---- messages
 
 const frame = (id) => h("iframe", {title: "The message",
-  // No script of it runs, and it is of no origin; its own headers say so, too.
+  // It has no scripts and no origin; its own headers say so, too.
   sandbox: "allow-popups allow-popups-to-escape-sandbox",
   src: `${base}/__parlel/deliveries/${encodeURIComponent(id)}/html?tracked=false`});
 function screen({channel, delivery_id: id, rendered: {subject, body = ""}}) {
@@ -22518,7 +22518,7 @@ function tileText({type, delay, name, event_name: event, subject, url, ...tile})
 }
 const pathName = ({type, cohort_names: names}, place) =>
   (type === "conditional_branch" ? ["true", "false"] : names || [])[place] || `path ${place + 1}`;
-/** A workflow, with how many stand where, or where somebody is. */
+/** A workflow, with how many people are where, or one person. */
 const flow = (tiles, counts, here) => h("ol.flow", tiles.map((tile) => {
   const paths = tile.paths || (tile.variations || []).map((variation) => [variation]);
   return h("li", h(`.tile.${tile.id === here ? "here" : ""}`,
@@ -22692,7 +22692,7 @@ async function readWorkspaces() {
     h("option", {value: `${path}/`, selected: path === base}, path.slice(2) || "default")));
 }
 
-/** Waits for what changes, for as long as the page is open. */
+/** Waits for changes for as long as the page is open. */
 async function follow() {
   const pause = (wait) => new Promise((done) => setTimeout(done, wait));
   for (let since = 0;;) {
@@ -22881,7 +22881,7 @@ _FIELD = re.compile(rf"({_TOKEN}):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)".encode())
 _LONE_LF = re.compile(rb"(?<!\r)\n")
 _URL = re.compile(r"https?://[^/?#]", re.IGNORECASE)
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})[ \t]*(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?")
-#: Header fields that can be given once only.
+#: Header fields that may occur only once.
 _ONCE = {"content-length", "transfer-encoding", "host", "authorization", "content-type"}
 _PHRASES = {status.value: status.phrase for status in HTTPStatus}
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -23255,7 +23255,7 @@ class Server(ThreadingHTTPServer):
         self._outgoing: Dict[Connection, None] = {}
         #: The connections with requests that have arrived but must wait for the next turn.
         self._more: Dict[Connection, None] = {}
-        #: Those that wait for news, each with its request in `ready`, and when it was looked for.
+        #: Those that wait for news, each with its request in `ready`; and the last look at them.
         self._parked: Dict[Connection, None] = {}
         self._looked = 0.0
         #: Things to free: a workspace of 10,000 people takes 5 ms, longer than its reset.
@@ -23902,7 +23902,7 @@ def _load_built_in(context: ssl.SSLContext) -> None:
 # ==== §30 Beside the real service
 # ======================================================================================
 
-#: The hosts of the App API (reference), its limit of requests a second, and how patient we are.
+#: The App API's hosts, and its requests per second (reference); our tries, and seconds for each.
 APP_URLS = {"us": "https://api.customer.io", "eu": "https://api-eu.customer.io"}
 PULL_RATE = 10
 PULL_TRIES = 8
@@ -24419,13 +24419,13 @@ class View:
         self.expect("deliveries", exactly=0, timeout=timeout, **match)
 
     def link(self, text: str = "", **match: Any) -> str:
-        """The first link with `text` in the newest such delivery; AssertionError if none."""
+        """The first link with `text` in the newest such delivery. Raises AssertionError if none."""
         __tracebackhide__ = True
         rendered = self.expect("deliveries", **match)[-1]["rendered"]
         return _found_in(rendered, "link", text, links_in(rendered))
 
     def code(self, **match: Any) -> str:
-        """The code, 4 to 10 digits, in the newest such delivery; AssertionError if none."""
+        """The code, 4 to 10 digits, in the newest such delivery. Raises AssertionError if none."""
         __tracebackhide__ = True
         rendered = self.expect("deliveries", **match)[-1]["rendered"]
         text = rendered.get("body_plain") or plain_text(rendered.get("body") or "")
