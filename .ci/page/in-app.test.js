@@ -153,14 +153,15 @@ describe('in-app messages in the official browser SDK', () => {
   }
 
   test('a page rule keeps a message for its page', async () => {
-    await sendTo('ada', 3);
+    const id = await sendTo('ada', 3);
     await visit('ada');
-    await eventually(() => call('GET', '/__parlel/events'), ({ events }) => events !== undefined);
     await page.waitForTimeout(1500);
     assert.equal(await page.locator('iframe').count(), 0);
+    assert.equal((await metricsOf(id)).opened, undefined);
     await page.close();
     await visit('ada', '/checkout');
     await shown('For the checkout').waitFor();
+    await eventually(() => metricsOf(id), (metrics) => metrics.opened);
   });
 
   test('a new message is pushed to an open page within a second', async () => {
