@@ -7677,34 +7677,26 @@ class Family(NamedTuple):
 
     #: The shelf and the path.
     kind: str
-    #: What an answer calls one of them, and several.
+    #: What an answer calls one of them; several with an s.
     one: str
-    many: str
     #: The field of a delivery that has the number of the one that it is part of.
     key: str
-    #: The contents (actions): their shelf; path and list; one in an answer; and in a delivery.
+    #: The shelf of the contents (actions), and what an answer calls one of these.
     shelf: str
-    contents: str
     content: str
-    content_key: str
+
+    @property
+    def contents(self) -> str:
+        """What a path and an answer call the contents."""
+        return f"{self.content}s"
 
 
-CAMPAIGNS = Family(
-    "campaigns", "campaign", "campaigns", "campaign_id",
-    "campaign_actions", "actions", "action", "action_id",
-)  # fmt: skip
-BROADCASTS = Family(
-    "broadcasts", "broadcast", "broadcasts", "broadcast_id",
-    "broadcast_actions", "actions", "action", "action_id",
-)  # fmt: skip
-NEWSLETTERS = Family(
-    "newsletters", "newsletter", "newsletters", "newsletter_id",
-    "newsletter_contents", "contents", "content", "content_id",
-)  # fmt: skip
+CAMPAIGNS = Family("campaigns", "campaign", "campaign_id", "campaign_actions", "action")
+BROADCASTS = Family("broadcasts", "broadcast", "broadcast_id", "broadcast_actions", "action")
+NEWSLETTERS = Family("newsletters", "newsletter", "newsletter_id", "newsletter_contents", "content")
 TRANSACTIONAL = Family(
-    "transactional", "message", "messages", "transactional_message_id",
-    "transactional_contents", "contents", "content", "content_id",
-)  # fmt: skip
+    "transactional", "message", "transactional_message_id", "transactional_contents", "content"
+)
 FAMILIES = {family.kind: family for family in (CAMPAIGNS, BROADCASTS, NEWSLETTERS, TRANSACTIONAL)}
 
 #: The fields of a row that nobody has set.
@@ -16144,7 +16136,7 @@ def sent_by(call: Call, family: Family, parent: Json, content_id: str = "") -> L
     found = call.workspace.deliveries.sent.get((family.key, parent["id"]), [])
     if content_id:
         number = content_row(call, family, parent, content_id)["id"]
-        found = [d for d in found if d.parents.get(family.content_key) == number]
+        found = [d for d in found if d.parents.get(f"{family.content}_id") == number]
     type = query_choice(call.request.query(), "type", MESSAGE_CHANNELS)
     return [d for d in found if not type or MESSAGE_TYPES.get(d.channel, d.channel) == type]
 
@@ -16268,9 +16260,9 @@ def list_family(call: Call) -> Json:
         kept = [row for row in rows if row.get("state") != "archived"]
         documents = [family_document(workspace, family, row) for row in kept]
     if family is not NEWSLETTERS:
-        return {family.many: documents}
+        return {f"{family.one}s": documents}
     newest_first = query_choice(call.request.query(), "sort", ("asc", "desc")) == "desc"
-    return paged(call, family.many, documents[::-1] if newest_first else documents)
+    return paged(call, "newsletters", documents[::-1] if newest_first else documents)
 
 
 def read_family(call: Call, id: str) -> Json:
@@ -17319,11 +17311,9 @@ class StudioKind(NamedTuple):
     """A kind of thing that is kept in folders; its five operations are derived from this row."""
 
     noun: str
-    path: str
-    listed: str
-    #: What an answer calls one, and several.
+    #: What an answer calls one; several with an s.
     one: str
-    many: str
+    path: str
     #: The shelves of the things and of their folders.
     shelf: str
     folders: str
@@ -17332,6 +17322,8 @@ class StudioKind(NamedTuple):
     #: Fields whose combination has to be unique.
     unique: Sequence[str] = ()
     query: Mapping[str, QueryReader] = _STUDIO_QUERY
+    #: Where they are listed, if not at `path`.
+    listed: str = ""
     show: Callable[[Call, Json], Json] = lambda call, row: shown(row)
     brief: Callable[[Call, Json], Json] = lambda call, row: shown(row)
     #: Prepares for a deletion, or raises ApiError 409.
@@ -17432,7 +17424,7 @@ def list_items(kind: StudioKind, call: Call) -> Json:
     rows.sort(key=operator.itemgetter(by), reverse=downwards)
     start = (pages["page"] - 1) * pages["limit"]
     meta = {"filters": filters, "pagination": {**pages, "total": len(rows)}}
-    return {kind.many: rows[start : start + pages["limit"]], **folders, "meta": meta}
+    return {f"{kind.one}s": rows[start : start + pages["limit"]], **folders, "meta": meta}
 
 
 def _lying_in(call: Call, folders: str, shelf: str, filters: Json) -> List[Json]:
@@ -17479,26 +17471,24 @@ def _asset_document(call: Call, row: Json) -> Json:
 
 
 ASSET_FOLDERS = StudioKind(
-    "asset folder", "/v1/assets/folders", "/v1/assets/folders", "folder", "folders",
-    "asset_folders", "asset_folders",
+    "asset folder", "folder", "/v1/assets/folders", "asset_folders", "asset_folders",
     CLOSED.having("name", short="name", parent_folder_id=_PARENT_NUMBER),
     {"name": "", "parent_folder_id": None}, unique=("name", "parent_folder_id"),
     query=_ASSET_QUERY, clear=_empty_folder,
 )  # fmt: skip
 ASSETS = ASSET_FOLDERS._replace(
-    noun="asset", path="/v1/assets/files", listed="/v1/assets", one="asset", many="assets",
-    shelf="assets", blank={"name": "", "path": "", "size": 0, "parent_folder_id": None},
+    noun="asset", one="asset", path="/v1/assets/files", listed="/v1/assets", shelf="assets",
+    blank={"name": "", "path": "", "size": 0, "parent_folder_id": None},
     show=_asset_document, brief=_asset_document, clear=StudioKind._field_defaults["clear"],
 )  # fmt: skip
 FOLDERS = StudioKind(
-    "Design Studio folder", "/v1/design_studio/folders", "/v1/design_studio/folders",
-    "folder", "folders", "ds_folders", "ds_folders",
+    "Design Studio folder", "folder", "/v1/design_studio/folders", "ds_folders", "ds_folders",
     CLOSED.having("name", name=_FOLDER_NAME, parent_folder_id=_PARENT_UUID),
     {"name": "", "parent_folder_id": None}, clear=_keep_full_folder,
 )  # fmt: skip
 COMPONENTS = StudioKind(
-    "Design Studio component", "/v1/design_studio/components", "/v1/design_studio/components",
-    "component", "components", "ds_components", "ds_folders",
+    "Design Studio component", "component", "/v1/design_studio/components", "ds_components",
+    "ds_folders",
     CLOSED.having(
         "name tag content", short="name", text="content", parent_folder_id=_PARENT_UUID,
         tag=pattern_field(r"[A-Za-z][\w.-]{0,99}", "a tag name like my-button"),
@@ -17562,8 +17552,7 @@ def _forget_node(workspace: Workspace, node: Json) -> None:
 
 
 EMAILS = StudioKind(
-    "Design Studio email", "/v1/design_studio/emails", "/v1/design_studio/emails",
-    "email", "emails", "ds_emails", "ds_folders",
+    "Design Studio email", "email", "/v1/design_studio/emails", "ds_emails", "ds_folders",
     CLOSED.having(
         "name", short="name", flag="is_template", parent_folder_id=_PARENT_UUID, **_PARTS
     ),
@@ -17585,7 +17574,7 @@ _KIND_VERBS: Sequence[Tuple[str, str, str, Callable[..., Any]]] = (
 
 def _serve_kind(kind: StudioKind) -> None:
     for method, end, summary, verb in _KIND_VERBS:
-        path = (kind.listed if verb is list_items else kind.path) + end
+        path = ((verb is list_items and kind.listed) or kind.path) + end
         if (method, kind) != ("POST", ASSETS):
             text, handler = summary.format(kind.noun), functools.partial(verb, kind)
             fields = {"POST": kind.fields, "PUT": _changes(kind.fields)}.get(method)
