@@ -10712,10 +10712,11 @@ class Gate:
                 self._relate(plan, thing.key, None)
 
     def _relate(self, plan: Plan, key: ObjectKey, person: Optional[Person]) -> None:
-        candidate = Journey(plan.number, person, {}, None)
-        candidate.object_key = key
-        if plan.change is not None and not plan.change.test(candidate):
-            return
+        if plan.change is not None:
+            candidate = Journey(plan.number, person, {}, None)
+            candidate.object_key = key
+            if not plan.change.test(candidate):
+                return
         if person is None or not plan.invites_all:
             whom = -1 if person is None else person.serial
             self.related.setdefault((plan.number, key, whom), (plan, key, person, self.depth))

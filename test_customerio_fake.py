@@ -4581,6 +4581,12 @@ class Tiles(JourneyTest):
             self.steps(), [(1, "drafted"), (2, "skipped", "sending_state off"), (3, "sent")]
         )
 
+    def test_what_comes_after_a_message_knows_that_it_was_sent(self) -> None:
+        sent = {"message": {"action_id": 1, "metric": "sent"}}
+        branch = {"id": 2, "type": "conditional_branch", "conditions": sent, "paths": [[], []]}
+        self.run_through(mail(1), branch)
+        self.assertEqual(self.steps(), [(1, "sent"), (2, "branched", 0)])
+
     def test_content_that_is_changed_counts_from_then_on(self) -> None:
         self.run_through(mail(1, "old"), {"type": "delay_seconds", "delay": 60}, mail(3, "old"))
         self.ok("PUT", "/v1/campaigns/1/actions/3", {"subject": "new {{event.plan}}"})
@@ -4853,15 +4859,17 @@ class Tiles(JourneyTest):
 
     def test_a_wait_ends_when_time_alone_says_so(self) -> None:
         old = {"attribute": {"field": "seen", "operator": "timestamp_lt", "value": "-3600"}}
-        wait = {"id": 10, "type": "conditional_wait", "multi_conditions": [old], "delay": 9999}
-        self.campaign(wait)
-        self.identify("1", seen=self.START - 600)
-        self.track("1", "go")
-        self.assertEqual(self.journeys()[0]["next_wake_up"], self.START + 3000)
-        self.clock(advance=2999)
-        self.assertEqual(self.journeys()[0]["state"], "active")
-        self.clock(advance=1)
-        self.assertEqual(self.steps(), [(10, "matched", 0)])
+        wait = {"id": 10, "type": "conditional_wait", "delay": 9999}
+        for condition in (old, {"segment": {"id": 1}}):
+            segments = [{"id": 1, "name": "s", "conditions": old}]
+            self.campaign({**wait, "multi_conditions": [condition]}, segments=segments)
+            self.identify("1", seen=self.START - 600)
+            self.track("1", "go")
+            self.assertEqual(self.journeys()[0]["next_wake_up"], self.START + 3000)
+            self.clock(advance=2999)
+            self.assertEqual(self.journeys()[0]["state"], "active")
+            self.clock(advance=1)
+            self.assertEqual(self.steps(), [(10, "matched", 0)])
 
     def test_a_wait_for_the_time_that_the_event_names(self) -> None:
         wait = {"id": 10, "type": "conditional_wait",
@@ -5032,6 +5040,12 @@ class Entries(JourneyTest):
                     self.track("1", "go")
                     self.clock(advance=30)
                 self.assertEqual(self.reasons(), reasons)
+
+    def test_journeys_that_nothing_of_a_journey_began_are_no_chain(self) -> None:
+        self.campaign({"type": "create_event", "event_name": "x"})
+        for _ in range(105):
+            self.track("1", "go")
+        self.assertEqual({row["state"] for row in self.journeys()}, {"finished"})
 
     def test_two_journeys_of_one_person_run_side_by_side(self) -> None:
         self.campaign({"type": "delay_seconds", "delay": 60}, mail(20, "{{event.n}}"))
@@ -5321,6 +5335,18 @@ class Entries(JourneyTest):
 
     def subjects(self) -> list[str]:
         return [row["rendered"]["subject"] for row in self.records("deliveries")]
+
+    def test_who_waits_for_an_object_goes_on_when_it_changes(self) -> None:
+        wait = {"id": 10, "type": "conditional_wait", "multi_conditions": [
+            {"object_attribute": {"field": "open", "operator": "eq", "value": "yes"}}]}  # fmt: skip
+        self.campaign(wait, mail(20))
+        for id in ("1", "2"):
+            self.identify(id, email=f"{id}@example.com")
+            self.track(id, "go")
+        self.relate("acme", "1")
+        for value, sent in (("no", []), ("yes", [(20, "1")])):
+            self.update("acme", open=value)
+            self.assertEqual(self.sent(), sent)
 
     def test_an_updated_object_reaches_all_its_people(self) -> None:
         changed = {"object_attribute": {"field": "open", "operator": "eq", "value": "yes"}}
