@@ -12759,7 +12759,6 @@ def _seed_campaign(workspace: Workspace, row: Json, where: str) -> None:
 def _seed_workflow(workspace: Workspace, family: Family, row: Json, where: str) -> Plan:
     """Store what the App API shows of a campaign or broadcast, and make it run by the rest."""
     gate, shelf = workspace.beside(Gate), workspace.shelves[family.shelf]
-    workspace.shelves[family.kind].open = False
     plans = gate.runner.plans
     others = (plan.nodes for plan in plans.values() if plan.family is family)
     taken = {*shelf.rows, *(number for nodes in others for number in nodes)}

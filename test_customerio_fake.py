@@ -8159,6 +8159,11 @@ class Workspaces(FakeTest):
     def inside(self, world: Any, method: str, path: str, body: Any = None) -> Reply:
         return self.call(method, path, body, authorization=self.keys(world, path))
 
+    def test_the_keys_are_like_the_services(self) -> None:
+        world = self.add(name="w")
+        for key in customerio_fake.WORKSPACE_KEYS:
+            self.assertRegex(world[key], "^[0-9a-f]{20}$")
+
     def test_the_keys_say_whose_a_call_is(self) -> None:
         one, two = self.add(name="one"), self.add()
         self.assertEqual(self.inside(one, "PUT", "/api/v1/customers/1", {"n": 1}).status, 200)
