@@ -24188,6 +24188,10 @@ def _below(path: str, told: str) -> Any:
     return property(lambda view: view.url + path, doc=told)
 
 
+#: How long a test waits for what has to come, in seconds, unless it says otherwise.
+USUAL_WAIT = 5.0
+
+
 class View:
     """One workspace as tests see it: where it is, what was captured, and how to control it."""
 
@@ -24387,7 +24391,7 @@ class View:
         __tracebackhide__ = True
         return self.expect("events", name=name, **match)
 
-    def wait_for_event(self, name: str, timeout: float = 5, **match: Any) -> EventRecord:
+    def wait_for_event(self, name: str, timeout: float = USUAL_WAIT, **match: Any) -> EventRecord:
         """Wait up to `timeout` seconds for an event with this name and fields; return the first."""
         __tracebackhide__ = True
         return self.expect("events", timeout=timeout, name=name, **match)[0]
@@ -24397,7 +24401,7 @@ class View:
         __tracebackhide__ = True
         return self.expect("deliveries", **match)
 
-    def wait_for_delivery(self, timeout: float = 5, **match: Any) -> DeliveryRecord:
+    def wait_for_delivery(self, timeout: float = USUAL_WAIT, **match: Any) -> DeliveryRecord:
         """Wait for a delivery with these fields (`timeout` in seconds), and return the first."""
         __tracebackhide__ = True
         return self.expect("deliveries", timeout=timeout, **match)[0]

@@ -390,7 +390,9 @@ class Published(unittest.TestCase):
         "OLDEST_TRIGGER": 259_200, "LONGEST_GOAL": 7_776_000, "LEAST_INTERVAL": 60,
         "FILTER_PATIENCE": 1800, "CLIPPED_AT": 104_448, "WEBHOOK_TIMEOUT": 4,
         "WEBHOOK_LIFE": 604_800, "CALL_RETRIES": 11, "CALL_TIMEOUT": 16, "PULL_RATE": 10,
-        "POLLING": 10, "HEARTBEAT": 30, "IN_APP_PORTS": (3010, 3009, 9998),
+        "POLLING": 10, "HEARTBEAT": 30, "USUAL_WAIT": 5, "MAX_WAIT": 300, "MAX_DEPTH": 200,
+        "MAX_BRANCHES": 40, "CLOCK_PATIENCE": 10, "MAX_FIELDS": 100, "MAX_BUCKETS": 100_000,
+        "IN_APP_PORTS": (3010, 3009, 9998),
         "PERIODS": {"hours": 24, "days": 45, "weeks": 12, "months": 121},
         "REVIEW_WEIGHTS": {"error": 20, "warning": 10, "tip": 5},
         "_SLOW_STATUSES": {400, 401, 402, 403, 404, 405, 410, 429, 500, 502, 521},
@@ -1116,6 +1118,16 @@ class Bodies(FakeTest):
                 customerio_fake.decode_json(raw)
             self.assertEqual(caught.exception.status, 413)
             self.assertEqual(len(customerio_fake.decode_json(raw, bounded=False)), 9)
+
+    def test_two_hundred_levels_are_deep_enough(self) -> None:
+        for levels, right in ((199, True), (200, False)):
+            raw = b"[[]," + b"[" * levels + b"1" + b"]" * levels + b"]"
+            with self.subTest(levels):
+                if right:
+                    self.assertEqual(customerio_fake.decode_json(raw)[0], [])
+                    continue
+                with self.assertRaisesRegex(ApiError, "invalid JSON: nested deeper than 200"):
+                    customerio_fake.decode_json(raw)
 
     def test_nothing_and_null_are_an_empty_object(self) -> None:
         for body in (b"", b" \r\n", b"null", b"{}"):
@@ -8810,6 +8822,19 @@ class BadFaults(FaultTest):
         self.assert_errors(reply, 400, "did you mean POST /v1/send/email")
 
 
+class Quick(unittest.TestCase):
+    """Which operations the loop answers itself, because they take no time."""
+
+    def test_families_and_their_parts_are_read_and_listed_at_once(self) -> None:
+        family = r"/v1/(campaigns|broadcasts|newsletters|transactional)(/{\w+})?"
+        pattern = re.compile(family + r"(/(actions|contents|test_groups)(/{\w+})?)?")
+        rows = [row for row in ROUTES if row.method == "GET" and pattern.fullmatch(row.path)]
+        self.assertGreater(len(rows), 12)
+        self.assertEqual([row.path for row in rows if row.heavy], [])
+        counted = [row for row in ROUTES if re.search("/v1/.*/metrics(/links)?$", row.path)]
+        self.assertEqual([row.path for row in counted if not row.heavy], [])
+
+
 class Limits(FakeTest):
     """Queries, credentials and rules at their limits."""
 
@@ -12683,6 +12708,24 @@ class Examples(SeededTest):
 
 class ForMail(SeededTest):
     """What a message looks like to a mail program, and the links that are in none."""
+
+    def test_what_can_be_looked_at(self) -> None:
+        message = {"to": "a@b.cd", "from": "a@b.cd", "subject": "s", "body": "<p>b</p>"}
+        sent = self.ok("POST", "/v1/send/email", {**message, "identifiers": {"id": "ada"}})
+        one, html = sent["delivery_id"], "text/html; charset=utf-8"
+        script, text = "text/javascript; charset=utf-8", "text/plain; charset=utf-8"
+        rows = [
+            ("/auth", html), ("/index.html", html), ("/__parlel/ca.pem", "application/x-pem-file"),
+            (f"/__parlel/deliveries/{one}/html", html), (f"/__parlel/deliveries/{one}/text", text),
+            (f"/__parlel/deliveries/{one}/eml", "message/rfc822"), (f"/e/o/{one}", "image/gif"),
+            (f"/e/v/{one}", html), (f"/unsubscribe/{one}", html),
+            ("/__parlel/requests/1/curl", text),
+            ("/__parlel/client.mjs", script), ("/__parlel/client.d.ts", script),
+        ]  # fmt: skip
+        for path, type in rows:
+            reply = self.call("GET", path)
+            self.assertEqual((reply.status, reply.headers["content-type"]), (200, type), path)
+        self.assertEqual(self.call("GET", "/favicon.ico").status, 204)
 
     def test_headers_of_its_own_are_in_the_mail(self) -> None:
         message = {"to": "a@b.cd", "from": "a@b.cd", "subject": "s", "body": "b"}
