@@ -2237,6 +2237,15 @@ class SegmentConditions(FakeTest):
             with self.subTest(field=field, operator=operator, value=value):
                 self.assertEqual("".join(self.members({"attribute": body})), expected)
 
+    def test_a_text_that_means_no_time(self) -> None:
+        for text, expected in (
+            ("5" + "." + "0" * 58, "1"), ("5" + "." + "0" * 59, ""), ("1e30", ""), ("-1", "1"),
+            ("2024-02-31T", ""), ("2024-02-28", "1"), ("", ""),
+        ):  # fmt: skip
+            self.call("PUT", "/api/v1/customers/1", {"when": text})
+            spec = {"attribute": {"field": "when", "operator": "is_timestamp"}}
+            self.assertEqual("".join(self.members(spec)), expected, text)
+
     def test_events_by_count_data_and_window(self) -> None:
         self.track("1", "order", total=5)
         self.track("1", "order", total=50)
@@ -2318,6 +2327,19 @@ class SegmentConditions(FakeTest):
             ({"attribute": {**field, "operator": "timestamp_gt"}}, "must be a number of seconds"),
             ({"attribute": {**field, "operator": "bw"}}, "conditions.attribute.value2"),
             ({"event_attribute": field}, "conditions has 'event_attribute'"),
+            ({"attribute": {**field, "negate": 1}}, "conditions.attribute.negate is unknown"),
+            ({"attribute": {**field, "feild": 1}}, "conditions.attribute.feild is unknown; did you "
+             "mean field?"),
+            ({"segment": {"id": 1, "inverse": True}}, "conditions.segment.inverse is unknown"),
+            ({"event": {"name": "x", "filter": {}}}, "conditions.event.filter is unknown; did you "
+             "mean filters?"),
+            ({"event": {"name": "x", "type": []}}, "conditions.event.type must be one of: event"),
+            ({"message": {"metric": "sent", "action_id": "3"}},
+             "conditions.message.action_id must be a whole number"),
+            ({"message": {"metric": "sent", "action_id": True}},
+             "conditions.message.action_id must be a whole number"),
+            ({"device_attribute": {"field": "os", "operator": "eq"}},
+             "conditions.device_attribute.value is required"),
         ]  # fmt: skip
         for spec, text in rows:
             with self.assertRaises(ApiError, msg=str(spec)) as caught:
