@@ -12607,7 +12607,7 @@ class Edges:
         kind, type = TILES.get(tile["type"]), tile["type"]
         names = kind.paths(tile) if kind else []
         # A wait may continue at the same place however it ends.
-        fits = count == len(names) or (straight and count == 1 and type == "conditional_wait")
+        fits = count == len(names) or (straight and count < 2 and type == "conditional_wait")
         if not names:
             fits = count <= (type != "exit")
             names = [] if type == "exit" else ["what comes next"]

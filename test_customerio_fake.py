@@ -6389,11 +6389,13 @@ class PrintedCampaigns(JourneyTest):
             # Directly behind, and however a wait ends.
             ([branch], ["3>4:0", "3>6:1", "4>6"], [4, 6]),
             ([wait], ["3>4"], [4]),
+            ([wait, *self.mails(4)], ["4>3"], [4]),
         ]  # fmt: skip
         for tiles, edges, sent in rows:
             with self.subTest(edges=edges):
                 used = {end for edge in edges for end in re.findall(r"\d+(?=>)|(?<=>)\d+", edge)}
-                mails = [mail for mail in self.mails(4, 5, 6, 7) if mail["id"] in used]
+                there = [tile["id"] for tile in tiles]
+                mails = [mail for mail in self.mails(4, 5, 6, 7) if mail["id"] in used - {*there}]
                 self.seed(self.printed([*tiles, *mails], edges))
                 self.identify("1", email="1@example.com", plan="pro")
                 self.track("1", "go")
