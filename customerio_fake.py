@@ -7141,10 +7141,10 @@ class Deliveries(Keeper):
         self.queued += 1
 
     def show(self, delivery: Delivery, when: int) -> None:
-        """Take a message that was shown off the queue; it is `opened`, as the SDK reports, too."""
-        seen = delivery.channel != "in_app" or "opened" in delivery.metrics
-        self.queue_up(delivery, gone=when, reported=seen)
-        if not seen:
+        """Take out of the queue what was shown, which is `opened`; the SDK reports that, too."""
+        self.queue_up(delivery, gone=when)
+        if delivery.channel == "in_app" and "opened" not in delivery.metrics:
+            self.queue_up(delivery, reported=False)
             self.report(delivery, "opened", when)
 
     def recall(self, parent: Tuple[str, int], when: int) -> None:

@@ -13140,7 +13140,7 @@ class InAppMobile(WireTestCase):
                 self.assertLessEqual({"sent", "opened", "clicked"}, metrics.keys())
 
     def test_what_was_shown_is_opened_once_whoever_comes_first(self) -> None:
-        for order in ("show report", "report show"):
+        for order in ("show report", "report show", "show show report"):
             delivery_id = self.message("in_app", 1)
             for step in order.split():
                 if step == "show":
