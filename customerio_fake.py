@@ -3635,8 +3635,7 @@ def _render_liquid_tag(parser: _Parser, token: _Token) -> _Node:
     return run
 
 
-LIQUID_TAGS.update(dict.fromkeys(_HOST_TAGS, _host_tag))
-LIQUID_TAGS["render_liquid"] = _render_liquid_tag
+LIQUID_TAGS.update(dict.fromkeys(_HOST_TAGS, _host_tag), render_liquid=_render_liquid_tag)
 
 
 class _Locale(NamedTuple):
@@ -4749,7 +4748,7 @@ class Belongings(metaclass=Slotted):
 _NOTHING = Belongings()
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Device(metaclass=Slotted):
     """A push token of a person. `last_used` is in Unix seconds."""
 
@@ -5277,18 +5276,10 @@ class Segment(metaclass=Slotted):
 
     def document(self) -> Json:
         """The segment as the App API shows it (observed; the last two fields since 2026)."""
-        return {
-            "id": self.number,
-            "deduplicate_id": f"{self.number}:{self.updated_at}",
-            "name": self.name,
-            "description": self.description,
-            "state": self.state,
-            "progress": self.progress,
-            "type": self.type,
-            "tags": self.tags,
-            "created_at": self.created_at,
-            "updated_at": self.updated_at,
-        }
+        head = {"id": self.number, "deduplicate_id": f"{self.number}:{self.updated_at}"}
+        names = ("name", "description", "state", "progress", "type", "tags")
+        times = {"created_at": self.created_at, "updated_at": self.updated_at}
+        return {**head, **{name: getattr(self, name) for name in names}, **times}
 
     def record(self) -> SegmentRecord:
         """The segment as `/__parlel/segments` shows it; with members if it is manual."""
