@@ -2218,6 +2218,7 @@ class SegmentConditions(FakeTest):
             ("plan", "!contains", "RE", None, "1"),
             ("none", "!exists", None, None, "12"),
             ("seen", "bw", self.START, self.START + 100, "2"),
+            ("seen", "bw", self.START - 1000, self.START - 50, "1"),
             ("seen", "is_timestamp", None, None, "12"),
             ("plan", "is_timestamp", None, None, ""),
             ("seen", "timestamp_gta", self.START, None, "2"),
@@ -5951,6 +5952,12 @@ class JourneyLists(JourneyTest):
         self.assert_errors(self.call("PUT", "/__parlel/state", wrong), 400, "has no content")
         self.clock(advance=60)
         self.assertEqual(self.journeys()[0]["state"], "finished")
+
+    def test_who_has_left_is_no_longer_looked_at(self) -> None:
+        live = self.fake.workspace.beside(customerio_fake.Gate).runner.live
+        self.assertEqual([len(rows) for rows in live.values()], [1])
+        self.clock(advance=60)
+        self.assertEqual([len(rows) for rows in live.values()], [0])
 
     def test_a_snapshot_in_which_a_message_says_nothing_is_refused(self) -> None:
         call: Any = {"id": 10, "type": "webhook", "url": "http://127.0.0.1:9/"}
