@@ -5065,6 +5065,8 @@ class Entries(JourneyTest):
             ({}, [None, None, None]),
             ({"restart_mode": "once"}, [None, "restart_mode once", "restart_mode once"]),
             ({"restart_min_interval": 60}, [None, "restart_min_interval", None]),
+            ({"restart_mode": "interval", "restart_min_interval": 60},
+             [None, "restart_min_interval", None]),
             ({"restart_mode": "interval", "restart_min_interval": 61},
              [None, "restart_min_interval", "restart_min_interval"]),
         ]  # fmt: skip
