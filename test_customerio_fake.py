@@ -2353,6 +2353,17 @@ class SegmentConditions(FakeTest):
 # ======================================================================================
 
 
+class Slots(unittest.TestCase):
+    def test_records_have_the_fields_that_they_declare_and_no_others(self) -> None:
+        person, device = customerio_fake.Person(1, 0), customerio_fake.Device
+        device_of_hers = device("t", "ios", 5, {"a": 1}, person)
+        self.assertEqual((device_of_hers.token, device_of_hers.last_used), ("t", 5))
+        for record in (person, device_of_hers, customerio_fake.Request("GET", "/", {})):
+            with self.subTest(type(record).__name__), self.assertRaises(AttributeError):
+                setattr(record, "nickname", "x")  # noqa: B010 - mypy would see it, too
+            self.assertFalse(hasattr(record, "__dict__"))
+
+
 # ======================================================================================
 # ==== §8 People
 # ======================================================================================
