@@ -20,6 +20,7 @@ import time
 from typing import Any, Iterator
 
 import campaigns as journeys
+import lived
 import world
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
@@ -419,7 +420,34 @@ def check_going(document: Any) -> None:
         fake.close()
 
 
-PARTS = {part.__name__: part for part in (seeds, snapshots, campaigns)}
+def lives(examples: int, number: int) -> None:
+    """What campaigns do, however it is lived: half as many, because each is lived four times."""
+    counts = {"lived": 0, "refused": 0}
+
+    @seed(number)
+    @settings(
+        max_examples=examples // 2, deadline=None, database=None,
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+    @given(lived.WORKSPACE, lived.WEEKS, lived.STEPS)
+    def check(workspace: Any, weeks: Any, steps: list[float]) -> None:
+        document = lived.seed_of(workspace)
+        fake = Fake(Settings())
+        response = call(fake, "POST", "/__parlel/seed", document)
+        fake.close()
+        if response.status != 200:
+            assert b"is never reached" in response.body, response.body
+            counts["refused"] += 1
+            return
+        lived.all_the_same(document, weeks, steps)
+        counts["lived"] += 1
+
+    check()
+    print(f"lives: {counts}", flush=True)
+    assert counts["lived"] > 4 * counts["refused"], "too few are lived"
+
+
+PARTS = {part.__name__: part for part in (seeds, snapshots, campaigns, lives)}
 
 
 def main() -> int:
