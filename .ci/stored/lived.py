@@ -122,7 +122,9 @@ def branches(path: st.SearchStrategy[list[Any]]) -> st.SearchStrategy[Doc]:
 def workflow(leaf: st.SearchStrategy[Doc]) -> st.SearchStrategy[list[Any]]:
     """The tiles of a campaign; a path may end with an exit."""
     tiles = st.lists(leaf, max_size=3)
-    ended = st.tuples(tiles, one([], [], [], [{"type": "exit"}])).map(lambda parts: sum(parts, []))
+    ended = st.tuples(tiles, one([], [], [], [{"type": "exit"}])).map(
+        lambda two: [*two[0], *two[1]]
+    )
     return st.recursive(
         ended, lambda path: st.lists(st.one_of(leaf, branches(path)), max_size=3), max_leaves=6
     )
