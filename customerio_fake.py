@@ -7132,7 +7132,7 @@ class Deliveries(Keeper):
         self.queued += 1
 
     def show(self, delivery: Delivery, when: int) -> None:
-        """Take out of the queue what was shown, which is `opened`; the SDK reports that, too."""
+        """Take a message that was shown off the queue: it is `opened`, as the SDK reports, too."""
         self.queue_up(delivery, gone=when)
         if delivery.channel == "in_app" and "opened" not in delivery.metrics:
             self.queue_up(delivery, reported=False)
@@ -9847,8 +9847,8 @@ OLDEST_TRIGGER = 72 * 3600.0
 #: attributes a journey can remember, further ones being ignored (docs).
 MAX_RELATED = MAX_BATCH_UPDATE = 1000
 MAX_JOURNEY_ATTRIBUTES = 100
-#: How many journeys may set each other off in one instant, in a row and for one person, and how
-#: many may be far down such a row, whoever they are for: campaigns can go in circles.
+#: Campaigns can go in circles: how long a chain of journeys may get in one instant, or how many one
+#: person may have in it; from which depth they are far down, and how many may be, for all people.
 MAX_CHAIN, FAR_DOWN, MAX_FAR_DOWN = 100, 10, 10_000
 
 
@@ -10602,8 +10602,8 @@ class Gate:
         #: Campaigns and objects whose people are about to be let in, because somebody was added.
         self.invited: Set[Tuple[int, ObjectKey]] = set()
         self.settling = self.called = False
-        #: How many journeys have been set off by others in the present second, by person; those
-        #: far down a chain under None.
+        #: How many journeys others have set off in the present second, by person; those far down
+        #: a chain also count under None.
         self.chained: Tuple[int, Counter[Optional[int]]] = (0, Counter())
 
     def add(self, plan: Plan) -> None:
@@ -10851,7 +10851,7 @@ def _shut(gate: Gate, plan: Plan, journey: Journey) -> str:
 
 
 def _in_circles(gate: Gate, plan: Plan, journey: Journey) -> str:
-    """Whether journeys set off each other without end, one after the other or ever more at once."""
+    """Refuse if journeys keep setting each other off, in a long row or ever more at once."""
     second, counts = gate.chained
     if second != int(journey.started):
         _, counts = gate.chained = int(journey.started), Counter()
@@ -12483,7 +12483,7 @@ def web_tile(action: Json, where: str) -> Json:
         raise unknown_tile(type, where)
     for name in ("conditions", "preconditions"):
         tile[name] = web_conditions(action.get(name), f"{where}.{name}")
-    if type == "attribute_update" and "attribute_name" in action:  # as it was once (observed)
+    if type == "attribute_update" and "attribute_name" in action:  # its older form (observed)
         tile["attributes"] = {as_text(action["attribute_name"]): action.get("attribute_value")}
     place = f"{where}.multi_conditions"
     several = enumerate(decoded_conditions(action.get("multi_conditions"), place))
