@@ -15503,6 +15503,17 @@ class Handles(unittest.TestCase):
         cio.clock.resume()
         self.assertTrue(eventually(lambda: cio.clock.now > now))
 
+    def test_what_is_due_is_done_before_anybody_looks(self) -> None:
+        cio = CustomerioServer(port=0)
+        workspace, clock = cio.fake.workspace, cio.fake.workspace.clock
+        clock.freeze()
+        message: dict[str, Any] = {"subject": "s", "body": "b", "from": "a@b.cd", "to": "c@d.ef"}
+        message.update(identifiers={"id": "1"}, send_at=int(clock.now()) + 60)
+        customerio_fake.accept(workspace, "email", message, "")
+        self.assertNotIn("sent", cio.deliveries[0]["metrics"])
+        clock.move_to(clock.now() + 60, True)
+        self.assertIn("sent", cio.deliveries[0]["metrics"])
+
     def test_an_expectation_waits_only_if_it_is_told_to(self) -> None:
         self.assertEqual(customerio_fake.expectation_of({"list": "events"})[1], 0)
         five = customerio_fake.listing([{"n": n} for n in range(5)])
