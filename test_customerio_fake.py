@@ -10072,6 +10072,10 @@ class AppFamilies(SeededTest):
         self.assertEqual(edges("weeks", 2), ["2023-12-31T00", "2024-01-07T00", "2024-01-14T00"])
         months = ["2023-11-01T00", "2023-12-01T00", "2024-01-01T00", "2024-02-01T00"]
         self.assertEqual(edges("months", 3), months)
+        hour, utc = 1_704_999_600, datetime.timezone.utc
+        for end, hours in ((hour + 3599, 1), (hour + 3600, 2), (hour + 3601, 2)):
+            found = customerio_fake.range_edges(hour + 5, end, "hours", utc)
+            self.assertEqual(found, [hour + 3600 * n for n in range(hours + 1)])
 
     def test_a_week_begins_on_sunday(self) -> None:
         # Saturday to Monday, 1 to 3 July 2023, in New York and for the metrics' version 1.
