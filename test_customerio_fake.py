@@ -12986,7 +12986,9 @@ class InApp(FakeTest):
     def test_what_was_shown_to_everybody_is_counted(self) -> None:
         self.assertEqual(self.tell("POST", "/api/v1/logs/message/9").status, 200)
         self.assertEqual(self.fake.workspace.shelves["in_app_messages"].rows[9]["views"], 1)
-        self.assertEqual(self.call("GET", "/e/m/9").body, b"<p>Sale</p>")
+        page = self.call("GET", "/e/m/9")
+        self.assertEqual((page.status, page.body), (200, b"<p>Sale</p>"))
+        self.assert_errors(self.call("GET", "/e/m/8"), 404, "there is no message '8'")
 
     def test_what_is_wrong_is_refused_and_changes_nothing(self) -> None:
         delivery_id = self.send("inbox_message")
