@@ -657,13 +657,11 @@ class Settings:
     public_url: str = _setting("", "base URL under which clients reach us, for download links")
     allow_host: str = _setting("", "further Host names that may use /__parlel, comma-separated")
     identifiers: str = _setting("email_or_id", "what identifies people: email_or_id, id or email")
-    phone: bool = _setting(False, "phone identifies people, too")
-    update_email_by_id: bool = _setting(
-        False, "an email may be changed by a call that names the id"
-    )
+    phone: bool = _setting(False, "phone identifies people, as id and email do")
+    update_email_by_id: bool = _setting(False, "let a call that names the id change the email")
     signing_key: str = _setting("fake-signing-key", "signs reporting webhooks")
-    region: str = _setting("us", "data centre to report: us or eu")
-    ingest_delay: float = _setting(0.0, "seconds until a Track write can be seen")
+    region: str = _setting("us", "data center to report: us or eu")
+    ingest_delay: float = _setting(0.0, "seconds until a Track write takes effect")
     journal: int = _setting(1000, "how many requests are kept for /__parlel/requests")
     deliveries: int = _setting(100_000, "how many deliveries are kept; the oldest go first")
     rate_limits: bool = _setting(False, "answer 429 beyond the published limits of the App API")
@@ -673,12 +671,12 @@ class Settings:
     region_check: bool = _setting(
         False, "answer 401 to calls for a customer.io host of another region than --region"
     )
-    in_app: bool = _setting(False, "listen on the ports of the web SDK's env local, too")
-    webhook: str = _setting("", "URL to report everything to, as a reporting webhook")
-    seed: str = _setting("", "JSON file that describes the workspace to begin with")
-    state: str = _setting("", "JSON file to go on from, if it is there, and to save to at the end")
+    in_app: bool = _setting(False, 'listen on the ports of the web SDK\'s env "local", too')
+    webhook: str = _setting("", "URL of a reporting webhook that gets everything")
+    seed: str = _setting("", "JSON file that describes the initial workspace")
+    state: str = _setting("", "JSON file to resume from, if it exists, and to save to at the end")
     max_body: int = _setting(32 << 20, "largest request body in bytes")
-    max_threads: int = _setting(128, "most requests that may wait at the same time")
+    max_threads: int = _setting(128, "how many requests may wait at the same time")
     read_timeout: float = _setting(30.0, "seconds a client may take to send one request")
     idle_timeout: float = _setting(120.0, "seconds an idle connection is kept")
 
@@ -24930,7 +24928,7 @@ COMMANDS: Dict[str, Command] = {
         "Read a workspace of the real service into a seed; nothing is ever written there.",
         {
             "--app-key": {"help": "key of the App API [$CUSTOMERIO_APP_KEY]"},
-            "--region": {"choices": list(APP_URLS), "default": "us", "help": "data centre"},
+            "--region": {"choices": list(APP_URLS), "default": "us", "help": "data center"},
             "--from": {"dest": "source", "metavar": "URL", "help": "another host of the App API"},
             "--into": {"metavar": "FILE", "help": "write there; if it is there, go on with it"},
             "--person": {**_MANY, "metavar": "ID", "help": "a person to read, too; may repeat"},
