@@ -1456,6 +1456,7 @@ class Liquid(LiquidTest):
                 ("{{ 'a b&c' | url_encode }} {{ 'a+b%26c' | url_decode }}", "a+b%26c a b&c"),
                 ("{{ 'one two' | titlecase }} {{ 'One, two!' | slugify }}", "One Two one-two"),
                 ("{{ 'x' | base64 }} {{ 'eA==' | base64_decode }}", "eA== x"),
+                ("{{ '\u00e9<' | json }}", '"\u00e9<"'),
                 ("{{ 'x' | md5 | slice: 0, 8 }}", "9dd4e461"),
                 ("{{ 'x' | hmac_sha256: 'k' | hex_base64 | slice: 0, 8 }}", "w47ciBXI"),
                 (
