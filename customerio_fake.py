@@ -1043,7 +1043,7 @@ def iana_zone(name: Json) -> Optional[tzinfo]:
 
     try:
         return timezone.utc if name == "UTC" else ZoneInfo(name)
-    except (TypeError, ValueError, OSError, KeyError):
+    except (TypeError, ValueError, OSError, KeyError, ImportError):  # the last without any data
         return None
 
 
