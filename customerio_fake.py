@@ -9007,7 +9007,7 @@ def trigger_broadcast(workspace: Workspace, broadcast_id: int, payload: Json) ->
 
 
 def _further(count: int) -> List[str]:
-    return [f"and {count} further errors"] if count > 0 else []
+    return [f"and {count} further error{'s' if count > 1 else ''}"] if count > 0 else []
 
 
 class Trigger(NamedTuple):
@@ -12838,12 +12838,18 @@ def _seed_settings(workspace: Workspace, row: Json, where: str) -> None:
 NOBODY: Json = {"attribute": {"field": "cio_id", "operator": "eq", "value": "unknown"}}
 
 
-def _seed_segment(workspace: Workspace, row: Json, where: str) -> None:
-    _of_kind("segments", row, where)
-    number = row.get("id") or workspace.count("segment")
-    if number in workspace.segments.rows or number < 1:
+def _number_of(workspace: Workspace, kind: str, row: Json, where: str, taken: Any = ()) -> int:
+    """The id of a row, or the next that is free. Raises ApiError 400 if it is taken or below 1."""
+    number = int(row["id"] if "id" in row else workspace.count(kind))
+    if number < 1 or number in taken:
         wrong = "must be a number from 1 up" if number < 1 else f"{number} is there already"
         raise invalid(f"{where}.id {wrong}", f"{where}.id")
+    return number
+
+
+def _seed_segment(workspace: Workspace, row: Json, where: str) -> None:
+    _of_kind("segments", row, where)
+    number = _number_of(workspace, "segment", row, where, workspace.segments.rows)
     now = workspace.seconds()
     segment = Segment(number, row["name"], row.get("created_at") or now)
     segment.description, segment.tags = row.get("description") or "", row.get("tags")
@@ -12984,9 +12990,8 @@ def content_of(rows: Json) -> Json:
 
 def _seed_export(workspace: Workspace, row: Json, where: str) -> None:
     _sound_row(_SEEDED["exports"], row, where)
-    number, now = row.get("id") or workspace.count("export"), workspace.seconds()
-    if number in workspace.exports:
-        raise invalid(f"{where}.id {number} is there already", f"{where}.id")
+    number = _number_of(workspace, "export", row, where, workspace.exports)
+    now = workspace.seconds()
     export = Export(number, row["type"], row.get("total") or 0, b"", row.get("created_at") or now)
     export.downloads, export.told = row.get("downloads") or 0, without(row, ("downloads",))
     workspace.exports[number] = export
@@ -13022,7 +13027,7 @@ def _seed_trigger(workspace: Workspace, row: Json, where: str) -> None:
     _sound_row(_SEEDED["triggers"], row, where)
     at, ended = row.get("created_at") or workspace.seconds(), row.get("processed_at")
     about = {"campaign_id": row["broadcast_id"], "payload": {}, "errors": row.get("errors", [])}
-    number = row.get("id") or workspace.count("trigger")
+    number = _number_of(workspace, "trigger", row, where)
     workspace.broadcasts.append({"id": number, **about, "processed_at": ended, "received_at": at})
 
 

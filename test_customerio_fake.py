@@ -3702,11 +3702,11 @@ class BroadcastSends(SeededTest):
     """A trigger makes one rendered delivery for each person."""
 
     def test_a_thousand_errors_are_told_and_how_many_more_there_are(self) -> None:
-        for count, last in ((1000, "line 1000: no person has"), (1001, "and 1 further errors")):
+        for count, last in ((1000, "line 1000: no person has"), (1001, "and 1 further error")):
             emails = [f"{number}@example.com" for number in range(count)]
             reply = self.call("POST", "/v1/campaigns/20/triggers", {"emails": emails})
             self.assertEqual(reply.status, 422)
-            self.assertIn(last, self.records("broadcasts")[-1]["errors"][-1])
+            self.assertRegex(self.records("broadcasts")[-1]["errors"][-1], rf"{last}\b")
 
     def trigger(self, **payload: Any) -> list[Any]:
         """Trigger the seeded broadcast; gives who got what."""
@@ -7642,6 +7642,8 @@ class Seeding(SeededTest):
         self.assertEqual([p["id"] for p in self.records("customers")], ["eve"])
 
     def test_a_mistake_is_refused_whole_and_names_its_place(self) -> None:
+        needed: dict[str, Any] = {"segments": {"name": "x"}, "exports": {"type": "x"},
+                                  "triggers": {"broadcast_id": 1}, "campaigns": {}}  # fmt: skip
         rows: list[tuple[Any, str]] = [
             ({"campains": []}, "campains"),
             ({"campaigns": {}}, "campaigns must be a list"),
@@ -7653,6 +7655,11 @@ class Seeding(SeededTest):
             ({"segments": [{"name": "x", "conditions": {"x": 1}}]}, "segments[0].conditions"),
             ({"snippets": [{"name": "x"}]}, "snippets[0]"),
             ({"objects": [{}]}, "objects[0]"),
+            *(
+                ({kind: [{**row, "id": id}]}, f"{kind}[0].id must be a number from 1 up")
+                for kind, row in needed.items()
+                for id in (0, -1)
+            ),
             ({"messages": [{"created": "x"}]}, "messages[0]"),
             ({"messages": [{"created": 1e300}]}, "messages[0]"),
             ({"messages": [{"created": -5}]}, "messages[0]"),
@@ -14390,6 +14397,30 @@ class HostileInput(WireTestCase):
                 self.assertTrue(wire.ended())
         self.assert_unharmed(before)
 
+    def test_limits_are_exact(self) -> None:
+        """As much as that is taken, and a byte or a line more is not."""
+        line = b"GET / HTTP/1.1\r\n"
+        padding = b"X: y\r\n" * 20_000
+        rows: List[Tuple[str, Callable[[int], bytes], int, int]] = [
+            ("target", lambda n: message("GET", "/" + "y" * (n - 1)), 16_384, 414),
+            ("field", lambda n: message("GET", "/", None, "X: " + "y" * (n - 3)), 16_384, 431),
+            ("fields", lambda n: message("GET", "/", None, *["X: y"] * (n - 2)), 100, 431),
+            ("head", lambda n: (line + padding)[:n], 65_536, 431),
+            ("body", lambda n: identify(b"y" * n), 1000, 413),
+            ("chunks", lambda n: identify(chunks(b"y" * n, 100), CHUNKED), 1000, 413),
+            ("size of a chunk", lambda n: identify(b"f;" + b"y" * (n - 2), CHUNKED), 16_383, 400),
+            ("trailers", lambda n: identify((b"0\r\n" + padding)[:n], CHUNKED), 16_384, 431),
+        ]
+        for name, request, limit, status in rows:
+            with self.subTest(name):
+                within, beyond = customerio_fake.Framer(1000), customerio_fake.Framer(1000)
+                within.feed(request(limit))
+                within.next()
+                beyond.feed(request(limit + 1))
+                with self.assertRaises(ApiError) as refused:
+                    beyond.next()
+                self.assertEqual(refused.exception.status, status)
+
     def test_bodies_that_end_early_have_no_effect(self) -> None:
         evil = b'{"plan":"evil"}'
         rows = [
@@ -14816,6 +14847,28 @@ class Connections(WireTestCase):
             for _ in range(2):
                 reply = self.dial(None, server.port).send(PEOPLE).reply()
                 self.assertEqual(reply.status, 200)
+
+    def test_when_the_loop_looks_and_who_has_been_silent(self) -> None:
+        server = customerio_fake.Server(Settings(port=0), self.server.fake)
+        self.addCleanup(server.server_close)
+        looks: List[Optional[float]] = []
+
+        def turn(timeout: Optional[float]) -> bool:
+            looks.append(timeout)
+            server._stopping = True
+            return True
+
+        discard = server.fake.discard
+        self.addCleanup(setattr, server.fake, "discard", discard)
+        with mock.patch.object(server, "_turn", turn), socket.socket() as sock:
+            for silent, resting in ((0.9, 0), (1.1, 1)):
+                since = server._now - silent
+                connection = customerio_fake.Connection(sock, "", 1, since)
+                with mock.patch.dict(server._waiting, {threading.current_thread(): connection}):
+                    self.assertEqual(len(server._resting()), resting, silent)
+            with mock.patch.dict(server._open, {0: connection}):
+                server.serve_forever()
+        self.assertEqual(looks, [1.0, 0])  # each second while anybody is there, and at the end
 
     def test_running_out_of_file_descriptors(self) -> None:
         fake = self.server.fake
