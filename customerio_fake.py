@@ -18818,6 +18818,9 @@ def unix_time(value: Json) -> Json:
 class Moot(ApiError):
     """A valid call that has no effect, because it concerns nobody or nothing."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(400, message)
+
 
 def take_pipelines_call(workspace: Workspace, kind: str, item: Json) -> Outcome:
     """Record a call, without its key, and carry it out; returns the outcome.
@@ -18833,7 +18836,7 @@ def take_pipelines_call(workspace: Workspace, kind: str, item: Json) -> Outcome:
         try:
             check_pipelines_call(kind, item, strict=False)
             if item.get("integrations") and _is_kept_out(part_of(item, "integrations")):
-                raise Moot(400, "integrations: the call says that it is not for Customer.io")
+                raise Moot("integrations: the call says that it is not for Customer.io")
             return _PIPELINES_VERBS[kind](workspace, item)()
         except ApiError as error:
             workspace.drop(f"pipelines {kind}", ("type", kind), error.message)
@@ -18852,7 +18855,7 @@ def _user(workspace: Workspace, item: Json) -> Identifier:
         return _known_user(workspace, item)
     if item.get("anonymousId") not in (None, ""):
         return "anonymous_id", identifier_text(item["anonymousId"], "anonymousId")
-    raise Moot(400, "a call for nobody: there is neither userId nor anonymousId")
+    raise Moot("a call for nobody: there is neither userId nor anonymousId")
 
 
 def _known_user(workspace: Workspace, item: Json, name: str = "userId") -> Identifier:
@@ -18892,7 +18895,7 @@ def _pipelines_identify(workspace: Workspace, item: Json) -> Action:
     if item.get("userId") not in (None, ""):
         who = _known_user(workspace, item)
     if not who[1]:
-        raise Moot(400, "nobody to identify yet: there is neither userId nor traits.email")
+        raise Moot("nobody to identify yet: there is neither userId nor traits.email")
     object_id = traits.get("objectId") or traits.get("object_id")
     ref = _object_ref(traits, object_id) if object_id else None
     checked = checked_attributes(attributes, "traits")
@@ -18919,7 +18922,7 @@ def _event_verb(kind: str) -> Callable[[Workspace, Json], Action]:
         properties = part_of(item, "properties")
         name = item.get("event") if kind == "event" else item.get("name") or properties.get("url")
         if name is None and kind != "event":
-            raise Moot(400, f"a {kind} view of nothing: there is no name")
+            raise Moot(f"a {kind} view of nothing: there is no name")
         who = _user(workspace, item)
         data, when = _dated(properties), unix_time(item.get("timestamp"))
         body = {"name": name, "type": kind, "data": data, "timestamp": when}
@@ -19037,7 +19040,7 @@ def _content_reported(workspace: Workspace, item: Json) -> Action:
     whole = [type(properties.get(name)) is int for name in ("contentId", "templateId")]
     if kind not in _CONTENT_VERBS or not all(whole):
         text = f"actionType {' or '.join(_CONTENT_VERBS)}, and contentId and templateId as numbers"
-        raise Moot(400, f"no report of content: it takes {text}")
+        raise Moot(f"no report of content: it takes {text}")
     return _CONTENT_VERBS[kind](workspace, {**item, "name": kind})
 
 
@@ -19087,7 +19090,7 @@ def _taken(outcome: Outcome) -> Response:
 for _kind, _fields in PIPELINES_FIELDS.items():
     for _path, _api in ((_kind, PIPELINES), (_kind[0], PIPELINES_SDK)):
         _words, _handler = f"Take a Pipelines {_kind} call.", functools.partial(take_call, _kind)
-        serve("POST", f"/v1/{_path}", _words, _handler, False, _api, _fields)
+        serve("POST", f"/v1/{_path}", _words, _handler, api=_api, fields=_fields)
 
 
 @route("POST", "/v1/b", PIPELINES_SDK, fields=_CALLS)

@@ -2574,7 +2574,8 @@ class IdOnly(FakeTest):
         reply = self.identify("1", id="2")
         text = "id attribute and identifier are not the same value"
         self.assertEqual(reply.json, {"meta": {"errors": [text]}})
-        self.assertEqual(self.identify("1", id=1).status, 200)
+        for id in (1, "", None):
+            self.assertEqual(self.identify("1", id=id).status, 200, id)
 
     def test_an_email_is_no_id_type(self) -> None:
         self.identify("1", email="a@example.com")
@@ -3439,7 +3440,7 @@ class Messages(SeededTest):
     def test_a_clock_that_is_set_back_does_nothing_and_forgets_nothing(self) -> None:
         self.ok("PUT", "/__parlel/clock", {"now": 2_000_000_000, "freeze": True})
         self.send(send_at=2_000_000_060)
-        for now, due in ((1_900_000_000, 1), (2_000_000_059, 1), (2_000_000_060, 0)):
+        for now, due in ((2_000_000_059, 1), (1_900_000_000, 1), (2_000_000_060, 0)):
             clock = self.ok("PUT", "/__parlel/clock", {"now": now})
             next_due = 2_000_000_060 if due else None
             self.assertEqual(clock, {"now": now, "frozen": True, "due": due, "next": next_due})
@@ -8527,6 +8528,9 @@ class Faults(FaultTest):
             reply = self.call("POST", "/__parlel/faults", wrong)
             self.assertEqual(reply.status, 400, wrong)
             self.assertIn("responses", reply.json["meta"]["error"])
+        self.ok("POST", "/__parlel/faults", {"responses": [{"status": 503}]})  # one is enough
+        effects = "status or exactly one other effect is needed: reset, empty, truncate, hang"
+        self.assert_errors(self.call("POST", "/__parlel/faults", {"match": {}}), 400, effects)
 
     def test_errors_come_in_the_words_of_their_api(self) -> None:
         text = "Service Unavailable"
@@ -9013,6 +9017,9 @@ class TrackPeople(FakeTest):
 
     def test_update_only_creates_nobody(self) -> None:
         self.assertIn("_update", self.identify("1", _update=True, a=1).reason)
+        entity = {"type": "person", "action": "identify", "identifiers": {"id": "1"}}
+        entity["attributes"] = {"_update": True}  # type: ignore[assignment]
+        self.assertIn("_update", self.call("POST", "/api/v2/entity", entity).reason)
         self.assertEqual(self.records("customers"), [])
         self.identify("1", a=1)
         self.identify("1", _update=True, a=2)
@@ -9461,6 +9468,11 @@ class TrackEntities(FakeTest):
                 "required",
                 "cio_relationships",
             ),
+            (
+                {"type": "object", "action": "add_relationships", "identifiers": thing},
+                "required",
+                "cio_relationships",
+            ),
             ({"type": "object", "action": "identify"}, "required", "identifiers"),
             (
                 {"type": "object", "action": "delete", "identifiers": {"object_id": "x"}},
@@ -9600,6 +9612,8 @@ class TrackOthers(FakeTest):
         self.assertEqual((reply.status, reply.body), (204, b""))
         expected = {"email": "a@example.com", "first_name": "Ada"}
         self.assertEqual(self.person("a@example.com")["attributes"], expected)
+        ((submission,),) = (form["submissions"] for form in self.records("forms"))
+        self.assertEqual(submission["data"], data)
 
     def test_bad_submissions_are_refused_and_yet_make_the_form(self) -> None:
         rows: list[tuple[Any, str]] = [
@@ -9611,6 +9625,7 @@ class TrackOthers(FakeTest):
         for i, (body, text) in enumerate(rows):
             reply = self.call("POST", f"/api/v1/forms/{i}/submit", body)
             self.assert_errors(reply, 400, text)
+        self.assertEqual(self.call("POST", "/api/v1/forms/9/submit", b"{").status, 400)
         self.assertEqual([form["id"] for form in self.records("forms")], ["0", "1", "2", "3"])
         self.assertEqual(self.records("customers"), [])
 
@@ -11759,7 +11774,10 @@ class PipelinesMapping(FakeTest):
         self.send("identify", userId=f"cio_{cio_id}", traits={"seats": 5})
         self.track("bought", userId="a@example.com")
         device = {"device": {"token": "t", "type": "ios"}}
-        self.track("Device Created or Updated", userId=f"cio_{cio_id}", context=device)
+        when = "2026-11-01T10:00:00Z"
+        self.track("Device Created or Updated", userId=f"cio_{cio_id}", context=device,
+                   timestamp=when)  # fmt: skip
+        self.assertEqual(self.records("devices")[0]["last_used"], 1_793_527_200)
         (person,) = self.records("customers")
         attributes = {"email": "a@example.com", "plan": "pro", "seats": 5}
         self.assertEqual((person["id"], person["attributes"]), ("1", attributes))
@@ -11939,7 +11957,8 @@ class PipelinesMapping(FakeTest):
         reply = self.call("GET", "/v1/projects/key/settings", **headers)
         ours = {"apiKey": "key", "apiHost": "localhost:4668/v1", "protocol": "http"}
         expected = {"Customer.io Data Pipelines": ours}
-        self.assertEqual((reply.status, reply.json["integrations"]), (200, expected))
+        everything = {"integrations": expected, "metrics": {"sampleRate": 0}}
+        self.assertEqual((reply.status, reply.json), (200, everything))
         self.assertEqual(reply.headers["access-control-allow-origin"], "*")
 
     def test_the_browser_sdk_has_its_key_in_the_body(self) -> None:
@@ -11968,6 +11987,29 @@ class PipelinesMapping(FakeTest):
 
 class StrictPipelines(FakeTest):
     """What strict mode refuses, and what goes by without it, with the reason in a header."""
+
+    def test_limits_are_exact(self) -> None:
+        call: Any = {"userId": "1", "event": "e", "properties": {"x": ""}}
+        room = 32_768 - len(json.dumps(call, separators=(",", ":")))
+        calls = ({**call, "properties": {"x": "y" * n}} for n in (room, room + 1))
+        batch = json.dumps({"batch": [{**call, "type": "track"}]}).encode()
+        rows = (("track", *calls), ("batch", *(batch.ljust(n) for n in (512_000, 512_001))))
+        for path, fits, exceeds in rows:
+            for strict in ("", "1"):
+                with self.subTest(path, strict=strict):
+                    reply = self.call("POST", f"/v1/{path}", fits, x_strict_mode=strict)
+                    self.assertEqual((reply.status, reply.reason), (200, ""))
+                    reply = self.call("POST", f"/v1/{path}", exceeds, x_strict_mode=strict)
+                    self.assertEqual(reply.status, 400 if strict else 200)
+                    self.assertIn(
+                        "cannot be larger", reply.json["message"] if strict else reply.reason
+                    )
+        self.assertEqual(len(self.records("events")), 4)
+
+    def test_a_call_of_an_unknown_type_is_dropped(self) -> None:
+        self.ok("POST", "/v1/batch", {"batch": [{"type": "nope"}, 3]})
+        reasons = [row["reason"] for row in self.records("dropped")]
+        self.assertEqual(reasons, [f"unknown type of Pipelines call: {t!r}" for t in ("nope", "")])
 
     def test_refusals(self) -> None:
         def track(event: str, **properties: Any) -> Any:
@@ -12323,6 +12365,13 @@ class Expectations(FakeTest):
             ({"list": "deliveries"}, "nothing at all is recorded"),
             ({"match": {"name": "signup"}, "exactly": 3}, "found 2\\n  found: {"),
             ({"match": {"data": {"plan": "x"}}}, "near miss: data.plan is pro, not x"),
+            ({"match": {"name": "signup"}, "exactly": 3}, "expected exactly 3 of events"),
+            ({"match": {"name": "x"}}, "expected at least 1 of events"),
+            ({"match": {"name": "signup"}, "at_most": 1}, "expected at most 1 of events"),
+            (
+                {"match": {"customer_id": "2", "data.plan": "free", "data.n": 2}},
+                "found 0\\n  near miss: data.n is 1, not 2\\n  near miss: customer_id is 1",
+            ),
         ]
         for body, text in rows:
             with self.subTest(text=text):
@@ -12332,16 +12381,23 @@ class Expectations(FakeTest):
         event = {"name": "lost"}
         self.call("POST", "/api/v1/customers/9/events", event, authorization="")
         self.call("POST", "/customers/9/events", event)
+        self.call("POST", "/api/v1/customers/9/events", {})
         self.ok("POST", "/api/v1/customers/9/suppress")
         self.ok("POST", "/api/v1/customers/9/events", event)
         lines = [
             "refused: POST /api/v1/customers/9/events 401 missing: no Authorization header",
             "refused: POST /customers/9/events 404 ",
+            "refused: POST /api/v1/customers/9/events 400 ",
             "dropped: track of 9: suppressed",
         ]
         self.assert_errors(self.expect(match=event), 422, *lines)
         reply = self.expect(match={"name": "signup"}, none=True)
         self.assertNotIn("refused", reply.body.decode())
+
+    def test_without_a_timeout_nobody_waits(self) -> None:
+        with mock.patch.object(customerio_fake.News, "wait_until") as wait:
+            self.expect(match={"name": "x"})
+        self.assertEqual(wait.call_args[0][1], 0)
 
     def test_mistakes_come_with_an_example(self) -> None:
         rows: list[dict[str, Any]] = [
@@ -13008,7 +13064,7 @@ class InApp(FakeTest):
             (self.tell("POST", "/api/v1/logs/message/8"), 404, "no message '8'"),
             (self.tell("PATCH", f"/api/v1/messages/{delivery_id}", {}), 400, "opened is required"),
             (self.tell("PATCH", f"/api/v1/messages/{delivery_id}", {"opened": 1}), 400, "opened"),
-            (self.call("POST", "/api/v4/users", {}, x_cio_site_id=""), 401, ""),
+            (self.call("POST", "/api/v4/users", {}, x_cio_site_id=""), 401, "neither an X-CIO"),
         ]
         for reply, status, text in rows:
             self.assertEqual(reply.status, status, reply.body)
@@ -14975,6 +15031,11 @@ class Tls(WireTestCase):
             with self.subTest(name), self.assertRaises(ssl.SSLCertVerificationError):
                 self.dial(context, name=name)
         self.assert_unharmed(self.state())
+
+    def test_tls_does_not_begin_in_the_middle(self) -> None:
+        wire = self.dial().send(HEALTH)
+        self.assertEqual(wire.reply().status, 200)
+        self.assert_json_error(wire.send(b"\x16\x03\x01").reply(), 400)
 
     def test_what_only_looks_like_tls(self) -> None:
         before = self.state()
