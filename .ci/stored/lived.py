@@ -85,7 +85,8 @@ ASKED = conditions()
 TIME = st.tuples(st.integers(0, 23), one("00", "30")).map(lambda time: f"{time[0]:02}:{time[1]}")
 MESSAGE = both(
     doc(type=one("email", "email", "in_app"), body="b {{customer.plan}}",
-        subject=one("Hi {{customer.email}}", "{{event.total}}", "{{trigger.x}}", "plain"),
+        subject=one("Hi {{customer.email}}", "{{event.total}}", "{{trigger.x}}", "plain",
+                    "{{trigger.company.name}}"),
         **{"from": "shop@example.com"}),
     perhaps(preconditions=ASKED, sending_state=one("draft", "off")),
 )  # fmt: skip
@@ -150,6 +151,10 @@ CAMPAIGN = st.one_of(
     both(doc(type="segment", trigger=ASKED, actions=WORKFLOW), RULES,
          doc(restart_mode="interval", restart_min_interval=one(DAY, 3 * DAY))),
     both(DATE, doc(actions=WORKFLOW), RULES),
+    both(doc(type=one("object", "relationship"), object_type_id=1, actions=WORKFLOW,
+             audience=doc(type=one(0, 1))), RULES),
+    doc(type="webhook", webhook_id="0123456789abcdef", actions=st.lists(
+        both(MAKER, doc(person=doc(id="{{trigger.x}}"))), min_size=1, max_size=2)),
 )  # fmt: skip
 PERSON = doc(
     email="{}@example.com", plan=one("pro", "free"), n=st.integers(0, 3), timezone=one(*ZONES),
@@ -182,6 +187,7 @@ def seed_of(drawn: Doc) -> Doc:
     dynamic = enumerate(drawn["asked"], 2)
     return {
         "clock": {"now": NOW, "freeze": True},
+        "object_types": [{"id": 1, "name": "Companies", "singular_slug": "company"}],
         "customers": [{"id": i, "attributes": {**row, "email": f"{i}@x.io"}} for i, row in people],
         "segments": [{"id": 1, "name": "by hand", "ids": ["p0"]}]
         + [{"id": n, "name": f"of {n}", "conditions": asked} for n, asked in dynamic],
@@ -206,6 +212,7 @@ def calls(who: str, other: str, what: str, event: str, update: Doc) -> tuple[str
     """A request of one of the kinds in HAPPENS."""
     at = f"/api/v1/customers/{who}"
     pair = {"primary": {"id": who}, "secondary": {"id": other}}
+    company = {"type": "object", "identifiers": {"object_type_id": "1", "object_id": "acme"}}
     rows: dict[str, tuple[str, str, Any]] = {
         "track": ("POST", f"{at}/events", {"name": event, "data": {"total": 2}}),
         "identify": ("PUT", at, update),
@@ -216,6 +223,11 @@ def calls(who: str, other: str, what: str, event: str, update: Doc) -> tuple[str
         "broadcast": ("POST", "/v1/campaigns/9/triggers",
                       {"ids": [who], "id_ignore_missing": True, "data": {"x": "y"}}),
         "open": ("POST", "/api/v1/metrics", {"metric": "opened"}),
+        "relate": ("POST", "/api/v2/entity", {**company, "action": "add_relationships",
+                   "cio_relationships": [{"identifiers": {"id": who}}]}),
+        "rename": ("POST", "/api/v2/entity", {**company, "action": "identify",
+                   "attributes": {"name": event}}),
+        "webhook": ("POST", "/v1/webhook/0123456789abcdef", {"x": other}),
         "restart": ("PUT", "/__parlel/campaigns/1", {"state": "stopped"}),
         "start": ("PUT", "/__parlel/campaigns/1", {"state": "running"}),
     }  # fmt: skip
@@ -227,7 +239,7 @@ HAPPENS = st.builds(
     SOMEBODY,
     SOMEBODY,
     one(*["track"] * 5, *["identify"] * 3, "open", "open", "add", "remove", "delete", "merge",
-        "broadcast", "broadcast", "restart", "start"),
+        "broadcast", "broadcast", "restart", "start", "relate", "relate", "rename", "webhook"),
     one(*EVENTS),
     perhaps(plan=one("pro", "free"), n=st.integers(0, 3), timezone=one(*ZONES),
             when=st.integers(0, 20).map(lambda halves: NOW + halves * DAY // 2)),
