@@ -14123,7 +14123,7 @@ class Fake:
 
     def handle(self, request: Request) -> Response:
         """Answer a request and record it in the journal; errors become answers, too."""
-        fake, began = self, time.perf_counter()
+        fake, began, told = self, time.perf_counter(), request.told
         try:
             if self._owners or request.by_path or request.path[1:2] == "@" or request.query_text:
                 fake = self.of(request)
@@ -14132,7 +14132,7 @@ class Fake:
         except ApiError as error:  # it names a workspace that doesn't exist
             workspace, response = self.workspace, failure(SHARED, error)
         operation = request.operation
-        if response.later or response.stream:
+        if response.later or (response.stream and told):  # a stream is recorded as it begins
             return response
         if operation is None or operation.api is not CONTROL:
             # If it was refused before the body was read, the body may be larger than it looks.
@@ -20662,15 +20662,31 @@ def _decoded_token(token: str) -> str:
 @route("POST", "/api/v4/users", IN_APP, fields=NO_FIELDS)
 def ask_for_messages(call: Call) -> Response:
     """Return a person's queue of in-app messages, and their inbox."""
+    return _messages(call, lambda queue: queue)
+
+
+@route("POST", "/api/v1/users", IN_APP, fields=NO_FIELDS)
+@route("POST", "/api/v2/users", IN_APP, fields=NO_FIELDS)
+@route("POST", "/api/v3/users", IN_APP, fields=NO_FIELDS)
+def ask_for_in_app_messages(call: Call) -> Response:
+    """Return a person's queue of in-app messages alone, to SDKs from before there were inboxes.
+
+    A bare list (source of customerio-gist-web 3.11 and 3.16, of older -android and -ios).
+    """
+    return _messages(call, operator.itemgetter("inAppMessages"))
+
+
+def _messages(call: Call, part: Callable[[Json], Json]) -> Response:
     with call.workspace.lock:
         person = visitor_of(call)
         queue = queue_of(call.workspace, person)
     streams = person is not None and call.request.scheme == "http"
     headers = (*IN_APP.headers, ("X-CIO-Use-SSE", "true" if streams else "false"))
-    if not any(queue.values()):
+    wanted = part(queue)
+    if not any(wanted.values() if wanted is queue else wanted):
         # Without the type JSON, for which the web SDK would parse it and ignore the headers.
         return Response(204, b"", tuple(header for header in headers if header != _JSON))
-    body = compact(queue)
+    body = compact(wanted)
     headers += (("ETag", f'"{zlib.crc32(body):08x}"'),)
     if headers[-1][1] in call.request.headers.get("if-none-match", ""):
         return Response(304, b"", headers[1:])
@@ -23456,11 +23472,13 @@ class Server(ThreadingHTTPServer):
                 self._answer(connection)
 
     def _ask_again(self, connection: Connection) -> None:
+        streamed = connection.streams
         data = self.respond(connection, cast(Request, connection.ready))
         if data:
             self._queue(connection, data)
             connection.since = self._now
-        if not connection.streams if data else self.fake.ended and connection.streams:
+        over = self.fake.ended or not connection.streams
+        if not connection.streams if data else streamed and over:
             del self._parked[connection]
             connection.ready, connection.ending = None, not connection.framer.keep_alive
             self._outgoing[connection] = None
@@ -23526,6 +23544,9 @@ class Server(ThreadingHTTPServer):
         if response.stream:
             return streamed(connection, response)
         if response.later:
+            return b""
+        if connection.streams:  # an error, such as that its workspace is gone, is its end
+            connection.streams = False
             return b""
         if response.close:
             framer.keep_alive = False

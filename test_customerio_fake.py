@@ -12926,6 +12926,20 @@ class InApp(FakeTest):
         self.assertEqual(self.tell("POST", f"/api/v1/logs/queue/{delivery_id}").status, 200)
         self.assertEqual(len(self.ask().json["inAppMessages"]), 1)
 
+    def test_older_sdks_get_a_bare_list_of_in_app_messages(self) -> None:
+        self.send()
+        self.send("inbox_message")
+        whole = self.ask().json
+        for path in ("/api/v3/users?sessionId=1", "/api/v2/users?timestamp=1", "/api/v1/users"):
+            reply = self.ask(path=path)
+            self.assertEqual(reply.json, whole["inAppMessages"], path)
+            again = self.ask(path=path, if_none_match=reply.headers["etag"])
+            self.assertEqual(again.status, 304)
+        self.ok("POST", "/__parlel/seed", {"customers": [{"id": "ada"}]})
+        sent = {"identifiers": {"id": "ada"}, "transactional_message_id": 1}
+        self.ok("POST", "/v1/send/inbox_message", sent)
+        self.assertEqual([self.ask().status, self.ask(path="/api/v3/users").status], [200, 204])
+
     def test_people_are_named_by_id_email_or_cio_id(self) -> None:
         self.send()
         cio_id = self.records("customers")[0]["cio_id"]
@@ -13428,6 +13442,21 @@ class InAppStreams(WireTestCase):
         for port in (server.port, other.getsockname()[1]):
             with Wire(port) as wire:
                 self.assertEqual(wire.send(HEALTH).reply().status, 200)
+
+    def test_a_stream_ends_with_its_workspace_and_is_in_the_journal(self) -> None:
+        server = CustomerioServer(port=0).start()
+        self.addCleanup(server.stop)
+        world = server.workspace("w")
+        target = f"/@w/api/v3/sse?userToken={base64.b64encode(b'ada').decode()}&siteId=s"
+        with socket.create_connection(("127.0.0.1", server.port), PATIENCE) as sock:
+            sock.sendall(f"GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            with sock.makefile("rb") as file:
+                list(iter(file.readline, b"\r\n"))
+                self.events(file, 3)
+                (row,) = world.requests
+                self.assertEqual((row["operation"], row["status"]), ("GET /api/v3/sse", 200))
+                world.close()
+                self.assertEqual(file.read(), b"")
 
     def test_a_new_message_is_pushed(self) -> None:
         self.server.fake.workspace.people.identify(("id", "ada"), {})
