@@ -20873,7 +20873,19 @@ def message_for_all(call: Call, message_id: str) -> Response:
 
 # ---- what tests see
 
-SEEDERS["in_app_messages"] = _seed_shelf("in_app_messages")
+
+def _seed_message_for_all(workspace: Workspace, row: Json, where: str) -> None:
+    """Seed one; nobody is sent it, so what it says of how long it lasts counts from now."""
+    row = _shelve(workspace, "in_app_messages", row, where)
+    look = row.get("in_app") or {}
+    lasts = look.get("expires_in")
+    if lasts is not None:
+        end = min(workspace.seconds() + int(lasts), LAST_MOMENT)
+        look = {**without(look, ["expires_in"]), "expires_at": end}
+        workspace.shelves["in_app_messages"].change(row["id"], {"in_app": look})
+
+
+SEEDERS["in_app_messages"] = _seed_message_for_all
 
 
 @route("GET", "/__parlel/in-app", CONTROL, locked=True)
@@ -23164,7 +23176,10 @@ def response_bytes(response: Response, method: str, version: bytes, keep_alive: 
 
 
 def streamed(connection: Connection, response: Response) -> bytes:
-    """The next piece of a response that lasts until its connection ends."""
+    """The next piece of a response that lasts until its connection ends, or until an error."""
+    if not response.stream:  # such as that its workspace is gone: the head was sent long ago
+        connection.streams = False
+        return b""
     first, connection.streams, connection.framer.keep_alive = not connection.streams, True, False
     head = _head(response.status, response.headers) + b"Connection: close\r\n\r\n"
     return head + response.body if first else response.body
@@ -23541,12 +23556,9 @@ class Server(ThreadingHTTPServer):
         framer = connection.framer
         began = time.perf_counter() if log.isEnabledFor(logging.INFO) else 0.0
         response = self.fake.handle(request)
-        if response.stream:
+        if response.stream or (connection.streams and not response.later):
             return streamed(connection, response)
         if response.later:
-            return b""
-        if connection.streams:  # an error, such as that its workspace is gone, is its end
-            connection.streams = False
             return b""
         if response.close:
             framer.keep_alive = False

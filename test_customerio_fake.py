@@ -140,7 +140,8 @@ class FakeTest(unittest.TestCase):
             body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
         )
         fields = {"authorization": credentials(path), "host": "localhost:4668"}
-        if path.startswith(("/api/v1/logs/", "/api/v1/messages/", "/api/v3/", "/api/v4/")):
+        queue = r"/api/v(1/(logs/|messages/|users)|2/users|[34]/)"
+        if re.match(queue, path):
             fields["x-cio-site-id"] = "site"  # the SDKs' own, for their queue
         fields.update({name.replace("_", "-"): value for name, value in headers.items()})
         fields = {name: value for name, value in fields.items() if value}
@@ -12925,6 +12926,17 @@ class InApp(FakeTest):
         self.assertEqual(reply.headers["access-control-allow-origin"], "*")
         self.assertEqual(self.tell("POST", f"/api/v1/logs/queue/{delivery_id}").status, 200)
         self.assertEqual(len(self.ask().json["inAppMessages"]), 1)
+
+    def test_a_message_for_everybody_lasts_from_when_it_was_seeded(self) -> None:
+        row = {"id": 9, "body": "x", "in_app": {"expires_in": 60, "position": "top"}}
+        clock = {"now": 1_900_000_000, "freeze": True}
+        self.ok("POST", "/__parlel/seed", {"in_app_messages": [row], "clock": clock})
+        self.ok("PUT", "/__parlel/state", self.ok("GET", "/__parlel/state"))
+        self.ok("PUT", "/__parlel/clock", {"advance": 59})
+        (message,) = self.ask().json["inAppMessages"]
+        self.assertEqual(message["properties"]["gist"]["position"], "top")
+        self.ok("PUT", "/__parlel/clock", {"advance": 1})
+        self.assertEqual(self.ask().status, 204)
 
     def test_older_sdks_get_a_bare_list_of_in_app_messages(self) -> None:
         self.send()
