@@ -1295,6 +1295,8 @@ def _first_wrong(check: Check, parts: Iterable[Tuple[str, Json]]) -> str:
 def list_field(check: Check, least: int = 0, most: int = 1 << 30, of: str = "entry") -> Check:
     """A list of `least` to `most` values that all pass the same check."""
     type = f"a list of at least one {of}" if least else "a list"
+    if least > 1:
+        type = f"a list of at least {least}"
 
     def wrong(value: Json) -> str:
         if not isinstance(value, list) or len(value) < least:
@@ -5000,6 +5002,11 @@ _MESSAGE_OUTCOMES = {
     "sent": "sent", "drafted": "drafted", "failed": "failed", "undeliverable": "undeliverable",
     "dropped": "undeliverable", "attempted": "attempted",
 }  # fmt: skip
+#: What may become of a step, as `/__parlel/journeys` shows it.
+OUTCOMES = (
+    *dict.fromkeys(_MESSAGE_OUTCOMES.values()), "skipped", "waiting", "waited", "matched",
+    "timed_out", "branched", "updated", "created", "exited",
+)  # fmt: skip
 #: The states of a journey.
 JOURNEY_STATES = ("active", "finished", "exited_early", "never_activated", "not_entered")
 
@@ -8409,7 +8416,8 @@ def obstacle(workspace: Workspace, delivery: Delivery, mail: Mail) -> Tuple[str,
     """What keeps a rendered message from being sent: a metric and a reason, or ("", "")."""
     person, channel, content = delivery.person, delivery.channel, mail.content
     if person is None or workspace.people.at(person.serial) is not person:
-        return "undeliverable", "the person has been deleted"
+        gone = "the person has been deleted"
+        return "undeliverable", gone if delivery.customer_id else "there is no person to send it to"
     if channel == "push" and not delivery.addressed():
         has = delivery.person is not None and delivery.person.has.devices
         # It is inferred that such a push isn't sent.
@@ -9356,7 +9364,7 @@ class TriggerType(NamedTuple):
     told_by: Tuple[str, ...]
 
 
-_OF_ALL = "customer campaign message snippets delivery_id journey"
+_OF_ALL = "campaign message snippets delivery_id journey"
 _OF_EVENT = "event event_name event_id event_timestamp"
 #: By the App API's `type`. The namespace of forms is inferred.
 TRIGGERS: Dict[str, TriggerType] = {
@@ -9377,7 +9385,14 @@ CAMPAIGN_STATES = ("draft", "running", "stopped", "archived")
 
 #: Longer waits, or dates further off, would lead out of the calendar.
 _DURATION = number_field(0, 10_000_000_000, int, float)
-_ZONE = read_field("the name of a time zone", lambda value, name: zone_named(as_text(value)))
+
+
+def _wrong_zone(value: Json) -> str:
+    known = iana_zone(as_text(value)) is not None
+    return "" if known else f"must be the name of a time zone, not {value!r:.60}{without_zones()}"
+
+
+_ZONE = Check("the name of a time zone", _wrong_zone)
 _NUMBERS_OF = list_field(WHOLE)
 #: What makes a campaign run and the App API doesn't show; with the web app's names, if known.
 WORKFLOW = LAX.having(
@@ -9405,7 +9420,8 @@ _TOLD["campaigns"] = LAX.having(
     trigger_segment_ids=_NUMBERS_OF, filter_segment_ids=_NUMBERS_OF,
     frequency=choice_field("once", "monthly", "yearly"), timezone=_ZONE,
     start_hour=number_field(0, 23, int), start_minutes=number_field(0, 59, int),
-    object=f"audience {_CONDITIONS_TOLD}", word="object_type_id",
+    object=_CONDITIONS_TOLD, word="object_type_id",
+    audience=object_field(LAX.having(whole="type")),
     webhook_id=read_field(_HOOK_KEY, lambda value, name: token_number(value, name)),
 )  # fmt: skip
 _GOAL = CLOSED.having(
@@ -9639,7 +9655,8 @@ class Plan:
         if row["type"] == BROADCAST:
             self.family = BROADCASTS
         #: The namespaces of its messages' templates.
-        self.names = tuple(f"{_OF_ALL} {self.type.names}".split())
+        whom = "" if row["type"] == "webhook" else "customer"  # unknown there: "" (docs)
+        self.names = tuple(f"{whom} {_OF_ALL} {self.type.names}".split())
         self.layout = Layout(journey_grammar(workspace, self.names))
         self.first = self.layout.lay(self.flow.get("actions", []), f"{where}.actions", None)
         self.layout.check_reached(self.first)
@@ -9771,6 +9788,9 @@ class Plan:
                 raise invalid(text, f"{self.where}.exit_on_goal")
             return None
         _GOAL.read(spec, f"{self.where}.goal.")
+        if ("segment" in spec) is ("event" in spec):
+            text = f"{self.where}.goal must be an object with exactly one of: segment, event"
+            raise invalid(text, f"{self.where}.goal")
         condition = {name: spec[name] for name in ("segment", "event", "inverse") if name in spec}
         grammar = self.layout.grammar._replace(
             begin=lambda journey: (max(journey.started, journey.goal_seen), journey.born)
@@ -10163,7 +10183,23 @@ def delivery_of_journey(
     delivery.journey, delivery.data = journey, journey.data
     delivery.base_url = workspace.address()
     workspace.deliveries.post(delivery)
-    return delivery, letter.mail
+    mail, is_of_event = letter.mail, journey.event and delivery.channel == "email"
+    more = overrides_in(journey.data) if is_of_event else {}
+    return delivery, mail._replace(content={**mail.content, **more}) if more else mail
+
+
+#: What an event's data may say about the emails that it triggers, and in what field of them
+#: that is (description).
+_OVERRIDES = (("recipient", "recipient"), ("from_address", "from"), ("reply_to", "reply_to"))
+
+
+def overrides_in(data: Json) -> Json:
+    """The addresses in an event's data, by the fields of an email that they replace."""
+    return {
+        field: data[name]
+        for name, field in _OVERRIDES
+        if data.get(name) and isinstance(data[name], str)
+    }
 
 
 def letter_of(plan: Plan, content: Json) -> Letter:
@@ -10521,8 +10557,8 @@ def _check_people(spec: Json, where: str, grammar: Grammar) -> None:
 _MESSAGE_TILE = Tile(
     lambda runner, journey, node, texts: post(runner, journey, node.id, None), shows=True
 )
-_WINDOW_ZONE = read_field(
-    "a zone", lambda value, name: value == "customer_time_zone" or zone_named(as_text(value))
+_WINDOW_ZONE = Check(
+    "a zone", lambda value: "" if value == "customer_time_zone" else _ZONE.wrong(value)
 )
 TILES.update({
     **dict.fromkeys(_MESSAGE_TILES, _MESSAGE_TILE),
@@ -19786,7 +19822,7 @@ def _fits(have: Json, wanted: Json) -> bool:
     if isinstance(wanted, dict) and isinstance(have, dict):
         return all(_fits(have.get(name, MISSING), part) for name, part in wanted.items())
     if isinstance(wanted, list) and isinstance(have, list):
-        if have and isinstance(have[0], dict) and "outcome" in have[0]:
+        if wanted and have and isinstance(have[0], dict) and "outcome" in have[0]:
             rest = iter(have)  # a journey's steps: others may come in between
             return all(any(_fits(step, part) for step in rest) for part in wanted)
         return len(have) == len(wanted) and all(map(_fits, have, wanted))
@@ -19802,6 +19838,7 @@ DELIVERY_METRICS = (
 )  # fmt: skip
 _CHANNEL_NAMES = (*SEND_FIELDS, "webhook", "slack", "live_notification")
 _IDENTIFIER_NAMES = ("id", "email", "cio_id", "phone")
+_STEP_NAMES = ("action_id", "type", "at", "outcome", "delivery_id", "reason", "path")
 #: The fields of records that are objects; and their parts' names, if those are fixed.
 OBJECT_FIELDS: Dict[str, Sequence[str]] = {
     **dict.fromkeys(
@@ -19820,6 +19857,9 @@ FIELD_VALUES: Dict[Tuple[str, str], Callable[[], Iterable[str]]] = {
     ("queue", "channel"): lambda: QUEUE_CHANNELS,
     ("devices", "platform"): lambda: ("ios", "android"),
     ("journeys", "state"): lambda: JOURNEY_STATES,
+    ("journeys", "waiting_for"): lambda: (*AT_THE_GATE, *TILES),
+    ("steps", "outcome"): lambda: OUTCOMES,
+    ("steps", "type"): lambda: TILES,
     ("webhooks", "metric"): lambda: (
         "subscribed",
         "cio_subscription_preferences_changed",
@@ -19860,6 +19900,9 @@ def check_match(name: str, match: Json) -> None:
             _check_parts(path, wanted)
         elif isinstance(wanted, str):
             _check_value(name, path, wanted)
+        elif isinstance(wanted, list) and path == "steps":
+            for step in wanted:
+                _check_step(step)
 
 
 def _check_parts(path: str, wanted: Json) -> None:
@@ -19876,6 +19919,14 @@ def _check_parts(path: str, wanted: Json) -> None:
         odd = isinstance(part, dict) and [key for key in part if key.lower() in MATCHERS]
         if odd and not is_matcher(part):
             raise invalid(f"{as_text(part)} must have nothing but {', '.join(MATCHERS)}", "match")
+
+
+def _check_step(step: Json) -> None:
+    for name, wanted in step.items() if isinstance(step, dict) and not is_matcher(step) else ():
+        if name not in _STEP_NAMES:
+            raise invalid(f"steps have no {name}; {suggestion(name, _STEP_NAMES)}", "match")
+        if isinstance(wanted, str):
+            _check_value("steps", name, wanted)
 
 
 def _check_value(name: str, path: str, wanted: str) -> None:

@@ -4624,6 +4624,33 @@ class Tiles(JourneyTest):
         self.identify(who, email=f"{who}@example.com")
         self.track(who, "go", plan="gold", items=[{"n": 1}])
 
+    def test_an_events_data_may_say_from_whom_and_to_whom_its_emails_are(self) -> None:
+        own = {"from": "shop@example.com", "reply_to": "help@example.com"}
+        self.campaign(mail(1, **own), {"id": 2, "type": "slack", "body": "b"})
+        self.identify("7", email="7@example.com")
+        rows: list[tuple[Any, tuple[str, str, str]]] = [
+            ({}, ("7@example.com", *own.values())),
+            ({"recipient": "o@example.com", "from_address": "f@example.com", "reply_to": "r@x.io"},
+             ("o@example.com", "f@example.com", "r@x.io")),
+            ({"recipient": "", "from_address": 5}, ("7@example.com", *own.values())),
+        ]  # fmt: skip
+        for data, wanted in rows:
+            self.track("7", "go", **data)
+            email, slack = self.records("deliveries")[-2:]
+            shown = [email["rendered"][name] for name in ("to", "from", "reply_to")]
+            self.assertEqual((email["recipient"], *shown[1:]), wanted)
+            self.assertEqual(shown[0], wanted[0])
+            self.assertEqual(slack["recipient"], "7@example.com")
+
+    def test_an_incoming_webhook_has_no_customer_to_be_missed(self) -> None:
+        at = {"recipient": "{{trigger.to}}"}
+        subject = "{{customer.id}}|{{customer.plan | default: 'none'}}|{{trigger.to}}"
+        self.campaign(mail(1, subject, **at), type="webhook", webhook_id="0000000000000abc")
+        self.ok("POST", "/v1/webhook/0000000000000abc", {"to": "o@example.com"})
+        delivery = self.delivery(1)
+        self.assertEqual(delivery["rendered"]["subject"], "|none|o@example.com")
+        self.assertEqual(delivery["failure_message"], "there is no person to send it to")
+
     def test_a_message_of_each_channel(self) -> None:
         kinds = {"email": "sent", "slack": "sent", "in_app": "sent", "twilio": "sent",
                  "push": "sent", "whatsapp": "sent"}  # fmt: skip
@@ -6002,6 +6029,20 @@ class JourneyLists(JourneyTest):
             text = f"campaigns[0].actions[2]: action {number} has no content"
             self.assert_errors(self.call("PUT", "/__parlel/state", state), 400, text)
 
+    def test_steps_that_no_journey_can_have_are_refused(self) -> None:
+        self.clock(advance=60)
+        for match, text in (
+            ({"steps": [{"outcom": "sent"}]}, "steps have no outcom; did you mean outcome?"),
+            ({"steps": [{"outcome": "timedout"}]}, "no outcome is 'timedout'; did you mean timed_"),
+            ({"steps": [{"type": "emial"}]}, "no type is 'emial'; did you mean email?"),
+            ({"waiting_for": "delay"}, "no waiting_for is 'delay'"),
+        ):
+            body = {"list": "journeys", "match": match, "none": True}
+            self.assert_errors(self.call("POST", "/__parlel/assert", body), 400, text)
+        for steps in ([{"outcome": "waiting"}], [{"outcome": {"one_of": ["failed"]}}], []):
+            body = {"list": "journeys", "match": {"steps": steps}, "none": True}
+            self.ok("POST", "/__parlel/assert", body)
+
     def test_an_assertion_about_steps_passes_over_others(self) -> None:
         self.clock(advance=60)
         steps = [{"action_id": 10, "outcome": "sent"}, {"action_id": 30}]
@@ -6386,7 +6427,7 @@ class PrintedCampaigns(JourneyTest):
             ({"id": "x"}, "id must be a number from 1 up, not 'x'"),
             ({"event": 5}, "event must be a string, not a number"),
             ({"date_triggered_attribute": 5}, "date_triggered_attribute must be a string"),
-            ({"zone": "Mars"}, "zone tz 'Mars' is not the name"),
+            ({"zone": "Mars"}, "zone must be the name of a time zone"),
             ({"restart_mode": "x"}, "restart_mode must be one of"),
             ({"trigger_rules": [1]}, "trigger_rules is not understood: it might say who goes"),
             ({"restart_mod": "once"}, "restart_mod is not understood; did you mean restart_mode?"),
@@ -6568,6 +6609,8 @@ class WrongCampaigns(JourneyTest):
             ({"type": "batch_update", "filter": {"event_attribute": {}}}, "actions[0].filter"),
             ({"type": "delay_time_window", "zone": "Berlin"}, "actions[0].zone"),
             ({"type": "split_randomized", "variations": [mail(5)]}, "actions[0].variations"),
+            ({"type": "split_randomized", "variations": pair, "allocations": [1]},
+             "actions[0].allocations must be a list of at least 2"),
             ({"type": "split_randomized", "variations": pair, "allocations": [1, 2, 3]},
              "actions[0].allocations must be 2 shares"),
             ({"type": "split_randomized", "variations": pair, "allocations": [0, 0]},
@@ -6788,8 +6831,14 @@ class WrongCampaigns(JourneyTest):
             ({"lead_days": 1}, "campaigns[0].lead_days does not go with type event, but with date"),
             ({"attribute_filters": {"field": "a", "operator": "exists"}, "type": "date"},
              "campaigns[0].attribute_filters does not go with type date, but with event, form"),
-            ({"goal": {}}, "campaigns[0].goal must be an object with exactly one of"),
+            ({"goal": {}}, "goal must be an object with exactly one of: segment, event"),
+            ({"goal": {"segment": {"id": 1}, "event": {"name": "x"}}},
+             "goal must be an object with exactly one of: segment, event"),
             ({"exit_on_goal": True}, "campaigns[0].exit_on_goal needs a goal"),
+            ({"type": "date", "date_attribute": "d", "timezone": "Mars/Phobos"},
+             "campaigns[0].timezone must be the name of a time zone, not 'Mars/Phobos'"),
+            ({"type": "object", "object_type_id": "1", "audience": {"type": "x"}},
+             "campaigns[0].audience.type must be a whole number"),
             ({"type": "webhook", "webhook_id": "zzzz"},
              "campaigns[0].webhook_id must be a webhook's 16 hexadecimal digits, or their number"),
             ({"type": "webhook", "webhook_id": 2**64}, "campaigns[0].webhook_id must be a webhook"),
