@@ -12175,6 +12175,8 @@ def _seed_family(family: Family) -> Seeder:
         if family is BROADCASTS and has_workflow(row):
             _seed_workflow(workspace, family, row, where)
             return
+        if family is BROADCASTS:
+            check_spelling(family, row, where)
         inner = {name: row.get(name) or [] for name in (family.contents, "test_groups")}
         made = _shelve(
             workspace, family.kind, without(row, list(inner)), where,
@@ -12253,6 +12255,16 @@ def has_workflow(broadcast: Json) -> bool:
     return not all(plain) or bool({*broadcast} & {*WORKFLOW.checks} - _NO_WORKFLOW)
 
 
+def check_spelling(family: Family, row: Json, where: str) -> None:
+    """Refuse a field that is nearly one of those that say what runs. Raises ApiError 400."""
+    known = {*_TOLD[family.kind].checks, *SHELVES[family.kind].checks, *_ELSE, *WORKFLOW.checks}
+    for name in row:
+        near = () if name in known else spelt_alike(name, [*known], 1, 0.85)
+        if near:
+            text = f"is no field of {family.kind}; did you mean {near[0]}?"
+            raise invalid(f"{where}.{name} {text}", f"{where}.{name}")
+
+
 def campaign_parts(
     family: Family, row: Json, where: str, numbering: Numbering
 ) -> Tuple[Json, Json]:
@@ -12263,13 +12275,8 @@ def campaign_parts(
     plain = {k: v for k, v in row.items() if k not in ("actions", *WORKFLOW.checks)}
     if plain.get("type") is None:
         plain["type"] = BROADCAST if family is BROADCASTS else _type_told(row, where)
+    check_spelling(family, plain, where)
     told = _TOLD[family.kind]
-    known = {*told.checks, *SHELVES[family.kind].checks, *_ELSE}
-    for name in plain:
-        near = () if name in known else spelt_alike(name, [*known, *WORKFLOW.checks], 1, 0.85)
-        if near:
-            text = f"is no field of {family.kind}; did you mean {near[0]}?"
-            raise invalid(f"{where}.{name} {text}", f"{where}.{name}")
     told.read(spelt_out(plain, where), f"{where}.")
     flow, actions = WORKFLOW.read(row, f"{where}."), row.get("actions")
     for name, types in _ONLY_OF.items():
@@ -12469,6 +12476,9 @@ class Printed:
             if conditions := web_conditions(printed.get(name), f"{place}.{name}"):
                 row[new] = {"and": conditions}
                 self.places[f"{self.where}.{new}.and"] = f"{place}.{name}"
+        if isinstance(row.get("attribute_filters"), str):  # JSON, perhaps as text
+            name = "attribute_filters"
+            row[name] = _read_json(row[name] or "{}", f"{place}.{name}")
         row["type"] = _WEB_TYPES.get(row.get("type") or "none", row.get("type"))
         row["state"] = _WEB_STATES.get(row.get("state") or "draft", row.get("state") or "draft")
         if "start_time" in given:

@@ -4625,14 +4625,16 @@ class Tiles(JourneyTest):
         self.track(who, "go", plan="gold", items=[{"n": 1}])
 
     def test_an_events_data_may_say_from_whom_and_to_whom_its_emails_are(self) -> None:
-        own = {"from": "shop@example.com", "reply_to": "help@example.com"}
-        self.campaign(mail(1, **own), {"id": 2, "type": "slack", "body": "b"})
+        own = ("shop@example.com", "help@example.com")
+        self.campaign(
+            mail(1, **{"from": own[0]}, reply_to=own[1]), {"id": 2, "type": "slack", "body": "b"}
+        )
         self.identify("7", email="7@example.com")
-        rows: list[tuple[Any, tuple[str, str, str]]] = [
-            ({}, ("7@example.com", *own.values())),
+        rows: list[tuple[Any, Any]] = [
+            ({}, ("7@example.com", *own)),
             ({"recipient": "o@example.com", "from_address": "f@example.com", "reply_to": "r@x.io"},
              ("o@example.com", "f@example.com", "r@x.io")),
-            ({"recipient": "", "from_address": 5}, ("7@example.com", *own.values())),
+            ({"recipient": "", "from_address": 5}, ("7@example.com", *own)),
         ]  # fmt: skip
         for data, wanted in rows:
             self.track("7", "go", **data)
@@ -6039,7 +6041,8 @@ class JourneyLists(JourneyTest):
         ):
             body = {"list": "journeys", "match": match, "none": True}
             self.assert_errors(self.call("POST", "/__parlel/assert", body), 400, text)
-        for steps in ([{"outcome": "waiting"}], [{"outcome": {"one_of": ["failed"]}}], []):
+        rows: list[Any] = [[{"outcome": "waiting"}], [{"outcome": {"one_of": ["failed"]}}], []]
+        for steps in rows:
             body = {"list": "journeys", "match": {"steps": steps}, "none": True}
             self.ok("POST", "/__parlel/assert", body)
 
@@ -6478,6 +6481,19 @@ class PrintedCampaigns(JourneyTest):
                 self.assertEqual([action for action, _ in self.sent()], sent)
                 self.assertEqual(self.journeys()[-1]["state"], "finished")
 
+    def test_filters_on_the_events_data_may_be_json_text(self) -> None:
+        text = json.dumps({"and": [{"field": "total", "operator": "gt", "value": "0"}]})
+        for filters, states in ((text, ["not_entered", "finished"]), ("", ["finished"] * 2)):
+            document = self.printed([self.tile(1, "email", subject="s", body="b")], [],
+                                    attribute_filters=filters)  # fmt: skip
+            self.seed({**document, "customers": [{"id": "7", "email": "7@example.com"}]})
+            self.track("7", "go", total=0)
+            self.track("7", "go", total=1)
+            self.assertEqual([row["state"] for row in self.journeys()], states)
+        wrong = self.printed([self.tile(1, "exit")], [], attribute_filters="{")
+        reply = self.call("POST", "/__parlel/seed", wrong)
+        self.assert_errors(reply, 400, "campaigns[0].campaign.attribute_filters: invalid JSON")
+
     def test_a_long_workflow(self) -> None:
         length = 2000
         tiles = [self.tile(n, "delay_seconds", delay=1) for n in range(1, length)]
@@ -6878,6 +6894,7 @@ class WrongCampaigns(JourneyTest):
             ({"actions": [{"type": "delay_seconds"}]}, "actions[0].delay is required"),
             ({"actions": [delay], "type": "event"}, "broadcasts[0].type"),
             ({"actions": [delay], "state": "on"}, "broadcasts[0].state"),
+            ({"actions": [mail(1)], "restart_mod": "once"}, "did you mean restart_mode?"),
             ({"goal": {"within": -1}}, "broadcasts[0].goal"),
             ({"actions": [mail(1, subjct="x")]}, "broadcasts[0].actions[0].subjct is no field of"),
             ({"actions": [delay], "trigger": exists("a")}, "broadcasts[0].trigger does not go"),
