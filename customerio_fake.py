@@ -8730,6 +8730,8 @@ def _check_send(channel: str, message: Json, now: float) -> Identifier:
     fields = _SEND_WHOLE if whole else SEND_FIELDS[channel]
     problems = [] if fields.fits(message) else list(fields.problems(message))
     for problem in problems:
+        if problem.field.startswith("in_app"):  # a field of ours, of which the service says nothing
+            raise ApiError(400, problem)
         if problem.reason != "required":
             raise Misread(400, problem)
     if problems:
@@ -20949,10 +20951,13 @@ def _seed_message_for_all(workspace: Workspace, row: Json, where: str) -> None:
 SEEDERS["in_app_messages"] = _seed_message_for_all
 
 
+_WHOSE = CLOSED.having(person=ANY_TEXT)
+
+
 @route("GET", "/__parlel/in-app", CONTROL, locked=True)
 def show_queue(call: Call) -> Json:
     """Show what the SDK of a `person` (id, email or cio_id) gets; or, without one, what all get."""
-    name = call.request.query().get("person", "")
+    name = _WHOSE.read(call.request.query()).get("person", "")
     return queue_of(call.workspace, _person_named(call, name) if name else None)
 
 

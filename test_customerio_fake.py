@@ -13075,7 +13075,7 @@ class InApp(FakeTest):
         self.assertEqual((message["priority"], message["properties"]["a"]), (1, "c"))
         self.assertEqual(message["properties"]["gist"]["position"], "bottom")
         reply = self.call("POST", "/v1/send/in_app", {**body, "in_app": {"position": "left"}})
-        self.assertEqual(reply.status, 400)
+        self.assert_errors(reply, 400, "in_app.position", "must be one of: top, center, bottom")
 
     def test_a_look_that_cannot_be_is_refused_where_it_is_seeded(self) -> None:
         rows: List[Tuple[Any, str]] = [
@@ -13133,6 +13133,9 @@ class InApp(FakeTest):
         self.assertEqual(cio.in_app("ada"), shown)
         self.assertEqual(len(self.ok("GET", "/__parlel/in-app")["inAppMessages"]), 1)
         self.assertEqual(self.call("GET", "/__parlel/in-app?person=eve").status, 404)
+        self.assert_errors(
+            self.call("GET", "/__parlel/in-app?persn=ada"), 400, "did you mean person"
+        )
 
     def test_nothing_is_204(self) -> None:
         self.ok("POST", "/__parlel/seed", {})
