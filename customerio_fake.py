@@ -4971,8 +4971,11 @@ class Delivery(metaclass=Slotted):
     @property
     def failure(self) -> str:
         """Why it reached nobody; "" if it did, or still may."""
-        reasons = [row["reason"] for row in self.history if row.get("reason")]
-        return str(reasons[0]) if reasons else ""
+        told = [row for row in self.history if row.get("reason")]
+        final = [row for row in told if row["metric"] != "attempted"]
+        if not final and "sent" in self.metrics:
+            return ""
+        return str((final or told)[0]["reason"]) if told else ""
 
     def tracked_links(self) -> List[Json]:
         """The links in it that lead through this server."""
@@ -5644,6 +5647,7 @@ class Occasions(metaclass=Slotted):
     subscription: Listeners  # (person, what, cause, text): a person's subscriptions changed
     related: Listeners  # (person, key, change): a relationship: `add`, `update` or `delete`
     thing: Listeners  # (thing, old): an object's attributes differ from `old`, {} if new
+    device: Listeners  # (person): one of a person's devices is new, has changed, or is gone
     gone: Listeners  # (person): deleted or suppressed
     merged: Listeners  # (primary, secondary): two people were merged
     rested: Listeners  # (number): an endpoint of reporting webhooks may be tried again
@@ -6476,8 +6480,11 @@ class Devices(Keeper):
             del known.person.has.devices[token]
             if known.person is person:
                 attributes = {**known.attributes, **attributes}
+            else:
+                self._tell(known.person)
         device = Device(token, platform, last_used, attributes, person)
         self.rows[token] = person.own().devices[token] = device
+        self._tell(person)
         self.ground.note("device_change", person, lambda: {"token": token, "platform": platform})
         return DONE
 
@@ -6489,7 +6496,12 @@ class Devices(Keeper):
         if token not in person.has.devices:
             return NO_DEVICE
         del person.has.devices[token], self.rows[token]
+        self._tell(person)
         return DONE
+
+    def _tell(self, person: Person) -> None:
+        for tell in self.ground.occasions.device:
+            tell(person)
 
     def mark(self, token: str, metric: str, reason: Json) -> None:
         """Keep the outcome of a device's last push; one that is unregistered goes (docs)."""
@@ -6500,6 +6512,7 @@ class Devices(Keeper):
             del self.rows[token], device.person.has.devices[token]
         else:
             device.attributes = {**device.attributes, LAST_STATUS: _DEVICE_STATUS[metric]}
+        self._tell(device.person)
 
     def release(self, person: Person) -> None:
         """Remove the tokens together with the person."""
@@ -10261,10 +10274,10 @@ def _over_the_limit(workspace: Workspace, number: int, delivery: Delivery) -> fl
     begin, theirs = now - limit["within"], delivery.person.has.deliveries
     sent = [d.metrics.get("sent", 0) for d in theirs if _is_counted(workspace, d)]
     sent = sorted(when for when in sent if when > begin)
-    if len(sent) < limit["limit"]:
-        return 0
     last, left = delivery.created + limit.get("retry", 0), "attempted" in delivery.metrics
     gone = workspace.journeys.rows[number].state == "exited_early"
+    if len(sent) < limit["limit"] and not (left and gone):
+        return 0
     if now >= last or gone:
         reason = "the journey has ended" if gone else "the message limit is reached"
         workspace.deliveries.report(delivery, "undeliverable", int(now), reason=reason)
@@ -10677,6 +10690,8 @@ class Gate:
             join(joined=self._heard_membership, left=self._heard_membership)
         if "message" in kinds:
             join(reported=self._heard_report)
+        if "device" in kinds:
+            join(device=lambda person: self.touch(person, ("device", "")))
         join(related=self._heard_relationship, thing=self._heard_thing)
 
     @property

@@ -4443,6 +4443,17 @@ class MessageLimit(JourneyTest):
         self.clock(advance=1)
         self.assertEqual(self.states()[2], "delivered")
         self.assertEqual(self.delivery(3)["metrics"]["sent"], self.START + self.DAY)
+        self.assertEqual(self.steps()[-1], (3, "sent"))
+        self.assertIsNone(self.delivery(3)["failure_message"])
+
+    def test_who_has_left_gets_none_of_those_held_back(self) -> None:
+        day, night = [{"type": "delay_seconds", "delay": n} for n in (self.DAY - 100, 9000)]
+        self.limited(3600, mail(1), day, mail(2), mail(3), night, use_message_limits=True)
+        self.clock(advance=self.DAY - 1)
+        self.ok("POST", f"/__parlel/journeys/{self.journeys()[0]['id']}/force_exit")
+        self.clock(advance=1)
+        self.assertEqual(self.states()[2], "undeliverable")
+        self.assertEqual(self.delivery(3)["failure_message"], "the journey has ended")
 
     def test_without_a_retry_it_is_undeliverable_at_once(self) -> None:
         self.limited(0, mail(1), mail(2), mail(3), use_message_limits=True)
@@ -5381,6 +5392,25 @@ class Entries(JourneyTest):
             self.call("POST", f"/api/v1/forms/{form}/submit", {"data": data})
         self.assertEqual(self.delivery(1)["rendered"]["subject"], "red")
         self.assertEqual(len(self.journeys()), 1)
+
+    def test_devices_that_come_and_go(self) -> None:
+        phone = {"device_attribute": {"field": "platform", "operator": "eq", "value": "ios"}}
+        self.campaign(mail(1), type="segment", trigger=phone, event_name=None,
+                      restart_mode="rematch")  # fmt: skip
+        path = "/api/v1/customers/{}/devices"
+        device = {"device": {"id": "t", "platform": "ios"}}
+        for who, count in (("7", 1), ("7", 1), ("8", 2), ("7", 3)):
+            self.assertEqual(self.call("PUT", path.format(who), device).status, 200)
+            self.assertEqual(len(self.journeys()), count)
+        self.assertEqual(self.call("DELETE", path.format("7") + "/t").status, 200)
+        self.assertEqual(self.call("PUT", path.format("7"), device).status, 200)
+        self.assertEqual([row["customer_id"] for row in self.journeys()], ["7", "8", "7", "7"])
+        wait = {"type": "conditional_wait", "multi_conditions": [phone]}
+        self.campaign(wait, mail(20))
+        self.identify("9", email="9@example.com")
+        self.track("9", "go")
+        self.assertEqual(self.call("PUT", path.format("9"), device).status, 200)
+        self.assertEqual(self.steps()[0], (10, "matched", 0))
 
     def test_incoming_webhooks_have_no_person(self) -> None:
         update = {"type": "attribute_update", "attributes": {"city": "{{trigger.city}}"}}
