@@ -22985,7 +22985,6 @@ _OVERLOADED = ApiError(
     503,
     "too many requests are waiting; raise --max-threads or send fewer at once",
     headers=[("Retry-After", "1")],
-    close=True,
 )
 _DISTRUST = (
     "%s does not trust the fake's certificate: give it the one at /__parlel/ca.pem, for example by "

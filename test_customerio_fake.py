@@ -2154,9 +2154,20 @@ class Filters(unittest.TestCase):
             ("n", "lt", 9, False),
             ("n", "lte", 10, True),
             ("none", "lt", 1, False),
-        ]
+            *(("none", operator, 1, False) for operator in ("gt", "gte", "lte", "timestamp_lta")),
+            *(("n", operator, value, expected) for operator, *given in (
+                ("gt", True, False, False), ("gte", True, True, False), ("lt", False, False, True),
+                ("lte", False, True, True), ("timestamp_gta", True, False, False),
+                ("timestamp_lta", False, True, True),
+            ) for value, expected in zip((9, 10, 11), given)),
+            *(("plan", operator, "pro", operator[2:] == "e") for operator in (
+                "gt", "gte", "lt", "lte")),
+            *(("n", "bw", low, low in (9, 10)) for low in (8, 9, 10, 11)),
+            ("none", "bw", 0, False),
+        ]  # fmt: skip
         for name, operator, value, expected in rows:
             body = {"field": name, "operator": operator, "value": value}
+            body.update({"value2": cast(int, value) + 1} if operator == "bw" else {})
             with self.subTest(name=name, operator=operator):
                 self.assertEqual(self.matches({"attribute": body}), expected)
 
@@ -10703,6 +10714,13 @@ class RateLimits(SeededTest):
         self.fake.workspace.agenda.advance(1)
         self.assertEqual(self.status("GET", "/v1/segments"), 200)
 
+    def test_a_limit_ends_exactly_when_it_says(self) -> None:
+        self.ok("PUT", "/__parlel/clock", {"freeze": True, "now": 1_900_000_000})
+        for later, status in ((0, 200), (9, 429), (1, 200)):
+            self.fake.workspace.agenda.advance(later)
+            reply = self.call("POST", "/v1/campaigns/20/triggers", {})
+            self.assertEqual(reply.status, status, later)
+
     def test_a_broadcast_has_a_limit_of_its_own(self) -> None:
         self.assertEqual(self.status("POST", "/v1/campaigns/20/triggers", {}), 200)
         self.assertEqual(self.status("POST", "/v1/campaigns/20/triggers", {}), 429)
@@ -15055,17 +15073,23 @@ class Connections(WireTestCase):
             server._stopping = True
             return True
 
-        discard = server.fake.discard
-        self.addCleanup(setattr, server.fake, "discard", discard)
+        self.addCleanup(setattr, server.fake, "discard", server.fake.discard)
         with mock.patch.object(server, "_turn", turn), socket.socket() as sock:
             for silent, resting in ((0.9, 0), (1.1, 1)):
                 since = server._now - silent
                 connection = customerio_fake.Connection(sock, "", 1, since)
                 with mock.patch.dict(server._waiting, {threading.current_thread(): connection}):
                     self.assertEqual(len(server._resting()), resting, silent)
-            with mock.patch.dict(server._open, {0: connection}):
-                server.serve_forever()
-        self.assertEqual(looks, [1.0, 0])  # each second while anybody is there, and at the end
+            server.serve_forever()
+            rows: List[Tuple[Dict[Any, Any], Dict[Any, Any]]] = [
+                (server._open, {0: connection}), (server._parked, {connection: None}),
+            ]  # fmt: skip
+            for held, what in rows:
+                with mock.patch.dict(held, what):
+                    server._stopping = False
+                    server.serve_forever()
+        # Nobody is there; each second if anybody is, more often if they wait; and at the end.
+        self.assertEqual(looks, [None, 0, 1.0, 0, 0.25, 0])
 
     def test_running_out_of_file_descriptors(self) -> None:
         fake = self.server.fake
