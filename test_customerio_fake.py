@@ -8661,7 +8661,7 @@ class Faults(FaultTest):
         rows: List[Tuple[Dict[str, Any], bytes]] = [
             ({"status": 401}, b'{\n  "meta": {\n    "error": "Unauthorized request"\n  }\n}\n'),
             ({"status": 202}, b"{}\n"),
-            ({"status": 204}, b""),
+            *(({"status": status}, b"") for status in (204, 205, 304)),
             ({"status": 502, "body": "<h1>Bad Gateway</h1>"}, b"<h1>Bad Gateway</h1>"),
             ({"status": 500, "body": {"a": 1}}, b'{\n  "a": 1\n}\n'),
         ]
@@ -8686,6 +8686,22 @@ class Faults(FaultTest):
         self.assertEqual(self.call("PUT", "/api/v1/customers/1", b'{"a": NaN}').status, 503)
         self.assertEqual(self.call("PUT", "/api/v1/customers/1", b"[").status, 400)
         self.assertEqual(self.records("customers"), [])
+
+    def test_how_long_a_latency_is(self) -> None:
+        rows = [
+            ({"latency": 3}, [3, 3, 3]), ({"latency": 3, "jitter": 2}, [1, 3, 5]),
+            ({"latency": 1, "jitter": 2}, [0, 1, 3]), ({"status": 503}, [0, 0, 0]),
+        ]  # fmt: skip
+        for rule, delays in rows:
+            for chance, delay in zip((0, 0.5, 1), delays):
+                fault = customerio_fake.Fault(1, rule, frozenset())
+                with mock.patch.object(customerio_fake.Fault, "_chance", return_value=chance):
+                    self.assertEqual(fault.delay(), delay, (rule, chance))
+        self.fail(latency=60)
+        with mock.patch.object(self.fake, "ending") as ending:
+            ending.wait.return_value = True
+            self.identify("1")
+        ending.wait.assert_called_once_with(0.1)  # so soon it sees that its rule is gone
 
     def test_times_every_and_after(self) -> None:
         rows = [
@@ -10720,6 +10736,11 @@ class RateLimits(SeededTest):
             self.fake.workspace.agenda.advance(later)
             reply = self.call("POST", "/v1/campaigns/20/triggers", {})
             self.assertEqual(reply.status, status, later)
+
+    def test_a_query_has_a_hundred_fields_at_most(self) -> None:
+        for count, status in ((100, 200), (101, 400)):
+            reply = self.call("GET", "/v1/newsletters?" + "&".join(["limit=1"] * count))
+            self.assertEqual(reply.status, status, reply.body)
 
     def test_a_broadcast_has_a_limit_of_its_own(self) -> None:
         self.assertEqual(self.status("POST", "/v1/campaigns/20/triggers", {}), 200)
