@@ -10755,6 +10755,43 @@ class RateLimits(SeededTest):
         self.assertEqual((reply.status, "retry-after" in reply.headers), (429, False))
 
 
+class PageSizes(SeededTest):
+    """How many rows a page has if nobody says, and at most."""
+
+    MANY = range(1, 1002)
+    SEED: ClassVar[Any] = {
+        "customers": [{"id": str(n)} for n in MANY],
+        "newsletters": [{"id": n, "name": "n", "type": "email"} for n in MANY],
+        "objects": [{"object_type_id": 1, "object_id": str(n)} for n in MANY],
+        "activities": [{"type": "event", "name": "e", "customer_id": "1"} for _ in range(101)],
+        "esp_suppressions": [
+            {"type": "bounces", "suppressions": [{"email": f"{n}@b.cd"} for n in MANY]}
+        ],
+        "campaigns": [{"id": 1, "actions": [{"id": n, "type": "email"} for n in range(1, 12)]}],
+    }
+
+    def test_by_default_and_at_most(self) -> None:
+        everybody = {"attribute": {"field": "id", "operator": "exists"}}
+        every = {"object_type_id": "1", "filter": {"object_attribute": {
+            "field": "none", "operator": "not_exists", "type_id": "1"}}}  # fmt: skip
+        rows: List[Any] = [
+            ("/v1/activities", "activities", 10, 100, None),
+            ("/v1/newsletters", "newsletters", 100, 1000, None),
+            ("/v1/esp/suppression/bounces", "suppressions", 100, 1000, None),
+            ("/v1/campaigns/1/actions", "actions", 10, 10, None),
+            ("/v1/customers", "identifiers", 50, 1000, {"filter": everybody}),
+            ("/v1/objects", "identifiers", 50, 1000, every),
+        ]
+        for path, name, default, most, body in rows:
+            method = "POST" if body else "GET"
+            for query, count in (("", default), ("?limit=5000", most), ("?limit=1", 1)):
+                with self.subTest(path + query):
+                    found = self.ok(method, path + query, body)
+                    self.assertEqual(len(found[name]), min(count, most))
+                    self.assertTrue(found["next"])
+            self.assert_errors(self.call(method, f"{path}?limit=0", body), 400, "at least 1")
+
+
 class UnseededReads(FakeTest):
     """What a workspace answers in which nobody has described anything."""
 
