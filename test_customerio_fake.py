@@ -7746,6 +7746,13 @@ class Seeding(SeededTest):
                 thing = kept.pop()
                 self.assertLessEqual(sys.getrefcount(thing), 2, thing)
 
+    def test_a_new_seed_forgets_requests_and_faults(self) -> None:
+        self.ok("POST", "/__parlel/faults", {"match": {"person": "x"}, "status": 500})
+        self.identify("1")
+        self.assertEqual(len(self.records("requests")), 1)
+        self.ok("POST", "/__parlel/seed", {})
+        self.assertEqual((self.records("requests"), self.records("faults")), ([], []))
+
     def test_a_seed_can_be_given_over_http(self) -> None:
         self.ok("POST", "/__parlel/seed", {"customers": [{"id": "eve"}]})
         self.assertEqual([p["id"] for p in self.records("customers")], ["eve"])
@@ -8604,6 +8611,24 @@ class SuccessHeaders(FakeTest):
         }  # fmt: skip
         self.assertEqual({**app, **measured}, app)
         self.assertIn("x-workspace-id", app["access-control-allow-headers"])
+
+
+class NamedInRequests(FakeTest):
+    """Whom and which events the journal finds in a request."""
+
+    def test_people_and_events(self) -> None:
+        entity = {"type": "person", "action": "event", "identifiers": {"email": "x@y.zz"}}
+        rows: List[Tuple[str, str, Any, Any, List[str]]] = [
+            ("PUT", "/api/v1/customers/a%20b", {}, "a b", []),
+            ("POST", "/api/v2/entity", {**entity, "name": " n "}, "x@y.zz", ["n"]),
+            ("POST", "/v1/track", {"userId": 7, "event": "e"}, "7", ["e"]),
+            ("POST", "/v1/track", {"event": "e"}, None, ["e"]),
+            ("POST", "/v1/track", [], None, []),
+        ]
+        for method, path, body, person, events in rows:
+            self.call(method, path, body)
+            entry = self.records("requests")[-1]
+            self.assertEqual((entry["person"], entry["events"]), (person, events), (path, body))
 
 
 class FaultTest(FakeTest):
@@ -10633,7 +10658,9 @@ class AppOthers(SeededTest):
         reply = self.call("POST", "/v1/collections", {"name": "one more", "data": []})
         self.assert_errors(reply, 400, "50 collections")
         self.ok("PUT", "/v1/collections/1", {"name": "renamed"})
-        self.assertEqual(self.status("PUT", "/v1/snippets", {"name": "n" * 151, "value": ""}), 422)
+        for length, status in ((151, 422), (150, 200)):
+            row = {"name": "n" * length, "value": ""}
+            self.assertEqual(self.status("PUT", "/v1/snippets", row), status)
         with mock.patch.object(customerio_fake, "MAX_SNIPPETS", 10):
             self.ok("PUT", "/v1/snippets", {"name": "spare", "value": "1234567"})  # and "bye"
             self.assertEqual(self.status("POST", "/v1/snippets", {"name": "x", "value": "1"}), 422)
