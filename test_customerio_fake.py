@@ -3865,8 +3865,8 @@ class JourneyTest(FakeTest):
         self.ok("PUT", "/__parlel/clock", body)
 
     def seed(self, document: Any) -> None:
-        self.ok("POST", "/__parlel/seed", document)
-        self.clock(now=self.START, freeze=True)
+        clock = {"now": self.START, "freeze": True}
+        self.ok("POST", "/__parlel/seed", {"clock": clock, **document})
 
     def campaign(self, *actions: Any, **fields: Any) -> None:
         """Seed one campaign that the event `go` starts, unless it says otherwise."""
@@ -10001,6 +10001,7 @@ class AppPeople(SeededTest):
             self.ok("POST", "/api/v2/entity", {**thing, "attributes": {"size": size}})
         who = {"cio_relationships": [{"identifiers": {"id": "ada"}}]}
         self.ok("POST", "/api/v2/entity", {**thing, "action": "delete_relationships", **who})
+        self.ok("POST", "/api/v2/entity", {**thing, "action": "delete"})
         role_change = {"role": {"from": "owner", "to": "guest"}}
         both: dict[str, Any] = {"object_type_id": "1", "object_id": "acme"}
         about = {"object_id": "acme"}
@@ -10011,6 +10012,8 @@ class AppPeople(SeededTest):
             "_r:1:attribute_change": [(None, role_change)],
             "_o:1:add_relationship": [(None, about)],
             "_o:1:delete_relationship": [(None, about)],
+            "_o:1:create": [(None, about)],
+            "_o:1:delete": [(None, about)],
             "_o:1:attribute_change": [
                 (None, {"size": {"from": "1", "to": "2"}}),
                 (None, {"size": {"from": "", "to": "1"}}),
@@ -10113,6 +10116,7 @@ class AppSegments(SeededTest):
         body = {"segment": {"name": "New", "description": "d"}}
         segment = self.ok("POST", "/v1/segments", body)["segment"]
         self.assertEqual((segment["type"], segment["state"]), ("manual", "finished"))
+        self.assertEqual(segment["description"], "d")
         path = f"/v1/segments/{segment['id']}"
         self.ok("POST", f"/api/v1/segments/{segment['id']}/add_customers", {"ids": ["bob"]})
         self.assertEqual(self.ok("GET", f"{path}/membership")["ids"], ["bob"])
@@ -10270,11 +10274,13 @@ class AppFamilies(SeededTest):
             self.ok("POST", "/api/v1/metrics", click)
         series = self.ok("GET", "/v1/transactional/3/metrics?steps=2")["metric"]["series"]
         self.assertEqual((series["created"], series["clicked"]), ([0, 1], [0, 1]))
-        for unique, count in (("false", 2), ("true", 1)):
+        for unique, count in (("false", 2), ("0", 2), ("true", 1), ("1", 1)):
             path = f"/v1/transactional/3/metrics/links?unique={unique}"
             (link,) = self.ok("GET", path)["links"]
             self.assertEqual(link["link"], {"id": 1, "href": "https://x.example"})
-            self.assertEqual(sum(link["metric"]["series"]["clicked"]), count)
+            clicks = {name: sum(series) for name, series in link["metric"]["series"].items()}
+            counts = {"clicked": count, "human_clicked": count, "machine_clicked": 0}
+            self.assertEqual(clicks, counts)
         for name in ("messages", "deliveries"):
             (listed,) = self.ok("GET", f"/v1/transactional/3/{name}")["messages"]
             self.assertEqual((listed["id"], listed["transactional_message_id"]), (sent, 3))
@@ -10285,6 +10291,7 @@ class AppFamilies(SeededTest):
             metric = self.ok("GET", f"{path}&{name}=days")["journey_metric"]
             self.assertEqual((metric["started"], metric["messaged"]), ([1], [1]))
         self.assertEqual(self.status("GET", path), 400)
+        self.ok("GET", "/v1/campaigns/1/journey_metrics?start=0&end=0&res=days")
 
     def test_answers_can_be_pasted(self) -> None:
         then = 1_700_000_000
@@ -10397,6 +10404,8 @@ class AppFamilies(SeededTest):
             archived = self.ok("GET", path)["archived_message"]
             text = (archived["forgotten"], archived["body"].partition("<img")[0])
             self.assertEqual(text, (off, "" if off else "secret"))
+            told = self.ok("GET", f"/v1/messages/{sent}")["message"]["forgotten"]
+            self.assertIs(told, off)
 
     def test_triggers_are_read_back(self) -> None:
         number = self.ok("POST", "/v1/campaigns/20/triggers", {})["id"]
@@ -10408,6 +10417,7 @@ class AppFamilies(SeededTest):
         self.call("POST", "/v1/campaigns/20/triggers", {"ids": ["nobody"]})
         errors = self.ok("GET", f"/v1/campaigns/20/triggers/{number + 1}/errors")["errors"]
         self.assertEqual(errors, ["line 1: no person has the id 'nobody'"])
+        self.assertEqual(self.status("GET", "/v1/broadcasts/20/triggers/99"), 404)
 
 
 class AppNewsletters(SeededTest):
@@ -10599,6 +10609,12 @@ class AppOthers(SeededTest):
         self.assertEqual((workspace["people"], workspace["messages_sent"]), (2, 1))
         reply = self.call("GET", "/v1/info/ip_addresses", authorization="")
         self.assertEqual(reply.json, {"ip_addresses": ["127.0.0.1"]})
+        names = [{"id": number, "name": name} for number, name in enumerate("ab", 1)]
+        self.ok("POST", "/__parlel/seed", {**self.SEED, "workspaces": names})
+        first, second = self.ok("GET", "/v1/workspaces")["workspaces"]
+        self.assertEqual((first["name"], first["people"]), ("a", 2))
+        counts = ("messages_sent", "billable_messages_sent", "people", "object_types", "objects")
+        self.assertEqual(second, {**names[1], **dict.fromkeys(counts, 0)})
 
     def imported(self, text: str, **order: Any) -> Any:
         """Import a CSV; gives the import when it is done."""
