@@ -2489,6 +2489,24 @@ class Attributes(FakeTest):
         moved = {name for name, stamp in stamps().items() if stamp != before[name]}
         self.assertEqual(moved, {"other", "flag", "deep"})
 
+    def test_an_email_is_shown_as_it_was_written_last(self) -> None:
+        for written in ("Ada@example.com", "ada@example.com"):
+            self.identify("1", email=written)
+            self.assertEqual(self.person("1")["attributes"]["email"], written)
+
+    def test_a_preference_by_its_dotted_name_goes_with_other_attributes(self) -> None:
+        self.identify("1", **{"cio_subscription_preferences.topics.topic_1": True, "plan": "x"})
+        wanted = {"topics": {"topic_1": True}}
+        attributes = self.person("1")["attributes"]
+        self.assertEqual(attributes, {"plan": "x", "cio_subscription_preferences": wanted})
+
+    def test_a_device_is_an_activity(self) -> None:
+        device = {"device": {"id": "t", "platform": "ios"}}
+        self.ok("PUT", "/api/v1/customers/1/devices", device)
+        (row,) = self.ok("GET", "/v1/activities?type=device_change")["activities"]
+        about = (row["customer_id"], row["data"])
+        self.assertEqual(about, ("1", {"token": "t", "platform": "ios"}))
+
     def test_timestamp_orders_updates(self) -> None:
         self.identify("1", a="new", _timestamp=2000)
         self.identify("1", a="old", b="first", _timestamp=1000)
@@ -10802,7 +10820,7 @@ class PageSizes(SeededTest):
     """How many rows a page has if nobody says, and at most."""
 
     MANY = range(1, 1002)
-    SEED: ClassVar[Any] = {
+    SEED = {
         "customers": [{"id": str(n)} for n in MANY],
         "newsletters": [{"id": n, "name": "n", "type": "email"} for n in MANY],
         "objects": [{"object_type_id": 1, "object_id": str(n)} for n in MANY],
