@@ -22360,7 +22360,7 @@ function callRow({id, status, events, method, path, api: name, person: who, ...c
 const messageRow = ({delivery_id: id, channel, recipient, ...message}) => row(
   judged(message.state) === "bad" ? "bad" : "", at("messages", id), message.received_at,
   words(channel), message["rendered.subject"]
-    || (channel !== "email" && message["rendered.body"]) || "(no subject)",
+    || message["rendered.body"]?.replace(/<[/a-z][^>]*>?/g, "") || "(no text)",
   message.failure_message || `to ${recipient || message.customer_id || "nobody"}`,
   state(message.state));
 function reportRow({event_id: id, object_type: type, metric, attempts, ...report}) {
