@@ -79,7 +79,7 @@ test('a message: each way to look at it, each thing that happens next', async ()
   await page.waitForFunction(() => document.querySelector('iframe').clientWidth > 500);
   for (const [show, text] of [['text', 'Leith'], ['source', '<!doctype html>'], ['headers', 'subject'],
     ['data', 'message_data'], ['history', 'delivered']]) {
-    await page.getByRole('link', { name: show }).click();
+    await page.getByRole('link', { name: show, exact: true }).click();
     await page.locator('.detail').getByText(text).first().waitFor();
     assert.match(page.url(), new RegExp(`show=${show}`));
   }
