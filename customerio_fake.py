@@ -12882,10 +12882,9 @@ _LIMIT = CLOSED.having(
 _WEB_SETTINGS = CLOSED.having(message_limit=object_field(_LIMIT), whole="random_seed")
 
 
+CLOCK_TIME = number_field(0, MAX_SETTING * 4, int, float)
 #: The fields of a seed's clock: its first time, in Unix seconds, and whether it is stopped.
-SEEDED_CLOCK = FieldList(closed=True, some=True).having(
-    flag="freeze", now=number_field(0, LAST_MOMENT, int, float)
-)
+SEEDED_CLOCK = FieldList(closed=True, some=True).having(flag="freeze", now=CLOCK_TIME)
 
 
 def _seed_clock(workspace: Workspace, row: Json, where: str) -> None:
@@ -20580,8 +20579,8 @@ def delete_fault(call: Call, id: str) -> Json:
 #: How many seconds one call waits, in all, for the endpoints of webhooks.
 CLOCK_PATIENCE = 10.0
 #: What can be done to the clock; `now` is Unix seconds, `advance` is in seconds.
-CLOCK_FIELDS = FieldList(closed=True, some=True, example={"freeze": True, "advance": 60}).having(
-    flag="freeze", **dict.fromkeys(("now", "advance"), number_field(0, MAX_SETTING * 4, int, float))
+CLOCK_FIELDS = SEEDED_CLOCK._replace(example={"freeze": True, "advance": 60}).having(
+    advance=CLOCK_TIME
 )
 
 
@@ -20760,21 +20759,23 @@ def _messages(call: Call, part: Callable[[Json], Json]) -> Response:
         queue = queue_of(call.workspace, person)
     streams = person is not None and call.request.scheme == "http"
     headers = (*IN_APP.headers, ("X-CIO-Use-SSE", "true" if streams else "false"))
+    # An answer without a body is not of the type JSON: the web SDK would parse it, and ignore
+    # the headers.
+    bare = tuple(header for header in headers if header != _JSON)
     wanted = part(queue)
     if not any(wanted.values() if wanted is queue else wanted):
-        # Without the type JSON, for which the web SDK would parse it and ignore the headers.
-        return Response(204, b"", tuple(header for header in headers if header != _JSON))
+        return Response(204, b"", bare)
     body = compact(wanted)
-    headers += (("ETag", f'"{zlib.crc32(body):08x}"'),)
-    if headers[-1][1] in call.request.headers.get("if-none-match", ""):
-        return Response(304, b"", headers[1:])
-    return Response(200, body, headers)
+    tag = f'"{zlib.crc32(body):08x}"'
+    if tag in call.request.headers.get("if-none-match", ""):
+        return Response(304, b"", (*bare, ("ETag", tag)))
+    return Response(200, body, (*headers, ("ETag", tag)))
 
 
-def _queued(call: Call, queue_id: str) -> Delivery:
+def _queued(call: Call, queue_id: str, channels: Sequence[str] = QUEUE_CHANNELS) -> Delivery:
     """The message of a queue entry. Raises ApiError 404."""
     delivery = call.workspace.deliveries.rows.get(queue_id)
-    if delivery is None or delivery.channel not in QUEUE_CHANNELS:
+    if delivery is None or delivery.channel not in channels:
         raise ApiError(404, f"there is no queue entry '{queue_id}'")
     return delivery
 
@@ -20815,7 +20816,8 @@ _OPENED = FieldList({"opened": FLAG}, ["opened"])
 def mark_inbox_message(call: Call, queue_id: str) -> Json:
     """Mark an inbox message as opened, or as unopened again."""
     opened = call.fields()["opened"]
-    call.workspace.deliveries.queue_up(_queued(call, queue_id), opened=opened)
+    delivery = _queued(call, queue_id, ("inbox_message",))
+    call.workspace.deliveries.queue_up(delivery, opened=opened)
     return {}
 
 
@@ -20834,7 +20836,7 @@ def stream_messages(call: Call) -> Response:
     request.told = (queue, now) if events else request.told
     lines = [b"event: %b\ndata: %b\n\n" % (name.encode(), compact(data)) for name, data in events]
     response = Response(200, b"".join(lines), _STREAM)
-    response.stream = True
+    response.stream = request.method != "HEAD"
     return response
 
 
@@ -23323,11 +23325,10 @@ class Server(ThreadingHTTPServer):
     """The HTTP side: one loop for what is ready, a thread for what waits.
 
     The loop (`serve_forever`) keeps all plain connections in a selector, and its own thread
-    answers every request that has arrived completely. TLS, heavy operations, large bodies
-    and clients that read slowly go the standard way, through `process_request`, to a thread
-    with a `WaitingHandler`; a plain connection then returns to the loop, so an idle one
-    costs no thread. Threads that are all busy would only compete for the interpreter lock:
-    with 64 connections the loop answers twice as many requests a second.
+    answers every request that has arrived completely. TLS, heavy operations, large bodies and
+    clients that read slowly go the standard way, through `process_request`, to a thread with
+    a `WaitingHandler`; a plain connection then returns, so an idle one costs no thread. Busy
+    threads compete for the interpreter lock: the loop alone is twice as fast at 64 connections.
     """
 
     allow_reuse_address = os.name != "nt"  # on Windows it would let two servers share a port
