@@ -4739,10 +4739,21 @@ class Belongings(metaclass=Slotted):
     segments: Set[int]
     relationships: Dict[ObjectKey, Attributes]
     journeys: List[Journey]
+    #: When the latest email among the deliveries was sent, in Unix seconds; -1 if none was, and
+    #: None if that has to be found out.
+    emailed: Optional[int]
 
     def __init__(self) -> None:
         self.events, self.deliveries, self.anonymous_ids, self.journeys = [], [], [], []
         self.devices, self.segments, self.relationships = {}, set(), {}
+        self.emailed = -1
+
+    def last_emailed(self) -> int:
+        """When the latest email was sent, in Unix seconds; -1 if none was."""
+        if self.emailed is None:
+            emails = [row.metrics for row in self.deliveries if row.channel == "email"]
+            self.emailed = max([metrics.get("sent", -1) for metrics in emails], default=-1)
+        return self.emailed
 
 
 _NOTHING = Belongings()
@@ -5189,16 +5200,18 @@ class Report(metaclass=Slotted):
         return {**self.head(), "data": self.data, "attempts": self.attempts}
 
 
-class Note(NamedTuple):
-    """Something that happened to a message: all that a Report needs, should one be wanted."""
+#: A step in a message's life: the metric, its time in Unix seconds, whether it is the first such
+#: step, and the row of the history.
+Happening = Tuple[str, int, bool, Attributes]
 
-    number: int
+
+class Note(NamedTuple):
+    """Something that happened to a message: all that Reports need, should any be wanted."""
+
+    number: int  # of the first report; there is one for each step
     at: float
     delivery: Delivery
-    metric: str
-    #: The time in Unix seconds, and the row of the delivery's history.
-    when: int
-    fact: Attributes
+    steps: Tuple[Happening, ...]
     #: The person concerned, and their id and email at that time.
     person: Optional[Person]
     id: str
@@ -5642,7 +5655,7 @@ class Occasions(metaclass=Slotted):
     joined: Listeners  # (person, number): put into a manual segment
     left: Listeners  # (person, number): taken out of one
     refused: Listeners  # (who, args): a write for somebody who is suppressed
-    #: (delivery, metric, when, first, fact, at): something happened to a message; now is `at`
+    #: (delivery, steps, at): something happened to a message, once or several times; now is `at`
     reported: Listeners
     subscription: Listeners  # (person, what, cause, text): a person's subscriptions changed
     related: Listeners  # (person, key, change): a relationship: `add`, `update` or `delete`
@@ -5689,10 +5702,11 @@ class Ground:
         """Start without listeners."""
         self.occasions = Occasions()
 
-    def count(self, what: str) -> int:
-        """Count something: returns the next number of its kind, from 1 up."""
-        number = self.counters[what] = self.counters.get(what, 0) + 1
-        return number
+    def count(self, what: str, several: int = 1) -> int:
+        """Count something: returns the next number of its kind, from 1 up; or uses up several."""
+        number = self.counters.get(what, 0)
+        self.counters[what] = number + several
+        return number + 1
 
     def seconds(self) -> int:
         """The current time in whole Unix seconds."""
@@ -7012,25 +7026,26 @@ class Segments(Keeper):
 # ======================================================================================
 
 
-#: What last happened to a message, by metric: when, the metrics and history before, and after.
-_LAST_STEPS: Dict[str, Tuple[int, Json, Json, Json, Json]] = {}
+#: What last happened to a message, by metrics: when; metrics and history before; both after; how.
+_LAST_STEPS: Dict[str, Tuple[int, Json, Json, Json, Json, Tuple[Happening, ...]]] = {}
 
 
-def _let_pass_alike(delivery: Delivery, metric: str, when: int) -> None:
-    """Record a common event in a message's life; alike in one second, messages share it."""
-    last, metrics, history = _LAST_STEPS.get(metric), delivery.metrics, delivery.history
-    if last and last[0] == when and last[1] is metrics and last[2] is history:
-        delivery.metrics, delivery.history = last[3:]
-    else:
-        _let_pass(delivery, {"metric": metric, "timestamp": when})
-        after = delivery.metrics, delivery.history
-        _LAST_STEPS[metric] = (when, metrics, history, *after)
+def _let_pass_alike(delivery: Delivery, metrics: str, when: int) -> Tuple[Happening, ...]:
+    """Record common steps in a message's life; alike in one second, messages share them."""
+    last, before = _LAST_STEPS.get(metrics), (delivery.metrics, delivery.history)
+    if last and last[0] == when and last[1] is before[0] and last[2] is before[1]:
+        delivery.metrics, delivery.history = last[3:5]
+        return last[5]
+    rows = [{"metric": metric, "timestamp": when} for metric in metrics.split()]
+    steps = tuple([_let_pass(delivery, row) for row in rows])
+    _LAST_STEPS[metrics] = (when, *before, delivery.metrics, delivery.history, steps)
+    return steps
 
 
-def _let_pass(delivery: Delivery, row: Json) -> None:
+def _let_pass(delivery: Delivery, row: Json) -> Happening:
     """Add a row to a message's history; a metric counts from its first time on."""
     metric, when = row["metric"], row["timestamp"]
-    passed = {metric: when}
+    first, passed = metric not in delivery.metrics, {metric: when}
     if metric in ("opened", "clicked"):  # here nobody but people opens mail
         passed = {f"human_{metric}": when, **passed}
     if metric == "clicked" and row.get("link_id"):  # observed
@@ -7038,6 +7053,12 @@ def _let_pass(delivery: Delivery, row: Json) -> None:
     delivery.metrics = {**passed, **delivery.metrics}
     fact = {name: value for name, value in row.items() if value not in (None, "")}
     delivery.history = [*delivery.history, fact]
+    return metric, when, first, fact
+
+
+def _without(rows: List[Delivery], old: Set[Delivery], count: int) -> List[Delivery]:
+    """These rows without the old ones, of which there are `count`: most often the first."""
+    return rows[count:] if old.issuperset(rows[:count]) else [r for r in rows if r not in old]
 
 
 #: Channels whose messages wait in a queue until the person's SDK asks for them.
@@ -7089,11 +7110,13 @@ class Deliveries(Keeper):
         for delivery in old:
             del self.rows[delivery.delivery_id]
             self.queue.pop(delivery.delivery_id, None)
-        for parent in {parent for delivery in old for parent in delivery.parents.items()}:
-            self.sent[parent] = [one for one in self.sent.get(parent, ()) if one not in old]
-        for person in {delivery.person for delivery in old}:
+        parents = Counter([parent for delivery in old for parent in delivery.parents.items()])
+        for parent, count in parents.items():
+            self.sent[parent] = _without(self.sent.get(parent, []), old, count)
+        for person, count in Counter([delivery.person for delivery in old]).items():
             if person is not None and person.has is not _NOTHING:
-                person.has.deliveries = [one for one in person.has.deliveries if one not in old]
+                person.has.deliveries = _without(person.has.deliveries, old, count)
+                person.has.emailed = None
 
     def forget(self, delivery_id: str) -> None:
         """Remove a delivery from all lists and counts."""
@@ -7104,31 +7127,44 @@ class Deliveries(Keeper):
         for deliveries in [*lists, person.has.deliveries if person else []]:
             with contextlib.suppress(ValueError):
                 deliveries.remove(delivery)
+        if person:
+            person.own().emailed = None
 
     def report(
-        self, delivery: Delivery, metric: str, when: int, reason: str = "", **more: Json
+        self, delivery: Delivery, metrics: str, when: int, reason: str = "", **more: Json
     ) -> None:
-        """Record that something happened to a delivery at `when`, Unix seconds."""
-        first, ground = metric not in delivery.metrics, self.ground
-        pushed = delivery.channel == "push"
-        if metric == "sent" and pushed:
-            delivery.devices = delivery.addressed()
-            delivery.recipient = ", ".join(delivery.devices) or delivery.recipient
+        """Record that something happened to a delivery at `when`, Unix seconds.
+
+        `metrics` is a word; or several, if as much happened without any more to say about it.
+        """
+        if "sent" in metrics and "sent" not in delivery.metrics:
+            self._set_off(delivery, when)
         if reason or more:
-            _let_pass(delivery, {"metric": metric, "timestamp": when, "reason": reason, **more})
+            row = {"metric": metrics, "timestamp": when, "reason": reason, **more}
+            steps: Tuple[Happening, ...] = (_let_pass(delivery, row),)
         else:
-            _let_pass_alike(delivery, metric, when)
-        self.queued += delivery.channel in QUEUE_CHANNELS
-        fact = delivery.history[-1]
+            steps = _let_pass_alike(delivery, metrics, when)
+        channel, ground = delivery.channel, self.ground
+        self.queued += channel in QUEUE_CHANNELS
         at = ground.clock.now()
         for tell in ground.occasions.reported:
-            tell(delivery, metric, when, first, fact, at)
-        if pushed and metric in _DEVICE_STATUS:
-            named = device_named_by(fact)
-            for token in [named] if named else delivery.addressed():
-                self.devices.mark(token, metric, fact.get("reason"))
-        type = activity_type(metric, delivery.channel)
-        ground.note(type, delivery.person, dict, "", delivery, at)
+            tell(delivery, steps, at)
+        for metric, _, _, fact in steps:
+            if channel == "push" and metric in _DEVICE_STATUS:
+                named = device_named_by(fact)
+                for token in [named] if named else delivery.addressed():
+                    self.devices.mark(token, metric, fact.get("reason"))
+            type = activity_type(metric, channel)
+            ground.note(type, delivery.person, dict, "", delivery, at)
+
+    def _set_off(self, delivery: Delivery, when: int) -> None:
+        """Note where a message goes that is just being sent, and that its person gets an email."""
+        has = delivery.person.own() if delivery.person else _NOTHING
+        if delivery.channel == "push":
+            delivery.devices = delivery.addressed()
+            delivery.recipient = ", ".join(delivery.devices) or delivery.recipient
+        elif delivery.channel == "email" and has.emailed is not None:
+            has.emailed = max(has.emailed, when)
 
     def book(self, delivery: Delivery, metric: str, when: int, **more: Json) -> None:
         """Record what was reported about a delivery, and what follows from it."""
@@ -7238,6 +7274,7 @@ class Deliveries(Keeper):
         for delivery in old.has.deliveries:
             delivery.person, delivery.customer_id = to, to.name
         to.own().deliveries.extend(old.has.deliveries)
+        to.has.emailed = None
 
     def owners(self, kind: str) -> Owners:
         """Whom each delivery went to."""
@@ -8536,9 +8573,8 @@ def _send_on(workspace: Workspace, delivery: Delivery, mail: Mail, now: int) -> 
     elif mail.content.get("queue_draft") or mail.parent.get("queue_drafts"):
         report(delivery, "drafted", now)
     else:
-        report(delivery, "sent", now)
-        if delivery.channel not in _UNASKED_CHANNELS:
-            report(delivery, "delivered", now)
+        asked = delivery.channel not in _UNASKED_CHANNELS
+        report(delivery, "sent delivered" if asked else "sent", now)
 
 
 def new_delivery(
@@ -10736,9 +10772,9 @@ class Gate:
     def _heard_membership(self, person: Person, number: int) -> None:
         self.touch(person, ("segment", number))
 
-    def _heard_report(self, delivery: Delivery, metric: str, *_: Any) -> None:
-        if delivery.person is not None:
-            self.touch(delivery.person, ("message", metric))
+    def _heard_report(self, delivery: Delivery, steps: Sequence[Happening], at: float) -> None:
+        for metric, *_ in steps if delivery.person is not None else ():
+            self.touch(cast(Person, delivery.person), ("message", metric))
 
     def _heard_relationship(self, person: Person, key: ObjectKey, change: str) -> None:
         self.touch(person, ("object", ""))
@@ -11285,9 +11321,9 @@ def reported_parents(delivery: Delivery) -> Json:
     return {**parents, **delivery.origin}
 
 
-def report_data(workspace: Workspace, note: Note) -> Json:
+def report_data(workspace: Workspace, note: Note, metric: str, fact: Json) -> Json:
     """The `data` of a report about a delivery (reference)."""
-    delivery, metric, fact = note.delivery, note.metric, note.fact
+    delivery = note.delivery
     link = next(iter(delivery.tracked_links()), {"id": 0, "href": ""})
     known = {
         "recipient": delivery.recipient,
@@ -11347,16 +11383,17 @@ def reports_of(workspace: Workspace) -> Deque[Report]:
     """The newest reports, oldest first; made on demand. Called with the lock held."""
     reports, notes = workspace.reports, workspace.notes
     while notes:
-        reports.append(_report_of(workspace, notes.popleft()))
+        reports.extend(_reports_of(workspace, notes.popleft()))
     return reports
 
 
-def _report_of(workspace: Workspace, note: Note) -> Report:
-    delivery, event_id = note.delivery, ulid(note.at, note.number)
-    kind, data = OBJECT_TYPES[delivery.channel], report_data(workspace, note)
-    report = Report(event_id, kind, note.metric, note.when, data)
-    report.content = body_content(delivery) if note.metric == "sent" else {}
-    return report
+def _reports_of(workspace: Workspace, note: Note) -> Iterator[Report]:
+    delivery, kind = note.delivery, OBJECT_TYPES[note.delivery.channel]
+    for number, (metric, when, _, fact) in enumerate(note.steps, note.number):
+        data = report_data(workspace, note, metric, fact)
+        report = Report(ulid(note.at, number), kind, metric, when, data)
+        report.content = body_content(delivery) if metric == "sent" else {}
+        yield report
 
 
 def what_comes_of(answer: HTTPResponse) -> str:
@@ -11526,24 +11563,21 @@ class Outbox:
 
     # ---- what is to be reported
 
-    def heard(
-        self, delivery: Delivery, metric: str, when: int, first: bool, fact: Json, at: float
-    ) -> None:
+    def heard(self, delivery: Delivery, steps: Tuple[Happening, ...], at: float) -> None:
         """Take note that something happened to a delivery, and report it to those who want it."""
-        workspace, person, kind = (
-            self.workspace,
-            delivery.person,
-            OBJECT_TYPES.get(delivery.channel),
-        )
-        if kind is None or metric == "created":
+        workspace, person = self.workspace, delivery.person
+        kind = OBJECT_TYPES.get(delivery.channel)
+        if kind is None:
             return
-        number = workspace.count("report")
+        number = workspace.count("report", len(steps))
         named = (person, person.id, person.email) if person else (None, "", "")
-        note = (number, at, delivery, metric, when, fact, *named)
+        note = (number, at, delivery, steps, *named)
         workspace.notes.append(tuple.__new__(Note, note))  # for each message: without a call
         # By the time a push that was not sent is reported, its devices may be different.
         if kind == "push" or workspace.shelves["reporting_webhooks"].rows:
-            self._tell(reports_of(workspace)[-1], kind, first)
+            reports = reports_of(workspace)
+            for place, (_, _, first, _) in enumerate(steps, -len(steps)):
+                self._tell(reports[place], kind, first)
 
     def heard_of(
         self, person: Person, metric: str, cause: Optional[Delivery], content: str
@@ -15335,9 +15369,8 @@ def computed_attributes(workspace: Workspace, person: Person) -> Dict[str, Tuple
     if topics:
         wanted = {topic_name(topic): subscribed_to(workspace, person, topic) for topic in topics}
         computed[COMPUTED[0]] = ({"topics": wanted}, 0)
-    emails = [d for d in person.has.deliveries if d.channel == "email" and "sent" in d.metrics]
-    if emails:
-        last = max(delivery.metrics["sent"] for delivery in emails)
+    last = person.has.last_emailed()
+    if last >= 0:
         computed[COMPUTED[1]] = (last, last)
     return computed
 
@@ -21004,6 +21037,7 @@ _LISTS: Dict[type, str] = {
 #: What isn't written because it can be derived from the rest.
 _UNWRITTEN = {
     Segment: {"predicate"},
+    Belongings: {"emailed"},
     Delivery: {"raw", "seen"},
     Request: {"awaited", "read", "told", "until"},
     Response: {"later", "stream"},
