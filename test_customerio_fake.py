@@ -2797,6 +2797,47 @@ class FewDeliveries(SeededTest):
         reported = [row["metric"] for row in self.records("webhooks")]
         self.assertEqual(reported.count("sent"), 5)
 
+    def test_when_a_person_last_got_an_email_is_known_whatever_becomes_of_their_deliveries(
+        self,
+    ) -> None:
+        start = 1_800_000_000
+        self.ok("PUT", "/__parlel/clock", {"now": start, "freeze": True})
+        message = {"transactional_message_id": 3, "to": "a@b.cd", "identifiers": {"id": "bob"}}
+
+        def last(name: str) -> Any:
+            found = self.attributes(name).get("_last_emailed")
+            return found and int(found) - start
+
+        later = self.ok("POST", "/v1/send/email", {**message, "send_at": start + 60})
+        self.assertIsNone(last("bob"))
+        self.ok("POST", "/v1/send/email", message)
+        self.assertEqual(last("bob"), 0)
+        self.ok("PUT", "/__parlel/clock", {"advance": 60})
+        self.assertEqual(last("bob"), 60)
+        self.ok("PUT", "/__parlel/state", self.ok("GET", "/__parlel/state"))
+        self.assertEqual(last("bob"), 60)
+        self.ok("DELETE", f"/__parlel/deliveries/{later['delivery_id']}")
+        self.assertEqual(last("bob"), 0)
+        sides = {"primary": {"id": "ada"}, "secondary": {"id": "bob"}}
+        self.ok("POST", "/api/v1/merge_customers", sides)
+        self.assertEqual(last("ada"), 0)
+        for _ in range(3):  # ada's are forgotten
+            self.ok("POST", "/v1/send/email", {**message, "identifiers": {"id": "eve"}})
+        self.assertIsNone(last("ada"))
+        self.assertEqual(last("eve"), 60)
+
+    def test_those_who_got_more_by_a_merge_keep_only_the_newest(self) -> None:
+        message = {"transactional_message_id": 3, "to": "a@b.cd"}
+        for name in ("eve", "bob", "eve"):
+            self.ok("POST", "/v1/send/email", {**message, "identifiers": {"id": name}})
+        sides = {"primary": {"id": "eve"}, "secondary": {"id": "bob"}}
+        self.ok("POST", "/api/v1/merge_customers", sides)
+        for _ in range(2):
+            self.ok("POST", "/v1/send/email", {**message, "identifiers": {"id": "ada"}})
+            kept = {row["delivery_id"] for row in self.records("deliveries")}
+            theirs = self.ok("GET", "/v1/customers/eve/messages")["messages"]
+            self.assertLessEqual({row["id"] for row in theirs}, kept)
+
 
 # ======================================================================================
 # ==== §11 Workspace
