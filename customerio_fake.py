@@ -1073,6 +1073,8 @@ class Check(NamedTuple):
     wrong: Callable[[Json], str]
     #: The fields of an object, or of each object in a list; None if they may be any.
     inner: Callable[[Json], Optional[FieldList]] = lambda value: None
+    #: The types whose values all pass, if they aren't long.
+    sure: Tuple[Type[Any], ...] = ()
 
 
 def _placed(name: str, wrong: str) -> Tuple[str, str]:
@@ -1120,16 +1122,11 @@ class FieldList(NamedTuple):
         lax = self.lax
         return {n: body[n] for n in self.checks if n in body and not (lax and body[n] is None)}
 
-    def fits(self, body: Json) -> bool:
-        """Whether an object is surely valid: a quick check that leaves doubt to `problems`."""
-        for name in self.needed:
-            if not body.get(name):
-                return False
-        for name, value in body.items():
-            check = None if value is None and self.lax else self.checks.get(name)
-            if check is not None and check.wrong(value):
-                return False
-        return not (self.closed or self.some)
+    def allows(self, kinds: Mapping[str, type]) -> bool:
+        """Whether fields of these types are surely valid together, if none is empty or long."""
+        checks, asks = self.checks, self.closed or self.some
+        sure = all(kind in checks[name].sure for name, kind in kinds.items() if name in checks)
+        return sure and not asks and kinds.keys() >= {*self.needed}
 
     def problems(self, body: Json, where: str = "") -> Iterator[Problem]:
         """What is wrong with an object: missing fields first, then all others."""
@@ -1199,7 +1196,11 @@ _TYPE_NAMES = {
 }  # fmt: skip
 
 
-def text_field(longest: int = 1 << 20, blank: bool = False) -> Check:
+#: How long a text may be, in characters, if nothing else is said.
+LONG_TEXT = 1 << 20
+
+
+def text_field(longest: int = LONG_TEXT, blank: bool = False) -> Check:
     """A string of at most `longest` characters, not blank unless `blank`."""
 
     def wrong(value: Json) -> str:
@@ -1209,7 +1210,7 @@ def text_field(longest: int = 1 << 20, blank: bool = False) -> Check:
             return f"is too long ({longest} characters at most)"
         return "" if blank or value.strip() else "can't be blank"
 
-    return Check("a string", wrong)
+    return Check("a string", wrong, sure=(str,) if blank and longest >= LONG_TEXT else ())
 
 
 def bytes_field(longest: int) -> Check:
@@ -1235,7 +1236,7 @@ def typed_field(*kinds: type) -> Check:
         text = "must be {0}, not {1}" if len(kinds) == 1 else "must not be {1}: send {0}"
         return text.format(names, kind_of(value))
 
-    return Check(names, wrong)
+    return Check(names, wrong, sure=kinds)
 
 
 def must_be(type: str, fits: Callable[[Json], Any]) -> Check:
@@ -1571,8 +1572,7 @@ class _Render:
 _Node = Callable[[_Render], None]
 #: Returns the value of an expression.
 _Read = Callable[[_Render], Any]
-#: What needs no node: a text, or the two names in `{{ a.b }}`.
-_Plain = Union[str, Tuple[str, str]]
+#: What needs no node.
 _TWO_NAMES = re.compile(r"(?<!\{)\{\{ ?([a-z_]\w*)\.([a-z_]\w*) ?\}\}", re.IGNORECASE | re.ASCII)
 _TOO_DEEP = "liquid is nested too deeply"
 
@@ -1583,7 +1583,7 @@ class Template:
     def __init__(self, source: str, body: _Node, words: int) -> None:
         self.source, self.words = source, words
         self._body = body
-        self._plain = _plain_parts(source)
+        self._frame, self._names = _plain_frame(source)
         #: Roughly how many bytes of memory it takes.
         self.size = 500 + len(source) + 500 * words
 
@@ -1604,7 +1604,7 @@ class Template:
         with line and column, MissingVariable (one of those) for a missing attribute.
         """
         budget = budget or Budget()
-        known = {n: row.get for n, row in data.items() if type(row) is dict} if self._plain else {}
+        known = {n: row.get for n, row in data.items() if type(row) is dict} if self._frame else {}
         text = self.at_once(known)
         if text is not None and len(text) <= budget.room:
             return text
@@ -1617,18 +1617,14 @@ class Template:
 
         `known` maps a root to a function that returns its values by name.
         """
-        out: List[str] = []
-        for part in self._plain or (("", ""),):
-            if isinstance(part, tuple):
-                root, name = part
-                value = known[root](name) if root in known else None
-                if value.__class__ is int and value.bit_length() <= _WIDEST_NUMBER:
-                    value = str(value)
-                if value.__class__ is not str:
-                    return None
-                part = value
-            out.append(part)
-        text = "".join(out)
+        values = []
+        for root, name in self._names:
+            value: Any = known[root](name) if root in known else None
+            kind = value.__class__
+            if kind is not str and (kind is not int or value.bit_length() > _WIDEST_NUMBER):
+                return None
+            values.append(value)
+        text = self._frame % tuple(values)
         return text if len(text) <= _LIMITS.output else None
 
     def run(self, state: _Render) -> None:
@@ -1645,15 +1641,14 @@ class Template:
             raise LiquidError(_TOO_DEEP, 0).placed(self.source) from None
 
 
-def _plain_parts(source: str) -> List[_Plain]:
-    """The texts and two-name outputs that make up a template; empty if there is anything else."""
-    texts: List[_Plain] = []
+def _plain_frame(source: str) -> Tuple[str, List[Tuple[str, str]]]:
+    """A template's text, with %s for each `{{ a.b }}`, and those names; of nothing, if in doubt."""
     pieces = _TWO_NAMES.split(source)
-    for text, root, name in zip(pieces[::3], [*pieces[1::3], ""], [*pieces[2::3], ""]):
-        if "{{" in text or "{%" in text or root in _RENDERED_NAMESPACES:
-            return []
-        texts += [text, (root, name)]
-    return texts[:-1]
+    texts, roots = pieces[::3], pieces[1::3]
+    if any("{{" in text or "{%" in text for text in texts) or _RENDERED_NAMESPACES & {*roots}:
+        return "", [("", "")]
+    frame = "%s".join([text.replace("%", "%%") for text in texts])
+    return frame, list(zip(roots, pieces[2::3]))
 
 
 class _Parsed(Dict[str, Template]):
@@ -1681,6 +1676,12 @@ class _Parsed(Dict[str, Template]):
 
 
 _PARSED = _Parsed()
+
+
+def rendered_at_once(source: str, known: Mapping[str, Callable[[str], Any]]) -> Optional[str]:
+    """Render a template that has been parsed before, as in `Template.at_once`; None if in doubt."""
+    template = _PARSED.get(source)
+    return template.at_once(known) if template else None
 
 
 def parse_liquid(source: str) -> Template:
@@ -7813,20 +7814,15 @@ def subscription_token(workspace: Workspace, person: Person) -> str:
 
 # ---- what the recipient sees
 
-#: The parts of a message that are templates: each part's name once rendered, and the names
-#: under which it is given, an override first. "Title" and "message" are those of a push.
+#: The parts of a message that are templates: each part's name once rendered, and a name under
+#: which it is given; an override comes last. "Title" and "message" are those of a push.
 _RENDERED_PARTS = (
-    ("subject", ("title", "subject")),
-    ("body", ("message", "body")),
-    ("body_plain", ("body_plain",)),
-    ("body_amp", ("body_amp",)),
-    ("preheader", ("preheader", "preheader_text")),
-    ("from", ("from",)),
-    ("reply_to", ("reply_to",)),
-    ("to", ("to", "recipient")),
-    ("cc", ("cc",)),
-    ("bcc", ("bcc",)),
-)
+    ("subject", "subject"), ("subject", "title"), ("body", "body"), ("body", "message"),
+    ("body_plain", "body_plain"), ("body_amp", "body_amp"), ("preheader", "preheader_text"),
+    ("preheader", "preheader"), ("from", "from"), ("reply_to", "reply_to"), ("to", "recipient"),
+    ("to", "to"), ("cc", "cc"), ("bcc", "bcc"),
+)  # fmt: skip
+_PART_NAMES = frozenset(name for _, name in _RENDERED_PARTS)
 #: A missing attribute in one of these namespaces makes the message fail (docs).
 STRICT_NAMESPACES = frozenset({"customer", "event", "trigger", "journey"})
 #: Headers that every message has anyway and that can't be replaced.
@@ -8031,39 +8027,42 @@ def template_host(workspace: Workspace, delivery: Delivery, mail: Mail, links: L
     }
 
 
+@functools.lru_cache(maxsize=256)
+def _parts_given(given: FrozenSet[str]) -> List[Tuple[str, str]]:
+    """The rows of _RENDERED_PARTS that a content with these names may have."""
+    return [row for row in _RENDERED_PARTS if row[1] in given]
+
+
 def sources_of(delivery: Delivery, mail: Mail) -> Dict[str, str]:
     """The templates of a message as they were written, by the part's name once rendered."""
     sources, content = {}, mail.content
-    for part, names in _RENDERED_PARTS:
-        for name in names:
-            source = content.get(name)
-            if source:
-                if source.__class__ is str:
-                    sources[part] = source
-                break
-    words = (content.get("in_app") or {}).get("properties") or {}
-    sources.update({f"properties.{k}": v for k, v in words.items() if v.__class__ is str})
-    usual = sources.get("to") == BLANKS["content"]["recipient"] and not content.get("to")
-    if usual and delivery.channel not in _ADDRESSED_CHANNELS:  # a default that people need not have
-        del sources["to"]
+    for part, name in _parts_given(_PART_NAMES.intersection(content)):
+        source = content[name]
+        if source and source.__class__ is str:
+            sources[part] = source
+    if content.get("in_app"):
+        words = content["in_app"].get("properties") or {}
+        sources.update({f"properties.{k}": v for k, v in words.items() if v.__class__ is str})
+    if delivery.channel not in _ADDRESSED_CHANNELS and not content.get("to"):
+        usual = sources.get("to") == BLANKS["content"]["recipient"]
+        sources.pop("to" if usual else "", None)  # which people need not have
     return sources
 
 
 def render_mail(workspace: Workspace, delivery: Delivery, mail: Mail, now: float) -> Json:
     """Render all parts of a message as of `now`, Unix seconds. Raises LiquidError or TakesTime."""
-    rendered: Json = sources_of(delivery, mail)
+    sources, known, render = sources_of(delivery, mail), None, None
+    rendered: Json = {}
     links: List[Json] = []
-    text = "\n".join(rendered.values())
-    if "{" in text or len(text) > _LIMITS.output:  # otherwise it renders to itself
-        leave_if_long(text)
-        known, render = plain_names(workspace, delivery, mail), None
-        for part, source in rendered.items():
-            if "{" in source or len(source) > _LIMITS.output:
-                made = parse_liquid(source).at_once(known)
-                if made is None:
-                    render = render or _renderer(workspace, delivery, mail, text, links, now)
-                    made = render(source)
-                rendered[part] = made
+    for part, source in sources.items():
+        if "{" in source or len(source) > _LIMITS.output:  # otherwise it renders to itself
+            known = known or plain_names(workspace, delivery, mail)
+            made = rendered_at_once(source, known)
+            if made is None:
+                render = render or _renderer(workspace, delivery, mail, sources, links, now)
+                made = render(source)
+            source = made
+        rendered[part] = source
     for part, field_name in (("from", "from_id"), ("reply_to", "reply_to_id")):
         number = mail.content.get(field_name)
         if number and rendered and not rendered.get(part):
@@ -8080,9 +8079,16 @@ def render_mail(workspace: Workspace, delivery: Delivery, mail: Mail, now: float
 
 
 def _renderer(
-    workspace: Workspace, delivery: Delivery, mail: Mail, text: str, links: List[Json], now: float
+    workspace: Workspace,
+    delivery: Delivery,
+    mail: Mail,
+    sources: Dict[str, str],
+    links: List[Json],
+    now: float,
 ) -> Callable[[str], str]:
-    """Return a function that renders parts of a message of source `text`, on one budget."""
+    """Return a function that renders the parts of a message, which share data and a budget."""
+    text = "\n".join(sources.values())
+    leave_if_long(text)
     data, budget = template_data(workspace, delivery, mail, text), budget_now()
     tags = "{%" in text or "snippets" in text or "render_liquid" in text
     host = template_host(workspace, delivery, mail, links) if tags else {}
@@ -8150,8 +8156,6 @@ _RAW_TEXT = {
 }
 #: Numbers that `unescape` may refuse to convert; no character has one as high.
 _ABSURD_ENTITY = re.compile(r"&#\d{9,};?")
-#: The image whose loading shows that a message was opened.
-_OPEN_PIXEL = '<img src="{}/e/o/{}" width="1" height="1" alt="">'
 _WEB = re.compile("https?://", re.IGNORECASE)
 #: Elements that aren't shown, and those that end a line.
 _UNSEEN = ("script", "style", "head", "title")
@@ -8200,6 +8204,12 @@ def text_of(html: str) -> str:
     return unescape(_ABSURD_ENTITY.sub("\ufffd", html))
 
 
+def _open_pixel(delivery: Delivery) -> str:
+    """The image whose loading shows that a message was opened."""
+    url = f"{delivery.base_url}/e/o/{delivery.delivery_id}"
+    return f'<img src="{url}" width="1" height="1" alt="">'
+
+
 def track_links(workspace: Workspace, delivery: Delivery, rendered: Json, tracked: bool) -> None:
     """Note the links of an email, redirect them through this server, and add an open pixel.
 
@@ -8210,7 +8220,7 @@ def track_links(workspace: Workspace, delivery: Delivery, rendered: Json, tracke
     if "<a" in body or "<A" in body:
         body = _lead_links(workspace, delivery, rendered, tracked, links)
     if tracked:
-        pixel = _OPEN_PIXEL.format(delivery.base_url, delivery.delivery_id)
+        pixel = _open_pixel(delivery)
         before, end, after = body.rpartition("</body>")
         body = before + pixel + end + after if end else body + pixel
     rendered["body"] = body
@@ -8247,7 +8257,7 @@ def untracked(delivery: Delivery, body: str) -> str:
     hrefs = {str(row["id"]): row["href"] for row in delivery.tracked_links()}
     tracked = re.escape(f"{delivery.base_url}/e/c/{delivery.delivery_id}/") + r"(\d+)"
     body = re.sub(tracked, lambda match: escape(hrefs.get(match[1], match[0])), body)
-    return body.replace(_OPEN_PIXEL.format(delivery.base_url, delivery.delivery_id), "")
+    return body.replace(_open_pixel(delivery), "")
 
 
 def plain_text(html: str) -> str:
@@ -8668,9 +8678,9 @@ def accept(
     that it came in. What goes wrong from here on shows in the delivery, as in the real service.
     Raises ApiError for, in this order: fields, recipients, attachments, template (inferred).
     """
-    who = _check_send(channel, message, workspace.clock.now())
+    now = workspace.clock.now()
+    who = _check_send(channel, message, now, raw)
     with workspace.lock:
-        now = workspace.clock.now()
         template = transactional_of(workspace, channel, message)
         delivery_id = delivery_id_of(now, workspace.count("delivery"), "transactional")
         delivery = Delivery(delivery_id, channel, message, int(now), raw)
@@ -8774,10 +8784,14 @@ class Misread(ApiError):
     """A send with a value of the wrong JSON type, which the service rejects altogether."""
 
 
-def _check_send(channel: str, message: Json, now: float) -> Identifier:
-    whole = channel == "email" and message.get("transactional_message_id") in (None, "")
-    fields = _SEND_WHOLE if whole else SEND_FIELDS[channel]
-    problems = [] if fields.fits(message) else list(fields.problems(message))
+@functools.lru_cache(maxsize=256)
+def _is_usual(channel: str, whole: bool, names: Tuple[str, ...], kinds: Tuple[type, ...]) -> bool:
+    """Whether a send of values of these types is surely valid: see `FieldList.allows`."""
+    return (_SEND_WHOLE if whole else SEND_FIELDS[channel]).allows(dict(zip(names, kinds)))
+
+
+def _check_fields(fields: FieldList, message: Json) -> None:
+    problems = list(fields.problems(message))
     for problem in problems:
         if problem.field.startswith("in_app"):  # a field of ours, of which the service says nothing
             raise ApiError(400, problem)
@@ -8785,6 +8799,14 @@ def _check_send(channel: str, message: Json, now: float) -> Identifier:
             raise Misread(400, problem)
     if problems:
         raise ApiError(400, problems[0])
+
+
+def _check_send(channel: str, message: Json, now: float, raw: Optional[bytes]) -> Identifier:
+    whole = channel == "email" and message.get("transactional_message_id") in (None, "")
+    kinds = tuple(map(type, message.values()))
+    short = raw is not None and len(raw) < LOOP_BODY and all(message.values())
+    if not (short and _is_usual(channel, whole, tuple(message), kinds)):
+        _check_fields(_SEND_WHOLE if whole else SEND_FIELDS[channel], message)
     _check_recipients(channel, message)
     send_at = message.get("send_at") and whole_number(message["send_at"], "send_at")
     if send_at and send_at > now + MAX_SEND_AHEAD:
@@ -15402,10 +15424,11 @@ def send_body(call: Call) -> Json:
         body = call.body()
     except ApiError as error:
         raise _not_sendable(error.message, error.status) from None
-    files = {} if body.get("attachments") is None else body["attachments"]
-    if not isinstance(files, dict) or not all(isinstance(text, str) for text in files.values()):
-        raise _not_sendable("attachments must map file names to base64 strings")
-    size = len(call.request.body) - sum(map(len, files.values()))
+    size, files = len(call.request.body), body.get("attachments")
+    if files is not None:
+        if not isinstance(files, dict) or {*map(type, files.values())} - {str}:
+            raise _not_sendable("attachments must map file names to base64 strings")
+        size -= sum(map(len, files.values()))
     if size > MAX_SEND:
         raise _not_sendable(f"{size} bytes besides the attachments; {MAX_SEND} at most")
     return body
@@ -15424,21 +15447,24 @@ def _not_sendable(reason: str, status: int = 400) -> ApiError:
 
 def send_message(call: Call) -> Any:
     """Send a transactional message through the channel in the path."""
+    workspace, headers, request = call.workspace, call.request.headers, call.request
     # A service account may have several workspaces, so its calls have to name one.
-    workspace, headers = call.workspace, call.request.headers
-    channel = call.operation.path.split("/")[3]
-    service = _SERVICE_ACCOUNT.match(headers.get("authorization", ""))
-    if service and not headers.get("x-workspace-id"):
+    if not headers.get("x-workspace-id") and _SERVICE_ACCOUNT.match(
+        headers.get("authorization", "")
+    ):
         raise invalid("workspace_id is required")  # the command-line client's tests
     try:
-        raw = None if "content-encoding" in headers else call.request.body
+        raw = None if "content-encoding" in headers else request.body
+        channel = call.operation.path[len("/v1/send/") :]
         delivery, mail = accept(workspace, channel, send_body(call), call.base_url, raw)
     except Misread as error:
         raise _not_sendable(error.message) from None
     scheduled = "" if delivery.send_at is None else f'"send_at":{delivery.send_at},'
     # `queued` is taken from the reference fake; the real answer ends after send_at (reference).
-    text = f'"queued_at":{delivery.created},{scheduled}"queued":true'
-    text = f'{{"delivery_id":"{delivery.delivery_id}",{text}}}'
+    text = (
+        f'{{"delivery_id":"{delivery.delivery_id}","queued_at":{delivery.created},'
+        f'{scheduled}"queued":true}}'
+    )
     told = Response(200, text.encode(), APP_SEND.headers)
     if mail is None:
         return with_reason(told, delivery.failure if delivery.person is None else "")
@@ -19906,7 +19932,7 @@ OBJECT_FIELDS: Dict[str, Sequence[str]] = {
         (),
     ),
     **dict.fromkeys(("identifiers", "primary", "secondary"), _IDENTIFIER_NAMES),
-    "rendered": (*(part for part, _ in _RENDERED_PARTS), "headers", "links", "in_app"),
+    "rendered": (*dict(_RENDERED_PARTS), "headers", "links", "in_app"),
 }  # fmt: skip
 #: The possible values of a list's field, where they are known.
 FIELD_VALUES: Dict[Tuple[str, str], Callable[[], Iterable[str]]] = {
