@@ -19479,7 +19479,7 @@ def _told_tiles(tiles: Json, contents: Mapping[int, Json]) -> Json:
     if isinstance(tiles, list):
         return [_told_tiles(tile, contents) for tile in tiles]
     inner = {n: _told_tiles(tiles[n], contents) for n in ("paths", "variations") if n in tiles}
-    return {**shown(contents.get(tiles.get("id", 0), {})), **shown(tiles), **inner}
+    return {**shown(contents.get(tiles.get("id"), {})), **shown(tiles), **inner}
 
 
 #: Stands for what isn't there, as opposed to null.
@@ -19694,9 +19694,7 @@ def reach(row: Json, name: str) -> Json:
     """A field of a record; `data.items.0` reaches into it. MISSING if there is none."""
     if isinstance(row, list):
         number, _, rest = name.partition(".")
-        if not number.isdecimal() or int(number[:9]) >= len(row):
-            return MISSING
-        found = row[int(number)]
+        found = next((part for i, part in enumerate(row) if str(i) == number), MISSING)
         return reach(found, rest) if rest else found
     if not isinstance(row, dict):
         return MISSING
@@ -19781,10 +19779,10 @@ class Expectation(NamedTuple):
     list: str
     #: Fields (dotted names reach into objects), each with a value or a matcher: {"contains": text}.
     match: Json
-    least: int = 1
-    most: float = math.inf
+    least: int
+    most: float
     #: Matches that must come in this order, each in addition to `match`.
-    in_order: Sequence[Json] = ()
+    in_order: Sequence[Json]
 
     def describe(self) -> str:
         """The expectation in words."""
@@ -19855,7 +19853,7 @@ def _wrong_pattern(value: Json) -> str:
 
 def is_matcher(wanted: Json) -> bool:
     """Whether this consists of MATCHERS, as opposed to being a value."""
-    return isinstance(wanted, dict) and bool(wanted) and MATCHERS.keys() >= wanted.keys()
+    return isinstance(wanted, dict) and bool(wanted) and not wanted.keys() - MATCHERS.keys()
 
 
 def _ordered(have: Json, than: Json, holds: Callable[[Any, Any], bool]) -> bool:
@@ -20049,13 +20047,14 @@ def listing(rows: List[Json]) -> str:
 #: The longest that an assertion may wait, in seconds.
 MAX_WAIT = 300.0
 _AMOUNTS = ("exactly", "at_least", "at_most", "none", "in_order")
+_AMOUNT = number_field(0, 10**9, int)
 _EXPECTATION_EXAMPLE = {
     "list": "events", "match": {"name": "signup", "customer_id": "1"}, "exactly": 1, "timeout": 5,
 }  # fmt: skip
 _EXPECTATION = FieldList(closed=True, example=_EXPECTATION_EXAMPLE).having(
     "list", list=choice_field(*COLLECTIONS), object="match", flag="none",
     in_order=list_field(OBJECT, 1, of="object"), timeout=number_field(0, MAX_WAIT, int, float),
-    **dict.fromkeys(("exactly", "at_least", "at_most"), number_field(0, 10**9, int)),
+    **dict.fromkeys(("exactly", "at_least", "at_most"), _AMOUNT),
 )  # fmt: skip
 
 
@@ -20207,8 +20206,8 @@ def note_changes(fake: Fake) -> Changes:
         told = _noted_since(ground, changes.noted)
         for name in (*COLLECTIONS, "clock", "faults", "workspaces"):
             sign = _SIGNS[name](fake) if name in _SIGNS else len(COLLECTIONS[name].rows(fake))
-            last = ground.noted if name in told else changes.signs.get(name, (0, 0, 0))[2]
-            found[name] = (fake.begun, sign, last)
+            old = name not in told and name in changes.signs
+            found[name] = (fake.begun, sign, changes.signs[name][2] if old else ground.noted)
         changes.note(found, ground.noted)
     return changes
 
@@ -20512,7 +20511,7 @@ _MATCH = object_field(CLOSED.having(short=" ".join(FAULT_MATCHES)))
 #: The fields of a rule, each with an example.
 _FAULT: Dict[str, Tuple[Check, Json]] = {
     "match": (_MATCH, {"operation": "POST /v1/send/email"}),
-    "times": (_COUNT, 2), "every": (_COUNT, 3), "after": (number_field(0, 10**9, int), 1),
+    "times": (_COUNT, 2), "every": (_COUNT, 3), "after": (_AMOUNT, 1),
     "probability": (number_field(0, 1, int, float), 0.5), "seed": (number_field(0, 10**15, int), 7),
     "when": (choice_field("before", "after"), "after"),
     "status": (number_field(200, 599, int), 503),
@@ -20520,7 +20519,7 @@ _FAULT: Dict[str, Tuple[Check, Json]] = {
     "retry_after": (typed_field(int, float, str), 1),
     "latency": (_SECONDS, 0.5), "jitter": (_SECONDS, 0.1),
     "reset": (_SWITCH, True), "empty": (_SWITCH, True), "hang": (_SWITCH, True),
-    "truncate": (number_field(0, 10**9, int), 10),
+    "truncate": (_AMOUNT, 10),
     "trickle": (number_field(1, 10**9, int, float), 100),
 }  # fmt: skip
 _FAULT_NEEDS = {"body": "status", "retry_after": "status", "jitter": "latency"}
@@ -24310,6 +24309,7 @@ def links_in(rendered: Json) -> List[str]:
 
 
 def _found_in(rendered: Json, what: str, text: str, found: Sequence[str]) -> str:
+    __tracebackhide__ = True  # pytest then shows the test, not this
     fitting = [one for one in found if text in one]
     if not fitting:
         wanted = f" with {text!r} in it" if text else ""
@@ -24545,7 +24545,7 @@ class View:
         given = {name: match.pop(name) for name in _AMOUNTS if match.get(name) is not None}
         list = {"people": "customers"}.get(list, list.replace("_", "-"))
         # As over HTTP, so that enums, tuples and the like become what JSON makes of them.
-        __tracebackhide__ = True  # pytest then shows the test, not this
+        __tracebackhide__ = True
         asked = as_json({"list": list, "match": match, **given})
         problem, found = expect(self.fake, expectation_of(asked)[0], timeout)
         if problem:
@@ -24755,8 +24755,8 @@ class FakeClock:
 
     def freeze(self, at: Optional[float] = None) -> None:
         """Stop it, at the present time or at a given one."""
-        given = {"freeze": True} if at is None else {"freeze": True, "now": at}
-        set_clock_to(self._fake, **CLOCK_FIELDS.read(given))
+        given = {} if at is None else {"now": at}
+        set_clock_to(self._fake, **CLOCK_FIELDS.read({"freeze": True, **given}))
 
     def resume(self) -> None:
         """Let it run on from where it stopped."""
@@ -24996,7 +24996,8 @@ def _asked(url: str, body: Json = None, headers: Mapping[str, str] = {}) -> Json
             return decode_json(answer.read())
     except HTTPError as error:
         with error:
-            raise ValueError(error.read().decode("utf-8", "replace").strip()) from None
+            text = error.read().decode("utf-8", "replace")
+            raise ValueError(" ".join(text.split())) from None
     except OSError as error:
         raise ValueError(f"no fake answers at {url}: {getattr(error, 'reason', error)}") from None
 
@@ -25013,7 +25014,7 @@ def _tail(arguments: Any) -> int:
     base = f"{arguments.url}/@{arguments.workspace}" if arguments.workspace else arguments.url
     last, number = _asked(f"{base}/__parlel/requests?limit=1&order=newest")["requests"], 0
     since = last[0]["id"] if last else 0
-    print(f"what happens at {base}:", file=sys.stderr, flush=True)
+    print(f"what happens at {base}:", file=sys.stderr)
     while True:
         for row in _asked(f"{base}/__parlel/requests?since={since}")["requests"]:
             since = row["id"]
@@ -25055,16 +25056,19 @@ def _pull(arguments: Any) -> int:
     keep = functools.partial(_write_whole, path) if path else lambda seed: None
     notes = pull(api, seed, kinds, arguments.person, keep)
     if not path:
-        print(json.dumps(seed, indent=2, ensure_ascii=False))
+        print(_seed_text(seed), end="")
     if notes:
         say("The API does not tell these; add them by hand:", *notes, sep="\n  ")
     return 0
 
 
+def _seed_text(seed: Json) -> str:
+    return json.dumps(seed, indent=2, ensure_ascii=False) + "\n"
+
+
 def _write_whole(path: str, seed: Json) -> None:
-    text = json.dumps(seed, indent=2, ensure_ascii=False) + "\n"
     with open(f"{path}.new", "w", encoding="utf-8") as file:
-        file.write(text)
+        file.write(_seed_text(seed))
     os.replace(f"{path}.new", path)
 
 
@@ -25135,6 +25139,7 @@ def _serve(server: CustomerioServer) -> Callable[[], int]:
     import gc
     import signal
 
+    server.start()
     # What is recorded stays, so to search it for garbage again and again would only make
     # requests wait: 40 ms with 100,000 events. A reset frees memory by reference counts.
     if hasattr(gc, "freeze"):  # not on PyPy
@@ -25149,12 +25154,6 @@ def _serve(server: CustomerioServer) -> Callable[[], int]:
     for name in ("SIGTERM", "SIGINT", "SIGBREAK"):  # SIGBREAK is Windows's SIGTERM
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), lambda *_: None)
-    try:
-        server.start()
-    except OSError:
-        alarm.close()
-        waker.close()
-        raise
     urls = {"track": server.track_url, "app": server.app_url, "pipelines": server.pipelines_url}
     urls["key"] = server.settings.signing_key
     ready = _READY.format(version=__version__, url=server.url, **urls)

@@ -41,6 +41,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 import unittest
 import urllib.error
 import urllib.request
@@ -80,7 +81,9 @@ GIVEN_KEYS = {name: os.environ.get(f"CUSTOMERIO_{name}", "") for name in
               ("SITE_ID", "API_KEY", "APP_KEY", "WRITE_KEY")}  # fmt: skip
 # What the settings and `urllib` read belongs to whoever runs the tests.
 for name in list(os.environ):
-    if name in ("HOST", "PORT") or re.match(r"CUSTOMERIO_|.*_proxy$", name, re.I):
+    if name in ("HOST", "PORT", "PYTHONUNBUFFERED") or re.match(
+        r"CUSTOMERIO_|.*_proxy$", name, re.I
+    ):
         del os.environ[name]
 
 TRACK = "Basic " + base64.b64encode(b"site:key").decode()
@@ -12460,6 +12463,23 @@ class ForPeopleToRead(FakeTest):
         self.assertEqual((campaign["id"], campaign["name"]), (4, "Welcome"))
         self.assertEqual([(row["id"], row["name"]) for row in campaign["actions"]], [(7, "Hello")])
 
+    def test_campaigns_tell_where_their_journeys_are(self) -> None:
+        nap = {"type": "delay_seconds", "delay": 60}
+        flow = {"id": 4, "event_name": "go", "actions": [{**nap, "id": 3}, mail(7)]}
+        self.fake.seed({
+            "campaigns": [flow, {"id": 5, "name": "bare"}],
+            "broadcasts": [{"id": 6, "name": "plain", "actions": [{"subject": "s"}]},
+                           {"id": 8, "name": "flow", "actions": [nap, mail(9)]}],
+            "clock": {"freeze": True},
+        })  # fmt: skip
+        for person in "123":
+            self.ok("POST", f"/api/v1/customers/{person}/events", {"name": "go"})
+            self.ok("PUT", "/__parlel/clock", {"advance": 40})
+        rows = {row["id"]: row for row in self.records("campaigns")}
+        self.assertEqual(sorted(rows), [4, 5, 8])
+        self.assertEqual(rows[4]["journeys"], {"finished": 2, "active": 1})
+        self.assertEqual(rows[4]["at"], {"3": 1})
+
     def test_whoever_looks_at_a_message_untracked_is_not_noticed(self) -> None:
         message = {"to": "a@b.co", "identifiers": {"id": "1"}, "subject": "s", "from": "u@b.co"}
         body = '<body><a href="https://x.example/?a=1&amp;b=2">x</a> <p>/e/c/1</p></body>'
@@ -12547,6 +12567,8 @@ class WhatHasChanged(FakeTest):
         for query in ("since=x", "since=-1", "timeout=-1", "timeout=nan", "timeout=301", "a=1"):
             reply = self.call("GET", f"/__parlel/changes?{query}")
             self.assert_errors(reply, 400, query.partition("=")[0])
+        for query in ("since=0", "timeout=0", "timeout=300", "timeout=0.5"):
+            self.ok("GET", f"/__parlel/changes?{query}")
 
 
 class Expectations(FakeTest):
@@ -12566,6 +12588,7 @@ class Expectations(FakeTest):
         rows: List[Tuple[Any, int]] = [
             ({n: {"gt": 0}}, 2), ({n: {"gt": 1}}, 0), ({n: {"gte": 1, "lte": 1}}, 2),
             ({n: {"lt": 1}}, 0), ({n: {"lt": "2"}}, 0), ({plan: {"gte": "g"}}, 1),
+            ({n: {"gt": 0.5, "lt": 1.5}}, 2), ({n: {"lte": True}}, 0), ({plan: {"lt": "free"}}, 0),
             ({plan: {"regex": "^f.e+$"}}, 1), ({plan: {"regex": "^r"}}, 0),
             ({plan: {"one_of": ["free", "team"]}}, 1), ({plan: {"not": "free"}}, 1),
             ({plan: {"not": {"contains": "r"}}}, 0), ({"data.none": {"absent": True}}, 2),
@@ -12591,14 +12614,33 @@ class Expectations(FakeTest):
             [line.strip() for line in lines[:3]],
             ["name is signup, not sign", "data.x is missing, not 1", "anonymous_id is null, not a"],
         )
+        text = self.expect(match={"data": {"plan": "x", "n": 1}}).json["meta"]["error"]
+        near = ["near miss: data.plan is pro, not x", "near miss: data.plan is free, not x"]
+        self.assertEqual(text.split("\n  ")[1:], near)
 
     def test_long_texts_differ_line_by_line(self) -> None:
         body = "\n".join(f"line {n} of a long text" for n in range(20))
         self.ok("POST", "/api/v1/customers/1/events", {"name": "long", "data": {"text": body}})
         reply = self.expect(match={"data.text": body.replace("line 7", "line seven")})
         nearest = reply.json["meta"]["error"].split("near miss: ")[1]
-        self.assertIn("-line seven of a long text\n      +line 7 of a long text", nearest)
-        self.assertNotIn("line 15", nearest)
+        lines = [
+            "--- wanted",
+            "+++ found",
+            "@@ -7,3 +7,3 @@",
+            " line 6 of a long text",
+            "-line seven of a long text",
+            "+line 7 of a long text",
+            " line 8 of a long text",
+        ]
+        self.assertIn("differs:" + "".join(f"\n      {line}" for line in lines), nearest)
+        self.assertNotIn("line 9", nearest)
+        text = self.expect(match={"data.text": "other\n" * 50}).json["meta"]["error"]
+        self.assertEqual(text.split("near miss: ")[1].count("\n      "), 40)
+        for size, start in ((99, "data.text is"), (100, "data.text differs:")):
+            event = {"name": "e", "data": {"text": "a" * 101}}
+            self.ok("POST", f"/api/v1/customers/{size}/events", event)
+            reply = self.expect(match={"customer_id": size, "data.text": "b" * size})
+            self.assert_errors(reply, 422, "near miss: " + start)
 
     def test_wrong_matchers_are_refused(self) -> None:
         rows = [
@@ -12622,6 +12664,7 @@ class Expectations(FakeTest):
             {"match": {"name": "x"}, "none": True},
             {"match": {"name": "signup"}, "at_most": 2},
             {"match": {"name": "x"}, "at_most": 2},
+            {"match": {"name": "signup"}, "at_least": 2, "at_most": 2},
             {"in_order": [{"customer_id": "1"}, {"customer_id": "2"}]},
         ]
         for row in rows:
@@ -12668,6 +12711,21 @@ class Expectations(FakeTest):
         self.assert_errors(self.expect(match=event), 422, *lines)
         reply = self.expect(match={"name": "signup"}, none=True)
         self.assertNotIn("refused", reply.body.decode())
+
+    def test_a_failure_names_the_three_nearest_and_the_three_newest(self) -> None:
+        self.ok("POST", "/api/v1/customers/9/suppress")
+        for number in range(5):
+            self.ok("POST", "/api/v1/customers/9/events", {"name": "lost"})
+            self.call("GET", f"/no/{number}")
+            self.ok("POST", f"/api/v1/customers/{number}/events", {"name": "n" * number or "e"})
+        text = self.expect(match={"name": "none"}).json["meta"]["error"]
+        rows = (
+            (r"near miss: name is (\w+)", ["signup", "signup", "e"]),
+            (r"refused: GET /no/(\d)", ["2", "3", "4"]),
+            ("(dropped): track", ["dropped"] * 3),
+        )
+        for pattern, found in rows:
+            self.assertEqual(re.findall(pattern, text), found)
 
     def test_without_a_timeout_nobody_waits(self) -> None:
         with mock.patch.object(customerio_fake.News, "wait_until") as wait:
@@ -12807,6 +12865,7 @@ class Expectations(FakeTest):
             self.call("GET", "/health")
         self.assert_errors(self.expect(**body), 422, "1 older requests are not kept", "--journal")
         self.assertEqual(self.ok("GET", "/__parlel/requests")["dropped"], 1)
+        self.ok("POST", "/__parlel/assert", {"list": "requests", "match": {"method": "GET"}})
 
     def test_waiting_ends_as_soon_as_it_comes_true(self) -> None:
         replies: list[int] = []
@@ -13059,7 +13118,8 @@ class SmallThings(FakeTest):
         self.assertEqual(schema["required"], ["list"])
         self.assertIn("timeout", schema["properties"])
         shown = document["paths"]["/__parlel/deliveries/{delivery_id}"]["get"]
-        self.assertEqual(shown["parameters"][0]["name"], "delivery_id")
+        place = {"in": "path", "required": True, "schema": {"type": "string"}}
+        self.assertEqual(shown["parameters"], [{"name": "delivery_id", **place}])
         rows = [row for row in customerio_fake.ROUTES if row.api is customerio_fake.CONTROL]
         self.assertEqual(sum(map(len, document["paths"].values())), len(rows))
         names = [one["operationId"] for path in document["paths"].values() for one in path.values()]
@@ -13084,24 +13144,70 @@ class SmallThings(FakeTest):
 class Examples(SeededTest):
     """A control call whose body is wrong is told what a right one looks like."""
 
+    ROWS: ClassVar[list[tuple[str, str, Any]]] = [
+        ("PUT", "clock", {"freeze": True, "advance": 60}),
+        ("POST", "assert", {"list": "events", "match": {"name": "signup", "customer_id": "1"},
+                            "exactly": 1, "timeout": 5}),
+        ("POST", "workspaces", {"name": "worker-1", "seed": {"customers": [{"id": "1"}]}}),
+        ("POST", "seed", {"customers": [{"id": "1", "attributes": {"plan": "pro"}}]}),
+        ("POST", "reset", {"only": "state"}),
+        ("PUT", "campaigns/1", {"state": "stopped", "journeys": "finish"}),
+        ("POST", "deliveries/m1/clicked",
+         {"href": "https://example.com/", "timestamp": 1_700_000_000}),
+    ]  # fmt: skip
+
     def test_each_call_has_its_own(self) -> None:
-        rows: list[tuple[str, str, Any]] = [
-            ("PUT", "clock", {"freeze": True, "advance": 60}),
-            ("POST", "assert", {"list": "events", "match": {"name": "signup", "customer_id": "1"},
-                                "exactly": 1, "timeout": 5}),
-            ("POST", "workspaces", {"name": "worker-1", "seed": {"customers": [{"id": "1"}]}}),
-            ("POST", "seed", {"customers": [{"id": "1", "attributes": {"plan": "pro"}}]}),
-            ("POST", "reset", {"only": "state"}),
-            ("PUT", "campaigns/1", {"state": "stopped", "journeys": "finish"}),
-            ("POST", "deliveries/m1/clicked",
-             {"href": "https://example.com/", "timestamp": 1_700_000_000}),
-        ]  # fmt: skip
-        for method, path, example in rows:
+        for method, path, example in self.ROWS:
             with self.subTest(path):
                 reply = self.call(method, f"/__parlel/{path}", [])
                 shown = json.dumps(example, separators=(",", ":"))
                 text = f"the body must be a JSON object, not a list; an example: {shown}"
                 self.assert_errors(reply, 400, json.dumps(text)[1:-1])
+
+    def test_what_is_no_field_is_refused(self) -> None:
+        for method, path, example in self.ROWS:
+            reply = self.call(method, f"/__parlel/{path}", {**example, "nmae": 1})
+            self.assert_errors(reply, 400, "nmae")
+        reply = self.call("PUT", "/__parlel/campaigns/1", {"journeys": "finish"})
+        self.assert_errors(reply, 400, "state is required")
+
+
+class Controls(FakeTest):
+    """What the control endpoints do."""
+
+    def test_a_plan_of_faults_has_a_thousand_steps_at_most(self) -> None:
+        for count, status in ((1000, 200), (1001, 400)):
+            plan = {"responses": [{"status": 503}] * count}
+            self.assertEqual(self.call("POST", "/__parlel/faults", plan).status, status)
+
+    def test_the_clock_goes_up_to_its_last_moment(self) -> None:
+        self.fake.workspace.clock.move_to(customerio_fake.LAST_MOMENT - 9, True)
+        for seconds, status in ((10, 400), (9, 200)):
+            reply = self.call("PUT", "/__parlel/clock", {"advance": seconds})
+            self.assertEqual(reply.status, status)
+
+    def test_three_operations_at_most_are_offered_for_a_misspelt_one(self) -> None:
+        rule = {"match": {"operation": "POST /v1/sends/"}, "status": 503}
+        reply = self.call("POST", "/__parlel/faults", rule)
+        self.assertEqual(reply.body.count(b" or POST"), 2, reply.body)
+
+    def test_curl_sends_the_type_that_was_sent_and_no_other(self) -> None:
+        most = b"x" * customerio_fake.MAX_KEPT_BODY
+        rows = [(b"x", "", [""]), (most, "text/x", [" text/x"]), (b"", "", [])]
+        for number, (body, type, shown) in enumerate(rows, 1):
+            self.call("POST", "/nowhere", body, content_type=type)
+            text = self.call("GET", f"/__parlel/requests/{number}/curl").body.decode()
+            words = [word.partition("content-type:") for word in shlex.split(text)]
+            self.assertEqual([rest for _, found, rest in words if found], shown)
+
+    def test_reports_under_way_arrive_before_the_clock_turns(self) -> None:
+        for body, times in (({"freeze": True}, []), ({"advance": 60}, [0, 60])):
+            clock, seen = self.fake.workspace.clock, cast(List[float], [])
+            began = clock.now()
+            look = mock.Mock(side_effect=lambda _: seen.append(clock.now() - began) or 0)
+            with mock.patch.object(self.fake.outbox, "flush", look):
+                self.ok("PUT", "/__parlel/clock", body)
+            self.assertEqual(seen, times, body)
 
 
 class ForMail(SeededTest):
@@ -13131,6 +13237,12 @@ class ForMail(SeededTest):
         sent = self.ok("POST", "/v1/send/email", {**message, **more})["delivery_id"]
         mail = email.message_from_bytes(self.call("GET", f"/__parlel/deliveries/{sent}/eml").body)
         self.assertEqual((mail["X-A"], mail["X-B"], mail["Subject"]), ("1", "2", "s"))
+        created = self.records("deliveries")[-1]["metrics"]["created"]
+        sent_at = cast(datetime.datetime, email.utils.parsedate_to_datetime(mail["Date"]))
+        self.assertEqual((int(sent_at.timestamp()), mail["CIO-Delivery-ID"]), (created, sent))
+        parts = [(part.get_content_type(), part.get_payload(decode=True)) for part in mail.walk()]
+        html = self.call("GET", f"/__parlel/deliveries/{sent}/html").body
+        self.assertEqual(parts[2:], [("text/plain", b"b"), ("text/html", html)])
         pixel = self.call("GET", f"/e/o/{sent}")
         self.assertEqual((pixel.status, pixel.headers["content-type"]), (200, "image/gif"))
         self.assertIn("opened", self.records("deliveries")[-1]["metrics"])
@@ -13138,6 +13250,7 @@ class ForMail(SeededTest):
         rows = [
             (f"/e/c/{sent}/99", "this link is in no message"),
             ("/e/c/nope/1", "this link is in no message"),
+            ("/unsubscribe/nope", "this link is in no message"),
             ("/__parlel/deliveries/m1/html", "there is no rendered delivery 'm1'"),
             ("/__parlel/deliveries/nope/html", "there is no delivery 'nope'"),
         ]
@@ -15727,7 +15840,7 @@ class Pulls(unittest.TestCase):
         "sender_identities": [
             {"id": n, "name": f"S{n}", "email": f"s{n}@example.com"} for n in range(1, 130)
         ],
-        "snippets": [{"name": "foot", "value": "Bye", "updated_at": 1}],
+        "snippets": [{"name": "foot", "value": "Adiós", "updated_at": 1}],
         "collections": [{"id": 1, "name": "fruit", "content": [{"a": 1}, {"a": 2}]}],
         "customers": [{"id": "ada", "email": "ada@example.com", "attributes": {"plan": "pro"}}],
         "segments": [
@@ -15840,10 +15953,12 @@ class Pulls(unittest.TestCase):
             code, out, err = run("--only", "snippets", "--only", "segments", "--into", path)
             self.assertEqual((code, out), (0, ""), err)
             with open(path, encoding="utf-8") as file:
-                self.assertEqual(list(json.load(file)), ["snippets", "segments"])
+                text = file.read()
+        self.assertEqual(list(json.loads(text)), ["snippets", "segments"])
         self.assertIn("add them by hand:\n  segments 2 (Pro): its conditions", err)
         code, out, _ = run("--only", "snippets")
-        self.assertEqual(json.loads(out)["snippets"][0]["value"], "Bye")
+        self.assertIn('\n      "value": "Adiós"', out)
+        self.assertEqual(text[: len(out) - 3], out[:-3])  # up to where it ends
 
     def test_what_is_wrong_is_one_line(self) -> None:
         rows = [
@@ -15884,6 +15999,7 @@ class MixIn(customerio_fake.CustomerioTests, Prepared, unittest.TestCase):
 
     def test_other_mix_ins_are_asked_to_prepare_as_well(self) -> None:
         self.assertEqual(self.prepared, ("class", "test"))
+        self.assertEqual(self.cio.settings.port, 0)  # so that several can run side by side
 
     def track(self, name: str) -> None:
         """What the code under test might do."""
@@ -15913,6 +16029,7 @@ class Fixtures(unittest.TestCase):
         serving = contextlib.contextmanager(customerio_fake._customerio_server)
         asking = contextlib.contextmanager(customerio_fake._customerio)
         with serving() as server:
+            self.assertEqual(server.settings.port, 0)
             for seed in seeds:
                 request = mock.Mock()
                 request.node.get_closest_marker = {
@@ -15970,23 +16087,79 @@ class Handles(unittest.TestCase):
         self.assertEqual(cio.clock.now, now)
         cio.clock.resume()
         self.assertTrue(eventually(lambda: cio.clock.now > now))
+        cio.clock.freeze(5000)
+        self.assertEqual((cio.clock.now, cio.fake.workspace.clock.frozen), (5000, True))
 
     def test_what_is_due_is_done_before_anybody_looks(self) -> None:
-        cio = CustomerioServer(port=0)
-        workspace, clock = cio.fake.workspace, cio.fake.workspace.clock
-        clock.freeze()
-        message: dict[str, Any] = {"subject": "s", "body": "b", "from": "a@b.cd", "to": "c@d.ef"}
-        message.update(identifiers={"id": "1"}, send_at=int(clock.now()) + 60)
-        customerio_fake.accept(workspace, "email", message, "")
-        self.assertNotIn("sent", cio.deliveries[0]["metrics"])
-        clock.move_to(clock.now() + 60, True)
-        self.assertIn("sent", cio.deliveries[0]["metrics"])
+        looks: list[Callable[[CustomerioServer], Any]] = [
+            lambda cio: "sent" in cio.deliveries[0]["metrics"],
+            lambda cio: cio.in_app("ada")["inAppMessages"],
+            lambda cio: cio.person("1"),
+            lambda cio: customerio_fake.records_aside(cio.fake, "customers")[1:],
+        ]  # fmt: skip
+        row = {"id": 1, "contents": [{"id": 5, "type": "in_app", "body": "b"}]}
+        seed = {"transactional": [row], "customers": [{"id": "ada"}]}
+        for look in looks:
+            cio = CustomerioServer(port=0, ingest_delay=60.0, seed=seed)
+            clock = cio.fake.workspace.clock
+            clock.freeze()
+            cio.fake.handle(Request("PUT", "/api/v1/customers/1", {"authorization": TRACK}, b"{}"))
+            message: dict[str, Any] = {"transactional_message_id": 1, "identifiers": {"id": "ada"}}
+            message["send_at"] = int(clock.now()) + 60
+            customerio_fake.accept(cio.fake.workspace, "in_app", message, "")
+            self.assertFalse(look(cio))
+            clock.move_to(clock.now() + 60, True)
+            self.assertTrue(look(cio))
 
     def test_an_expectation_waits_only_if_it_is_told_to(self) -> None:
+        cio = CustomerioServer(port=0)
+        rows: list[tuple[Callable[[], Any], float]] = [
+            (lambda: cio.expect("events", name="x"), 0), (lambda: cio.assert_event("x"), 0),
+            (cio.assert_no_deliveries, 0), (lambda: cio.wait_for_event("x"), 5),
+            (cio.wait_for_delivery, 5), (lambda: cio.wait_for_event("x", timeout=9), 9),
+        ]  # fmt: skip
+        for ask, seconds in rows:
+            with mock.patch.object(customerio_fake.News, "wait_until") as wait:
+                wait.side_effect = StopIteration
+                self.assertRaises(StopIteration, ask)
+            self.assertAlmostEqual(wait.call_args[0][1], seconds, delta=0.5)
         self.assertEqual(customerio_fake.expectation_of({"list": "events"})[1], 0)
-        five = customerio_fake.listing([{"n": n} for n in range(5)])
-        self.assertEqual((five.count("found: "), "more" in five), (5, False))
-        self.assertTrue(customerio_fake.listing([{}] * 6).endswith("\n  and 1 more"))
+
+    def test_five_records_are_listed_and_the_rest_counted(self) -> None:
+        for count, end in ((5, '"n":4}'), (6, "\n  and 1 more")):
+            text = customerio_fake.listing([{"n": n} for n in range(count)])
+            self.assertEqual((text.count("found: "), text[-len(end) :]), (5, end))
+
+    def test_a_failure_is_shown_where_the_test_is_not_in_here(self) -> None:
+        cio = CustomerioServer(port=0)
+        message = {"to": "a@b.cd", "from": "a@b.cd", "identifiers": {"id": "1"}, "subject": "s"}
+        customerio_fake.accept(cio.fake.workspace, "email", {**message, "body": "b"}, "")
+        rows: list[Callable[[], Any]] = [
+            lambda: cio.expect("events"), lambda: cio.latest("events"),
+            lambda: cio.assert_event("x"), lambda: cio.wait_for_event("x", timeout=0),
+            lambda: cio.assert_delivery(to="x"), lambda: cio.wait_for_delivery(0, to="x"),
+            cio.assert_no_deliveries, cio.link, cio.code,
+        ]  # fmt: skip
+        for ask in rows:
+            try:
+                ask()
+            except AssertionError as error:
+                frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+            theirs = [f for f in frames if f.f_code.co_filename == customerio_fake.__file__]
+            shown = [f.f_code.co_name for f in theirs if not f.f_locals.get("__tracebackhide__")]
+            self.assertEqual((bool(theirs), shown), (True, []))
+
+    def test_the_certificate_to_trust_is_a_file_while_the_process_lasts(self) -> None:
+        customerio_fake._ca_file.cache_clear()
+        self.addCleanup(customerio_fake._ca_file.cache_clear)
+        with mock.patch("atexit.register") as register:
+            path = CustomerioServer(port=0).ca_file
+        with open(path, encoding="ascii") as file:
+            self.assertEqual(file.read(), customerio_fake.BUILT_IN_CA)
+        (delete, *arguments), _ = register.call_args
+        delete(*arguments)
+        self.assertFalse(os.path.exists(path))
+        self.assertEqual(customerio_fake._ca_file("own.pem"), "own.pem")
 
     def test_the_marker_is_made_known_to_pytest(self) -> None:
         config = mock.Mock()
@@ -16030,7 +16203,7 @@ class AfterTheEnd(unittest.TestCase):
         self.assertEqual(cio.code(to="ada@example.com"), "482913")
         self.assertEqual(cio.link("confirm"), "https://a.test/confirm?t=482913")
         self.assertEqual(cio.link(), "https://a.test/confirm?t=482913")
-        self.assertEqual(cio.latest("deliveries", subject="Code")["recipient"], "ada@example.com")
+        self.assertIn("482913", cio.latest("deliveries", subject="Code")["rendered"]["body"])
         self.assertEqual(len(cio.expect("deliveries", body={"contains": "Your code"})), 2)
         with self.assertRaisesRegex(AssertionError, "no link with 'reset' in it.*confirm"):
             cio.link("reset")
@@ -16059,6 +16232,8 @@ class Lifecycle(WireTestCase):
         self.assertIs(server.start(), server)
         self.addCleanup(server.stop)
         self.assertNotIn(server.port, (0, self.server.port))
+        serving = [t for t in threading.enumerate() if t.name == "customerio-fake"]
+        self.assertEqual([t.daemon for t in serving], [True, True])  # or no process would end
         self.assertEqual(server.url, f"http://127.0.0.1:{server.port}")
         self.assertEqual(self.dial(None, server.port).send(HEALTH).reply().status, 200)
         with self.assertRaises(RuntimeError):
@@ -16126,6 +16301,25 @@ class Lifecycle(WireTestCase):
         self.assertEqual(waiting_threads(), [])
         for wire in wires:
             self.assertTrue(wire.ended())
+
+    def test_no_report_is_sent_after_the_stop(self) -> None:
+        def sending() -> bool:
+            return "customerio-fake-webhooks" in [t.name for t in threading.enumerate()]
+
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            hook = f"http://127.0.0.1:{silent.getsockname()[1]}/"
+            server = CustomerioServer(port=0, webhook=hook)
+            with server:
+                pass
+            message = {"to": "a@b.cd", "from": "a@b.cd", "identifiers": {"id": "1"}}
+            with server:
+                self.assertFalse(sending())
+                workspace = server.fake.workspace
+                message.update(subject="s", body="b")
+                delivery, mail = customerio_fake.accept(workspace, "email", message, "")
+                customerio_fake.dispatch(workspace, delivery, cast(customerio_fake.Mail, mail))
+                self.assertTrue(eventually(sending))
+            self.assertFalse(sending())
 
     def test_stop_lets_a_request_in_flight_finish(self) -> None:
         with mock.patch.object(customerio_fake.Server, "grace", PATIENCE):
@@ -16257,6 +16451,9 @@ class Commands(unittest.TestCase):
         self.assertIn("GET    /v1/snippets  List", out)
         self.assertNotIn("/v1/segments", out)
         self.assertEqual(run_command("routes", "zzz")[0], 1)
+        command = [sys.executable, customerio_fake.__file__, "routes", "zzz"]
+        ended = subprocess.run(command, stdout=subprocess.PIPE, check=False)
+        self.assertEqual((ended.returncode, ended.stdout[:12]), (1, b"no operation"))
 
     def test_an_event_is_sent(self) -> None:
         words = ("--person", "a b", "--data", '{"n": 1}', "--url", self.cio.url)
@@ -16265,6 +16462,7 @@ class Commands(unittest.TestCase):
         for wrong, text in (
             (("--data", "{"), "invalid JSON"),
             (("--url", "http://[::1]:1"), "no "),
+            (("--data", "1"), '"errors": [ "data must be'),
         ):
             code, _, err = run_command("send-event", "x", *words, *wrong)
             self.assertEqual((code, err.count("\n")), (2, 1), err)
@@ -16281,6 +16479,37 @@ class Commands(unittest.TestCase):
                 line = out.readline()
                 process.terminate()
         self.assertRegex(line, r"^\d\d:\d\d:\d\d  200 +[\d.]+ ms  POST .*/1/events  1  signup  w$")
+
+    def test_tail_tells_what_was_wrong_of_what_came_since(self) -> None:
+        def ask(path: str, key: str, body: bytes) -> None:
+            self.cio.fake.handle(Request("PUT", path, {"authorization": key}, body))
+
+        def look(url: str) -> Any:
+            if "/changes?" not in url:
+                return asked(url)
+            if len(self.cio.requests) > 1:
+                raise KeyboardInterrupt
+            for path, key, body in rows:
+                ask(path, key, body)
+            return {"number": 1}
+
+        asked, path, far = customerio_fake._asked, "/api/v1/customers/1", "/" + "x" * 300
+        rows = [(path, TRACK, b"{}"), (path, "", b"{}"), (path, TRACK, b'{"a":'), (far, "", b"")]
+        ask("/old", "", b"")
+        with mock.patch.object(customerio_fake, "_asked", look):
+            code, out, _ = run_command("tail", "--url", self.cio.url)
+        self.assertEqual(code, 130)
+        shown = [line.split(" ms  PUT ")[1] for line in out.splitlines()]
+        told = ["", "  missing: no Authorization header", '  {"meta":{"errors":["invalid JSON: '
+                'Expecting value at line 1, column 6"]}}']  # fmt: skip
+        self.assertEqual(shown[:3], [f"{path}  1{text}" for text in told])
+        self.assertEqual(
+            shown[3:], [f"{far}  " + f'{{"meta":{{"error":"unknown path: PUT {far}'[:200]]
+        )
+
+    def test_each_says_in_its_help_what_it_does(self) -> None:
+        for name, command in customerio_fake.COMMANDS.items():
+            self.assertIn(command.help[:30], run_command(name, "--help")[1])
 
     def test_a_webhook_of_the_command_line_gets_everything(self) -> None:
         fake = Fake(Settings(webhook="http://127.0.0.1:9/hook"))
@@ -16392,6 +16621,23 @@ class CommandLine(WireTestCase):
         code, out, err = self.run_main("healthcheck", PORT=port)
         self.assertEqual((code, out), (1, ""))
         self.assertIn(port, err)
+
+    def test_a_healthcheck_asks_again_while_it_may_wait(self) -> None:
+        ill = mock.patch.object(customerio_fake, "_ill", side_effect=["ill", "ill", ""])
+        with ill as asked, mock.patch("time.sleep") as slept:
+            self.assertEqual(self.run_main("healthcheck", "--wait", "60"), (0, "", ""))
+        self.assertEqual((asked.call_count, slept.call_count), (3, 2))
+
+    def test_it_ends_once_a_signal_has_come(self) -> None:
+        for error, ended, said in ((None, 0, ""), (OSError(28, "disk full"), 2, "disk full\n")):
+            alarm, waker, server = mock.MagicMock(), mock.MagicMock(), mock.Mock()
+            server.stop.side_effect = lambda: self.assertTrue(alarm.recv.called)  # noqa: B023
+            if error:
+                server.stop.side_effect = error
+            with contextlib.redirect_stderr(io.StringIO()) as err:
+                self.assertEqual(customerio_fake._end(server, alarm, waker), ended)
+            self.assertEqual(err.getvalue().rpartition(": ")[2], said)
+            server.stop.assert_called_once_with()
 
     @unittest.skipIf(os.name == "nt", "there are no such signals")
     def test_signals_end_it_cleanly(self) -> None:
