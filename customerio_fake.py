@@ -19292,9 +19292,9 @@ _WORKSPACE_NAME = pattern_field(
 _NEW_WORKSPACE = FieldList(
     closed=True, example={"name": "worker-1", "seed": {"customers": [{"id": "1"}]}}
 ).having(name=_WORKSPACE_NAME, object="seed")
-_SEED = FieldList(
-    closed=True, example={"customers": [{"id": "1", "attributes": {"plan": "pro"}}]}
-).having(rows=" ".join(SEEDERS), workspace=typed_field(dict, list))
+_SEED = FieldList(example={"customers": [{"id": "1", "attributes": {"plan": "pro"}}]}).having(
+    rows=" ".join(SEEDERS), workspace=typed_field(dict, list)
+)
 
 
 def workspace_record(fake: Fake) -> Json:
