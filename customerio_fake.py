@@ -106,7 +106,7 @@ from email.utils import formatdate, getaddresses, parseaddr
 from html import escape, unescape
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from itertools import accumulate, islice
+from itertools import accumulate, chain, islice
 from typing import (
     TYPE_CHECKING,
     Annotated,
@@ -1676,12 +1676,6 @@ class _Parsed(Dict[str, Template]):
 
 
 _PARSED = _Parsed()
-
-
-def rendered_at_once(source: str, known: Mapping[str, Callable[[str], Any]]) -> Optional[str]:
-    """Render a template that has been parsed before, as in `Template.at_once`; None if in doubt."""
-    template = _PARSED.get(source)
-    return template.at_once(known) if template else None
 
 
 def parse_liquid(source: str) -> Template:
@@ -5201,24 +5195,6 @@ class Report(metaclass=Slotted):
         return {**self.head(), "data": self.data, "attempts": self.attempts}
 
 
-#: A step in a message's life: the metric, its time in Unix seconds, whether it is the first such
-#: step, and the row of the history.
-Happening = Tuple[str, int, bool, Attributes]
-
-
-class Note(NamedTuple):
-    """Something that happened to a message: all that Reports need, should any be wanted."""
-
-    number: int  # of the first report; there is one for each step
-    at: float
-    delivery: Delivery
-    steps: Tuple[Happening, ...]
-    #: The person concerned, and their id and email at that time.
-    person: Optional[Person]
-    id: str
-    email: str
-
-
 def device_named_by(fact: Json) -> str:
     """The token of the device that a row of a push's history names; "" if it names none."""
     return as_text(fact.get("device_id") or fact.get("recipient") or "")
@@ -5325,6 +5301,38 @@ class Activity(NamedTuple):
     def tells_of(self, attribute: str) -> bool:
         """Whether it reports a change of this attribute, or a failed attempt at one."""
         return self.type.endswith("attribute_change") and attribute in self.data()
+
+
+@functools.lru_cache(maxsize=256)
+def activity_type(metric: str, channel: str) -> str:
+    """The type of the activity that reports a metric."""
+    return f"{metric}_{MESSAGE_TYPES.get(channel, channel)}"
+
+
+#: A step in a message's life: the metric, its time in Unix seconds, whether it is the first such
+#: step, and the row of the history.
+Happening = Tuple[str, int, bool, Attributes]
+
+
+class Note(NamedTuple):
+    """What happened to a message: all that Activities and Reports need, should any be wanted."""
+
+    serial: int  # of the first activity; there is one for each step
+    when: float
+    delivery: Delivery
+    steps: Tuple[Happening, ...]
+    #: The person concerned, and their id and email at that time.
+    person: Optional[Person]
+    id: str
+    email: str
+
+    def activities(self) -> List[Activity]:
+        """An activity for each step, newest first."""
+        types = [activity_type(metric, self.delivery.channel) for metric, *_ in self.steps]
+        return [
+            Activity(self.serial + place, self.when, type, self.person, "", dict, self.delivery)
+            for place, type in reversed([*enumerate(types)])
+        ]
 
 
 class Merge(NamedTuple):
@@ -5656,7 +5664,7 @@ class Occasions(metaclass=Slotted):
     joined: Listeners  # (person, number): put into a manual segment
     left: Listeners  # (person, number): taken out of one
     refused: Listeners  # (who, args): a write for somebody who is suppressed
-    #: (delivery, steps, at): something happened to a message, once or several times; now is `at`
+    #: (note): something happened to a message
     reported: Listeners
     subscription: Listeners  # (person, what, cause, text): a person's subscriptions changed
     related: Listeners  # (person, key, change): a relationship: `add`, `update` or `delete`
@@ -5695,7 +5703,7 @@ class Ground:
     settings: Settings
     clock: Clock = field(default_factory=Clock)
     counters: Dict[str, int] = kept(dict)
-    #: The newest activities, oldest first.
+    #: The newest activities, oldest first; until they are asked for, a Note stands for several.
     activities: Deque[Activity] = kept(lambda: deque(maxlen=MAX_ACTIVITIES))
     noted: int = kept(int)
 
@@ -5727,6 +5735,28 @@ class Ground:
         at = self.clock.now() if at is None else at
         row = (self.noted, at, type, person, name, data, delivery, _UNTOLD)
         self.activities.append(tuple.__new__(Activity, row))  # per write, without a constructor
+
+    def note_steps(self, delivery: Delivery, steps: Tuple[Happening, ...]) -> Note:
+        """Log what has just happened to a delivery."""
+        person, serial = delivery.person, self.noted + 1
+        self.noted += len(steps)
+        named = (person, person.id, person.email) if person else (None, "", "")
+        row = (serial, self.clock.now(), delivery, steps, *named)
+        note = tuple.__new__(Note, row)
+        self.activities.append(note)  # type: ignore[arg-type]
+        return note
+
+    def newest(self) -> Iterator[Activity]:
+        """The activities, newest first."""
+        rows = (
+            row.activities() if isinstance(row, Note) else (row,)
+            for row in reversed(cast(Deque[Union[Activity, Note]], self.activities))
+        )
+        return islice(chain.from_iterable(rows), MAX_ACTIVITIES)
+
+    def spell_out(self) -> None:
+        """Make the activities that notes stand for."""
+        self.activities = deque([*self.newest()][::-1], MAX_ACTIVITIES)
 
 
 @dataclass(eq=False, repr=False)
@@ -7066,12 +7096,6 @@ def _without(rows: List[Delivery], old: Set[Delivery], count: int) -> List[Deliv
 QUEUE_CHANNELS = ("in_app", "inbox_message")
 
 
-@functools.lru_cache(maxsize=256)
-def activity_type(metric: str, channel: str) -> str:
-    """The type of the activity that reports a metric."""
-    return f"{metric}_{MESSAGE_TYPES.get(channel, channel)}"
-
-
 @dataclass(eq=False, repr=False)
 class Deliveries(Keeper):
     """Messages to people, what they are part of, and what became of them."""
@@ -7147,16 +7171,14 @@ class Deliveries(Keeper):
             steps = _let_pass_alike(delivery, metrics, when)
         channel, ground = delivery.channel, self.ground
         self.queued += channel in QUEUE_CHANNELS
-        at = ground.clock.now()
-        for tell in ground.occasions.reported:
-            tell(delivery, steps, at)
-        for metric, _, _, fact in steps:
-            if channel == "push" and metric in _DEVICE_STATUS:
+        for metric, _, _, fact in steps if channel == "push" else ():
+            if metric in _DEVICE_STATUS:
                 named = device_named_by(fact)
                 for token in [named] if named else delivery.addressed():
                     self.devices.mark(token, metric, fact.get("reason"))
-            type = activity_type(metric, channel)
-            ground.note(type, delivery.person, dict, "", delivery, at)
+        note = ground.note_steps(delivery, steps)
+        for tell in ground.occasions.reported:
+            tell(note)
 
     def _set_off(self, delivery: Delivery, when: int) -> None:
         """Note where a message goes that is just being sent, and that its person gets an email."""
@@ -7586,8 +7608,9 @@ class Workspace:
     def __post_init__(self) -> None:
         """Put the parts together; each knows only those before it."""
         self.lock = threading.RLock()
-        #: Notes that nobody wanted a report of yet, oldest first; all newer than `reports`.
-        self.notes: Deque[Note] = deque(maxlen=MAX_REPORTS)
+        #: Notes that nobody wanted reports of yet, oldest first, with the first report's number;
+        #: all newer than `reports`.
+        self.notes: Deque[Tuple[int, Note]] = deque(maxlen=MAX_REPORTS)
         ground = self.ground = Ground(self.settings)
         self.clock, self.occasions = ground.clock, ground.occasions
         self.count, self.seconds, self.note = ground.count, ground.seconds, ground.note
@@ -8057,17 +8080,15 @@ def render_mail(workspace: Workspace, delivery: Delivery, mail: Mail, now: float
     for part, source in sources.items():
         if "{" in source or len(source) > _LIMITS.output:  # otherwise it renders to itself
             known = known or plain_names(workspace, delivery, mail)
-            made = rendered_at_once(source, known)
+            template = _PARSED.get(source)
+            made = template.at_once(known) if template else None
             if made is None:
                 render = render or _renderer(workspace, delivery, mail, sources, links, now)
                 made = render(source)
             source = made
         rendered[part] = source
-    for part, field_name in (("from", "from_id"), ("reply_to", "reply_to_id")):
-        number = mail.content.get(field_name)
-        if number and rendered and not rendered.get(part):
-            address = sender_address(workspace, number)
-            rendered.update({part: address} if address else {})
+    if "from_id" in mail.content or "reply_to_id" in mail.content:
+        _add_senders(workspace, mail.content, rendered)
     look = mail.content.get("in_app")
     if look:
         words = {
@@ -8076,6 +8097,15 @@ def render_mail(workspace: Workspace, delivery: Delivery, mail: Mail, now: float
         }
         rendered["in_app"] = {**look, "properties": words}
     return {**rendered, "links": links} if links else rendered
+
+
+def _add_senders(workspace: Workspace, content: Json, rendered: Json) -> None:
+    """Add the addresses of the sender identities that a content names by number."""
+    for part, field_name in (("from", "from_id"), ("reply_to", "reply_to_id")):
+        number = content.get(field_name)
+        if number and rendered and not rendered.get(part):
+            address = sender_address(workspace, number)
+            rendered.update({part: address} if address else {})
 
 
 def _renderer(
@@ -8825,8 +8855,8 @@ def _check_recipients(channel: str, message: Json) -> None:
     if channel in ("sms", "whatsapp") and "{{" not in to and not _E164.fullmatch(to):
         raise invalid("Invalid phone number format. Phone numbers must be in E.164 format.", "to")
     if channel == "email":
-        others = [message[name] for name in ("cc", "bcc") if message.get(name)]
-        count = ",".join([to, *others]).count(",") + 1
+        lists = filter(None, (to, message.get("cc"), message.get("bcc")))
+        count = ",".join(lists).count(",") + 1
         if count > MAX_RECIPIENTS:
             raise invalid(f"to, cc and bcc name {count} addresses; {MAX_RECIPIENTS} at most", "to")
 
@@ -10794,9 +10824,9 @@ class Gate:
     def _heard_membership(self, person: Person, number: int) -> None:
         self.touch(person, ("segment", number))
 
-    def _heard_report(self, delivery: Delivery, steps: Sequence[Happening], at: float) -> None:
-        for metric, *_ in steps if delivery.person is not None else ():
-            self.touch(cast(Person, delivery.person), ("message", metric))
+    def _heard_report(self, note: Note) -> None:
+        for metric, *_ in note.steps if note.person is not None else ():
+            self.touch(cast(Person, note.person), ("message", metric))
 
     def _heard_relationship(self, person: Person, key: ObjectKey, change: str) -> None:
         self.touch(person, ("object", ""))
@@ -11405,15 +11435,15 @@ def reports_of(workspace: Workspace) -> Deque[Report]:
     """The newest reports, oldest first; made on demand. Called with the lock held."""
     reports, notes = workspace.reports, workspace.notes
     while notes:
-        reports.extend(_reports_of(workspace, notes.popleft()))
+        reports.extend(_reports_of(workspace, *notes.popleft()))
     return reports
 
 
-def _reports_of(workspace: Workspace, note: Note) -> Iterator[Report]:
+def _reports_of(workspace: Workspace, number: int, note: Note) -> Iterator[Report]:
     delivery, kind = note.delivery, OBJECT_TYPES[note.delivery.channel]
-    for number, (metric, when, _, fact) in enumerate(note.steps, note.number):
+    for serial, (metric, when, _, fact) in enumerate(note.steps, number):
         data = report_data(workspace, note, metric, fact)
-        report = Report(ulid(note.at, number), kind, metric, when, data)
+        report = Report(ulid(note.when, serial), kind, metric, when, data)
         report.content = body_content(delivery) if metric == "sent" else {}
         yield report
 
@@ -11585,16 +11615,13 @@ class Outbox:
 
     # ---- what is to be reported
 
-    def heard(self, delivery: Delivery, steps: Tuple[Happening, ...], at: float) -> None:
+    def heard(self, note: Note) -> None:
         """Take note that something happened to a delivery, and report it to those who want it."""
-        workspace, person = self.workspace, delivery.person
-        kind = OBJECT_TYPES.get(delivery.channel)
+        workspace, steps = self.workspace, note.steps
+        kind = OBJECT_TYPES.get(note.delivery.channel)
         if kind is None:
             return
-        number = workspace.count("report", len(steps))
-        named = (person, person.id, person.email) if person else (None, "", "")
-        note = (number, at, delivery, steps, *named)
-        workspace.notes.append(tuple.__new__(Note, note))  # for each message: without a call
+        workspace.notes.append((workspace.count("report", len(steps)), note))
         # By the time a push that was not sent is reported, its devices may be different.
         if kind == "push" or workspace.shelves["reporting_webhooks"].rows:
             reports = reports_of(workspace)
@@ -15689,7 +15716,7 @@ def activity_page(call: Call, wanted: Callable[[Activity], bool]) -> Json:
 
     limit, last = query_number(query, "limit", 10, 1, 100), page_start(call, 1 << 60)
     with call.workspace.lock:
-        noted = reversed(call.workspace.ground.activities)
+        noted = call.workspace.ground.newest()
         newest = (activity for activity in noted if activity.serial < last and fits(activity))
         found = list(islice(newest, limit + 1))
         rows = [activity_document(call.workspace, activity) for activity in found[:limit]]
@@ -20196,7 +20223,7 @@ def _noted_since(ground: Ground, number: int) -> Set[str]:
     """The lists that activities newer than `number` are about. Called with the lock held."""
     if not 0 <= ground.noted - number <= _MOST_NOTED:
         return set(_NOTED)
-    return {_told_by(row) for row in islice(reversed(ground.activities), ground.noted - number)}
+    return {_told_by(row) for row in islice(ground.newest(), ground.noted - number)}
 
 
 def note_changes(fake: Fake) -> Changes:
@@ -21433,6 +21460,7 @@ def snapshot(fake: Fake) -> bytes:
 def _document(fake: Fake) -> Json:
     ledger, workspace = Ledger(), fake.workspace
     reports_of(workspace)  # including those only noted so far
+    workspace.ground.spell_out()
     settings = {name: getattr(fake.settings, name) for name in _SNAPSHOT_SETTINGS}
     everybody = _write_people(workspace.people, ledger)  # first, to keep them in order
     parts = {name: _write_fields(part, ledger) for name, part in workspace.parts.items()}
