@@ -11448,6 +11448,10 @@ def _reports_of(workspace: Workspace, number: int, note: Note) -> Iterator[Repor
         yield report
 
 
+def _is_success(status: int) -> bool:
+    return 200 <= status < 300
+
+
 def what_comes_of(answer: HTTPResponse) -> str:
     """The beginning of a response's body, as much as arrives."""
     from http.client import HTTPException
@@ -11533,7 +11537,7 @@ def webhook_answered(
 ) -> None:
     """Handle the response to a webhook, or the failure in `text` if the status is 0."""
     runner, journey = workspace.beside(Runner), workspace.journeys.rows[number]
-    good, now = 200 <= status < 300, workspace.seconds()
+    good, now = _is_success(status), workspace.seconds()
     values = _response_values(runner, journey, delivery, text) if good else {}
     reason = f"the endpoint answered {status}" if status else text
     again = (status in (0, 408, 429) or status >= 500) and attempt <= CALL_RETRIES
@@ -11545,7 +11549,7 @@ def webhook_answered(
             workspace.deliveries.report(delivery, "failed", now, reason=reason)
         elif attempt == 1:
             workspace.deliveries.report(delivery, "attempted", now, reason=reason)
-        if not good and again:
+        if again:
             when = workspace.clock.now() + CALL_RETRY * 2 ** (attempt - 1)
             workspace.agenda.later(when, call_again, number, delivery, attempt + 1)
         runner.answered(number, delivery)
@@ -11731,10 +11735,11 @@ class Outbox:
         now = self.workspace.clock.now()
         before = [row["at"] for row in report.attempts if row.get("endpoint_id") == endpoint_id]
         delay = min((_SLOW_RETRY if slow else _QUICK_RETRY) * 2 ** len(before), _SLOWEST_RETRY)
-        over = endpoint is None or 200 <= status < 300
+        good = _is_success(status)
+        over = endpoint is None or good
         # Not counted from `report.timestamp`: an event can be reported long afterwards (inferred).
         over = over or now + delay > min([now, *before]) + WEBHOOK_LIFE
-        if not 200 <= status < 300:
+        if not good:
             log.warning(
                 "webhook %s failed: %s", report.event_id, attempt.get("error") or f"status {status}"
             )
@@ -14532,7 +14537,7 @@ def _too_many(workspace: Workspace, rate: Rate, wait: float) -> ApiError:
     reference = f"{workspace.count('reference') * 0x9E3779 & 0xFFFFFF:06x}"
     text = f"rate limited to {rate.most} requests per {rate.period:g}s (reference {reference})"
     # For a daily quota there is no Retry-After (reference).
-    headers = [] if rate.period >= 86400 else [("Retry-After", str(math.ceil(wait) or 1))]
+    headers = [] if rate.period >= 86400 else [("Retry-After", str(math.ceil(wait)))]
     return ApiError(429, text, headers=headers)
 
 

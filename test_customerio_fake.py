@@ -7183,6 +7183,22 @@ class Webhooks(FakeTest):
                     self.flush()
                 self.assertEqual(self.rests(), [rest])
 
+    def test_which_statuses_are_failures_and_which_of_them_rest_for_an_hour(self) -> None:
+        self.register("email_sent")
+        slow = (400, 401, 402, 403, 404, 405, 410, 429, 500, 502, 521)
+        rows = [(200, None), (299, None), *((status, 3600) for status in slow)]
+        rows += [(status, 10) for status in (199, 300, 406, 411, 428, 501, 503, 520, 522)]
+        for status, rest in rows:
+            self.fake.workspace.unreported.clear()
+            self.fake.workspace.resting.clear()
+            answer = {"status": status, "response": ""}
+            with mock.patch.object(customerio_fake.Outbox, "_exchange", return_value=answer):
+                self.send()
+                self.flush()
+            (attempt,) = self.records("webhooks", "?metric=sent")[-1]["attempts"]
+            retry = attempt["at"] + rest if rest else None
+            self.assertEqual(attempt["retry_at"], retry, status)
+
     def drip(self, seconds: float, scheme: str, start: bytes, rest: bytes) -> Any:
         """The attempt to report, in `seconds`, to a server with these drops."""
         with DrippingServer(("127.0.0.1", 0), Dripping) as server:
@@ -7998,6 +8014,7 @@ class Credentials(FakeTest):
             ("PUT", "/api/v1/customers/1", "", "missing"),
             ("PUT", "/api/v1/customers/1", "Bearer x", "wrong scheme"),
             ("PUT", "/api/v1/customers/1", "Basic !!!", "undecodable"),
+            ("PUT", "/api/v1/customers/1", "Basic c2l0ZTp!rZXk=", "undecodable"),
             ("PUT", "/api/v1/customers/1", basic, "undecodable"),
             ("GET", "/v1/exports", "", "missing"),
             ("GET", "/v1/exports", TRACK, "wrong scheme"),
@@ -8101,6 +8118,11 @@ class Routing(FakeTest):
                 reply = self.call(method, path, {})
                 self.assertEqual(reply.status, 404)
                 self.assertIn(f"did you mean {meant}", reply.json["meta"]["error"])
+
+    def test_three_routes_are_named_at_most(self) -> None:
+        for path in ("/metrics", "/v1/export"):
+            text = self.call("GET", path).json["meta"]["error"]
+            self.assertEqual(text.count(" or GET /v1/"), 2, text)
 
     def test_a_wrong_path_is_compared_with_few(self) -> None:
         """With all of the table it took 20 ms, in which nobody else was answered."""
@@ -8282,6 +8304,12 @@ class Journal(FakeTest):
         self.assertEqual({**entry, **expected}, entry)
         self.assertEqual(entry["headers"]["authorization"], "Basic ***")
 
+    def test_an_entry_tells_an_empty_parameter_and_milliseconds(self) -> None:
+        self.call("GET", "/v1/segments?a=&b=1")
+        entry = self.fake.journal.rows[0]
+        self.assertEqual(entry.record()["query"], {"a": "", "b": "1"})
+        self.assertEqual(entry._replace(took=0.0123456).record()["duration_ms"], 12.346)
+
     def test_filters_since_and_unmatched(self) -> None:
         self.identify("1", plan="pro")
         self.ok("POST", "/api/v1/customers/1/events", {"name": "signup"})
@@ -8374,7 +8402,7 @@ class Journal(FakeTest):
         self.assertEqual(self.ok("GET", "/__parlel/requests?event=signup")["count"], 2)
 
     def test_long_bodies_are_cut(self) -> None:
-        most = customerio_fake.MAX_KEPT_BODY
+        most = 64 * 1024
         self.call("POST", "/nowhere", b"x" * (most + 1))
         self.call("POST", "/nowhere", gzip.compress(b"y" * (most * 2)), content_encoding="gzip")
         kept = [entry.request.body for entry in self.fake.journal.rows]
@@ -8568,6 +8596,13 @@ class Workspaces(FakeTest):
                 first.assert_no_deliveries()
         self.assertEqual(list(cio.fake.others), [])
 
+    def test_what_was_under_way_in_a_dropped_one_ends(self) -> None:
+        self.add(name="one")
+        other = self.fake.others["one"]
+        self.ok("DELETE", "/__parlel/workspaces/one")
+        self.assertTrue(other.ended)
+        self.assertTrue(other.workspace.agenda.closed)
+
     def test_all_can_be_dropped_at_once(self) -> None:
         for name in ("one", "two"):
             self.add(name=name)
@@ -8588,6 +8623,13 @@ class Workspaces(FakeTest):
                         example = re.split("an example: |as in ", text)[1]
                         self.assertIsInstance(json.loads(example), dict)
         self.assertEqual(len(self.records("customers")), 1)
+
+    def test_a_clock_that_is_reset_runs_again(self) -> None:
+        self.ok("PUT", "/__parlel/clock", {"now": 5_000_000, "freeze": True})
+        self.ok("POST", "/__parlel/reset", {"only": "clock"})
+        clock = self.ok("GET", "/__parlel/clock")
+        self.assertFalse(clock["frozen"])
+        self.assertGreater(clock["now"], 1_700_000_000)
 
     def test_strange_fields_are_refused(self) -> None:
         self.identify("1")
@@ -8789,6 +8831,22 @@ class Faults(FaultTest):
             ending.wait.return_value = True
             self.identify("1")
         ending.wait.assert_called_once_with(0.1)  # so soon it sees that its rule is gone
+
+    def test_chance_alone_decides_until_a_rule_is_spent(self) -> None:
+        rows = [(0, 0, False), (0, 0.01, True), (0.5, 0.5, False), (0.99, 1, True)]
+        for chance, probability, fires in rows:
+            fault = customerio_fake.Fault(1, {"probability": probability}, frozenset())
+            with mock.patch.object(customerio_fake.Fault, "_chance", return_value=chance):
+                self.assertEqual(fault.fires(), fires, (chance, probability))
+        once = customerio_fake.Fault(1, {"times": 1}, frozenset())
+        self.assertEqual([once.fires() for _ in range(3)], [True, False, False])
+        self.assertEqual((once.matched, once.fired), (1, 1))
+
+    def test_each_response_in_turn_draws_a_delay_of_its_own(self) -> None:
+        rule = {"responses": [{"latency": 1, "jitter": 1}] * 3}
+        fault = customerio_fake.Fault(1, rule, frozenset())
+        delays = {fault.stroke().delay() for _ in range(3) if fault.fires()}
+        self.assertEqual(len(delays), 3)
 
     def test_times_every_and_after(self) -> None:
         rows = [
@@ -10850,6 +10908,7 @@ class RateLimits(SeededTest):
     def test_a_broadcast_has_a_limit_of_its_own(self) -> None:
         self.assertEqual(self.status("POST", "/v1/campaigns/20/triggers", {}), 200)
         self.assertEqual(self.status("POST", "/v1/campaigns/20/triggers", {}), 429)
+        self.assertEqual(self.status("POST", "/v1/campaigns/21/triggers", {}), 404)
         self.fake.workspace.agenda.advance(10)
         self.assertEqual(self.status("POST", "/v1/campaigns/20/triggers", {}), 200)
 
@@ -10858,6 +10917,27 @@ class RateLimits(SeededTest):
             self.call("GET", "/v1/messages/m1/archived_message")
         reply = self.call("GET", "/v1/messages/m1/archived_message")
         self.assertEqual((reply.status, "retry-after" in reply.headers), (429, False))
+
+    def test_how_many_in_what_time(self) -> None:
+        workspace, settings = self.fake.workspace, self.fake.settings
+        workspace.clock.freeze()
+        for method, path, most, period in (
+            ("POST", "/v1/campaigns/20/triggers", 1, 10),
+            ("POST", "/v1/send/email", 3000, 3),
+            ("GET", "/v1/messages/m1/archived_message", 100, 86_400),
+            ("POST", "/v1/design_studio/emails/1/publish", 5, 1),
+            ("GET", "/v1/design_studio/emails/1", 10, 1),
+        ):
+            request = Request(method, path, {})
+            operation = customerio_fake.find_operation(request)
+            args = workspace, settings, operation, request
+            for _ in range(most):
+                customerio_fake.check_rate(*args)
+            for wait in (period - 0.25, 0.25):
+                with self.assertRaisesRegex(ApiError, f"to {most} requests per {period}s"):
+                    customerio_fake.check_rate(*args)
+                workspace.agenda.advance(wait)
+            customerio_fake.check_rate(*args)
 
 
 class PageSizes(SeededTest):
