@@ -16606,7 +16606,7 @@ def schedule_newsletter(call: Call, newsletter_id: str) -> Json:
         given = {**call.fields(), **checked_rate(body)}
         when, zone = given["scheduled_at"], given.pop("timezone", None)
         _check_future(when, workspace)
-        if given.get("tz_match_enabled") and given.get("rate_limit_time_period", 0) > 3600:
+        if given.get("tz_match_enabled") and given.get("rate_limit_time_period") == 86400:
             text = "rate_limit_time_period must be an hour at most with tz_match_enabled"
             raise ApiError(422, Problem(text, "rate_limit_time_period"))
         if when:

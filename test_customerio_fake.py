@@ -10078,6 +10078,7 @@ class AppPeople(SeededTest):
         page = self.ok("GET", f"{path}?limit=1")
         (next_one,) = self.ok("GET", f"{path}?limit=1&start={page['next']}")["activities"]
         self.assertEqual(next_one["id"], second["id"])
+        self.assertEqual(self.ok("GET", f"{path}?limit=1&type=event")["next"], "")  # all of it
         self.ok("DELETE", "/api/v1/customers/ada")
         types = [
             a["type"] for a in self.ok("GET", "/v1/activities?deleted=true&limit=2")["activities"]
@@ -10223,6 +10224,8 @@ class AppObjects(SeededTest):
         slugs = dict.fromkeys(("slug", "singular_slug"), "object_type_1")
         self.assertEqual(type, {"id": "1", **names, **slugs, "enabled": True, "icon": ""})
         self.assertEqual(self.status("GET", "/v1/objects/2/acme/attributes"), 404)
+        nobody = self.ok("POST", "/v1/objects", {**body, "filter": {"segment": {"id": 1}}})
+        self.assertEqual(nobody["ids"], [])
 
     def test_relationships_are_seen_from_both_sides(self) -> None:
         (mine,) = self.ok("GET", "/v1/customers/ada/relationships")["cio_relationships"]
@@ -10243,6 +10246,11 @@ class AppSegments(SeededTest):
         self.assertEqual(self.status("DELETE", path), 204)
         self.assertEqual(self.status("GET", path), 404)
         self.assertEqual(self.ok("GET", "/v1/customers/bob/segments")["segments"], [])
+        self.ok("POST", f"/api/v1/segments/{segment['id']}/add_customers", {"ids": ["bob"]})
+        self.assertEqual(self.ok("GET", f"{path}/membership")["ids"], ["bob"])  # made anew
+        self.assertEqual(self.status("DELETE", path), 204)
+        self.assertEqual(self.identify("bob").status, 200)
+        self.assertEqual(self.status("DELETE", "/api/v1/customers/bob"), 200)
 
     def test_a_name_is_needed(self) -> None:
         mistakes: list[Any] = [{"segment": {}}, {"segment": {"name": " "}}]
@@ -10255,6 +10263,8 @@ class AppSegments(SeededTest):
                 "source": {"pointer": "/data/attributes/name"},
             }
             self.assertEqual(reply.json["errors"], [expected])
+        reply = self.call("POST", "/v1/segments", {"segment": {"name": "x", "description": 5}})
+        self.assert_errors(reply, 400, "description must be")
 
     def test_dynamic_ones_are_not_the_apis(self) -> None:
         self.assertEqual(self.status("DELETE", "/v1/segments/2"), 400)
@@ -10340,6 +10350,13 @@ class AppFamilies(SeededTest):
         self.assertEqual((series["created"], series["sent"]), ([1, 0], [1, 0]))
         self.assertEqual(series["clicked"], [0, 1])
         self.assertEqual(metric["res"], "hours")
+        hour = "2023-11-14T{}:00:00+00:00"
+        self.assertEqual(
+            (metric["start"], metric["end"]), (hour.format(22), "2023-11-15T00:00:00+00:00")
+        )
+        for type, count in (("email", 1), ("push", 0)):
+            series = self.ok("GET", f"{path}&type={type}")["metric"]["series"]
+            self.assertEqual(sum(series["created"]), count, type)
         other = self.ok("GET", path.replace("metrics", "actions/12/metrics"))
         self.assertEqual(sum(other["metric"]["series"]["sent"]), 0)
 
@@ -10466,6 +10483,18 @@ class AppFamilies(SeededTest):
         self.assertEqual([action["recipient"] for action in shown], ["+15551234567", "", ""])
         self.assertNotIn("recipients", self.ok("GET", "/v1/broadcasts/20")["broadcast"])
 
+    def test_what_an_action_shows_that_says_nothing(self) -> None:
+        rows: dict[str, Any] = {
+            "whatsapp": {"body_json": "", "language": "", "recipient": "{{customer.phone}}",
+                         "sender_identity_id": 0, "send_to_unsubscribed": False, "tracked": True},
+            "webhook": {"layout": "", "url": "", "headers": "[]", "method": "post"},
+            "twilio": {"layout": "", "language": "", "image_url": "", "recipient": ""},
+        }  # fmt: skip
+        self.fake.seed({"campaigns": [{"id": 1, "actions": [{"type": type} for type in rows]}]})
+        for action in self.ok("GET", "/v1/campaigns/1/actions")["actions"]:
+            told = rows[action["type"]]
+            self.assertEqual({name: action[name] for name in told}, told)
+
     def test_how_far_back_messages_are_listed(self) -> None:
         day, now = 86400, self.fake.workspace.ground.seconds()
         seed: dict[str, Any] = {"messages": [], "campaigns": [{"id": 1}]}
@@ -10497,6 +10526,42 @@ class AppFamilies(SeededTest):
             len(self.ok("GET", f"/v1/messages?start_ts={now - 700 * day}")["messages"]), 4
         )
 
+    def test_to_the_second_how_far_back_messages_are_listed(self) -> None:
+        day, now = 86_400, self.fake.workspace.ground.seconds()
+        begin = now - 1000 * day
+        rows = [(key, begin + days * day + more)
+                for key, days in (("newsletter_id", 183), ("broadcast_id", 31))
+                for days, more in ((0, 0), (days, 0), (days, 1))]  # fmt: skip
+        rows += [("campaign_id", now - days * day - more)
+                 for days in (366, 183) for more in (0, 1)]  # fmt: skip
+        messages = [{"id": f"m{n}", key: 1, "customer_id": "ada", "created": when}
+                    for n, (key, when) in enumerate(rows)]  # fmt: skip
+        families = {kind: [{"id": 1}] for kind in ("newsletters", "broadcasts", "campaigns")}
+        seed = {"clock": {"now": now, "freeze": True}, "messages": messages, **families}
+        self.fake.seed(seed)
+        for path, expected in (
+            ("newsletters/1/messages", ["m1", "m0"]),
+            ("broadcasts/1/messages", ["m4", "m3"]),
+            ("campaigns/1/messages", ["m8"]),
+            ("campaigns/1/messages?start_ts=5", ["m8", "m9", "m6"]),
+            (f"messages?start_ts=5&campaign_id=1&end_ts={now + 1}", ["m8"]),
+            (f"messages?end_ts={now - 1}&campaign_id=1", ["m8", "m9"]),
+        ):
+            found = self.ok("GET", f"/v1/{path}")["messages"]
+            self.assertEqual([row["id"] for row in found], expected, path)
+
+    def test_a_broadcast_begins_with_its_first_trigger(self) -> None:
+        then = 1_600_000_000
+        message = {"customer_id": "ada", "created": then + 40 * 86_400}
+        keys = ("newsletter_id", "broadcast_id")
+        self.fake.seed({
+            "newsletters": [{"id": 1}], "broadcasts": [{"id": 1}],
+            "messages": [{**message, "id": key, key: 1} for key in keys],
+            "triggers": [{"broadcast_id": 1, "created_at": then}],
+        })  # fmt: skip
+        self.assertEqual(self.ok("GET", "/v1/broadcasts/1/messages")["messages"], [])
+        self.assertEqual(len(self.ok("GET", "/v1/newsletters/1/messages")["messages"]), 1)
+
     def test_messages_are_filtered_and_paged_newest_first(self) -> None:
         for number in range(3):
             message = {"to": f"{number}@b.cd", "transactional_message_id": 3}
@@ -10505,6 +10570,10 @@ class AppFamilies(SeededTest):
         self.assertEqual([m["recipient"] for m in page["messages"]], ["2@b.cd", "1@b.cd"])
         rest = self.ok("GET", f"/v1/messages?limit=2&start={page['next']}")
         self.assertEqual([m["recipient"] for m in rest["messages"]], ["0@b.cd"])
+        for limit, more in ((3, False), (2, True)):
+            self.assertEqual(
+                bool(self.ok("GET", f"/v1/customers/bob/messages?limit={limit}")["next"]), more
+            )
         window = "end_ts=1700010000"
         old = self.ok("GET", f"/v1/messages?{window}&metric=clicked")["messages"]
         self.assertEqual([m["id"] for m in old], ["m1"])
@@ -10594,6 +10663,8 @@ class AppNewsletters(SeededTest):
             ({"recipients": {"and": [{"segment": {"id": 1}}]}}, 422, "Invalid filter spec"),
             ({"rate_limit_email_rate": 5}, 422, "belong together"),
             ({"send_now": True, "scheduled_at": 9_999_999_999}, 422, "exclude"),
+            ({"scheduled_at": 5}, 422, "scheduled_at must be in the future"),
+            ({"name": "n" * 191}, 400, "name"),
         ]
         for change, status, text in rows:
             body = {**self.GOOD, **change}
@@ -10609,6 +10680,10 @@ class AppNewsletters(SeededTest):
             reply = self.call("POST", "/v1/newsletters/30/schedule", body)
             self.assert_errors(reply, status, text)
         self.assertEqual(len(self.ok("GET", "/v1/newsletters")["newsletters"]), 1)
+        self.ok("POST", "/v1/newsletters", {**self.GOOD, "name": "n" * 190})
+        hourly = {"rate_limit_time_period": 3600, "rate_limit_email_rate": 5}
+        late = {"scheduled_at": 9_999_999_999, "timezone": "UTC", "tz_match_enabled": True}
+        self.ok("POST", "/v1/newsletters/30/schedule", {**late, **hourly})
 
     def test_languages_and_test_groups(self) -> None:
         path = "/v1/newsletters/30"
@@ -10616,6 +10691,10 @@ class AppNewsletters(SeededTest):
         made = self.ok("POST", f"{path}/language", spanish)["newsletter"]
         self.assertEqual(len(made["content_ids"]), 2)
         self.assertEqual(self.status("POST", f"{path}/language", spanish), 422)
+        for name in ("language", "subject", "body"):
+            part = {k: v for k, v in {**spanish, "language": "fr"}.items() if k != name}
+            reply = self.call("POST", f"{path}/language", part)
+            self.assert_errors(reply, 422, f"{name} is required")
         self.ok("POST", f"{path}/test_groups", {})
         groups = self.ok("GET", f"{path}/test_groups")["test_groups"]
         self.assertEqual([group["name"] for group in groups], ["A", "B"])
@@ -10631,6 +10710,16 @@ class AppNewsletters(SeededTest):
         self.assertEqual(self.status("GET", f"{inner}/es"), 404)
 
     def test_deleted_with_its_metrics(self) -> None:
+        order, total = {"newsletter_id": 30}, []
+        self.ok("POST", "/v1/newsletters/30/send", {})
+        for _ in range(2):
+            export = self.ok("POST", "/v1/exports/deliveries", order)["export"]
+            self.assertEqual((export["status"], export["total"]), ("pending", 0))
+            total.append(self.ok("GET", f"/v1/exports/{export['id']}")["export"]["total"])
+            self.call("DELETE", "/v1/newsletters/30")
+        self.assertEqual(total, [1, 0])
+
+    def test_deleted_with_its_contents(self) -> None:
         self.assertEqual(self.status("DELETE", "/v1/newsletters/30"), 204)
         self.assertEqual(self.status("GET", "/v1/newsletters/30"), 404)
 
@@ -10641,7 +10730,7 @@ class AppOthers(SeededTest):
         row = self.ok("PUT", "/v1/snippets", {"name": " new ", "value": " v "})["snippet"]
         self.assertEqual((row["name"], row["value"]), ("new", "v"))
         reply = self.call("DELETE", "/v1/snippets/footer")
-        self.assertEqual(reply.json["errors"][0]["detail"], "unable to delete snippet in use")
+        self.assert_errors(reply, 400, '"detail":"unable to delete snippet in use"')
         self.assertEqual(self.status("DELETE", "/v1/snippets/spare"), 204)
         self.assertEqual(self.status("DELETE", "/v1/snippets/spare"), 404)
         self.assertEqual(len(self.ok("GET", "/v1/snippets")["snippets"]), 2)
@@ -10657,9 +10746,24 @@ class AppOthers(SeededTest):
         self.assertEqual(self.status("DELETE", path), 204)
         self.assertEqual(self.status("GET", path), 404)
         bad: list[Any] = [{"name": "x"}, {"name": "x", "data": [1]}, {"data": []}]
-        bad.append({"name": "x", "data": [{"a": "b" * 10_001}]})
+        bad.append({"name": "x", "data": [{"a": "b" * 9993}]})
+        self.ok("POST", "/v1/collections", {"name": "x", "data": [{"a": "b" * 9992}]})
         for body in bad:
             self.assertEqual(self.status("POST", "/v1/collections", body), 400)
+        self.assertEqual(self.status("PUT", "/v1/collections/99", {"name": "x"}), 404)
+
+    def test_a_collection_comes_to_ten_megabytes_at_most(self) -> None:
+        rows = [{"a": "b" * 9992}] * 1000
+        self.assertIs(customerio_fake.checked_collection(rows, "data"), rows)
+        with self.assertRaisesRegex(ApiError, "data: 10000000 bytes"):
+            customerio_fake.checked_collection([*rows, {}], "data")
+
+    def test_a_file_of_a_collection_is_json_or_csv(self) -> None:
+        for text in (' [{"a": "1"}]', "a\n1\n"):
+            with mock.patch.object(customerio_fake, "fetched", return_value=text.encode()):
+                body = {"name": "c", "url": "https://x.example/f"}
+                number = self.ok("POST", "/v1/collections", body)["collection"]["id"]
+            self.assertEqual(self.ok("GET", f"/v1/collections/{number}/content"), [{"a": "1"}])
 
     def test_sender_identities(self) -> None:
         shelf = self.fake.workspace.shelves["sender_identities"]
@@ -10701,6 +10805,9 @@ class AppOthers(SeededTest):
         self.assertEqual(self.status("DELETE", "/v1/esp/suppression/bounces/a@example.com"), 404)
         self.assertEqual(self.status("POST", "/v1/esp/suppression/nonsense/a@example.com"), 404)
         self.assertEqual(self.status("POST", "/v1/esp_suppression/search", {"emails": 1}), 400)
+        for offset, count in ((0, 1), (1, 0)):
+            found = self.ok("GET", f"/v1/esp/suppression/bounces?offset={offset}")["suppressions"]
+            self.assertEqual(len(found), count, offset)
         domain = "/v1/esp/domains/{}/suppression/bounces"
         for name, count in (("example.com", 1), ("other.example", 0)):
             rows = self.ok("GET", domain.format(name))["suppressions"]
@@ -10741,7 +10848,8 @@ class AppOthers(SeededTest):
         body = {"name": "n", "data_file_url": "https://x.example/f.csv", **order}
         with mock.patch.object(customerio_fake, "fetched", lambda url, name: text.encode()):
             made = self.ok("POST", "/v1/imports", {"import": body})["import"]
-        self.assertEqual((made["state"], made["rows_imported"]), ("preprocessing", 0))
+        counts = (made["rows_to_import"], made["rows_imported"])
+        self.assertEqual((made["state"], *counts), ("preprocessing", 0, 0))
         return self.ok("GET", f"/v1/imports/{made['id']}")["import"]
 
     def errors_of(self, row: Any) -> str:
@@ -10787,6 +10895,7 @@ class AppOthers(SeededTest):
             row = self.imported(text, type="people", identifier="id")
             self.assertEqual(row["state"], state)
         self.assertIn("101 columns", row["error"])
+        self.assertEqual((row["rows_to_import"], row["rows_imported"]), (0, 0))
 
     def test_how_many_collections_and_snippets_there_may_be(self) -> None:
         for number in range(49):
@@ -10797,9 +10906,12 @@ class AppOthers(SeededTest):
         for length, status in ((151, 422), (150, 200)):
             row = {"name": "n" * length, "value": ""}
             self.assertEqual(self.status("PUT", "/v1/snippets", row), status)
-        with mock.patch.object(customerio_fake, "MAX_SNIPPETS", 10):
-            self.ok("PUT", "/v1/snippets", {"name": "spare", "value": "1234567"})  # and "bye"
-            self.assertEqual(self.status("POST", "/v1/snippets", {"name": "x", "value": "1"}), 422)
+        rows = self.fake.workspace.shelves["snippets"].rows
+        rows["spare"] = {"name": "spare", "value": "x" * (5_000_000 - 3 - 7)}  # 3 are in "bye"
+        for value, status in (("12345678", 422), ("1234567", 200), ("123456\u00e9", 422)):
+            self.assertEqual(
+                self.status("PUT", "/v1/snippets", {"name": "x", "value": value}), status
+            )
 
     def test_an_import_repeats_what_belongs_to_its_type(self) -> None:
         rows = [
@@ -10976,6 +11088,14 @@ class PageSizes(SeededTest):
                     self.assertTrue(found["next"])
             self.assert_errors(self.call(method, f"{path}?limit=0", body), 400, "at least 1")
 
+    def test_a_page_of_a_segment_has_a_thousand(self) -> None:
+        exists = {"attribute": {"field": "id", "operator": "exists"}}
+        segment = {"id": 1, "name": "all", "conditions": exists}
+        self.fake.seed({"customers": self.SEED["customers"], "segments": [segment]})
+        for query, count, more in (("", 1000, True), ("?limit=5000", 1001, False)):
+            page = self.ok("GET", f"/v1/segments/1/membership{query}")
+            self.assertEqual((len(page["ids"]), bool(page["next"])), (count, more))
+
 
 class UnseededReads(FakeTest):
     """What a workspace answers in which nobody has described anything."""
@@ -11023,6 +11143,9 @@ class UnseededReads(FakeTest):
         for name in ("exports", "collections", "reporting_webhooks"):
             self.assertEqual(self.ok("GET", f"/v1/{name}"), {name: None})
         self.assertEqual(self.ok("GET", "/v1/snippets"), {"snippets": []})
+        channels = self.ok("GET", "/v1/subscription_channels")["channels"]
+        names = [(1, "email"), (2, "twilio"), (3, "push"), (4, "in_app"), (5, "whatsapp")]
+        self.assertEqual([(row["id"], row["type"]) for row in channels], names)
         self.ok("POST", "/v1/collections", {"name": "days", "data": []})
         self.assertEqual(len(self.ok("GET", "/v1/collections")["collections"]), 1)
 
@@ -11061,6 +11184,14 @@ class AppRefusals(SeededTest):
                 self.assert_errors(self.call(method, path, body), status, text)
         self.assertEqual(len(self.ok("GET", "/v1/newsletters")["newsletters"]), 1)
         self.ok("POST", "/v1/newsletters", {**letter, "subscription_topic_id": 1, "from_id": 5})
+
+    def test_a_send_has_a_million_bytes_besides_its_attachments(self) -> None:
+        mail = {"to": "a@b.cd", "identifiers": {"id": "ada"}, "transactional_message_id": 3}
+        file = base64.b64encode(b"x" * 300).decode()
+        for more, size in ({}, 0), ({"attachments": {"a.txt": file}}, len(file)):
+            for extra, status in ((0, 200), (1, 400)):
+                body = json.dumps({**mail, **more}).encode().ljust(1_000_000 + size + extra)
+                self.assertEqual(self.call("POST", "/v1/send/email", body).status, status)
 
     def test_groups_of_a_newsletter_have_contents_of_their_own(self) -> None:
         path = "/v1/newsletters/30"
