@@ -15976,15 +15976,15 @@ def message_page(
     call: Call,
     deliveries: Sequence[Delivery],
     longest: int = MESSAGE_WINDOW,
-    first: Optional[Tuple[int, int]] = None,
+    until: Optional[float] = None,
 ) -> Json:
     """A page of messages, newest first, by the query's filters (reference).
 
-    A range is limited to the last `longest` seconds before its end. Without one, `first`
-    gives the start (Unix seconds) and length (seconds), by default the last six months.
+    A range is limited to the last `longest` seconds before its end. Without one, they are
+    those `until` a Unix time, by default those of the last six months.
     """
     query = call.request.query()
-    begin, end = message_range(call, longest, first)
+    begin, end = message_range(call, longest, until)
     wanted, limit = message_filter(call, begin, end), query_number(query, "limit", 50, 1, 1000)
     responses = query_flag(query, "get_tracked_responses")
     position = min(page_start(call, len(deliveries)), len(deliveries))
@@ -15996,14 +15996,12 @@ def message_page(
     return {"messages": found, "next": page_token(position) if position > 0 else ""}
 
 
-def message_range(
-    call: Call, longest: int, first: Optional[Tuple[int, int]]
-) -> Tuple[float, float]:
+def message_range(call: Call, longest: int, until: Optional[float]) -> Tuple[float, float]:
     """The Unix times between which messages are listed. Raises ApiError 400."""
     query, now = call.request.query(), call.workspace.seconds()
     start, end = (whole_number(query.get(n) or None, n) for n in ("start_ts", "end_ts"))
     if start is None and end is None:
-        return (first[0], sum(first)) if first else (now - MESSAGE_WINDOW, math.inf)
+        return (now - MESSAGE_WINDOW, math.inf) if until is None else (-math.inf, until)
     latest = now if end is None else end
     return max(start or 0, min(latest, now) - longest), math.inf if end is None else end
 
@@ -16387,15 +16385,15 @@ def family_messages(call: Call, id: str) -> Json:
     family, workspace = family_of(call), call.workspace
     with workspace.lock:
         row = family_row(call, family, id)
-        sent, first = sent_by(call, family, row), None
+        sent, until = sent_by(call, family, row), None
         if family in _FROM_THE_FIRST:
             begins = [d.created for d in workspace.deliveries.sent.get((family.key, row["id"]), ())]
             if family is BROADCASTS:
                 begins += [
                     t["received_at"] for t in workspace.broadcasts if t["campaign_id"] == row["id"]
                 ]
-            first = (min(begins, default=0), _FROM_THE_FIRST[family])
-        return message_page(call, sent, MESSAGE_WINDOW * 2, first)
+            until = min(begins, default=0) + _FROM_THE_FIRST[family]
+        return message_page(call, sent, MESSAGE_WINDOW * 2, until)
 
 
 def list_family(call: Call) -> Json:

@@ -10179,7 +10179,8 @@ class AppPeople(SeededTest):
         path = url.partition("4668")[2]
         self.assertEqual(self.ok("GET", path, authorization="")["customer"]["id"], "ada")
         forged = path.replace("/u/i/0.", "/u/i/1.")
-        self.assertEqual(self.status("GET", forged), 400)
+        for wrong in (forged, "/u/i/x/", "/u/i/1.x.y/"):
+            self.assertEqual(self.status("GET", wrong), 400, wrong)
         self.fake.workspace.agenda.advance(86399)
         self.assertEqual(self.status("GET", path), 200)
         self.fake.workspace.agenda.advance(1)
@@ -10314,6 +10315,15 @@ class AppFamilies(SeededTest):
         self.assert_errors(
             self.call("PUT", f"{path}/72", {"method": "head"}), 400, "method must be"
         )
+
+    def test_a_translation_is_that_of_its_action(self) -> None:
+        actions = [{"id": n, "subject": "s", "body": "b"} for n in (71, 72)]
+        spanish = [{"id": n, "parent_action_id": n - 10, "language": "es", "subject": f"{n}",
+                    "body": "b"} for n in (81, 82)]  # fmt: skip
+        self.fake.seed({"campaigns": [{"id": 7, "actions": [*actions, *spanish]}]})
+        for number in (71, 72):
+            read = self.ok("GET", f"/v1/campaigns/7/actions/{number}/language/es")["action"]
+            self.assertEqual(read["subject"], str(number + 10))
 
     def test_headers_go_in_as_a_list_and_come_back_as_text(self) -> None:
         headers = [{"name": "X-A", "value": "1"}]
@@ -10814,7 +10824,7 @@ class AppOthers(SeededTest):
             self.assertEqual(len(rows), count)
 
     def test_the_data_index_in_both_spellings(self) -> None:
-        row = {"name": "plan", "description": "what they pay for"}
+        row = {"name": "plan", "description": "what they pay for", "privacy_level": 1}
         self.assertEqual(
             self.status("POST", "/v1/data_index/attributes", {"attributes": [row]}), 204
         )
@@ -10827,6 +10837,7 @@ class AppOthers(SeededTest):
             ({"events": []}, 422, "Empty events array"),
             ({"events": [{"name": "x"}] * 101}, 422, "Too many events"),
             ({"events": [{}]}, 400, "name"),
+            ({"events": [{"name": "x", "privacy_level": 2}]}, 400, "privacy_level"),
         ]
         for body, status, text in rows:
             self.assert_errors(self.call("POST", "/v1/data_index/events", body), status, text)
@@ -11192,6 +11203,13 @@ class AppRefusals(SeededTest):
             for extra, status in ((0, 200), (1, 400)):
                 body = json.dumps({**mail, **more}).encode().ljust(1_000_000 + size + extra)
                 self.assertEqual(self.call("POST", "/v1/send/email", body).status, status)
+
+    def test_a_send_may_be_packed(self) -> None:
+        mail = {"to": "a@b.cd", "identifiers": {"id": "ada"}, "transactional_message_id": 3}
+        body = gzip.compress(json.dumps(mail).encode())
+        self.ok("POST", "/v1/send/email", body, content_encoding="gzip")
+        sent = self.records("deliveries")[-1]
+        self.assertEqual((sent["message"]["to"], sent["recipient"]), ("a@b.cd", "a@b.cd"))
 
     def test_groups_of_a_newsletter_have_contents_of_their_own(self) -> None:
         path = "/v1/newsletters/30"
