@@ -4620,6 +4620,8 @@ LAST_STATUS = "_last_status"
 _DEVICE_STATUS = {"sent": "sent", "bounced": "bounced", "dropped": "suppressed"}
 #: The number of an object's type, as text, and your id for the object.
 ObjectKey = Tuple[str, str]
+#: A sender from which people can opt out: the channel, and the number it sends from.
+Sender = Tuple[str, str]
 
 
 class Slotted(type):
@@ -4734,6 +4736,7 @@ class Belongings(metaclass=Slotted):
     segments: Set[int]
     relationships: Dict[ObjectKey, Attributes]
     journeys: List[Journey]
+    optouts: FrozenSet[Sender]
     #: When the latest email among the deliveries was sent, in Unix seconds; -1 if none was, and
     #: None if that has to be found out.
     emailed: Optional[int]
@@ -4741,7 +4744,7 @@ class Belongings(metaclass=Slotted):
     def __init__(self) -> None:
         self.events, self.deliveries, self.anonymous_ids, self.journeys = [], [], [], []
         self.devices, self.segments, self.relationships = {}, set(), {}
-        self.emailed = -1
+        self.optouts, self.emailed = frozenset(), -1
 
     def last_emailed(self) -> int:
         """When the latest email was sent, in Unix seconds; -1 if none was."""
@@ -5649,7 +5652,7 @@ MAX_ACTIVITIES = 50_000
 
 Listeners = Tuple[Callable[..., Any], ...]
 _UNTOLD: Attributes = {}
-#: Who owns what: serial numbers of people, and keys of things.
+#: Who owns what: serial numbers of people, and the things or their keys.
 Owners = Set[Tuple[int, Any]]
 
 
@@ -6575,6 +6578,34 @@ class Devices(Keeper):
         return {(device.person.serial, token) for token, device in self.rows.items()}
 
 
+@dataclass(eq=False, repr=False)
+class OptOuts(Keeper):
+    """The senders of SMS and WhatsApp messages from which people have opted out."""
+
+    #: Whoever has opted out of any, by serial number.
+    rows: Dict[int, Person] = kept(dict)
+
+    def choose(self, person: Person, senders: Iterable[Sender]) -> None:
+        """Opt a person out of these senders, and in again to all others."""
+        self.release(person)
+        person.own().optouts = frozenset(senders)
+        if person.has.optouts:
+            self.rows[person.serial] = person
+
+    def release(self, person: Person) -> None:
+        """Forget the opt-outs together with the person."""
+        self.rows.pop(person.serial, None)
+
+    def carry_over(self, old: Person, to: Person) -> None:
+        """Opt the other person out of the same senders, too (inferred)."""
+        self.release(old)
+        self.choose(to, to.has.optouts | old.has.optouts)
+
+    def owners(self, kind: str) -> Owners:
+        """Who has opted out of which sender."""
+        return {(serial, s) for serial, person in self.rows.items() for s in person.has.optouts}
+
+
 # ======================================================================================
 # ==== §9 Events, objects and segments
 # ======================================================================================
@@ -6772,7 +6803,7 @@ class Events(Keeper):
         """Whose each event, or each anonymous_id, is."""
         if kind == "anonymous_ids":
             return {(person.serial, key) for key, (person, _) in self.claims.items()}
-        return {(event.person.serial, id(event)) for event in self.rows if event.person}
+        return {(event.person.serial, event) for event in self.rows if event.person}
 
 
 @dataclass(eq=False, repr=False)
@@ -7301,8 +7332,7 @@ class Deliveries(Keeper):
 
     def owners(self, kind: str) -> Owners:
         """Whom each delivery went to."""
-        rows = self.rows.items()
-        return {(row.person.serial, key) for key, row in rows if row.person is not None}
+        return {(row.person.serial, row) for row in self.rows.values() if row.person is not None}
 
 
 @dataclass(eq=False, repr=False)
@@ -7340,7 +7370,7 @@ class Journeys(Keeper):
 
     def owners(self, kind: str) -> Owners:
         """Whose each journey is."""
-        return {(row.person.serial, id(row)) for row in self.rows if row.person is not None}
+        return {(row.person.serial, row) for row in self.rows if row.person is not None}
 
 
 # ======================================================================================
@@ -7559,7 +7589,7 @@ class Agenda:
 
 #: The parts of a workspace that keep something, by name.
 PARTS: Dict[str, Any] = {
-    "ground": Ground, "people": People, "devices": Devices, "events": Events,
+    "ground": Ground, "people": People, "devices": Devices, "optouts": OptOuts, "events": Events,
     "objects": Objects, "segments": Segments, "deliveries": Deliveries, "journeys": Journeys,
 }  # fmt: skip
 #: What a person owns, by its name in their Belongings, and the part of a workspace that keeps
@@ -7567,7 +7597,7 @@ PARTS: Dict[str, Any] = {
 OWNED = {
     "events": "events", "anonymous_ids": "events", "deliveries": "deliveries",
     "devices": "devices", "segments": "segments", "relationships": "objects",
-    "journeys": "journeys",
+    "journeys": "journeys", "optouts": "optouts",
 }  # fmt: skip
 
 
@@ -7594,8 +7624,6 @@ class Workspace:
     broadcasts: List[Annotated[Attributes, TRIGGER]] = kept(list)
     exports: Dict[int, Export] = kept(dict)
     forms: Dict[str, List[Attributes]] = kept(dict)
-    #: Senders that people have opted out of: channel and sender, by serial number.
-    optouts: Dict[int, Tuple[Tuple[str, str], ...]] = kept(dict)
     #: Descriptions of attributes and events, by name.
     index: Dict[str, Dict[str, Annotated[Attributes, INDEXED]]] = kept(dict)
     ip_addresses: List[str] = kept(list)
@@ -7615,7 +7643,7 @@ class Workspace:
         self.clock, self.occasions = ground.clock, ground.occasions
         self.count, self.seconds, self.note = ground.count, ground.seconds, ground.note
         people = self.people = People(ground)
-        self.devices = Devices(ground, people)
+        self.devices, self.optouts = Devices(ground, people), OptOuts(ground)
         self.events = Events(ground, people)
         self.objects = Objects(ground, people, self.events)
         self.segments = Segments(ground, people, self.objects)
@@ -8497,7 +8525,7 @@ def refusal_of(workspace: Workspace, delivery: Delivery, mail: Mail) -> str:
     topic = workspace.shelves["topics"].rows.get(mail.parent.get("subscription_topic_id"))
     if topic is not None and not subscribed_to(workspace, person, topic):
         return f"the person is unsubscribed from the topic {topic.get('name')!r}"
-    if (channel, delivery.rendered.get("from")) in workspace.optouts.get(person.serial, ()):
+    if (channel, as_text(delivery.rendered.get("from") or "")) in person.has.optouts:
         return "the person has opted out of this sender"
     return ""
 
@@ -17037,16 +17065,16 @@ def show_subscription_center(call: Call, token: str) -> Json:
     return {"customer": preferences_document(call, person)}
 
 
-def optouts_of(workspace: Workspace, person: Person) -> List[Json]:
+def optouts_of(person: Person) -> List[Json]:
     """The senders from which a person has opted out."""
-    pairs = workspace.optouts.get(person.serial, ())
-    return [{"channel": channel, "from": sender} for channel, sender in pairs]
+    senders = sorted(person.has.optouts)
+    return [{"channel": channel, "from": sender} for channel, sender in senders]
 
 
 @route("GET", "/v1/customers/{customer_id}/optouts", APP, locked=True)
 def get_person_optouts(call: Call, customer_id: str) -> Json:
     """List a person's opt-outs from SMS and WhatsApp senders."""
-    return {"optouts": optouts_of(call.workspace, person_of(call, customer_id))}
+    return {"optouts": optouts_of(person_of(call, customer_id))}
 
 
 @route("PUT", "/v1/customers/{customer_id}/optouts", APP, fields=_OPTOUTS)
@@ -17055,27 +17083,21 @@ def update_person_optouts(call: Call, customer_id: str) -> Response:
     given = call.fields()["optouts"]
     with call.workspace.lock:
         person = person_of(call, customer_id)
-        pairs = dict.fromkeys(call.workspace.optouts.get(person.serial, ()))
+        senders = set(person.has.optouts)
         for row in given:
-            pair = (row.get("channel", "sms"), row["from"])
-            if row["optout"]:
-                pairs[pair] = None
-            else:
-                pairs.pop(pair, None)
-        call.workspace.optouts[person.serial] = tuple(pairs)
+            change = senders.add if row["optout"] else senders.discard
+            change((row.get("channel", "sms"), row["from"]))
+        call.workspace.optouts.choose(person, senders)
     return no_content()
 
 
 @route("GET", "/v1/optouts", APP, locked=True)
 def list_optouts(call: Call) -> Json:
     """List everybody's opt-outs."""
-    workspace, sender = call.workspace, call.request.query().get("from")
-    rows = []
-    for serial in workspace.optouts:
-        person = workspace.people.at(serial)
-        mine = optouts_of(workspace, person) if person else []
-        mine = [row for row in mine if not sender or row["from"] == sender]
-        if person and mine:
+    sender, rows = call.request.query().get("from"), []
+    for person in call.workspace.optouts.rows.values():
+        mine = [row for row in optouts_of(person) if not sender or row["from"] == sender]
+        if mine:
             named = {"customer_id": person.id, "cio_id": person.cio_id}
             rows.append({**named, "optouts": mine})
     return paged(call, "optouts", rows)
@@ -21071,7 +21093,7 @@ def show_queue(call: Call) -> Json:
 # ======================================================================================
 
 #: The format of a snapshot; whenever it changes, this number does.
-SNAPSHOT_FORMAT = 4
+SNAPSHOT_FORMAT = 5
 #: Stored values may be nested as deep as requests, and are themselves a few levels deep inside.
 SNAPSHOT_DEPTH = MAX_DEPTH + 20
 #: Settings with which a snapshot has to agree, because its meaning depends on them.
@@ -21505,6 +21527,8 @@ def restored(document: Json, settings: Settings) -> State:
     _check_keys(document, [*parts, *_LISTS.values()], "state")
     _check_head(document["customerio_fake"], settings)
     try:
+        if document["customerio_fake"]["format"] == 4:
+            document = _of_format_4(document)
         state = State(Workspace(settings), Journal(settings.journal), Faults())
         _read_all(document, state)
     except ApiError:
@@ -21512,6 +21536,21 @@ def restored(document: Json, settings: Settings) -> State:
     except Exception as error:
         raise invalid(f"this snapshot does not fit together: {error!r:.200}") from None
     return state
+
+
+def _of_format_4(document: Json) -> Json:
+    """Today's form of a snapshot in which the workspace had the opt-outs, by serial number."""
+    workspace, blank = document["workspace"], _write_fields(Belongings(), Ledger())
+    chosen = {document["everybody"][serial]: senders for serial, senders in workspace["optouts"]}
+    people = [dict(row) for row in document["people"]]
+    rows = []
+    for place, row in enumerate(people):
+        senders = chosen.get(place, [])
+        if senders or row["has"]:
+            row["has"] = {**(row["has"] or blank), "optouts": senders}
+        if senders:
+            rows.append([row["serial"], place])
+    return {**document, "people": people, "workspace": {**workspace, "optouts": {"rows": rows}}}
 
 
 def put_in(fake: Fake, state: State) -> None:
@@ -21552,7 +21591,7 @@ def _fill(part: Any, document: Json, ledger: Ledger, where: str) -> None:
 def _check_head(head: Json, settings: Settings) -> None:
     where = "customerio_fake"
     _check_keys(head, ("format", "version", *_SNAPSHOT_SETTINGS), where)
-    if head["format"] != SNAPSHOT_FORMAT:
+    if head["format"] not in (4, SNAPSHOT_FORMAT):
         text = f"this snapshot has format {head['format']!r:.20}; version {__version__} reads"
         raise invalid(f"{where}.format: {text} {SNAPSHOT_FORMAT}", f"{where}.format")
     for name in _SNAPSHOT_SETTINGS:
@@ -21592,27 +21631,21 @@ def _owned(workspace: Workspace) -> Iterator[Tuple[str, Owners, Owners]]:
     """What people own, by their own account and by that of the workspace's parts."""
     for name, part in OWNED.items():
         mine = {
-            (person.serial, _key_of(thing))
+            (person.serial, thing)
             for person in workspace.people
             for thing in getattr(person.has, name)
         }
         yield name, mine, getattr(workspace, part).owners(name)
 
 
-def _key_of(thing: Any) -> Any:
-    """The key of a thing in `owners`: its id, or the thing itself."""
-    if isinstance(thing, Delivery):
-        return thing.delivery_id
-    return id(thing) if isinstance(thing, (Event, Journey)) else thing
-
-
 def _check_sound(state: State) -> None:
     """Check that everything fits together, so that no later call stumbles over it."""
     workspace = state.workspace
     for name, mine, theirs in _owned(workspace):
-        for serial, key in mine ^ theirs:
-            where = f"people[{serial}].has.{name}"
-            side = "the workspace does not" if (serial, key) in mine else "only the workspace does"
+        for serial, thing in mine ^ theirs:
+            where, own = f"people[{serial}].has.{name}", (serial, thing) in mine
+            side = "the workspace does not" if own else "only the workspace does"
+            key = getattr(thing, "delivery_id", getattr(thing, "id", thing))
             raise invalid(f"{where} has {key!r}, {side}", where)
     _check_keyed(state)
     _check_stamped(workspace)

@@ -320,6 +320,15 @@ class House(unittest.TestCase):
         twice = {name for name in names if names.count(name) > 1}
         self.assertEqual(twice, set())
 
+    def test_what_people_own_has_a_keeper(self) -> None:
+        derived = {"emailed"}  # from the deliveries, whenever it is asked for
+        owned = customerio_fake.Belongings()
+        names = {*type(owned).__slots__} - derived
+        self.assertEqual(names, {*customerio_fake.OWNED})
+        for name, part in customerio_fake.OWNED.items():
+            self.assertEqual(len(getattr(owned, name)), 0, name)
+            self.assertTrue(issubclass(customerio_fake.PARTS[part], customerio_fake.Keeper), name)
+
     def test_no_function_fills_a_page(self) -> None:
         for room in sections(customerio_fake.__file__):
             for row in (part for s in room.statements for part in ast.walk(s)):
@@ -3877,6 +3886,24 @@ class Preferences(SeededTest):
         states = {row["customer_id"]: row["state"] for row in self.records("deliveries")}
         expected = ["undeliverable"] * 3 + ["delivered"]
         self.assertEqual([states[f"p{number}"] for number in range(4)], expected)
+
+    def test_opt_outs_keep_text_messages_of_a_sender_back(self) -> None:
+        text = {"type": "twilio", "recipient": "{{customer.phone}}", "body": "Hi"}
+        texts = [{**text, "from": f"+1555010{n}"} for n in range(2)]
+        broadcast = {"id": 20, "recipients": {"segment": {"id": 1}}, "actions": texts}
+        self.fake.seed({"segments": [{"id": 1, "name": "All"}], "broadcasts": [broadcast]})
+        for name, row in (("1", {"from": "+15550100"}), ("2", {"from": "+15550101"})):
+            self.identify(name, phone="+15550123")
+            self.ok("POST", "/api/v1/segments/1/add_customers", {"ids": [name]})
+            path = f"/v1/customers/{name}/optouts"
+            self.call("PUT", path, {"optouts": [{**row, "optout": True}]})
+        self.ok("POST", "/v1/campaigns/20/triggers", {})
+        reason = "the person has opted out of this sender"
+        found = {(row["customer_id"], row["rendered"]["from"], row["failure_message"])
+                 for row in self.records("deliveries")}  # fmt: skip
+        wanted = {("1", "+15550100", reason), ("2", "+15550101", reason),
+                  ("1", "+15550101", None), ("2", "+15550100", None)}  # fmt: skip
+        self.assertEqual(found, wanted)
 
     def test_a_sender_identity_gives_the_from_address(self) -> None:
         self.ok("POST", "/v1/newsletters/30/send", {})
@@ -10200,6 +10227,31 @@ class AppPeople(SeededTest):
         for bad in mistakes:
             self.assertEqual(self.status("PUT", path, bad), 400)
 
+    def test_opt_outs_go_with_their_person(self) -> None:
+        def opt_out(person: str, *senders: str) -> None:
+            rows = [{"from": sender, "optout": True} for sender in senders]
+            self.call("PUT", f"/v1/customers/{person}/optouts", {"optouts": rows})
+
+        def senders(person: str) -> list[str]:
+            found = self.ok("GET", f"/v1/customers/{person}/optouts")["optouts"]
+            return [row["from"] for row in found]
+
+        self.identify("eve")
+        opt_out("ada", "+2", "+1")
+        opt_out("eve", "+1", "+3")
+        self.ok(
+            "POST",
+            "/api/v1/merge_customers",
+            {"primary": {"id": "ada"}, "secondary": {"id": "eve"}},
+        )
+        self.assertEqual(senders("ada"), ["+1", "+2", "+3"])
+        (row,) = self.ok("GET", "/v1/optouts")["optouts"]
+        self.assertEqual((row["customer_id"], len(row["optouts"])), ("ada", 3))
+        self.ok("DELETE", "/api/v1/customers/ada")
+        self.assertEqual(self.ok("GET", "/v1/optouts")["optouts"], [])
+        self.identify("ada")
+        self.assertEqual(senders("ada"), [])
+
 
 class AppObjects(SeededTest):
     def setUp(self) -> None:
@@ -14212,6 +14264,31 @@ class Snapshots(SeededTest):
                 row.pop("duration_ms")
         self.assertEqual(*answers)
 
+    def test_those_of_format_4_are_still_read(self) -> None:
+        self.fill()
+        self.identify("2")
+        given = {"optouts": [{"from": "+15550100", "optout": True}]}
+        for person in ("1", "2"):
+            self.call("PUT", f"/v1/customers/{person}/optouts", given)
+        state, before = self.state(), self.ok("GET", "/v1/optouts")
+        state["customerio_fake"]["format"] = 4
+        for person in state["people"]:
+            if person["has"]:
+                del person["has"]["optouts"]
+        (other,) = [row for row in state["people"] if row["id"] == "2"]
+        other["has"] = None
+        serials = [0, state["everybody"].index(None), other["serial"]]
+        rows = [[serial, [["sms", "+15550100"]]] for serial in serials]
+        state["workspace"]["optouts"] = rows
+        self.elsewhere(state)
+        self.assertEqual((self.ok("GET", "/v1/optouts"), len(before["optouts"])), (before, 2))
+
+    def test_a_clock_that_was_set_back_meanwhile_does_not_run_backwards(self) -> None:
+        state = self.state()
+        state["clock"]["real"] += 1e6
+        self.elsewhere(state)
+        self.assertGreaterEqual(self.fake.workspace.clock.now(), state["clock"]["now"])
+
     def test_what_was_to_come_still_comes(self) -> None:
         self.identify("1", plan="pro")
         now = int(self.ok("GET", "/__parlel/clock")["now"])
@@ -14363,6 +14440,16 @@ class Snapshots(SeededTest):
                 "workspace.events.rows[0] must be a place",
             ),
             (with_change("workspace", "objects", "rows", []), "the workspace does not"),
+            (
+                with_change("workspace", "deliveries", "rows", {}),
+                f"people[0].has.deliveries has {self.records('deliveries')[0]['delivery_id']!r}, "
+                "the workspace does not",
+            ),
+            (with_change("people", 0, "has", "deliveries", []), "only the workspace does"),
+            (
+                with_change("people", 0, "has", "optouts", [["sms", "+1"]]),
+                "people[0].has.optouts has ('sms', '+1'), the workspace does not",
+            ),
             (
                 with_change("workspace", "people", "merges", [1]),
                 "workspace.people.merges[0] must be an object",
