@@ -7902,6 +7902,8 @@ class Mail(NamedTuple):
     #: The namespaces that its templates can use: see NAMESPACES.
     names: Tuple[str, ...] = ("customer", "trigger", "campaign", "message", "snippets",
                               "delivery_id")  # fmt: skip
+    #: What `sources_of` finds in the content, if that was found before: once for all recipients.
+    sources: Optional[Dict[str, str]] = None
 
 
 def header_pairs(value: Json) -> List[Tuple[str, str]]:
@@ -8084,9 +8086,9 @@ def _parts_given(given: FrozenSet[str]) -> List[Tuple[str, str]]:
     return [row for row in _RENDERED_PARTS if row[1] in given]
 
 
-def sources_of(delivery: Delivery, mail: Mail) -> Dict[str, str]:
+def sources_of(channel: str, content: Json) -> Dict[str, str]:
     """The templates of a message as they were written, by the part's name once rendered."""
-    sources, content = {}, mail.content
+    sources = {}
     for part, name in _parts_given(_PART_NAMES.intersection(content)):
         source = content[name]
         if source and source.__class__ is str:
@@ -8094,7 +8096,7 @@ def sources_of(delivery: Delivery, mail: Mail) -> Dict[str, str]:
     if content.get("in_app"):
         words = content["in_app"].get("properties") or {}
         sources.update({f"properties.{k}": v for k, v in words.items() if v.__class__ is str})
-    if delivery.channel not in _ADDRESSED_CHANNELS and not content.get("to"):
+    if channel not in _ADDRESSED_CHANNELS and not content.get("to"):
         usual = sources.get("to") == BLANKS["content"]["recipient"]
         sources.pop("to" if usual else "", None)  # which people need not have
     return sources
@@ -8102,7 +8104,9 @@ def sources_of(delivery: Delivery, mail: Mail) -> Dict[str, str]:
 
 def render_mail(workspace: Workspace, delivery: Delivery, mail: Mail, now: float) -> Json:
     """Render all parts of a message as of `now`, Unix seconds. Raises LiquidError or TakesTime."""
-    sources, known, render = sources_of(delivery, mail), None, None
+    content, sources, known, render = mail.content, mail.sources, None, None
+    if sources is None:
+        sources = sources_of(delivery.channel, content)
     rendered: Json = {}
     links: List[Json] = []
     for part, source in sources.items():
@@ -8115,9 +8119,9 @@ def render_mail(workspace: Workspace, delivery: Delivery, mail: Mail, now: float
                 made = render(source)
             source = made
         rendered[part] = source
-    if "from_id" in mail.content or "reply_to_id" in mail.content:
-        _add_senders(workspace, mail.content, rendered)
-    look = mail.content.get("in_app")
+    if content.get("from_id") or content.get("reply_to_id"):
+        _add_senders(workspace, content, rendered)
+    look = content.get("in_app")
     if look:
         words = {
             name: rendered.pop(f"properties.{name}", value)
@@ -8866,6 +8870,16 @@ def _check_send(channel: str, message: Json, now: float, raw: Optional[bytes]) -
     if not (short and _is_usual(channel, whole, tuple(message), kinds)):
         _check_fields(_SEND_WHOLE if whole else SEND_FIELDS[channel], message)
     _check_recipients(channel, message)
+    if not _LOOKED_INTO.isdisjoint(message):
+        _look_into(channel, message, now)
+    return one_identifier(message["identifiers"], ("id", "email", "cio_id"), "identifiers")
+
+
+#: The fields of a send that are checked further than FieldList does.
+_LOOKED_INTO = frozenset(("send_at", "attachments", "headers", "custom_device"))
+
+
+def _look_into(channel: str, message: Json, now: float) -> None:
     send_at = message.get("send_at") and whole_number(message["send_at"], "send_at")
     if send_at and send_at > now + MAX_SEND_AHEAD:
         raise invalid('"send_at" must not be more than 90 days ahead', "send_at")
@@ -8875,7 +8889,6 @@ def _check_send(channel: str, message: Json, now: float, raw: Optional[bytes]) -
         checked_headers(message["headers"])
     if channel == "push" and message.get("custom_device"):
         device_of(message["custom_device"], "token", int(now))
-    return one_identifier(message["identifiers"], ("id", "email", "cio_id"), "identifiers")
 
 
 def _check_recipients(channel: str, message: Json) -> None:
@@ -10316,7 +10329,9 @@ def delivery_of_journey(
     workspace.deliveries.post(delivery)
     mail, is_of_event = letter.mail, journey.event and delivery.channel == "email"
     more = overrides_in(journey.data) if is_of_event else {}
-    return delivery, mail._replace(content={**mail.content, **more}) if more else mail
+    if more:
+        mail = mail._replace(content={**mail.content, **more}, sources=None)
+    return delivery, mail
 
 
 #: What an event's data may say about the emails that it triggers, and in what field of them
@@ -10337,11 +10352,13 @@ def letter_of(plan: Plan, content: Json) -> Letter:
     """The mail for an action."""
     unasked = {"send_to_unsubscribed": plan.flow.get("send_to_unsubscribed", False)}
     draft = {"queue_draft": True} if content["sending_state"] == "draft" else {}
-    mail = Mail(plan.family, plan.parent, {**unasked, **content, **draft}, plan.names)
+    message, whole = shown(content), {**unasked, **content, **draft}
+    sources = sources_of(_CHANNELS.get(message["type"], message["type"]), whole)
+    mail = Mail(plan.family, plan.parent, whole, plan.names, sources)
     parents = {plan.family.key: plan.number, "action_id": content["id"]}
     if content.get("parent_action_id"):
         parents["parent_action_id"] = content["parent_action_id"]
-    return Letter(content, shown(content), mail, parents)
+    return Letter(content, message, mail, parents)
 
 
 def post(runner: Runner, journey: Journey, number: int, path: Optional[int]) -> Done:
@@ -21115,6 +21132,7 @@ _LISTS: Dict[type, str] = {
 _UNWRITTEN = {
     Segment: {"predicate"},
     Belongings: {"emailed"},
+    Mail: {"sources"},
     Delivery: {"raw", "seen"},
     Request: {"awaited", "read", "told", "until"},
     Response: {"later", "stream"},
