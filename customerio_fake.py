@@ -8811,10 +8811,10 @@ def transactional_of(workspace: Workspace, channel: str, message: Json) -> Json:
     text = "1" if given in (None, "") else as_text(given)
     number = int(text) if text.isdecimal() and len(text) < 16 else None
     row = shelf.rows.get(number) if number else _by_trigger_name(shelf, text)
-    created = message.get("auto_create") is True and number is None and channel != "whatsapp"
+    created = number is None and message.get("auto_create") is True and channel != "whatsapp"
     if row is not None:
-        owner = _channel_of(workspace, row) if created else ""
-        if owner not in ("", channel):
+        owner = created and _channel_of(workspace, row)
+        if owner and owner != channel:
             raise invalid(
                 f"{text!r:.80} belongs to a message of {owner}", "transactional_message_id"
             )

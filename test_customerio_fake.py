@@ -2838,6 +2838,20 @@ class FewDeliveries(SeededTest):
         self.assertIsNone(last("ada"))
         self.assertEqual(last("eve"), 60)
 
+    def test_the_steps_of_a_message_are_activities_one_by_one(self) -> None:
+        message = {"transactional_message_id": 3, "to": "a@b.cd", "identifiers": {"id": "bob"}}
+        for _ in range(2):
+            self.ok("POST", "/v1/send/email", message)
+        steps = ["delivered_email", "sent_email"]
+        for _ in range(2):
+            found, page = [], self.ok("GET", "/v1/activities?limit=1")
+            while len(found) < 4:
+                found += page["activities"]
+                page = self.ok("GET", f"/v1/activities?limit=1&start={page['next']}")
+            self.assertEqual([row["type"] for row in found], steps * 2)
+            self.assertEqual(len({row["id"] for row in found}), 4)
+            self.ok("PUT", "/__parlel/state", self.ok("GET", "/__parlel/state"))
+
     def test_those_who_got_more_by_a_merge_keep_only_the_newest(self) -> None:
         message = {"transactional_message_id": 3, "to": "a@b.cd"}
         for name in ("eve", "bob", "eve"):
@@ -3660,6 +3674,7 @@ class Sends(FakeTest):
             ("email", own, 'Missing required field: "from"'),
             ("push", {"identifiers": {"id": "1"}}, '"transactional_message_id"'),
             ("sms", {**self.GOOD, "to": None}, '"to"'),
+            ("email", {**self.GOOD, "to": ""}, 'Missing required field: "to"'),
             ("sms", {**self.GOOD, "to": "555"}, "E.164"),
             ("email", {**self.GOOD, "identifiers": {"id": "1", "email": "x"}}, "exactly one"),
             ("email", {**self.GOOD, "to": ",".join(["a@b.cd"] * 16)}, "15 at most"),
@@ -3700,6 +3715,20 @@ class Sends(FakeTest):
             self.assertEqual((reply.status, reply.json), (400, {"meta": {"error": text}}))
             self.assertIn(reason, reply.reason)
         self.assertEqual((self.records("deliveries"), self.records("customers")), ([], []))
+
+    def test_what_is_surely_valid_by_its_types_has_no_problems(self) -> None:
+        sure = 0
+        for fields in customerio_fake.SEND_FIELDS.values():
+            whole = dict.fromkeys(fields.needed, "x")
+            for name, value in itertools.product(
+                (*fields.checks, "else"), ("x", " ", 5, 1.5, True, ["x"], {"a": 1})
+            ):
+                body = {**whole, "identifiers": {"id": "1"}, name: value}
+                if fields.allows({key: type(part) for key, part in body.items()}):
+                    self.assertEqual(list(fields.problems(body)), [], body)
+                    sure += 1
+            self.assertFalse(fields.allows({"else": str}))
+        self.assertGreater(sure, 100)
 
     def test_a_service_account_names_its_workspace(self) -> None:
         token = {"authorization": "Bearer sa_live_abc"}
