@@ -2844,7 +2844,8 @@ class FewDeliveries(SeededTest):
             self.ok("POST", "/v1/send/email", message)
         steps = ["delivered_email", "sent_email"]
         for _ in range(2):
-            found, page = [], self.ok("GET", "/v1/activities?limit=1")
+            found: list[Any] = []
+            page = self.ok("GET", "/v1/activities?limit=1")
             while len(found) < 4:
                 found += page["activities"]
                 page = self.ok("GET", f"/v1/activities?limit=1&start={page['next']}")
