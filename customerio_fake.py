@@ -23333,7 +23333,7 @@ class Framer:
         while True:
             end = buffer.find(b"\r\n", at, at + MAX_LINE)
             if end < 0:
-                if len(buffer) - at >= MAX_LINE or buffer.find(b"\n", at) >= 0:
+                if len(buffer) - at >= MAX_LINE or b"\n" in buffer[at:]:
                     raise _bad_request("malformed chunk size")
                 break
             match = _CHUNK_SIZE.fullmatch(buffer, at, end)
@@ -23825,7 +23825,7 @@ class Server(ThreadingHTTPServer):
     def _refuse(self, connection: Connection, error: ApiError) -> None:
         """Answer a request that can't be read any further, and end the connection."""
         log.warning("%d for %s: %s", error.status, connection.peer, error.message)
-        connection.framer.keep_alive, connection.ending = False, True
+        connection.ending = True
         self._queue(connection, refusal(connection, error))
         self._send(connection)
 

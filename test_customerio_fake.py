@@ -26,6 +26,7 @@ import io
 import itertools
 import json
 import logging
+import math
 import os
 import pathlib
 import re
@@ -14744,6 +14745,35 @@ class Framing(WireTestCase):
                 self.assertIsNone(framer.next())
                 self.assertFalse(framer.idle, "the next request has begun")
 
+    def test_several_requests_may_be_cut_anywhere(self) -> None:
+        chunked = [identify(chunks(ADA, size, "", more), CHUNKED) for size, more in
+                   ((9, b"T: 1\r\n"), (100, b""))]  # fmt: skip
+        stream = b"".join([*chunked, identify(), b"\r\n", chunked[0], HEALTH])
+        cuts = [[stream[:cut], stream[cut:]] for cut in range(len(stream))]
+        for pieces in (*cuts, [stream[n : n + 1] for n in range(len(stream))]):
+            framer, found = customerio_fake.Framer(1000), []
+            for piece in pieces:
+                framer.feed(piece)
+                found += [request.body for request in iter(framer.next, None) if request]
+            self.assertEqual((found, framer.idle), ([ADA] * 4 + [b""], True))
+
+    def test_it_is_known_when_a_request_begins_and_who_waits_for_100(self) -> None:
+        body = chunks(ADA, 9)
+        head = identify(body, CHUNKED, "Expect: 100-continue")[: -len(body)]
+        pieces = [
+            (head[:30], True, False), (head[30:], False, True), (b"", False, False),
+            (body[:14], False, False), (body[14:30], False, False), (body[30:], False, False),
+            (head[:-1], True, False),
+        ]  # fmt: skip
+        self.assertTrue(body[:14].endswith(b"\r\n"), "a whole chunk")
+        framer, old = customerio_fake.Framer(1000), customerio_fake.Framer(1000)
+        for piece, begins, waits in pieces:
+            self.assertEqual(framer.feed(piece), begins, piece)
+            self.assertEqual(framer.next() is not None, piece == body[30:])
+            self.assertEqual((framer.wants_continue(), framer.wants_continue()), (waits, False))
+            old.feed(piece.replace(b"/1.1", b"/1.0"))
+            self.assertEqual((old.next() and None, old.wants_continue()), (None, False))
+
     def test_pipelined_requests_are_answered_in_order(self) -> None:
         zipped = identify(gzip.compress(ADA), "Content-Encoding: gzip", who="2")
         big = identify(b'{"a":"%b"}' % (b" " * 200_000), who="3")
@@ -14840,9 +14870,9 @@ class Framing(WireTestCase):
 
     def test_http_1_0_is_not_told_to_continue(self) -> None:
         request = identify(ADA, "Expect: 100-continue", version="1.0")
-        wire = self.dial().send(request[:-5])
+        wire = self.dial().send(request[: -len(ADA)])
         self.assertEqual(self.ask(HEALTH).status, 200)  # by now the loop has seen the head
-        self.assertEqual(wire.send(request[-5:]).reply().status, 200)
+        self.assertEqual(wire.send(ADA).reply().status, 200)
 
     def test_odd_but_valid_requests(self) -> None:
         rows = [
@@ -15186,6 +15216,7 @@ class HostileInput(WireTestCase):
             ("another version", b"GET / HTTP/2.0\r\n", 505),
             ("a bare line feed", b"GET / HTTP/1.1\r\nHost: x\n", 400),
             ("a chunk's bare line feed", identify(b"f\n", CHUNKED), 400),
+            ("nothing but a line feed", identify(b"\n", CHUNKED), 400),
         ]
         for name, request, status in rows:
             with self.subTest(name):
@@ -15221,6 +15252,7 @@ class HostileInput(WireTestCase):
             ("0x", b"0xf\r\n%b\r\n0\r\n\r\n" % body, 400),
             ("no size", b"\r\n" + body, 400),
             ("too long", b"5\r\n" + body + b"\r\n0\r\n\r\n", 400),
+            ("too long by two", b"2\r\n{}XX0\r\n\r\n", 400),
             ("too short", b"10\r\n" + body + b"\r\n0\r\n\r\n", 400),
             ("line feeds", b"f\n%b\n0\n\n" % body + b" " * 20_000, 400),
             ("absurd size", b"ffffffff\r\n" + body, 413),
@@ -15676,6 +15708,10 @@ class Connections(WireTestCase):
                 self.assertEqual(reply.headers["connection"], "close")
                 self.assertIn("retry-after", reply.headers)
                 self.assertTrue(late.ended())
+                open = cast(Any, server._server)._open
+                self.assertEqual(len(open), 1)  # until its client has closed it, too
+                late.close()
+                self.assertTrue(eventually(lambda: not open))
                 self.assertEqual(self.dial(None, server.port).send(HEALTH).reply().status, 200)
                 # A test can still look, and mend what it broke.
                 spare = self.dial(None, server.port).send(PEOPLE)
@@ -15691,9 +15727,11 @@ class Connections(WireTestCase):
             self.assertEqual(silent[0].send(HEALTH).reply().status, 200)
             silent.append(self.dial(None, server.port).send(b"\x16"))
             self.assertTrue(eventually(lambda: len(waiting_threads()) == 2))
+            heavy = message("GET", "/v1/activities", None, "Authorization: Bearer key")
             for _ in range(2):
-                reply = self.dial(None, server.port).send(PEOPLE).reply()
+                reply = self.dial(None, server.port).send(heavy).reply()
                 self.assertEqual(reply.status, 200)
+            self.assertTrue(silent[0].ended())  # the other need not go
 
     def test_when_the_loop_looks_and_who_has_been_silent(self) -> None:
         server = customerio_fake.Server(Settings(port=0), self.server.fake)
@@ -15723,6 +15761,65 @@ class Connections(WireTestCase):
         # Nobody is there; each second if anybody is, more often if they wait; and at the end.
         self.assertEqual(looks, [None, 0, 1.0, 0, 0.25, 0])
 
+    def serving(self, **settings: Any) -> Tuple[Any, Callable[[float], Tuple[Any, socket.socket]]]:
+        """A server whose loop is turned by hand, and what gives it a client silent for so long."""
+        server = customerio_fake.Server(Settings(port=0, **settings), self.server.fake)
+        self.addCleanup(server.server_close)
+
+        def connect(silent: float) -> Tuple[Any, socket.socket]:
+            ours, theirs = socket.socketpair()
+            self.addCleanup(theirs.close)
+            theirs.setblocking(False)
+            connection = customerio_fake.Connection(ours, "x", 1000, server._now - silent)
+            server._adopt(connection)
+            return connection, theirs
+
+        return server, connect
+
+    def test_who_is_silent_for_too_long_is_ended(self) -> None:
+        server, connect = self.serving(idle_timeout=9.0, read_timeout=5.0)
+        rows = [("idle", 9.0), ("asking", 5.0), ("draining", 2.0), ("parked", math.inf)]
+        for state, limit in rows:
+            for silent in (1.0, min(limit, 99) - 0.1, min(limit, 99) + 0.1):
+                connection, client = connect(silent)
+                connection.draining = state == "draining"
+                connection.framer.feed(b"GET / HT" if state == "asking" else b"")
+                server._parked.update({connection: None} if state == "parked" else {})
+                server._sweep(server._now)
+                with self.subTest(state, silent=silent):
+                    said: Optional[bytes] = None
+                    with contextlib.suppress(BlockingIOError):
+                        said = client.recv(12)
+                    last = b"HTTP/1.1 408" if state == "asking" else b""
+                    self.assertEqual(said, last if silent > limit else None)
+                    self.assertEqual(
+                        connection.draining, state == "draining" or said == last != b""
+                    )
+
+    def test_silence_begins_with_an_answer_and_with_a_request(self) -> None:
+        server, connect = self.serving()
+        for sent, begins in ((HEALTH, True), (HEALTH[:9], True), (b"", False)):
+            connection, client = connect(60.0)
+            client.send(sent)
+            before = connection.since
+            server._turn(0)
+            self.assertEqual(connection.since, server._now if begins else before)
+
+    def test_a_fault_of_ours_costs_one_connection_and_not_the_loop(self) -> None:
+        server, connect = self.serving()
+        lost, left = connect(0), connect(0)
+        lost[1].send(HEALTH)
+        broken = mock.patch.object(customerio_fake.Framer, "next", side_effect=RuntimeError("x"))
+        with broken, self.assertLogs("customerio_fake", "ERROR") as logs:
+            server._turn(PATIENCE)
+            server._lose(-1, RuntimeError("of none"))
+        self.assertEqual(
+            [text.partition("lost a ")[2] for text in logs.output],
+            ["connection: RuntimeError('x')", "connection: RuntimeError('of none')"],
+        )
+        self.assertEqual(lost[1].recv(1), b"")
+        self.assertEqual(list(server._open.values()), [left[0]])
+
     def test_running_out_of_file_descriptors(self) -> None:
         fake = self.server.fake
         server = customerio_fake.Server(fake.settings.__class__(port=0), fake)
@@ -15739,6 +15836,75 @@ class Connections(WireTestCase):
         while server._turn(0):
             pass
         self.assertEqual(newcomer.reply().json, {"status": "ok"})
+
+
+class InAThread(unittest.TestCase):
+    """What a thread does with the connection that it was given."""
+
+    def setUp(self) -> None:
+        ours, self.client = socket.socketpair()
+        for sock in (ours, self.client):
+            self.addCleanup(sock.close)
+        self.handler: Any = object.__new__(customerio_fake.WaitingHandler)
+        self.handler.connection, self.handler.server = ours, mock.Mock()
+        self.handler.server.settings = Settings(read_timeout=7.0, idle_timeout=8.0)
+        self.handler.request = customerio_fake.Connection(ours, "x", 1000, time.monotonic())
+
+    def test_a_client_is_there_until_it_ends(self) -> None:
+        def seen() -> Tuple[bool, Any]:
+            return self.handler._awaited(), self.handler.connection.gettimeout()
+
+        self.assertEqual(seen(), (True, 7))
+        self.client.send(b"x")
+        self.assertEqual(seen(), (True, 7))
+        self.assertEqual(self.handler.connection.recv(9), b"x", "it is left there")
+        self.client.close()
+        self.assertEqual(seen(), (False, 7))
+        self.handler.request.framer.scheme = "https"
+        self.assertTrue(seen()[0], "nobody knows")
+
+    def test_news_are_waited_for_while_somebody_is_there(self) -> None:
+        respond, wait = self.handler.server.respond, self.handler.server.fake.ending.wait
+        respond.side_effect = [b"", b"", b"news"]
+        self.assertEqual(self.handler._respond(mock.Mock()), b"news")
+        self.assertEqual(wait.call_args_list, [mock.call(customerio_fake.LOOK)] * 2)
+        self.client.close()
+        respond.side_effect = [b""]
+        with self.assertRaises(ConnectionAbortedError):
+            self.handler._respond(mock.Mock())
+
+    def test_a_trickle_pauses_between_its_pieces(self) -> None:
+        wait = self.handler.server.fake.ending.wait
+        for data, rate, pauses in ((b"0123456789", 40, [0.05] * 4), (b"012", 1, [1.0] * 2)):
+            wait.reset_mock()
+            self.handler._trickle(data, rate)
+            self.assertEqual(self.client.recv(99), data)
+            self.assertEqual([call.args[0] for call in wait.call_args_list], pauses)
+
+    def test_an_answer_is_broken_off_as_the_fault_says(self) -> None:
+        rows = [("hang", b"", None), ("empty", b"", 2.0), ("truncate", b"a\r\n\r\n12", 2.0)]
+        for effect, sent, timeout in rows:
+            self.setUp()
+            self.client.shutdown(socket.SHUT_WR)  # so that nothing more is waited for
+            self.handler.request.framer.feed(b"GET")
+            fault = customerio_fake.Fault(1, {effect: 2}, frozenset())
+            self.handler._break_off(fault, b"a\r\n\r\n1234")
+            self.assertEqual(self.handler.connection.gettimeout(), timeout)
+            self.assertTrue(self.handler.broken and self.handler.request.framer.idle)
+            self.client.setblocking(False)
+            if effect != "hang":
+                self.assertEqual(b"".join(iter(lambda: self.client.recv(9), b"")), sent)
+
+    def test_how_long_bytes_are_waited_for(self) -> None:
+        framer, ours = self.handler.request.framer, self.handler.connection
+        self.client.send(b"GET")
+        framer.feed(self.handler._receive())
+        self.assertEqual((framer.buffer, ours.gettimeout()), (b"GET", 8))
+        self.handler.request.since = time.monotonic() - 6.99
+        for _ in range(2):  # in time; and too late
+            with self.assertRaisesRegex(ApiError, "did not arrive in time"):
+                self.handler._receive()
+        self.assertLess(ours.gettimeout(), 0.1)
 
 
 class Tls(WireTestCase):
@@ -16729,6 +16895,10 @@ class Lifecycle(WireTestCase):
         secure = self.dial(trust, server.port)
         for wire in (idle, secure):
             self.assertEqual(wire.send(HEALTH).reply().status, 200)
+        inside: Any = server._server
+        selector, held = inside._selector, [inside.socket, inside._waker, inside._alarm]
+        held += [c.socket for c in (*inside._open.values(), *inside._waiting.values())]
+        self.assertEqual(len(held), 5)
         ours, its = socket.socketpair()
         with ours, its, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # 3.12 warns of forks beside threads
@@ -16736,7 +16906,8 @@ class Lifecycle(WireTestCase):
             if not child:
                 url = server.url
                 server.stop()
-                its.send(b"1" if server.url == url else b"0")
+                closed = all(sock.fileno() < 0 for sock in held) and not selector.get_map()
+                its.send(b"1" if server.url == url and closed else b"0")
                 its.recv(1)
                 os._exit(0)
             self.assertEqual(ours.recv(1), b"1")
