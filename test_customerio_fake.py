@@ -14473,8 +14473,7 @@ class Snapshots(SeededTest):
             (with_change("workspace", "objects", "rows", []), "the workspace does not"),
             (
                 with_change("workspace", "deliveries", "rows", {}),
-                f"people[0].has.deliveries has {self.records('deliveries')[0]['delivery_id']!r}, "
-                "the workspace does not",
+                "people[0].has.deliveries has '",  # any of them: they are in no order
             ),
             (with_change("people", 0, "has", "deliveries", []), "only the workspace does"),
             (
@@ -14754,8 +14753,9 @@ class Framing(WireTestCase):
             framer, found = customerio_fake.Framer(1000), []
             for piece in pieces:
                 framer.feed(piece)
-                found += [request.body for request in iter(framer.next, None) if request]
-            self.assertEqual((found, framer.idle), ([ADA] * 4 + [b""], True))
+                for request in iter(framer.next, None):
+                    found += [request.method, request.body] if request else []
+            self.assertEqual((found, framer.idle), (["PUT", ADA] * 4 + ["GET", b""], True))
 
     def test_it_is_known_when_a_request_begins_and_who_waits_for_100(self) -> None:
         body = chunks(ADA, 9)
