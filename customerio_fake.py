@@ -16308,16 +16308,23 @@ def content_row(
     raise not_found(call.workspace)
 
 
-def change_content(call: Call, family: Family, row: Json) -> Json:
-    """Update a content from the body; returns it as the App API shows it. Raises ApiError 400."""
+def content_update(call: Call) -> Json:
+    """What a body changes of a content; {} if the call only reads. Raises ApiError 400."""
+    if not is_write(call):
+        return {}
     update = CONTENT_FIELDS.read(call.body())
     headers = update.get("headers")
     if headers is not None and not isinstance(headers, str):
         if isinstance(headers, dict):
             headers = [{"name": name, "value": value} for name, value in headers.items()]
         update["headers"] = as_text(headers)
-    update["updated"] = call.workspace.seconds()
-    row = call.workspace.shelves[family.shelf].change(row["id"], update)
+    return {**update, "updated": call.workspace.seconds()}
+
+
+def change_content(call: Call, family: Family, row: Json, update: Json) -> Json:
+    """Update a content, unless there is nothing to; returns it as the App API shows it."""
+    if update:
+        row = call.workspace.shelves[family.shelf].change(row["id"], update)
     return content_document(family, row)
 
 
@@ -16477,14 +16484,14 @@ def list_contents(call: Call, id: str) -> Json:
 
 def one_content(call: Call, id: str, *rest: str) -> Json:
     """Read, or with PUT change, a content, by whatever the path has: id, language, or both."""
-    family, change = family_of(call), call.operation.method == "PUT"
+    family, update = family_of(call), content_update(call)
     named = dict(zip(re.findall(r"{(\w+)}", call.operation.path)[1:], rest))
-    listed = family is TRANSACTIONAL and (change or "language" in named)
+    listed = family is TRANSACTIONAL and bool(update or "language" in named)
     language = named.pop("language", None if named else "")
     with call.workspace.lock:
         parent = family_row(call, family, id)
         row = content_row(call, family, parent, "".join(named.values()), language)
-        document = change_content(call, family, row) if change else content_document(family, row)
+        document = change_content(call, family, row, update)
     return {family.content: [document] if listed else document}
 
 
@@ -16633,9 +16640,9 @@ def unsent_newsletter(call: Call, newsletter_id: str) -> Json:
 @route("POST", "/v1/newsletters/{newsletter_id}/send", APP, True, RATE_FIELDS)
 def send_newsletter_now(call: Call, newsletter_id: str) -> Json:
     """Send a newsletter."""
+    rate = checked_rate(call.body())
     with call.workspace.lock:
         row = unsent_newsletter(call, newsletter_id)
-        rate = checked_rate(call.body())
         row = call.workspace.shelves["newsletters"].change(row["id"], rate)
     return newsletter_answer(call, send_newsletter(call.workspace, row, call.base_url))
 
@@ -16723,11 +16730,10 @@ def variant_of(call: Call, newsletter_id: str, group_id: str, language: str) -> 
 @route("PUT", _IN_GROUPS + "/{language}", APP, fields=CONTENT_ROW)
 def one_variant(call: Call, newsletter_id: str, group_id: str, language: str) -> Json:
     """Read, or with PUT change, a translation in a test group."""
+    update = content_update(call)
     with call.workspace.lock:
         content = variant_of(call, newsletter_id, group_id, language)
-        if call.operation.method == "PUT":
-            return {"content": change_content(call, NEWSLETTERS, content)}
-        return {"content": content_document(NEWSLETTERS, content)}
+        return {"content": change_content(call, NEWSLETTERS, content, update)}
 
 
 @route("POST", f"{_LETTER}/language", APP, fields=TRANSLATION_FIELDS)
@@ -16937,10 +16943,10 @@ def create_webhook(call: Call) -> Json:
 @route("PUT", "/v1/reporting_webhooks/{webhook_id}", APP, fields=_WEBHOOK_WITH_ID)
 def update_webhook(call: Call, webhook_id: str) -> Json:
     """Change a reporting webhook."""
+    given = _WEBHOOK._replace(needed=()).read(call.body())
     with call.workspace.lock:
         number = path_number(call.workspace, webhook_id)
         shelved(call, "reporting_webhooks", number)
-        given = _WEBHOOK._replace(needed=()).read(call.body())
         return call.workspace.shelves["reporting_webhooks"].change(number, given)
 
 
@@ -20939,12 +20945,13 @@ def _seen_by_one_more(call: Call, message_id: str) -> bool:
 _OPENED = FieldList({"opened": FLAG}, ["opened"])
 
 
-@route("PATCH", "/api/v1/messages/{queue_id}", IN_APP, fields=_OPENED, locked=True)
+@route("PATCH", "/api/v1/messages/{queue_id}", IN_APP, fields=_OPENED)
 def mark_inbox_message(call: Call, queue_id: str) -> Json:
     """Mark an inbox message as opened, or as unopened again."""
     opened = call.fields()["opened"]
-    delivery = _queued(call, queue_id, ("inbox_message",))
-    call.workspace.deliveries.queue_up(delivery, opened=opened)
+    with call.workspace.lock:
+        delivery = _queued(call, queue_id, ("inbox_message",))
+        call.workspace.deliveries.queue_up(delivery, opened=opened)
     return {}
 
 

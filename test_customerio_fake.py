@@ -130,6 +130,11 @@ def without_collector() -> Iterator[None]:
         gc.enable()
 
 
+def is_owned(lock: Any) -> bool:
+    """Whether this thread holds an RLock."""
+    return bool(lock._is_owned())
+
+
 class FakeTest(unittest.TestCase):
     """A fake without a socket, fresh for each test."""
 
@@ -1102,6 +1107,28 @@ class FieldLists(FakeTest):
                 with self.subTest(path, raw=raw[:9]), decode as decoder:
                     self.call("POST", path, raw, **headers)
                     self.assertEqual(decoder.call_count, 1)
+
+    def test_no_body_is_read_under_the_lock(self) -> None:
+        """A large one would keep everybody else waiting."""
+        hook = {"name": "a", "endpoint": "http://127.0.0.1:9/", "events": ["email_sent"]}
+        french = {"language": "fr", "subject": "a", "body": "b"}
+        owned: list[bool] = []
+
+        def decode(raw: bytes) -> Any:
+            owned.append(is_owned(self.fake.workspace.lock))
+            return json.loads(raw)
+
+        for row in WRITES:
+            self.fake = Fake(Settings())  # which has nearly all that paths may name
+            self.ok("POST", "/v1/reporting_webhooks", hook)
+            self.ok("POST", "/v1/newsletters/1/test_groups")
+            self.ok("POST", "/v1/newsletters/1/test_groups/1/language", french)
+            path = re.sub(r"{\w+}", "1", row.path.replace("{language}", "fr"))
+            headers = {"authorization": ""} if row.api is customerio_fake.PIPELINES_SDK else {}
+            with mock.patch.object(customerio_fake, "decode_json", lambda raw, *_: decode(raw)):
+                self.call(row.method, path, {"opened": True}, **headers)
+            self.assertNotIn(True, owned, row.path)
+        self.assertGreater(len(owned), 70)
 
 
 class Bodies(FakeTest):
