@@ -15732,10 +15732,12 @@ def bond(person: Person, thing: Thing) -> Json:
     return {"attributes": attributes, "timestamps": dict.fromkeys(attributes, thing.updated_at)}
 
 
-@route("GET", "/v1/customers/{customer_id}/messages", APP, locked=True)
+@route("GET", "/v1/customers/{customer_id}/messages", APP, heavy=True)
 def get_person_messages(call: Call, customer_id: str) -> Json:
     """List the messages sent to a person."""
-    return message_page(call, person_of(call, customer_id).has.deliveries)
+    with call.workspace.lock:
+        deliveries = [*person_of(call, customer_id).has.deliveries]
+    return message_page(call, deliveries)
 
 
 @route("GET", "/v1/customers/{customer_id}/activities", APP, heavy=True, locked=True)
@@ -15987,6 +15989,11 @@ def tracked_responses(delivery: Delivery) -> Json:
     return {name: {"id": id, "ts": ts} for id, (name, ts) in enumerate(chosen.items(), 1)}
 
 
+def unhurried(delivery: Delivery, tell: Callable[[], Json]) -> Json:
+    """What `tell` says of a delivery; if its message is long to read, not in the loop."""
+    return tell if len(delivery.raw or b"") > LOOP_BODY else tell()
+
+
 def message_document(delivery: Delivery, responses: bool) -> Json:
     """A delivery as the App API's messages show it, on request with tracked `responses`."""
     person, message = delivery.person, delivery.message
@@ -16076,38 +16083,46 @@ def message_filter(call: Call, start: float, end: float) -> Callable[[Delivery],
     return wanted
 
 
-@route("GET", "/v1/messages", APP, heavy=True, locked=True)
+@route("GET", "/v1/messages", APP, heavy=True)
 def list_messages(call: Call) -> Json:
     """List messages, newest first."""
-    return message_page(call, list(call.workspace.deliveries.rows.values()))
+    with call.workspace.lock:
+        deliveries = [*call.workspace.deliveries.rows.values()]
+    return message_page(call, deliveries)
 
 
 def delivery_of(call: Call, delivery_id: str) -> Delivery:
     """The delivery in a path. Raises ApiError 404."""
-    return there(call, call.workspace.deliveries.rows, delivery_id)
+    with call.workspace.lock:
+        return there(call, call.workspace.deliveries.rows, delivery_id)
 
 
-@route("GET", "/v1/messages/{message_id}", APP, locked=True)
+@route("GET", "/v1/messages/{message_id}", APP)
 def get_message(call: Call, message_id: str) -> Json:
     """Read a message."""
     responses = query_flag(call.request.query(), "get_tracked_responses")
-    return {"message": message_document(delivery_of(call, message_id), responses)}
+    delivery = delivery_of(call, message_id)
+    return unhurried(delivery, lambda: {"message": message_document(delivery, responses)})
 
 
 @route("GET", "/v1/messages/{message_id}/archived_message", APP)
 def get_archived_message(call: Call, message_id: str) -> Json:
     """Read what was sent; empty if its retention was off."""
-    with call.workspace.lock:
-        delivery = delivery_of(call, message_id)
-        message = {**delivery.message, **delivery.rendered}
-        message["preheader_text"] = message.get("preheader")
-        forgotten = message.get("disable_message_retention") is True
+    delivery = delivery_of(call, message_id)
+    return unhurried(delivery, lambda: {"archived_message": archived_message(delivery)})
+
+
+def archived_message(delivery: Delivery) -> Json:
+    """What was sent as the App API shows it."""
+    message = {**delivery.message, **delivery.rendered}
+    message["preheader_text"] = message.get("preheader")
+    forgotten = message.get("disable_message_retention") is True
     names = ("body", "from", "reply_to", "subject", "bcc", "preheader_text")
     texts = {name: "" if forgotten else as_text(message.get(name) or "") for name in names}
     texts.update({name: message[name] for name in ("url", "request_method") if name in message})
     more = {"fake_bcc": message.get("fake_bcc") is True, "headers": message.get("headers") or {}}
     named = {"id": delivery.delivery_id, "recipient": delivery.recipient, "forgotten": forgotten}
-    return {"archived_message": {**texts, **more, **named}}
+    return {**texts, **more, **named}
 
 
 # ---- campaigns, broadcasts, newsletters, transactional messages
@@ -16445,7 +16460,7 @@ def family_messages(call: Call, id: str) -> Json:
                     t["received_at"] for t in workspace.broadcasts if t["campaign_id"] == row["id"]
                 ]
             until = min(begins, default=0) + _FROM_THE_FIRST[family]
-        return message_page(call, sent, MESSAGE_WINDOW * 2, until)
+    return message_page(call, sent, MESSAGE_WINDOW * 2, until)
 
 
 def list_family(call: Call) -> Json:
@@ -19620,35 +19635,30 @@ def copied_records(fake: Fake, name: str) -> List[Json]:
 def records_of(fake: Fake, name: str) -> List[Json]:
     """All records of one of the COLLECTIONS, oldest first."""
     fake.workspace.agenda.tick()
-    with fake.workspace.lock:
-        return list(COLLECTIONS[name].records(fake))
+    record = COLLECTIONS[name].record
+    return cast(List[Json], _picked(fake, name, lambda rows: [*map(record, rows)]))
 
 
-def records_aside(fake: Fake, name: str) -> List[Json]:
-    """Like `records_of`, but hardly holding the lock; what changes meanwhile may be old or new."""
-    if name in _ABOUT_PEOPLE:
-        return records_of(fake, name)
-    fake.workspace.agenda.tick()
+def _picked(fake: Fake, name: str, pick: Callable[[List[Any]], Any]) -> Any:
+    """What `pick` makes of the rows of one of the COLLECTIONS, hardly holding the lock.
+
+    What changes meanwhile may be old or new.
+    """
     with fake.workspace.lock:
         rows = list(COLLECTIONS[name].rows(fake))
-    return list(map(COLLECTIONS[name].record, rows))
+        if name in _ABOUT_PEOPLE:
+            return pick(rows)
+    return pick(rows)
 
 
 def list_records(call: Call) -> Json:
     """List the records of one kind; filter by field, page by limit and offset."""
     name, query = call.operation.path.split("/")[2], call.request.query()
-    collection = COLLECTIONS[name]
-    page, tests = _page(query, collection), _tests(query, name)
-    # Only the page's records are made, and the lock is held for as short a time as possible.
-    with call.workspace.lock:
-        rows = collection.rows(call.fake)
-        rows = list(rows) if tests or isinstance(rows, deque) else rows
-        if not tests or name in _ABOUT_PEOPLE:
-            return _one_page(call.fake, name, page, tests, rows)
-    return _one_page(call.fake, name, page, tests, rows)
+    page, tests = _page(query, COLLECTIONS[name]), _tests(query, name)
+    return _picked(call.fake, name, functools.partial(_one_page, call.fake, name, page, tests))
 
 
-def _one_page(fake: Fake, name: str, page: Page, tests: Sequence[Test], rows: Any) -> Json:
+def _one_page(fake: Fake, name: str, page: Page, tests: Sequence[Test], rows: List[Any]) -> Json:
     for test in tests:
         rows = list(filter(test, rows))
     return listed(fake, name, page.records(rows, COLLECTIONS[name].record), len(rows))
@@ -20201,7 +20211,7 @@ def watches(wanted: Expectation) -> bool:
 
 
 def _looked_at(fake: Fake, wanted: Expectation) -> Tuple[str, List[Json]]:
-    rows, collection = records_aside(fake, wanted.list), COLLECTIONS[wanted.list]
+    rows, collection = records_of(fake, wanted.list), COLLECTIONS[wanted.list]
     problem, found = wanted.judge(rows)
     dropped = fake.journal.dropped
     if not problem and wanted.list == "requests" and dropped and wanted.most < math.inf:
@@ -20348,15 +20358,21 @@ def show_profile(call: Call, customer_id: str) -> Json:
     }
 
 
-@route("GET", "/__parlel/deliveries/{delivery_id}", CONTROL, locked=True)
+@route("GET", "/__parlel/deliveries/{delivery_id}", CONTROL)
 def show_delivery(call: Call, delivery_id: str) -> Json:
     """Show a delivery."""
-    return delivery_record(known_delivery(call, delivery_id))
+    return shown_delivery(known_delivery(call, delivery_id))
+
+
+def shown_delivery(delivery: Delivery) -> Json:
+    """The record of a delivery, as an answer."""
+    return unhurried(delivery, functools.partial(delivery_record, delivery))
 
 
 def known_delivery(call: Call, delivery_id: str) -> Delivery:
     """The delivery with this id. Raises ApiError 404."""
-    delivery = call.workspace.deliveries.rows.get(delivery_id)
+    with call.workspace.lock:
+        delivery = call.workspace.deliveries.rows.get(delivery_id)
     if delivery is None:
         raise ApiError(404, f"there is no delivery '{delivery_id}'")
     return delivery
@@ -20426,12 +20442,13 @@ def forget_customer(call: Call, customer_id: str) -> Json:
     return person
 
 
-@route("DELETE", "/__parlel/deliveries/{delivery_id}", CONTROL, locked=True)
+@route("DELETE", "/__parlel/deliveries/{delivery_id}", CONTROL)
 def forget_delivery(call: Call, delivery_id: str) -> Json:
     """Remove a delivery from all lists and counts."""
-    record = show_delivery(call, delivery_id)
-    call.workspace.deliveries.forget(delivery_id)
-    return record
+    with call.workspace.lock:
+        delivery = known_delivery(call, delivery_id)
+        call.workspace.deliveries.forget(delivery_id)
+    return shown_delivery(delivery)
 
 
 def _known_link(delivery: Delivery, body: Json) -> Optional[int]:
@@ -20461,7 +20478,7 @@ def let_happen(call: Call, delivery_id: str, metric: str) -> Json:
             reason = as_text(body.get("reason") or "")
             now = workspace.seconds() if when is None else when
             workspace.deliveries.book(delivery, metric, now, reason=reason, **more)
-        return delivery_record(delivery)
+    return shown_delivery(delivery)
 
 
 def rendered_part(call: Call, delivery_id: str) -> Delivery:
