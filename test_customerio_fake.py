@@ -16635,7 +16635,7 @@ class Handles(unittest.TestCase):
             lambda cio: "sent" in cio.deliveries[0]["metrics"],
             lambda cio: cio.in_app("ada")["inAppMessages"],
             lambda cio: cio.person("1"),
-            lambda cio: customerio_fake.records_aside(cio.fake, "customers")[1:],
+            lambda cio: customerio_fake.records_of(cio.fake, "customers")[1:],
         ]  # fmt: skip
         row = {"id": 1, "contents": [{"id": 5, "type": "in_app", "body": "b"}]}
         seed = {"transactional": [row], "customers": [{"id": "ada"}]}
