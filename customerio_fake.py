@@ -30,7 +30,7 @@ Read the file from top to bottom; each section uses only the sections above it.
      7  Records                 what is kept, and what all parts of a workspace share
      8  People                  identifiers, attributes, devices: who is who
      9  Events, objects and segments  what happens, and what people belong to
-    10  Deliveries              what was sent, and what became of it
+    10  Deliveries              what was sent, what became of it, and in which journeys
     11  Workspace               all parts together: one lock, one way in, one agenda
     12  Rendering               a message as its recipient sees it
     13  Sending                 transactional messages, broadcasts, newsletters
@@ -394,14 +394,6 @@ def local_moment(day: date, minutes: int, zone: tzinfo) -> float:
     """The Unix time at which a zone's clocks show `minutes` past the start of a day."""
     moment = datetime(day.year, day.month, day.day) + timedelta(minutes=minutes)
     return moment.replace(tzinfo=zone).timestamp()
-
-
-WEEK = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
-
-
-def plain_day(day: Json) -> int:
-    """The number of a weekday (Monday is 0), given its name or the web app's number for it."""
-    return (day - 1) % 7 if isinstance(day, int) else WEEK.index(day[:3].lower())
 
 
 def next_opening(now: float, zone: tzinfo, days: Set[int], start: str, end: str) -> float:
@@ -3911,6 +3903,27 @@ class Kind(NamedTuple):
     more: Tuple[str, ...] = ()
 
 
+class World(Protocol):
+    """What conditions look at beyond their subject; Segments have it."""
+
+    @property
+    def clock(self) -> Clock:
+        """The clock by which times are compared."""
+
+    @property
+    def changes(self) -> Mapping[Tuple[int, str], Sequence[Tuple[float, Any, Any]]]:
+        """How watched attributes changed: when, from, to; by the person's serial and the name."""
+
+    def watch(self, name: str) -> None:
+        """Keep a record, from now on, of how an attribute changes."""
+
+    def documents(self, keys: Iterable[Tuple[str, str]]) -> List[Json]:
+        """The attributes of those objects that exist, with their ids."""
+
+    def turns(self, condition: Condition) -> Tuple[Turns, ...]:
+        """When the results of the segments in conditions change by themselves, for a person."""
+
+
 class Grammar(NamedTuple):
     """The kinds of condition that are allowed somewhere, and what they apply to."""
 
@@ -3919,8 +3932,10 @@ class Grammar(NamedTuple):
     #: These collect what the conditions depend on, and when they may change.
     needs: Set[Need]
     turns: List[Turns]
-    #: What further conditions, not about attributes or segments, are put to: see Segments.
-    world: Any = None
+    #: Whether unknown keys are refused, times may be compared, and attributes be deep.
+    exact: bool = False
+    #: What further conditions, not about attributes or segments, look at.
+    world: World = cast(World, None)
     #: The person that a subject stands for.
     person: Callable[[Any], Any] = lambda subject: subject
     #: The start from which events count.
@@ -3995,7 +4010,7 @@ def _check_beside(name: str, value: Json, where: str, kind: str, known: Sequence
 
 def _check_known(body: Json, known: Sequence[str], where: str, grammar: Grammar) -> None:
     """Refuse keys that would be ignored; the App API's own filters may have them (inferred)."""
-    for name in body if grammar.world is not None else ():
+    for name in body if grammar.exact else ():
         if name not in known:
             text = f"{where}.{name} is unknown; {suggestion(name, known)}"
             raise invalid(text, f"{where}.{name}")
@@ -4040,7 +4055,7 @@ def _segment_condition(body: Json, where: str, grammar: Grammar, spec: Json) -> 
         raise invalid(f"{where}.id must be the segment's number", where)
     _check_known(body, ("id",), where, grammar)
     member = grammar.member
-    if grammar.world is not None:
+    if grammar.exact:
         grammar.needs.add(("segment", number))
     if grammar.named is not None:
         grammar.named.append(Named("segment", number, f"{where}.id"))
@@ -4081,7 +4096,7 @@ _JUDGED = ("field", "operator", "value", "value2", "inverse", "type_id")
 
 def check_comparison(body: Json, where: str) -> None:
     """Raise ApiError 400 with the place of what is wrong with a field, operator or value."""
-    _judge(body, where, Grammar({}, lambda person, number: False, set(), [], world=True))
+    _judge(body, where, Grammar({}, lambda person, number: False, set(), [], exact=True))
 
 
 def _judge(body: Json, where: str, grammar: Grammar) -> Judge:
@@ -4091,7 +4106,7 @@ def _judge(body: Json, where: str, grammar: Grammar) -> Judge:
     operator = body.get("operator")
     test = _test_of(operator, grammar) if isinstance(operator, str) else None
     if test is None:
-        known = [*OPERATORS, *(TIME_OPERATORS if grammar.world is not None else ())]
+        known = [*OPERATORS, *(TIME_OPERATORS if grammar.exact else ())]
         raise invalid(f"{where}.operator must be one of: {', '.join(known)}", where)
     names = () if operator in _WITHOUT_VALUE else ("value", "value2")
     values = [body.get(name) for name in names[: 2 if operator in _WITH_TWO else 1]]
@@ -4113,7 +4128,7 @@ def _judge(body: Json, where: str, grammar: Grammar) -> Judge:
 
 def _test_of(operator: str, grammar: Grammar) -> Optional[Callable[[Optional[str], Any], bool]]:
     timely, world = TIME_OPERATORS.get(operator), grammar.world
-    if timely is None or world is None:
+    if timely is None or not grammar.exact:
         return OPERATORS.get(operator)
     return lambda have, want: cast(Any, timely)(have, want, world.clock.now())
 
@@ -4156,7 +4171,7 @@ def _is_deep(name: str) -> bool:
 def _attribute_condition(body: Json, where: str, grammar: Grammar, spec: Json) -> Predicate:
     judge, person = _judge(body, where, grammar), grammar.person
     name, test, wanted, inverse = judge[:4]
-    if grammar.world is not None:
+    if grammar.exact:
         grammar.needs.add(("attribute", re.split(r"[.\[]", name)[0]))
     if body["operator"] == "is_timestamp" and not (inverse or spec.get("inverse")):
         grammar.needs.add(("timestamp", name))
@@ -4164,7 +4179,7 @@ def _attribute_condition(body: Json, where: str, grammar: Grammar, spec: Json) -
         grammar.turns.append(lambda subject: judge.turns([subject.text(name)]))
     if judge.render is not None:
         return lambda subject: judge.fits(subject, [subject.text(name)])
-    if _is_deep(name) and grammar.world is not None:
+    if _is_deep(name) and grammar.exact:
         return lambda subject: judge.fits(
             subject, _texts_at(getattr(person(subject), "attributes", None), name)
         )
@@ -4218,10 +4233,7 @@ def _relationships_of(grammar: Grammar, subject: Any, body: Json) -> Dict[Any, J
 
 
 def _objects_of(grammar: Grammar, subject: Any, body: Json) -> Iterable[Json]:
-    keys = _relationships_of(grammar, subject, body)
-    rows = grammar.world.objects.rows
-    things = [rows[key] for key in keys if key in rows]
-    return [{**thing.attributes, "object_id": thing.key[1]} for thing in things]
+    return grammar.world.documents(_relationships_of(grammar, subject, body))
 
 
 # ---- what happened
@@ -6967,9 +6979,8 @@ class Segments(Keeper):
 
     def grammar(self) -> Grammar:
         """The conditions that can be put to people here; they don't keep the workspace alive."""
-        me = weakref.proxy(self)
-        member = functools.partial(_member_in, me)
-        return Grammar(PERSON_CONDITIONS, member, set(), [], me)
+        me: Segments = weakref.proxy(self)
+        return Grammar(PERSON_CONDITIONS, functools.partial(_member_in, me), set(), [], True, me)
 
     @property
     def clock(self) -> Clock:
@@ -6998,6 +7009,11 @@ class Segments(Keeper):
             return Condition(lambda subject: False, frozenset(), ())
         where = f"segments[{segment.number}].conditions"
         return compile_conditions(segment.conditions, where, self.grammar())
+
+    def documents(self, keys: Iterable[ObjectKey]) -> List[Json]:
+        """The attributes of those objects that exist, with their ids."""
+        things = [self.objects.rows[key] for key in keys if key in self.objects.rows]
+        return [{**thing.attributes, "object_id": thing.key[1]} for thing in things]
 
     def watch(self, name: str) -> None:
         """Keep a record, from now on, of how an attribute changes."""
@@ -7333,6 +7349,9 @@ class Deliveries(Keeper):
     def owners(self, kind: str) -> Owners:
         """Whom each delivery went to."""
         return {(row.person.serial, row) for row in self.rows.values() if row.person is not None}
+
+
+# ---- the journeys that deliveries are part of; section Journeys makes them go on
 
 
 @dataclass(eq=False, repr=False)
@@ -10493,10 +10512,16 @@ def _random_delay_tile(runner: Runner, journey: Journey, node: Node, texts: Json
     return _pause(runner, runner.since(journey) + delay)
 
 
+_WEEK = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+
+
 def _window_tile(runner: Runner, journey: Journey, node: Node, texts: Json) -> Done:
     body = node.body
     zone = zone_of(journey, body.get("zone", "UTC"), body.get("fallback_zone", "UTC"))
-    days = {plain_day(day) for day in body.get("days") or WEEK}
+    days = {  # by the web app's numbers, where Monday is 1, or by name
+        (day - 1) % 7 if isinstance(day, int) else _WEEK.index(day[:3].lower())
+        for day in body.get("days") or _WEEK
+    }
     times = body.get("start_time", "00:00"), body.get("end_time", "24:00")
     return _pause(runner, next_opening(runner.workspace.clock.now(), zone, days, *times))
 
@@ -10693,9 +10718,9 @@ def _wrong_end(body: Json) -> str:
 
 
 def _window_day(value: Json) -> str:
-    named = isinstance(value, str) and value[:3].lower() in WEEK
+    named = isinstance(value, str) and value[:3].lower() in _WEEK
     fits = named or (type(value) is int and 0 <= value <= 7)
-    return "" if fits else f"must be one of: {', '.join(WEEK)}"
+    return "" if fits else f"must be one of: {', '.join(_WEEK)}"
 
 
 def _check_people(spec: Json, where: str, grammar: Grammar) -> None:

@@ -2428,11 +2428,6 @@ class Slots(unittest.TestCase):
             self.assertFalse(hasattr(record, "__dict__"))
 
 
-# ======================================================================================
-# ==== §8 People
-# ======================================================================================
-
-
 class Shelves(unittest.TestCase):
     def test_the_rows_of_a_parent_are_found_whatever_happened_in_between(self) -> None:
         shelf = customerio_fake.Shelf("campaign_actions", False)
@@ -2449,6 +2444,11 @@ class Shelves(unittest.TestCase):
         shelf.remove(1)
         self.assertEqual(found(1), [(3, "C"), (4, "d")])
         self.assertEqual([row["id"] for row in shelf.where(_parent=1, name="d")], [4])
+
+
+# ======================================================================================
+# ==== §8 People
+# ======================================================================================
 
 
 class Attributes(FakeTest):
@@ -2897,6 +2897,77 @@ class FewDeliveries(SeededTest):
 # ======================================================================================
 # ==== §11 Workspace
 # ======================================================================================
+
+
+class Parts(unittest.TestCase):
+    """Each part works without a workspace, with only the parts that it is made of."""
+
+    ONE, TWO = ("id", "1"), ("id", "2")
+
+    def setUp(self) -> None:
+        self.ground = customerio_fake.Ground(Settings())
+        self.people = customerio_fake.People(self.ground)
+        for who in (self.ONE, self.TWO):
+            self.people.identify(who, {"plan": "pro"})
+        self.two = cast(customerio_fake.Person, self.people.find(self.TWO))
+        self.devices = customerio_fake.Devices(self.ground, self.people)
+        self.events = customerio_fake.Events(self.ground, self.people)
+
+    def merged(self, keeper: customerio_fake.Keeper) -> customerio_fake.Belongings:
+        """What the first person has once the second one is merged into them."""
+        self.people.keepers = (keeper,)
+        self.people.merge(self.ONE, self.TWO)
+        return cast(customerio_fake.Person, self.people.find(self.ONE)).has
+
+    def test_devices(self) -> None:
+        self.devices.add_device(self.TWO, "token", "ios", 0, {})
+        self.assertEqual([*self.merged(self.devices).devices], ["token"])
+        self.people.delete(self.ONE)
+        self.assertEqual(self.devices.rows, {})
+
+    def test_opt_outs(self) -> None:
+        optouts = customerio_fake.OptOuts(self.ground)
+        optouts.choose(self.two, [("sms", "+1")])
+        self.assertEqual(self.merged(optouts).optouts, {("sms", "+1")})
+        self.people.delete(self.ONE)
+        self.assertEqual(optouts.rows, {})
+
+    def test_events(self) -> None:
+        self.events.track(self.TWO, customerio_fake.event_of("event", {"name": "x"}))
+        self.assertEqual(self.merged(self.events).events, self.events.rows)
+        self.people.delete(self.ONE)
+        self.assertIsNone(self.events.rows[0].person)
+
+    def test_objects_and_segments(self) -> None:
+        objects = customerio_fake.Objects(self.ground, self.people, self.events)
+        segments = customerio_fake.Segments(self.ground, self.people, objects)
+        objects.identify_object(self.TWO, ("1", "acme"), {"size": 3})
+        objects.add_relationship(self.TWO, ("1", "acme"), {"role": "owner"})
+        asked = {"object_attribute": {"field": "size", "operator": "eq", "value": 3}}
+        belongs = segments.compile(asked, "conditions")
+        self.assertEqual([*filter(belongs, self.people)], [self.two])
+        segments.add_to_segment(self.TWO, 5, [self.TWO])
+        self.assertEqual(self.merged(segments).segments, {5})
+        self.people.delete(self.ONE)
+        self.assertEqual(segments.rows[5].members, {})
+
+    def test_deliveries(self) -> None:
+        deliveries = customerio_fake.Deliveries(self.ground, self.people, self.devices, self.events)
+        delivery = customerio_fake.Delivery("d", "email", {}, 0)
+        delivery.person = self.two
+        deliveries.post(delivery)
+        deliveries.report(delivery, "sent", 5)
+        self.assertEqual(self.merged(deliveries).last_emailed(), 5)
+        self.people.delete(self.ONE)
+        self.assertIsNone(delivery.person)
+
+    def test_journeys(self) -> None:
+        journeys = customerio_fake.Journeys(self.ground, self.people)
+        journey = customerio_fake.Journey(1, self.two, {}, None)
+        self.two.own().journeys.append(journey)
+        self.assertEqual(self.merged(journeys).journeys, [journey])
+        self.people.delete(self.ONE)
+        self.assertEqual((journey.state, journey.person), ("never_activated", None))
 
 
 class IngestDelay(FakeTest):
