@@ -2627,20 +2627,23 @@ class _LoopHead(NamedTuple):
         """The `forloop.name`, by which `offset: continue` knows the loop."""
         return f"{self.variable}-{self.source}"
 
-    def items(self, state: _Render) -> Optional[List[Any]]:
-        """Return the values to go through this time; None if there are none at all."""
+    def items(self, state: _Render, places: Dict[Any, int]) -> Optional[List[Any]]:
+        """Return the values to go through this time; None if there are none at all.
+
+        `places` tells where loops have come to, for those that continue.
+        """
         value = self.collection(state)
         if isinstance(value, (list, dict)):
             state.spend(len(value) >> 4 if isinstance(value, list) else len(value))
         values = _loopable(value)
         if not values:
             return None
-        before = state.places.get((self.name,))
+        before = places.get((self.name,))
         start = (before if self.resume else self.option(state, "offset")) or 0
         limit = self.option(state, "limit")
         chosen = values[start:] if limit is None else values[start:][:limit]
         if before is not None or not self.resume:  # `continue` needs a loop before (LiquidJS)
-            state.places[(self.name,)] = start + len(chosen)
+            places[(self.name,)] = start + len(chosen)
         return chosen[::-1] if self.reverse else chosen
 
     def option(self, state: _Render, name: str) -> Optional[int]:
@@ -2681,7 +2684,7 @@ def _for_tag(parser: _Parser, token: _Token) -> _Node:
         _alone(parser, end)
 
     def run(state: _Render) -> None:
-        items = head.items(state)
+        items = head.items(state, state.places)
         if items is None:
             return otherwise(state)
         loop = {"name": head.name, "length": len(items)} if told else None
@@ -2730,7 +2733,7 @@ def _tablerow_tag(parser: _Parser, token: _Token) -> _Node:
     _alone(parser, end)
 
     def run(state: _Render) -> None:
-        items = head.items(state) or []
+        items = head.items(state, {}) or []  # `continue` is between `for`s alone (LiquidJS)
         columns = max(head.option(state, "cols") or len(items), 1)
         loop: Dict[str, Any] = {"name": head.name, "length": len(items)}
         cell = _cell(body, loop, columns)

@@ -1429,6 +1429,12 @@ class Liquid(LiquidTest):
                     "{% for i in a offset:continue, limit:1 reversed %}{{ i }}{% endfor %}",
                     "xy",
                 ),
+                (  # a table in between is no loop to continue
+                    "{% for i in a limit:1 %}{{ i }}{% endfor %}"
+                    "{% tablerow i in a limit:2 %}{% endtablerow %}"
+                    "{% for i in a offset:continue %}{{ i }}{% endfor %}",
+                    'x<tr class="row1"><td class="col1"></td><td class="col2"></td></tr>yz',
+                ),
                 ("{% for i in a limit:0 %}{{ i }}{% else %}none{% endfor %}", ""),
                 ("{% for i in (2..4) %}{{ i }}{% else %}none{% endfor %}", "234"),
                 ("{% for i in nothing %}{{ i }}{% else %}none{% endfor %}", "none"),
