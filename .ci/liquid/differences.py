@@ -27,7 +27,10 @@ def _uncast(template: str, ours: Outcome, theirs: Outcome) -> bool:
 
 
 #: Values that are nothing, and what tells JavaScript's two kinds of nothing apart.
-_NOTHING = r"missing|nil|nope|blank|empty|a\[9\]|o\[sn\]|none|rows\[n\]|find|first|last|group_by|push|unshift|map"
+_NOTHING = (
+    r"missing|nil|nope|blank|empty|a\[9\]|o\[sn\]|none|rows\[n\]"
+    r"|find|first|last|group_by|push|unshift|map"
+)
 _TELLS = r"\| (json|jsonify|inspect|array_to_sentence_string|to_integer|group_by)|\{% case"
 
 
