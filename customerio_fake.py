@@ -17711,7 +17711,6 @@ ASSET_FOLDERS = StudioKind(
 )  # fmt: skip
 ASSETS = ASSET_FOLDERS._replace(
     noun="asset", one="asset", path="/v1/assets/files", listed="/v1/assets", shelf="assets",
-    blank={"name": "", "path": "", "size": 0, "parent_folder_id": None},
     show=_asset_document, brief=_asset_document, clear=StudioKind._field_defaults["clear"],
 )  # fmt: skip
 FOLDERS = StudioKind(
@@ -17811,7 +17810,7 @@ def _serve_kind(kind: StudioKind) -> None:
         if (method, kind) != ("POST", ASSETS):
             text, handler = summary.format(kind.noun), functools.partial(verb, kind)
             fields = {"POST": kind.fields, "PUT": _changes(kind.fields)}.get(method)
-            serve(method, path, text, handler, False, STUDIO, fields)
+            serve(method, path, text, handler, api=STUDIO, fields=fields)
 
 
 for _lying in (FOLDERS, COMPONENTS, EMAILS, ASSET_FOLDERS, ASSETS):
@@ -17947,17 +17946,15 @@ def compiled(html: str, components: Sequence[Json]) -> Tuple[str, List[Json]]:
     used, place, count = {}, 0, 0
     while tags and (match := opening.search(html, place)):
         count, place, row = count + 1, match.start(), tags[match[1]]
-        closing = "" if match[0].endswith("/>") else f"</{match[1]}>"
-        end = html.find(closing, match.end()) if closing else -1
-        inner = html[match.end() : end] if end >= 0 else ""
-        rest = html[end + len(closing) if end >= 0 else match.end() :]
+        inner, closed, rest = html[match.end() :].partition(f"</{match[1]}>")
+        if match[0].endswith("/>") or not closed:
+            inner, rest = "", html[match.end() :]
         pieces = _SLOT_TAG.split(row["content"])
-        if len(inner) * (len(pieces) - 1) > MAX_EMAIL:
+        slots, size = len(pieces) - 1, place + len("".join(pieces)) + len(rest)
+        if count > MAX_COMPONENTS or size + slots * len(inner) > MAX_EMAIL:
             raise invalid(f"components make the email too large; see the tag {match[1]}")
         html = html[:place] + inner.join(pieces) + rest
         used[row["tag"]] = row
-        if count > MAX_COMPONENTS or len(html) > MAX_EMAIL:
-            raise invalid(f"components make the email too large; see the tag {match[1]}")
     return html, list(used.values())
 
 

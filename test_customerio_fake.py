@@ -11707,7 +11707,12 @@ class StudioFolders(StudioTest):
         self.assertEqual(answer["meta"]["filters"]["parent_folder_id"], top)
         self.assertEqual([row["name"] for row in answer["folders"]], ["inner"])
         self.assertNotIn("content", answer["components"][0])
+        answer = self.ok("GET", f"{DS}/components?created_after=0&limit=10000")
+        self.assertEqual(answer["meta"]["pagination"], {"page": 1, "limit": 10_000, "total": 3})
+        answer = self.ok("GET", f"{DS}/components?page=1")
+        self.assertEqual(answer["meta"]["pagination"], {"page": 1, "limit": 1000, "total": 3})
         bad = (
+            "created_after=-1",
             "page=0",
             "limit=0",
             "limit=10001",
@@ -11764,6 +11769,26 @@ class StudioEmails(StudioTest):
         self.done("DELETE", f"{path}/es")
         self.assert_errors(self.call("GET", f"{path}/es"), 404)
 
+    def test_a_sender_of_a_translation_has_to_exist(self) -> None:
+        self.fake.seed({"sender_identities": [{"id": 7, "email": "a@example.com"}]})
+        path = f"{EMAILS}/{self.email()['id']}/languages"
+        wrong, right = ({"envelope": {"from_id": number}} for number in (8, 7))
+        self.assert_errors(self.call("POST", path, {"language": "es", **wrong}), 400, "from_id")
+        self.ok("POST", path, {"language": "es", **right})
+        self.assert_errors(self.call("PUT", f"{path}/es", wrong), 400, "from_id")
+
+    def test_a_seed_has_translations_and_nothing_of_our_own(self) -> None:
+        own = {"_link": {"family": "newsletters"}, "_published": {}}
+        spanish = {"language": "es", "content": {"subject": "Hola"}, "created": 5}
+        row = {"id": NOWHERE, "name": "A", "created": 7, "updated": 8, **own,
+               "content": {"subject": "Hi", "text": "t"}, "email_translations": [spanish]}  # fmt: skip
+        self.fake.seed({"design_studio_emails": [row]})
+        email = self.ok("GET", f"{EMAILS}/{NOWHERE}")["email"]
+        self.assertEqual((email["is_linked"], email["created"], email["updated"]), (False, 7, 8))
+        (made,) = self.ok("GET", f"{EMAILS}/{NOWHERE}/languages")["email_translations"]
+        self.assertEqual((made["content"]["subject"], made["content"]["text"]), ("Hola", "t"))
+        self.assertEqual((made["language"], made["created"], made["updated"]), ("es", 5, 8))
+
     def test_emails_are_filtered_by_what_they_are(self) -> None:
         self.make("emails", name="plain")
         self.make("emails", name="template", is_template=True)
@@ -11795,6 +11820,8 @@ class StudioEmails(StudioTest):
         self.assertEqual(
             (first["version"]["description"], "description" in second), ("first", False)
         )
+        again = self.ok("POST", f"{path}/versions", {"name": "v3"})
+        self.assertEqual((again["created"], again["version"]), (False, second))
         since = f"start_date={second['created']}"
         self.assertEqual(self.names(f"{path}/versions?{since}"), ["v2"])
         self.assert_errors(self.call("GET", f"{path}/versions?end_date=1"), 400, "start_date")
@@ -11819,6 +11846,22 @@ class StudioEmails(StudioTest):
         inner = "<b>{{customer.name}}</b>"
         self.assertEqual(answer["html"], f"<div>t {inner}</div>{inner}<x-other/>")
         self.assertEqual((answer["text"], "amp" in answer), ("T", False))
+
+    def test_how_many_components_and_characters_an_email_may_have(self) -> None:
+        def size(html: str) -> int:
+            return len(customerio_fake.compiled(html, [component])[0])
+
+        component = {"tag": "x-a", "content": "<b><slot/></b>"}
+        self.assertEqual(size("<x-a/>" * 500), 500 * 7)
+        most = 1 << 21
+        for html, extra in (("<x-a/>", 7), ("<x-a>in</x-a>", 9), ("<x-a>", 7)):
+            rest = "y" * (most - extra)
+            self.assertEqual(size(html + rest), most)
+            for wrong in (html + rest + "y", "y" + html + rest):
+                with self.assertRaisesRegex(ApiError, "too large; see the tag x-a"):
+                    size(wrong)
+        with self.assertRaisesRegex(ApiError, "too large; see the tag x-a"):
+            size("<x-a/>" * 501)
 
     def test_a_component_in_itself_is_refused(self) -> None:
         self.make("components", tag="x-a", content="<x-a/>")
@@ -11862,7 +11905,7 @@ class StudioEmails(StudioTest):
             ("text", "", "plain-text"),
             ("html", good["html"] + "<img src='a.png'>", "image-alt"),
             ("html", good["html"] + "<a>x</a>", "links"),
-            ("html", good["html"] + "x" * 105_000, "size"),
+            ("html", good["html"].ljust(102 * 1024 + 1, "x"), "size"),
             ("html", "<p>hi</p>", "unsubscribe"),
         ]
         for field, value, check in rows:
@@ -11872,8 +11915,16 @@ class StudioEmails(StudioTest):
                 self.assertEqual((failed, answer["status"]), ([check], "complete"))
                 self.assertLess(answer["score"]["score"], 100)
                 self.assertEqual(sum(answer["score"]["counts"].values()), 1)
-        self.assertEqual(self.review(good)["score"]["score"], 100)
-        self.assertEqual(self.review({**good, "html": ""})["status"], "partial")
+        whole = self.review({**good, "html": good["html"].ljust(102 * 1024, "x")})
+        self.assertEqual(whole["score"], {"score": 100, "counts": dict(error=0, warning=0, tip=0)})
+        self.assertEqual(set(whole["checks"].values()), {"complete", "skipped"})
+        self.assertEqual(whole["checks"]["failed-components"], "skipped")
+        partial = self.review(dict.fromkeys(good, ""))
+        self.assertEqual((partial["status"], partial["score"]["score"]), ("partial", 100 - 35))
+        run = [name for name, state in partial["checks"].items() if state == "complete"]
+        self.assertEqual(run, ["subject", "preheader", "plain-text"])
+        self.assertEqual([row["check"] for row in partial["findings"]], run)
+        self.assertEqual(partial["score"]["counts"], dict(error=1, warning=1, tip=1))
         broken = self.review({**good, "subject": "{% if %}"})
         self.assertEqual((broken["status"], "score" in broken), ("render_failed", False))
 
@@ -11915,6 +11966,31 @@ class StudioPublishing(StudioTest):
         self.assert_errors(self.call("DELETE", version), 409, "created on publish")
         self.assert_errors(self.call("DELETE", path), 409, "because it is linked")
         self.assert_errors(self.call("DELETE", f"{path}/languages/es"), 409, "published")
+
+    def test_translations_have_versions_of_their_own(self) -> None:
+        email = self.email(subject="Hi")
+        path = f"{EMAILS}/{email['id']}"
+        self.ok("POST", f"{path}/languages", {"language": "es"})
+        self.link(email, type="newsletter", newsletter_id=3)
+        mine, spanish = self.ok("POST", f"{path}/publish")["mappings"]
+        for row, other in ((mine, spanish), (spanish, mine)):
+            self.ok("GET", f"{EMAILS}/{row['node_id']}/versions/{row['version_id']}")
+            wrong = f"{EMAILS}/{row['node_id']}/versions/{other['version_id']}"
+            self.assert_errors(self.call("GET", wrong), 404, "no such version")
+            self.assertEqual(len(self.names(f"{EMAILS}/{row['node_id']}/versions")), 1)
+
+    def test_an_email_is_published_in_fifty_variants_at_most(self) -> None:
+        email = self.email(subject="Hi")
+        path = f"{EMAILS}/{email['id']}"
+        self.link(email, type="newsletter", newsletter_id=3)
+        self.assertEqual(len(self.ok("POST", f"{path}/publish")["mappings"]), 1)
+        self.assertFalse(self.ok("GET", f"{path}/unpublished_changes")["has_unpublished_changes"])
+        codes = [a + b for a in "ab" for b in "abcdefghijklmnopqrstuvwxy"]
+        for code in codes[:49]:
+            self.ok("POST", f"{path}/languages", {"language": code})
+        self.assertEqual(len(self.ok("POST", f"{path}/publish")["mappings"]), 50)
+        self.ok("POST", f"{path}/languages", {"language": codes[49]})
+        self.assert_errors(self.call("POST", f"{path}/publish"), 422, "more than 50 variants")
 
     def test_bad_liquid_is_told_by_language(self) -> None:
         email = self.email(subject="Hi")
@@ -12008,7 +12084,11 @@ class InboxPreviews(StudioTest):
 
     def test_without_clients_they_are_not_enabled(self) -> None:
         paths = [f"{DS}/inbox_previews/{end}" for end in ("clients", "credits", "jobs")]
-        for reply in (self.submit("ios"), *(self.call("GET", path) for path in paths)):
+        for reply in (
+            self.submit("ios"),
+            self.submit(),
+            *(self.call("GET", path) for path in paths),
+        ):
             self.assert_errors(reply, 404, "inbox previews are not enabled for this account")
 
     def test_a_run_is_charged_and_can_be_looked_at(self) -> None:
@@ -12016,13 +12096,18 @@ class InboxPreviews(StudioTest):
         run = self.submit("ios", "gmail", name="batch").json
         self.assertEqual((run["replayed"], self.credits()), (False, [1, 0]))
         job = self.ok("GET", f"{self.path}/{run['run_id']}")
-        self.assertEqual((job["total_previews_succeeded"], job["name"]), (2, "batch"))
+        counts = {"requested": 2, "ready": 2, "succeeded": 2, "cached": 0, "bounced": 0}
+        told = {f"total_previews_{name}": count for name, count in counts.items()}
+        told = {**told, "is_processed": True, "name": "batch", "client_ids": ["ios", "gmail"]}
+        self.assertEqual({**job, **told}, job)
         preview = job["previews"][1]
-        self.assertEqual((preview["display_name"], preview["status"]), ("Gmail", "Complete"))
+        about = {"display_name": "Gmail", "category": "Web", "os": "Windows", "browser": "X"}
+        about = {**about, "client_id": "gmail", "status": "Complete", "cached": False}
+        self.assertEqual({**preview, **about}, preview)
         urls = (preview["screenshots"]["default"], preview["thumbnail"], preview["full_thumbnail"])
         for url in urls:
             reply = self.call("GET", url.partition("localhost:4668")[2])
-            self.assertEqual(reply.headers["content-type"], "image/svg+xml")
+            self.assertEqual((reply.status, reply.headers["content-type"]), (200, "image/svg+xml"))
             self.assertIn(b"Hi &lt;Ada&gt;", reply.body)
             self.assertIn(b"Text &amp; more", reply.body)
         capture = f"{self.path}/{run['run_id']}/captures"
@@ -12031,6 +12116,40 @@ class InboxPreviews(StudioTest):
             ("/gmail?variant=thumbnail&key=default", 400),
         ):  # fmt: skip
             self.assert_errors(self.call("GET", capture + end), status)
+
+    def test_how_wide_and_long_a_picture_is(self) -> None:
+        self.enable()
+        lines = "".join(f"<p>line {n}</p>" for n in range(50))
+        self.done("PUT", f"{EMAILS}/{self.node}", {"content": {"html": lines}})
+        capture = f"{self.path}/{self.submit('ios').json['run_id']}/captures/ios"
+        for variant, width, rows in (
+            ("screenshot", 600, 40), ("thumbnail", 150, 8), ("full_thumbnail", 150, 40),
+        ):  # fmt: skip
+            drawn = self.call("GET", f"{capture}?variant={variant}").body.decode()
+            tall = 72 + 20 * rows
+            size = f'viewBox="0 0 600 {tall}" width="{width}" height="{tall * width // 600}"'
+            self.assertIn(size, drawn)
+            self.assertEqual(drawn.count("line "), rows)
+        self.assertEqual(
+            self.call("GET", capture).body, self.call("GET", f"{capture}?key=default").body
+        )
+
+    def test_a_run_that_there_is_not(self) -> None:
+        self.enable()
+        self.submit("ios")
+        for run in ("x", "0", "99", "1x"):
+            self.assert_errors(self.call("GET", f"{self.path}/{run}"), 404, "no such run")
+        other = f"{EMAILS}/{self.email()['id']}/inbox_previews/1"
+        self.assert_errors(self.call("GET", other), 404, "no such run")
+        self.done("DELETE", f"{EMAILS}/{self.node}")
+        self.assertEqual(self.ok("GET", f"{DS}/inbox_previews/jobs")["preview_jobs"], [])
+
+    def test_a_day_begins_at_midnight(self) -> None:
+        self.enable(1, 2)
+        self.ok("PUT", "/__parlel/clock", {"freeze": True, "now": 20_000 * 86_400})
+        for later, replayed in ((0, False), (86_399, True), (1, False)):
+            self.advance(later)
+            self.assertEqual(self.submit("ios").json["replayed"], replayed, later)
 
     def test_the_same_run_is_free_for_a_day(self) -> None:
         self.enable(1, 2)
@@ -12049,7 +12168,10 @@ class InboxPreviews(StudioTest):
         self.assert_errors(self.submit("ios"), 403, "cannot be charged")
         self.enable()
         rows: list[Any] = [{"client_ids": []}, {"client_ids": ["x"]}, {"client_ids": ["ios"] * 2}]
-        rows += [{"sample_data": 1}, {"sample_data": {"x": "y" * 200_000}}, {"name": 1}]
+        sample = {"x": "y" * (128 * 1024 - 8)}
+        self.assertEqual(self.submit("ios", sample_data=sample).status, 200)
+        sample["x"] += "y"
+        rows += [{"sample_data": 1}, {"sample_data": sample}, {"name": 1}]
         for row in rows:
             self.assert_errors(self.submit("ios", **row), 400, next(iter(row)))
 
@@ -12071,7 +12193,7 @@ class InboxPreviews(StudioTest):
         now = self.fake.workspace.seconds()
         old = {"tier": "free", "credits_original": 1, "credits_remaining": 1, "expires_at": now + 9}
         self.seed("inbox_preview_credits", old)
-        self.advance(10)
+        self.fake.workspace.clock.freeze(now + 9)
         self.assert_errors(self.submit("ios"), 422, "0 available")
 
     def test_jobs_are_listed_by_cursor(self) -> None:
@@ -12084,6 +12206,8 @@ class InboxPreviews(StudioTest):
         rest = self.ok("GET", f"{jobs}?cursor={page['meta']['pagination']['next_cursor']}")
         self.assertEqual([row["name"] for row in rest["preview_jobs"]], ["a"])
         self.assertEqual(rest["meta"]["pagination"], {"limit": 50})
+        for limit, status in ((0, 400), (1, 200), (1000, 200), (1001, 400)):
+            self.assertEqual(self.call("GET", f"{jobs}?limit={limit}").status, status, limit)
         self.assertEqual(self.ok("GET", f"{jobs}?node_id={NOWHERE}")["preview_jobs"], [])
 
 
@@ -12128,8 +12252,15 @@ class Assets(StudioTest):
         for data, type, word in rows:
             with self.subTest(type=type, word=word):
                 self.assert_errors(self.upload(data, type), 400, word, "file")
-        self.assertEqual(self.upload(b"%PDF-1.7", "application/pdf").status, 200)
-        self.assert_errors(self.call("POST", "/v1/assets/files", {}), 400, "multipart")
+        reply = self.upload(png(), more="x" * ((2 << 20) + 65_536))
+        self.assert_errors(reply, 400, "file cannot be larger than 2097152")
+        self.assertEqual(self.upload(png().ljust(2 << 20), name="full").status, 200)
+        pdf = self.upload(b"%PDF-1.7", "application/pdf").json["asset"]["id"]
+        headers = self.call("GET", f"/v1/assets/files/{pdf}/content").headers
+        self.assertEqual(headers["content-type"], "application/pdf")
+        self.assertEqual(headers["access-control-allow-origin"], "https://fly.customer.io")
+        reply = self.call("POST", "/v1/assets/files", {})
+        self.assert_errors(reply, 400, "send the file as multipart/form-data")
 
     def test_names_are_unique_among_siblings(self) -> None:
         folder = self.ok("POST", "/v1/assets/folders", {"name": "f"})["folder"]["id"]
@@ -12241,6 +12372,26 @@ class LiveNotifications(StudioTest):
         self.assert_errors(self.call("POST", f"{LIVE}/start", nobody), 404, "nobody")
         self.begin(**named, content_state=state)
 
+    def test_a_built_in_type_has_its_fields_to_the_end(self) -> None:
+        type = "io.customer.livenotifications.countdowntimer"
+        own = {"notification_type": type, "attributes": {"header": "h"}}
+        id = self.begin(**own, content_state={"title": "t"})
+        wrong = {"instance_id": id, "content_state": {"title": ""}}
+        for step in ("update", "end"):
+            reply = self.call("POST", f"{LIVE}/{step}", wrong)
+            self.assert_errors(reply, 400, "content_state.title")
+
+    def test_it_goes_to_a_device_with_the_app(self) -> None:
+        for token, app in (("mine", "com.x"), ("other", "com.y")):
+            device = {"id": token, "platform": "android", "last_used": 9}
+            device["attributes"] = {"app_identifier": app}
+            self.call("PUT", "/api/v1/customers/1/devices", {"device": device})
+        for app, token in (("com.x", "mine"), ("com.y", "other")):
+            self.begin(app_identifier=app)
+            self.assertEqual(self.records("deliveries")[-1]["recipient"], token)
+        wrong = {**self.start, "app_identifier": "com.z"}
+        self.assert_errors(self.call("POST", f"{LIVE}/start", wrong), 400, "no device has this app")
+
     def test_it_is_found_by_its_ulid(self) -> None:
         for method, end in (("GET", "x"), ("POST", "update"), ("POST", "end")):
             body = {"content_state": {"a": 1}}
@@ -12253,7 +12404,8 @@ class StudioCorners(StudioTest):
 
     def test_the_size_of_a_picture(self) -> None:
         frame = struct.pack(">HH", 7, 5)
-        jpeg = b"\xff\xd8\xff\xe0\0\x04ab\xff\xc4\0\x03a\xff\xc0\0\x11\x08" + frame
+        long = b"\xff\xe1\x01\x02" + bytes(256)
+        jpeg = b"\xff\xd8" + long + b"\xff\xc4\0\x03a\xff\xc0\0\x11\x08" + frame
         rows = [
             ("image/png", png(5, 7), (5, 7)),
             ("image/png", png(70_000, 1), (70_000, 1)),
