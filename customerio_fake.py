@@ -11800,8 +11800,7 @@ class Outbox:
     def _try(self, endpoint_id: int, report: Report) -> None:
         """Send the head of a queue; after a failure the queue rests until the retry (reference)."""
         endpoint = self.workspace.shelves["reporting_webhooks"].rows.get(endpoint_id)
-        attempt: Json = {"error": "endpoint deleted"}
-        slow = False
+        attempt, slow = cast(Json, {"error": "endpoint deleted"}), False
         if endpoint is not None:
             attempt, slow = self._post(endpoint, report)
         status = attempt.get("status", 0)
