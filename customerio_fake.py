@@ -7747,10 +7747,11 @@ class Workspace:
         for tell in self.occasions.settled:
             tell()
 
-    def keep_batch(self, source: str, operations: List[Json]) -> None:
-        """Record a batch call; `source` names its API. Called with the lock held."""
-        number, text = len(self.batches) + 1, unsecret(compact(operations))
-        self.batches.append(Batch(number, source, text, self.seconds()))
+    def keep_batch(self, source: str, operations: bytes) -> None:
+        """Record a batch call; `source` names its API, and `operations` are JSON."""
+        text = unsecret(operations)
+        with self.lock:
+            self.batches.append(Batch(len(self.batches) + 1, source, text, self.seconds()))
 
     def drop(self, operation: str, who: Identifier, reason: str) -> None:
         """Record a call that was answered with 200, but had no effect or not the full one."""
@@ -12025,9 +12026,9 @@ def _finish_export(workspace: Workspace, type: str, names: List[str], rows: List
     writer.writerow(names)
     for row in rows:
         writer.writerow(["" if (v := row.get(name)) is None else as_text(v) for name in names])
+    content = text.getvalue().encode("utf-8", "replace")
     with workspace.lock:
         number, now = workspace.count("export"), workspace.seconds()
-        content = text.getvalue().encode("utf-8", "replace")
         export = Export(number, type, len(rows), content, now)
         workspace.exports[number] = export
     return export
@@ -12115,7 +12116,8 @@ def run_import(workspace: Workspace, order: Json, rows: List[Dict[str, str]], ba
     bad = []
     for line, row in enumerate(rows, 2):
         try:
-            wrong = _IMPORTERS[order["type"]](workspace, order, row).text
+            with workspace.lock:  # for each, as there may be many
+                wrong = _IMPORTERS[order["type"]](workspace, order, row).text
         except ApiError as error:
             wrong = error.message
         bad += [{"line": line, "error": wrong}] if wrong else []
@@ -15306,13 +15308,11 @@ def batch(call: Call) -> Any:
     items = _BATCH.read(body if isinstance(body, dict) else {"batch": body})["batch"]
     if call.request.size > MAX_BATCH:
         raise invalid(f"the request cannot be larger than {MAX_BATCH} bytes", "batch")
-    workspace = call.workspace
-    with workspace.lock:
-        outcomes = [_batch_item(call, i, item) for i, item in enumerate(items)]
-        problems = [problem for problem in outcomes if isinstance(problem, Problem)]
-        if len(problems) == len(items):
-            raise ApiError(400, *(problem._replace(batch_index=None) for problem in problems))
-        workspace.keep_batch("track", items)
+    outcomes = [_batch_item(call, i, item) for i, item in enumerate(items)]
+    problems = [problem for problem in outcomes if isinstance(problem, Problem)]
+    if len(problems) == len(items):
+        raise ApiError(400, *(problem._replace(batch_index=None) for problem in problems))
+    call.workspace.keep_batch("track", compact(items))
     if problems:
         errors = {"errors": [_problem_row(problem) for problem in problems]}
         dropped = both(*[outcome for outcome in outcomes if isinstance(outcome, Outcome)])
@@ -17270,10 +17270,11 @@ def create_import(call: Call) -> Json:
         failed = error.message
     with workspace.lock:
         failed = failed or _unknown_object_type(workspace, order)
-        if failed:
-            outcome = {"state": "failed", "error": failed, "rows_to_import": 0, "rows_imported": 0}
-        else:
-            outcome = run_import(workspace, order, rows, call.base_url)
+    if failed:
+        outcome = {"state": "failed", "error": failed, "rows_to_import": 0, "rows_imported": 0}
+    else:
+        outcome = run_import(workspace, order, rows, call.base_url)
+    with workspace.lock:
         times = dict.fromkeys(("created_at", "updated_at"), workspace.seconds())
         row = workspace.shelves["imports"].add({**_import_facts(order), **times, **outcome})
     # The real service answers before it does the work, so report the result only when asked again.
@@ -18984,9 +18985,12 @@ def _given(item: Json, name: str) -> bool:
     return part_of(item, *outer).get(last) not in (None, "")
 
 
-def check_pipelines_call(kind: str, item: Json, strict: bool) -> None:
-    """Raise ApiError 400 if a call is invalid; few things are, unless it is `strict`."""
-    if len(compact(item)) > MAX_PIPELINES_CALL:
+def check_pipelines_call(kind: str, item: Json, strict: bool, size: float = math.inf) -> None:
+    """Raise ApiError 400 if a call is invalid; few things are, unless it is `strict`.
+
+    It came in a body of `size` bytes.
+    """
+    if size > MAX_PIPELINES_CALL and len(compact(item)) > MAX_PIPELINES_CALL:
         raise invalid(f"a call cannot be larger than {MAX_PIPELINES_CALL} bytes")
     _check_names(kind, item, strict)
     if strict:
@@ -19008,7 +19012,7 @@ def _strict(call: Call) -> bool:
 
 def _check_strictly(workspace: Workspace, kind: str, item: Json) -> None:
     """Raise ApiError 400 for a call that could not be carried out."""
-    check_pipelines_call(kind, item, True)
+    check_pipelines_call(kind, item, strict=True)
     with contextlib.suppress(Moot):
         _PIPELINES_VERBS[kind](workspace, item)
 
@@ -19057,25 +19061,30 @@ class Moot(ApiError):
         super().__init__(400, message)
 
 
-def take_pipelines_call(workspace: Workspace, kind: str, item: Json) -> Outcome:
+def take_pipelines_call(workspace: Workspace, kind: str, item: Json, size: int) -> Outcome:
     """Record a call, without its key, and carry it out; returns the outcome.
 
     A call that can't be carried out is still answered with 200 (reference), so its
-    mistakes are reasons in the outcome, not errors.
+    mistakes are reasons in the outcome, not errors. It came in a body of `size` bytes.
     """
+    row = {"received_at": workspace.seconds(), **item, "type": kind}
+    if "writeKey" in row:
+        row["writeKey"] = "***"
+    try:
+        check_pipelines_call(kind, item, False, size)
+        if item.get("integrations") and _is_kept_out(part_of(item, "integrations")):
+            raise Moot("integrations: the call says that it is not for Customer.io")
+        act = _PIPELINES_VERBS[kind](workspace, item)
+    except ApiError as error:
+        act = functools.partial(_not_taken, workspace, kind, error.message)
     with workspace.lock:
-        row = {"received_at": workspace.seconds(), **item, "type": kind}
-        if "writeKey" in row:
-            row["writeKey"] = "***"
         workspace.pipeline_events.append(row)
-        try:
-            check_pipelines_call(kind, item, strict=False)
-            if item.get("integrations") and _is_kept_out(part_of(item, "integrations")):
-                raise Moot("integrations: the call says that it is not for Customer.io")
-            return _PIPELINES_VERBS[kind](workspace, item)()
-        except ApiError as error:
-            workspace.drop(f"pipelines {kind}", ("type", kind), error.message)
-            return Outcome("invalid", error.message)
+        return act()
+
+
+def _not_taken(workspace: Workspace, kind: str, reason: str) -> Outcome:
+    workspace.drop(f"pipelines {kind}", ("type", kind), reason)
+    return Outcome("invalid", reason)
 
 
 def _is_kept_out(integrations: Json) -> bool:
@@ -19315,7 +19324,7 @@ def take_call(kind: str, call: Call) -> Response:
     _check_names(kind, body)
     if _strict(call):
         _check_strictly(call.workspace, kind, body)
-    return _taken(take_pipelines_call(call.workspace, kind, body))
+    return _taken(take_pipelines_call(call.workspace, kind, body, call.request.size))
 
 
 def _taken(outcome: Outcome) -> Response:
@@ -19343,9 +19352,8 @@ def pipelines_batch(call: Call) -> Response:
         return _taken(Outcome("invalid", text))
     if _strict(call):
         _check_batch(workspace, items, shared)
-    with workspace.lock:
-        workspace.keep_batch("pipelines", items)
-        reasons = [_take_item(workspace, item, shared) for item in items]
+    reasons = [_take_item(call, item, shared) for item in items]
+    workspace.keep_batch("pipelines", compact(items))
     return _taken(both(*reasons))
 
 
@@ -19358,12 +19366,13 @@ def pipelines_settings(call: Call, write_key: str) -> Json:
     return {"integrations": {"Customer.io Data Pipelines": ours}, "metrics": {"sampleRate": 0}}
 
 
-def _take_item(workspace: Workspace, item: Json, shared: Json) -> Outcome:
+def _take_item(call: Call, item: Json, shared: Json) -> Outcome:
     kind = as_text(item.get("type")) if isinstance(item, dict) else ""
     if kind in PIPELINES_FIELDS:
-        return take_pipelines_call(workspace, kind, {**shared, **item})
+        size = call.request.size
+        return take_pipelines_call(call.workspace, kind, {**shared, **item}, size)
     reason = f"unknown type of Pipelines call: {kind[:40]!r}"
-    workspace.drop("batch", ("type", kind), reason)
+    call.workspace.drop("batch", ("type", kind), reason)
     return Outcome("invalid", reason)
 
 
