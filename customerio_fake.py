@@ -10613,8 +10613,8 @@ def _collection_tile(runner: Runner, journey: Journey, node: Node, texts: Json) 
         told: Json = {"collection": body.get("collection")}
         workspace.note("failed_query_collection", journey.person, lambda: told)
         return Done("failed", f"there is no collection {body.get('collection')!r}")
-    grammar = runner.plans[journey.campaign_id].layout.grammar
-    fits = compile_data(body.get("filter") or {}, "filter", grammar)
+    grammar = runner.plans[journey.campaign_id].layout.grammar._replace(render=None)
+    fits = compile_data(texts.get("filter") or {}, "filter", grammar)
     rows = [row for row in found[0]["_content"] if fits((journey, row))]
     remember(journey, body["attribute"], rows[: body.get("limit", len(rows))])
     return Done("updated")
@@ -10756,7 +10756,7 @@ TILES.update({
         names=(("segment_id", "segment"),)),
     "collection_query": Tile(_collection_tile, _ANY_TILE.having(
         "collection attribute", word="collection", object="filter", filled="attribute",
-        limit=number_field(0, MAX_NUMBER, int)), check_filter=compile_data,
+        limit=number_field(0, MAX_NUMBER, int)), texts=("filter",), check_filter=compile_data,
         names=(("collection", "collection"),)),
     "batch_update": Tile(_batch_tile, _ANY_TILE.having(
         "filter", object="filter attributes data", filled="event_name"),
