@@ -9909,7 +9909,7 @@ class Plan:
             return IN_FILTER, journey.started + FILTER_PATIENCE
         times = [time_meant(journey.text(name)) or 0 for name in self.moments]
         until = max(times, default=0)
-        return (IN_TIME, until) if until > self.workspace.clock.now() else ("", 0)
+        return (IN_TIME if until > self.workspace.clock.now() else ""), until
 
     def exit_of(self, journey: Journey) -> str:
         """The exit condition that somebody meets, or ""."""
@@ -10249,6 +10249,7 @@ class Runner:
         elif until <= self.clock.now():
             self.leave(journey, reason)
         elif until != journey.wake:
+            journey.waiting_for = reason
             self.schedule(journey, until)
 
     def wake(self, number: int, when: Optional[float]) -> None:
@@ -10428,7 +10429,7 @@ def _over_the_limit(workspace: Workspace, number: int, delivery: Delivery) -> fl
     if not _is_counted(workspace, delivery) or delivery.person is None:
         return 0
     begin, theirs = now - limit["within"], delivery.person.has.deliveries
-    sent = [d.metrics.get("sent", 0) for d in theirs if _is_counted(workspace, d)]
+    sent = [d.metrics["sent"] for d in theirs if "sent" in d.metrics and _is_counted(workspace, d)]
     sent = sorted(when for when in sent if when > begin)
     last, left = delivery.created + limit.get("retry", 0), "attempted" in delivery.metrics
     gone = workspace.journeys.rows[number].state == "exited_early"
@@ -10831,7 +10832,6 @@ class Gate:
             self.watched |= needs
         elif type == "event":
             _insert(self.by_event.setdefault(key, []), plan)
-            self.watched.add(("event", key))
         elif type == "date" and key:
             _insert(self.dates, plan)
             self.watched |= {("attribute", name) for name in (key, "timezone", "cio_timezone")}
@@ -10842,9 +10842,9 @@ class Gate:
     def listen(self) -> None:
         """Join the occasions in the workspace that matter to any campaign."""
         kinds, join = {kind for kind, _ in self.watched}, self.workspace.occasions.join
-        join(settled=self.settle, merged=self._heard_merge, gone=self._heard_end)
+        join(settled=self.settle, merged=self._heard_merge)
         join(refused=self._heard_refusal, submitted=self._heard_form)
-        if "event" in kinds:
+        if self.by_event or "event" in kinds:
             join(happened=self._heard_event)
         if kinds & {"attribute", "person"}:
             join(changed=self._heard_change)
@@ -10874,10 +10874,8 @@ class Gate:
 
     def _heard_event(self, event: Event, person: Person) -> None:
         for plan in self.by_event.get(event.name, ()):
-            depth = self.depth if self.runner.cause else 0
-            self.entering.append((plan, person, event, depth))
-        if ("event", event.name) in self.runner.needs or ("event", event.name) in self.by_need:
-            self.touch(person, ("event", event.name))
+            self.entering.append((plan, person, event, self.depth))
+        self.touch(person, ("event", event.name))
 
     def _heard_change(self, person: Person, old: Attributes) -> None:
         new = person.attributes
@@ -10888,12 +10886,9 @@ class Gate:
                 self.touch(person, ("attribute", name))
 
     def _heard_merge(self, person: Person, other: Person) -> None:
-        self.touched[person.serial] = (person, {*self.watched}, 0)
+        self.touched[person.serial] = (person, {*self.watched}, self.depth)
         live = self.runner.live
         live.setdefault(person.serial, []).extend(live.pop(other.serial, ()))
-
-    def _heard_end(self, person: Person) -> None:
-        self.runner.live.pop(person.serial, None)
 
     def _heard_membership(self, person: Person, number: int) -> None:
         self.touch(person, ("segment", number))
@@ -10938,7 +10933,7 @@ class Gate:
         with self.workspace.lock:
             person = self.workspace.people.find(who)
             for plan in self.by_key.get(("form", form_id), ()) if person else ():
-                self.enter(plan, person, data, 0)
+                self.enter(plan, person, data, self.depth)
 
     # ---- what follows
 
@@ -11035,9 +11030,8 @@ class Gate:
             self.runner.look_again(when, look_again, plan.number, key, "interval")
         if plan.timely:
             self.runner.plan_look(journey, plan)
-        journey.waiting_for, until = plan.hold(journey) if plan.may_hold else ("", 0)
-        if journey.waiting_for:
-            self.runner.schedule(journey, until)
+        if plan.may_hold:
+            self.runner.pass_gate(journey)
         else:
             self.runner.go_on(journey, locked=True)
 
@@ -11068,7 +11062,7 @@ def _in_circles(gate: Gate, plan: Plan, journey: Journey) -> str:
     second, counts = gate.chained
     if second != int(journey.started):
         _, counts = gate.chained = int(journey.started), Counter()
-    who = journey.person.serial if journey.person else -1
+    who = cast(Person, journey.person).serial  # nobody enters without one from inside a journey
     counts[who] += 1
     counts[None] += journey.depth > FAR_DOWN
     most = max(journey.depth, counts[who])
@@ -11152,7 +11146,7 @@ def _enter_again(gate: Gate, plan: Plan, person: Person, when: float) -> None:
     if person.serial not in known or (last and when < last.started + plan.interval):
         return
     if last is None or last.state != "active":
-        gate.enter(plan, person, {}, 0)
+        gate.enter(plan, person, {}, gate.depth)
         if person.has.journeys[-1].state not in _AWAY:
             return  # the next time has been planned on entering
     key = plan.number, person.serial, "interval"
@@ -11164,13 +11158,13 @@ def _begin_on_date(gate: Gate, plan: Plan, person: Person, when: float) -> None:
         return  # the date has changed since
     begun = [one for one in person.has.journeys if one.campaign_id == plan.number]
     if not begun or begun[-1].started < when:
-        gate.enter(plan, person, {}, 0)
+        gate.enter(plan, person, {}, gate.depth)
     gate.plan_date(plan, person, when + 1)
 
 
 #: What time alone may bring about.
 ENTRANCES: Dict[str, Callable[[Gate, Plan, Person, float], None]] = {
-    "segment": lambda gate, plan, person, when: gate.look_at(plan, person, 0),
+    "segment": lambda gate, plan, person, when: gate.look_at(plan, person, gate.depth),
     "interval": _enter_again,
     "date": _begin_on_date,
 }
@@ -11208,7 +11202,6 @@ def invite(workspace: Workspace, number: int, key: ObjectKey, serial: int, depth
         thing, person = workspace.objects.rows.get(key), workspace.people.at(serial)
         if thing is not None and person is not None:
             enter_related(gate, gate.runner.plans[number], thing, person, depth)
-            gate.settle()
 
 
 def enter_related(
@@ -11259,7 +11252,7 @@ def receive_webhook(workspace: Workspace, token: str, body: Json) -> bool:
         plans = gate.by_key.get(("webhook", str(int(token, 16))), ())
         for plan in plans:
             workspace.note("webhook_event", None, lambda: body)
-            gate.enter(plan, None, body, 0)
+            gate.enter(plan, None, body, gate.depth)
     return bool(plans)
 
 
@@ -11274,7 +11267,7 @@ def begin_broadcast(workspace: Workspace, number: int, started: Trigger, base_ur
     def let_in(position: int, entry: Tuple[Person, Json]) -> None:
         with workspace.lock:
             if workspace.people.at(entry[0].serial) is entry[0]:  # unless deleted meanwhile
-                gate.enter(plan, *entry, 0, trigger_id=started.number)
+                gate.enter(plan, *entry, gate.depth, trigger_id=started.number)
 
     finish = functools.partial(note_processed, workspace, started.number)
     workspace.agenda.run_for_all(started.audience, let_in, finish)

@@ -4392,8 +4392,8 @@ class OrderFollowUp(JourneyTest):
         self.assertEqual(self.sent(), [(20, "8")])
 
     def test_an_old_event_starts_nothing(self) -> None:
-        for hours, state in ((72, "active"), (73, "not_entered")):
-            self.order(str(hours), timestamp=self.START - hours * 3600)
+        for late, state in ((0, "active"), (1, "not_entered")):
+            self.order(str(late), timestamp=self.START - 72 * 3600 - late)
             self.assertEqual(self.journeys()[-1]["state"], state)
         self.assertEqual(self.journeys()[-1]["exit_reason"], "timestamp older than 72 hours")
 
@@ -4505,6 +4505,9 @@ class Renewal(JourneyTest):
         self.clock(now=self.BERLIN)
         self.assertEqual(self.journeys(), [])
         self.clock(advance=self.DAY)
+        self.assertEqual(len(self.journeys()), 1)
+        self.identify("1", renews_at=1_900_000_000 + self.DAY + 60)  # the same day
+        self.clock(advance=1)
         self.assertEqual(len(self.journeys()), 1)
 
 
@@ -5082,12 +5085,14 @@ class Tiles(JourneyTest):
 
     def test_a_batch_update_of_too_many_reaches_nobody(self) -> None:
         self.campaign({"type": "batch_update", "filter": exists("n"), "attributes": {"told": 1}})
-        with unittest.mock.patch.object(customerio_fake, "MAX_BATCH_UPDATE", 1):
-            for id in ("1", "2"):
-                self.identify(id, n=1)
-            self.track("1", "go")
-            self.assertEqual(self.steps(), [(10, "failed", "2 people match, more than 1")])
-        self.assertNotIn("told", self.person("2")["attributes"])
+        for id in ("1", "2"):
+            self.identify(id, n=1)
+        too_many = (10, "failed", "2 people match, more than 1")
+        for most, step in ((1, too_many), (2, (10, "updated"))):
+            with unittest.mock.patch.object(customerio_fake, "MAX_BATCH_UPDATE", most):
+                self.track("1", "go")
+                self.assertEqual(self.steps(), [step])
+            self.assertEqual("told" in self.person("2")["attributes"], most == 2)
         types = [row["type"] for row in self.ok("GET", "/v1/activities")["activities"]]
         self.assertIn("failed_batch_update", types)
 
@@ -5319,9 +5324,9 @@ class Tiles(JourneyTest):
     def test_a_seed_of_chance_draws_anew(self) -> None:
         cohort = {"id": 1, "type": "random_cohort_branch", "cohorts": [500, 500], "paths": [[], []]}
         drawn = []
-        for chance in (0, 0, 1):
+        for settings in ({}, {"random_seed": 0}, {"random_seed": 1}):
             row = {"id": 1, "name": "C", "event_name": "go", "actions": [cohort]}
-            self.seed({"workspace": {"random_seed": chance}, "campaigns": [row]})
+            self.seed({"workspace": settings, "campaigns": [row]})
             for n in range(20):
                 self.track(f"p{n}", "go")
             drawn.append([row["steps"][0]["path"] for row in self.journeys()])
@@ -5437,6 +5442,7 @@ class Entries(JourneyTest):
         self.track("1", "other")
         row = self.journeys()[0]
         self.assertEqual((row["customer_id"], row["state"]), ("1", "not_entered"))
+        self.assertEqual((row["match_time"], row["exited_at"]), (self.START, self.START))
         self.assertIn("suppressed", row["exit_reason"])
         self.assertEqual(len(self.journeys()), 1)
 
@@ -5795,9 +5801,10 @@ class Entries(JourneyTest):
         self.objects_campaign(type="object", audience={"type": 1})
         for id in ("1", "2"):
             self.relate("acme", id)
-        with unittest.mock.patch.object(customerio_fake, "MAX_RELATED", 1):
-            self.update("acme", color="red")
-        self.assertEqual(self.reasons(), ["more than 1 people"])
+        for most, color in ((1, "red"), (2, "blue")):
+            with unittest.mock.patch.object(customerio_fake, "MAX_RELATED", most):
+                self.update("acme", color=color)
+        self.assertEqual(self.reasons(), ["more than 1 people", None, None])
         types = [row["type"] for row in self.ok("GET", "/v1/activities")["activities"]]
         self.assertIn("failed_object_journeys", types)
 
@@ -6102,9 +6109,10 @@ class Leaving(JourneyTest):
                       segments=[{"id": 1, "name": "s", "conditions": over}])  # fmt: skip
         self.identify("1", email="1@example.com", ends=self.START + 200)
         self.track("1", "go")
+        self.identify("1", ends=self.START + 300)
         self.clock(advance=500)
         row = self.journeys()[0]
-        self.assertEqual((row["state"], row["converted_at"]), ("finished", self.START + 200))
+        self.assertEqual((row["state"], row["converted_at"]), ("finished", self.START + 300))
 
     def test_leaving_a_segment_is_a_goal_for_those_who_were_in(self) -> None:
         self.begin(goal={"segment": {"id": 1}, "inverse": True},
@@ -6114,10 +6122,10 @@ class Leaving(JourneyTest):
         self.assertEqual(self.journeys()[0]["converted_at"], self.START)
 
     def test_a_conversion_counts_after_the_end_for_ninety_days(self) -> None:
-        for days, converted in ((89, True), (91, False)):
+        for late, converted in ((0, True), (1, False)):
             self.begin(mail(10), goal={"event": {"name": "buy"}})
             self.assertEqual(self.state()[0], "finished")
-            self.clock(advance=days * self.DAY)
+            self.clock(advance=90 * self.DAY + late)
             self.track("1", "buy")
             self.assertEqual(self.journeys()[0]["converted_at"] is not None, converted)
 
@@ -6152,6 +6160,16 @@ class Leaving(JourneyTest):
         self.assertEqual(self.sent(), [(10, "2"), (30, "2")])
         self.track("2", "go")
         self.assertEqual(self.state(), ("not_entered", "restart_mode once"))
+
+    def test_who_is_merged_is_looked_at_then_and_ever_after(self) -> None:
+        for before in (True, False):
+            self.begin(global_exit_conditions=[exists("x")])
+            self.identify("2", x=1 if before else "")
+            body = {"primary": {"id": "2"}, "secondary": {"id": "1"}}
+            self.call("POST", "/api/v1/merge_customers", body)
+            self.assertEqual(self.state()[0] == "active", not before)
+            self.identify("2", x=1)
+            self.assertEqual(self.state(), ("exited_early", "global_exit_conditions[0]"))
 
     def test_who_is_merged_into_somebody_inside_leaves(self) -> None:
         self.begin()
@@ -6246,8 +6264,8 @@ class Leaving(JourneyTest):
             rows = self.journeys()
         self.assertEqual([row["state"] for row in rows].count("finished"), 101)
         self.assertEqual((len(rows), len(logs.output)), (203, 1))
-        self.begin(self.DELAY, again)
-        self.clock(advance=600 * 200)
+        self.begin({**self.DELAY, "delay": 1}, again)  # a second apart is no circle
+        self.clock(advance=200)
         self.assertEqual({row["state"] for row in self.journeys()}, {"finished", "active"})
 
 
@@ -6425,6 +6443,20 @@ class JourneyLists(JourneyTest):
             pass
         outcomes = [step[:2] for step in self.steps()]
         self.assertEqual(outcomes, [(10, "waited"), (20, "skipped"), (30, "updated")])
+
+    def test_a_write_that_lets_somebody_go_on_does_not_wait_for_templates(self) -> None:
+        long = "{% for i in (1..900) %}{{i}}{% endfor %}"
+        update = {"type": "attribute_update", "attributes": {"journey.a": long}}
+        wait = {"type": "conditional_wait", "multi_conditions": [exists("x")]}
+        rows: list[tuple[list[Any], dict[str, Any]]] = [
+            ([update], {"filter": exists("x")}), ([wait, update], {})]  # fmt: skip
+        for actions, fields in rows:
+            self.campaign(*actions, **fields)
+            self.track("1", "go")
+            self.fake.workspace.agenda.tick()
+            with customerio_fake.hurrying():
+                self.identify("1", x=1)
+            self.assertEqual(self.steps()[-1][1], "updated")
 
     def test_journeys_are_in_snapshots(self) -> None:
         self.journeys()
@@ -7105,7 +7137,7 @@ class WrongCampaigns(JourneyTest):
             ({"timezone": "Mars"}, "campaigns[0].timezone"),
             ({"lead_days": 10**9}, "campaigns[0].lead_days must be"),
             ({"restart_mode": "interval"}, "campaigns[0].restart_min_interval must be 60"),
-            ({"restart_mode": "interval", "restart_min_interval": 1}, "must be 60 seconds or more"),
+            ({"restart_mode": "interval", "restart_min_interval": 59}, "must be 60 seconds or more"),
             ({"trigger": exists("a"), "type": "segment", "trigger_segment_ids": [3]},
              "there is no segment 3"),
             ({"trigger": exists("a")},
@@ -7154,6 +7186,27 @@ class WrongCampaigns(JourneyTest):
         for fields, text in rows:
             with self.subTest(fields=fields):
                 self.assertIn(text, self.refused(mail(1), **fields))
+
+    def test_numbers_at_their_bounds(self) -> None:
+        date: Any = {"type": "date", "date_attribute": "d"}
+        for fields, name, least, most in [
+            (date, "start_hour", 0, 23),
+            (date, "start_minutes", 0, 59),
+            (date, "lead_days", -36500, 36500),
+            ({}, "restart_min_interval", 0, 10**10),
+            ({"type": "webhook"}, "webhook_id", 0, 2**64 - 1),
+        ]:
+            for value in (least, most):
+                self.campaign(**{**fields, name: value})
+            for value in (least - 1, most + 1):
+                text = self.refused(**{**fields, name: value})
+                self.assertIn(f"campaigns[0].{name} must be", text)
+        goal: Any = {"event": {"name": "x"}, "within": 0}
+        query: Any = {"type": "collection_query", "collection": 1, "attribute": "a", "limit": 0}
+        self.campaign(query, goal=goal, collections=[{"id": 1}])
+        for within in (-1, 90 * self.DAY + 1):
+            self.assertIn("goal.within must be", self.refused(goal={**goal, "within": within}))
+        self.assertIn("actions[0].limit must be", self.refused({**query, "limit": -1}))
         self.assertEqual(self.journeys(), [])
 
     def test_broadcasts(self) -> None:
