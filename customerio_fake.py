@@ -5843,21 +5843,18 @@ def identifier_text(value: Json, name: str) -> str:
 
 def one_identifier(identifiers: Json, kinds: Sequence[str], name: str) -> Identifier:
     """Read the one identifier in an `identifiers` object. Raises ApiError 400."""
-    if isinstance(identifiers, dict) and len(identifiers) == 1:
-        ((kind, value),) = identifiers.items()
-        if kind in kinds and value not in (None, ""):
-            return kind, identifier_text(value, f"{name}.{kind}")
+    pairs = identifiers.items() if isinstance(identifiers, dict) else ()
+    given = [pair for pair in pairs if pair[1] not in (None, "")]
+    kind, value = given[0] if len(given) == 1 else ("", None)
+    if kind in kinds:
+        return kind, identifier_text(value, f"{name}.{kind}")
     wanted = f"an object with exactly one of: {', '.join(kinds)}"
     if not isinstance(identifiers, dict):
         raise required(name, wanted)
-    given = {kind: value for kind, value in identifiers.items() if value not in (None, "")}
-    if len(given) != 1 or not set(given) <= set(kinds):
-        if "cio_id" in kinds and len(given) == 1 and set(given) <= {"id", "email", "phone"}:
-            setting = "--phone" if "phone" in given else "--identifiers"
-            wanted += f" (what identifies people is a setting: {setting})"
-        raise invalid(f"{name} must be {wanted}", name, "invalid" if given else "required")
-    ((kind, value),) = given.items()
-    return kind, identifier_text(value, f"{name}.{kind}")
+    if "cio_id" in kinds and kind in ("id", "email", "phone"):
+        setting = "--phone" if kind == "phone" else "--identifiers"
+        wanted += f" (what identifies people is a setting: {setting})"
+    raise invalid(f"{name} must be {wanted}", name, "invalid" if given else "required")
 
 
 # ---- attributes
@@ -6002,16 +5999,8 @@ def oversized(attributes: Attributes) -> List[Problem]:
 
 
 def _too_long_value(name: str, value: Json) -> bool:
-    kind = type(value)
-    if kind is str:
-        return _longer(value, MAX_ATTRIBUTE_VALUE)
-    if kind is int:
-        return bool(value.bit_length() > 3 * MAX_ATTRIBUTE_VALUE) and _longer(
-            as_text(value), MAX_ATTRIBUTE_VALUE
-        )
-    if kind is not dict and kind is not list:
-        return False
-    return not name.startswith("cio_") and _longer(as_text(value), MAX_ATTRIBUTE_VALUE)
+    structured = isinstance(value, (dict, list)) and name.startswith("cio_")
+    return not structured and _longer(as_text(value), MAX_ATTRIBUTE_VALUE)
 
 
 def checked_attributes(value: Json, name: str) -> Attributes:
@@ -6147,7 +6136,7 @@ class Directory:
             return self._ids.get(value)
         if kind == "email":
             found = self._emails.get(value.lower()) if self._email_identifies else None
-            return found if found is None or type(found) is Person else cast(Any, found)[0]
+            return cast(Optional[Person], found)  # what identifies is not shared
         if kind == "phone":
             return self._phones.get(value)
         serial = serial_of(value)
@@ -10927,7 +10916,7 @@ class Gate:
     def _heard_refusal(self, who: Identifier, args: Sequence[Any]) -> None:
         for event in args:
             for plan in self.by_event.get(event.name, ()) if isinstance(event, Event) else ():
-                turn_away(self.workspace, plan, SUPPRESSED.text, who[1], event)
+                turn_away(self.workspace, plan, SUPPRESSED.text, who[1], event.data)
 
     def _heard_form(self, form_id: str, data: Json, who: Identifier) -> None:
         with self.workspace.lock:
@@ -11214,7 +11203,7 @@ def enter_related(
     if len(people) > MAX_RELATED:
         told = {"object_id": thing.key[1], "people": len(people), "limit": MAX_RELATED}
         gate.workspace.note("failed_object_journeys", None, lambda: told)
-        turn_away(gate.workspace, plan, f"more than {MAX_RELATED} people", None, None)
+        turn_away(gate.workspace, plan, f"more than {MAX_RELATED} people", None, {})
         return
     for each in people:
         data = related_data(gate.workspace, thing, each, person)
@@ -11222,10 +11211,10 @@ def enter_related(
 
 
 def turn_away(
-    workspace: Workspace, plan: Plan, reason: str, who: Optional[str], event: Optional[Event]
+    workspace: Workspace, plan: Plan, reason: str, who: Optional[str], data: Json
 ) -> None:
-    """Record that nobody, or somebody who isn't here, nearly entered."""
-    journey = Journey(plan.number, None, event.data if event else {}, event)
+    """Record that nobody, or somebody who isn't here, nearly entered; such an event isn't kept."""
+    journey = Journey(plan.number, None, data, None)
     journey.started = journey.ended = workspace.clock.now()
     journey.serial, journey.customer_id = len(workspace.journeys.rows), who
     journey.state, journey.reason = "not_entered", reason

@@ -2434,6 +2434,21 @@ class Slots(unittest.TestCase):
             self.assertFalse(hasattr(record, "__dict__"))
 
 
+class SeededMessages(FakeTest):
+    def test_numbers_at_their_bounds(self) -> None:
+        for part, name, least, most in [
+            ("frequency", "count", 0, 2**63 - 1),
+            ("frequency", "delay", 0, 2**63 - 1),
+            ("in_app", "message_width", 1, 10_000),
+            ("in_app", "expires_in", 0, 253_370_764_800),
+        ]:
+            rows = [(least - 1, 400), (least, 200), (most, 200), (most + 1, 400)]
+            for value, status in rows:
+                message = {"id": 1, "body": "x", part: {name: value}}
+                reply = self.call("POST", "/__parlel/seed", {"in_app_messages": [message]})
+                self.assert_errors(reply, status, name if status == 400 else "")
+
+
 class Shelves(unittest.TestCase):
     def test_the_rows_of_a_parent_are_found_whatever_happened_in_between(self) -> None:
         shelf = customerio_fake.Shelf("campaign_actions", False)
@@ -2497,6 +2512,8 @@ class Attributes(FakeTest):
             ({"a": "v" * 1001}, 400, "value for attribute 'a' cannot be longer than 1000 bytes"),
             ({"a": "\u00e9" * 501}, 400, "1000 bytes"),
             ({"a": ["v" * 1000]}, 400, "1000 bytes"),
+            ({"a": 10**999}, 200, ""),
+            ({"a": 10**1000}, 400, "1000 bytes"),
             ({f"a{i}": i for i in range(300)}, 200, ""),
             ({f"a{i}": i for i in range(301)}, 400, "300 at most"),
             ({"id": "i" * 151}, 400, "150 bytes"),
@@ -2516,6 +2533,29 @@ class Attributes(FakeTest):
     def test_an_identifier_in_the_path_has_its_limit_too(self) -> None:
         self.assertEqual(self.identify("i" * 150).status, 200)
         self.assert_errors(self.identify("i" * 151), 400, "150 bytes")
+
+    def test_only_so_many_names_are_remembered(self) -> None:
+        with mock.patch.object(customerio_fake, "_MOST_ORDINARY", 5):
+            for n in range(20):
+                self.identify("1", **{f"name{n}": n})
+        self.assertLess(len(customerio_fake._ORDINARY), 10)
+
+    def test_who_is_gone_does_not_count(self) -> None:
+        for id in ("1", "2"):
+            self.identify(id)
+        self.ok("DELETE", "/api/v1/customers/1")
+        for _ in range(2):
+            self.assertEqual(self.ok("GET", "/v1/workspaces")["workspaces"][0]["people"], 1)
+            self.ok("PUT", "/__parlel/state", self.ok("GET", "/__parlel/state"))
+
+    def test_suppressing_by_cio_id(self) -> None:
+        self.identify("1", email="a@example.com")
+        known = self.person("1")["cio_id"]
+        for cio_id, reason in ((known, ""), (customerio_fake.cio_id_of(99), "unknown")):
+            reply = self.call("POST", f"/api/v1/customers/cio_{cio_id}/suppress", {})
+            self.assertEqual((reply.status, reply.reason.partition(" ")[0]), (200, reason))
+        self.assertEqual(self.ok("GET", "/__parlel/suppressed")["suppressed"], ["1"])
+        self.assertIn("suppressed", self.identify("a@example.com").reason)
 
     def test_null_and_empty_delete_with_their_timestamp(self) -> None:
         self.identify("1", a=1, b=2, c=3)
@@ -2712,6 +2752,14 @@ class PhoneOn(FakeTest):
         self.assertEqual((attributes["a"], attributes["b"]), ("1", "2"))
         self.assertEqual(attributes["phone"], "+15551234567")
 
+    def test_who_is_deleted_is_found_by_nothing_any_more(self) -> None:
+        self.identify("1", email="a@example.com", phone="+15551234567")
+        self.ok("DELETE", "/api/v1/customers/1")
+        for who in ({"id": "1"}, {"email": "a@example.com"}, {"phone": "+15551234567"}):
+            item = {"type": "person", "action": "identify", "identifiers": who}
+            self.ok("POST", "/api/v2/entity", item)
+        self.assertEqual(len(self.records("customers")), 3)
+
     def test_an_id_may_change_the_email(self) -> None:
         self.identify("1", email="old@example.com")
         self.identify("1", email="new@example.com")
@@ -2739,7 +2787,10 @@ class MergeRules(FakeTest):
         message = {"to": "x@y.zz", "transactional_message_id": 1, "identifiers": {"id": "2"}}
         self.ok("POST", "/v1/send/email", message)
         body = {"primary": {"id": "1"}, "secondary": {"id": "2"}}
+        self.fake.workspace.agenda.advance(60)
         self.ok("POST", "/api/v1/merge_customers", body)
+        primary = self.person("1")
+        self.assertEqual(primary["updated_at"] - primary["created_at"], 60)
         related = {t["object_id"]: t["relationships"] for t in self.records("objects")}
         self.assertEqual(related["acme"], [{"customer_id": "1", "attributes": {"role": "owner"}}])
         self.assertEqual(related["globex"], [{"customer_id": "1", "attributes": {}}])
@@ -4235,8 +4286,11 @@ class WelcomeSeries(JourneyTest):
         self.clock(advance=1)
         self.assertEqual(self.sent(), [(10, "7"), (12, "7")])
         self.assertEqual(self.steps(), [(10, "sent"), (11, "waited"), (12, "sent"), (13, "exited")])
-        self.assertEqual(self.journeys()[0]["state"], "finished")
-        self.assertEqual(self.delivery(12)["metrics"]["sent"], self.START + 259200)
+        row, deliveries = self.journeys()[0], [self.delivery(10), self.delivery(12)]
+        self.assertEqual(row["state"], "finished")
+        shown = [step["delivery_id"] for step in row["steps"] if "delivery_id" in step]
+        self.assertEqual(shown, [delivery["delivery_id"] for delivery in deliveries])
+        self.assertEqual(deliveries[1]["metrics"]["sent"], self.START + 259200)
 
     def test_who_pays_leaves_and_is_converted(self) -> None:
         self.clock(advance=self.DAY)
@@ -5443,6 +5497,7 @@ class Entries(JourneyTest):
         row = self.journeys()[0]
         self.assertEqual((row["customer_id"], row["state"]), ("1", "not_entered"))
         self.assertEqual((row["match_time"], row["exited_at"]), (self.START, self.START))
+        self.assertIsNone(row["trigger_event_id"])  # the event was not kept
         self.assertIn("suppressed", row["exit_reason"])
         self.assertEqual(len(self.journeys()), 1)
 
@@ -6135,6 +6190,7 @@ class Leaving(JourneyTest):
         self.assertEqual(self.ok("GET", f"/__parlel/journeys/{id}")["waiting_for"], "delay_seconds")
         row = self.ok("POST", f"/__parlel/journeys/{id}/force_exit")
         self.assertEqual((row["state"], row["exit_reason"]), ("exited_early", "force_exit"))
+        self.assertIsNone(row["waiting_for"])
         self.assertEqual(self.call("POST", f"/__parlel/journeys/{id}/force_exit").status, 409)
         self.assertEqual(self.call("GET", "/__parlel/journeys/x").status, 404)
         self.clock(advance=600)
@@ -7137,7 +7193,7 @@ class WrongCampaigns(JourneyTest):
             ({"timezone": "Mars"}, "campaigns[0].timezone"),
             ({"lead_days": 10**9}, "campaigns[0].lead_days must be"),
             ({"restart_mode": "interval"}, "campaigns[0].restart_min_interval must be 60"),
-            ({"restart_mode": "interval", "restart_min_interval": 59}, "must be 60 seconds or more"),
+            ({"restart_mode": "interval", "restart_min_interval": 59}, "must be 60 seconds or"),
             ({"trigger": exists("a"), "type": "segment", "trigger_segment_ids": [3]},
              "there is no segment 3"),
             ({"trigger": exists("a")},
@@ -7855,7 +7911,7 @@ class Exports(FakeTest):
         self.assertEqual((first["id"], first["plan"]), ("1", "pro, yearly"))
         self.assertEqual((second["id"], second["plan"], second["n"]), ("2", "", "1"))
         (listed,) = self.ok("GET", "/v1/exports")["exports"]
-        self.assertEqual(listed["downloads"], 1)
+        self.assertEqual((listed["downloads"], listed["failed"]), (1, False))
 
     def test_deliveries_are_exported_by_their_parent(self) -> None:
         self.identify("1", plan="pro")
