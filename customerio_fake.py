@@ -24220,8 +24220,11 @@ class Elsewhere:
     def get(self, path: str, **query: Any) -> Json:
         """The answer to a GET; None for a 404. Raises Unreadable."""
         target = f"{path}?{urlencode(query)}" if query else path
-        problem = ""
+        problem, seconds = "", 0.0
         for attempt in range(PULL_TRIES):
+            if problem:
+                self.say(f"GET {path}: {problem}; again in {seconds:g} s")
+                self.wait(seconds)
             self._take_turn()
             status, headers, body = self._asked(target)
             if status == 404:
@@ -24235,9 +24238,7 @@ class Elsewhere:
             if 0 < status < 500 and status != 429:
                 break
             seconds = float(headers.get("retry-after") or min(2.0**attempt, PULL_TIMEOUT))
-            self.say(f"GET {path}: {problem}; again in {seconds:g} s")
-            self.wait(seconds)
-        hint = "; is this the App API key of that region?" if problem[:3] == "401" else ""
+        hint = "; is this the App API key of that region?" * problem.startswith("401")
         raise Unreadable(f"GET {path} at {self.base_url}: {problem}{hint}")
 
     def _take_turn(self) -> None:
@@ -24263,7 +24264,7 @@ class Elsewhere:
 
     def rows(self, path: str, key: str) -> Iterator[Json]:
         """All rows of a list, page by page."""
-        start, page, query = "", 1, cast(Json, {})
+        page, query = 1, cast(Json, {})
         while True:
             answer = self.get(path, **query) or {}
             found = answer.get(key) or []

@@ -14237,6 +14237,20 @@ class InApp(FakeTest):
         self.ok("PUT", "/__parlel/clock", {"advance": 1})
         self.assertEqual(self.ask().status, 204)
 
+    def test_a_silent_stream_has_a_heartbeat(self) -> None:
+        token = base64.b64encode(b"ada").decode()
+        request = Request("GET", f"/api/v3/sse?userToken={token}&siteId=site", {})
+        self.assertIn(b"event: connected\n", self.fake.handle(request).body)
+        queue, _ = cast(Any, request).told
+        for silent, said in ((14, b""), (16, b'event: heartbeat\ndata: {"heartbeat":30}\n\n')):
+            request.told = (queue, time.monotonic() - silent)
+            self.assertEqual(self.fake.handle(request).body, said)
+
+    def test_the_web_sdk_is_led_to_the_host_that_it_listens_to(self) -> None:
+        reply = self.call("GET", "/3.0/index.html")
+        self.assertEqual(reply.status, 200)
+        self.assertIn(b"url=https://code.gist.build/index.html", reply.body)
+
     def test_older_sdks_get_a_bare_list_of_in_app_messages(self) -> None:
         self.send()
         self.send("inbox_message")
@@ -15228,6 +15242,7 @@ class Page(FakeTest):
         rows = [
             (self.HTML, True), ("text/html", True), ("TEXT/HTML;q=0.5, */*;q=0.1", True),
             ("", False), ("*/*", False), ("application/json, text/html;q=0.9", False),
+            ("text/html, application/json;q=1.0", False), ("text/html;q=.5, */*;q=0.4", True),
             ("text/html;q=0", False), ("application/json", False), ("text/html, */*", False),
         ]  # fmt: skip
         for accept, html in rows:
@@ -16357,6 +16372,8 @@ class Connections(WireTestCase):
                 with mock.patch.dict(held, what):
                     server._stopping = False
                     server.serve_forever()
+        server.fake.discard("x")  # nobody is there to free it
+        self.assertEqual(server._spent, [])
         # Nobody is there; each second if anybody is, more often if they wait; and at the end.
         self.assertEqual(looks, [None, 0, 1.0, 0, 0.25, 0])
 
@@ -16384,6 +16401,7 @@ class Connections(WireTestCase):
                 connection.draining = state == "draining"
                 connection.framer.feed(b"GET / HT" if state == "asking" else b"")
                 server._parked.update({connection: None} if state == "parked" else {})
+                server._more[connection] = None
                 server._sweep(server._now)
                 with self.subTest(state, silent=silent):
                     said: Optional[bytes] = None
@@ -16391,6 +16409,7 @@ class Connections(WireTestCase):
                         said = client.recv(12)
                     last = b"HTTP/1.1 408" if state == "asking" else b""
                     self.assertEqual(said, last if silent > limit else None)
+                    self.assertEqual(connection in server._more, said != b"")
                     self.assertEqual(
                         connection.draining, state == "draining" or said == last != b""
                     )
@@ -16403,6 +16422,23 @@ class Connections(WireTestCase):
             before = connection.since
             server._turn(0)
             self.assertEqual(connection.since, server._now if begins else before)
+            if sent == HEALTH[:9]:
+                connection.since = before
+                client.send(HEALTH[9:])
+                server._turn(0)
+                self.assertEqual(connection.since, server._now)
+
+    def test_the_loop_turns_once_for_a_call_and_looks_seldom_at_who_waits(self) -> None:
+        server, connect = self.serving()
+        for call in (server._wake, lambda: server._discard("x")):
+            call()
+            self.assertEqual([server._turn(0), server._turn(0)], [True, False])
+        server._parked[connect(0)[0]] = None
+        with mock.patch.object(server, "_ask_again") as look:
+            for back, looks in ((0, 1), (0, 1), (customerio_fake.LOOK, 2)):
+                server._looked -= back
+                server._turn(0)
+                self.assertEqual(look.call_count, looks)
 
     def test_a_fault_of_ours_costs_one_connection_and_not_the_loop(self) -> None:
         server, connect = self.serving()
@@ -17054,6 +17090,60 @@ class Pulls(unittest.TestCase):
         customerio_fake.pull(self.api, {}, people=["ada"])
         self.assertEqual({row["method"] for row in self.source.requests}, {"GET"})
 
+    def asked(self, answers: List[Any], path: str = "/x") -> Tuple[Any, List[float], List[str]]:
+        """The rows of a list that is answered so, how long was waited for them, what was asked."""
+        waits: List[float] = []
+        api = customerio_fake.Elsewhere("http://x/", "key", self.said.append, waits.append)
+        with mock.patch.object(api, "_asked", side_effect=answers) as ask:
+            try:
+                found: Any = list(api.rows(path, "rows"))
+            except customerio_fake.Unreadable as error:
+                found = str(error)
+        return found, [round(wait, 1) for wait in waits], [call.args[0] for call in ask.mock_calls]
+
+    def test_it_is_as_slow_and_patient_as_the_service_wants(self) -> None:
+        late, busy, page = (503, {}, b"late"), (429, {"retry-after": "7"}, b""), (200, {}, b"{}")
+        self.assertEqual(
+            self.asked([late, busy, (0, {}, b"gone"), page])[1:],
+            ([0.0, 1.0, 0.1, 7.0, 0.1, 4.0, 0.1], ["/x"] * 4),
+        )
+        self.assertEqual(self.said[-1], "GET /x: no answer: gone; again in 4 s")
+        found, waits, asked = self.asked([late] * 9)
+        self.assertEqual((found, len(asked)), ("GET /x at http://x: 503: late", 8))
+        self.assertEqual(waits[1::2], [1, 2, 4, 8, 16, 30, 30])
+        hint = "; is this the App API key of that region?"
+        for status, end in ((401, hint), (403, ""), (499, "")):
+            found, _, asked = self.asked([(status, {}, b"no"), page])
+            self.assertEqual((found, asked), (f"GET /x at http://x: {status}: no{end}", ["/x"]))
+
+    def test_a_list_ends_with_its_last_page(self) -> None:
+        def page(rows: List[int], **more: Any) -> Any:
+            return 200, {}, json.dumps({"rows": rows, **more}).encode()
+
+        counted = {"meta": {"pagination": {"limit": 2, "total": 4}}}
+        rows: List[Tuple[List[Any], List[int], List[str]]] = [
+            ([page([1, 2], next="a b"), page([3], next="")], [1, 2, 3], ["/x", "/x?start=a+b"]),
+            ([page([1, 2], **counted), page([3, 4], **counted)], [1, 2, 3, 4], ["/x", "/x?page=2"]),
+            ([page([], **counted)], [], ["/x"]),
+            ([(404, {}, b"")], [], ["/x"]),
+        ]
+        for answers, found, asked in rows:
+            self.assertEqual(self.asked(answers)[::2], (found, asked))
+
+    def test_a_person_comes_once_and_into_their_manual_segments(self) -> None:
+        others: List[Any] = [{"id": 3, "name": "Others", "type": "manual"}]
+        seed = {"customers": [{"id": "bob", "identifiers": {"id": "bob"}}], "segments": others}
+        kept: List[List[str]] = []
+        for _ in range(2):
+            kept.clear()
+            customerio_fake.pull(self.api, seed, ["segments", "topics"], ["ada", "ada@example.com"],
+                                 lambda seed: kept.append(list(seed)))  # fmt: skip
+        self.assertEqual([row["id"] for row in seed["customers"]], ["bob", "ada"])
+        ids = {row["id"]: row.get("ids") for row in seed["segments"]}
+        self.assertEqual(ids, {3: None, 1: ["ada"], 2: None})
+        self.assertEqual(self.said[:2], ["segments: 3", "topics: 1"])
+        self.assertEqual(len(kept), 3, "after each kind, and at the end")
+
     def test_who_is_not_there(self) -> None:
         with self.assertRaisesRegex(customerio_fake.Unreadable, "no person 'eve'"):
             customerio_fake.pull(self.api, {}, kinds=[], people=["eve"])
@@ -17388,6 +17478,17 @@ class Lifecycle(WireTestCase):
         self.assertEqual(caught.exception.errno, errno.EADDRINUSE)
         server.stop()
         self.assertEqual(self.ask(HEALTH).status, 200)
+
+    def test_it_listens_where_it_is_told_to(self) -> None:
+        rows = [("0.0.0.0", "http://127.0.0.1:")]
+        with contextlib.suppress(OSError):  # such as in a container without IPv6
+            socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+            rows += [("::1", "http://[::1]:"), ("::", "http://[::1]:")]
+        for host, url in rows:
+            with CustomerioServer(port=0, host=host) as server:
+                self.assertEqual(server.url, f"{url}{server.port}")
+                with urllib.request.urlopen(server.url + "/health", timeout=PATIENCE) as answer:
+                    self.assertEqual(answer.status, 200)
 
     def test_the_start_asks_no_name_server(self) -> None:
         broken = mock.Mock(side_effect=AssertionError("a look-up"))
