@@ -21515,9 +21515,7 @@ def _read_chore(value: Json, ledger: Ledger, where: str) -> Tuple[float, Chore]:
         _signature_of(function).bind(None, **given)
     except TypeError as error:
         raise invalid(f"{place} does not fit {value['do']}: {error}", place) from None
-    _check_keys({**dict.fromkeys(codecs), **given}, codecs, place)
-    names = [name for name in codecs if name in given]
-    args = {k: codecs[k].read(given[k], ledger, f"{place}.{k}") for k in names}
+    args = {k: codecs[k].read(given[k], ledger, f"{place}.{k}") for k in given}
     bound = _signature_of(function).bind(None, **args)
     bound.apply_defaults()
     if value["do"] not in verbs():

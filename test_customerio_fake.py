@@ -15060,8 +15060,24 @@ class Snapshots(SeededTest):
             return with_change("workspace", "shelves", name, "rows", rows)
 
         ring = {"id": "a", "name": "A", "created": 1, "updated": 1, "parent_folder_id": "a"}
+        pair = [["a", {**ring, "parent_folder_id": "b"}], ["b", {**ring, "id": "b"}]]
+        lost = [["a", {**ring, "parent_folder_id": "c"}]]
+        late = {"at": 1, "do": "identify", "with": {"who": ["id", "1"], "attributes": {}, "x": 1}}
         rows = [
             ([], "state must be an object"),
+            (with_change("customerio_fake", "x", 1), "customerio_fake.x is unknown"),
+            (with_change("clock", "x", 1), "clock.x is unknown"),
+            (
+                with_change("clock", "due", [{"at": 1, "do": "identify"}]),
+                "clock.due[0].with is missing",
+            ),
+            (with_change("clock", "due", [late]), "clock.due[0].with does not fit identify: "),
+            (
+                with_change("workspace", "ground", "activities", 0, "data", [1]),
+                "activities[0].data must be an object",
+            ),
+            (on_shelf("ds_folders", pair), "the folder 'a' lies in no folder"),
+            (on_shelf("ds_folders", lost), "the folder 'a' lies in no folder"),
             ({}, "state.clock is missing"),
             (with_change("customerio_fake", "format", 1), "has format 1"),
             (with_change("customerio_fake", "identifiers", "email"), "identifiers 'email'"),
@@ -15123,13 +15139,50 @@ class Snapshots(SeededTest):
             (on_shelf("snippets", [["a", {"name": "a"}]]), "snippets.rows[0][1].value is required"),
             (on_shelf("ds_folders", [["a", ring]]), "the folder 'a' lies in no folder"),
             (with_change("clock", "due", [{"at": 1, "do": "sing", "with": {}}]), "something to do"),
-            (with_change("clock", "due", [{"at": 1, "do": "track", "with": {}}]), "does not fit"),
+            (with_change("clock", "due", [{"at": 1, "do": "track", "with": {}}]), "not fit track"),
         ]
         for document, words in rows:
             reply = self.call("PUT", "/__parlel/state", document)
             self.assertEqual(reply.status, 400, words)
             self.assertIn(words, reply.json["meta"]["error"])
         self.assertEqual({**self.state(), "clock": None}, {**good, "clock": None})
+
+    def test_folders_lie_in_folders(self) -> None:
+        state, row = self.state(), {"name": "A", "created": 1, "updated": 1}
+        rows = [["c", {**row, "id": "c", "parent_folder_id": "b"}], ["a", {**row, "id": "a", "parent_folder_id": None}],
+                ["b", {**row, "id": "b", "parent_folder_id": "a"}]]  # fmt: skip
+        state["workspace"]["shelves"]["ds_folders"]["rows"] = rows
+        self.elsewhere(state)
+        self.assertEqual(self.state()["workspace"]["shelves"]["ds_folders"]["rows"], rows)
+
+    def test_what_is_to_come_may_leave_out_what_has_a_default(self) -> None:
+        state = self.state()
+        late = {"who": ["id", "late"], "attributes": {}, "create": False}
+        due = [{"at": 1, "do": "identify", "with": late}]
+        self.elsewhere({**state, "clock": {**state["clock"], "due": due}})
+        self.assertNotIn("late", [row["id"] for row in self.records("customers")])
+
+    def test_a_call_that_was_under_way_is_made_once_more(self) -> None:
+        hook = {"id": 3, "type": "webhook", "url": "http://127.0.0.1:9/"}
+        flow = {"id": 1, "event_name": "go", "actions": [hook]}
+        with mock.patch.object(customerio_fake.Outbox, "call") as call:
+            self.ok("POST", "/__parlel/seed", {"campaigns": [flow]})
+            self.ok("POST", "/api/v1/customers/1/events", {"name": "go"})
+            self.assertEqual(len(self.records("deliveries")), 1)
+            self.elsewhere(self.state())
+            self.assertEqual(len(self.records("deliveries")), 1)
+        self.assertEqual(call.call_count, 2)
+
+    def test_files_may_be_larger_than_requests(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "seed.json")
+            with open(path, "w", encoding="utf-8") as file:
+                json.dump([1] * 20, file)
+            with mock.patch.multiple(customerio_fake, LARGE_JSON=10, MAX_VALUES=10):
+                self.assertEqual(customerio_fake.read_json(path), [1] * 20)
+                self.assertEqual(customerio_fake.as_json((1,) * 20), [1] * 20)
+                with self.assertRaises(ApiError):
+                    customerio_fake.decode_json(b"[" + b"1," * 20 + b"1]")
 
     def test_each_workspace_has_its_own(self) -> None:
         cio = CustomerioServer(port=0)
