@@ -15149,8 +15149,8 @@ class Snapshots(SeededTest):
 
     def test_folders_lie_in_folders(self) -> None:
         state, row = self.state(), {"name": "A", "created": 1, "updated": 1}
-        rows = [["c", {**row, "id": "c", "parent_folder_id": "b"}], ["a", {**row, "id": "a", "parent_folder_id": None}],
-                ["b", {**row, "id": "b", "parent_folder_id": "a"}]]  # fmt: skip
+        places = {"c": "b", "a": None, "b": "a"}
+        rows = [[id, {**row, "id": id, "parent_folder_id": places[id]}] for id in places]
         state["workspace"]["shelves"]["ds_folders"]["rows"] = rows
         self.elsewhere(state)
         self.assertEqual(self.state()["workspace"]["shelves"]["ds_folders"]["rows"], rows)
