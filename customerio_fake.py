@@ -23518,7 +23518,6 @@ class Server(ThreadingHTTPServer):
     """
 
     allow_reuse_address = os.name != "nt"  # on Windows it would let two servers share a port
-    daemon_threads = True
     request_queue_size = 1024
     #: How long `stop` allows requests in flight to finish, in seconds.
     grace = 0.35

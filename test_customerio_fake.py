@@ -14895,6 +14895,7 @@ class Snapshots(SeededTest):
             self.ok("POST", "/api/v1/events", {"name": "seen", "anonymous_id": "a1"})
             self.ok("POST", "/v1/segments", {"segment": {"name": "More"}})
             self.assertEqual(self.identify("eve").reason, customerio_fake.SUPPRESSED.text)
+            self.assertEqual(self.call("GET", "/v1/esp/suppression/bounces").status, 503)
             return self.send(), self.world()
 
         document, before = self.state(), self.world()
@@ -14932,6 +14933,9 @@ class Snapshots(SeededTest):
         state["clock"]["real"] += 1e6
         self.elsewhere(state)
         self.assertGreaterEqual(self.fake.workspace.clock.now(), state["clock"]["now"])
+        state["clock"].update(now=1e9)
+        self.elsewhere(state)
+        self.assertAlmostEqual(self.fake.workspace.clock.now(), 1e9, delta=0.5)
 
     def test_what_was_to_come_still_comes(self) -> None:
         self.identify("1", plan="pro")
@@ -15067,6 +15071,15 @@ class Snapshots(SeededTest):
             ([], "state must be an object"),
             (with_change("customerio_fake", "x", 1), "customerio_fake.x is unknown"),
             (with_change("clock", "x", 1), "clock.x is unknown"),
+            (with_change("workspace", "x", 1), "workspace.x is unknown"),
+            (
+                with_change("workspace", "shelves", "campaigns", "rows", 0, 1, "type", "x"),
+                "this snapshot does not fit together: KeyError('x')",
+            ),
+            (
+                with_change("journal", "rows", -1, "request", "body", "base64", "//*4="),
+                "request.body",
+            ),
             (
                 with_change("clock", "due", [{"at": 1, "do": "identify"}]),
                 "clock.due[0].with is missing",
@@ -15319,11 +15332,19 @@ class Page(FakeTest):
         self.assertEqual(page.body, self.call("GET", "/", accept=self.HTML).body)
 
     def test_who_has_it_already_gets_no_more_than_that(self) -> None:
-        tag = self.call("GET", "/", accept=self.HTML).headers["etag"]
+        whole = self.call("GET", "/", accept=self.HTML).headers
+        tag = whole["etag"]
         reply = self.call("GET", "/", accept=self.HTML, if_none_match=f'"x", {tag}')
         self.assertEqual((reply.status, reply.body), (304, b""))
-        self.assertEqual(reply.headers["etag"], tag)
+        self.assertEqual({**reply.headers, "content-type": whole["content-type"]}, whole)
         self.assertEqual(self.call("GET", "/", accept=self.HTML, if_none_match='"x"').status, 200)
+
+    def test_a_port_of_the_web_sdk_says_what_is_looked_for_there(self) -> None:
+        for in_app, port, text in ((True, 3009, "the stream of new"), (True, 4668, '"name"'),
+                                   (False, 3009, '"name"')):  # fmt: skip
+            self.fake = Fake(Settings(in_app=in_app))
+            reply = self.call("GET", "/", host=f"localhost:{port}")
+            self.assertEqual((reply.status, text in reply.body.decode()), (200, True))
 
     def test_nothing_runs_in_it_but_its_own_script_and_style(self) -> None:
         reply = self.call("GET", "/", accept=self.HTML)
@@ -16493,6 +16514,18 @@ class Connections(WireTestCase):
                 server._turn(0)
                 self.assertEqual(look.call_count, looks)
 
+    def test_who_has_gone_is_told_nothing_more(self) -> None:
+        server, connect = self.serving()
+        connection, client = connect(0)
+        client.close()
+
+        def lost() -> bool:
+            connection.unsent = b"x"
+            return not server._send(connection)
+
+        self.assertTrue(eventually(lost))
+        self.assertEqual((connection.socket.fileno(), server._open), (-1, {}))
+
     def test_a_fault_of_ours_costs_one_connection_and_not_the_loop(self) -> None:
         server, connect = self.serving()
         lost, left = connect(0), connect(0)
@@ -16533,6 +16566,7 @@ class InAThread(unittest.TestCase):
         ours, self.client = socket.socketpair()
         for sock in (ours, self.client):
             self.addCleanup(sock.close)
+        ours.settimeout(99)
         self.handler: Any = object.__new__(customerio_fake.WaitingHandler)
         self.handler.connection, self.handler.server = ours, mock.Mock()
         self.handler.server.settings = Settings(read_timeout=7.0, idle_timeout=8.0)
@@ -16582,6 +16616,22 @@ class InAThread(unittest.TestCase):
             self.client.setblocking(False)
             if effect != "hang":
                 self.assertEqual(b"".join(iter(lambda: self.client.recv(9), b"")), sent)
+
+    def test_a_refusal_is_said_before_the_end(self) -> None:
+        self.client.sendall(b"NO HTTP\r\n\r\n")
+        self.client.shutdown(socket.SHUT_WR)
+        self.handler.handle_one_request()
+        self.client.settimeout(1)
+        with self.client.makefile("rb") as answer:
+            self.assertIn(b"malformed request line", answer.read())
+        self.assertTrue(self.handler.close_connection)
+
+    def test_silence_begins_with_a_request(self) -> None:
+        self.handler.request.since = 0
+        self.client.sendall(HEALTH[:9])
+        self.client.shutdown(socket.SHUT_WR)
+        self.assertIsNone(self.handler._next_request())
+        self.assertGreater(self.handler.request.since, 0)
 
     def test_how_long_bytes_are_waited_for(self) -> None:
         framer, ours = self.handler.request.framer, self.handler.connection
@@ -17152,22 +17202,24 @@ class Pulls(unittest.TestCase):
                 found: Any = list(api.rows(path, "rows"))
             except customerio_fake.Unreadable as error:
                 found = str(error)
-        return found, [round(wait, 1) for wait in waits], [call.args[0] for call in ask.mock_calls]
+        return found, [round(wait, 2) for wait in waits], [call.args[0] for call in ask.mock_calls]
 
     def test_it_is_as_slow_and_patient_as_the_service_wants(self) -> None:
-        late, busy, page = (503, {}, b"late"), (429, {"retry-after": "7"}, b""), (200, {}, b"{}")
+        late: Any = (500, {}, b"late")
+        busy, page = (429, {"retry-after": "7"}, b""), cast(Any, (200, {}, b"{}"))
         self.assertEqual(
             self.asked([late, busy, (0, {}, b"gone"), page])[1:],
             ([0.0, 1.0, 0.1, 7.0, 0.1, 4.0, 0.1], ["/x"] * 4),
         )
         self.assertEqual(self.said[-1], "GET /x: no answer: gone; again in 4 s")
         found, waits, asked = self.asked([late] * 9)
-        self.assertEqual((found, len(asked)), ("GET /x at http://x: 503: late", 8))
+        self.assertEqual((found, len(asked)), ("GET /x at http://x: 500: late", 8))
         self.assertEqual(waits[1::2], [1, 2, 4, 8, 16, 30, 30])
         hint = "; is this the App API key of that region?"
         for status, end in ((401, hint), (403, ""), (499, "")):
             found, _, asked = self.asked([(status, {}, b"no"), page])
             self.assertEqual((found, asked), (f"GET /x at http://x: {status}: no{end}", ["/x"]))
+        self.assertRegex(self.asked([(200, {}, b"<html>")])[0], "^GET /x answers no JSON: ")
 
     def test_a_list_ends_with_its_last_page(self) -> None:
         def page(rows: List[int], **more: Any) -> Any:
@@ -17561,6 +17613,7 @@ class Lifecycle(WireTestCase):
             wires.append(self.dial(None, server.port).send(b"\x16\x03\x01"))  # half a handshake
             wires.append(self.dial(None, server.port).send(identify()[:-1]))
             self.assertTrue(eventually(lambda: len(waiting_threads()) == 4))
+            self.assertTrue(all(thread.daemon for thread in waiting_threads()))
             begun = time.monotonic()
             server.stop()
             self.assertLess(time.monotonic() - begun, PATIENCE / 2)
