@@ -99,6 +99,7 @@ import threading
 import time
 import weakref
 import zlib
+from calendar import monthrange
 from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field, fields, replace
 from datetime import date, datetime, timedelta, timezone, tzinfo
@@ -426,8 +427,7 @@ def dates_of(first: date, frequency: str, after: float) -> Iterator[date]:
         year, month = number // 12, number % 12 + 1
         if year > 9999:
             return
-        end = (date(year + month // 12, month % 12 + 1, 1) - timedelta(days=1)).day
-        yield date(year, month, min(first.day, end))
+        yield date(year, month, min(first.day, monthrange(year, month)[1]))
 
 
 class Clock:
@@ -1433,14 +1433,13 @@ class Budget:
         self.limits = limits
         self.room, self.iterations, self.work, _ = limits
 
-    def check(self) -> None:
-        """Raise Exhausted, naming the limit, if nothing is left of it."""
+    def end(self) -> NoReturn:
+        """Raise Exhausted, naming the limit of which nothing is left."""
         if self.room < 0:
             raise Exhausted(f"output is larger than {self.limits.output} characters")
         if self.iterations < 0:
             raise Exhausted(f"more than {self.limits.iterations} loop iterations")
-        if self.work < 0:
-            raise Exhausted(f"rendering takes more than {self.limits.work} steps")
+        raise Exhausted(f"rendering takes more than {self.limits.work} steps")
 
 
 class _Break(Exception):
@@ -1504,14 +1503,14 @@ class _Render:
         """Add text to the output."""
         self.budget.room -= len(text)
         if self.budget.room < 0:
-            self.budget.check()
+            self.budget.end()
         self.out.append(text)
 
     def spend(self, work: int) -> None:
         """Count work. Raises LiquidError if there was too much."""
         self.budget.work -= work
         if self.budget.work < 0:
-            self.budget.check()
+            self.budget.end()
 
     def charge(self, value: Any) -> None:
         """Count the work of handling a value."""
@@ -1540,14 +1539,13 @@ class _Render:
         limits = self.budget.limits
         if self.nesting >= limits.nesting:
             raise LiquidError(f"more than {limits.nesting} templates inside each other")
-        kept = self.assigned, self.loops
+        kept = self.assigned, self.loops, self.nesting
         self.nesting += 1
         self.assigned, self.loops = {} if own else self.assigned, {}
         try:
             return self.captured(parse_liquid(source).run)
         finally:
-            self.nesting -= 1
-            self.assigned, self.loops = kept
+            self.assigned, self.loops, self.nesting = kept
 
     def absent(self, path: Sequence[Any]) -> None:
         """Handle a variable that doesn't exist: nil, or an error in a strict namespace.
@@ -1720,12 +1718,10 @@ def _digits_of(number: Union[int, float]) -> str:
     if isinstance(number, int):
         return str(_bounded(number))
     if not math.isfinite(number):
-        return "NaN" if number != number else "Infinity" if number > 0 else "-Infinity"
-    mantissa, e, power = repr(number).partition("e")
-    if number == int(number) and abs(number) < 1e21:
-        return str(int(number)) if not e else f"{_exact(number):f}"
-    if not e or -7 < int(power) < 0:
-        return f"{_exact(number):f}"
+        return {math.inf: "Infinity", -math.inf: "-Infinity"}.get(number, "NaN")
+    if not number or 1e-6 <= abs(number) < 1e21:
+        return f"{_exact(number or 0):f}".removesuffix(".0")
+    mantissa, _, power = repr(number).partition("e")
     return f"{mantissa}e{int(power):+d}"
 
 
@@ -1785,10 +1781,8 @@ def _number(value: Any, otherwise: Any = 0) -> Any:
 
 def _as_data(number: Any) -> Any:
     """A number as data: an int if it is whole and within the range that JavaScript has exactly."""
-    if isinstance(number, int):
-        return number if abs(number) <= _MOST_EXACT else float(_bounded(number))
-    whole = math.isfinite(number) and number == int(number) and abs(number) <= _MOST_EXACT
-    return int(number) if whole else number
+    exact = abs(number) <= _MOST_EXACT and number == int(number)
+    return int(number) if exact else float(_bounded(number))
 
 
 def _integer(value: Any, whole: Callable[[Any], int] = int) -> int:
@@ -1836,7 +1830,8 @@ def _item(value: Any, key: Any) -> Any:
 
 
 def _element(value: Any, key: Any) -> Any:
-    if isinstance(key, str) and key.isdecimal() and len(key) < 10 and str(int(key)) == key:
+    digits = isinstance(key, str) and key.isdecimal() and len(key) <= len(str(len(value)))
+    if digits and str(int(key)) == key:
         key = int(key)
     if not _is_number(key) or key != int(key):
         return _ABSENT
@@ -1973,14 +1968,14 @@ _END_RAW = re.compile(r"\{%-?\s*endraw\s*(-?)%\}")
 def _tokens(source: str) -> Iterator[_Token]:
     """Split a template into tokens; whitespace control and `raw` are dealt with here."""
     position, trim = 0, False
-    while position < len(source):
+    while True:
         opening = _OPENING.search(source, position)
         start = opening.start() if opening else len(source)
         text = source[position:start].lstrip() if trim else source[position:start]
         text = text.rstrip() if source.startswith("-", start + 2) else text
         if text:
             yield _Token("text", text, position)
-        closes = opening and (source[start + 1] == "{" or source.find("%}", start + 2) > 0)
+        closes = opening and (source[start + 1] == "{" or source.find("%}", start + 2) != -1)
         match = _BRACKETED.match(source, start) if closes else None
         if match is None:
             if opening:
@@ -2296,14 +2291,14 @@ def _variable(root: str, keys: Sequence[Any], local: bool, lenient: bool) -> _Re
 
 
 @functools.lru_cache(maxsize=512)
-def _signature(function: Callable[..., Any]) -> Tuple[bool, int, FrozenSet[str]]:
-    """How to call a filter: if with the rendering, with how many arguments, which options."""
+def _signature(function: Callable[..., Any]) -> Tuple[bool, Optional[int], FrozenSet[str]]:
+    """How to call a filter: if with the rendering, the most arguments (if any), which options."""
     parameters = list(inspect.signature(function).parameters.values())
     takes_state = parameters[0].name == "state"
     places = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD][1 + takes_state :]
     options = frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
     counts = parameters[-1].kind is inspect.Parameter.VAR_POSITIONAL
-    return takes_state, 9 if counts else len(places), options
+    return takes_state, None if counts else len(places), options
 
 
 def _applied(
@@ -2480,14 +2475,14 @@ def _sequence_of(pieces: Sequence[_Piece], words: int) -> _Node:
         write, offset = state.out.append, -1
         try:
             if budget.work < 0 or budget.room < 0:
-                budget.check()
+                budget.end()
             for node, offset in nodes:  # noqa: B007 - for the error
                 if node.__class__ is str:
                     write(node)
                 else:
                     node(state)
         except LiquidError as error:
-            if error.offset < 0:
+            if error.offset == -1:
                 error.offset = offset
             raise
         except _TROUBLE as error:
@@ -2509,7 +2504,7 @@ def _output(parser: _Parser, token: _Token) -> _Node:
         budget = state.budget
         budget.room -= len(text)
         if budget.room < 0:
-            budget.check()
+            budget.end()
         state.out.append(text)
 
     return run
@@ -2606,8 +2601,8 @@ def _case_tag(parser: _Parser, token: _Token) -> _Node:
 
 def _choices(markup: _Markup) -> List[_Read]:
     """Read the values of a `when`; like LiquidJS, ignore what follows them."""
-    choices = [markup.value(lenient=True)]
-    while markup.accept(",", "or") and not markup.at_end():
+    choices: List[_Read] = []
+    while not choices or (markup.accept(",", "or") and not markup.at_end()):
         choices.append(markup.value(lenient=True))
     return choices
 
@@ -2708,7 +2703,7 @@ def _go_through(
         for index, item in enumerate(items):
             budget.iterations -= 1
             if budget.iterations < 0:
-                budget.check()
+                budget.end()
             scope[variable] = item
             if loop is not None:
                 loop["index"] = index + 1
@@ -2883,22 +2878,22 @@ def _strip_html(state: _Render, value: Any) -> str:
         position = start
         for opening in [it for it in ends if text.startswith(it, start)]:
             end = text.find(ends[opening], start + len(opening))
-            if end >= 0:
+            if end != -1:
                 position = end + len(ends[opening])
                 break
             del ends[opening]
     return "".join(kept) + text[position:]
 
 
-def _replace(state: _Render, value: Any, old: Any, new: Any, count: int = -1) -> str:
+def _replace(state: _Render, value: Any, old: Any, new: Any, once: bool = False) -> str:
     text, old, new = _text(value), _text(old), _text(new)
     state.spend((len(text) >> 4) * (1 + (len(old) >> 8)))
-    if not old and count < 0:
+    if not old and not once:
         return _join(list(text), new)
-    times = text.count(old) if count < 0 else count
+    times = 1 if once else text.count(old)
     if len(text) + times * len(new) > _LONGEST_TEXT:
         raise ValueError("the text grows too large")
-    return text.replace(old, new, count)
+    return text.replace(old, new, times)
 
 
 def _replace_last(state: _Render, value: Any, old: Any = "", new: Any = "") -> str:
@@ -2927,8 +2922,8 @@ def _slice(value: Any, start: Any = 0, length: Any = None) -> Any:
 
 def _truncate(value: Any, length: Any = None, ellipsis: Any = None) -> Any:
     text, end = _text(value), "..." if ellipsis is None else _text(ellipsis)
-    most = 50 if length is None else _integer(length, math.ceil)
-    return value if len(text) <= max(most, 0) else text[: max(most - len(end), 0)] + end
+    most = 50 if length is None else max(_integer(length, math.ceil), 0)
+    return value if len(text) <= most else text[: max(most - len(end), 0)] + end
 
 
 def _truncatewords(value: Any, words: Any = None, ellipsis: Any = None) -> str:
@@ -3047,7 +3042,7 @@ def _round(value: Any, places: Any = 0) -> Any:
     if scaled > _MOST_EXACT:
         return number
     rounded = _shifted_by(math.floor(scaled + 0.5), -int(digits))
-    return _as_data(-rounded if number < 0 else rounded)
+    return _as_data(math.copysign(rounded, number))
 
 
 def _shifted_by(number: Any, digits: int) -> float:
@@ -3361,7 +3356,7 @@ def _zone(value: Any) -> Any:
 
 
 def _ordinal(number: int) -> str:
-    if number % 100 in (11, 12, 13):
+    if number in (11, 12, 13):
         return "th"
     return {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
 
@@ -3377,28 +3372,28 @@ def _zone_name(moment: datetime) -> str:
     return _utc_offset(moment) if name[:3] == "UTC" and name != "UTC" else name
 
 
-#: The directives of a date format: their value, and its default width and padding.
-_DIRECTIVES: Dict[str, Tuple[Callable[[datetime], Any], int, str]] = {
-    "a": (lambda t: _WEEKDAYS[t.weekday()][:3], 0, " "),
-    "A": (lambda t: _WEEKDAYS[t.weekday()], 0, " "),
-    "b": (lambda t: _MONTHS[t.month - 1][:3], 0, " "),
-    "B": (lambda t: _MONTHS[t.month - 1], 0, " "), "q": (lambda t: _ordinal(t.day), 0, "0"),
-    "c": (lambda t: f"{_american(t)}, {_clock(t)}", 0, " "), "C": (lambda t: t.year // 100, 2, "0"),
-    "d": (lambda t: t.day, 2, "0"), "e": (lambda t: t.day, 2, " "),
-    "h": (lambda t: _MONTHS[t.month - 1][:3], 0, "0"), "H": (lambda t: t.hour, 2, "0"),
-    "I": (lambda t: t.hour % 12 or 12, 2, "0"), "j": (lambda t: t.timetuple().tm_yday, 3, "0"),
-    "k": (lambda t: t.hour, 2, " "), "l": (lambda t: t.hour % 12 or 12, 2, " "),
-    "L": (lambda t: t.microsecond // 1000, 3, "0"), "m": (lambda t: t.month, 2, "0"),
-    "M": (lambda t: t.minute, 2, "0"), "n": (lambda t: "\n", 0, "0"), "t": (lambda t: "\t", 0, "0"),
-    "p": (lambda t: "AM" if t.hour < 12 else "PM", 0, " "), "%": (lambda t: "%", 0, "0"),
-    "P": (lambda t: "am" if t.hour < 12 else "pm", 0, " "),
-    "s": (lambda t: math.floor(t.timestamp()), 0, "0"), "S": (lambda t: t.second, 2, "0"),
-    "u": (lambda t: t.isoweekday(), 0, "0"), "w": (lambda t: t.isoweekday() % 7, 0, "0"),
-    "U": (lambda t: (t.timetuple().tm_yday + 6 - t.isoweekday() % 7) // 7, 2, "0"),
-    "W": (lambda t: (t.timetuple().tm_yday + 6 - t.weekday()) // 7, 2, "0"),
-    "x": (lambda t: _american(t), 0, "0"), "X": (lambda t: _clock(t), 0, "0"),
-    "y": (lambda t: t.year % 100, 2, "0"), "Y": (lambda t: t.year, 4, "0"),
-    "z": (_utc_offset, 0, "0"), "Z": (_zone_name, 0, "0"),
+#: The directives of a date format: their value, and how it is padded: with what, to what width.
+_DIRECTIVES: Dict[str, Tuple[Callable[[datetime], Any], str]] = {
+    "a": (lambda t: _WEEKDAYS[t.weekday()][:3], " "),
+    "A": (lambda t: _WEEKDAYS[t.weekday()], " "),
+    "b": (lambda t: _MONTHS[t.month - 1][:3], " "),
+    "B": (lambda t: _MONTHS[t.month - 1], " "), "q": (lambda t: _ordinal(t.day), "0"),
+    "c": (lambda t: f"{_american(t)}, {_clock(t)}", " "), "C": (lambda t: t.year // 100, "02"),
+    "d": (lambda t: t.day, "02"), "e": (lambda t: t.day, " 2"),
+    "h": (lambda t: _MONTHS[t.month - 1][:3], "0"), "H": (lambda t: t.hour, "02"),
+    "I": (lambda t: t.hour % 12 or 12, "02"), "j": (lambda t: t.timetuple().tm_yday, "03"),
+    "k": (lambda t: t.hour, " 2"), "l": (lambda t: t.hour % 12 or 12, " 2"),
+    "L": (lambda t: t.microsecond // 1000, "03"), "m": (lambda t: t.month, "02"),
+    "M": (lambda t: t.minute, "02"), "n": (lambda t: "\n", "0"), "t": (lambda t: "\t", "0"),
+    "p": (lambda t: "AM" if t.hour < 12 else "PM", " "), "%": (lambda t: "%", "0"),
+    "P": (lambda t: "am" if t.hour < 12 else "pm", " "),
+    "s": (lambda t: math.floor(t.timestamp()), "0"), "S": (lambda t: t.second, "02"),
+    "u": (lambda t: t.isoweekday(), "0"), "w": (lambda t: t.isoweekday() % 7, "0"),
+    "U": (lambda t: (t.timetuple().tm_yday + 6 - t.isoweekday() % 7) // 7, "02"),
+    "W": (lambda t: (t.timetuple().tm_yday + 6 - t.weekday()) // 7, "02"),
+    "x": (lambda t: _american(t), "0"), "X": (lambda t: _clock(t), "0"),
+    "y": (lambda t: t.year % 100, "02"), "Y": (lambda t: t.year, "04"),
+    "z": (_utc_offset, "0"), "Z": (_zone_name, "0"),
 }  # fmt: skip
 _DIRECTIVE = re.compile(r"%([-_0^#:]*)(\d{0,9})[EO]?(.)")
 
@@ -3419,13 +3414,13 @@ def _formatted(state: _Render, moment: datetime, pattern: str) -> str:
         flags, width, letter = match.groups()
         state.spend(5 + int(width or 0))
         if letter == "N":  # with milliseconds at most, as in JavaScript
-            digits = f"{moment.microsecond // 1000:03d}"[: int(width or 9)]
-            return digits.ljust(int(width or 9), "0")
+            places = int(width or 9)
+            return f"{moment.microsecond // 1000:03d}"[:places].ljust(places, "0")
         if letter not in _DIRECTIVES:
             return match[0]
-        function, usual, padding = _DIRECTIVES[letter]
+        function, usual = _DIRECTIVES[letter]
         text = _utc_offset(moment, ":") if letter == "z" and ":" in flags else function(moment)
-        return _padded(str(text), flags, int(width or usual), padding)
+        return _padded(str(text), flags, int(width or usual[1:] or 0), usual[0])
 
     return _DIRECTIVE.sub(part, pattern)
 
@@ -3478,9 +3473,8 @@ def _shifted(moment: datetime, unit: str, count: int) -> datetime:
     if unit not in ("month", "year"):
         return moment + timedelta(**{unit + "s": count})
     months = moment.year * 12 + moment.month - 1 + count * (12 if unit == "year" else 1)
-    first = moment.replace(year=months // 12, month=months % 12 + 1, day=1)
-    following = (first + timedelta(days=31)).replace(day=1)
-    return first.replace(day=min(moment.day, (following - timedelta(days=1)).day))
+    year, month = months // 12, months % 12 + 1
+    return moment.replace(year=year, month=month, day=min(moment.day, monthrange(year, month)[1]))
 
 
 def _timezone(state: _Render, value: Any, zone: Any = "") -> Any:
@@ -3549,10 +3543,10 @@ LIQUID_FILTERS: Dict[str, Callable[..., Any]] = {
     "pop": lambda value: _items(value)[:-1], "prepend": _extending(1, 0),
     "push": lambda value, item=None: _checked([*_items(value), item]), "raw": lambda value: value,
     "remove": lambda state, value, old="": _replace(state, value, old, ""),
-    "remove_first": lambda state, value, old="": _replace(state, value, old, "", 1),
+    "remove_first": lambda state, value, old="": _replace(state, value, old, "", True),
     "remove_last": lambda state, value, old="": _replace_last(state, value, old),
     "replace": lambda state, value, old="", new="": _replace(state, value, old, new),
-    "replace_first": lambda state, value, old="", new="": _replace(state, value, old, new, 1),
+    "replace_first": lambda state, value, old="", new="": _replace(state, value, old, new, True),
     "replace_last": _replace_last, "reverse": lambda value: _items(value)[::-1], "round": _round,
     "rstrip": _stripping(str.rstrip), "shift": lambda value: _items(value)[1:], "size": _size,
     "slice": _slice, "sort": _sorting(_natural, False),
@@ -3723,9 +3717,7 @@ def _digits(number: Any, places: int, locale: _Locale) -> str:
 
 def _format_number(value: Any, locale: Any = "en") -> str:
     number, where = _number(value), _locale(_text(locale))
-    places = min(max(-_exact(number).as_tuple().exponent, 0), 3)
-    text = _digits(abs(number), places, where)
-    text = text.rstrip("0").rstrip(where.point) if places else text
+    text = _digits(abs(number), 3, where).rstrip("0").rstrip(where.point)
     return (where.minus if number < 0 else "") + text
 
 
