@@ -4930,6 +4930,8 @@ class Delivery(metaclass=Slotted):
     devices: Dict[str, str]
     #: The base URL of the links in it.
     base_url: str
+    #: What the message says in `to`; None until that is read there.
+    to: Optional[str]
     #: For a seeded one: what the real service said about it and can't be known here.
     told: Attributes
 
@@ -4945,9 +4947,9 @@ class Delivery(metaclass=Slotted):
         if raw is None:
             self.message = message
         self.person = self.customer_id = self.send_at = self.seen = self.journey = None
+        self.to, self.base_url = as_text(message.get("to") or ""), ""
         # The `to` of a push names devices, not a person.
-        to = "" if channel == "push" else message.get("to") or ""
-        self.recipient, self.base_url = as_text(to), ""
+        self.recipient = "" if channel == "push" else self.to
         self.created, self.metrics, self.history = created, _created_at(created), _NO_HISTORY
         self.parents = self.rendered = self.data = self.devices = _NONE
         self.told = _NONE
@@ -5002,9 +5004,11 @@ class Delivery(metaclass=Slotted):
         if self.channel != "push" or self.person is None or "sent" in self.metrics:
             return self.devices
         to, devices = self.rendered.get("to"), list(self.person.has.devices.values())
+        if self.to is None:
+            self.to = as_text(self.message.get("to") or "")
         if to == "last_used":
             devices = sorted(devices, key=operator.attrgetter("last_used"))[-1:]
-        elif self.message.get("to") and to != "all":
+        elif self.to and to != "all":
             devices = [device for device in devices if device.token == to]
         return {device.token: device.platform for device in devices}
 
@@ -8603,11 +8607,10 @@ def suppressing_list(workspace: Workspace, delivery: Delivery) -> str:
     return ""
 
 
-def _add_custom_device(workspace: Workspace, delivery: Delivery) -> None:
+def _add_custom_device(workspace: Workspace, person: Optional[Person], device: Json) -> None:
     """Add or update the device that comes with a push, when the push is sent (reference)."""
-    person, device = delivery.person, delivery.message.get("custom_device")
     with workspace.lock:
-        if device and person in workspace.people:
+        if person in workspace.people:
             who = ("cio_id", cast(Person, person).cio_id)
             workspace.devices.add_device(who, *device_of(device, "token", workspace.seconds()))
 
@@ -8616,8 +8619,8 @@ def _add_custom_device(workspace: Workspace, delivery: Delivery) -> None:
 def dispatch(workspace: Workspace, delivery: Delivery, mail: Mail) -> None:
     """Render a message and send it, as far as it gets: delivered, drafted, or failed."""
     now = workspace.clock.now()
-    if delivery.channel == "push":
-        _add_custom_device(workspace, delivery)
+    if mail.content.get("custom_device") and delivery.channel == "push":
+        _add_custom_device(workspace, delivery.person, mail.content["custom_device"])
     try:
         rendered, headers = render_mail(workspace, delivery, mail, now), mail.content.get("headers")
         headers = checked_headers(headers) if headers else ()
@@ -11675,7 +11678,8 @@ class Outbox:
             return
         workspace.notes.append((workspace.count("report", len(steps)), note))
         # By the time a push that was not sent is reported, its devices may be different.
-        if kind == "push" or workspace.shelves["reporting_webhooks"].rows:
+        unsent = kind == "push" and "sent" not in note.delivery.metrics
+        if unsent or workspace.shelves["reporting_webhooks"].rows:
             reports = reports_of(workspace)
             for place, (_, _, first, _) in enumerate(steps, -len(steps)):
                 self._tell(reports[place], kind, first)
@@ -21164,7 +21168,7 @@ _UNWRITTEN = {
     Segment: {"predicate"},
     Belongings: {"emailed"},
     Mail: {"sources"},
-    Delivery: {"raw", "seen"},
+    Delivery: {"raw", "seen", "to"},
     Request: {"awaited", "read", "told", "until"},
     Response: {"later", "stream"},
     Shelf: {"of"},

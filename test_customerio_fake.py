@@ -1087,16 +1087,24 @@ class FieldLists(FakeTest):
         self.assertEqual(rows["PUT /__parlel/state"]["free"], "a snapshot")
         self.assertNotIn("fields", rows["GET /v1/exports"])
 
+    #: The channels of sends, and whom those name.
+    SENDS = (
+        ("email", "a@example.com"), ("sms", "+15551234567"), ("whatsapp", "+15551234567"),
+        ("push", "t"), ("push", None), ("inbox_message", None), ("in_app", None),
+    )  # fmt: skip
+
     def test_a_body_is_decoded_once(self) -> None:
         self.fake = Fake(Settings(strict_fields=True))
         self.ok("POST", "/__parlel/workspaces", {"name": "w1"})
         self.ok("POST", "/__parlel/faults", {"status": 503, "match": {"person": "nobody"}})
+        self.ok("PUT", "/api/v1/customers/1/devices", {"device": {"id": "t", "platform": "ios"}})
         call = {"type": "track", "userId": "1", "event": "x"}
+        send = {"transactional_message_id": 1, "identifiers": {"id": "1"}}
         rows: list[tuple[str, Any]] = [
             ("/api/v1/customers/1/events", {"name": "x"}),
             ("/api/v1/customers/1/events", {"name": "x", "data": {"a": "b" * 70_000}}),
             ("/v1/b", {"writeKey": "k", "batch": [call]}),
-            ("/v1/send/email", {"to": "a@example.com"}),
+            *((f"/v1/send/{channel}", {**send, "to": to}) for channel, to in self.SENDS),
         ]
         for path, body in rows:
             headers = {"authorization": ""} if path == "/v1/b" else {}
@@ -3308,6 +3316,82 @@ class SeveralAsOne(SeededTest):
         sent = [(row["customer_id"], row["parents"]["action_id"]) for row in
                 self.records("deliveries") if row["customer_id"] in "12345"]  # fmt: skip
         self.assertEqual(sorted(sent), [(id, action) for id in "12345" for action in (11, 12)])
+
+
+class NothingSlow(SeededTest):
+    """While a workspace is locked, no long JSON is read or made, and no template rendered."""
+
+    #: JSON of fewer bytes takes less time than a template.
+    LONG = 2000
+    MUCH: ClassVar[Any] = {"rows": [{"day": "monday", "n": n} for n in range(200)]}
+    FILTER: ClassVar[Any] = {"field": "day", "operator": "eq", "value": "{{event.rows[0].day}}"}
+    SEED = {
+        **SeededTest.SEED,
+        "transactional": [
+            {"id": n, "name": channel, "contents": [{"id": n, "body": "{{trigger.rows}}"}]}
+            for n, (channel, _) in enumerate(FieldLists.SENDS, 1)
+        ],
+        "campaigns": [{"id": 8, "name": "A", "event_name": "go", "actions": [
+            {"id": 81, "subject": "{{event.rows}}", "body": "b", "to": "a@example.com"},
+            {"id": 82, "type": "collection_query", "collection": "days", "attribute": "journey.a",
+             "filter": FILTER},
+            {"id": 83, "type": "attribute_update", "attributes": {"a": "{{event.rows[0].day}}"}},
+        ]}],
+    }  # fmt: skip
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.slow: list[str] = []
+        sizes = {"decode_json": len, "_pieces": lambda value: len(json.dumps(value))}
+        for name, size in sizes.items():
+            self.watch(customerio_fake, name, size)
+        self.watch(customerio_fake.Template, "render", lambda template: self.LONG)
+
+    def watch(self, place: Any, name: str, size: Callable[[Any], int]) -> None:
+        """Have the callers of a function noted who hold the lock and have much to do."""
+        real = getattr(place, name)
+
+        def run(given: Any, *more: Any, **named: Any) -> Any:
+            if is_owned(self.fake.workspace.lock) and size(given) >= self.LONG:
+                self.slow.append(" < ".join(f.name for f in traceback.extract_stack()[-8:-1]))
+            return real(given, *more, **named)
+
+        patch = mock.patch.object(place, name, run)
+        patch.start()
+        self.addCleanup(patch.stop)
+
+    def calls(self) -> Iterator[tuple[str, str, Any]]:
+        """Calls that bring much."""
+        ada, much = {"id": "ada"}, self.MUCH
+        yield "PUT", "/api/v1/customers/ada/devices", {"device": {"id": "t", "platform": "ios"}}
+        yield "POST", "/api/v1/customers/ada/events", {"name": "go", "data": much}
+        item = {"type": "person", "action": "event", "name": "go", "identifiers": ada}
+        yield "POST", "/api/v2/batch", {"batch": [{**item, "attributes": much}] * 10}
+        call = {"type": "track", "event": "go", "userId": "ada", "properties": much}
+        yield "POST", "/v1/batch", {"batch": [call] * 10}
+        yield "POST", "/v1/group", {"groupId": "g", "userId": "ada", "traits": {"rows": much}}
+        for channel, to in FieldLists.SENDS:
+            send = {"transactional_message_id": channel, "identifiers": ada, "to": to}
+            # The report on a push is made of its message when somebody asks for reports.
+            data = {} if channel == "push" else much
+            yield "POST", f"/v1/send/{channel}", {**send, "message_data": data}
+        yield "POST", "/v1/campaigns/20/triggers", {"ids": ["ada"], "data": much}
+        yield "POST", "/v1/newsletters/30/send", {}
+        headers = [{"name": "X", "value": "y" * self.LONG}]
+        yield "PUT", "/v1/transactional/1/content/1", {"headers": headers}
+        yield "PUT", "/v1/collections/1", {"data": much["rows"]}
+        for id in [*self.fake.workspace.deliveries.rows]:
+            yield "POST", f"/__parlel/deliveries/{id}/opened", {}
+
+    def test_a_tour(self) -> None:
+        for method, path, body in self.calls():
+            self.assertEqual(self.status(method, path, body), 200, path)
+            self.assertEqual(self.slow, [], path)
+        names = ("1", "ada", [*self.fake.workspace.deliveries.rows][-1])
+        for row in ROUTES:
+            for name in names if row.method == "GET" else ():
+                self.status("GET", re.sub(r"{\w+}", name, row.path))
+                self.assertEqual(self.slow, [], row.path)
 
 
 # ======================================================================================
@@ -15094,6 +15178,16 @@ class Snapshots(SeededTest):
         """Go on with a document in a fake that knew nothing of it."""
         self.fake = Fake(Settings(**self.settings))
         self.ok("PUT", "/__parlel/state", document)
+
+    def test_a_push_goes_to_the_device_it_names(self) -> None:
+        for token in ("t1", "t2"):
+            device = {"id": token, "platform": "ios"}
+            self.ok("PUT", "/api/v1/customers/1/devices", {"device": device})
+        push = {"transactional_message_id": 3, "identifiers": {"id": "1"}, "to": "t1"}
+        draft = self.ok("POST", "/v1/send/push", {**push, "queue_draft": True})["delivery_id"]
+        self.elsewhere(self.state())
+        self.ok("POST", f"/__parlel/deliveries/{draft}/sent", {})
+        self.assertEqual(self.ok("GET", f"/__parlel/deliveries/{draft}")["devices"], ["t1"])
 
     def test_what_is_restored_is_the_same_and_goes_on_the_same(self) -> None:
         self.fill()
