@@ -11264,6 +11264,7 @@ class AppFamilies(SeededTest):
                     "url": "u", "fake_bcc": True, "headers": {"X-A": "1"},
                     "recipient": "a@b.cd"}  # fmt: skip
         export = {"id": 4, "type": "customers", "total": 7, "status": "done", "user_id": 5}
+        export["downloads"] = 0
         activity = {"id": "a1", "type": "event", "name": "x", "timestamp": then, "data": {"n": 1}}
         blocked = {"category": "bounces", "suppressions": [{"email": "A@b.cd", "status": "550"}]}
         self.fake.seed({
@@ -11623,8 +11624,14 @@ class AppOthers(SeededTest):
         for path in ("esp/search_suppression", "esp_suppression"):
             found = self.ok("GET", f"/v1/{path}/a@example.com")
             self.assertEqual((found["category"], len(found["suppressions"])), ("bounces", 1))
-        found = self.ok("POST", "/v1/esp_suppression/search", {"emails": ["B@example.com"]})
-        self.assertEqual(len(found["suppressions"]), 1)
+        search = "/v1/esp_suppression/search"
+        for body, count in (
+            ({"emails": ["B@example.com"]}, 1),
+            ({"email": "b@example.com"}, 1),
+            ({}, 2),
+        ):
+            emails = [row["email"] for row in self.ok("POST", search, body)["suppressions"]]
+            self.assertEqual((len(emails), emails[-1]), (count, "b@example.com"))
         self.assertEqual(self.status("DELETE", "/v1/esp/suppression/bounces/a@example.com"), 204)
         self.assertEqual(self.status("DELETE", "/v1/esp/suppression/bounces/a@example.com"), 404)
         self.assertEqual(self.status("POST", "/v1/esp/suppression/nonsense/a@example.com"), 404)
@@ -12417,7 +12424,10 @@ class StudioEmails(StudioTest):
         spanish = {"language": "es", "content": {"subject": "Hola"}, "created": 5}
         row = {"id": NOWHERE, "name": "A", "created": 7, "updated": 8, **own}
         row.update(content={"subject": "Hi", "text": "t"}, email_translations=[spanish])
-        self.fake.seed({"design_studio_emails": [row]})
+        folders = [{"id": NOWHERE, "name": "F"}]
+        row["parent_folder_id"] = NOWHERE
+        self.fake.seed({"design_studio_folders": folders, "design_studio_emails": [row]})
+        self.assertEqual(self.names(f"{EMAILS}?parent_folder_id={NOWHERE}"), ["A"])
         email = self.ok("GET", f"{EMAILS}/{NOWHERE}")["email"]
         self.assertEqual((email["is_linked"], email["created"], email["updated"]), (False, 7, 8))
         (made,) = self.ok("GET", f"{EMAILS}/{NOWHERE}/languages")["email_translations"]
@@ -12720,11 +12730,9 @@ class InboxPreviews(StudioTest):
 
     def test_without_clients_they_are_not_enabled(self) -> None:
         paths = [f"{DS}/inbox_previews/{end}" for end in ("clients", "credits", "jobs")]
-        for reply in (
-            self.submit("ios"),
-            self.submit(),
-            *(self.call("GET", path) for path in paths),
-        ):
+        paths += [f"{self.path}/1", f"{self.path}/1/captures/ios"]
+        replies = [self.call("GET", path) for path in paths]
+        for reply in (self.submit("ios"), self.submit(), *replies):
             self.assert_errors(reply, 404, "inbox previews are not enabled for this account")
 
     def test_a_run_is_charged_and_can_be_looked_at(self) -> None:
@@ -12766,6 +12774,9 @@ class InboxPreviews(StudioTest):
             size = f'viewBox="0 0 600 {tall}" width="{width}" height="{tall * width // 600}"'
             self.assertIn(size, drawn)
             self.assertEqual(drawn.count("line "), rows)
+        for length, rows in ((72, 1), (73, 2)):
+            drawn = customerio_fake._drawing("s", "x" * length, 600, 40).decode()
+            self.assertEqual(drawn.count("<text"), 1 + rows)
         self.assertEqual(
             self.call("GET", capture).body, self.call("GET", f"{capture}?key=default").body
         )
@@ -13062,6 +13073,9 @@ class StudioCorners(StudioTest):
         self.assertEqual(
             [(row["url"], row["text"]) for row in page.links], [("u", "abc"), ("v", "")]
         )
+        for length, text in ((198, "yz"), (199, "y")):  # from 200 characters on, it is enough
+            page = customerio_fake.PageReader(f"<a href='u'>{'x' * length}<b>y</b>z</a>")
+            self.assertEqual(page.links[0]["text"], "x" * length + text)
 
     def test_a_form_without_its_file_is_refused(self) -> None:
         start = b'--x\r\nContent-Disposition: form-data; name="name"\r\n\r\na\r\n--x--\r\n'
@@ -13072,6 +13086,13 @@ class StudioCorners(StudioTest):
         for body, label, text in rows:
             reply = self.call("POST", "/v1/assets/files", body, content_type=label)
             self.assert_errors(reply, 400, text)
+
+    def test_a_part_of_a_form_may_be_named_without_quotes(self) -> None:
+        head = b"--x\r\nContent-Disposition: form-data; name=file; filename=b.png\r\n"
+        body = head + b"Content-Type: image/png\r\n\r\n" + png() + b"\r\n--x--\r\n"
+        label = "multipart/form-data; boundary=x"
+        reply = self.call("POST", "/v1/assets/files", body, content_type=label)
+        self.assertEqual(reply.json["asset"]["name"], "b.png")
 
     def test_a_version_shows_all_of_the_email(self) -> None:
         email = self.email(subject="One", html="<p>1</p>", text="one")
@@ -13514,6 +13535,9 @@ class StrictPipelines(FakeTest):
                         self.assertIn(text, reply.json["message"])
         reply = self.call("POST", "/v1/batch", {"batch": [5]}, x_strict_mode="1")
         self.assertEqual(reply.json["errors"][0]["message"], reply.json["message"])  # no field
+        wrong: Any = {"userId": {}, "context": 5}
+        reply = self.call("POST", "/v1/identify", wrong, x_strict_mode="1")
+        self.assertEqual([row["field"] for row in reply.json["errors"]], ["userId"])  # the first
         self.assertEqual(self.records("events"), [])
 
 
