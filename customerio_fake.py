@@ -6740,10 +6740,10 @@ class Events(Keeper):
             return DUPLICATE
         event.anonymous_id = who[1]
         self.record(event)
-        person, when = self.claims.get(who[1], (None, 0.0))
-        if person is not None and event.received_at - when <= ANONYMOUS_GRACE:
-            event.customer_id = person.name
-            self._attach(event, person)
+        claim = self.claims.get(who[1])
+        if claim is not None and event.received_at - claim[1] <= ANONYMOUS_GRACE:
+            event.customer_id = claim[0].name
+            self._attach(event, claim[0])
         elif who[1]:
             self.anonymous.setdefault(who[1], []).append(event)
         return DONE

@@ -3048,17 +3048,36 @@ class EventMemory(FakeTest):
         self.assertEqual(owners, [None, "1"])
 
     def test_an_anonymous_id_is_given_once(self) -> None:
+        self.ok("PUT", "/__parlel/clock", {"freeze": True})
         self.identify("1", anonymous_id="a")
-        self.fake.workspace.agenda.advance(301)
-        self.ok("POST", "/api/v1/events", {"name": "late", "anonymous_id": "a"})
+        for seconds in (300, 1):
+            self.fake.workspace.agenda.advance(seconds)
+            self.ok("POST", "/api/v1/events", {"name": "late", "anonymous_id": "a"})
         self.identify("2", anonymous_id="a")
-        self.assertIsNone(self.records("events")[0]["customer_id"])
+        owners = [(event["customer_id"], event["cio_id"]) for event in self.records("events")]
+        self.assertEqual(owners, [("1", self.person("1")["cio_id"]), (None, None)])
+
+    def test_a_known_anonymous_id_stands_for_its_person(self) -> None:
+        self.identify("1", anonymous_id="a")
+        self.identify("2")
+        body = {
+            "type": "object", "action": "identify_anonymous",
+            "identifiers": {"object_type_id": "1", "object_id": "acme"},
+            "cio_relationships": [{"identifiers": {"anonymous_id": "a"}}],
+        }  # fmt: skip
+        self.ok("POST", "/api/v2/entity", body)
+        related = [row["customer_id"] for row in self.records("objects")[0]["relationships"]]
+        self.assertEqual(related, ["1"])
+        sides = {"primary": {"id": "2"}, "secondary": {"id": "1"}}
+        self.ok("POST", "/api/v1/merge_customers", sides)
+        self.assertEqual(self.ok("GET", "/__parlel/customers/2/profile")["anonymous_ids"], ["a"])
 
     def test_a_merge_carries_30_days_over(self) -> None:
+        self.ok("PUT", "/__parlel/clock", {"freeze": True})
         self.identify("1")
-        self.ok("POST", "/api/v1/customers/2/events", {"name": "old"})
-        self.fake.workspace.agenda.advance(31 * 86400)
-        self.ok("POST", "/api/v1/customers/2/events", {"name": "new"})
+        for seconds in (1, 30 * 86400):
+            self.ok("POST", "/api/v1/customers/2/events", {"name": "x"})
+            self.fake.workspace.agenda.advance(seconds)
         body = {"primary": {"id": "1"}, "secondary": {"id": "2"}}
         self.ok("POST", "/api/v1/merge_customers", body)
         cio_ids = [event["cio_id"] for event in self.records("events")]
@@ -3069,6 +3088,63 @@ class EventMemory(FakeTest):
         self.ok("DELETE", "/api/v1/customers/1")
         (event,) = self.records("events")
         self.assertEqual((event["cio_id"], event["customer_id"]), (None, "1"))
+
+    def test_seconds_that_look_like_milliseconds(self) -> None:
+        for timestamp, doubt in ((10**11 - 1, ""), (10**11, "milliseconds")):
+            event = {"name": "x", "timestamp": timestamp}
+            reply = self.call("POST", "/api/v1/customers/1/events", event)
+            self.assertEqual((reply.status, doubt in reply.reason), (200, True))
+            self.assertEqual(bool(reply.reason), bool(doubt))
+
+
+class Watched(FakeTest):
+    def test_who_is_deleted_leaves_no_changes(self) -> None:
+        segments = self.fake.workspace.segments
+        segments.watch("plan")
+        for plan in ("a", "b"):
+            self.identify("1", plan=plan)
+        self.assertEqual([len(rows) for rows in segments.changes.values()], [2])
+        self.ok("DELETE", "/api/v1/customers/1")
+        self.assertEqual(segments.changes, {})
+
+
+class Objects(FakeTest):
+    ACME: ClassVar[Any] = {"object_type_id": "1", "object_id": "acme"}
+
+    def entity(self, **item: Any) -> Reply:
+        return self.call("POST", "/api/v2/entity", item)
+
+    def acme(self, **attributes: Any) -> Reply:
+        return self.entity(type="object", action="identify", identifiers=self.ACME,
+                           attributes=attributes)  # fmt: skip
+
+    def test_an_update_counts_although_it_changes_nothing(self) -> None:
+        for _ in range(2):
+            self.acme(name="Acme")
+            self.fake.workspace.agenda.advance(60)
+        (thing,) = self.records("objects")
+        self.assertEqual(thing["updated_at"] - thing["created_at"], 60)
+
+    def test_all_attributes_together_have_a_limit(self) -> None:
+        numbers = [10.0**15] * 50  # as text, four times as long as in the request: "1e15"
+        body = {"type": "object", "action": "identify", "identifiers": self.ACME}
+        for count, status in ((100, 200), (110, 400)):
+            attributes = {f"a{i}": numbers for i in range(count)}
+            text = json.dumps({**body, "attributes": attributes}, separators=(",", ":"))
+            data = text.replace("1000000000000000.0", "1e15").encode()
+            reply = self.call("POST", "/api/v2/entity", data)
+            self.assert_errors(reply, status, "100000 bytes" if status == 400 else "")
+
+    def test_a_person_is_related_to_an_object_by_its_own_id_if_there_is_one(self) -> None:
+        self.acme()
+        self.identify("1")
+        for cio_id, reason in ((self.records("objects")[0]["cio_object_id"], ""), ("ob9", "unk")):
+            other = [{"identifiers": {"cio_object_id": cio_id}}]
+            reply = self.entity(type="person", action="add_relationships",
+                                identifiers={"id": "1"}, cio_relationships=other)  # fmt: skip
+            self.assertEqual((reply.status, reply.reason[:3]), (200, reason))
+        (thing,) = self.records("objects")
+        self.assertEqual([row["customer_id"] for row in thing["relationships"]], ["1"])
 
 
 # ======================================================================================
@@ -3166,6 +3242,52 @@ class FewDeliveries(SeededTest):
             kept = {row["delivery_id"] for row in self.records("deliveries")}
             theirs = self.ok("GET", "/v1/customers/eve/messages")["messages"]
             self.assertLessEqual({row["id"] for row in theirs}, kept)
+
+
+class Queued(FakeTest):
+    """Messages that wait in the queue or the inbox of their person."""
+
+    def send(self, channel: str = "in_app") -> customerio_fake.Delivery:
+        message = {"transactional_message_id": 1, "identifiers": {"id": "1"}}
+        number = self.ok("POST", f"/v1/send/{channel}", message)["delivery_id"]
+        return self.fake.workspace.deliveries.rows[number]
+
+    def test_one_report_of_an_opening_is_that_of_what_was_shown(self) -> None:
+        delivery = self.send()
+        self.fake.workspace.deliveries.show(delivery, 5)
+        for opened in (1, 2, 3):
+            report = {"delivery_id": delivery.delivery_id, "metric": "opened"}
+            self.ok("POST", "/api/v1/metrics", report)
+            counted = [row["metric"] for row in delivery.history].count("opened")
+            self.assertEqual(counted, max(1, opened))
+
+    def test_who_looks_on_is_told_when_the_person_is_gone(self) -> None:
+        self.send()
+        before = self.fake.workspace.deliveries.queued
+        self.ok("DELETE", "/api/v1/customers/1")
+        self.assertGreater(self.fake.workspace.deliveries.queued, before)
+
+    def test_what_leaves_the_inbox_is_not_opened_by_that(self) -> None:
+        delivery = self.send("inbox_message")
+        self.fake.workspace.deliveries.show(delivery, 5)
+        self.assertNotIn("opened", delivery.metrics)
+
+    def test_what_is_forgotten_leaves_nothing_in_the_queue(self) -> None:
+        delivery, deliveries = self.send(), self.fake.workspace.deliveries
+        deliveries.show(delivery, 5)
+        self.ok("DELETE", f"/__parlel/deliveries/{delivery.delivery_id}")
+        self.assertEqual(deliveries.queue, {})
+
+    def test_a_click_by_the_number_of_its_link(self) -> None:
+        body = "<a href='https://x.io/a'>A</a><a href='https://x.io/b'>B</a>"
+        message = {"to": "a@b.cd", "identifiers": {"id": "1"}, "subject": "s", "body": body,
+                   "from": "shop@example.com", "tracked": True}  # fmt: skip
+        number = self.ok("POST", "/v1/send/email", message)["delivery_id"]
+        for link in self.fake.workspace.deliveries.rows[number].rendered["links"]:
+            path = f"/__parlel/deliveries/{number}/clicked"
+            self.ok("POST", path, {"link_id": link["id"]})
+            row = self.ok("GET", f"/__parlel/deliveries/{number}")["history"][-1]
+            self.assertEqual((row["link_id"], row["href"]), (link["id"], link["href"]))
 
 
 # ======================================================================================
@@ -3298,8 +3420,10 @@ class Mishaps(FakeTest):
             done.append([thing][thing % 2])
 
         with self.assertLogs("customerio_fake", "ERROR"):
+            told = workspace.news.told
             workspace.agenda.run_for_all([0, 1, 2], act, lambda: done.append(9))
         self.assertEqual(done, [0, 2, 9])
+        self.assertGreater(workspace.news.told, told)  # who waits for it looks again
 
 
 class SeveralAsOne(SeededTest):
@@ -3423,6 +3547,8 @@ class Messages(SeededTest):
         body = "{{customer.first_name}} {{customer.age}} {{trigger.order.n}} {{snippets.footer}}"
         delivery = self.send(body=body, message_data={"order": {"n": 7}}, tracked=False)
         self.assertEqual(delivery["rendered"]["body"], "Ada 36 7 bye")
+        named = self.send(body="{{campaign.type}} {{message.type}}", tracked=False)
+        self.assertEqual(named["rendered"]["body"].split()[0], "transactional_message")
         self.assertEqual(delivery["state"], "delivered")
         self.assertEqual(list(delivery["metrics"]), ["delivered", "sent", "created"])
 
@@ -4016,6 +4142,40 @@ class Messages(SeededTest):
             self.assert_errors(self.call("PUT", "/__parlel/clock", body), 400)
 
 
+class Waiting(FakeTest):
+    """What SDKs get of a person's queue and inbox."""
+
+    def queue(self, channel: str, *looks: Any) -> Any:
+        """The queue after sends with these appearances, a second apart."""
+        contents = [{"id": 9 + i, "type": channel, "body": "x", "in_app": look}
+                    for i, look in enumerate(looks, 1)]  # fmt: skip
+        rows = [{"id": row["id"], "name": "n", "contents": [row]} for row in contents]
+        clock = {"now": 1_790_000_000, "freeze": True}
+        self.ok("POST", "/__parlel/seed", {"transactional": rows, "clock": clock})
+        for row in rows:
+            message = {"transactional_message_id": row["id"], "identifiers": {"id": "1"}}
+            self.ok("POST", f"/v1/send/{channel}", message)
+            self.ok("PUT", "/__parlel/clock", {"advance": 1})
+        workspace = self.fake.workspace
+        return customerio_fake.queue_of(workspace, workspace.people.find(("id", "1")))
+
+    def test_a_message_ends_at_its_second(self) -> None:
+        for seconds, left in ((2, 1), (1, 0)):
+            found = self.queue("in_app", {"expires_in": seconds})["inAppMessages"]
+            self.assertEqual(len(found), left)
+
+    def test_the_inbox_has_the_latest_first(self) -> None:
+        first, second = self.queue("inbox_message", {}, {"priority": 3})["inboxMessages"]
+        self.assertEqual((first["priority"], second["priority"]), (3, 0))
+        self.assertLess(second["sentAt"], first["sentAt"])
+
+    def test_a_message_for_everybody_says_how_often(self) -> None:
+        self.ok("POST", "/__parlel/seed", {"in_app_messages": [{"id": 9, "body": "x"}]})
+        (entry,) = customerio_fake.queue_of(self.fake.workspace, None)["inAppMessages"]
+        often = {"count": 1, "delay": 0, "ignoreDismiss": False}
+        self.assertEqual(entry["properties"]["gist"]["broadcast"]["frequency"], often)
+
+
 class Blanks(FakeTest):
     """What the App API shows of things of which only the name is known."""
 
@@ -4109,6 +4269,18 @@ class Sends(FakeTest):
         message = {**self.GOOD, "to": "x@example.com", "identifiers": {"email": "x@example.com"}}
         self.ok("POST", "/v1/send/email", message)
         self.assertEqual(self.records("customers")[0]["identifiers"]["email"], "x@example.com")
+
+    def test_a_newsletter_without_a_content_is_not_sent(self) -> None:
+        self.ok("POST", "/__parlel/seed", {"newsletters": [{"id": 3, "name": "N"}]})
+        reply = self.call("POST", "/v1/newsletters/3/send", {})
+        self.assert_errors(reply, 400, "this newsletter has no content")
+
+    def test_the_periods_of_a_newsletters_rate(self) -> None:
+        for seconds in (60, 3600, 86400):
+            rate = {"rate_limit_email_rate": 1, "rate_limit_time_period": seconds}
+            self.assertEqual(customerio_fake.checked_rate(rate), rate)
+            with self.assertRaisesRegex(customerio_fake.ApiError, "must be one of"):
+                customerio_fake.checked_rate({**rate, "rate_limit_time_period": seconds + 1})
 
     def test_nothing_is_sent_to_the_suppressed(self) -> None:
         self.ok("POST", "/api/v1/customers/2/suppress")
@@ -4303,12 +4475,28 @@ class BroadcastSends(SeededTest):
         with mock.patch.object(customerio_fake, "MAX_TRIGGER", 20):
             reply = self.call("POST", "/v1/campaigns/20/triggers", {"ids": ["a" * 20]})
             self.assert_errors(reply, 422, "20 bytes")
-        line = b'{"id":"ada","data":{"a":"' + b"x" * 2_000_000 + b'"}}'
-        with mock.patch.object(customerio_fake, "fetched", lambda url, name: line):
-            reply = self.call("POST", "/v1/campaigns/20/triggers", {"data_file_url": "http://x/f"})
-        self.assert_errors(reply, 422, "trigger 1")
-        (told,) = self.ok("GET", "/v1/campaigns/20/triggers/1/errors")["errors"]
-        self.assertRegex(told, "line 1: 20000.. bytes; 2000000 at most")
+        for more, status, text in ((0, 200, ""), (1, 422, "trigger 2")):
+            line = b'{"id":"ada","data":{"a":"' + b"x" * (2_000_000 - 28 + more) + b'"}}'
+            with mock.patch.object(customerio_fake, "fetched", lambda url, name: line):  # noqa: B023
+                file = {"data_file_url": "http://x/f"}
+                reply = self.call("POST", "/v1/campaigns/20/triggers", file)
+            self.assert_errors(reply, status, text)
+        (told,) = self.ok("GET", "/v1/campaigns/20/triggers/2/errors")["errors"]
+        self.assertIn("line 1: 2000001 bytes; 2000000 at most", told)
+
+    def test_a_file_may_be_as_large_as_that_and_no_larger(self) -> None:
+        late = mock.Mock()
+        with mock.patch.object(customerio_fake, "MAX_FILE", 5):
+            for size in (5, 6):
+                answer = mock.Mock(read=io.BytesIO(b"x" * size).read, length=0)
+                if size == 5:
+                    self.assertEqual(customerio_fake._whole_body(answer, late), b"xxxxx")
+                else:
+                    with self.assertRaisesRegex(ValueError, "larger than 5 bytes"):
+                        customerio_fake._whole_body(answer, late)
+        late.check.side_effect = TimeoutError
+        with self.assertRaises(TimeoutError):
+            customerio_fake._whole_body(answer, late)
 
     def test_what_is_no_trigger_is_refused_in_the_services_ways(self) -> None:
         path = "/v1/campaigns/20/triggers"
@@ -4325,6 +4513,7 @@ class BroadcastSends(SeededTest):
 
     def test_it_is_counted_and_processed(self) -> None:
         self.trigger(ids=["ada"])
+        self.assertEqual(self.records("deliveries")[-1]["parents"]["trigger_id"], 1)
         series = self.ok("GET", "/v1/broadcasts/20/metrics?steps=2")["metric"]["series"]
         self.assertEqual(series["sent"], [0, 1])
         self.assertTrue(self.ok("GET", "/v1/broadcasts/20/triggers")["triggers"][0]["processed_at"])
@@ -5771,6 +5960,13 @@ class Entries(JourneyTest):
         self.assertEqual(len(self.journeys()), 1)
         self.assertEqual(self.journeys()[0]["trigger_event_id"], body["id"])
 
+    def test_events_in_a_batch_start_it_and_those_after_it(self) -> None:
+        self.campaign(mail(1))
+        event = {"type": "person", "action": "event", "identifiers": {"id": "1"}, "name": "go"}
+        self.ok("POST", "/api/v2/batch", {"batch": [event, event]})
+        self.track("1", "go")
+        self.assertEqual(len(self.fake.workspace.journeys.rows), 3)
+
     def test_an_anonymous_event_starts_it_once_it_has_a_person(self) -> None:
         self.campaign(mail(1))
         for anonymous, hours in (("a", 71), ("b", 73)):
@@ -6057,6 +6253,20 @@ class Entries(JourneyTest):
         for value, sent in (("no", []), ("yes", [(20, "1")])):
             self.update("acme", open=value)
             self.assertEqual(self.sent(), sent)
+
+    def test_who_is_no_longer_related_is_looked_at(self) -> None:
+        open_ = {"object_attribute": {"field": "open", "operator": "eq", "value": "yes"}}
+        self.campaign(mail(10), {"type": "delay_seconds", "delay": 60},
+                      global_exit_conditions=[{"not": open_}])  # fmt: skip
+        self.identify("1", email="1@example.com")
+        self.update("acme", open="yes")
+        self.relate("acme", "1")
+        self.track("1", "go")
+        self.assertEqual(self.journeys()[0]["state"], "active")
+        about = [{"identifiers": {"object_type_id": "1", "object_id": "acme"}}]
+        self.ok("POST", "/api/v2/entity", {"type": "person", "action": "delete_relationships",
+                "identifiers": {"id": "1"}, "cio_relationships": about})  # fmt: skip
+        self.assertEqual(self.journeys()[0]["state"], "exited_early")
 
     def test_an_updated_object_reaches_all_its_people(self) -> None:
         changed = {"object_attribute": {"field": "open", "operator": "eq", "value": "yes"}}
