@@ -16975,6 +16975,8 @@ class Connections(WireTestCase):
                 connection = customerio_fake.Connection(sock, "", 1, since)
                 with mock.patch.dict(server._waiting, {threading.current_thread(): connection}):
                     self.assertEqual(len(server._resting()), resting, silent)
+                    self.assertEqual(server._shed(server._resting()), bool(resting))
+                    self.assertEqual(server._resting(), [], "it is let go once")
             server.serve_forever()
             rows: List[Tuple[Dict[Any, Any], Dict[Any, Any]]] = [
                 (server._open, {0: connection}), (server._parked, {connection: None}),
@@ -17051,6 +17053,16 @@ class Connections(WireTestCase):
                 server._turn(0)
                 self.assertEqual(look.call_count, looks)
 
+    def test_where_no_thread_can_be_started_the_client_is_told(self) -> None:
+        server, connect = self.serving()
+        _, client = connect(0)
+        client.send(PEOPLE)
+        with mock.patch("threading.Thread.start", side_effect=RuntimeError("no more threads")):
+            for _ in range(2):
+                server._turn(0)
+        self.assertIn(b"HTTP/1.1 503 ", client.recv(9999))
+        self.assertEqual(server._waiting, {})
+
     def test_who_has_gone_is_told_nothing_more(self) -> None:
         server, connect = self.serving()
         connection, client = connect(0)
@@ -17117,7 +17129,10 @@ class InAThread(unittest.TestCase):
         self.client.send(b"x")
         self.assertEqual(seen(), (True, 7))
         self.assertEqual(self.handler.connection.recv(9), b"x", "it is left there")
-        self.client.close()
+        self.client.shutdown(socket.SHUT_WR)
+        self.assertEqual(seen(), (False, 7))
+        self.handler.connection.send(b"unread")
+        self.client.close()  # which is a reset then
         self.assertEqual(seen(), (False, 7))
         self.handler.request.framer.scheme = "https"
         self.assertTrue(seen()[0], "nobody knows")
