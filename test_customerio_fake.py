@@ -17055,12 +17055,14 @@ class Connections(WireTestCase):
 
     def test_where_no_thread_can_be_started_the_client_is_told(self) -> None:
         server, connect = self.serving()
-        _, client = connect(0)
-        client.send(PEOPLE)
-        with mock.patch("threading.Thread.start", side_effect=RuntimeError("no more threads")):
-            for _ in range(2):
-                server._turn(0)
-        self.assertIn(b"HTTP/1.1 503 ", client.recv(9999))
+        for sent, said in ((PEOPLE, b"HTTP/1.1 503 "), (b"\x16", b"")):
+            connection, client = connect(0)
+            client.send(sent)
+            with mock.patch("threading.Thread.start", side_effect=RuntimeError("no more")):
+                for _ in range(2):
+                    server._turn(0)
+            self.assertEqual(connection.socket.fileno() < 0, not said)
+            self.assertEqual(said and client.recv(13), said)
         self.assertEqual(server._waiting, {})
 
     def test_who_has_gone_is_told_nothing_more(self) -> None:
@@ -17284,6 +17286,11 @@ class Tls(WireTestCase):
             with self.subTest(name), self.assertRaises(ssl.SSLCertVerificationError):
                 self.dial(context, name=name)
         self.assert_unharmed(self.state())
+
+    def test_http_1_is_agreed_on(self) -> None:
+        self.trust.set_alpn_protocols(["h2", "http/1.1"])
+        agreed = cast(ssl.SSLSocket, self.dial(self.trust).socket).selected_alpn_protocol()
+        self.assertEqual(agreed, "http/1.1")
 
     def test_tls_does_not_begin_in_the_middle(self) -> None:
         wire = self.dial().send(HEALTH)
@@ -17903,7 +17910,9 @@ class Fixtures(unittest.TestCase):
             urllib.request.urlopen(server.url + "/health", timeout=PATIENCE)
 
     def test_a_server_by_itself_takes_the_port_that_the_clients_are_told(self) -> None:
-        self.assertEqual(CustomerioServer().url, "http://127.0.0.1:4668")  # not started
+        server = CustomerioServer()  # not started
+        self.assertEqual(server.url, "http://127.0.0.1:4668")
+        self.assertEqual(server.settings.host, "127.0.0.1", "nobody else can reach it")
 
 
 class Handles(unittest.TestCase):
@@ -18474,6 +18483,10 @@ class CommandLine(WireTestCase):
         code, out, err = self.run_main("--version")
         self.assertEqual((code, err), (0, ""))
         self.assertIn(customerio_fake.__version__, out)
+        words = mock.patch.object(sys, "argv", ["customerio_fake", "routes", "/health"])
+        with words, contextlib.redirect_stdout(io.StringIO()) as said:
+            self.assertEqual(customerio_fake.main(), 0)
+        self.assertTrue(said.getvalue().startswith("GET    /health  "))
         code, out, err = self.run_main("--help")
         self.assertEqual((code, err), (0, ""))
         for flag in ("--host", "--cert", "--verbose", "healthcheck", "CUSTOMERIO_SITE_ID"):
