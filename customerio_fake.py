@@ -54,12 +54,14 @@ Read the file from top to bottom; each section uses only the sections above it.
     31  Public face             CustomerioServer and the command line
 
 Some terms are ours: a *part* of a workspace keeps things of one kind; a *keeper* is a part that
-keeps what people own. A *shelf* holds *rows*: things that are made in the web app. *Families* are
-campaigns, broadcasts, newsletters and transactional messages, which all have *contents* (or
-actions). A *verb* changes recorded state and returns an *outcome*. An *occasion* is something
-that others may listen for. A *chore* waits on the clock's *agenda* until it is due. A *record* is
-what a control list shows, a *document* what the real API shows. A *tile* is a step of a campaign;
-a *view* is one workspace as a test sees it.
+keeps what people own; the *ground* is what all parts share. A *shelf* holds *rows*: things that are
+made in the web app. *Families* are campaigns, broadcasts, newsletters and transactional messages,
+which all have *contents* (or actions); a *mail* is a content on its way. A *verb* changes recorded
+state and returns an *outcome*; a call is *moot* if it concerns nobody or nothing. An *occasion* is
+something that others may listen for. A *chore* waits on the clock's *agenda* until it is due. A
+*plan* is a compiled campaign, a *tile* a step of it; the *gate* lets people in, the *runner* moves
+them on. A *record* is what a control list shows, a *document* what the real API shows, a *ledger*
+what a snapshot numbers. A *view* is one workspace as a test sees it.
 
 Rules come from, in this order: what was observed of the live service ("observed"), the
 official API description ("reference"), the documentation ("docs"), and where all of these
@@ -233,17 +235,18 @@ def spelt_alike(wrong: str, known: Iterable[str], most: int, alike: float = 0.5)
 
     wrong = wrong[:200]
     mine = _traits(wrong)
-    near = heapq.nlargest(12, known, lambda word: _likeness(mine, _traits(word)))
+
+    def likeness(word: str) -> float:
+        its = _traits(word)
+        return len(mine & its) / (len(mine) + len(its) or 1)
+
+    near = heapq.nlargest(12, known, likeness)
     return difflib.get_close_matches(wrong, near, n=most, cutoff=alike)
 
 
 @functools.lru_cache(1024)
 def _traits(word: str) -> FrozenSet[Any]:
     return frozenset([*word, *zip(word, word[1:])])
-
-
-def _likeness(mine: FrozenSet[Any], its: FrozenSet[Any]) -> float:
-    return len(mine & its) / (len(mine) + len(its) or 1)
 
 
 def suggestion(wrong: str, known: Sequence[str], most: int = 1) -> str:
@@ -1107,10 +1110,6 @@ class FieldList(NamedTuple):
         problems = list(self.problems(body, where))
         if problems:
             raise ApiError(self.status, *problems[: 1 if self.first else None])
-        return self.given(body)
-
-    def given(self, body: Json) -> Json:
-        """The declared fields that an object has, unchecked."""
         lax = self.lax
         return {n: body[n] for n in self.checks if n in body and not (lax and body[n] is None)}
 
@@ -4159,10 +4158,6 @@ def _texts_at(value: Json, path: str) -> List[Optional[str]]:
     return [*texts] or [None]
 
 
-def _is_deep(name: str) -> bool:
-    return "." in name or "[" in name
-
-
 def _attribute_condition(body: Json, where: str, grammar: Grammar, spec: Json) -> Predicate:
     judge, person = _judge(body, where, grammar), grammar.person
     name, test, wanted, inverse = judge[:4]
@@ -4174,7 +4169,7 @@ def _attribute_condition(body: Json, where: str, grammar: Grammar, spec: Json) -
         grammar.turns.append(lambda subject: judge.turns([subject.text(name)]))
     if judge.render is not None:
         return lambda subject: judge.fits(subject, [subject.text(name)])
-    if _is_deep(name) and grammar.exact:
+    if grammar.exact and ("." in name or "[" in name):
         return lambda subject: judge.fits(
             subject, _texts_at(getattr(person(subject), "attributes", None), name)
         )
@@ -4194,7 +4189,7 @@ def compile_data(spec: Json, where: str, grammar: Grammar) -> Predicate:
     return _compiled(spec, where, grammar._replace(kinds=_DATA))
 
 
-def _about(read: Callable[[Any, Any, Json], Iterable[Json]], *needs: Need) -> Kind:
+def _kind_about(read: Callable[[Any, Any, Json], Iterable[Json]], *needs: Need) -> Kind:
     """A kind of condition on the documents that `read` finds for a subject."""
 
     def compile(body: Json, where: str, grammar: Grammar, spec: Json) -> Predicate:
@@ -4403,9 +4398,9 @@ PERSON_CONDITIONS: Dict[str, Kind] = {
     "attribute": Kind(_attribute_condition, _NEGATABLE),
     "event": Kind(_event_condition, ("times", "within", "inverse")),
     "message": Kind(_message_condition, ("within", "inverse")),
-    "device_attribute": _about(_devices_of, ("device", "")),
-    "object_attribute": _about(_objects_of, ("object", "")),
-    "relationship_attribute": _about(
+    "device_attribute": _kind_about(_devices_of, ("device", "")),
+    "object_attribute": _kind_about(_objects_of, ("object", "")),
+    "relationship_attribute": _kind_about(
         lambda grammar, subject, body: _relationships_of(grammar, subject, body).values(),
         ("object", ""),
     ),
@@ -4414,8 +4409,8 @@ PERSON_CONDITIONS: Dict[str, Kind] = {
 JOURNEY_CONDITIONS: Dict[str, Kind] = {
     **PERSON_CONDITIONS,
     "event": Kind(_event_condition, ("times", "within", "inverse", "since")),
-    "event_attribute": _about(lambda grammar, subject, body: [subject.data]),
-    "journey_attribute": _about(lambda grammar, subject, body: [subject.attributes]),
+    "event_attribute": _kind_about(lambda grammar, subject, body: [subject.data]),
+    "journey_attribute": _kind_about(lambda grammar, subject, body: [subject.attributes]),
     "event_time": Kind(_event_time_condition, _NEGATABLE),
 }
 
@@ -5959,11 +5954,6 @@ _SHORT_NAME, _SHORT_VALUE = MAX_ATTRIBUTE_NAME // 4, MAX_ATTRIBUTE_VALUE // 4
 _SMALL = frozenset({bool, float, type(None)})
 
 
-def all_short(attributes: Attributes) -> bool:
-    """Whether all names are so short that their bytes need not be counted."""
-    return len(max(attributes, key=len, default="")) <= _SHORT_NAME
-
-
 def all_small(attributes: Attributes) -> bool:
     """Whether there are few attributes, all with short strings, numbers or the like as values."""
     for value in attributes.values():
@@ -6009,7 +5999,7 @@ def checked_attributes(value: Json, name: str) -> Attributes:
         if kind in value and value[kind] not in (None, ""):
             identifier_text(value[kind], kind)
     plain, problems = ordinary(value), []
-    if not all_small(value) or not (plain or all_short(value)):
+    if not all_small(value) or not (plain or len(max(value, key=len)) <= _SHORT_NAME):
         problems += oversized(value)
     if not plain:
         problems += misshapen_preferences(value)
@@ -6271,7 +6261,7 @@ class People(Directory):
         if person is None:
             if self.unnameable(who) is not DONE:
                 return self.unnameable(who)
-            person = self._anybody(named)
+            person = next(filter(None, map(self.find, named)), None)
             if person is None and not create:
                 told = {who[0]: {"reason": _NOBODYS, "value": who[1]}}
                 self.ground.note("failed_attribute_change", None, lambda: told)
@@ -6305,9 +6295,6 @@ class People(Directory):
         self.name(person, who, now)
         self.ground.note("profile_create", person)
         return person
-
-    def _anybody(self, named: Iterable[Identifier]) -> Optional[Person]:
-        return next(filter(None, map(self.find, named)), None)
 
     def _named(self, who: Identifier, attributes: Attributes) -> List[Identifier]:
         """The identifiers in a body, of the kinds that this workspace uses."""
@@ -7122,7 +7109,7 @@ def _let_pass(delivery: Delivery, row: Json) -> Happening:
     return metric, when, first, fact
 
 
-def _without(rows: List[Delivery], old: Set[Delivery], count: int) -> List[Delivery]:
+def _without_old(rows: List[Delivery], old: Set[Delivery], count: int) -> List[Delivery]:
     """These rows without the old ones, of which there are `count`: most often the first."""
     return rows[count:] if old.issuperset(rows[:count]) else [r for r in rows if r not in old]
 
@@ -7172,10 +7159,10 @@ class Deliveries(Keeper):
             self.queue.pop(delivery.delivery_id, None)
         parents = Counter([parent for delivery in old for parent in delivery.parents.items()])
         for parent, count in parents.items():
-            self.sent[parent] = _without(self.sent.get(parent, []), old, count)
+            self.sent[parent] = _without_old(self.sent.get(parent, []), old, count)
         for person, count in Counter([delivery.person for delivery in old]).items():
             if person is not None and person.has is not _NOTHING:
-                person.has.deliveries = _without(person.has.deliveries, old, count)
+                person.has.deliveries = _without_old(person.has.deliveries, old, count)
                 person.has.emailed = None
 
     def forget(self, delivery_id: str) -> None:
@@ -7426,7 +7413,7 @@ class News:
             self._condition.notify_all()
 
     def wait_until(
-        self, ready: Callable[[], bool], timeout: float, asked: Callable[[], bool] = lambda: True
+        self, ready: Callable[[], bool], timeout: float, asked: Callable[[], bool]
     ) -> bool:
         """Wait until `ready()`, at most `timeout` seconds; returns whether it is.
 
@@ -8439,7 +8426,7 @@ def _expiry(delivery: Delivery) -> Optional[float]:
     return look.get("expires_at") if after is None else min(sent + after, LAST_MOMENT)
 
 
-def _gist(look: Json, campaign: Json) -> Json:
+def _sdk_properties(look: Json, campaign: Json) -> Json:
     named = {theirs: look[ours] for ours, theirs in GIST_FIELDS.items() if ours in look}
     return {**(look.get("properties") or {}), "gist": {**named, **campaign}}
 
@@ -8450,7 +8437,7 @@ def _in_app_entry(workspace: Workspace, delivery: Delivery) -> Json:
         "queueId": delivery.delivery_id,
         "messageId": str(delivery.template_id or delivery.delivery_id),
         "priority": look.get("priority", 0),
-        "properties": _gist(look, {"campaignId": delivery.delivery_id}),
+        "properties": _sdk_properties(look, {"campaignId": delivery.delivery_id}),
     }
 
 
@@ -8466,7 +8453,7 @@ def _entry_for_all(row: Json) -> Json:
         "queueId": str(row["id"]),
         "messageId": str(row["id"]),
         "priority": look.get("priority", 0),
-        "properties": _gist(look, {"broadcast": {**ids, "frequency": often}}),
+        "properties": _sdk_properties(look, {"broadcast": {**ids, "frequency": often}}),
     }
 
 
@@ -8516,7 +8503,7 @@ def topic_name(topic: Json) -> str:
     return str(topic.get("identifier") or f"topic_{topic['id']}")
 
 
-def subscribed_to(workspace: Workspace, person: Person, topic: Json) -> bool:
+def subscribed_to(person: Person, topic: Json) -> bool:
     """Whether a person gets a topic: by choice, or else by the topic's default (reference)."""
     preferences = person.attributes.get(_PREFERENCES)
     chosen = preferences.get("topics") if isinstance(preferences, dict) else None
@@ -8535,7 +8522,7 @@ def refusal_of(workspace: Workspace, delivery: Delivery, mail: Mail) -> str:
     if isinstance(channels, dict) and not is_yes(channels.get(channel, True)):
         return f"the person is unsubscribed from the channel {channel}"
     topic = workspace.shelves["topics"].rows.get(mail.parent.get("subscription_topic_id"))
-    if topic is not None and not subscribed_to(workspace, person, topic):
+    if topic is not None and not subscribed_to(person, topic):
         return f"the person is unsubscribed from the topic {topic.get('name')!r}"
     if (channel, as_text(delivery.rendered.get("from") or "")) in person.has.optouts:
         return "the person has opted out of this sender"
@@ -8673,9 +8660,8 @@ def deliver(
     workspace: Workspace, person: Person, mail: Mail, parents: Json, data: Json, base_url: str
 ) -> Delivery:
     """Send a content of a newsletter or broadcast to one person."""
-    kind = "newsletter" if mail.family is NEWSLETTERS else "broadcast"
     with workspace.lock:
-        delivery = new_delivery(workspace, kind, person, shown(mail.content))
+        delivery = new_delivery(workspace, mail.family.one, person, shown(mail.content))
         delivery.parents, delivery.data, delivery.base_url = parents, data, base_url
         workspace.deliveries.post(delivery)
     dispatch(workspace, delivery, mail)
@@ -9152,7 +9138,9 @@ def trigger_broadcast(workspace: Workspace, broadcast_id: int, payload: Json) ->
         number, now = workspace.count("trigger"), workspace.seconds()
         audience = audience_of(workspace, broadcast_id, payload, listed, errors)
         row = {"id": number, "campaign_id": broadcast_id, "payload": payload}
-        row["errors"] = [*errors[:MAX_ERRORS], *_further(len(errors) - MAX_ERRORS)]
+        more = len(errors) - MAX_ERRORS
+        rest = [f"and {more} further error{'s' if more > 1 else ''}"] if more > 0 else []
+        row["errors"] = [*errors[:MAX_ERRORS], *rest]
         done = {"processed_at": None if audience and not errors else now, "received_at": now}
         workspace.broadcasts.append({**row, **done})
     if errors:
@@ -9163,10 +9151,6 @@ def trigger_broadcast(workspace: Workspace, broadcast_id: int, payload: Json) ->
         )
         raise _unprocessable(text, "per_user_data")
     return Trigger(number, audience)
-
-
-def _further(count: int) -> List[str]:
-    return [f"and {count} further error{'s' if count > 1 else ''}"] if count > 0 else []
 
 
 class Trigger(NamedTuple):
@@ -9854,7 +9838,8 @@ class Plan:
         self.invites_all = told.get("type", 0) != 0
         # The changes of an object or a relationship that start it.
         name = f"{row['type']}_attribute_triggers"
-        self.change = self._compiled(name, row.get(name))
+        spec = row.get(name)
+        self.change = self.layout.compiled(spec, f"{self.where}.{name}") if spec else None
         needs = self.change.needs if self.change else ()
         self.object_fields = {field for kind, field in needs if kind == "field"}
         #: What may refuse somebody, giving the reason.
@@ -9899,9 +9884,6 @@ class Plan:
         """The exit condition that somebody meets, or ""."""
         met = [i for i, condition in enumerate(self.exits) if condition.test(journey)]
         return f"global_exit_conditions[{met[0]}]" if met else ""
-
-    def _compiled(self, name: str, spec: Json) -> Optional[Condition]:
-        return self.layout.compiled(spec, f"{self.where}.{name}") if spec else None
 
     def _all_of(
         self, ids: str, specs: Mapping[str, Json], compile: Callable[[Json, str], Condition]
@@ -10554,11 +10536,11 @@ def remember(journey: Journey, name: str, value: Json) -> None:
 
 
 def _update_tile(runner: Runner, journey: Journey, node: Node, texts: Json) -> Done:
-    give(runner, journey, texts, texts["attributes"])
+    set_attributes(runner, journey, texts, texts["attributes"])
     return Done("updated")
 
 
-def give(runner: Runner, journey: Journey, texts: Json, attributes: Json) -> None:
+def set_attributes(runner: Runner, journey: Journey, texts: Json, attributes: Json) -> None:
     """Set attributes: of the journey if their names say so, otherwise of the person."""
     own: Json = {}
     for name, value in attributes.items():
@@ -10617,7 +10599,7 @@ def _batch_tile(runner: Runner, journey: Journey, node: Node, texts: Json) -> Do
     for person in people:
         who = {"person": {"cio_id": person.cio_id}}
         if texts.get("attributes"):
-            give(runner, journey, who, texts["attributes"])
+            set_attributes(runner, journey, who, texts["attributes"])
         if texts.get("event_name"):
             _event_tile(runner, journey, node, {**texts, **who})
     return Done("updated")
@@ -10815,12 +10797,12 @@ class Gate:
                 self.by_need.setdefault(need, []).append(plan)
             self.watched |= needs
         elif type == "event":
-            _insert(self.by_event.setdefault(key, []), plan)
+            _insert_by_number(self.by_event.setdefault(key, []), plan)
         elif type == "date" and key:
-            _insert(self.dates, plan)
+            _insert_by_number(self.dates, plan)
             self.watched |= {("attribute", name) for name in (key, "timezone", "cio_timezone")}
         else:
-            _insert(self.by_key.setdefault((type, key), []), plan)
+            _insert_by_number(self.by_key.setdefault((type, key), []), plan)
         self.names = tuple(sorted({name for kind, name in self.watched if kind == "attribute"}))
 
     def listen(self) -> None:
@@ -11020,7 +11002,7 @@ class Gate:
             self.runner.go_on(journey, locked=True)
 
 
-def _insert(plans: List[Plan], plan: Plan) -> None:
+def _insert_by_number(plans: List[Plan], plan: Plan) -> None:
     """Insert a campaign in the order in which simultaneous ones start: by number (inferred)."""
     plans.append(plan)
     plans.sort(key=operator.attrgetter("number"))
@@ -11030,7 +11012,7 @@ def _insert(plans: List[Plan], plan: Plan) -> None:
 NEWCOMER = ("person", "new")
 
 
-def _shut(gate: Gate, plan: Plan, journey: Journey) -> str:
+def _not_open(gate: Gate, plan: Plan, journey: Journey) -> str:
     """Refuse while the campaign isn't running, for too old an event, or in an endless chain."""
     row, event = gate.workspace.shelves[plan.family.kind].rows[plan.number], journey.event
     if row["state"] != "running":
@@ -11087,7 +11069,7 @@ def _waits_already(gate: Gate, plan: Plan, journey: Journey) -> str:
 #: Why somebody may be refused, in the order in which it is checked, and to which
 #: campaigns each reason applies.
 REFUSALS: Tuple[Tuple[Callable[[Plan], Any], Callable[[Gate, Plan, Journey], str]], ...] = (
-    (lambda plan: True, _shut),
+    (lambda plan: True, _not_open),
     (lambda plan: plan.flow.get("attribute_filters"), lambda gate, plan, journey:
      "" if plan.data_fits((journey, journey.data)) else "attribute_filters"),
     (lambda plan: plan.restart == "once" or plan.interval or plan.row["type"] == "segment",
@@ -11595,7 +11577,7 @@ def webhook_answered(
     with workspace.lock:
         if good:
             workspace.deliveries.report(delivery, "sent", now)
-            give(runner, journey, {}, values)
+            set_attributes(runner, journey, {}, values)
         elif not again:
             workspace.deliveries.report(delivery, "failed", now, reason=reason)
         elif attempt == 1:
@@ -11703,7 +11685,9 @@ class Outbox:
         """Queue a report for every endpoint that wants this metric of a group of events."""
         for endpoint in self.workspace.shelves["reporting_webhooks"].rows.values():
             if not endpoint["disabled"] and self._wanted(endpoint, group, report.metric, first):
-                self._enqueue(endpoint["id"], report)
+                with self._changed:
+                    self._queues.setdefault(endpoint["id"], deque()).append(report)
+                    self._work()
 
     def _wanted(self, endpoint: Json, group: str, metric: str, first: bool) -> bool:
         # Without full resolution, only a delivery's first open and click are reported (reference).
@@ -11713,11 +11697,6 @@ class Outbox:
         return bool(names.intersection(endpoint["events"]))
 
     # ---- sending
-
-    def _enqueue(self, endpoint_id: int, report: Report) -> None:
-        with self._changed:
-            self._queues.setdefault(endpoint_id, deque()).append(report)
-            self._work()
 
     def _work(self) -> None:
         wanted = self._calls or self._next() is not None
@@ -12343,15 +12322,23 @@ def _seed_family(family: Family) -> Seeder:
         numbers = [content.get("id") for content, _ in given]
         bare = [n for n in made.get("content_ids") or () if n not in numbers]
         given += [({"id": n, "type": made["type"]}, f"{where}.content_ids") for n in bare]
-        for content, at in given:
-            if family is BROADCASTS:
-                _check_message(content, at)
-            blank = blank_content(workspace, family)
-            _shelve(workspace, family.shelf, {**content, "_parent": made["id"]}, at, blank)
-        for group, at in _each(inner["test_groups"], f"{where}.test_groups"):
-            _shelve(workspace, "test_groups", {**group, "_parent": made["id"]}, at)
+        for content, at in given if family is BROADCASTS else ():
+            _check_message(content, at)
+        _shelve_parts(workspace, family, made["id"], given, inner["test_groups"], where)
 
     return plant
+
+
+def _shelve_parts(
+    workspace: Workspace, family: Family, parent: Json, contents: Iterable[Tuple[Json, str]],
+    groups: Json, where: str,
+) -> None:  # fmt: skip
+    """Add the contents, each with its place, and the test groups of a row."""
+    for content, at in contents:
+        blank = blank_content(workspace, family)
+        _shelve(workspace, family.shelf, {**content, "_parent": parent}, at, blank)
+    for group, at in _each(groups or [], f"{where}.test_groups"):
+        _shelve(workspace, "test_groups", {**group, "_parent": parent}, at)
 
 
 #: The fields of a message or webhook that make it a tile; all others are its content.
@@ -12962,11 +12949,8 @@ def _seed_workflow(workspace: Workspace, family: Family, row: Json, where: str) 
     if made["id"] in plans:
         text = "is a campaign's: broadcasts with a workflow share their numbers"
         raise invalid(f"{where}.id {made['id']} {text}", f"{where}.id")
-    for content, at in numbering.contents:
-        blank = blank_content(workspace, family)
-        _shelve(workspace, family.shelf, {**content, "_parent": made["id"]}, at, blank)
-    for group, at in _each(row.get("test_groups") or [], f"{where}.test_groups"):
-        _shelve(workspace, "test_groups", {**group, "_parent": made["id"]}, at)
+    contents, groups = numbering.contents, row.get("test_groups")
+    _shelve_parts(workspace, family, made["id"], contents, groups, where)
     plan = Plan(gate.workspace, made, where)
     gate.add(plan)
     return plan
@@ -13577,8 +13561,7 @@ def check_local(settings: Settings, request: Request) -> None:
     site = headers.get("sec-fetch-site", "none")
     if site not in ("none", "same-origin") or origin.partition("://")[2] != host:
         raise ApiError(403, "control endpoints can't be called by web pages of another origin")
-    if not _is_local(host, settings.allow_host):
-        raise ApiError(403, f"Host '{host}' is not a local name; allow it with --allow-host")
+    _check_host(host, settings.allow_host)
 
 
 def check_page(settings: Settings, request: Request) -> None:
@@ -13589,19 +13572,21 @@ def check_page(settings: Settings, request: Request) -> None:
     """
     host = request.headers.get("host", "")
     ours = f"{settings.allow_host},{urlsplit(settings.public_url).hostname or ''}"
-    if not _is_local(host, ours) and not _OFFICIAL_HOST.search(host):
-        raise ApiError(403, f"Host '{host}' is not a local name; allow it with --allow-host")
+    if not _OFFICIAL_HOST.search(host):
+        _check_host(host, ours)
 
 
 @functools.lru_cache(maxsize=256)
-def _is_local(host: str, allowed: str) -> bool:
+def _check_host(host: str, allowed: str) -> None:
     name = re.sub(r":\d*$", "", host).strip("[]").rstrip(".").lower()
     if "." not in name or name in re.split(r"[,\s]+", allowed.lower()):
-        return True
+        return
     try:
-        return bool(ipaddress.ip_address(name))
+        ipaddress.ip_address(name)
     except ValueError:
-        return name.endswith(tuple("." + suffix for suffix in _LOCAL_SUFFIXES))
+        if not name.endswith(tuple("." + suffix for suffix in _LOCAL_SUFFIXES)):
+            text = f"Host '{host}' is not a local name; allow it with --allow-host"
+            raise ApiError(403, text) from None
 
 
 # ---- the APIs and the route table
@@ -15471,7 +15456,7 @@ def computed_attributes(workspace: Workspace, person: Person) -> Dict[str, Tuple
     computed: Dict[str, Tuple[Json, int]] = {}
     topics = workspace.shelves["topics"].rows.values()
     if topics:
-        wanted = {topic_name(topic): subscribed_to(workspace, person, topic) for topic in topics}
+        wanted = {topic_name(topic): subscribed_to(person, topic) for topic in topics}
         computed[COMPUTED[0]] = ({"topics": wanted}, 0)
     last = person.has.last_emailed()
     if last >= 0:
@@ -15516,7 +15501,9 @@ def send_body(call: Call) -> Json:
     return body
 
 
-def _sent(workspace: Workspace, delivery: Delivery, mail: Mail, told: Response) -> Response:
+def _dispatch_and_answer(
+    workspace: Workspace, delivery: Delivery, mail: Mail, told: Response
+) -> Response:
     dispatch(workspace, delivery, mail)
     return told
 
@@ -15553,7 +15540,7 @@ def send_message(call: Call) -> Any:
     try:
         dispatch(workspace, delivery, mail)
     except TakesTime:
-        return functools.partial(_sent, workspace, delivery, mail, told)
+        return functools.partial(_dispatch_and_answer, workspace, delivery, mail, told)
     return told
 
 
@@ -17060,7 +17047,7 @@ def topics_of(call: Call, person: Person) -> List[Json]:
     rows = []
     for row in call.workspace.shelves["topics"].rows.values():
         topic = {**topic_document(row), **(row.get("translations") or {}).get(language, {})}
-        on = subscribed_to(call.workspace, person, row)
+        on = subscribed_to(person, row)
         texts = {name: topic[name] for name in ("name", "description")}
         rows.append({"id": as_text(topic["id"]), "subscribed": on, **texts})
     return rows
@@ -17097,10 +17084,9 @@ def show_subscription_center(call: Call, token: str) -> Json:
     """Show the subscriptions of the person to whom a token was issued."""
     serial, _, rest = token.partition(".")
     expires, _, signature = rest.partition(".")
-    if not (serial.isdecimal() and expires.isdecimal() and len(token) < 200):
-        raise ApiError(400, "this is not a token of the subscription center")
-    wanted = link_signature(call.workspace, int(serial), int(expires))
-    if not hmac.compare_digest(wanted.encode(), signature.encode()):
+    fits = serial.isdecimal() and expires.isdecimal() and len(token) < 200
+    wanted = link_signature(call.workspace, int(serial), int(expires)) if fits else ""
+    if not fits or not hmac.compare_digest(wanted.encode(), signature.encode()):
         raise ApiError(400, "this is not a token of the subscription center")
     person = call.workspace.people.at(int(serial))
     if person is None or call.workspace.seconds() >= int(expires):
@@ -18958,7 +18944,7 @@ _CALL = ANYTHING._replace(
 _CALLS = _ON_EVERY_CALL.having("batch", batch=list_field(_CALL, 1, of="call"))
 
 
-def _given(item: Json, name: str) -> bool:
+def _has_value(item: Json, name: str) -> bool:
     *outer, last = name.split(".")
     return part_of(item, *outer).get(last) not in (None, "")
 
@@ -18980,7 +18966,7 @@ def _check_names(kind: str, item: Json, strict: bool = False) -> None:
     if kind == "track" and item.get("event") in _REPORTS:
         names = ("properties",)
     for wanted in [*((n,) for n in PIPELINES_FIELDS[kind].needed), *([names] if strict else ())]:
-        if not any(_given(item, name) for name in wanted):
+        if not any(_has_value(item, name) for name in wanted):
             raise required(" or ".join(wanted))
 
 
@@ -19071,7 +19057,7 @@ def _is_kept_out(integrations: Json) -> bool:
     return not any(named) if named else integrations.get("All") is False
 
 
-def _user(workspace: Workspace, item: Json) -> Identifier:
+def _user_of(workspace: Workspace, item: Json) -> Identifier:
     """The user of a call: the userId, or else the anonymousId. Raises ApiError 400."""
     if item.get("userId") not in (None, ""):
         return _known_user(workspace, item)
@@ -19085,10 +19071,10 @@ def _known_user(workspace: Workspace, item: Json, name: str = "userId") -> Ident
     return named_by_shape(workspace, identifier_text(item.get(name) or "", name), name)
 
 
-def _dated(values: Json) -> Attributes:
+def _with_unix_times(values: Json) -> Attributes:
     """Convert dates to Unix seconds; in nested objects, too, but not in lists (Segment)."""
     return {
-        name: _dated(value) if isinstance(value, dict) else unix_time(value)
+        name: _with_unix_times(value) if isinstance(value, dict) else unix_time(value)
         for name, value in values.items()
     }
 
@@ -19102,7 +19088,7 @@ def _object_ref(values: Json, object_id: Json) -> ObjectKey:
 def _own_traits(traits: Json) -> Attributes:
     """The traits that describe a person or an object, as attributes of Journeys."""
     given = {name: traits[name] for name in traits if name not in _OBJECT_TRAITS}
-    attributes = _dated(given)
+    attributes = _with_unix_times(given)
     if "createdAt" in attributes:
         attributes["created_at"] = attributes.pop("createdAt")
     return attributes
@@ -19135,7 +19121,7 @@ def _and_related(
     """Extend an action by a relationship between a person and an object, if both are given."""
     if who is None or ref is None:
         return act
-    bond = (who, ref, _dated(part_of(traits, "relationshipAttributes")))
+    bond = (who, ref, _with_unix_times(part_of(traits, "relationshipAttributes")))
     return lambda: both(act(), workspace.ingest(workspace.objects.add_relationship, *bond))
 
 
@@ -19145,8 +19131,8 @@ def _event_verb(kind: str) -> Callable[[Workspace, Json], Action]:
         name = item.get("event") if kind == "event" else item.get("name") or properties.get("url")
         if name is None and kind != "event":
             raise Moot(f"a {kind} view of nothing: there is no name")
-        who = _user(workspace, item)
-        data, when = _dated(properties), unix_time(item.get("timestamp"))
+        who = _user_of(workspace, item)
+        data, when = _with_unix_times(properties), unix_time(item.get("timestamp"))
         body = {"name": name, "type": kind, "data": data, "timestamp": when}
         body["id"] = item.get("messageId")
         anonymous = who[0] == "anonymous_id"
@@ -19171,7 +19157,7 @@ def _pipelines_group(workspace: Workspace, item: Json) -> Action:
     ref = _object_ref({**item, **traits}, item.get("groupId"))
     own = {**_own_traits(traits), **_own_traits(part_of(traits, "objectAttributes"))}
     attributes = object_attributes(own, "traits")
-    who = _user(workspace, item) if item.get("userId") or item.get("anonymousId") else None
+    who = _user_of(workspace, item) if item.get("userId") or item.get("anonymousId") else None
     take, named = workspace.objects.identify_object, ("object_id", ref[1])
     act = functools.partial(workspace.ingest, take, named, ref, attributes)
     return _and_related(workspace, act, who, ref, traits)
@@ -19302,10 +19288,10 @@ def take_call(kind: str, call: Call) -> Response:
     _check_names(kind, body)
     if _strict(call):
         _check_strictly(call.workspace, kind, body)
-    return _taken(take_pipelines_call(call.workspace, kind, body, call.request.size))
+    return _accepted(take_pipelines_call(call.workspace, kind, body, call.request.size))
 
 
-def _taken(outcome: Outcome) -> Response:
+def _accepted(outcome: Outcome) -> Response:
     return with_reason(answer(PIPELINES, {"success": True}), outcome.text)
 
 
@@ -19327,12 +19313,12 @@ def pipelines_batch(call: Call) -> Response:
         if _strict(call):
             raise invalid(text, "batch")
         workspace.drop("pipelines batch", ("type", "batch"), text)
-        return _taken(Outcome("invalid", text))
+        return _accepted(Outcome("invalid", text))
     if _strict(call):
         _check_batch(workspace, items, shared)
     reasons = [_take_item(call, item, shared) for item in items]
     workspace.keep_batch("pipelines", compact(items))
-    return _taken(both(*reasons))
+    return _accepted(both(*reasons))
 
 
 @route("GET", "/v1/projects/{write_key}/settings", PIPELINES_SDK)
@@ -19755,8 +19741,20 @@ def _tests(query: Dict[str, str], name: str) -> List[Test]:
     if match is not None:
         document = in_full(name, decode_json(match.encode()))
         check_match(name, document)
+        texts = [pair for pair in _texts_in(document) if pair[0].split(".")[0] in collection.quick]
+        # What these let pass must still be of the same type, and fit the rest.
+        tests += [_field_test(collection, path, wanted) for path, wanted in texts]
         tests.append(lambda row: not differences(collection.record(row), document))
     return tests
+
+
+def _texts_in(match: Json, before: str = "") -> Iterator[Tuple[str, str]]:
+    """The texts that a match wants, by the names of the fields that have to equal them."""
+    for name, wanted in match.items():
+        if isinstance(wanted, str):
+            yield before + name, wanted
+        elif isinstance(wanted, dict) and not is_matcher(wanted):
+            yield from _texts_in(wanted, f"{before}{name}.")
 
 
 def _journal_tests(query: Dict[str, str]) -> Iterator[Test]:
@@ -20118,11 +20116,11 @@ def nearest(rows: List[Json], match: Json) -> str:
     """Describe the records that come closest, each by the fields that differ."""
     found = [(differences(row, match), row) for row in rows]
     found.sort(key=lambda pair: (len(pair[0]), " is missing" in "".join(pair[0])))
-    near = [[*texts, *_standing(row)] for texts, row in found[:3]]
+    near = [[*texts, *_whereabouts(row)] for texts, row in found[:3]]
     return "".join("\n  near miss: " + "\n             ".join(texts) for texts in near)
 
 
-def _standing(row: Json) -> List[str]:
+def _whereabouts(row: Json) -> List[str]:
     """Describe where a journey is, and what it waits for; nothing for other records."""
     if "exit_reason" not in row:
         return []
@@ -20363,8 +20361,7 @@ def show_profile(call: Call, customer_id: str) -> Json:
             for key, attributes in person.has.relationships.items()
         ],
         "topics": [
-            {**shown(topic), "subscribed": subscribed_to(workspace, person, topic)}
-            for topic in topics
+            {**shown(topic), "subscribed": subscribed_to(person, topic)} for topic in topics
         ],
     }
 
@@ -23138,6 +23135,7 @@ MAX_FIELDS = 100
 #: How long the rest of a refused request is read and discarded, in seconds, so that the
 #: client sees the answer instead of a reset.
 LINGER = 2.0
+_LATE = 408, "the request did not arrive in time"
 #: Memory is freed when there has been no request for IDLE seconds, or when there are
 #: more than MAX_SPENT things to free.
 IDLE, MAX_SPENT = 0.01, 3
@@ -23722,7 +23720,7 @@ class Server(ThreadingHTTPServer):
                 if silent > self.settings.idle_timeout:
                     self._close(connection)
             elif silent > self.settings.read_timeout:
-                self._refuse(connection, ApiError(408, "the request did not arrive in time"))
+                self._refuse(connection, ApiError(*_LATE))
 
     def _read(self, connection: Connection) -> None:
         try:
@@ -24124,7 +24122,7 @@ class WaitingHandler(BaseHTTPRequestHandler):
                 return bytes(self.connection.recv(65536))
         if idle:
             return b""
-        raise ApiError(408, "the request did not arrive in time")
+        raise ApiError(*_LATE)
 
     def _linger(self) -> None:
         """Discard what still arrives, so that the client sees the answer rather than a reset."""
@@ -24218,7 +24216,8 @@ class Elsewhere:
             if problem:
                 self.say(f"GET {path}: {problem}; again in {seconds:g} s")
                 self.wait(seconds)
-            self._take_turn()
+            self.wait(max(0.0, self._last + 1 / PULL_RATE - time.monotonic()))
+            self._last = time.monotonic()
             status, headers, body = self._asked(target)
             if status == 404:
                 return None
@@ -24233,10 +24232,6 @@ class Elsewhere:
             seconds = float(headers.get("retry-after") or min(2.0**attempt, PULL_TIMEOUT))
         hint = "; is this the App API key of that region?" * problem.startswith("401")
         raise Unreadable(f"GET {path} at {self.base_url}: {problem}{hint}")
-
-    def _take_turn(self) -> None:
-        self.wait(max(0.0, self._last + 1 / PULL_RATE - time.monotonic()))
-        self._last = time.monotonic()
 
     def _asked(self, target: str) -> Tuple[int, Mapping[str, str], bytes]:
         """Status, headers and body of one request; if there is no answer: 0, none, and why."""

@@ -13827,6 +13827,26 @@ class ControlLists(FakeTest):
         for query in ("attributes.tags.1=y", "attributes.age=3", "identifiers.email=a@example.com"):
             self.assertEqual([row["id"] for row in self.records("customers", f"?{query}")], ["0"])
 
+    def test_a_match_makes_records_only_of_what_has_its_texts(self) -> None:
+        self.identify("0", email="a@example.com", age=3, home={"city": "Oslo", "a.b": "x"})
+        rows: list[tuple[dict[str, Any], int, int]] = [
+            ({"attributes": {"email": "nope"}}, 0, 0),
+            ({"attributes.email": "nope"}, 0, 0),
+            ({"id": "3", "attributes": {"home": {"city": "Rome"}}}, 0, 0),
+            ({"attributes": {"home": {"city": "Oslo", "a.b": "x"}}}, 1, 1),
+            ({"attributes": {"age": "3"}}, 1, 0),  # a text is no number
+            ({"attributes": {"age": 3}, "id": "0"}, 1, 1),
+            ({"id": {"contains": "0"}, "cio_id": "nope"}, 5, 0),
+        ]
+        made = customerio_fake.Person.record
+        for match, most, count in rows:
+            with mock.patch.object(
+                customerio_fake.Person, "record", autospec=True, side_effect=made
+            ) as record:
+                query = urllib.parse.urlencode({"match": json.dumps(match)})
+                self.assertEqual(len(self.records("customers", f"?{query}")), count, match)
+                self.assertEqual(record.call_count - count, most, match)
+
     def test_bad_queries_name_the_field(self) -> None:
         for query, word in (
             ("order=up", "order"),
