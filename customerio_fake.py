@@ -3900,13 +3900,9 @@ class Kind(NamedTuple):
 class World(Protocol):
     """What conditions look at beyond their subject; Segments have it."""
 
-    @property
-    def clock(self) -> Clock:
-        """The clock by which times are compared."""
-
-    @property
-    def changes(self) -> Mapping[Tuple[int, str], Sequence[Tuple[float, Any, Any]]]:
-        """How watched attributes changed: when, from, to; by the person's serial and the name."""
+    clock: Clock
+    #: How watched attributes changed (when, from, to), by the person's serial number and the name.
+    changes: Dict[Tuple[int, str], List[Tuple[float, Any, Any]]]
 
     def watch(self, name: str) -> None:
         """Keep a record, from now on, of how an attribute changes."""
@@ -4022,20 +4018,14 @@ _BESIDE: Dict[str, Tuple[Callable[[Json], bool], str]] = {
 }
 
 
-def _parts(body: Json, where: str, grammar: Grammar) -> List[Predicate]:
-    if not isinstance(body, list) or not body:
-        raise invalid(f"{where} must be a list of at least one filter", where)
-    return [_compiled(part, f"{where}[{i}]", grammar) for i, part in enumerate(body)]
+def _connective(judge: Callable[[Iterable[bool]], bool]) -> Kind:
+    def compile(body: Json, where: str, grammar: Grammar, spec: Json) -> Predicate:
+        if not isinstance(body, list) or not body:
+            raise invalid(f"{where} must be a list of at least one filter", where)
+        parts = [_compiled(part, f"{where}[{i}]", grammar) for i, part in enumerate(body)]
+        return lambda subject: judge(part(subject) for part in parts)
 
-
-def _and_condition(body: Json, where: str, grammar: Grammar, spec: Json) -> Predicate:
-    parts = _parts(body, where, grammar)
-    return lambda subject: all(part(subject) for part in parts)
-
-
-def _or_condition(body: Json, where: str, grammar: Grammar, spec: Json) -> Predicate:
-    parts = _parts(body, where, grammar)
-    return lambda subject: any(part(subject) for part in parts)
+    return Kind(compile)
 
 
 def _not_condition(body: Json, where: str, grammar: Grammar, spec: Json) -> Predicate:
@@ -4222,10 +4212,6 @@ def _relationships_of(grammar: Grammar, subject: Any, body: Json) -> Dict[Any, J
     return {key: row for key, row in related.items() if type in ("", key[0])}
 
 
-def _objects_of(grammar: Grammar, subject: Any, body: Json) -> Iterable[Json]:
-    return grammar.world.documents(_relationships_of(grammar, subject, body))
-
-
 # ---- what happened
 
 
@@ -4375,8 +4361,8 @@ def _event_time_condition(body: Json, where: str, grammar: Grammar, spec: Json) 
 
 _NEGATABLE = ("inverse",)
 _CONNECTIVES = {
-    "and": Kind(_and_condition),
-    "or": Kind(_or_condition),
+    "and": _connective(all),
+    "or": _connective(any),
     "not": Kind(_not_condition),
 }
 #: The kinds of condition in the App API's filters (reference).
@@ -4399,7 +4385,10 @@ PERSON_CONDITIONS: Dict[str, Kind] = {
     "event": Kind(_event_condition, ("times", "within", "inverse")),
     "message": Kind(_message_condition, ("within", "inverse")),
     "device_attribute": _kind_about(_devices_of, ("device", "")),
-    "object_attribute": _kind_about(_objects_of, ("object", "")),
+    "object_attribute": _kind_about(
+        lambda grammar, *about: grammar.world.documents(_relationships_of(grammar, *about)),
+        ("object", ""),
+    ),
     "relationship_attribute": _kind_about(
         lambda grammar, subject, body: _relationships_of(grammar, subject, body).values(),
         ("object", ""),
@@ -4721,11 +4710,6 @@ class Person(metaclass=Slotted):
             "created_at": self.created_at,
             "updated_at": self.updated_at,
         }
-
-
-def is_unsubscribed(attributes: Attributes) -> bool:
-    """Whether these attributes mean unsubscribed: true in any case, 1 or "1" (reference)."""
-    return is_yes(attributes.get("unsubscribed"))
 
 
 class Belongings(metaclass=Slotted):
@@ -5763,10 +5747,6 @@ class Ground:
         )
         return islice(chain.from_iterable(rows), MAX_ACTIVITIES)
 
-    def spell_out(self) -> None:
-        """Make the activities that notes stand for."""
-        self.activities = deque([*self.newest()][::-1], MAX_ACTIVITIES)
-
 
 @dataclass(eq=False, repr=False)
 class Keeper:
@@ -6399,7 +6379,7 @@ class People(Directory):
         self, person: Person, old: Attributes, cause: Optional[Delivery]
     ) -> None:
         new, news = person.attributes, []
-        was, now = is_unsubscribed(old), is_unsubscribed(new)
+        was, now = is_yes(old.get("unsubscribed")), person.unsubscribed()
         if was != now:
             news.append(("unsubscribed" if now else "subscribed", ""))
         if new.get(_PREFERENCES) != old.get(_PREFERENCES):
@@ -6937,11 +6917,11 @@ class Segments(Keeper):
     people: People
     objects: Objects
     rows: Dict[int, Segment] = kept(dict)
-    #: How watched attributes changed (when, from, to), by the person's serial number and the name.
     changes: Dict[Tuple[int, str], List[Tuple[float, Any, Any]]] = kept(dict)
 
     def __post_init__(self) -> None:
         """Start with no membership test under way and no attribute watched."""
+        self.clock = self.ground.clock
         self._asked: Set[int] = set()
         self._watched: Set[str] = set()
 
@@ -6956,11 +6936,6 @@ class Segments(Keeper):
         """The conditions that can be put to people here; they don't keep the workspace alive."""
         me: Segments = weakref.proxy(self)
         return Grammar(PERSON_CONDITIONS, functools.partial(_member_in, me), set(), [], True, me)
-
-    @property
-    def clock(self) -> Clock:
-        """The clock that conditions about time use."""
-        return self.ground.clock
 
     def needs(self, needs: Iterable[Need]) -> Set[Need]:
         """What conditions depend on, including what the segments among it depend on."""
@@ -7154,6 +7129,10 @@ class Deliveries(Keeper):
         most = self.ground.settings.deliveries
         old = set(islice(self.rows.values(), len(self.rows) - most + most // 64))
         self.dropped += len(old)
+        self.forget(old)
+
+    def forget(self, old: Set[Delivery]) -> None:
+        """Remove deliveries from all lists and counts."""
         for delivery in old:
             del self.rows[delivery.delivery_id]
             self.queue.pop(delivery.delivery_id, None)
@@ -7164,18 +7143,6 @@ class Deliveries(Keeper):
             if person is not None and person.has is not _NOTHING:
                 person.has.deliveries = _without_old(person.has.deliveries, old, count)
                 person.has.emailed = None
-
-    def forget(self, delivery_id: str) -> None:
-        """Remove a delivery from all lists and counts."""
-        delivery = self.rows.pop(delivery_id)
-        self.queue.pop(delivery_id, None)
-        person = delivery.person
-        lists = [self.sent.get(parent, []) for parent in delivery.parents.items()]
-        for deliveries in [*lists, person.has.deliveries if person else []]:
-            with contextlib.suppress(ValueError):
-                deliveries.remove(delivery)
-        if person:
-            person.own().emailed = None
 
     def report(
         self, delivery: Delivery, metrics: str, when: int, reason: str = "", **more: Json
@@ -12896,7 +12863,9 @@ class Edges:
                     self.places[here] = self.at[at]
                     tiles.append(self._varied(tile, here, seen))
                 at = self.meeting[at]
-        self._check_all(seen)
+        for id in self.tiles:
+            if id not in seen:  # a variation of a tile that is itself one
+                raise invalid(f"{self.at[id]} is never reached", self.at[id])
         return found
 
     def _varied(self, tile: Json, here: str, seen: Set[int]) -> Json:
@@ -12910,12 +12879,6 @@ class Edges:
 
     def _refuse(self, id: int, what: str) -> NoReturn:
         raise invalid(f"{self.at[id]}: {what}", self.at[id])
-
-    def _check_all(self, seen: Set[int]) -> None:
-        """Refuse variations of a tile that is itself a variation."""
-        for id in self.tiles:
-            if id not in seen:
-                raise invalid(f"{self.at[id]} is never reached", self.at[id])
 
 
 def _seed_campaign(workspace: Workspace, row: Json, where: str) -> None:
@@ -20455,7 +20418,7 @@ def forget_delivery(call: Call, delivery_id: str) -> Json:
     """Remove a delivery from all lists and counts."""
     with call.workspace.lock:
         delivery = known_delivery(call, delivery_id)
-        call.workspace.deliveries.forget(delivery_id)
+        call.workspace.deliveries.forget({delivery})
     return shown_delivery(delivery)
 
 
@@ -21540,7 +21503,8 @@ def snapshot(fake: Fake) -> bytes:
 def _document(fake: Fake, ledger: Ledger) -> Json:
     workspace = fake.workspace
     reports_of(workspace)  # including those only noted so far
-    workspace.ground.spell_out()
+    ground = workspace.ground
+    ground.activities = deque([*ground.newest()][::-1], MAX_ACTIVITIES)  # no Notes among them
     settings = {name: getattr(fake.settings, name) for name in _SNAPSHOT_SETTINGS}
     everybody = _write_people(workspace.people, ledger)  # first, to keep them in order
     parts = {name: _write_fields(part, ledger) for name, part in workspace.parts.items()}
