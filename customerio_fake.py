@@ -5115,12 +5115,13 @@ class Journey(metaclass=Slotted):
         """Since when it waits: the time, and the number of events at that time."""
         return self.arrived, self.heard
 
-    def end(self, now: float, state: str, reason: str, type: str) -> None:
-        """End it; unless it is `finished`, with the step "exited" at a tile of this type."""
-        if state != "finished" and self.position is not None:
+    def end(self, now: float, reason: str, type: str) -> None:
+        """End it; for a reason, it ends early, with the step "exited" at a tile of this type."""
+        early = "exited_early" if self.activated is not None else "never_activated"
+        if reason and self.position is not None:
             steps, at = (self.steps[:-1], self.arrived) if self.waits else (self.steps, now)
             self.steps = [*steps, Step(self.position, type, at, "exited", reason)]
-        self.state, self.reason, self.ended = state, reason, now
+        self.state, self.reason, self.ended = early if reason else "finished", reason, now
         self.position = self.wake = None
         self.waiting_for = ""
 
@@ -7311,7 +7312,7 @@ class Journeys(Keeper):
         """End the active journeys of a person who is deleted."""
         for journey in person.has.journeys:
             if journey.state == "active":
-                self._end(journey, "person deleted")
+                journey.end(self.ground.clock.now(), "person deleted", journey.waiting_for)
             journey.person = None
 
     def carry_over(self, old: Person, to: Person) -> None:
@@ -7320,14 +7321,9 @@ class Journeys(Keeper):
         entered = {journey.campaign_id for journey in mine}
         for journey in old.has.journeys:
             if journey.state == "active" and journey.campaign_id in entered:
-                self._end(journey, "person merged")
+                journey.end(self.ground.clock.now(), "person merged", journey.waiting_for)
             journey.person, journey.customer_id = to, to.name
         mine.extend(old.has.journeys)
-
-    def _end(self, journey: Journey, reason: str) -> None:
-        now, state = self.ground.clock.now(), "exited_early"
-        state = state if journey.activated is not None else "never_activated"
-        journey.end(now, state, reason, journey.waiting_for)
 
     def owners(self, kind: str) -> Owners:
         """Whose each journey is."""
@@ -10059,7 +10055,7 @@ class Runner:
         plan = self.plans[journey.campaign_id]
         while journey.state == "active":
             if journey.position is None:
-                self.end(journey, "finished")
+                self.end(journey)
                 return None
             node = plan.nodes[journey.position]
             if journey.waiting_for:
@@ -10093,7 +10089,7 @@ class Runner:
         if waited and self._leaves(journey):
             return False
         if journey.position is None:
-            self.end(journey, "finished")
+            self.end(journey)
         return journey.state == "active" and not done.rest
 
     def _wait(self, journey: Journey, node: Node, until: float) -> None:
@@ -10119,18 +10115,14 @@ class Runner:
         if not reason and stops and plan.trigger and not plan.trigger.test(journey.person):
             reason = "trigger"
         if reason:
-            self.leave(journey, reason)
+            self.end(journey, reason)
         return bool(reason)
 
-    def leave(self, journey: Journey, reason: str) -> None:
-        """End a journey early."""
-        self.end(journey, "exited_early" if journey.activated else "never_activated", reason)
-
-    def end(self, journey: Journey, state: str, reason: str = "") -> None:
-        """End a journey."""
+    def end(self, journey: Journey, reason: str = "") -> None:
+        """End a journey: early, if there is a reason."""
         plan = self.plans[journey.campaign_id]
         node = plan.nodes.get(journey.position or 0)
-        journey.end(self.clock.now(), state, reason, node.type if node else "")
+        journey.end(self.clock.now(), reason, node.type if node else "")
         live = self.live.get(journey.person.serial) if journey.person else None
         if live and plan.goal is None and journey in live:
             live.remove(journey)
@@ -10158,7 +10150,7 @@ class Runner:
         plan = self.plans[journey.campaign_id]
         self._check_goal(journey, plan)
         if journey.state == "active" and (reason := plan.exit_of(journey)):
-            self.leave(journey, reason)
+            self.end(journey, reason)
         self.plan_look(journey, plan)
 
     def plan_look(self, journey: Journey, plan: Plan) -> None:
@@ -10175,12 +10167,12 @@ class Runner:
         plan = self.plans[journey.campaign_id]
         reason, until = plan.hold(journey)
         if plan.trigger is not None and not plan.trigger.test(journey.person):
-            self.leave(journey, "trigger")
+            self.end(journey, "trigger")
         elif not reason:
             journey.waiting_for, journey.wake = "", None
             self.go_on(journey, locked=True)
         elif until <= self.clock.now():
-            self.leave(journey, reason)
+            self.end(journey, reason)
         elif until != journey.wake:
             journey.waiting_for = reason
             self.schedule(journey, until)
@@ -10227,7 +10219,7 @@ class Runner:
         self._credit(journey, plan, now)
         leaves = journey.converted is not None and plan.flow.get("exit_on_goal")
         if leaves and journey.state == "active":
-            self.leave(journey, "goal")
+            self.end(journey, "goal")
 
     def _credit(self, journey: Journey, plan: Plan, now: float) -> None:
         """Convert all messages of a journey that are within their window (inferred)."""
@@ -10573,7 +10565,7 @@ def _batch_tile(runner: Runner, journey: Journey, node: Node, texts: Json) -> Do
 
 
 def _exit_tile(runner: Runner, journey: Journey, node: Node, texts: Json) -> Done:
-    runner.end(journey, "finished")
+    runner.end(journey)
     return Done("exited")
 
 
@@ -11285,7 +11277,7 @@ def change_campaign(
     leave = state != "running" and journeys == "exit"
     for journey in workspace.journeys.rows if leave else ():
         if journey.campaign_id == number and journey.state == "active":
-            runner.leave(journey, f"the {family.one} was {state}")
+            runner.end(journey, f"the {family.one} was {state}")
     if leave:
         workspace.deliveries.recall((family.key, number), workspace.seconds())
     if plan is not None and state == "running" and before != "running":
@@ -20388,7 +20380,7 @@ def force_exit(call: Call, journey_id: str) -> Json:
     journey = journey_of(call, journey_id)
     if journey.state != "active":
         raise ApiError(409, f"the journey '{journey_id}' is over: {journey.state}")
-    call.workspace.beside(Runner).leave(journey, "force_exit")
+    call.workspace.beside(Runner).end(journey, "force_exit")
     return journey.record()
 
 
