@@ -6070,7 +6070,8 @@ class Directory:
         self.settings = settings = self.ground.settings
         # By serial number; None for those who are gone. A list takes a tenth of a dict's memory.
         self._serials: List[Optional[Person]] = []
-        self._gone = 0
+        #: The number of people who have been deleted or merged.
+        self.gone = 0
         self._ids: Dict[str, Person] = {}
         self._phones: Dict[str, Person] = {}
         # A tuple if several people share an email, as they can in an id-only workspace.
@@ -6087,7 +6088,7 @@ class Directory:
         return filter(None, reversed(self._serials))
 
     def __len__(self) -> int:
-        return len(self._serials) - self._gone
+        return len(self._serials) - self.gone
 
     def at(self, serial: int) -> Optional[Person]:
         """The person with this serial number, or None."""
@@ -6114,17 +6115,12 @@ class Directory:
         found = self._emails.get(email.lower(), ())
         return found if isinstance(found, tuple) else (found,)
 
-    @property
-    def gone(self) -> int:
-        """The number of people who have been deleted or merged."""
-        return self._gone
-
     def fill(self, serials: Sequence[Optional[Person]]) -> None:
         """Take in everybody, by serial number. Raises ApiError 400 for a shared identifier."""
         for serial, person in enumerate(serials):
             self._serials.append(person)
             if person is None:
-                self._gone += 1
+                self.gone += 1
                 continue
             if person.serial != serial:
                 raise invalid(f"people: serial {person.serial} stands at {serial}", "people")
@@ -6186,7 +6182,7 @@ class Directory:
     def discard(self, person: Person) -> None:
         """Remove a person from every index."""
         self._serials[person.serial] = None
-        self._gone += 1
+        self.gone += 1
         self.set_email(person, "")
         self._ids.pop(person.id, None)
         self._phones.pop(person.phone, None)
@@ -6852,8 +6848,7 @@ class Objects(Keeper):
         related[key] = changed(old, {}, attributes, 0)[0]
         self.rows[key].people[person.serial] = person
         if not known:
-            self._note_of_both("add_relationship", person, key)
-            self._tell(person, key, "add")
+            self._tell_both("add", person, key)
         elif related[key] is not old:
             told = functools.partial(difference, old, related[key])
             self.ground.note("relationship_attribute_change", person, told)
@@ -6864,11 +6859,12 @@ class Objects(Keeper):
         for tell in self.ground.occasions.related:
             tell(person, key, change)
 
-    def _note_of_both(self, type: str, person: Person, key: ObjectKey) -> None:
-        """Log what happened between a person and an object, under both of them."""
-        about = {"object_type_id": key[0], "object_id": key[1]}
+    def _tell_both(self, change: str, person: Person, key: ObjectKey) -> None:
+        """Log the begin or end of a relationship under both its sides, and tell others."""
+        type, about = f"{change}_relationship", {"object_type_id": key[0], "object_id": key[1]}
         self.ground.note(type, person, lambda: about)
         self.ground.note(f"_o:{key[0]}:{type}", None, lambda: {"object_id": key[1]})
+        self._tell(person, key, change)
 
     def delete_relationship(self, who: Identifier, ref: ObjectKey) -> Outcome:
         """End the relationship between a person and an object."""
@@ -6876,8 +6872,7 @@ class Objects(Keeper):
         if person is None or thing is None or thing.key not in person.has.relationships:
             return NOT_RELATED
         del person.has.relationships[thing.key], thing.people[person.serial]
-        self._note_of_both("delete_relationship", person, thing.key)
-        self._tell(person, thing.key, "delete")
+        self._tell_both("delete", person, thing.key)
         return DONE
 
     def claim(self, person: Person, anonymous_id: str) -> None:
@@ -6907,10 +6902,6 @@ def _passed_over(count: int) -> Outcome:
     return Outcome("partial", text) if count else DONE
 
 
-def _member_in(segments: Segments, person: Person, number: int) -> bool:
-    return segments.is_member(person, number)
-
-
 @dataclass(eq=False, repr=False)
 class Segments(Keeper):
     """Groups of people, and who belongs to which."""
@@ -6936,7 +6927,9 @@ class Segments(Keeper):
     def grammar(self) -> Grammar:
         """The conditions that can be put to people here; they don't keep the workspace alive."""
         me: Segments = weakref.proxy(self)
-        return Grammar(PERSON_CONDITIONS, functools.partial(_member_in, me), set(), [], True, me)
+        return Grammar(
+            PERSON_CONDITIONS, functools.partial(Segments.is_member, me), set(), [], True, me
+        )
 
     def needs(self, needs: Iterable[Need]) -> Set[Need]:
         """What conditions depend on, including what the segments among it depend on."""
@@ -7046,8 +7039,7 @@ class Segments(Keeper):
 
     def owners(self, kind: str) -> Owners:
         """Who is in each manual segment."""
-        rows = self.rows.items()
-        return {(serial, number) for number, row in rows for serial in row.members}
+        return {(serial, n) for n, row in self.rows.items() for serial in row.members}
 
 
 # ======================================================================================
