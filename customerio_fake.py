@@ -4167,16 +4167,22 @@ def _attribute_condition(body: Json, where: str, grammar: Grammar, spec: Json) -
 
 
 def _data_condition(body: Json, where: str, grammar: Grammar, spec: Json) -> Predicate:
-    """Compile `{"field", "operator", "value"}`, to be applied to a pair of subject and document."""
+    """Compile `{"field", "operator", "value"}`, to be applied to pairs: see `compile_data`."""
     judge = _judge(spec, where.rpartition(".")[0], grammar)
     return lambda pair: judge.fits(pair[0], _texts_at(pair[1], judge.field))
 
 
 def compile_data(spec: Json, where: str, grammar: Grammar) -> Predicate:
-    """Compile conditions on an event's data, to be applied to pairs of a subject and the data."""
+    """Compile conditions on an event's data, to be applied to pairs of `rendering` and the data."""
     if spec == {}:
         return lambda pair: True
-    return _compiled(spec, where, grammar._replace(kinds=_DATA))
+    render = grammar.render and (lambda rendered, source: rendered(source))
+    return _compiled(spec, where, grammar._replace(kinds=_DATA, render=render))
+
+
+def rendering(grammar: Grammar, subject: Any) -> Optional[Callable[[str], str]]:
+    """A function that renders each value just once, however much is compared with it."""
+    return grammar.render and functools.cache(functools.partial(grammar.render, subject))
 
 
 def _kind_about(read: Callable[[Any, Any, Json], Iterable[Json]], *needs: Need) -> Kind:
@@ -4235,7 +4241,8 @@ def _event_condition(body: Json, where: str, grammar: Grammar, spec: Json) -> Pr
     def moments(subject: Any) -> List[float]:
         rows = _EVENT_TYPES[type](grammar, subject, name, type, begin(subject))
         oldest = clock.now() - within if within else -math.inf
-        return [when for when, data in rows if when > oldest and fits((subject, data))]
+        rendered = rendering(grammar, subject)
+        return [when for when, data in rows if when > oldest and fits((rendered, data))]
 
     if within:
         grammar.turns.append(lambda subject: [when + within for when in moments(subject)])
@@ -10533,7 +10540,7 @@ def _collection_tile(runner: Runner, journey: Journey, node: Node, texts: Json) 
         return Done("failed", f"there is no collection {body.get('collection')!r}")
     grammar = runner.plans[journey.campaign_id].layout.grammar._replace(render=None)
     fits = compile_data(texts.get("filter") or {}, "filter", grammar)
-    rows = [row for row in found[0]["_content"] if fits((journey, row))]
+    rows = [row for row in found[0]["_content"] if fits((None, row))]
     remember(journey, body["attribute"], rows[: body.get("limit", len(rows))])
     return Done("updated")
 
@@ -11022,7 +11029,8 @@ def _waits_already(gate: Gate, plan: Plan, journey: Journey) -> str:
 REFUSALS: Tuple[Tuple[Callable[[Plan], Any], Callable[[Gate, Plan, Journey], str]], ...] = (
     (lambda plan: True, _not_open),
     (lambda plan: plan.flow.get("attribute_filters"), lambda gate, plan, journey:
-     "" if plan.data_fits((journey, journey.data)) else "attribute_filters"),
+     "" if plan.data_fits((rendering(plan.layout.grammar, journey), journey.data))
+     else "attribute_filters"),
     (lambda plan: plan.restart == "once" or plan.interval or plan.row["type"] == "segment",
      _too_often),
     (lambda plan: plan.filter and plan.is_patient, _waits_already),

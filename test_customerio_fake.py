@@ -5577,6 +5577,27 @@ class Tiles(JourneyTest):
             [(1, "failed", "segment 3 is data-driven: its conditions say who is in it")],
         )
 
+    def test_a_value_is_rendered_once_for_all_that_is_compared_with_it(self) -> None:
+        fits = {"field": "sku", "operator": "eq", "value": "{{event.plan}}"}
+        ordered = {"event": {"name": "order", "filters": fits}, "times": 2}
+        query = {"type": "collection_query", "collection": "shop", "attribute": "rows"}
+        content = [{"sku": "gold"} for _ in range(20)]
+        self.campaign(
+            mail(1, preconditions=ordered), {**query, "filter": fits},
+            attribute_filters={**fits, "field": "plan"},
+            collections=[{"id": 1, "name": "shop", "content": content}],
+        )  # fmt: skip
+        self.identify("1", email="1@example.com")
+        for sku in ("tin", "gold", "gold") * 9:
+            self.track("1", "order", sku=sku)
+        rendered = mock.patch.object(
+            customerio_fake, "parse_liquid", wraps=customerio_fake.parse_liquid
+        )
+        with rendered as parse:
+            self.track("1", "go", plan="gold")
+            self.assertEqual([step[1] for step in self.steps()], ["sent", "updated"])
+        self.assertEqual(parse.call_args_list.count(mock.call(fits["value"])), 3)
+
     def test_rows_of_a_collection(self) -> None:
         rows = [
             {"sku": "a", "plan": "gold"},
