@@ -3980,7 +3980,7 @@ def _compiled(spec: Json, where: str, grammar: Grammar) -> Predicate:
     if isinstance(spec, dict) and len(spec) == 1 and not named:
         (kind,) = spec
         raise invalid(f"{where} has '{kind}'; expected one of: {', '.join(kinds)}", where)
-    if len(named) != 1 or (len(spec) > 1 and not kinds[named[0]].more):
+    if len(named) != 1:
         raise invalid(f"{where} must be an object with exactly one of: {', '.join(kinds)}", where)
     (kind,) = named
     for name, value in spec.items():
@@ -4092,8 +4092,8 @@ def _judge(body: Json, where: str, grammar: Grammar) -> Judge:
     if test is None:
         known = [*OPERATORS, *(TIME_OPERATORS if grammar.exact else ())]
         raise invalid(f"{where}.operator must be one of: {', '.join(known)}", where)
-    names = () if operator in _WITHOUT_VALUE else ("value", "value2")
-    values = [body.get(name) for name in names[: 2 if operator in _WITH_TWO else 1]]
+    names = ("value", "value2") if operator in _WITH_TWO else ("value",)
+    values = [body.get(name) for name in names if operator not in _WITHOUT_VALUE]
     for name, value in zip(names, values):
         if value is None or isinstance(value, (dict, list)):
             raise invalid(f"{where}.{name} is required for '{operator}'", where)
@@ -4101,12 +4101,12 @@ def _judge(body: Json, where: str, grammar: Grammar) -> Judge:
     offsets = _offsets(str(operator), texts, where)
     wanted = tuple(texts) if operator in _WITH_TWO else texts[0] if texts else ""
     liquid = grammar.render if any("{{" in text for text in texts) else None
+    if liquid is not None and operator in _WITH_TWO:
+        raise invalid(f"{where}: '{operator}' takes no templates", where)
     if liquid is not None and any("{%" in text for text in texts):
         raise invalid(f"{where}.value can have {{{{ }}}} but no tags", where)
     if liquid is not None and TEMPLATE.wrong(wanted):
         raise invalid(f"{where}.value {TEMPLATE.wrong(wanted)}", f"{where}.value")
-    if liquid is not None and operator in _WITH_TWO:
-        raise invalid(f"{where}: '{operator}' takes no templates", where)
     return Judge(body["field"], test, wanted, body.get("inverse") is True, liquid, offsets)
 
 

@@ -2454,6 +2454,7 @@ class Filters(unittest.TestCase):
             ({"or": [no, yes]}, True),
             ({"not": no}, True),
             ({"not": {"or": [no, no]}}, True),
+            ({"segment": {"id": 7, "name": "x"}}, True),  # ignored here (inferred)
         ]
         for spec, expected in rows:
             self.assertEqual(self.matches(spec), expected, spec)
@@ -2463,6 +2464,9 @@ class Filters(unittest.TestCase):
             ([], "filter must be"),
             ({"and": [], "or": []}, "exactly one"),
             ({"and": [{"x": 1}]}, "filter.and[0]"),
+            ({"or": []}, "filter.or must be a list of at least one filter"),
+            ({"and": {}}, "filter.and must be a list of at least one filter"),
+            ({"segment": {"id": 7}, "id": 8}, "filter.id does not go with segment"),
             ({"not": []}, "filter.not"),
             ({"segment": {"id": True}}, "filter.segment.id"),
             ({"attribute": {"operator": "eq"}}, "filter.attribute.field"),
@@ -2542,7 +2546,9 @@ class SegmentConditions(FakeTest):
         order = {"name": "order"}
         rows = [
             ({"event": order}, "12"),
+            ({"event": order, "times": 1}, "12"),
             ({"event": order, "times": 2}, "1"),
+            ({"event": order, "within": 0}, "12"),
             ({"event": order, "inverse": True}, ""),
             ({"event": {"name": "Order"}}, ""),
             ({"event": {**order, "filters": dear}}, "12"),
@@ -2570,6 +2576,7 @@ class SegmentConditions(FakeTest):
         to_pro = {"field": "to", "operator": "eq", "value": "pro"}
         changed = {"name": "plan", "type": "attribute_change", "filters": {"and": [to_pro]}}
         self.assertEqual(self.members({"event": changed}), [])
+        self.assertEqual(self.members({"event": changed, "inverse": True}), ["1", "2"])
         self.identify("2", plan="pro")
         self.assertEqual(self.members({"event": changed}), ["2"])
         self.assertEqual(self.members({"event": changed, "inverse": True}), ["1"])
@@ -2590,6 +2597,7 @@ class SegmentConditions(FakeTest):
         rows = [
             ({"device_attribute": {"field": "platform", "operator": "eq", "value": "iOS"}}, "1"),
             ({"object_attribute": {"field": "n", "operator": "gt", "value": 2}}, "2"),
+            ({"object_attribute": {"type_id": 1, "field": "n", "operator": "gt", "value": 2}}, "2"),
             ({"object_attribute": {"type_id": 2, "field": "n", "operator": "gt", "value": 2}}, ""),
             ({"relationship_attribute": {"field": "role", "operator": "eq", "value": "boss"}}, "2"),
             ({"message": {"metric": "delivered"}}, "1"),
@@ -2598,6 +2606,107 @@ class SegmentConditions(FakeTest):
         ]
         for spec, expected in rows:
             self.assertEqual("".join(self.members(spec)), expected, spec)
+        for advance, expected in ((59, ["1"]), (1, [])):
+            self.clock(advance=advance)
+            recently = {"message": {"metric": "delivered"}, "within": 60}
+            self.assertEqual(self.members(recently), expected)
+
+    def compiled(self, spec: Any, **grammar: Any) -> customerio_fake.Condition:
+        """These conditions, in a grammar with these changes."""
+        usual = self.fake.workspace.segments.grammar()
+        return customerio_fake.compile_conditions(spec, "at", usual._replace(**grammar))
+
+    def seen(self, operator: str, *values: Any, kind: str = "attribute", field: str = "seen") -> Any:
+        """A comparison with up to two values."""
+        return {kind: {"field": field, "operator": operator, **dict(zip(("value", "value2"), values))}}
+
+    def test_what_conditions_depend_on_and_when_they_turn(self) -> None:
+        self.track("1", "order", timestamp=self.START - 50)
+        mail = {"to": "a@b.co", "identifiers": {"id": "1"}, "subject": "s", "body": "b",
+                "from": "c@d.co"}  # fmt: skip
+        self.call("POST", "/v1/send/email", mail)
+        device = {"id": "t", "platform": "ios", "last_used": self.START}
+        self.call("PUT", "/api/v1/customers/1/devices", {"device": device})
+        self.clock(now=self.START, freeze=True)
+        order, sent = {"event": {"name": "order"}}, {"message": {"metric": "sent"}}
+        changed = {"event": {"name": "plan", "type": "attribute_change"}}
+        rows: list[tuple[Any, set[Any], int | None]] = [
+            (self.seen("timestamp_gta", 0), {("attribute", "seen")}, None),
+            (self.seen("timestamp_lt", -150), {("attribute", "seen")}, 50),
+            (self.seen("timestamp_lt", -100), {("attribute", "seen")}, None),  # it just has
+            (self.seen("timestamp_bw", -150, -120), {("attribute", "seen")}, 20),
+            (self.seen("is_timestamp"), {("attribute", "seen"), ("timestamp", "seen")}, None),
+            ({**self.seen("is_timestamp"), "inverse": True}, {("attribute", "seen")}, None),
+            (self.seen("timestamp_lt", -1, field="plan"), {("attribute", "plan")}, None),
+            (self.seen("eq", "fiat", field="car.make"), {("attribute", "car")}, None),
+            (self.seen("timestamp_lt", -9, kind="device_attribute", field="last_used"),
+             {("device", ""), ("field", "last_used")}, 9),
+            ({"segment": {"id": 7}}, {("segment", 7)}, None),
+            (order, {("event", "order")}, None),
+            ({**order, "within": 60}, {("event", "order")}, 10),
+            ({**order, "within": 80, "inverse": True}, {("event", "order")}, 30),
+            (changed, {("attribute", "plan")}, None),
+            (sent, {("message", "sent")}, None),
+            ({**sent, "within": 60}, {("message", "sent")}, 60),
+            ({"and": [{**sent, "within": 60}, {"not": {**order, "within": 60}}]},
+             {("message", "sent"), ("event", "order")}, 10),
+        ]  # fmt: skip
+        person = next(iter(self.fake.workspace.people))
+        for spec, needs, turn in rows:
+            with self.subTest(spec):
+                condition = self.compiled(spec)
+                self.assertEqual(condition.needs, needs)
+                at = condition.next_turn(person, self.START)
+                self.assertEqual(at, None if turn is None else self.START + turn)
+        late = list(self.fake.workspace.people)[1]
+        never = self.compiled({**order, "within": 80, "inverse": True})
+        self.assertEqual(never.next_turn(late, self.START), self.START + 80)
+        one, other = self.compiled(order), self.compiled(self.seen("eq", "fiat", field="car.make"))
+        both = customerio_fake.together([one, other, self.compiled(sent)])
+        self.assertEqual(both.needs, one.needs | other.needs | {("message", "sent")})
+        self.assertIs(customerio_fake.together([one]), one)
+        self.assertEqual([both.test(person) for person in self.fake.workspace.people], [True, False])
+
+    def test_what_conditions_refer_to_is_collected(self) -> None:
+        named: list[Any] = []
+        message = {"metric": "sent", "action_id": 3, "campaign_id": 4}
+        self.compiled({"or": [{"segment": {"id": 7}}, {"message": message}]}, named=named)
+        self.assertEqual([tuple(one) for one in named], [
+            ("segment", 7, "at.or[0].segment.id"), ("action", 3, "at.or[1].message.action_id"),
+            ("campaign", 4, "at.or[1].message.campaign_id"),
+        ])  # fmt: skip
+
+    def test_what_was_before_the_beginning_does_not_count(self) -> None:
+        changed = {"event": {"name": "plan", "type": "attribute_change"}}
+        begin = {"begin": lambda person: (self.START + 10.0, 1)}
+        asked = [self.compiled(spec, **begin) for spec in (changed, {"event": {"name": "order"}})]
+        for advance, expected in ((0, [False, False]), (9, [False, True]), (1, [True, True])):
+            self.clock(advance=advance)
+            self.identify("2", plan=str(advance))
+            self.track("2", "order")
+            person = list(self.fake.workspace.people)[1]
+            self.assertEqual([it.test(person) for it in asked], expected)
+
+    def test_mistakes_in_journeys_name_their_place(self) -> None:
+        rows: list[tuple[Any, str]] = [
+            ({"event_time": {}}, "at.event_time.field must name a timestamp"),
+            ({"event_time": "x"}, "at.event_time.field must name a timestamp"),
+            ({"event": {"name": "x"}, "since": "ever"}, 'at.since must be "journey"'),
+            (self.seen("eq", "{{ x"), "at.attribute.value is no template: output"),
+            (self.seen("eq", "{{ x }}{% if x %}{% endif %}"), "at.attribute.value can have {{ }}"),
+            (self.seen("bw", 1, "{{ x }}"), "at.attribute: 'bw' takes no templates"),
+        ]
+        kinds, no_text = customerio_fake.JOURNEY_CONDITIONS, lambda subject, text: ""
+        for spec, text in rows:
+            with self.assertRaises(ApiError, msg=str(spec)) as caught:
+                self.compiled(spec, kinds=kinds, render=no_text)
+            self.assertIn(text, caught.exception.message)
+        compare = customerio_fake.check_comparison
+        compare(self.seen("timestamp_gt", 1)["attribute"], "at")
+        with self.assertRaisesRegex(ApiError, "at.feild is unknown; did you mean field"):
+            compare({**self.seen("eq", 1)["attribute"], "feild": 1}, "at")
+        for spec in (self.seen("eq", "{{ x }}"), {"event": {"name": "x"}, "since": "journey"}):
+            self.compiled(spec, kinds=kinds, render=no_text)
 
     def test_mistakes_name_their_place_and_the_nearest_word(self) -> None:
         field = {"field": "a", "operator": "eq", "value": "b"}
