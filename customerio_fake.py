@@ -320,7 +320,7 @@ def _problem_row(problem: Problem) -> Json:
     index = {} if problem.batch_index is None else {"batch_index": problem.batch_index}
     # Track v2 says "must be a string or a number", without the field's name (observed).
     text, named = problem.message, f"{problem.field} must "
-    text = text.replace(named, "must ", 1) if problem.field else text
+    text = text.replace(named, "must ") if problem.field else text
     return {**index, "reason": problem.reason, "field": problem.field, "message": text}
 
 
@@ -424,12 +424,9 @@ def dates_of(first: date, frequency: str, after: float) -> Iterator[date]:
     months = 12 if frequency == "yearly" else 1
     now = moment_of(after)
     gone = (now.year - first.year) * 12 + now.month - first.month
-    begin = max(0, gone // months - 1)
-    for step in range(begin, begin + 4 + 24 // months):
-        number = first.year * 12 + first.month - 1 + step * months
+    begin = first.year * 12 + first.month - 1 + max(0, gone // months - 1) * months
+    for number in range(begin, 12 * 10_000, months):  # to the end of the calendar
         year, month = number // 12, number % 12 + 1
-        if year > 9999:
-            return
         yield date(year, month, min(first.day, monthrange(year, month)[1]))
 
 
@@ -875,7 +872,7 @@ def decode_json(raw: bytes, depth: int = MAX_DEPTH, bounded: bool = True) -> Jso
         raise _not_json(f"nested deeper than {depth}") from None
     except ValueError:  # an integer with more digits than the interpreter allows
         raise _not_json("a number has too many digits") from None
-    if len(raw) > 2 * depth and raw.count(b"[") + raw.count(b"{") > depth:
+    if raw.count(b"[") + raw.count(b"{") > depth:
         _check_depth(value, depth)
     return _well_formed(value) if b"\\u" in raw else value
 
@@ -935,7 +932,8 @@ def _well_formed(value: Json) -> Json:
             value.encode()
         except UnicodeEncodeError:
             # In pieces, because no other thread gets a turn during one substitution.
-            pieces = (value[i : i + 65536] for i in range(0, len(value), 65536))
+            size = 65536
+            pieces = (value[i : i + size] for i in range(0, len(value), size))
             return "".join([_SURROGATE.sub("\ufffd", piece) for piece in pieces])
         return value
     if isinstance(value, dict):
