@@ -1068,6 +1068,8 @@ class Check(NamedTuple):
     inner: Callable[[Json], Optional[FieldList]] = lambda value: None
     #: The types whose values all pass, if they aren't long.
     sure: Tuple[Type[Any], ...] = ()
+    #: Makes a value that passes, for examples; it has the part at a place such as "[0].id".
+    sample: Callable[[str], Json] = lambda place: "example"
 
 
 def _placed(name: str, wrong: str) -> Tuple[str, str]:
@@ -1090,13 +1092,15 @@ class FieldList(NamedTuple):
     some: bool = False
     #: Whether null counts as absent, and a needed field must not be "" or empty.
     lax: bool = False
-    #: Whether a refusal names only the first problem.
-    first: bool = False
+    #: Why a refusal names only the first problem; "" if it names all.
+    first: str = ""
     #: How a refusal puts it that a field is missing (with what to send) or wrong (with how).
     missing: str = "{} is required: send {}"
     wrong: str = "{} {}"
-    #: A valid body to show in a refusal, or a function that makes one for the field that was wrong.
-    example: Json = None
+    #: What a valid body has besides the needed fields; or a function of the place that is wrong.
+    example: Union[Mapping[str, Json], Sequence[Any], Callable[[str], Json]] = {}
+    #: When fields must be there that are not always needed, as in "the type is email".
+    needed_if: Mapping[str, str] = {}
     #: Why undeclared fields are fine; "" if they aren't.
     free: str = ""
 
@@ -1151,12 +1155,16 @@ class FieldList(NamedTuple):
                 if inner and not inner.closed:
                     yield from inner.strange(part, what, where + name + at)
 
-    def exemplified(self, error: ApiError) -> ApiError:
-        """Add an example of a valid body to a refusal."""
-        field = error.problems[0].field
-        if callable(self.example):
-            return invalid(f"{error.message}, as in {as_text(self.example(field))}", field)
-        return invalid(f"{error.message}; an example: {as_text(self.example)}", field)
+    def sample(self, place: str = "") -> Json:
+        """A valid body, with the field at a place such as "device.id"; None if there are none."""
+        if not isinstance(self.example, dict):
+            return self.example(place) if callable(self.example) else self.example
+        name, rest = cast(Any, re.match(r"\W*(\w*)(.*)", place)).groups()
+        names = [n for n in (*self.needed, name) if n in self.checks]
+        names = names or [*self.checks][: 0 if self.example else 1]
+        new = [n for n in dict.fromkeys(names) if n not in self.example]
+        made = {n: _sample_of(n, self.checks[n], rest if n == name else "") for n in new}
+        return {**self.example, **made} or None
 
     def having(self, needed: str = "", /, **fields: Union[str, Check]) -> FieldList:
         """Add fields to these rules: name=check, or word="some names" for a word of WORDS."""
@@ -1176,12 +1184,33 @@ class FieldList(NamedTuple):
     def _field_document(self, name: str, check: Check) -> Json:
         inner = check.inner({})
         more = {"fields": inner.document()} if inner else {}
-        return {"type": check.type, "required": name in self.needed, **more}
+        sometimes = {"required_if": self.needed_if[name]} if name in self.needed_if else {}
+        return {"type": check.type, "required": name in self.needed, **sometimes, **more}
 
 
-_TYPE_NAMES = {
-    dict: "an object", list: "a list", str: "a string", bool: "true or false",
-    int: "a whole number", float: "a number", type(None): "null",
+#: What fields of these names have in examples, where that passes.
+_SHOWN_AS: Dict[str, Json] = {
+    **dict.fromkeys(("id", "userId", "object_type_id"), "1"), "identifiers": {"id": "1"},
+    **dict.fromkeys(("email", "to", "from"), "ada@example.com"), "emails": ["ada@example.com"],
+    **dict.fromkeys(("timestamp", "_timestamp", "send_at", "last_used"), 1700000000),
+    **dict.fromkeys(("created", "updated", "created_at", "updated_at"), 1700000000),
+    **dict.fromkeys(("url", "endpoint", "data_file_url"), "https://example.com/"),
+    "ids": ["1"], "primary": {"id": "1"}, "secondary": {"id": "2"}, "scheduled_at": 4000000000,
+    "recipients": {"and": [{"or": [{"segment": {"id": 1}}]}]}, "per_user_data": [{"id": "1"}],
+    "event": "signup", "language": "es", "notification_type": "com.example.order",
+}  # fmt: skip
+
+
+def _sample_of(name: str, check: Check, place: str) -> Json:
+    told = None if place else _SHOWN_AS.get(name)
+    return check.sample(place) if told is None or check.wrong(told) else told
+
+
+#: The JSON types: their names, and a value of each.
+_TYPES: Dict[type, Tuple[str, Json]] = {
+    dict: ("an object", {"plan": "pro"}), list: ("a list", []), str: ("a string", "example"),
+    bool: ("true or false", True), int: ("a whole number", 1), float: ("a number", 1.5),
+    type(None): ("null", None),
 }  # fmt: skip
 
 
@@ -1210,13 +1239,13 @@ def bytes_field(longest: int) -> Check:
             return f"cannot be longer than {longest} bytes"
         return TEXT.wrong(value)
 
-    return Check("a string", wrong)
+    return Check("a string", wrong, sample=lambda place: "signup")
 
 
 def typed_field(*kinds: type) -> Check:
     """A value of one of these JSON types; NoneType stands for null."""
     named = [kind for kind in kinds if kind is not int or float not in kinds]
-    names = " or ".join(_TYPE_NAMES[kind] for kind in named)
+    names = " or ".join(_TYPES[kind][0] for kind in named)
 
     def wrong(value: Json) -> str:
         fits = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
@@ -1225,12 +1254,12 @@ def typed_field(*kinds: type) -> Check:
         text = "must be {0}, not {1}" if len(kinds) == 1 else "must not be {1}: send {0}"
         return text.format(names, kind_of(value))
 
-    return Check(names, wrong, sure=kinds)
+    return Check(names, wrong, sure=kinds, sample=lambda place: _TYPES[kinds[0]][1])
 
 
-def must_be(type: str, fits: Callable[[Json], Any]) -> Check:
-    """A value that passes a test; `type` describes it."""
-    return Check(type, lambda value: "" if fits(value) else f"must be {type}")
+def must_be(type: str, fits: Callable[[Json], Any], sample: Json = "example") -> Check:
+    """A value that passes a test, as `sample` does; `type` describes it."""
+    return Check(type, lambda v: "" if fits(v) else f"must be {type}", sample=lambda place: sample)
 
 
 def number_field(least: float, most: float, *kinds: type) -> Check:
@@ -1239,20 +1268,21 @@ def number_field(least: float, most: float, *kinds: type) -> Check:
     return must_be(
         f"{typed.type} from {least} to {most}",
         lambda value: not typed.wrong(value) and least <= value <= most,
+        max(least, min(1, most)),
     )
 
 
 def choice_field(*choices: Json) -> Check:
     """One of these values."""
-    return must_be(f"one of: {', '.join(map(str, choices))}", lambda value: value in choices)
+    return must_be(f"one of: {', '.join(map(str, choices))}", lambda v: v in choices, choices[0])
 
 
-def pattern_field(pattern: str, wanted: str) -> Check:
-    """A string that matches a pattern; `wanted` describes it."""
-    return must_be(wanted, lambda value: isinstance(value, str) and re.fullmatch(pattern, value))
+def pattern_field(pattern: str, wanted: str, sample: str = "example") -> Check:
+    """A string that matches a pattern, as `sample` does; `wanted` describes it."""
+    return must_be(wanted, lambda v: isinstance(v, str) and re.fullmatch(pattern, v), sample)
 
 
-def read_field(type: str, read: Callable[[Json, str], Any]) -> Check:
+def read_field(type: str, read: Callable[[Json, str], Any], sample: Json = "example") -> Check:
     """A value that `read`, called with it and its name, accepts: that raises ApiError otherwise."""
 
     def wrong(value: Json) -> str:
@@ -1262,7 +1292,7 @@ def read_field(type: str, read: Callable[[Json, str], Any]) -> Check:
             return error.message.lstrip()
         return ""
 
-    return Check(type, wrong)
+    return Check(type, wrong, sample=lambda place: sample)
 
 
 def object_field(fields: FieldList) -> Check:
@@ -1274,7 +1304,7 @@ def object_field(fields: FieldList) -> Check:
         problem = next(fields.problems(value, "."), None)
         return problem.message if problem else ""
 
-    return Check("an object", wrong, lambda value: fields)
+    return Check("an object", wrong, lambda value: fields, sample=fields.sample)
 
 
 def _first_wrong(check: Check, parts: Iterable[Tuple[str, Json]]) -> str:
@@ -1295,7 +1325,12 @@ def list_field(check: Check, least: int = 0, most: int = 1 << 30, of: str = "ent
             return f"has {len(value)} entries; {most} at most"
         return _first_wrong(check, ((f"[{i}]", row) for i, row in enumerate(value)))
 
-    return Check(type, wrong, check.inner)
+    return Check(
+        type,
+        wrong,
+        check.inner,
+        sample=lambda p: [check.sample(p.partition("]")[2])] * (least or 1),
+    )
 
 
 def mapping_field(check: Check) -> Check:
@@ -1306,7 +1341,7 @@ def mapping_field(check: Check) -> Check:
             return f"must be an object, not {kind_of(value)}"
         return _first_wrong(check, ((f".{name}", part) for name, part in value.items()))
 
-    return Check("an object", wrong)
+    return Check("an object", wrong, sample=lambda p: {"email": _sample_of("email", check, "")})
 
 
 TEXT, ANY_TEXT, SHORT_TEXT = text_field(), text_field(blank=True), text_field(1000)
@@ -1324,10 +1359,11 @@ MOMENT = number_field(0, LAST_MOMENT, int)
 Moment = Annotated[int, MOMENT]
 Instant = Annotated[float, number_field(0, LAST_MOMENT, int, float)]
 #: A whole number, also as text or as 12.0.
-NUMBER = read_field("a whole number", whole_number)
+NUMBER = read_field("a whole number", whole_number, 1)
 ANYTHING = Check("anything", lambda value: "")
-FILTER = Check("a filter object", lambda value: "")
-URL = pattern_field(r"(?s)https?://[^\s/]+.*", "an http or https URL")
+_PRO = {"attribute": {"field": "plan", "operator": "eq", "value": "pro"}}
+FILTER = Check("a filter object", lambda value: "", sample=lambda place: _PRO)
+URL = pattern_field(r"(?s)https?://[^\s/]+.*", "an http or https URL", "https://example.com/")
 #: Short names of the most common checks, for field lists.
 WORDS = {
     "any": ANYTHING, "text": ANY_TEXT, "filled": TEXT, "short": SHORT_TEXT, "scalar": SCALAR,
@@ -5440,7 +5476,8 @@ class Shelf:
 
 
 def _or_null(check: Check) -> Check:
-    return Check(f"{check.type}, or null", lambda v: "" if v is None else check.wrong(v))
+    type, wrong = f"{check.type}, or null", lambda v: "" if v is None else check.wrong(v)
+    return Check(type, wrong, sample=check.sample)
 
 
 def _decode_base64(value: Json, name: str) -> bytes:
@@ -5550,6 +5587,7 @@ def _content_fields(of_action: str = "") -> FieldList:
 
 
 _ACTION_FIELDS = _content_fields("!")
+_AN_EMAIL = {"type": "email", "subject": "Hello", "body": "Hello"}
 
 #: The shelves of a workspace, and the fields of their rows.
 SHELVES: Dict[str, FieldList] = {
@@ -5557,20 +5595,20 @@ SHELVES: Dict[str, FieldList] = {
         whole="id!", text="name! type! state event_name", moment="created! updated!",
         once="first_started", flag="active", tags="tags",
         some_numbers="trigger_segment_ids filter_segment_ids",
-    ),
+    )._replace(example={"type": "event", "event_name": "signup", "actions": [_AN_EMAIL]}),
     "broadcasts": stored(
         whole="id!", text="name! type! state", moment="created! updated!", once="first_started",
         flag="active", tags="tags", condition="recipients",
-    ),
+    )._replace(example={"type": "triggered_broadcast", "actions": [_AN_EMAIL]}),
     "transactional": stored(
         whole="id!", text="name! description trigger_name", moment="created_at! updated_at!",
         flag="send_to_unsubscribed link_tracking open_tracking hide_message_body queue_drafts",
-    ),
+    )._replace(example={"contents": [_AN_EMAIL]}),
     "newsletters": stored(
         whole="id!", text="name! type!", moment="created! updated!", once="sent_at! scheduled_at",
         tags="tags", some_numbers="recipient_segment_ids content_ids",
         maybe="subscription_topic_id", condition="_recipients",
-    ),
+    )._replace(example={"type": "email", "contents": [_AN_EMAIL]}),
     "campaign_actions": _ACTION_FIELDS,
     "broadcast_actions": _ACTION_FIELDS,
     "newsletter_contents": _content_fields(),
@@ -6020,7 +6058,7 @@ def push_token(value: Json, name: str) -> str:
     return as_text(value)
 
 
-DEVICE_FIELDS = LAX.having(
+DEVICE_FIELDS = FieldList(lax=True, example={"id": "token-1", "platform": "ios"}).having(
     "platform", scalar="id token", platform=choice_field("ios", "android"), number="last_used",
     object="attributes",
 )  # fmt: skip
@@ -6594,7 +6632,7 @@ ANONYMOUS_GRACE = 300.0
 
 #: The fields of an event, by the name under which its API has the data.
 EVENT_FIELDS = {
-    data_key: LAX.having(
+    data_key: FieldList(lax=True, example={"name": "signup", data_key: {"plan": "pro"}}).having(
         "name", name=bytes_field(MAX_EVENT_NAME), id=SCALAR, any="type", number="timestamp",
         object=data_key, scalar="anonymous_id",
     )
@@ -8644,12 +8682,15 @@ def _wrong_headers(value: Json) -> str:
 #: The fields of every transactional send; the wording for a missing one is the
 #: service's (from its clients' tests).
 _SEND = FieldList(
-    lax=True, first=True, missing='Missing required field: "{}"', wrong='"{}" {}'
+    lax=True, first="as the service does (its clients' tests)", wrong='"{}" {}',
+    missing='Missing required field: "{}"', example={"transactional_message_id": 1},
 ).having(
     word="transactional_message_id", text="to language", object="identifiers message_data",
     number="send_at", flag="queue_draft auto_create disable_message_retention "
     "send_to_unsubscribed tracked",
 )  # fmt: skip
+#: What an email without a template brings along.
+_WHOLE = ("body", "subject", "from")
 #: The fields of each kind of transactional send (reference).
 SEND_FIELDS = {
     "email": _SEND.having(
@@ -8657,7 +8698,7 @@ SEND_FIELDS = {
         text="body body_amp body_plain subject from cc bcc reply_to preheader",
         word="from_id reply_to_id", flag="fake_bcc disable_css_preprocessing",
         object="attachments", headers=Check("a JSON list of {name, value}", _wrong_headers),
-    ),
+    )._replace(needed_if=dict.fromkeys(_WHOLE, "no transactional_message_id is given")),
     "push": _SEND.having(
         "transactional_message_id identifiers", text="title message image_url link sound",
         object="custom_data custom_payload",
@@ -8665,15 +8706,16 @@ SEND_FIELDS = {
     ),
     **dict.fromkeys(
         ("sms", "whatsapp"),
-        _SEND.having("transactional_message_id to identifiers", text="from"),
+        _SEND._replace(example={"transactional_message_id": 1, "to": "+15551234567"}).having(
+            "transactional_message_id to identifiers", text="from"
+        ),
     ),
     **dict.fromkeys(
         ("inbox_message", "in_app"),
         _SEND.having("transactional_message_id identifiers", in_app=APPEARANCE),
     ),
 }  # fmt: skip
-#: An email without a template brings all of its content along.
-_SEND_WHOLE = SEND_FIELDS["email"].having("body subject from")
+_SEND_WHOLE = SEND_FIELDS["email"].having(" ".join(_WHOLE))
 _E164 = re.compile(r"\+[1-9]\d{1,14}")
 MAX_SEND_AHEAD = 90 * 86400
 MAX_RECIPIENTS = 15
@@ -9215,7 +9257,7 @@ TRIGGER_FIELDS = FieldList(status=422, closed=True).having(
     per_user_data=list_field(Check("an object", _wrong_row), most=MAX_AUDIENCE),
     data_file_url=pattern_field(r"(?s).*://.*", "a URL"),
     any=" ".join(AUDIENCE_FLAGS["per_user_data"]),
-    data=Check("an object", lambda value: "" if value is None else _wrong_data(value)),
+    data=OBJECT._replace(wrong=lambda value: "" if value is None else _wrong_data(value)),
 )  # fmt: skip
 
 
@@ -9294,13 +9336,17 @@ NEWSLETTER_TYPES: Dict[str, Sequence[str]] = {
     "webhook": ("body", "request_method", "url"),
     "inbox": ("body_json",),
 }
+_BY_TYPE = {
+    name: "the type is " + " or ".join(t for t, names in NEWSLETTER_TYPES.items() if name in names)
+    for name in ("subject", "body", "body_json", "request_method", "url")
+}
 RATE_FIELDS = FieldList(status=422).having(
     whole="rate_limit_email_rate", rate_limit_time_period=choice_field(60, 3600, 86400),
     flag="rate_limit_spread",
-)  # fmt: skip
+)._replace(example={"rate_limit_email_rate": 100, "rate_limit_time_period": 60})  # fmt: skip
 
 #: The fields of a content that can be changed; others are read-only, and ignored (reference).
-CONTENT_FIELDS = FieldList().having(
+CONTENT_FIELDS = FieldList(example={"subject": "Hello", "body": "<p>Hello</p>"}).having(
     text="name from body body_amp body_plain body_json subject preheader_text recipient bcc url "
     "request_method image_url",
     maybe="from_id reply_to_id sender_identity_id", flag="fake_bcc tracked",
@@ -9312,7 +9358,9 @@ CONTENT_ROW = CONTENT_FIELDS.having(
     any="id campaign_id broadcast_id newsletter_id parent_action_id deduplicate_id type layout "
     "language reply_to preprocessor cc created updated send_to_unsubscribed"
 )
-TRANSLATION_FIELDS = CONTENT_FIELDS.having("language", filled="language")._replace(status=422)
+TRANSLATION_FIELDS = CONTENT_FIELDS.having("language", filled="language")._replace(
+    status=422, needed_if=without(_BY_TYPE, ["request_method", "url"])
+)
 
 
 def checked_rate(body: Json) -> Json:
@@ -11867,7 +11915,7 @@ DELIVERY_PARENTS = ("newsletter_id", "campaign_id", "transactional_message_id", 
 EXPORT_FIELDS = LAX.having(
     number=f"{' '.join(DELIVERY_PARENTS)} start end template_id", attributes=list_field(ANY_TEXT),
     metric=choice_field(*_EXPORT_METRICS, ""), flag="drafts",
-)  # fmt: skip
+)._replace(needed_if=dict.fromkeys(DELIVERY_PARENTS, "none of the others is given"))  # fmt: skip
 
 
 def download_link(workspace: Workspace, export: Export, base_url: str) -> str:
@@ -12179,12 +12227,12 @@ _SEEDED: Dict[str, FieldList] = {
     "customers": stored(
         some_word="id email cio_id", some_object="identifiers attributes", stamps="timestamps",
         flag="unsubscribed", objects="devices", once="created_at updated_at",
-    ),
+    )._replace(example={"id": "1", "attributes": {"plan": "pro"}}),
     "devices": stored(word="id!", text="platform!", once="last_used", some_object="attributes"),
     "objects": stored(
         some_word="object_type_id object_id cio_object_id", objects="relationships",
         some_object="identifiers attributes", stamps="timestamps", once="created_at updated_at",
-    ),
+    )._replace(example={"object_type_id": "1", "object_id": "acme"}),
     "relationships": stored(
         object="identifiers!", some_object="attributes timestamps",
         any="object_type_id object_type_disabled",
@@ -12202,7 +12250,7 @@ _SEEDED: Dict[str, FieldList] = {
         whole="id", text="name!", tags="tags", once="created_at updated_at",
         some_text="description type state deduplicate_id", words="ids emails",
         some_object="conditions", any="progress",
-    ),
+    )._replace(example={"name": "Pro", "conditions": _PRO}),
     "messages": stored(
         some_text="id deduplicate_id type recipient subject body from failure_message reply_to bcc "
         "preheader_text url request_method",
@@ -13645,9 +13693,11 @@ class Operation(NamedTuple):
     def document(self) -> Json:
         """The operation as `/__parlel/routes` shows it."""
         named = {"method": self.method, "path": self.path, "api": self.api.name}
-        free = {"free": self.fields.free} if self.fields and self.fields.free else {}
-        fields = {"fields": self.fields.document()} if self.fields else {}
-        return {**named, "summary": self.summary, **fields, **free}
+        told: Json = {"summary": self.summary}
+        if fields := self.fields:
+            more = {"free": fields.free or None, "example": fields.sample()}
+            told.update(fields=fields.document(), **more)
+        return {**named, **{k: v for k, v in told.items() if v is not None}}
 
 
 @functools.cache
@@ -14346,8 +14396,8 @@ class Fake:
             log.warning("%d: %s", error.status, error.message)
             if self.settings.html_404 and request.path[:3] != "/__":
                 return html_404(error)
-        elif operation.fields and operation.fields.example and error.status == 400:
-            error = operation.fields.exemplified(error)
+        elif operation.fields and error.status in (400, 422):
+            exemplify(error, operation, request.read)
         return failure(api, error)
 
     def is_heavy(self, request: Request) -> bool:
@@ -14615,6 +14665,20 @@ def failure(api: Api, error: ApiError) -> Response:
     return Response(error.status, write(envelope(error)), headers, error.close)
 
 
+def exemplify(error: ApiError, operation: Operation, body: Json) -> None:
+    """Add an example of a valid body to a refusal: to our own text, elsewhere to the reason."""
+    fields, problem = cast(FieldList, operation.fields), error.problems[0]
+    ours = operation.api is CONTROL and error.status == 400
+    about = body is not _UNREAD and (problem.field or error.headers or not isinstance(body, dict))
+    example = fields.sample(problem.field) if ours or about else None
+    shown = "" if example is None else f"; an example: {as_text(example)}"
+    if ours:
+        error.problems = [problem._replace(message=error.message + shown)]
+    elif shown:
+        told = {REASON_HEADER: error.message, **dict(error.headers)}
+        error.headers = (*{**told, REASON_HEADER: told[REASON_HEADER] + shown}.items(),)
+
+
 def html_404(error: ApiError) -> Response:
     """The real hosts' answer to an unknown path or method: a page, 404 (observed)."""
     page = b"<!DOCTYPE html>\n<html><head><title>404</title></head><body>Not found</body></html>\n"
@@ -14752,10 +14816,10 @@ REGION_URLS = {"us": "https://track.customer.io", "eu": "https://track-eu.custom
 FORM_KEYS = ("form_id", "form_name", "form_type", "form_url", "form_url_param")
 #: The fields of v1's bodies.
 _ATTRIBUTES = FieldList(free="attributes, by any name").having(
-    scalar="id email phone cio_id", any="_update", number="_timestamp", object="cio_relationships"
-)
-_DEVICE = NO_FIELDS.having("device", device=object_field(DEVICE_FIELDS))
-_MERGE = NO_FIELDS.having("primary secondary", object="primary secondary")
+    scalar="id email phone cio_id", any="_update", number="_timestamp", object="cio_relationships",
+)._replace(example={"email": "ada@example.com", "plan": "pro"})  # fmt: skip
+_DEVICE = NO_FIELDS.having("device", device=object_field(DEVICE_FIELDS.having("id")))
+_MERGE = FieldList(first="one by one").having("primary secondary", object="primary secondary")
 _PUSH_EVENT = LAX.having(
     "event", event=choice_field(*PUSH_METRICS), any="delivery_id device_id", number="timestamp"
 )
@@ -14764,7 +14828,11 @@ _IN_APP_EVENT = LAX.having(
     number="timestamp",
 )  # fmt: skip
 _WRAPPED = {"type": choice_field("in_app"), "payload": object_field(_IN_APP_EVENT)}
-_REPORT = _PUSH_EVENT._replace(needed=()).having("", **_WRAPPED)
+_REPORT = _PUSH_EVENT._replace(
+    needed=(), first="a payload, if there is one, and else the rest",
+    example={"event": "opened", "delivery_id": "example"},
+    needed_if=dict.fromkeys(("event", "delivery_id"), "no payload is given"),
+).having("", **_WRAPPED)  # fmt: skip
 _METRIC = LAX.having(
     "delivery_id metric", delivery_id=read_field("a string", identifier_text),
     metric=choice_field(*METRICS), number="timestamp", any="recipient reason href metadata",
@@ -14914,8 +14982,8 @@ def sides_of_merge(call: Call, body: Json) -> List[Identifier]:
     return sides
 
 
-@route("POST", "/api/v1/push/events", TRACK, fields=_PUSH_EVENT)
-@route("POST", "/push/events", TRACK_OPEN, fields=_PUSH_EVENT)
+@route("POST", "/api/v1/push/events", TRACK, fields=_PUSH_EVENT.having("delivery_id"))
+@route("POST", "/push/events", TRACK_OPEN, fields=_PUSH_EVENT.having("delivery_id"))
 def track_push(call: Call) -> Outcome:
     """Report what happened to a push notification on a device."""
     body, workspace = call.body(), call.workspace
@@ -15195,8 +15263,24 @@ def entity_action(call: Call, item: Json) -> Action:
 
 
 _ACTION_NAMES = dict.fromkeys(name for rows in ENTITY_ACTIONS.values() for name in rows)
+_BY_ID: Attributes = {"identifiers": {"id": "1"}}
+_THING = {"identifiers": {"object_type_id": "1", "object_id": "acme"}}
+#: Examples of entities, by the field that they show; the last one for all others.
+_ENTITIES: Dict[str, Attributes] = {
+    **{name: {"action": "merge", **_MERGE.sample()} for name in _MERGE.checks},
+    "name": {"action": "event", **_BY_ID, "name": "signup"},
+    "device": {"action": "add_device", **_BY_ID, "device": DEVICE_FIELDS.example},
+    "cio_rel": {"action": "add_relationships", **_BY_ID, "cio_relationships": [_THING]},
+    "": {"action": "identify", **_BY_ID, "attributes": {"plan": "pro"}},
+}  # fmt: skip
+
+
 #: The fields of all these actions together.
-ENTITY_FIELDS = NO_FIELDS.having(
+ENTITY_FIELDS = FieldList(
+    first="its type, its action, the rest", example=lambda place: next(
+        {"type": "person", **row} for name, row in _ENTITIES.items() if name in place
+    ),
+).having(
     "type action", type=choice_field(*ENTITY_ACTIONS), action=choice_field(*_ACTION_NAMES),
     number="timestamp", object="identifiers attributes primary secondary", scalar="id",
     cio_relationships=list_field(
@@ -15204,7 +15288,7 @@ ENTITY_FIELDS = NO_FIELDS.having(
     ),
     name=bytes_field(MAX_EVENT_NAME), device=object_field(DEVICE_FIELDS),
 )  # fmt: skip
-_AN_ENTITY = ANYTHING._replace(type="an entity", inner=lambda item: ENTITY_FIELDS)
+_AN_ENTITY = object_field(ENTITY_FIELDS)._replace(type="an entity", wrong=ANYTHING.wrong)
 _BATCH = LAX.having("batch", batch=list_field(_AN_ENTITY, 1, of="operation"))
 
 
@@ -15826,6 +15910,9 @@ def get_object_relationships(call: Call, object_type_id: str, object_id: str) ->
 # ---- segments
 
 _SEGMENT = NO_FIELDS.having("name", filled="name", text="description")
+_A_SEGMENT = object_field(_SEGMENT)._replace(type="an object with a name", wrong=OBJECT.wrong)
+_NO_NAME = "Name can't be blank"  # observed
+_SEGMENT_NAME = FieldList({"name": TEXT}, ["name"], 422, missing=_NO_NAME, wrong=_NO_NAME)
 
 
 def segment_of(call: Call, segment_id: str) -> Segment:
@@ -15840,15 +15927,11 @@ def list_segments(call: Call) -> Json:
     return {"segments": [s.document() for s in call.workspace.segments.rows.values()]}
 
 
-@route("POST", "/v1/segments", APP, fields=NO_FIELDS.having(segment=object_field(_SEGMENT)))
+@route("POST", "/v1/segments", APP, fields=NO_FIELDS.having("segment", segment=_A_SEGMENT))
 def create_segment(call: Call) -> Json:
     """Create a manual segment."""
-    given = call.body().get("segment")
-    if not isinstance(given, dict):
-        raise required("segment", "an object with a name")
-    name, workspace = given.get("name"), call.workspace
-    if not isinstance(name, str) or not name.strip():
-        raise ApiError(422, Problem("Name can't be blank", "name"))  # observed
+    given, workspace = call.fields()["segment"], call.workspace
+    name = _SEGMENT_NAME.read(given)["name"]
     _SEGMENT.read(given)
     with workspace.lock:
         number = workspace.count("segment")
@@ -16548,10 +16631,13 @@ _NEWSLETTER = NO_FIELDS.having(
     "name type recipients", name=text_field(190), type=choice_field(*NEWSLETTER_TYPES),
     object="recipients", whole="subscription_topic_id scheduled_at", flag="send_now",
 )  # fmt: skip
-_NEWSLETTER_FIELDS = CONTENT_FIELDS.having("", **{**RATE_FIELDS.checks, **_NEWSLETTER.checks})
-_SCHEDULE = RATE_FIELDS.having(
-    "scheduled_at", whole="scheduled_at", flag="tz_match_enabled", any="timezone"
-)
+_NEWSLETTER_FIELDS = CONTENT_FIELDS._replace(
+    first="name, type and recipients; then the rate; then the content, by the type (422)",
+    needed_if=_BY_TYPE,
+).having(" ".join(_NEWSLETTER.needed), **{**RATE_FIELDS.checks, **_NEWSLETTER.checks})
+_SCHEDULE = RATE_FIELDS._replace(
+    example={"timezone": "UTC"}, needed_if={"timezone": "scheduled_at is not 0"}
+).having("scheduled_at", whole="scheduled_at", flag="tz_match_enabled", any="timezone")
 
 
 @route("POST", "/v1/newsletters", APP, True, _NEWSLETTER_FIELDS)
@@ -16746,10 +16832,12 @@ MAX_COLLECTION = 10 * 1000 * 1000
 MAX_COLLECTION_ROW = 10 * 1000
 #: The subscription channels that every workspace has.
 DEFAULT_CHANNELS = ("email", "twilio", "push", "in_app", "whatsapp")
-_COLLECTION = NO_FIELDS.having(
+_PENS = [{"name": "pen"}]
+_COLLECTION = FieldList(example={"data": _PENS}, needed_if={"data": "no url is given"}).having(
     "name", filled="name", data=ANYTHING._replace(type="a list of objects"), any="url"
 )
-_ROWS = FieldList(free="the row, or a list of rows, of a collection")
+_COLLECTION_CHANGE = _COLLECTION._replace(needed=(), needed_if={})
+_ROWS = FieldList(free="the row, or a list of rows, of a collection", example=_PENS)
 _WEBHOOK = NO_FIELDS.having(
     "name endpoint events", filled="name", endpoint=URL,
     events=list_field(choice_field(*WEBHOOK_EVENTS), 1, of="event"),
@@ -16830,7 +16918,7 @@ def change_collection(call: Call, collection_id: str, update: Json) -> Json:
         return {"collection": shown(row)}
 
 
-@route("PUT", "/v1/collections/{collection_id}", APP, True, _COLLECTION._replace(needed=()))
+@route("PUT", "/v1/collections/{collection_id}", APP, True, _COLLECTION_CHANGE)
 def update_collection(call: Call, collection_id: str) -> Json:
     """Rename a collection, or replace its content."""
     given = call.fields()
@@ -16988,7 +17076,7 @@ for _path, _one_kind in LISTED.items():
 
 # ---- subscriptions
 
-_OPTOUT = NO_FIELDS.having(
+_OPTOUT = FieldList(example={"from": "+15551234567"}).having(
     "from optout", filled="from", flag="optout", channel=choice_field("sms", "whatsapp")
 )
 _OPTOUTS = NO_FIELDS.having("optouts", optouts=list_field(object_field(_OPTOUT), 1, of="opt-out"))
@@ -17173,7 +17261,8 @@ def search_suppressions(call: Call) -> Json:
 # ---- imports
 
 
-_IMPORT_BODY = LAX.having("import", **{"import": OBJECT._replace(inner=import_fields)})
+_AN_IMPORT = OBJECT._replace(inner=import_fields, sample=_IMPORTS["people"].sample)
+_IMPORT_BODY = LAX.having("import", **{"import": _AN_IMPORT})
 
 
 @route("POST", "/v1/imports", APP, True, _IMPORT_BODY)
@@ -17215,16 +17304,20 @@ _INDEX_ROW = NO_FIELDS.having(
     "name", filled="name", text="description", privacy_level=choice_field(0, 1)
 )
 _INDEX_ROWS = list_field(object_field(_INDEX_ROW))
+_INDEXING = FieldList(first="the whole list, its length, its rows")
+_ATTRIBUTE_ROWS = _INDEXING.having("attributes", attributes=_INDEX_ROWS)
+_EVENT_ROWS = _INDEXING.having("events", events=_INDEX_ROWS)
 
 
-@route("POST", "/v1/data_index/attributes", APP, fields=NO_FIELDS.having(attributes=_INDEX_ROWS))
-@route("POST", "/v1/data_index/events", APP, fields=NO_FIELDS.having(events=_INDEX_ROWS))
+@route("POST", "/v1/data_index/attributes", APP, fields=_ATTRIBUTE_ROWS)
+@route("POST", "/v1/data_index/events", APP, fields=_EVENT_ROWS)
 def change_index(call: Call) -> Response:
     """Describe attributes or events."""
     kind = call.operation.path.split("/")[3]
     rows = call.body().get(kind)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ApiError(400, "Invalid request format")
+        reason = f"{kind} must be a list of objects"
+        raise ApiError(400, "Invalid request format", headers=[(REASON_HEADER, reason)])
     if not rows or len(rows) > MAX_INDEX_CHANGES:
         text = f"Empty {kind} array" if not rows else f"Too many {kind}"
         raise ApiError(422, Problem(text, kind))
@@ -17328,10 +17421,9 @@ def _wrong_folder_name(value: Json) -> str:
 
 
 _FOLDER_NAME = Check("a string", _wrong_folder_name)
-_PARENT_UUID = must_be("a UUID or null", lambda value: value is None or not _UUID.wrong(value))
+_PARENT_UUID = must_be("a UUID or null", lambda v: v is None or not _UUID.wrong(v), None)
 _PARENT_NUMBER = must_be(
-    "the number of a folder, or null",
-    lambda value: value is None or (type(value) is int and value >= 0),
+    "the number of a folder, or null", lambda v: v is None or (type(v) is int and v >= 0), None
 )
 
 
@@ -17772,7 +17864,7 @@ SEEDERS.update(
 _EMAIL_PATH = "/v1/design_studio/emails/{id}"
 MAX_VARIANTS = 50
 _LANGUAGE_TAG = pattern_field(
-    r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{2,8})*", "a language tag like es or pt-BR"
+    r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{2,8})*", "a language tag like es or pt-BR", "es"
 )
 _TRANSLATION = CLOSED.having("language", language=_LANGUAGE_TAG, **_PARTS)
 _RETRANSLATION = _changes(CLOSED.having(**_PARTS))
@@ -17943,10 +18035,10 @@ LINK_TARGETS = {
     "newsletter": ((NEWSLETTERS,), "newsletter_id"),
     "campaign_action": ((CAMPAIGNS, BROADCASTS), "action_id"),
 }
-_TARGET = _part_field(
-    type=choice_field(*LINK_TARGETS), whole=" ".join(key for _, key in LINK_TARGETS.values())
+_TARGET = FieldList(closed=True, example={"transactional_message_id": 1}).having(
+    "type", type=choice_field(*LINK_TARGETS), whole=" ".join(k for _, k in LINK_TARGETS.values())
 )
-_LINK = CLOSED.having("target", target=_TARGET, flag="force")
+_LINK = CLOSED.having("target", target=object_field(_TARGET), flag="force")
 
 
 def _linked_content(call: Call, kind: str, number: int) -> Tuple[Family, Json]:
@@ -17966,7 +18058,7 @@ def link_email(call: Call, id: str) -> Json:
     """Link an email to the message that will have it as its content."""
     fields, workspace = call.fields(), call.workspace
     target = fields["target"]
-    key = LINK_TARGETS[target["type"]][1] if "type" in target else "type"
+    key = LINK_TARGETS[target["type"]][1]
     if key not in target:
         raise required(f"target.{key}")
     with workspace.lock:
@@ -18674,9 +18766,9 @@ def _check_file(type: str, data: bytes) -> None:
         raise invalid(f"file cannot be more than {MAX_ASSET_SIDE} pixels wide or high", "file")
 
 
-_ASSET_FORM = ASSETS.fields._replace(needed=(), free="multipart/form-data, not JSON").having(
-    "file", file=ANYTHING._replace(type="a file")
-)
+_ASSET_FORM = ASSETS.fields._replace(
+    needed=(), free="multipart/form-data, not JSON", example="curl -F file=@logo.png"
+).having("file", file=ANYTHING._replace(type="a file"))
 
 
 @route("POST", ASSETS.path, STUDIO, True, _ASSET_FORM)
@@ -18724,10 +18816,10 @@ LIVE_TYPES = {
     ),
 }  # fmt: skip
 _LIVE_HEADER = NO_FIELDS.having("header", short="header")
-_ULID = pattern_field(f"[0-7][{_CROCKFORD}]{{25}}", "a ULID")
+_ULID = pattern_field(f"[0-7][{_CROCKFORD}]{{25}}", "a ULID", "01J5XXXXXXXXXXXXXXXXXXXXXX")
 
 
-_FILLED = must_be("an object with a property", lambda value: value and isinstance(value, dict))
+_FILLED = must_be("an object with a property", lambda v: v and isinstance(v, dict), {"step": 2})
 _ALERT = CLOSED.having("title body", filled="title body", text="sound")
 _PUSH_PAYLOAD = FieldList(free="FCM and APNs").having(alert=object_field(_ALERT))
 _LIVE_FIELDS = NO_FIELDS.having(
@@ -18735,11 +18827,11 @@ _LIVE_FIELDS = NO_FIELDS.having(
     text="deep_link",
 )  # fmt: skip
 _START_FIELDS = _LIVE_FIELDS.having(
-    "notification_type attributes content_state", short="device_id app_identifier",
+    "notification_type attributes content_state identifiers", short="device_id app_identifier",
     notification_type=pattern_field(r"[\w-]+(\.[\w-]+)+", "a reverse-DNS name"),
     platform=choice_field("ios", "android"), whole="expiration", any="identifiers",
-)  # fmt: skip
-_STEP_FIELDS = _LIVE_FIELDS.having(any="instance_id")
+)._replace(needed_if={"push_payload": "the device is an iOS one"})  # fmt: skip
+_STEP_FIELDS = _LIVE_FIELDS.having("instance_id", instance_id=_ULID)
 
 
 def _check_live_type(type: str, fields: Json) -> None:
@@ -18876,7 +18968,7 @@ PIPELINES_NAMES: Dict[str, Sequence[str]] = {
 #: Semantic events without a person; in strict mode they need `properties` (reference).
 _REPORTS = ("Report Delivery Event", "Report Content Event")
 
-_ON_EVERY_CALL = FieldList(lax=True, first=True).having(
+_ON_EVERY_CALL = FieldList(lax=True, first="as the reference fake", example={"userId": "1"}).having(
     scalar="userId anonymousId", object="context integrations", any="type messageId timestamp "
     "originalTimestamp sentAt receivedAt version channel writeKey _metadata",
 )  # fmt: skip
@@ -18892,7 +18984,9 @@ PIPELINES_FIELDS = {
     "alias": _ON_EVERY_CALL.having("userId previousId", scalar="previousId"),
 }
 _CALL = ANYTHING._replace(
-    type="a call", inner=lambda item: PIPELINES_FIELDS.get(as_text(item.get("type")))
+    type="a call",
+    inner=lambda item: PIPELINES_FIELDS.get(as_text(item.get("type"))),
+    sample=lambda place: {"type": "track", **PIPELINES_FIELDS["track"].sample()},
 )
 _CALLS = _ON_EVERY_CALL.having("batch", batch=list_field(_CALL, 1, of="call"))
 
@@ -19297,7 +19391,7 @@ def _take_item(call: Call, item: Json, shared: Json) -> Outcome:
 # ==== §24 Control
 # ======================================================================================
 
-_RESET = CLOSED.having(only=choice_field("state", *RESETS))._replace(example={"only": "state"})
+_RESET = CLOSED.having(only=choice_field("state", *RESETS))
 
 
 @route("GET", "/readyz", SHARED)
@@ -19329,11 +19423,21 @@ def reset(call: Call) -> Json:
 _WORKSPACE_NAME = pattern_field(
     r"[A-Za-z0-9_.-]{1,60}", '1 to 60 letters, digits, dots, - or _, as in "worker-1"'
 )
+
+
+def _seed_example(place: str) -> Json:
+    """A seed with a row of the kind that is wrong."""
+    kind = next((name for name in SEEDERS if re.match(rf"{name}\b", place)), "customers")
+    known = {**SHELVES, **_SEEDED, "clock": SEEDED_CLOCK, "workspace": _WEB_SETTINGS}
+    fields = known.get(kind) or NO_FIELDS.having(text="name")
+    return {kind: ["127.0.0.1" if kind in _TEXTS else fields.sample()]}
+
+
 _NEW_WORKSPACE = FieldList(
-    closed=True, example={"name": "worker-1", "seed": {"customers": [{"id": "1"}]}}
+    closed=True, example=lambda place: {"name": "worker-1", "seed": _seed_example(place)}
 ).having(name=_WORKSPACE_NAME, object="seed")
-_SEED = FieldList(example={"customers": [{"id": "1", "attributes": {"plan": "pro"}}]}).having(
-    rows=" ".join(SEEDERS), workspace=typed_field(dict, list)
+_SEED = FieldList(example=_seed_example).having(
+    rows=" ".join(SEEDERS), **dict.fromkeys(_SINGLE, typed_field(dict, list))
 )
 
 
@@ -19437,8 +19541,7 @@ def _schema(fields: FieldList) -> Json:
     """A field list as JSON Schema; what values must be is described in words."""
     parts = {name: {"description": check.type} for name, check in fields.checks.items()}
     shape = {"type": "object", "properties": parts, "required": list(fields.needed)}
-    example = fields.example if isinstance(fields.example, dict) else None
-    return {**shape, "examples": [example]} if example else shape
+    return {**shape, "examples": [fields.sample()]}
 
 
 class Collection(NamedTuple):
@@ -20095,10 +20198,10 @@ def listing(rows: List[Json]) -> str:
 MAX_WAIT = 300.0
 _AMOUNTS = ("exactly", "at_least", "at_most", "none", "in_order")
 _AMOUNT = number_field(0, 10**9, int)
-_EXPECTATION_EXAMPLE = {
-    "list": "events", "match": {"name": "signup", "customer_id": "1"}, "exactly": 1, "timeout": 5,
-}  # fmt: skip
-_EXPECTATION = FieldList(closed=True, example=_EXPECTATION_EXAMPLE).having(
+_EXPECTATION = FieldList(closed=True, example=lambda place: {
+    "list": "events", "match": {"name": "signup", "customer_id": "1"},
+    (place if place in ("at_least", "at_most") else "exactly"): 1, "timeout": 5,
+}).having(
     "list", list=choice_field(*COLLECTIONS), object="match", flag="none",
     in_order=list_field(OBJECT, 1, of="object"), timeout=number_field(0, MAX_WAIT, int, float),
     **dict.fromkeys(("exactly", "at_least", "at_most"), _AMOUNT),
@@ -20350,12 +20453,10 @@ _HAPPENING = FieldList(
     closed=True, example={"href": "https://example.com/", "timestamp": 1700000000}
 ).having(any=f"reason {' '.join(_TOLD_OF)}", number="timestamp link_id")
 #: The new state of a campaign; who is still in it when it stops; and who matches when it starts.
-_CAMPAIGN_CHANGE = FieldList(
-    closed=True, needed=("state",), example={"state": "stopped", "journeys": "finish"}
-).having(
-    state=choice_field(*CAMPAIGN_STATES), journeys=choice_field("finish", "exit"),
+_CAMPAIGN_CHANGE = CLOSED.having(
+    "state", state=choice_field(*CAMPAIGN_STATES), journeys=choice_field("finish", "exit"),
     audience=choice_field("current", "future"),
-)  # fmt: skip
+)._replace(example={"state": "stopped", "journeys": "finish"})  # fmt: skip
 
 
 def journey_of(call: Call, journey_id: str) -> Journey:

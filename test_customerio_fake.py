@@ -1250,12 +1250,6 @@ class Checks(unittest.TestCase):
 class FieldLists(FakeTest):
     """What each operation declares about its body, and what follows from that."""
 
-    #: These look at one field before others, or have words of their own for what is wrong.
-    IN_STEPS = (
-        "/api/v1/cio_deliveries/events", "/api/v1/merge_customers", "/api/v2/entity",
-        "/v1/data_index/attributes", "/v1/data_index/events", "/v1/newsletters",
-    )  # fmt: skip
-
     def test_every_write_has_a_list(self) -> None:
         self.assertGreater(len(WRITES), 80)
         without = [f"{row.method} {row.path}" for row in WRITES if row.fields is None]
@@ -1274,15 +1268,13 @@ class FieldLists(FakeTest):
                 reply = self.call(row.method, row.path, body)
                 self.assertIn(reply.status, (400, 422))
                 words = "multipart" if row.fields.free else row.fields.needed[0]
-                self.assertIn(words, reply.body.decode())
+                self.assertIn(words, reply.body.decode() + reply.reason)
         for name in ("customers", "events", "deliveries", "objects", "segments"):
             self.assertEqual(self.records(name), [], name)
 
     def test_what_a_field_can_not_be_is_refused(self) -> None:
         for row in WRITES:
             if "{" in row.path or not row.fields or row.fields.first or row.fields.free:
-                continue
-            if row.path in self.IN_STEPS:
                 continue
             for name, check in row.fields.checks.items():
                 odd = next((value for value in ODD_VALUES if check.wrong(value)), None)
@@ -1292,6 +1284,13 @@ class FieldLists(FakeTest):
                     reply = self.call(row.method, row.path, {name: odd})
                     self.assertIn(reply.status, (400, 422))
                     self.assertIn(name, reply.body.decode())
+
+    def test_refusals_that_name_one_problem_say_why(self) -> None:
+        reasons = {row.path: row.fields.first for row in WRITES if row.fields and row.fields.first}
+        self.assertLess(len(reasons), 28)
+        self.assertEqual(reasons["/v1/track"], reasons["/v1/b"])
+        for path, reason in reasons.items():
+            self.assertGreater(len(reason), 9, path)
 
     def test_each_mistake_is_told_once_with_its_place(self) -> None:
         hooks, device = "/v1/reporting_webhooks", "/api/v1/customers/1/devices"
@@ -1329,6 +1328,22 @@ class FieldLists(FakeTest):
         self.assertEqual(device["fields"]["platform"], platform)
         self.assertEqual(rows["PUT /__parlel/state"]["free"], "a snapshot")
         self.assertNotIn("fields", rows["GET /v1/exports"])
+
+    def test_the_routes_tell_what_is_needed_sometimes(self) -> None:
+        listed = self.ok("GET", "/__parlel/routes")["routes"]
+        rows = {
+            f"{row['method']} {row['path']}": row["fields"] for row in listed if "fields" in row
+        }
+        for name, field, when in (
+            ("POST /v1/newsletters", "url", "the type is webhook"),
+            ("POST /v1/newsletters/{newsletter_id}/language", "subject", "the type is email"),
+            ("POST /v1/send/email", "body", "no transactional_message_id is given"),
+            ("POST /api/v1/cio_deliveries/events", "event", "no payload is given"),
+        ):
+            told = rows[name][field]
+            self.assertEqual((told["required"], told["required_if"]), (False, when), name)
+        for name in ("name", "type", "recipients"):
+            self.assertEqual(rows["POST /v1/newsletters"][name]["required"], True, name)
 
     #: The channels of sends, and whom those name.
     SENDS = (
@@ -1380,6 +1395,146 @@ class FieldLists(FakeTest):
                 self.call(row.method, path, {"opened": True}, **headers)
             self.assertNotIn(True, owned, row.path)
         self.assertGreater(len(owned), 70)
+
+
+class Samples(FakeTest):
+    """The example that each operation's list makes, and where it is shown."""
+
+    SEED: dict[str, Any] = {
+        "customers": [{"id": "1", "email": "ada@example.com"}, {"id": "2"}],
+        "segments": [{"id": 1, "name": "Testers"}],
+        "object_types": [{"id": "1", "name": "Company"}],
+        "campaigns": [{"id": 1, "type": "event", "event_name": "x", "actions": [{"id": 11}]}],
+        "broadcasts": [{"id": 2, "name": "Restock", "actions": [{"id": 21, "subject": "Back"}]}],
+        "newsletters": [{"id": 3, "recipient_segment_ids": [1], "contents": [{"id": 31}]}],
+        "transactional": [{"id": 1, "contents": [{"id": 41, "subject": "x", "body": "x"}]}],
+        "collections": [{"id": 1, "name": "days"}],
+        "reporting_webhooks": [{"id": 1, "endpoint": "http://127.0.0.1:9", "events": []}],
+        "messages": [{"id": "m1", "campaign_id": 1, "action_id": 11, "customer_id": "1"}],
+    }  # fmt: skip
+    PLACES: dict[str, str] = {
+        "identifier": "1", "customer_id": "1", "segment_id": "1", "campaign_id": "1",
+        "broadcast_id": "2", "newsletter_id": "3", "transactional_id": "1", "content_id": "41",
+        "collection_id": "1", "webhook_id": "1", "delivery_id": "m1", "metric": "clicked",
+    }  # fmt: skip
+
+    def setUp(self) -> None:
+        fetch = mock.patch.object(customerio_fake, "fetched", return_value=b"id\n1\n")
+        fetch.start()
+        self.addCleanup(fetch.stop)
+        self.begin()
+
+    def begin(self, **settings: Any) -> None:
+        self.fake = Fake(Settings(**settings), self.SEED)
+        self.ok("POST", "/api/v1/customers/1/events", {"name": "signup"})
+
+    def path(self, row: customerio_fake.Operation) -> str:
+        action = "21" if "broadcasts" in row.path else "11"
+        content = "31" if "newsletters" in row.path else "41"
+        places = {**self.PLACES, "action_id": action, "content_id": content}
+        return re.sub(r"{(\w+)}", lambda match: places.get(match[1], "1"), row.path)
+
+    def test_every_list_passes_its_own_example(self) -> None:
+        for row in WRITES:
+            fields = row.fields or customerio_fake.NO_FIELDS
+            for name in ("", *fields.checks):
+                with self.subTest(f"{row.method} {row.path}", field=name):
+                    example = fields.sample(name)
+                    self.assertEqual(example is None, not fields.checks and not fields.example)
+                    if isinstance(example, dict):
+                        self.assertEqual(list(fields.problems(example)), [])
+                        told = row.document()["example"]
+                        self.assertTrue(name or example == told, told)
+
+    def test_an_example_shows_the_field_in_question(self) -> None:
+        for row in WRITES:
+            for name in row.fields.checks if row.fields else ():
+                known = row.path in ("/api/v2/entity", "/__parlel/assert", "/__parlel/seed")
+                if not known and not (row.fields and row.fields.free[:9] == "multipart"):
+                    assert row.fields is not None
+                    self.assertIn(name, row.fields.sample(name), row.path)
+
+    def test_refusals_show_it_beside_the_official_answer(self) -> None:
+        ada, event = {"id": "1"}, '{"name":"signup","data":{"plan":"pro"}}'
+        device = '{"device":{"id":"token-1","platform":"ios"}}'
+        named = '{"transactional_message_id":1,"to":"ada@example.com","identifiers":{"id":"1"}'
+        order = '"type":"people","data_file_url":"https://example.com/","identifier":"id"'
+        rows: list[tuple[str, Any, str, str]] = [
+            ("/api/v1/customers/1/events", {"name": 5},
+             "name must be a string, not a number", event),
+            ("/api/v1/customers/1/devices", {"device": {"platform": "ios"}},
+             "device.id is required: send the push token", device),
+            ("/api/v2/batch", {"batch": []},
+             "batch", '{"batch":[{"type":"person","action":"identify","identifiers":{"id":"1"}'),
+            ("/api/v2/entity", {"type": "person", "action": "event", "identifiers": ada},
+             "name", '{"type":"person","action":"event","identifiers":{"id":"1"},"name":"signup"}'),
+            ("/v1/send/email", {"to": "a@b.cd"},
+             'Missing required field: "identifiers"', named + "}"),
+            ("/v1/send/email", {"to": 5, "identifiers": ada}, '"to" must be a string', named + "}"),
+            ("/v1/send/email", {"to": "a@b.cd", "identifiers": ada, "subject": "s", "from": "f"},
+             'Missing required field: "body"', named + ',"body":"example"}'),
+            ("/v1/imports", {"import": {"name": "x"}},
+             "type is required", '{"import":{"name":"example",' + order),
+            ("/v1/segments", {"segment": {"name": ""}},
+             "Name can't be blank", '{"segment":{"name":"example"}}'),
+            ("/v1/data_index/events", {"events": {}},
+             "events must be a list of objects", '{"events":[{"name":"example"}]}'),
+            ("/v1/track", b"[]", "the body must be", '{"userId":"1","event":"signup"}'),
+        ]  # fmt: skip
+        for path, body, starts, example in rows:
+            with self.subTest(path, body=body):
+                reply = self.call("PUT" if "devices" in path else "POST", path, body)
+                self.assertIn(reply.status, (400, 422))
+                told, _, shown = reply.reason.partition("; an example: ")
+                self.assertEqual((told[: len(starts)], shown[: len(example)]), (starts, example))
+                self.assertNotIn("an example", reply.body.decode())
+                self.assertEqual(self.records("requests")[-1]["reason"], reply.reason)
+
+    def test_refusals_for_something_else_show_none(self) -> None:
+        rows: list[tuple[str, str, Any]] = [
+            ("PUT", "/api/v1/customers/" + "1" * 200, {"plan": "pro"}),  # it is in the path
+            ("POST", "/v1/newsletters/3/test_groups/9/language", {"language": "es"}),
+            ("POST", "/v1/segments/9", {"segment": {}}),
+        ]
+        for method, path, body in rows:
+            with self.subTest(path[:30]):
+                reply = self.call(method, path, body)
+                self.assertGreaterEqual(reply.status, 400)
+                self.assertNotIn("an example", reply.reason)
+
+    def test_a_misspelt_field_shows_it_when_fields_are_judged_strictly(self) -> None:
+        self.begin(strict_fields=True)
+        reply = self.call("POST", "/api/v1/customers/1/events", {"name": "x", "dta": {}})
+        self.assertEqual(reply.status, 400)
+        self.assertIn('; an example: {"name":"signup","data":{"plan":"pro"}}', reply.reason)
+
+    def test_examples_are_accepted_even_when_fields_are_judged_strictly(self) -> None:
+        json_type, accepted = "application/json", 0
+        for row in WRITES:
+            example = row.fields.sample() if row.fields else None
+            if example is None or isinstance(example, str):
+                continue
+            self.begin(strict_fields=True)
+            reply = self.call(row.method, self.path(row), example, content_type=json_type)
+            with self.subTest(f"{row.method} {row.path}", example=example):
+                if reply.status == 400:  # there is none in this workspace
+                    self.assertIn("unknown test group", reply.body.decode())
+                self.assertIn(reply.status, (200, 204, 400, 404), reply.body)
+            accepted += reply.status < 400
+        self.assertGreater(accepted, 70)
+
+    def test_whatever_is_refused_as_missing_is_declared(self) -> None:
+        words = re.compile(r'([\w.]+)(?: or [\w. ]+)? is required|Missing required field: \\"(\w+)')
+        found = 0
+        for row in [row for row in WRITES if row.fields and row.fields.checks]:
+            self.begin()
+            reply = self.call(row.method, self.path(row), {})
+            for names in words.findall(reply.body.decode()):
+                fields, name = row.fields or customerio_fake.NO_FIELDS, "".join(names)
+                found += 1
+                with self.subTest(f"{row.method} {row.path}", field=name):
+                    self.assertIn(name, (*fields.needed, *fields.needed_if))
+        self.assertGreater(found, 60)
 
 
 class Bodies(FakeTest):
@@ -9112,6 +9267,32 @@ class Seeding(SeededTest):
             self.assertTrue(field in message and hint in message, message)
         self.assertEqual(len(self.records("customers")), 2)
 
+    def test_an_example_has_the_kind_that_was_wrong(self) -> None:
+        pro = {"attribute": {"field": "plan", "operator": "eq", "value": "pro"}}
+        row = {"name": "B", "conditions": {"attribut": {}}}
+        for path in ("/__parlel/seed", "/__parlel/workspaces"):
+            for kind, wrong, example in (
+                ("segments", [{"name": "A"}, row], {"name": "Pro", "conditions": pro}),
+                ("objects", [5], {"object_type_id": "1", "object_id": "acme"}),
+                ("ip_addresses", [5], "127.0.0.1"),
+                ("clock", [{"now": "x"}], {"freeze": True}),
+                ("customer", [], {"id": "1", "attributes": {"plan": "pro"}}),
+            ):
+                with self.subTest(path, kind=kind):
+                    seed = {kind: wrong}
+                    reply = self.call("POST", path, seed if path[-4:] == "seed" else {"seed": seed})
+                    told = json.loads(reply.json["meta"]["error"].partition("an example: ")[2])
+                    known = "customers" if kind == "customer" else kind
+                    self.assertEqual(told.get("seed", told), {known: [example]})
+
+    def test_every_kind_has_an_example_that_can_be_seeded(self) -> None:
+        fields = next(row.fields for row in WRITES if row.path == "/__parlel/seed")
+        sample = (fields or customerio_fake.NO_FIELDS).sample
+        for kind in customerio_fake.SEEDERS:
+            with self.subTest(kind):
+                self.assertEqual(list(sample(f"{kind}[1].name")), [kind])
+                self.ok("POST", "/__parlel/seed", sample(f"{kind}[1].name"))
+
     @unittest.skipUnless(sys.implementation.name == "cpython", "nobody counts references")
     def test_a_reset_frees_what_was_there_without_the_collector(self) -> None:
         # The command line lets it look for cycles so rarely that resets must not leave any.
@@ -9992,7 +10173,7 @@ class Workspaces(FakeTest):
                     self.assertEqual(reply.status, 400)
                     if path != "seed" or not isinstance(body, dict):  # which names what there is
                         text = reply.json["meta"]["error"]
-                        example = re.split("an example: |as in ", text)[1]
+                        example = text.partition("an example: ")[2]
                         self.assertIsInstance(json.loads(example), dict)
         self.assertEqual(len(self.records("customers")), 1)
 
@@ -10477,7 +10658,7 @@ class BadFaults(FaultTest):
             with self.subTest(name):
                 reply = self.call("POST", "/__parlel/faults", {**example, name: {}})
                 shown = json.dumps(example, separators=(",", ":"))
-                self.assertEqual(reply.json["meta"]["error"], f"{name} {must}, as in {shown}")
+                self.assertEqual(reply.json["meta"]["error"], f"{name} {must}; an example: {shown}")
 
     def test_the_field_is_named(self) -> None:
         rows: List[Any] = [
@@ -10516,8 +10697,8 @@ class BadFaults(FaultTest):
         for rule, words in rows:
             with self.subTest(rule):
                 reply = self.call("POST", "/__parlel/faults", rule)
-                self.assert_errors(reply, 400, words, "as in {")
-                example = reply.json["meta"]["error"].rpartition("as in ")[2]
+                self.assert_errors(reply, 400, words, "an example: {")
+                example = reply.json["meta"]["error"].rpartition("an example: ")[2]
                 self.ok("POST", "/__parlel/faults", json.loads(example))
         self.assert_errors(self.call("POST", "/__parlel/faults", []), 400, "JSON object")
 
@@ -10526,8 +10707,7 @@ class BadFaults(FaultTest):
         fields = customerio_fake.FAULT_FIELDS
         for name in (*fields.checks, *(f"match.{name}" for name in customerio_fake.FAULT_MATCHES)):
             with self.subTest(name):
-                error = fields.exemplified(customerio_fake.invalid("is shown", name)).message
-                self.ok("POST", "/__parlel/faults", json.loads(error.rpartition("as in ")[2]))
+                self.ok("POST", "/__parlel/faults", fields.sample(name))
 
     def test_a_near_miss_is_hinted_at(self) -> None:
         match = {"operation": "POST /v1/send/emial"}
@@ -15013,7 +15193,8 @@ class Examples(SeededTest):
         ("PUT", "clock", {"freeze": True, "advance": 60}),
         ("POST", "assert", {"list": "events", "match": {"name": "signup", "customer_id": "1"},
                             "exactly": 1, "timeout": 5}),
-        ("POST", "workspaces", {"name": "worker-1", "seed": {"customers": [{"id": "1"}]}}),
+        ("POST", "workspaces", {"name": "worker-1", "seed": {
+            "customers": [{"id": "1", "attributes": {"plan": "pro"}}]}}),
         ("POST", "seed", {"customers": [{"id": "1", "attributes": {"plan": "pro"}}]}),
         ("POST", "reset", {"only": "state"}),
         ("PUT", "campaigns/1", {"state": "stopped", "journeys": "finish"}),
@@ -15028,6 +15209,18 @@ class Examples(SeededTest):
                 shown = json.dumps(example, separators=(",", ":"))
                 text = f"the body must be a JSON object, not a list; an example: {shown}"
                 self.assert_errors(reply, 400, json.dumps(text)[1:-1])
+
+    def test_what_is_shown_for_a_field_is_accepted(self) -> None:
+        for row in WRITES:
+            if row.path[:10] != "/__parlel/" or row.fields is None or "reset" in row.path:
+                continue
+            path = row.path.replace("{campaign_id}", "1").replace("{delivery_id}", "m1")
+            for name in row.fields.checks:
+                with self.subTest(row.path, field=name):
+                    example = row.fields.sample(name)
+                    example.update({"timeout": 0} if row.path[-6:] == "assert" else {})
+                    reply = self.call(row.method, path.replace("{metric}", "clicked"), example)
+                    self.assertNotEqual(reply.status, 400, (example, reply.body))
 
     def test_what_is_no_field_is_refused(self) -> None:
         for method, path, example in self.ROWS:
@@ -18812,8 +19005,9 @@ class Commands(unittest.TestCase):
             code, out, _ = run_command("tail", "--url", self.cio.url)
         self.assertEqual(code, 130)
         shown = [line.split(" ms  PUT ")[1] for line in out.splitlines()]
-        told = ["", "  missing: no Authorization header", '  {"meta":{"errors":["invalid JSON: '
-                'Expecting value at line 1, column 6"]}}']  # fmt: skip
+        wrong = "  invalid JSON: Expecting value at line 1, column 6; an example: "
+        wrong += '{"email":"ada@example.com","plan":"pro"}'
+        told = ["", "  missing: no Authorization header", wrong]
         self.assertEqual(shown[:3], [f"{path}  1{text}" for text in told])
         self.assertEqual(
             shown[3:], [f"{far}  " + f'{{"meta":{{"error":"unknown path: PUT {far}'[:200]]
