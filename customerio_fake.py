@@ -23388,7 +23388,7 @@ class Framer:
         if buffer.startswith(b"\r\n"):  # RFC 9112 2.2: skip empty lines before a request
             buffer = self.buffer = buffer.lstrip(b"\r\n")
         end = buffer.find(b"\r\n\r\n")
-        if end < 0:
+        if end == -1:
             if buffer:
                 self._check_begun(buffer)
             return None
@@ -23448,7 +23448,7 @@ class Framer:
         buffer, at, size = self.buffer, 0, 1
         while True:
             end = buffer.find(b"\r\n", at, at + MAX_LINE)
-            if end < 0:
+            if end == -1:
                 if len(buffer) - at >= MAX_LINE or b"\n" in buffer[at:]:
                     raise _bad_request("malformed chunk size")
                 break
@@ -23473,7 +23473,7 @@ class Framer:
         """The body, once the trailers after its last chunk are complete; they are ignored."""
         buffer = self.buffer
         finish = buffer.find(b"\r\n\r\n", end)
-        if finish < 0:
+        if finish == -1:
             if len(buffer) > MAX_LINE:
                 raise _bad_request("the trailers are too long", 431)
             if _LONE_LF.search(buffer):
