@@ -12407,6 +12407,7 @@ class AppOthers(SeededTest):
         self.assertEqual({**made, **body}, made)
         path = f"/v1/reporting_webhooks/{made['id']}"
         self.assertTrue(self.ok("PUT", path, {"disabled": True})["disabled"])
+        self.assertEqual(self.status("PUT", "/v1/reporting_webhooks/99", {"disabled": True}), 404)
         mistakes: list[Any] = [{"events": []}, {"events": ["x"]}, {"endpoint": "ftp://x"}]
         for bad in [*mistakes, {"name": 3}]:
             self.assertEqual(self.status("POST", "/v1/reporting_webhooks", {**body, **bad}), 400)
@@ -12433,9 +12434,15 @@ class AppOthers(SeededTest):
         self.assertEqual(self.status("DELETE", "/v1/esp/suppression/bounces/a@example.com"), 404)
         self.assertEqual(self.status("POST", "/v1/esp/suppression/nonsense/a@example.com"), 404)
         self.assertEqual(self.status("POST", "/v1/esp_suppression/search", {"emails": 1}), 400)
-        for offset, count in ((0, 1), (1, 0)):
-            found = self.ok("GET", f"/v1/esp/suppression/bounces?offset={offset}")["suppressions"]
-            self.assertEqual(len(found), count, offset)
+        rows = [("offset=0", 1), ("offset=1", 0), ("email=B@example.com", 1), ("email=c@d.ef", 0)]
+        for query, count in rows:
+            found = self.ok("GET", f"/v1/esp/suppression/bounces?{query}")["suppressions"]
+            self.assertEqual(len(found), count, query)
+        for path in ("esp/suppression/bounces", "esp_suppression"):
+            method = "POST" if path[3:4] == "/" else "PUT"
+            self.assert_errors(
+                self.call(method, f"/v1/{path}/nobody"), 400, "email_address must be"
+            )
         domain = "/v1/esp/domains/{}/suppression/bounces"
         for name, count in (("example.com", 1), ("other.example", 0)):
             rows = self.ok("GET", domain.format(name))["suppressions"]
@@ -12943,6 +12950,9 @@ IN_FULL: Dict[str, Any] = {
         {"updated_at": START, "name": "spare", "value": "x"}]},
     "collections/1": {"collection": {"id": 1, "created_at": START, "updated_at": START, "name":
         "days", "bytes": 18, "rows": 1, "schema": ["day"]}},
+    "sender_identities/5": {"sender_identity": {"id": 5, "name": "Shop", "email":
+        "shop@example.com", "phone": "", "address": "", "template_type": "email", "auto_generated":
+        False, "hidden": False, "deduplicate_id": "5:0"}},
     "sender_identities/5/used_by": {"campaigns": [], "sent_newsletters": [], "draft_newsletters":
         [30]},
     "reporting_webhooks/1": {"id": 1, "name": "", "disabled": False, "full_resolution": False,
@@ -13122,6 +13132,7 @@ class StudioFolders(StudioTest):
     def test_lists_are_filtered_sorted_and_paged(self) -> None:
         top = self.make("folders", name="top")["id"]
         inner = self.make("folders", name="inner", parent_folder_id=top)["id"]
+        self.fake.workspace.clock.freeze()
         start = self.fake.workspace.seconds()
         for name, parent, tag in (("c", None, "x-1"), ("a", top, "x-2"), ("b", inner, "x-3")):
             self.make("components", name=name, parent_folder_id=parent, tag=tag, content="")
@@ -13135,8 +13146,9 @@ class StudioFolders(StudioTest):
             ("?direct_descendants_only=true", ["c"]),
             ("?tag=x-2", ["a"]),
             ("?page=2&limit=2", ["b"]),
-            (f"?created_after={start + 5}&created_before={start + 15}", ["a"]),
-            (f"?updated_after={start + 15}", ["b"]),
+            (f"?created_after={start}&created_before={start + 20}", ["a"]),
+            (f"?updated_after={start - 1}&updated_before={start + 11}", ["c", "a"]),
+            (f"?updated_after={start + 10}", ["b"]),
         ]
         for query, names in rows:
             with self.subTest(query=query):
@@ -13333,6 +13345,12 @@ class StudioEmails(StudioTest):
         self.assertIn("event.x", strict["errors"]["subject"][0])
         self.assertIn("customer.name", strict["errors"]["body"][0])
         self.assertFalse(any(lax["errors"].values()))
+        self.assertEqual(strict["headers"], [])
+        for name in ("name", "value"):
+            wrong = {"name": "X", "value": "Y", name: "{{customer.none}}"}
+            self.done("PUT", path[:-8], {"envelope": {"headers": [wrong]}})
+            (told,) = self.ok("POST", path, {})["headers"]
+            self.assertEqual([key for key, errors in told.items() if errors], [name])
         self.assert_errors(self.call("POST", path, {"customer": 1}), 400, "customer")
         self.assert_errors(self.call("POST", path, {"person": {}}), 400, "person")
 
@@ -13435,6 +13453,22 @@ class StudioPublishing(StudioTest):
         self.ok("POST", f"{path}/languages", {"language": codes[49]})
         self.assert_errors(self.call("POST", f"{path}/publish"), 422, "more than 50 variants")
 
+    def test_a_translation_of_an_action_belongs_to_it(self) -> None:
+        actions = [{"id": n, "type": "email", "subject": "s"} for n in (8, 9)]
+        self.fake.seed({"campaigns": [{"id": 1, "actions": actions}]})
+        email = self.email(subject="Hi")
+        path = f"{EMAILS}/{email['id']}"
+        self.ok("POST", f"{path}/languages", {"language": "es", "content": {"subject": "Hola"}})
+        self.link(email, type="campaign_action", action_id=9)
+        for _ in range(2):
+            self.ok("POST", f"{path}/publish")
+        spanish = "/v1/campaigns/1/actions/{}/language/es"
+        self.assertEqual(self.ok("GET", spanish.format(9))["action"]["subject"], "Hola")
+        self.assert_errors(self.call("GET", spanish.format(8)), 404)
+        shown = self.ok("GET", "/v1/campaigns/1/actions")["actions"]
+        told = [(row["subject"], row["parent_action_id"]) for row in shown]
+        self.assertEqual(told, [("s", 0), ("Hi", 0), ("Hola", 9)])
+
     def test_bad_liquid_is_told_by_language(self) -> None:
         email = self.email(subject="Hi")
         path = f"{EMAILS}/{email['id']}"
@@ -13459,6 +13493,10 @@ class StudioPublishing(StudioTest):
         for target, status in rows:
             with self.subTest(target=target):
                 self.assert_errors(self.link(email, **target), status)
+        self.fake.seed({"campaigns": [{"id": 1, "actions": [{"id": 9, "type": "twilio"}]}]})
+        email, other = self.email(), self.email()
+        reply = self.link(email, type="campaign_action", action_id=9)
+        self.assert_errors(reply, 400, "this is a twilio, not an email")
         self.fake.workspace.shelves["newsletters"].add({"name": "n"}, 2)
         self.assertEqual(self.link(email, type="newsletter", newsletter_id=2).status, 200)
         self.assertEqual(self.link(email, type="newsletter", newsletter_id=2).status, 200)
@@ -13677,7 +13715,8 @@ class Assets(StudioTest):
             asset = reply.json["asset"]
             self.assertEqual((asset["name"], asset["size"]), (name, len(data)))
             file = self.call("GET", asset["path"].partition("4668")[2], authorization="")
-            self.assertEqual((file.body, file.headers["content-type"]), (data, "image/png"))
+            self.assertEqual((file.status, file.body), (200, data))
+            self.assertEqual(file.headers["content-type"], "image/png")
             self.assertEqual(self.ok("GET", f"/v1/assets/files/{asset['id']}"), {"asset": asset})
 
     def test_wrong_files_are_refused(self) -> None:
@@ -13864,6 +13903,13 @@ class StudioCorners(StudioTest):
         for type, data, size in rows:
             with self.subTest(type):
                 self.assertEqual(customerio_fake.pixels(type, data), size)
+        for marker in range(0xC0, 0xD1):
+            data = jpeg.replace(
+                b"\xff\xc4\0\x03a", b"\xff%c\0\x09\x08%s\0\0" % (marker, b"\0\1" * 2)
+            )
+            none = marker in (0xC4, 0xC8, 0xCC, 0xD0)  # these have no size
+            size = (7, 5) if none else (1, 1)
+            self.assertEqual(customerio_fake.pixels("image/jpeg", data), size, hex(marker))
 
     def test_the_text_of_a_link_is_what_stands_in_it(self) -> None:
         page = customerio_fake.PageReader("t<a href='u'>a<b>b</b>c</a>d<a href='v'></a>e")
