@@ -8416,6 +8416,10 @@ class Webhooks(FakeTest):
         self.assertEqual(
             headers["X-CIO-Signature"], hmac.new(b"secret", text, "sha256").hexdigest()
         )
+        (attempt,) = self.records("webhooks", "?metric=sent")[0]["attempts"]
+        place = f"http://user:***@127.0.0.1:{self.endpoint.server_port}/hook?x=1"
+        told = (attempt["request"]["url"], attempt["request"]["body"], attempt["response"])
+        self.assertEqual(told, (place, body.decode(), "ok"))
         pair = base64.b64decode(headers["Authorization"].split()[1])
         self.assertEqual((path, pair), ("/hook?x=1", b"user:pa ss"))
         event = json.loads(body)
@@ -12616,6 +12620,10 @@ class AppOthers(SeededTest):
         reason = "The specified Object Type does not exist."
         self.assertEqual((row["state"], row["error"], row["rows_imported"]), ("failed", reason, 0))
         self.assertEqual(len(self.records("objects")), 1)
+        made: dict[str, Any] = {"type": "object", "action": "identify"}
+        made["identifiers"] = {"object_type_id": "2", "object_id": "b"}
+        self.ok("POST", "/api/v2/entity", made)
+        self.assertEqual(self.imported(text, **order)["state"], "imported")
 
     def test_bad_imports_are_refused(self) -> None:
         rows: list[tuple[dict[str, Any], str]] = [
