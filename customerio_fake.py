@@ -545,6 +545,7 @@ _CIO_ID_PREFIX = _WORKSPACE_BYTES.hex() + "00"
 
 
 @functools.lru_cache(4096)
+@functools.lru_cache(maxsize=1024)
 def cio_id_of(serial: int) -> str:
     """The cio_id of the person with this serial number (0 is a workspace's first person).
 
@@ -10335,11 +10336,8 @@ _OVERRIDES = (("recipient", "recipient"), ("from_address", "from"), ("reply_to",
 
 def overrides_in(data: Json) -> Json:
     """The addresses in an event's data, by the fields of an email that they replace."""
-    return {
-        field: data[name]
-        for name, field in _OVERRIDES
-        if data.get(name) and isinstance(data[name], str)
-    }
+    given = [(name, field) for name, field in _OVERRIDES if name in data]
+    return {field: data[name] for name, field in given if data[name] and type(data[name]) is str}
 
 
 def letter_of(plan: Plan, content: Json) -> Letter:
@@ -15479,10 +15477,10 @@ def person_document(workspace: Workspace, person: Person) -> Json:
         "id": person.id,
         "identifiers": person.identifiers(),
         "attributes": {
-            name: value if isinstance(value := attributes[name], str) else as_text(value)
+            name: value if (value := attributes[name]).__class__ is str else as_text(value)
             for name in names
         },
-        "timestamps": {name: stamps[name] for name in names},
+        "timestamps": dict(zip(names, map(stamps.__getitem__, names))),
         "unsubscribed": person.unsubscribed(),
         "devices": [*map(device_document, person.has.devices.values())],
     }
