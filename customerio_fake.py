@@ -16015,9 +16015,10 @@ def tracked_responses(delivery: Delivery) -> Json:
     return {name: {"id": id, "ts": ts} for id, (name, ts) in enumerate(chosen.items(), 1)}
 
 
-def unhurried(delivery: Delivery, tell: Callable[[], Json]) -> Json:
+def unhurried(delivery: Delivery, tell: Callable[[Delivery], Any]) -> Any:
     """What `tell` says of a delivery; if its message is long to read, not in the loop."""
-    return tell if len(delivery.raw or b"") > LOOP_BODY else tell()
+    long = len(delivery.raw or b"") > LOOP_BODY
+    return functools.partial(tell, delivery) if long else tell(delivery)
 
 
 def message_document(delivery: Delivery, responses: bool) -> Json:
@@ -16128,18 +16129,17 @@ def get_message(call: Call, message_id: str) -> Json:
     """Read a message."""
     responses = query_flag(call.request.query(), "get_tracked_responses")
     delivery = delivery_of(call, message_id)
-    return unhurried(delivery, lambda: {"message": message_document(delivery, responses)})
+    return unhurried(delivery, lambda row: {"message": message_document(row, responses)})
 
 
 @route("GET", "/v1/messages/{message_id}/archived_message", APP)
 def get_archived_message(call: Call, message_id: str) -> Json:
     """Read what was sent; empty if its retention was off."""
-    delivery = delivery_of(call, message_id)
-    return unhurried(delivery, lambda: {"archived_message": archived_message(delivery)})
+    return unhurried(delivery_of(call, message_id), archived_message)
 
 
 def archived_message(delivery: Delivery) -> Json:
-    """What was sent as the App API shows it."""
+    """What was sent, as the App API shows it."""
     message = {**delivery.message, **delivery.rendered}
     message["preheader_text"] = message.get("preheader")
     forgotten = message.get("disable_message_retention") is True
@@ -16148,7 +16148,7 @@ def archived_message(delivery: Delivery) -> Json:
     texts.update({name: message[name] for name in ("url", "request_method") if name in message})
     more = {"fake_bcc": message.get("fake_bcc") is True, "headers": message.get("headers") or {}}
     named = {"id": delivery.delivery_id, "recipient": delivery.recipient, "forgotten": forgotten}
-    return {**texts, **more, **named}
+    return {"archived_message": {**texts, **more, **named}}
 
 
 # ---- campaigns, broadcasts, newsletters, transactional messages
@@ -19567,11 +19567,6 @@ class Collection(NamedTuple):
         rows = place(world)
         return rows() if callable(rows) else rows
 
-    def records(self, world: Any) -> Iterator[Json]:
-        """The records of the rows, made one by one."""
-        # A copy, because the journal goes on growing while we read.
-        return map(self.record, list(self.rows(world)))
-
     def shown(self, record: Json) -> Json:
         """A record as the list shows it."""
         return record["id"] if self.type is str else record
@@ -19675,12 +19670,6 @@ def copy_of(rows: List[Json]) -> List[Json]:
     import copy
 
     return copy.deepcopy(rows)
-
-
-def copied_records(fake: Fake, name: str) -> List[Json]:
-    """Copies of all records of one of the COLLECTIONS, in the form in which its list shows them."""
-    shown = COLLECTIONS[name].shown
-    return copy_of([shown(record) for record in records_of(fake, name)])
 
 
 def records_of(fake: Fake, name: str) -> List[Json]:
@@ -20423,12 +20412,7 @@ def show_profile(call: Call, customer_id: str) -> Json:
 @route("GET", "/__parlel/deliveries/{delivery_id}", CONTROL)
 def show_delivery(call: Call, delivery_id: str) -> Json:
     """Show a delivery."""
-    return shown_delivery(known_delivery(call, delivery_id))
-
-
-def shown_delivery(delivery: Delivery) -> Json:
-    """The record of a delivery, as an answer."""
-    return unhurried(delivery, functools.partial(delivery_record, delivery))
+    return unhurried(known_delivery(call, delivery_id), delivery_record)
 
 
 def known_delivery(call: Call, delivery_id: str) -> Delivery:
@@ -20508,7 +20492,7 @@ def forget_delivery(call: Call, delivery_id: str) -> Json:
     with call.workspace.lock:
         delivery = known_delivery(call, delivery_id)
         call.workspace.deliveries.forget({delivery})
-    return shown_delivery(delivery)
+    return unhurried(delivery, delivery_record)
 
 
 def _known_link(delivery: Delivery, body: Json) -> Optional[int]:
@@ -20538,7 +20522,7 @@ def let_happen(call: Call, delivery_id: str, metric: str) -> Json:
             reason = as_text(body.get("reason") or "")
             now = workspace.seconds() if when is None else when
             workspace.deliveries.book(delivery, metric, now, reason=reason, **more)
-    return shown_delivery(delivery)
+    return unhurried(delivery, delivery_record)
 
 
 def rendered_part(call: Call, delivery_id: str) -> Delivery:
@@ -21791,7 +21775,7 @@ def _check_sound(state: State) -> None:
         if "created" not in delivery.metrics:
             raise invalid(f"deliveries: {id} has no metric 'created'", "deliveries")
     for collection in COLLECTIONS.values():
-        deque(collection.records(state), maxlen=0)
+        deque(map(collection.record, collection.rows(state)), maxlen=0)
 
 
 def _check_stamped(workspace: Workspace) -> None:
@@ -24544,7 +24528,8 @@ class Failing(int):
 
 def _captured(name: str, told: str) -> Any:
     """A property of a View that gives the caller a copy of what one of the COLLECTIONS lists."""
-    return property(lambda view: copied_records(view.fake, name), doc=told)
+    shown = COLLECTIONS[name].shown
+    return property(lambda view: copy_of([*map(shown, records_of(view.fake, name))]), doc=told)
 
 
 def _below(path: str, told: str) -> Any:

@@ -4048,6 +4048,17 @@ class NothingSlow(SeededTest):
         for id in [*self.fake.workspace.deliveries.rows]:
             yield "POST", f"/__parlel/deliveries/{id}/opened", {}
 
+    def test_a_long_message_is_not_read_in_the_loop(self) -> None:
+        send = {"to": "a@example.com", "identifiers": {"id": "ada"}, "transactional_message_id": 1}
+        for size, later in ((10, False), (200_000, True)):
+            data = {"rows": "x" * size}
+            id = self.ok("POST", "/v1/send/email", {**send, "message_data": data})["delivery_id"]
+            for path in (f"/v1/messages/{id}", f"/__parlel/deliveries/{id}"):
+                request = Request("GET", path, {"authorization": "Bearer key"})
+                with customerio_fake.hurrying():
+                    self.assertEqual(self.fake.handle(request).later, later)
+                self.assertEqual(self.fake.handle(request).status, 200)
+
     def test_a_tour(self) -> None:
         for method, path, body in self.calls():
             self.assertEqual(self.status(method, path, body), 200, path)
