@@ -4045,6 +4045,8 @@ class NothingSlow(SeededTest):
         headers = [{"name": "X", "value": "y" * self.LONG}]
         yield "PUT", "/v1/transactional/1/content/1", {"headers": headers}
         yield "PUT", "/v1/collections/1", {"data": much["rows"]}
+        yield "POST", "/v1/exports/deliveries", {"transactional_message_id": 1}
+        yield "POST", "/__parlel/assert", {"list": "deliveries", "match": {"channel": "email"}}
         for id in [*self.fake.workspace.deliveries.rows]:
             yield "POST", f"/__parlel/deliveries/{id}/opened", {}
 
