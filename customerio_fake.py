@@ -7697,10 +7697,10 @@ class Workspace:
                     tell(who, args)
             else:
                 outcome = verb(who, *args)
-            if outcome is not DONE:
-                self.drop(verb.__name__, who, outcome.text)
             if not self._joined:
                 self._settle()
+        if outcome is not DONE:
+            self.drop(verb.__name__, who, outcome.text)
         return outcome
 
     @contextlib.contextmanager
@@ -7726,10 +7726,11 @@ class Workspace:
 
     def drop(self, operation: str, who: Identifier, reason: str) -> None:
         """Record a call that was answered with 200, but had no effect or not the full one."""
-        log.warning("dropped: %s of %s %r: %s", operation, *who, reason)
         moment = self.seconds()
         row = {"operation": operation, "identifier": who[0], "customer_id": who[1]}
-        self.dropped.append({**row, "reason": reason, "received_at": moment})
+        with self.lock:
+            self.dropped.append({**row, "reason": reason, "received_at": moment})
+        log.warning("dropped: %s of %s %r: %s", operation, *who, reason)
 
 
 def _do(workspace: Callable[[], Optional[Workspace]], chore: Chore) -> None:
