@@ -4208,16 +4208,20 @@ def _data_condition(body: Json, where: str, grammar: Grammar, spec: Json) -> Pre
 
 
 def compile_data(spec: Json, where: str, grammar: Grammar) -> Predicate:
-    """Compile conditions on an event's data, to be applied to pairs of `rendering` and the data."""
+    """Compile conditions on an event's data, to be applied to pairs of who asks and the data.
+
+    Who asks is a subject and a dict, which keeps what is rendered for it.
+    """
     if spec == {}:
         return lambda pair: True
-    render = grammar.render and (lambda rendered, source: rendered(source))
-    return _compiled(spec, where, grammar._replace(kinds=_DATA, render=render))
 
+    def render(asking: Tuple[Any, Dict[str, str]], source: str) -> str:
+        subject, known = asking
+        if source not in known:
+            known[source] = cast(Any, grammar.render)(subject, source)
+        return known[source]
 
-def rendering(grammar: Grammar, subject: Any) -> Optional[Callable[[str], str]]:
-    """A function that renders each value just once, however much is compared with it."""
-    return grammar.render and functools.cache(functools.partial(grammar.render, subject))
+    return _compiled(spec, where, grammar._replace(kinds=_DATA, render=grammar.render and render))
 
 
 def _kind_about(read: Callable[[Any, Any, Json], Iterable[Json]], *needs: Need) -> Kind:
@@ -4276,8 +4280,8 @@ def _event_condition(body: Json, where: str, grammar: Grammar, spec: Json) -> Pr
     def moments(subject: Any) -> List[float]:
         rows = _EVENT_TYPES[type](grammar, subject, name, type, begin(subject))
         oldest = clock.now() - within if within else -math.inf
-        rendered = rendering(grammar, subject)
-        return [when for when, data in rows if when > oldest and fits((rendered, data))]
+        asking: Tuple[Any, Dict[str, str]] = (subject, {})
+        return [when for when, data in rows if when > oldest and fits((asking, data))]
 
     if within:
         grammar.turns.append(lambda subject: [when + within for when in moments(subject)])
@@ -7726,10 +7730,9 @@ class Workspace:
 
     def drop(self, operation: str, who: Identifier, reason: str) -> None:
         """Record a call that was answered with 200, but had no effect or not the full one."""
-        moment = self.seconds()
         row = {"operation": operation, "identifier": who[0], "customer_id": who[1]}
         with self.lock:
-            self.dropped.append({**row, "reason": reason, "received_at": moment})
+            self.dropped.append({**row, "reason": reason, "received_at": self.seconds()})
         log.warning("dropped: %s of %s %r: %s", operation, *who, reason)
 
 
@@ -11074,8 +11077,7 @@ def _waits_already(gate: Gate, plan: Plan, journey: Journey) -> str:
 REFUSALS: Tuple[Tuple[Callable[[Plan], Any], Callable[[Gate, Plan, Journey], str]], ...] = (
     (lambda plan: True, _not_open),
     (lambda plan: plan.flow.get("attribute_filters"), lambda gate, plan, journey:
-     "" if plan.data_fits((rendering(plan.layout.grammar, journey), journey.data))
-     else "attribute_filters"),
+     "" if plan.data_fits(((journey, {}), journey.data)) else "attribute_filters"),
     (lambda plan: plan.restart == "once" or plan.interval or plan.row["type"] == "segment",
      _too_often),
     (lambda plan: plan.filter and plan.is_patient, _waits_already),
@@ -18996,10 +18998,7 @@ def _has_value(item: Json, name: str) -> bool:
 
 
 def check_pipelines_call(kind: str, item: Json, strict: bool, size: float = math.inf) -> None:
-    """Raise ApiError 400 if a call is invalid; few things are, unless it is `strict`.
-
-    It came in a body of `size` bytes.
-    """
+    """Raise ApiError 400 if a call in a body of `size` bytes is wrong; few are, unless `strict`."""
     if size > MAX_PIPELINES_CALL and len(compact(item)) > MAX_PIPELINES_CALL:
         raise invalid(f"a call cannot be larger than {MAX_PIPELINES_CALL} bytes")
     _check_names(kind, item, strict)
