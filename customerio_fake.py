@@ -7755,7 +7755,9 @@ def verbs() -> Dict[str, Tuple[str, Callable[..., Outcome]]]:
     found: Dict[str, Tuple[str, Callable[..., Outcome]]] = {}
     for part, kind in PARTS.items():
         for name, verb in inspect.getmembers(kind, inspect.isfunction):
-            if list(inspect.signature(verb).parameters)[1:2] == ["who"] and name[0] != "_":
+            if list(inspect.signature(verb).parameters)[1:2] == ["who"] and not name.startswith(
+                "_"
+            ):
                 found.setdefault(name, (part, verb))
     return found
 
@@ -10143,11 +10145,10 @@ class Runner:
         return journey.state == "active" and not done.rest
 
     def _wait(self, journey: Journey, node: Node, until: float) -> None:
-        again = journey.waiting_for == node.type and journey.wake == until
         journey.waiting_for = node.type
         if until == math.inf:
             journey.wake = None
-        elif not again:
+        elif journey.wake != until:
             self.schedule(journey, until)
 
     # ---- leaving
@@ -10208,9 +10209,9 @@ class Runner:
         converts = plan.goal in plan.timely and journey.converted is None
         if plan.timely and (journey.state == "active" or converts):
             now = self.clock.now()
-            when = min(part.next_turn(journey, now) or math.inf for part in plan.timely)
-            if when < math.inf:
-                self.look_again(when, look_at_journey, journey.serial)
+            turns = [part.next_turn(journey, now) for part in plan.timely]
+            if any(turns):
+                self.look_again(min(filter(None, turns)), look_at_journey, journey.serial)
 
     def pass_gate(self, journey: Journey) -> None:
         """Let somebody in when nothing holds them up any more; give up once it is too late."""
@@ -10779,9 +10780,9 @@ class Gate:
         self.names: Tuple[str, ...] = ()
         self.touched: Dict[int, Tuple[Person, Set[Need], int]] = {}
         self.entering: List[Tuple[Plan, Person, Event, int]] = []
-        #: By campaign, object and whom it lets in: a person, or (-1) everybody; once per write.
+        #: By campaign, object and whom it lets in: a person, or (None) everybody; once per write.
         self.related: Dict[
-            Tuple[int, ObjectKey, int], Tuple[Plan, ObjectKey, Optional[Person], int]
+            Tuple[int, ObjectKey, Optional[int]], Tuple[Plan, ObjectKey, Optional[Person], int]
         ] = {}
         #: Campaigns and objects whose people are about to be let in, because somebody was added.
         self.invited: Set[Tuple[int, ObjectKey]] = set()
@@ -10889,7 +10890,7 @@ class Gate:
             if not plan.change.test(candidate):
                 return
         if person is None or not plan.invites_all:
-            whom = -1 if person is None else person.serial
+            whom = person and person.serial
             self.related.setdefault((plan.number, key, whom), (plan, key, person, self.depth))
         elif (plan.number, key) not in self.invited:
             self.invited.add((plan.number, key))
@@ -11294,7 +11295,7 @@ def begin_campaign(workspace: Workspace, plan: Plan, audience: str) -> None:
     for person in workspace.people:
         if audience == "future" and plan.trigger.test(person):
             known.add(person.serial)
-        gate.look_at(plan, person, 0)
+        gate.look_at(plan, person, gate.depth)
 
 
 def family_running(workspace: Workspace, number: int) -> Family:

@@ -3579,11 +3579,11 @@ class EventMemory(FakeTest):
     """30 days of anonymous events, and of events in a merge."""
 
     def test_an_anonymous_event_waits_30_days_for_its_person(self) -> None:
+        self.ok("PUT", "/__parlel/clock", {"freeze": True})
         event = {"name": "visit", "anonymous_id": "a"}
-        self.ok("POST", "/api/v1/events", event)
-        self.fake.workspace.agenda.advance(10 * 86400)
-        self.ok("POST", "/api/v1/events", event)
-        self.fake.workspace.agenda.advance(21 * 86400)
+        for seconds in (1, 30 * 86400):
+            self.ok("POST", "/api/v1/events", event)
+            self.fake.workspace.agenda.advance(seconds)
         self.identify("1", anonymous_id="a")
         owners = [event["customer_id"] for event in self.records("events")]
         self.assertEqual(owners, [None, "1"])
@@ -3612,6 +3612,8 @@ class EventMemory(FakeTest):
         sides = {"primary": {"id": "2"}, "secondary": {"id": "1"}}
         self.ok("POST", "/api/v1/merge_customers", sides)
         self.assertEqual(self.ok("GET", "/__parlel/customers/2/profile")["anonymous_ids"], ["a"])
+        self.ok("POST", "/api/v1/events", {"name": "x", "anonymous_id": "a"})
+        self.assertEqual(self.records("events")[0]["customer_id"], "2")
 
     def test_a_merge_carries_30_days_over(self) -> None:
         self.ok("PUT", "/__parlel/clock", {"freeze": True})
@@ -3623,6 +3625,8 @@ class EventMemory(FakeTest):
         self.ok("POST", "/api/v1/merge_customers", body)
         cio_ids = [event["cio_id"] for event in self.records("events")]
         self.assertEqual(cio_ids, [None, self.person("1")["cio_id"]])
+        primary = cast(Any, self.fake.workspace.people.find(("id", "1")))
+        self.assertEqual([event.name for event in primary.has.events], ["x"])
 
     def test_a_deleted_person_leaves_events_without_a_person(self) -> None:
         self.ok("POST", "/api/v1/customers/1/events", {"name": "x"})
@@ -3716,6 +3720,14 @@ class FewDeliveries(SeededTest):
         self.call("DELETE", "/api/v1/customers/bob")
         self.ok("POST", "/v1/send/email", {**message, "identifiers": {"id": "ada"}})
         self.ok("PUT", "/__parlel/state", self.ok("GET", "/__parlel/state"))
+
+    def test_what_was_shown_is_forgotten_with_its_message(self) -> None:
+        deliveries = self.fake.workspace.deliveries
+        message = {"transactional_message_id": 3, "identifiers": {"id": "bob"}}
+        for _ in range(5):
+            number = self.ok("POST", "/v1/send/in_app", message)["delivery_id"]
+            deliveries.show(deliveries.rows[number], 5)
+        self.assertEqual(set(deliveries.queue), set(deliveries.rows))
 
     def test_what_waits_is_sent_although_it_is_forgotten(self) -> None:
         self.ok("PUT", "/__parlel/clock", {"freeze": True})
@@ -3919,6 +3931,13 @@ class IngestDelay(FakeTest):
         self.fake.workspace.agenda.advance(2)
         self.assertEqual(self.person("1")["attributes"], {"a": 2})
         self.assertEqual(len(self.records("events")), 1)
+
+    def test_what_came_to_nothing_is_told_with_whom_it_was_for(self) -> None:
+        self.ok("DELETE", "/api/v1/customers/nobody")
+        self.fake.workspace.agenda.advance(2)
+        (row,) = self.records("dropped")
+        told = (row["operation"], row["identifier"], row["customer_id"])
+        self.assertEqual(told, ("delete", "id", "nobody"))
 
     def test_mistakes_are_told_at_once(self) -> None:
         self.assertEqual(self.call("POST", "/api/v1/customers/1/events", {}).status, 400)
@@ -5181,7 +5200,7 @@ class JourneyTest(FakeTest):
 
     def campaign(self, *actions: Any, **fields: Any) -> None:
         """Seed one campaign that the event `go` starts, unless it says otherwise."""
-        kinds = ("segments", "customers", "collections", "topics")
+        kinds = ("segments", "customers", "collections", "topics", "broadcasts")
         further = {name: fields.pop(name) for name in kinds if name in fields}
         row = {"id": 1, "name": "C", "event_name": "go", "actions": list(actions), **fields}
         row["actions"] = [
@@ -5732,6 +5751,13 @@ class WinBack(JourneyTest):
         self.assertEqual(self.journeys(), [])
         self.call("POST", "/api/v1/segments/2/remove_customers", {"ids": ["1"]})
         self.assertEqual(len(self.journeys()), 1)
+
+    def test_a_cohort_may_be_empty(self) -> None:
+        nobody = {"id": 1, "type": "random_cohort_branch", "cohorts": [0, 1000], "paths": [[], []]}
+        self.campaign(nobody)
+        for n in range(9):
+            self.track(f"p{n}", "go")
+        self.assertEqual({row["steps"][0]["path"] for row in self.journeys()}, {1})
 
     def test_the_cohorts_are_as_large_as_asked_for(self) -> None:
         self.lapse(*(f"n{i}" for i in range(1000)))
@@ -6331,6 +6357,39 @@ class Tiles(JourneyTest):
         self.clock(advance=500)
         self.assertEqual(self.steps(), [(10, "matched", 0)])
 
+    def test_a_wait_whose_time_is_taken_away_has_none(self) -> None:
+        over = {"attribute": {"field": "ends", "operator": "timestamp_lt", "value": 0}}
+        self.campaign({"type": "conditional_wait", "multi_conditions": [over]})
+        self.identify("1", ends=self.START + 60)
+        self.track("1", "go")
+        for ends in (self.START + 60, ""):
+            self.identify("1", ends=ends)
+            self.assertEqual(self.journeys()[0]["next_wake_up"], ends or None)
+
+    def test_a_wait_for_what_no_write_brings_about_however_it_came_to_it(self) -> None:
+        sent = {"message": {"broadcast_id": 2, "metric": "sent"}}
+        self.campaign({"type": "attribute_update", "attributes": {"a": 1}},
+                      {"type": "conditional_wait", "multi_conditions": [sent]},
+                      global_exit_conditions=[eq("a", "9")],
+                      broadcasts=[{"id": 2, "name": "B", "actions": [mail(30)]}])  # fmt: skip
+        self.identify("1", email="1@example.com")
+        self.track("1", "go")
+        self.clock(advance=1)
+        self.ok("POST", "/v1/campaigns/2/triggers", {"ids": ["1"]})
+        self.assertEqual(self.steps(0)[-1], (20, "matched", 0))
+
+    def test_a_change_before_the_wait_does_not_end_it(self) -> None:
+        changed = {"event": {"name": "plan", "type": "attribute_change"}}
+        self.campaign({"type": "delay_seconds", "delay": 60},
+                      {"type": "conditional_wait", "multi_conditions": [changed]})  # fmt: skip
+        self.identify("1", plan="a")
+        self.track("1", "go")
+        for plan, step in (("b", (20, "waiting")), ("c", (20, "matched", 0))):
+            self.clock(advance=30)
+            self.identify("1", plan=plan)
+            self.clock(advance=30)
+            self.assertEqual(self.steps()[-1], step)
+
     def test_a_wait_for_a_click(self) -> None:
         clicked = {"message": {"action_id": 1, "metric": "clicked"}}
         wait = {"id": 2, "type": "conditional_wait", "multi_conditions": [clicked], "delay": 60}
@@ -6509,6 +6568,12 @@ class Entries(JourneyTest):
         subjects = [row["rendered"]["subject"] for row in self.records("deliveries")]
         self.assertEqual(subjects, ["1", "2"])
 
+    def test_a_campaign_without_actions_is_over_at_once(self) -> None:
+        self.campaign()
+        self.track("1", "go")
+        row = self.journeys()[0]
+        self.assertEqual((row["state"], row["steps"]), ("finished", []))
+
     def test_a_campaign_that_does_not_run_says_so(self) -> None:
         for state in ("draft", "stopped", "archived"):
             self.campaign(mail(1), state=state)
@@ -6564,6 +6629,20 @@ class Entries(JourneyTest):
         self.assertIsNone(row["trigger_event_id"])  # the event was not kept
         self.assertIn("suppressed", row["exit_reason"])
         self.assertEqual(len(self.journeys()), 1)
+
+    def test_a_second_event_is_refused_while_the_first_waits_for_the_filter(self) -> None:
+        row = {"event_name": "go", "filter": exists("x"), "actions": [mail(1)]}
+        others = [{**row, "id": n, "actions": [mail(n)]} for n in (1, 2)]
+        self.seed({"campaigns": [*others, {**row, "id": 3, "event_name": "come", "actions": []}]})
+        self.identify("1", email="1@example.com")
+        for name in ("go", "go", "come"):
+            self.track("1", name)
+        rows = [(row["campaign_id"], row["waiting_for"] or row["exit_reason"])
+                for row in self.journeys()]  # fmt: skip
+        both = [(1, "filter"), (2, "filter")]
+        self.assertEqual(rows, [*both, *both, (3, "filter")])
+        states = [row["state"] for row in self.journeys()]
+        self.assertEqual(states, ["active"] * 2 + ["not_entered"] * 2 + ["active"])
 
     def test_segment_campaigns_look_at_the_filter_before_the_first_act(self) -> None:
         self.campaign({"type": "delay_seconds", "delay": 60}, mail(20), type="segment",
@@ -6856,6 +6935,17 @@ class Entries(JourneyTest):
         self.assertEqual(self.subjects(), ["Acme r1 1 1", "Acme r2 2 2"])
         self.update("acme", color="blue")
         self.assertEqual(len(self.subjects()), 2)
+
+    def test_who_is_related_by_the_write_that_changes_it_enters_too(self) -> None:
+        self.objects_campaign(type="object", audience={"type": 1})
+        self.relate("acme", "1", role="r1")
+        self.assertEqual(self.subjects(), [])
+        related = {"identifiers": {"id": "2"}, "relationship_attributes": {"role": "r2"}}
+        body = {"type": "object", "action": "identify", "attributes": {"color": "red"},
+                "identifiers": {"object_type_id": "1", "object_id": "acme"},
+                "cio_relationships": [related]}  # fmt: skip
+        self.ok("POST", "/api/v2/entity", body)
+        self.assertEqual(self.subjects(), ["Acme r1 1 1", "Acme r2 2 2"])
 
     def test_certain_people_of_an_object(self) -> None:
         fits = {"person_filters": {"and": [eq("team", "b")]}, "type": 1}
@@ -7195,8 +7285,10 @@ class Leaving(JourneyTest):
                     self.assertEqual(row["converted_at"], now + 200)
 
     def test_a_filter_that_stops_matching_counts_at_the_next_act(self) -> None:
-        for stops, state in ((True, ("exited_early", "filter")), (False, ("finished", None))):
-            self.begin(filter=eq("a", "1"), exit_on_trigger_or_filter_not_matched=stops)
+        name = "exit_on_trigger_or_filter_not_matched"
+        early, late = ("exited_early", "filter"), ("finished", None)
+        for more, state in (({}, early), ({name: True}, early), ({name: False}, late)):
+            self.begin(filter=eq("a", "1"), **more)
             self.identify("1", a="2")
             self.assertEqual(self.state()[0], "active")
             self.clock(advance=600)
@@ -7280,7 +7372,8 @@ class Leaving(JourneyTest):
             self.journeys()
             self.call(verb, f"/api/v1/customers/1{path}")
             self.assertEqual(self.state(), ("exited_early", "person deleted"))
-            self.assertEqual(self.journeys()[0]["identifiers"]["id"], "1")
+            named = self.journeys()[0]["identifiers"]
+            self.assertEqual((named["id"], named["email"]), ("1", None))
             self.clock(advance=600)
             self.assertEqual(self.sent(), [(10, "1")])
 
