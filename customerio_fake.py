@@ -5712,7 +5712,6 @@ class Occasions(metaclass=Slotted):
     related: Listeners  # (person, key, change): a relationship: `add`, `update` or `delete`
     thing: Listeners  # (thing, old): an object's attributes differ from `old`, {} if new
     device: Listeners  # (person): one of a person's devices is new, has changed, or is gone
-    gone: Listeners  # (person): deleted or suppressed
     merged: Listeners  # (primary, secondary): two people were merged
     rested: Listeners  # (number): an endpoint of reporting webhooks may be tried again
     submitted: Listeners  # (form_id, data, who): a form was submitted
@@ -6446,8 +6445,6 @@ class People(Directory):
         for keeper in self.keepers:
             keeper.release(person)
         self._end(person, "profile_delete")
-        for tell in self.ground.occasions.gone:
-            tell(person)
 
     def _end(self, person: Person, activity: str) -> None:
         named = person.identifiers()
@@ -7755,9 +7752,7 @@ def verbs() -> Dict[str, Tuple[str, Callable[..., Outcome]]]:
     found: Dict[str, Tuple[str, Callable[..., Outcome]]] = {}
     for part, kind in PARTS.items():
         for name, verb in inspect.getmembers(kind, inspect.isfunction):
-            if list(inspect.signature(verb).parameters)[1:2] == ["who"] and not name.startswith(
-                "_"
-            ):
+            if list(inspect.signature(verb).parameters)[1:2] == ["who"] and name[0] != "_":
                 found.setdefault(name, (part, verb))
     return found
 
@@ -10890,7 +10885,7 @@ class Gate:
             if not plan.change.test(candidate):
                 return
         if person is None or not plan.invites_all:
-            whom = person and person.serial
+            whom = None if person is None else person.serial
             self.related.setdefault((plan.number, key, whom), (plan, key, person, self.depth))
         elif (plan.number, key) not in self.invited:
             self.invited.add((plan.number, key))
