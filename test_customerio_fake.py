@@ -4124,8 +4124,9 @@ class Messages(SeededTest):
         body = "{{customer.first_name}} {{customer.age}} {{trigger.order.n}} {{snippets.footer}}"
         delivery = self.send(body=body, message_data={"order": {"n": 7}}, tracked=False)
         self.assertEqual(delivery["rendered"]["body"], "Ada 36 7 bye")
-        named = self.send(body="{{campaign.type}} {{message.type}}", tracked=False)
-        self.assertEqual(named["rendered"]["body"].split()[0], "transactional_message")
+        body = "{{campaign.type}} {{message.send_to_unsubs}}"
+        named = self.send(body=body, tracked=False)
+        self.assertEqual(named["rendered"]["body"], "transactional_message true")
         self.assertEqual(delivery["state"], "delivered")
         self.assertEqual(list(delivery["metrics"]), ["delivered", "sent", "created"])
 
@@ -4847,17 +4848,31 @@ class Sends(FakeTest):
         self.ok("POST", "/v1/send/email", message)
         self.assertEqual(self.records("customers")[0]["identifiers"]["email"], "x@example.com")
 
-    def test_a_newsletter_without_a_content_is_not_sent(self) -> None:
-        self.ok("POST", "/__parlel/seed", {"newsletters": [{"id": 3, "name": "N"}]})
-        reply = self.call("POST", "/v1/newsletters/3/send", {})
-        self.assert_errors(reply, 400, "this newsletter has no content")
+    def test_a_newsletter_without_a_content_or_recipients_is_not_sent(self) -> None:
+        for contents, text in (([], "no content"), ([{"id": 5, "subject": "s"}], "no recipients")):
+            row = {"id": 3, "name": "N", "contents": contents}
+            self.ok("POST", "/__parlel/seed", {"newsletters": [row]})
+            reply = self.call("POST", "/v1/newsletters/3/send", {})
+            self.assert_errors(reply, 400, f"this newsletter has {text}")
 
-    def test_the_periods_of_a_newsletters_rate(self) -> None:
+    def test_what_a_newsletter_may_be_told_about_its_sending(self) -> None:
+        self.ok("PUT", "/__parlel/clock", {"freeze": True})
+        workspace = self.fake.workspace
+        now, member = workspace.seconds(), workspace.segments.is_member
+        check = customerio_fake._check_newsletter_recipients
+        rows: list[tuple[Any, Any, Any, int]] = [
+            (lambda id: check({"and": [{"or": [{"segment": {"id": id}}]}]}, member), "x", 1, 400),
+            (lambda when: customerio_fake._check_future(when, workspace), now, now + 1, 422),
+        ]
         for seconds in (60, 3600, 86400):
             rate = {"rate_limit_email_rate": 1, "rate_limit_time_period": seconds}
-            self.assertEqual(customerio_fake.checked_rate(rate), rate)
-            with self.assertRaisesRegex(customerio_fake.ApiError, "must be one of"):
-                customerio_fake.checked_rate({**rate, "rate_limit_time_period": seconds + 1})
+            wrong = {**rate, "rate_limit_time_period": seconds + 1}
+            rows.append((customerio_fake.checked_rate, wrong, rate, 422))
+        for asked, wrong, right, status in rows:
+            asked(right)
+            with self.assertRaises(customerio_fake.ApiError) as caught:
+                asked(wrong)
+            self.assertEqual(caught.exception.status, status)
 
     def test_nothing_is_sent_to_the_suppressed(self) -> None:
         self.ok("POST", "/api/v1/customers/2/suppress")
@@ -5060,6 +5075,10 @@ class BroadcastSends(SeededTest):
             self.assert_errors(reply, status, text)
         (told,) = self.ok("GET", "/v1/campaigns/20/triggers/2/errors")["errors"]
         self.assertIn("line 1: 2000001 bytes; 2000000 at most", told)
+        with mock.patch.object(customerio_fake, "fetched", lambda url, name: b'x\n{"id":"zoe"}'):
+            self.call("POST", "/v1/campaigns/20/triggers", file)
+        errors = self.records("broadcasts")[-1]["errors"]
+        self.assertEqual([error.partition(":")[0] for error in errors], ["line 1", "line 2"])
 
     def test_a_file_may_be_as_large_as_that_and_no_larger(self) -> None:
         late = mock.Mock()
@@ -5071,6 +5090,17 @@ class BroadcastSends(SeededTest):
                 else:
                     with self.assertRaisesRegex(ValueError, "larger than 5 bytes"):
                         customerio_fake._whole_body(answer, late)
+        with mock.patch.object(customerio_fake, "asked") as asked:
+            for times in (5, 6):
+                answers = [mock.Mock(status=302)] * times
+                answers += [mock.Mock(status=200, read=io.BytesIO(b"x").read, length=0)]
+                asked.return_value.__enter__.side_effect = answers
+                answers[0].getheader.return_value = "/next"
+                if times == 5:
+                    self.assertEqual(customerio_fake._downloaded("http://x/", late), b"x")
+                else:
+                    with self.assertRaisesRegex(ValueError, "more than 5 times"):
+                        customerio_fake._downloaded("http://x/", late)
         late.check.side_effect = TimeoutError
         with self.assertRaises(TimeoutError):
             customerio_fake._whole_body(answer, late)
@@ -5123,14 +5153,15 @@ class Preferences(SeededTest):
             {name: {"topics": {"topic_1": False}}},
             {name: {"channels": {"email": False}}},
             {"unsubscribed": True},
+            {name: {"channels": {"sms": False}}},
             {},
         ]
         for number, wish in enumerate(wishes):
             self.identify(f"p{number}", email=f"p{number}@example.com", plan="pro", **wish)
         self.ok("POST", "/v1/newsletters/30/send", {})
         states = {row["customer_id"]: row["state"] for row in self.records("deliveries")}
-        expected = ["undeliverable"] * 3 + ["delivered"]
-        self.assertEqual([states[f"p{number}"] for number in range(4)], expected)
+        expected = ["undeliverable"] * 3 + ["delivered"] * 2
+        self.assertEqual([states[f"p{number}"] for number in range(5)], expected)
 
     def test_opt_outs_keep_text_messages_of_a_sender_back(self) -> None:
         text = {"type": "twilio", "recipient": "{{customer.phone}}", "body": "Hi"}
