@@ -868,6 +868,7 @@ class Envelopes(FakeTest):
         rows = [("evnt", "did you mean event?"), ("xyz", "there are event, name")]
         for wrong, hint in rows:
             self.assertEqual(customerio_fake.suggestion(wrong, ["event", "name"]), hint)
+        self.assertEqual(customerio_fake.suggestion("evnts", known), "did you mean events?")
         self.assertEqual(customerio_fake.suggestion("x", []), "there are none")
 
     def test_outcomes_of_several_writes_are_told_together(self) -> None:
@@ -890,6 +891,8 @@ class Clocks(unittest.TestCase):
         rows += [(-62135596800, "0001-01-01T00:00:00"), (253402300799, "9999-12-31T23:59:59")]
         for seconds, text in rows:
             self.assertEqual(customerio_fake.moment_of(seconds).isoformat(), text + "+00:00")
+        last = customerio_fake.moment_of(customerio_fake.LAST_MOMENT)
+        self.assertEqual(last.isoformat(), "9999-01-01T00:00:00+00:00")
         for seconds, year in ((253402400000, "10000"), (-62170000000, "-1 "), (1e300, "31690708 ")):
             with self.assertRaisesRegex(ValueError, f"^year {year}"):
                 customerio_fake.moment_of(seconds)
@@ -915,10 +918,10 @@ class Clocks(unittest.TestCase):
         clock = customerio_fake.Clock()
         clock.freeze(100.0)
         self.assertEqual((clock.waits, clock.has_due(), clock.take_due()), (False, False, None))
-        for when, name in ((120.0, "b"), (110.0, "a"), (120.0, "c")):
+        for when, name in ((120.0, "c"), (110.0, "a"), (120.0, "b")):
             clock.at(when, customerio_fake.Chore(name, ()))
         self.assertEqual([(when, it.name) for when, it in clock.pending],
-                         [(110.0, "a"), (120.0, "b"), (120.0, "c")])  # fmt: skip
+                         [(110.0, "a"), (120.0, "c"), (120.0, "b")])  # fmt: skip
         self.assertEqual((clock.waits, clock.has_due(), clock.take_due()), (True, False, None))
         taken = []
         for now in (110.0, 120.0):
@@ -927,13 +930,17 @@ class Clocks(unittest.TestCase):
             taken.append(cast(Any, clock.take_due()))
         clock.put_back(taken[-1])
         taken[-1:] = [cast(Any, clock.take_due()), cast(Any, clock.take_due())]
-        self.assertEqual([chore.name for _, _, chore in taken], ["a", "b", "c"])
+        self.assertEqual([chore.name for _, _, chore in taken], ["a", "c", "b"])
         clock.at(90.0, customerio_fake.Chore("late", ()))
         self.assertTrue(clock.step(130.0, False))  # never back
         self.assertEqual((clock.now(), clock.take_due() is None), (120.0, False))
         self.assertFalse(clock.step(130.0, True))
         self.assertEqual((clock.now(), clock.frozen, clock.advancing), (130.0, True, False))
         self.assertFalse(clock.step(140.0, False))
+        self.assertEqual((clock.now() // 60, clock.frozen), (140 // 60, False))
+        clock.freeze()
+        self.assertEqual((clock.now() // 60, clock.frozen), (140 // 60, True))
+        clock.resume()
         self.assertEqual((clock.now() // 60, clock.frozen), (140 // 60, False))
 
 
@@ -945,6 +952,7 @@ class Identifiers(unittest.TestCase):
             self.assertEqual(serial_of(cio_id_of(serial)), serial)
             self.assertEqual(serial_of(cio_id_of(serial).upper()), serial)
             self.assertFalse(customerio_fake.is_foreign(cio_id_of(serial)))
+            self.assertEqual(customerio_fake.bare_cio_id(f"cio_{serial}"), str(serial))
         for text in ("", "zz", "00", "dcb10600", "dcb1060000010101", "dcb206000001"):
             self.assertTrue(customerio_fake.is_foreign(text), text)
 
@@ -1022,6 +1030,11 @@ class Bounds(unittest.TestCase):
         variables = [one.metadata["env"] for one in kinds.values() if one.metadata["env"]]
         keys = ("SITE_ID", "API_KEY", "APP_KEY", "WRITE_KEY")
         self.assertEqual(variables, ["PORT", "HOST", *(f"CUSTOMERIO_{key}" for key in keys)])
+        readme = pathlib.Path(customerio_fake.__file__).with_name("README.md")
+        pattern = r"^\| `(\w+)` \| `[^`]+` \| `\w+` \| `([^`]+)` \|"
+        if readme.exists():  # not where the two files were copied
+            told = dict(re.findall(pattern, readme.read_text(encoding="utf-8"), re.M))
+            self.assertEqual(told, {name: repr(one.default) for name, one in kinds.items()})
         for key in keys:
             self.assertTrue(Settings(**cast(Any, {key.lower(): "x"})).has_keys)
         self.assertFalse(Settings().has_keys)
@@ -1171,6 +1184,8 @@ class Checks(unittest.TestCase):
                 (1, "must not be a number: send true or false or null")]),
             (c.number_field(0, 10, int), [0, 10], [
                 (value, "must be a whole number from 0 to 10") for value in (-1, 11, 2.0, "5")]),
+            (c.MOMENT, [0, c.LAST_MOMENT], [(-1, "must be"), (c.LAST_MOMENT + 1, "must be")]),
+            (c.SHORT_TEXT, ["x" * 1000], [("x" * 1001, "is too long (1000 characters")]),
             (c.choice_field("a", 2), ["a", 2], [("b", "must be one of: a, 2")]),
             (c.pattern_field("a+", "many a"), ["aa"], [("ab", "must be many a"), (
                 5, "must be many a")]),
@@ -1209,6 +1224,16 @@ class Checks(unittest.TestCase):
             with self.assertRaisesRegex(ApiError, "^n must be a whole number, not "):
                 customerio_fake.whole_number(wrong, "n")
 
+    def test_a_word_is_looked_up_in_a_table(self) -> None:
+        table = {"a": 1, "b": 2}
+        self.assertEqual(customerio_fake.chosen({"x": "b"}, "x", table), 2)
+        for body in ({}, {"x": ""}, {"x": None}):
+            with self.assertRaisesRegex(ApiError, "^x is required: send one of: a, b$"):
+                customerio_fake.chosen(body, "x", table)
+        for odd in ("c", ["a"], 5):
+            with self.assertRaisesRegex(ApiError, "^x must be one of: a, b$"):
+                customerio_fake.chosen({"x": odd}, "x", table)
+
     def test_what_means_yes(self) -> None:
         for value, yes in ((True, 1), ("TRUE", 1), (1, 1), ("1", 1), (None, 0), ("yes", 0), (2, 0)):
             self.assertEqual(customerio_fake.is_yes(value), bool(yes), value)
@@ -1242,6 +1267,10 @@ class Checks(unittest.TestCase):
             with self.subTest(text), self.assertRaises(ApiError) as caught:
                 fields._replace(status=422, **rules).read(body)
             self.assertEqual((caught.exception.status, caught.exception.message), (422, text))
+        filled = customerio_fake.FieldList(lax=True).having("a", filled="a")
+        for empty in ({}, {"a": ""}, {"a": None}):  # what is empty is told once
+            with self.assertRaisesRegex(ApiError, "^a is required: send a string$"):
+                filled.read(empty)
         lax, strict = ({"a": "", "b": "x", "z": 1, "n": None}, {"a": "", "b": "x", "z": 1})
         self.assertEqual(fields._replace(lax=True).read({**lax, "a": "y"}), {"a": "y", "b": "x"})
         self.assertEqual(fields.read(strict), {"a": "", "b": "x"})
@@ -2350,6 +2379,8 @@ class LiquidErrors(LiquidTest):
             ("{% for i in a %}{% else %}{% endfor x %}", 'unexpected "x"', 1, 37),
             ("{% tablerow i in a %}{% endtablerow x %}", 'unexpected "x"', 1, 37),
             ("{% raw x %}{% endraw %}", 'unexpected "x"', 1, 8),
+            ("{% assign x = 1 2 %}", 'unexpected "2"', 1, 17),
+            ("{% increment x y %}", 'unexpected "y"', 1, 16),
             ("{% break x %}", 'unexpected "x"', 1, 10),
             ("{% if not %}{% endif %}", "unexpected end of liquid tag", 1, 11),
             ("{%%}", 'tag "" not found', 1, 1),
