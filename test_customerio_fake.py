@@ -14645,6 +14645,29 @@ class ControlLists(FakeTest):
                 self.assertEqual(len(found), count)
         self.assertEqual(len(self.records("events", "?text=odd&customer_id=1&limit=5")), 1)
 
+    def test_who_lists_what_is_about_people_has_the_lock_and_nobody_else(self) -> None:
+        self.ok("POST", "/v1/segments", {"segment": {"name": "s"}})
+        lock, found = self.fake.workspace.lock, cast(Dict[str, bool], {})
+
+        def free() -> bool:
+            got = lock.acquire(blocking=False)
+            with contextlib.suppress(RuntimeError):  # if it isn't ours
+                lock.release()
+            return got
+
+        with ThreadPoolExecutor(1) as other:
+            for name in ("events", "segments"):
+                collection = customerio_fake.COLLECTIONS[name]
+
+                def record(row: Any, name: str = name, make: Any = collection.record) -> Any:
+                    found[name] = other.submit(free).result()
+                    return make(row)
+
+                watched = {name: collection._replace(record=record)}
+                with mock.patch.dict(customerio_fake.COLLECTIONS, watched):
+                    self.assertTrue(self.records(name))
+        self.assertEqual(found, {"events": True, "segments": False})
+
     def test_a_record_can_be_cut_to_some_fields(self) -> None:
         found = self.records("events", "?fields=name,data.deep.x,data.deep.y&limit=1")
         self.assertEqual(found, [{"name": "even", "data.deep.x": 0}])
@@ -18681,7 +18704,7 @@ class Pulls(unittest.TestCase):
         self.assertEqual([row["id"] for row in seed["customers"]], ["bob", "ada"])
         ids = {row["id"]: row.get("ids") for row in seed["segments"]}
         self.assertEqual(ids, {3: None, 1: ["ada"], 2: None})
-        self.assertEqual(self.said[:2], ["segments: 3", "topics: 1"])
+        self.assertEqual(self.said[:3], ["segments: 3", "topics: 1", "customers: ada"])
         self.assertEqual(len(kept), 3, "after each kind, and at the end")
 
     def test_who_is_not_there(self) -> None:
