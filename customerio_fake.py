@@ -7289,8 +7289,7 @@ class Deliveries(Keeper):
 
     def unsubscribe(self, who: Identifier, delivery_id: str) -> Outcome:
         """Unsubscribe the person who got a delivery, and record that on the delivery."""
-        delivery = self.rows[delivery_id]
-        now = self.ground.seconds()
+        delivery, now = self.rows[delivery_id], self.ground.seconds()
         self.report(delivery, "unsubscribed", now)
         if delivery.person is None:
             return NO_PERSON
@@ -7299,10 +7298,9 @@ class Deliveries(Keeper):
 
     def resubscribe(self, who: Identifier, delivery_id: str) -> Outcome:
         """Undo an unsubscribe (as the Node client describes `unsubscribe: false`)."""
-        delivery = self.rows[delivery_id]
+        delivery, now = self.rows[delivery_id], self.ground.seconds()
         if delivery.person is None:
             return NO_PERSON
-        now = self.ground.seconds()
         self.people.update(delivery.person, {"unsubscribed": False}, now, cause=delivery)
         return DONE
 
@@ -8524,7 +8522,7 @@ def refusal_of(workspace: Workspace, delivery: Delivery, mail: Mail) -> str:
     topic = workspace.shelves["topics"].rows.get(mail.parent.get("subscription_topic_id"))
     if topic is not None and not subscribed_to(person, topic):
         return f"the person is unsubscribed from the topic {topic.get('name')!r}"
-    if (channel, as_text(delivery.rendered.get("from") or "")) in person.has.optouts:
+    if (channel, delivery.rendered.get("from")) in person.has.optouts:
         return "the person has opted out of this sender"
     return ""
 
@@ -17094,8 +17092,7 @@ def topics_of(call: Call, person: Person) -> List[Json]:
 @route("GET", "/v1/customers/{customer_id}/subscription_preferences", APP, locked=True)
 def get_subscription_preferences(call: Call, customer_id: str) -> Json:
     """Read a person's subscriptions."""
-    person = person_of(call, customer_id)
-    return {"customer": preferences_document(call, person)}
+    return {"customer": preferences_document(call, person_of(call, customer_id))}
 
 
 def preferences_document(call: Call, person: Person) -> Json:
