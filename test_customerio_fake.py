@@ -12252,6 +12252,19 @@ class AppFamilies(SeededTest):
         self.assertEqual(self.status("GET", path), 400)
         self.ok("GET", "/v1/campaigns/1/journey_metrics?start=0&end=0&res=days")
 
+    def test_who_counts_as_messaged(self) -> None:
+        wait = {"id": 2, "type": "delay_seconds", "delay": 60}
+        event = {"id": 2, "type": "create_event", "event_name": "x"}
+        update = {"id": 2, "type": "attribute_update", "attributes": {"a": 1}}
+        for tile, count in ((wait, 0), (event, 1), (update, 1), (mail(2), 1)):
+            campaign = {"id": 1, "name": "C", "event_name": "go", "actions": [tile]}
+            self.fake.seed({"campaigns": [campaign], "customers": [{"id": "ada"}]})
+            self.ok("POST", "/api/v1/customers/ada/events", {"name": "go"})
+            now = self.fake.workspace.seconds()
+            path = f"/v1/campaigns/1/journey_metrics?start={now}&end={now}&res=months"
+            found = self.ok("GET", path)["journey_metric"]
+            self.assertEqual((found["started"], found["messaged"]), ([1], [count]), tile["type"])
+
     def test_answers_can_be_pasted(self) -> None:
         then = 1_700_000_000
         identifiers = {"id": None, "email": "gone@example.com", "cio_id": "0300"}
@@ -13890,6 +13903,8 @@ class InboxPreviews(StudioTest):
         jobs = f"{DS}/inbox_previews/jobs"
         page = self.ok("GET", f"{jobs}?limit=2")
         self.assertEqual([row["name"] for row in page["preview_jobs"]], ["c", "b"])
+        about = {"node_id": self.node, "node_count": 1, "total_previews_requested": 1}
+        self.assertEqual({**page["preview_jobs"][0], **about}, page["preview_jobs"][0])
         rest = self.ok("GET", f"{jobs}?cursor={page['meta']['pagination']['next_cursor']}")
         self.assertEqual([row["name"] for row in rest["preview_jobs"]], ["a"])
         self.assertEqual(rest["meta"]["pagination"], {"limit": 50})
