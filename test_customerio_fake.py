@@ -7930,10 +7930,16 @@ class PrintedCampaigns(JourneyTest):
              " lead from 4, of type conditional_branch, to 1 actions, not 2: true, false"),
             ([self.tile(4, "conditional_wait", delay=1, multi_conditions=[[self.PRO]]), one],
              ["4>1:0"], " lead from 4, of type conditional_wait, to 1 actions, not 2: condition 1"),
+            ([self.tile(4, "conditional_wait", delay=1, multi_conditions=[[self.PRO]] * 2),
+              one, two],
+             ["4>1", "4>2"], " lead from 4, of type conditional_wait, to 2 actions, not 3"),
             ([branch, one, two], ["4>1:0", "4>2:2"],
              ": the 2 that lead from 4 must have the indexes 0 to 1, one each"),
             (fork, [*ways, "5>8", "6>8", "8>9", "7>9"], "8: some branches meet here, others"),
             (fork, [*ways, "5>8", "6>8", "7>9"], "4: ways lead on from it that do not meet; all"),
+            ([self.tile(4, "multi_split_branch", multi_conditions=[self.coded(self.PRO)] * 3),
+              *self.mails(5, 6, 7, 8), self.tile(9, "exit"), self.tile(10, "exit")],
+             [*ways, "4>8:3", "5>9", "6>9", "7>10", "8>10"], "4: ways lead on from it that do not"),
         ]  # fmt: skip
         for actions, edges, text in rows:
             place = "campaigns[0].campaign.edges"
@@ -9673,6 +9679,12 @@ class Seeding(SeededTest):
             names, start = names + page["activities"][0]["name"], page["next"]
         self.assertEqual((names, start), ("abc", ""))
 
+    def test_an_activity_of_somebody_unknown_says_who_it_was(self) -> None:
+        gone = {"customer_id": "x", "customer_identifiers": {"id": "x", "email": "x@b.cd"}}
+        self.fake.seed({"activities": [{"type": "event", "name": "e", **gone}]})
+        (shown,) = self.ok("GET", "/v1/activities")["activities"]
+        self.assertEqual({**shown, **gone}, shown)
+
     def test_a_message_limit_is_at_least_one_a_second(self) -> None:
         for limit, status in (
             ({"limit": 1, "within": 1}, 200), ({"limit": 0, "within": 1}, 400),
@@ -10559,8 +10571,10 @@ class Faults(FaultTest):
                 reply = self.identify("1")
                 self.assertEqual((reply.status, reply.body), (rule["status"], body))
                 self.assertNotIn("retry-after", reply.headers)
-        self.fail(status=522)
-        self.assertEqual(self.identify("1").json, {"meta": {"errors": ["status 522"]}})
+        limited = "rate limited to 10 requests per 1s (reference a1b2c3)"
+        for status, text in ((429, limited), (430, "status 430"), (522, "status 522")):
+            self.fail(status=status, times=1)
+            self.assertEqual(self.identify("1").json, {"meta": {"errors": [text]}})
 
     def test_before_the_write_and_after_it(self) -> None:
         self.fail(status=500, match={"person": "1"})
