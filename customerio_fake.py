@@ -5581,7 +5581,7 @@ INDEXED = _row_field(text="name!")
 OPERATIONS = read_field("JSON", lambda value, name: decode_json(value))
 
 
-def _content_fields(of_action: str = "") -> FieldList:
+def _content_fields(of_action: str) -> FieldList:
     return stored(
         text="name! type! language! layout! body! body_amp! subject! from! reply_to! preprocessor! "
         "recipient! bcc! cc! preheader_text!", whole=f"id! _parent! parent_action_id{of_action}",
@@ -5616,8 +5616,8 @@ SHELVES: Dict[str, FieldList] = {
     )._replace(example={"type": "email", "contents": [_AN_EMAIL]}),
     "campaign_actions": _ACTION_FIELDS,
     "broadcast_actions": _ACTION_FIELDS,
-    "newsletter_contents": _content_fields(),
-    "transactional_contents": _content_fields(),
+    "newsletter_contents": _content_fields(""),
+    "transactional_contents": _content_fields(""),
     "test_groups": stored(
         word="id!", whole="_parent!", words="content_ids!", text="name label", flag="winner",
     ),
@@ -9673,6 +9673,8 @@ class Layout:
             action = actions[i]
             if not isinstance(action, dict) or WHOLE.wrong(action.get("id")):
                 raise invalid(f"{where}[{i}] must be an object with a number", f"{where}[{i}]")
+            if ANY_TEXT.wrong(action.get("type")):
+                raise invalid(f"{where}[{i}].type must be a string", f"{where}[{i}].type")
             if action.get("parent_action_id"):  # a translation or variation of another
                 continue
             first = self.place(action, f"{where}[{i}]", first)

@@ -7591,6 +7591,14 @@ class JourneyLists(JourneyTest):
         wrong = json.loads(json.dumps(state))
         wrong["workspace"]["shelves"]["campaign_actions"]["rows"] = []
         self.assert_errors(self.call("PUT", "/__parlel/state", wrong), 400, "has no content")
+        _, campaign = wrong["workspace"]["shelves"]["campaigns"]["rows"][0]
+        for tile, text in (
+            ({"id": "x", "type": "exit"}, "actions[0] must be an object with a number"),
+            ({"id": 10}, "actions[0].type must be a string"),
+            ({"id": 10, "type": "nap"}, "actions[0].type 'nap' is no tile"),
+        ):
+            campaign["_journey"]["actions"] = [tile]
+            self.assert_errors(self.call("PUT", "/__parlel/state", wrong), 400, text)
         self.clock(advance=60)
         self.assertEqual(self.journeys()[0]["state"], "finished")
 
