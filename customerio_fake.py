@@ -1588,7 +1588,7 @@ class _Render:
         """
         root = path[0]
         known = root in self.data and root not in self.assigned
-        if known and root in self.strict and len(path) > 1:
+        if known and root in self.strict:
             raise MissingVariable(".".join([_text(part) for part in path]))
 
 

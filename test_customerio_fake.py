@@ -1944,6 +1944,17 @@ class Liquid(LiquidTest):
                 ("{% tablerow i in a cols:2 %}{{ i }}{% endtablerow %}", TABLE),
                 ("{% tablerow i in (1..2) cols:2 %}{% endtablerow %}", FULL_TABLE),
                 ("{% tablerow i in a %}{{ tablerowloop.col_last }} {% endtablerow %}", LAST_COLUMN),
+                (
+                    "{% capture x %}{% tablerow i in (1..2) cols: 1 %}{{ tablerowloop.row }}"
+                    "{% endtablerow %}{% endcapture %}{{ x | strip_html }}",
+                    "12",
+                ),
+                ("{% for i in a offset:continue limit:1 %}{{ i }}{% endfor %}" * 2, "xx"),
+                (
+                    "{% for i in a limit:1 %}{{ i }}{% endfor %}"
+                    + "{% for i in a offset:continue limit:1 %}{{ i }}{% endfor %}" * 2,
+                    "xyz",
+                ),
                 ("{% tablerow i in (1..2) cols:0 %}{% endtablerow %}", FULL_TABLE),
                 ("{% tablerow i in (1..2) cols:nil %}{% endtablerow %}", FULL_TABLE),
                 ("{% tablerow i in nothing %}{% endtablerow %}.", "."),
@@ -1990,6 +2001,8 @@ class Liquid(LiquidTest):
                 ("{{ '<p>a<!-- b -->c</p><script>d</script>' | strip_html }}", "ac"),
                 ("{{ 'a b&c' | url_encode }} {{ 'a+b%26c' | url_decode }}", "a+b%26c a b&c"),
                 ("{{ 'a <b' | strip_html }}{{ '<p>a</p> b<' | strip_html }}", "a <ba b<"),
+                ("{{ 'a-a' | remove_first: 'a' }} {{ 'a-a' | remove: 'a' }}", "-a -"),
+                ("{{ 'a' | split: ',' | array_to_sentence_string }}", "a"),
                 ("{{ 'ab' | replace: '', '-' }} {{ 'ab' | replace_first: '', '-' }}", "a-b -ab"),
                 ("{{ 'one two' | titlecase }} {{ 'One, two!' | slugify }}", "One Two one-two"),
                 ("{{ 'x' | base64 }} {{ 'eA==' | base64_decode }}", "eA== x"),
@@ -2035,8 +2048,8 @@ class Liquid(LiquidTest):
                     "31 -1000 0",
                 ),
                 (
-                    "{{ 9007199254740992 | json }} {{ '0.5' | times: 2 | json }}",
-                    "9007199254740992 1",
+                    "{{ 9007199254740992 | json }} {{ 9007199254740993 }} {{ '0.5' | times: 2 }}",
+                    "9007199254740992 9007199254740992 1",
                 ),
                 (
                     "{{ -0.4 | round }} {{ -0.5 | round }} {{ 9007199254740993 | round }}",
@@ -2099,6 +2112,7 @@ class Liquid(LiquidTest):
             "m": ["b", "A", None],
             "n": [10, 9],
             "k": ["b", 9, 10],
+            "s": "a text of more than ten",
         }
         self.becomes(
             [
@@ -2127,6 +2141,7 @@ class Liquid(LiquidTest):
                 ("{{ a | find_index: 'n', 'z' }} {{ a | has: 'n', 'q' }}", "2 false"),
                 ("{% assign g = a | group_by: 'p' %}{{ g[0].name }}{{ g[0].items | size }}", "22"),
                 ("{{ a | group_by_exp: 'i', 'i.p | times: 10' | map: 'name' | join }}", "20 10"),
+                ("{{ n | pop | json: 99 | size }} {{ m | pop | pop | json: s | size }}", "16 17"),
                 ("{{ '[1,2,1]' | from_json | json_array_uniq | to_json }}", "[1,2]"),
                 ("{{ l | size }}{{ 'abc' | size }}{{ 5 | size }}", "430"),
             ],
@@ -2224,6 +2239,12 @@ class Liquid(LiquidTest):
         )
         for hour, texts in CLOCKS.items():
             self.becomes([(f"{{{{ {hour * 3600} | date: '%X|%p|%P|%I|%l|%H|%k' }}}}", texts)])
+        self.becomes(
+            [
+                ("{{ '2024-12-31' | date: '%U %W %C' }}", "52 53 20"),
+                ("{{ '1900-12-30' | date: '%U %W %C' }}", "52 52 19"),
+            ]
+        )
         week = [f"{{{{ {(day + 3) * 86400} | date: '%a %u %w %U %W' }}}}" for day in range(7)]
         self.becomes(list(zip(week, WEEKS)))
         self.becomes(
@@ -2316,6 +2337,7 @@ WRITTEN_DATES = {
         "Jan 5 2021 15:04 UT", "Jan 5 2021 15:04 GMT", "5 Jan 2021 15:04 Z",
     ),
     "2021-01-05 01:00:00": ("Jan 5 2021 GMT-01:00", "Jan 5 2021 UTC-1"),
+    "2021-05-01 00:00:00": ("2021/5", "1 May 2021"), "2021-01-01 00:00:01": ("2021 UTC 0:00:01",),
     "2032-01-05 00:00:00": ("32/1/5",), "2000-01-05 00:00:00": ("0/1/5",),
     "2001-01-05 00:00:00": ("Jan 5", "1/5"),
     "2021-03-02 00:00:00": ("2021-02-30", "Feb 30 2021"),
@@ -2335,7 +2357,8 @@ NO_DATES = (
     "2021-12-32", "2021-00-10", "2021-13-10", "2021-01-00", "2021-01-05T24:00:01Z",
     "2021-01-05T24:01Z", "Jan 5 2021 13:00 PM", "Jan 5 2021 25:00", "Jan 5 2021 10:00,",
     "2021-01-01T23:59:60Z", "2021-01-01T23:60:00Z", "31 12 2021",
-    "Jan 5 2021 today", "2021-01-05T25:00:00Z", "", "31/1/5", "Jan 5 10000", "Jan 5 2021 EST-1",
+    "Jan 5 2021 today", "2021-01-05T25:00:00Z", "",
+    "Jan 5 2021 10:00 11:00", "abc5 Jan 2021", "31/1/5", "Jan 5 10000", "Jan 5 2021 EST-1",
 )  # fmt: skip
 DATES = "01 Jan 2017, 2017-01-01T12:00:00+00:00"
 
@@ -2381,6 +2404,7 @@ class LiquidErrors(LiquidTest):
             ("{% raw x %}{% endraw %}", 'unexpected "x"', 1, 8),
             ("{% assign x = 1 2 %}", 'unexpected "2"', 1, 17),
             ("{% increment x y %}", 'unexpected "y"', 1, 16),
+            ("{% case x %}{% else y %}{% endcase %}", 'unexpected "y"', 1, 21),
             ("{% break x %}", 'unexpected "x"', 1, 10),
             ("{% if not %}{% endif %}", "unexpected end of liquid tag", 1, 11),
             ("{%%}", 'tag "" not found', 1, 1),
@@ -2426,6 +2450,7 @@ class LiquidErrors(LiquidTest):
                 error = self.failing(source, READER, strict=NAMESPACES)
                 self.assertIsInstance(error, MissingVariable)
                 self.assertEqual(str(error), f"Variable '{name}' is missing")
+                self.assertEqual(cast(MissingVariable, error).name, name)
                 self.assertEqual((error.line, error.column), (1, column))
         self.becomes(
             [
@@ -2436,6 +2461,7 @@ class LiquidErrors(LiquidTest):
                 ("{% case customer.last_name %}{% when 'x' %}{% else %}b{% endcase %}", "b"),
                 ("{% case 1 %}{% when 2, customer.last_name %}a{% else %}b{% endcase %}", "b"),
                 ("{{ customer.nothing }}{{ event.none.first }}.", "."),
+                ("{% assign x = 'ab' %}{{ x[customer.last_name] }}.", "."),
                 ("{{ foo.bar }}{{ foo }}{{ trigger.x }}.", "."),  # unknown namespaces
                 ("{% assign customer = 'x' %}{{ customer.last_name }}.", "."),
                 ("{{ customer['a b'] }}{{ event.items[0].name }}", "spacedPen"),
