@@ -1819,7 +1819,7 @@ class Liquid(LiquidTest):
 
     def test_conditions(self) -> None:
         data = {"n": 5, "s": "abc", "a": ["x", 1], "e": [], "o": {"k": 1}, "f": False, "w": "  "}
-        data.update(l=[1, [2]], like=[1, [2]], other=[1, [3]])
+        data.update(l=[1, [2]], like=[1, [2]], other=[1, [3]], short=[1])
         truths = [
             ("n == 5.0", True),
             ("n == '5'", False),
@@ -1848,6 +1848,7 @@ class Liquid(LiquidTest):
             ("l == l", True),
             ("l == like", True),
             ("l == other", False),
+            ("l == short", False),
             ("l == a", False),
             ("l != other", True),
             ("nothing == empty", False),
@@ -1972,6 +1973,7 @@ class Liquid(LiquidTest):
                 ("{% assign n = 7 %}{% increment n %}{{ n }}", "07"),
                 ("{% assign x = 1 == 1 %}{{ x }}", "true"),
                 ("{% liquid\n assign x = 2\n if x == 2\n echo x | plus: 1\n endif %}", "3"),
+                ("{% liquid\n echo 1 %} {{ 2 }}{% liquid echo 3 %}", "1 23"),
                 ("{% comment %}{% if %}{% endcomment %}.", "."),
                 ("{% # note %}{% raw %}{{ x }}{% endraw %}", "{{ x }}"),
             ]
@@ -2402,6 +2404,8 @@ class LiquidErrors(LiquidTest):
             ("{% for i in a %}{% else %}{% endfor x %}", 'unexpected "x"', 1, 37),
             ("{% tablerow i in a %}{% endtablerow x %}", 'unexpected "x"', 1, 37),
             ("{% raw x %}{% endraw %}", 'unexpected "x"', 1, 8),
+            ("{{ a['b']. }}", "unexpected end of liquid tag", 1, 12),
+            ("{{ a['b'].'c' }}", "unexpected \"'c'\"", 1, 11),
             ("{% assign x = 1 2 %}", 'unexpected "2"', 1, 17),
             ("{% increment x y %}", 'unexpected "y"', 1, 16),
             ("{% case x %}{% else y %}{% endcase %}", 'unexpected "y"', 1, 21),
@@ -2695,7 +2699,7 @@ class LiquidRunaways(LiquidTest):
         data = {"snippets": {**chain, "s6": "x"}}
         rows = [
             ("{% if 1 %}" * 100 + "{% endif %}" * 100, "{% if 1 %}" * 101 + "{% endif %}" * 101),
-            ("{% if 1 %}{% endif %}x" * 200, "{% if 1 %}" * 101),
+            ("{% if 1 %}{% endif %}x" * 200, "{% if 1 %}{% endif %}" * 9 + "{% if 1 %}" * 101),
             ("{{ " + "9" * 75 + " }}", "{{ " + "9" * 76 + " }}"),
             ("{{ snippets.s1 }}" * 9, "{{ snippets.s5 }}" * 9 + "{{ snippets.s0 }}"),
         ]
