@@ -1194,8 +1194,7 @@ _SHOWN_AS: Dict[str, Json] = {
     **dict.fromkeys(("id", "userId", "object_type_id"), "1"), "identifiers": {"id": "1"},
     **dict.fromkeys(("email", "to", "from"), "ada@example.com"), "emails": ["ada@example.com"],
     **dict.fromkeys(("timestamp", "_timestamp", "send_at", "last_used"), 1700000000),
-    **dict.fromkeys(("created", "updated", "created_at", "updated_at"), 1700000000),
-    **dict.fromkeys(("url", "endpoint", "data_file_url"), "https://example.com/"),
+    **dict.fromkeys(("href", "url", "endpoint", "data_file_url"), "https://example.com/"),
     "ids": ["1"], "primary": {"id": "1"}, "secondary": {"id": "2"}, "scheduled_at": 4000000000,
     "recipients": {"and": [{"or": [{"segment": {"id": 1}}]}]}, "per_user_data": [{"id": "1"}],
     "event": "signup", "language": "es", "notification_type": "com.example.order",
@@ -1356,7 +1355,7 @@ SCALAR = Check(
 WHOLE_OR_NULL = typed_field(int, type(None))
 #: A Unix time in seconds with which dates can be calculated: from 1970 to the start of 9999.
 LAST_MOMENT = 253_370_764_800
-MOMENT = number_field(0, LAST_MOMENT, int)
+MOMENT = number_field(0, LAST_MOMENT, int)._replace(sample=lambda place: 1700000000)
 Moment = Annotated[int, MOMENT]
 Instant = Annotated[float, number_field(0, LAST_MOMENT, int, float)]
 #: A whole number, also as text or as 12.0.
@@ -8689,8 +8688,6 @@ _SEND = FieldList(
     number="send_at", flag="queue_draft auto_create disable_message_retention "
     "send_to_unsubscribed tracked",
 )  # fmt: skip
-#: What an email without a template brings along.
-_WHOLE = ("body", "subject", "from")
 #: The fields of each kind of transactional send (reference).
 SEND_FIELDS = {
     "email": _SEND.having(
@@ -8698,7 +8695,7 @@ SEND_FIELDS = {
         text="body body_amp body_plain subject from cc bcc reply_to preheader",
         word="from_id reply_to_id", flag="fake_bcc disable_css_preprocessing",
         object="attachments", headers=Check("a JSON list of {name, value}", _wrong_headers),
-    )._replace(needed_if=dict.fromkeys(_WHOLE, "no transactional_message_id is given")),
+    )._replace(needed_if=dict.fromkeys(("body", "subject", "from"), "there is no template")),
     "push": _SEND.having(
         "transactional_message_id identifiers", text="title message image_url link sound",
         object="custom_data custom_payload",
@@ -8715,7 +8712,8 @@ SEND_FIELDS = {
         _SEND.having("transactional_message_id identifiers", in_app=APPEARANCE),
     ),
 }  # fmt: skip
-_SEND_WHOLE = SEND_FIELDS["email"].having(" ".join(_WHOLE))
+#: An email without a template brings all of its content along.
+_SEND_WHOLE = SEND_FIELDS["email"].having("body subject from")
 _E164 = re.compile(r"\+[1-9]\d{1,14}")
 MAX_SEND_AHEAD = 90 * 86400
 MAX_RECIPIENTS = 15
@@ -13690,11 +13688,9 @@ class Operation(NamedTuple):
     def document(self) -> Json:
         """The operation as `/__parlel/routes` shows it."""
         named = {"method": self.method, "path": self.path, "api": self.api.name}
-        told: Json = {"summary": self.summary}
-        if fields := self.fields:
-            more = {"free": fields.free or None, "example": fields.sample()}
-            told.update(fields=fields.document(), **more)
-        return {**named, **{k: v for k, v in told.items() if v is not None}}
+        told, own = {"summary": self.summary}, self.fields
+        more = {"fields": own.document(), "free": own.free, "example": own.sample()} if own else {}
+        return {**named, **told, **{k: v for k, v in more.items() if v not in ("", None)}}
 
 
 @functools.cache
@@ -14826,8 +14822,7 @@ _IN_APP_EVENT = LAX.having(
 )  # fmt: skip
 _WRAPPED = {"type": choice_field("in_app"), "payload": object_field(_IN_APP_EVENT)}
 _REPORT = _PUSH_EVENT._replace(
-    needed=(), first="a payload, if there is one, and else the rest",
-    example={"event": "opened", "delivery_id": "example"},
+    needed=(), first="a payload, else the rest", example=_PUSH_EVENT.having("delivery_id").sample(),
     needed_if=dict.fromkeys(("event", "delivery_id"), "no payload is given"),
 ).having("", **_WRAPPED)  # fmt: skip
 _METRIC = LAX.having(
@@ -15274,9 +15269,8 @@ _ENTITIES: Dict[str, Attributes] = {
 
 #: The fields of all these actions together.
 ENTITY_FIELDS = FieldList(
-    first="its type, its action, the rest", example=lambda place: next(
-        {"type": "person", **row} for name, row in _ENTITIES.items() if name in place
-    ),
+    first="its type, its action, the rest",
+    example=lambda place: {"type": "person", **next(r for n, r in _ENTITIES.items() if n in place)},
 ).having(
     "type action", type=choice_field(*ENTITY_ACTIONS), action=choice_field(*_ACTION_NAMES),
     number="timestamp", object="identifiers attributes primary secondary", scalar="id",
@@ -16629,8 +16623,7 @@ _NEWSLETTER = NO_FIELDS.having(
     object="recipients", whole="subscription_topic_id scheduled_at", flag="send_now",
 )  # fmt: skip
 _NEWSLETTER_FIELDS = CONTENT_FIELDS._replace(
-    first="name, type and recipients; then the rate; then the content, by the type (422)",
-    needed_if=_BY_TYPE,
+    first="name, type, recipients; the rate; the content (422)", needed_if=_BY_TYPE
 ).having(" ".join(_NEWSLETTER.needed), **{**RATE_FIELDS.checks, **_NEWSLETTER.checks})
 _SCHEDULE = RATE_FIELDS._replace(
     example={"timezone": "UTC"}, needed_if={"timezone": "scheduled_at is not 0"}
@@ -19419,11 +19412,9 @@ _WORKSPACE_NAME = pattern_field(
 
 
 def _seed_example(place: str) -> Json:
-    """A seed with a row of the kind that is wrong."""
     kind = next((name for name in SEEDERS if re.match(rf"{name}\b", place)), "customers")
     known = {**SHELVES, **_SEEDED, "clock": SEEDED_CLOCK, "workspace": _WEB_SETTINGS}
-    fields = known.get(kind) or NO_FIELDS.having(text="name")
-    return {kind: ["127.0.0.1" if kind in _TEXTS else fields.sample()]}
+    return {kind: ["127.0.0.1" if kind in _TEXTS else known.get(kind, FOLDERS.fields).sample()]}
 
 
 _NEW_WORKSPACE = FieldList(
@@ -20426,9 +20417,7 @@ _TOLD_OF = (
     "href", "link_id", "recipient", "device_id", "tracked_response", "metadata", "to",
     "inbound_event_id",
 )  # fmt: skip
-_HAPPENING = FieldList(
-    closed=True, example={"href": "https://example.com/", "timestamp": 1700000000}
-).having(any=f"reason {' '.join(_TOLD_OF)}", number="timestamp link_id")
+_HAPPENING = CLOSED.having(any=f"{' '.join(_TOLD_OF)} reason", number="timestamp link_id")
 #: The new state of a campaign; who is still in it when it stops; and who matches when it starts.
 _CAMPAIGN_CHANGE = CLOSED.having(
     "state", state=choice_field(*CAMPAIGN_STATES), journeys=choice_field("finish", "exit"),
