@@ -18030,6 +18030,23 @@ class Connections(WireTestCase):
             self.assertEqual(said and client.recv(13), said)
         self.assertEqual(server._waiting, {})
 
+    def test_what_can_not_be_sent_now_is_left_to_a_thread_to_the_byte(self) -> None:
+        server, connect = self.serving()
+        connection, client = connect(0)
+        whole, received = bytes(range(256)) * 8000, bytearray()
+        connection.unsent = whole
+        with mock.patch.object(server, "_hand_over") as hand_over:
+            while not server._send(connection):
+                server._send(connection)  # and nothing at all can be sent now
+                with contextlib.suppress(BlockingIOError):
+                    received += client.recv(1 << 22)
+        self.assertGreater(hand_over.call_count, 1)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                received += client.recv(1 << 22)
+        self.assertEqual(len(received), len(whole))
+        self.assertEqual((bytes(received), connection.unsent), (whole, b""))
+
     def test_who_has_gone_is_told_nothing_more(self) -> None:
         server, connect = self.serving()
         connection, client = connect(0)
