@@ -2740,14 +2740,19 @@ class LiquidRunaways(LiquidTest):
         self.assertLessEqual(kept.size, kept.MOST)
         self.assertEqual(kept.size, sum(template.size for template in kept.values()))
 
-    def test_a_small_template_takes_few_calls(self) -> None:
+    def test_templates_take_few_calls(self) -> None:
         calls: list[str] = []
 
         def note(frame: Any, event: str, _: Any) -> None:
             if event == "call":
                 calls.append(frame.f_code.co_name)
 
-        for source, most in (("Hi {{customer.first_name}}", 8), ("Hi {{ event.items.size }}", 18)):
+        long = '<p>{{ customer.first_name | default: "you" | upcase }}</p>\n' * 200
+        for source, most in (
+            ("Hi {{customer.first_name}}", 8),
+            ("Hi {{ event.items.size }}", 18),
+            (long, 200 * 15),
+        ):
             render(source, READER)
             calls.clear()
             sys.setprofile(note)
@@ -2755,7 +2760,7 @@ class LiquidRunaways(LiquidTest):
                 render(source, READER)
             finally:
                 sys.setprofile(None)
-            self.assertLessEqual(len(calls), most, calls)
+            self.assertLessEqual(len(calls), most, calls[:40])
 
     def test_awkward_texts_take_no_time(self) -> None:
         start = time.perf_counter()
@@ -2790,16 +2795,10 @@ class LiquidRunaways(LiquidTest):
         for source in ("{{ o.b.c }}", "{{ o.b }}{% # %}", "{{ snippets.b }}", "{{ p.b }}"):
             self.assertIsNone(printed(source, b="B"))
 
-    def test_a_parsed_template_is_kept_and_fast(self) -> None:
-        source = '<p>{{ customer.first_name | default: "you" | upcase }}</p>\n' * 200
+    def test_a_parsed_template_is_kept(self) -> None:
+        source = "{{ customer.first_name | upcase }}" * 200
         template = customerio_fake.parse_liquid(source)
         self.assertIs(customerio_fake.parse_liquid(source), template)
-        times = []
-        for _ in range(20):
-            start = time.perf_counter()
-            template.render(READER, strict=NAMESPACES)
-            times.append(time.perf_counter() - start)
-        self.assertLess(min(times), 0.002)
 
 
 class LiquidOfCustomerio(LiquidTest):
@@ -17857,7 +17856,7 @@ class Connections(WireTestCase):
             reply = wire.reply().json
             self.assertEqual(set(reply["changed"]), {"customers", "requests"})
             self.assertEqual(reply["number"], number + 1)
-        self.assertLess(time.monotonic() - began, 1)
+        self.assertLess(time.monotonic() - began, PATIENCE)
         self.assertEqual(wires[0].send(HEALTH).reply().status, 200)
 
     def test_a_wait_for_changes_ends_in_time_and_by_another_request(self) -> None:
