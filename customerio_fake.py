@@ -7208,12 +7208,12 @@ class Deliveries(Keeper):
 
     def _set_off(self, delivery: Delivery, when: int) -> None:
         """Note where a message goes that is just being sent, and that its person gets an email."""
-        has = delivery.person.own() if delivery.person else _NOTHING
         if delivery.channel == "push":
             delivery.devices = delivery.addressed()
             delivery.recipient = ", ".join(delivery.devices) or delivery.recipient
-        elif delivery.channel == "email" and has.emailed is not None:
-            has.emailed = max(has.emailed, when)
+        elif delivery.channel == "email" and delivery.person:
+            has = delivery.person.own()
+            has.emailed = max(has.emailed, when) if has.emailed is not None else None
 
     def book(self, delivery: Delivery, metric: str, when: int, **more: Json) -> None:
         """Record what was reported about a delivery, and what follows from it."""

@@ -3804,6 +3804,11 @@ class FewDeliveries(SeededTest):
         reported = [row["metric"] for row in self.records("webhooks")]
         self.assertEqual(reported.count("sent"), 5)
 
+    def test_an_email_to_nobody_is_nobodys_last_email(self) -> None:
+        self.fake.seed({"messages": [{"id": "m", "customer_id": "nobody", "metrics": {"sent": 1}}]})
+        self.identify("eve")
+        self.assertNotIn("_last_emailed", self.attributes("eve"))
+
     def test_when_a_person_last_got_an_email_is_known_whatever_becomes_of_their_deliveries(
         self,
     ) -> None:
