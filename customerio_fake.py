@@ -4242,8 +4242,10 @@ def _kind_about(read: Callable[[Any, Any, Json], Iterable[Json]], *needs: Need) 
 
 
 def _devices_of(grammar: Grammar, subject: Any, body: Json) -> Iterable[Json]:
+    """The devices of a subject's person, whose attributes have plain names, too (inferred)."""
     person = grammar.person(subject)
-    return [device.record() for device in person.has.devices.values()] if person else ()
+    devices = person.has.devices.values() if person else ()
+    return [{**device.attributes, **device.record()} for device in devices]
 
 
 def _relationships_of(grammar: Grammar, subject: Any, body: Json) -> Dict[Any, Json]:

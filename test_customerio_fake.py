@@ -6950,7 +6950,7 @@ class Entries(JourneyTest):
         self.track("9", "go")
         self.assertEqual(self.call("PUT", path.format("9"), device).status, 200)
         self.assertEqual(self.steps()[0], (10, "matched", 0))
-        lost = {"field": "attributes._last_status", "operator": "eq", "value": "bounced"}
+        lost = {"field": "_last_status", "operator": "eq", "value": "bounced"}
         wait = {"type": "conditional_wait", "multi_conditions": [{"device_attribute": lost}]}
         self.campaign({"type": "push", "subject": "s", "body": "b"}, wait)
         self.identify("9")
