@@ -11153,7 +11153,7 @@ def next_date(plan: Plan, person: Person, after: float) -> Optional[float]:
     minutes = (row.get("start_hour") or 0) * 60 + (row.get("start_minutes") or 0)
     lead = timedelta(days=plan.flow.get("lead_days", 0))
     first = moment_of(moment, zone).date()
-    for day in dates_of(first, row.get("frequency") or "once", after):
+    for day in dates_of(first, row.get("frequency") or "once", after + lead.total_seconds()):
         with contextlib.suppress(OverflowError, ValueError):
             when = local_moment(day - lead, minutes, zone)
             if when >= after:
@@ -25178,7 +25178,7 @@ def _tail(arguments: Any) -> int:
     base = f"{arguments.url}/@{arguments.workspace}" if arguments.workspace else arguments.url
     last, number = _asked(f"{base}/__parlel/requests?limit=1&order=newest")["requests"], 0
     since = last[0]["id"] if last else 0
-    print(f"what happens at {base}:", file=sys.stderr)
+    print(f"what happens at {base}:", file=sys.stderr, flush=True)  # PyPy keeps it back
     while True:
         for row in _asked(f"{base}/__parlel/requests?since={since}")["requests"]:
             since = row["id"]

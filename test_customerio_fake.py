@@ -7175,6 +7175,15 @@ class Entries(JourneyTest):
             moment = datetime.datetime.fromtimestamp(begin, datetime.timezone.utc)
             self.assertEqual(moment.day, day)
 
+    def test_days_after_can_be_more_than_a_period(self) -> None:
+        self.campaign(mail(1), type="date", date_attribute="when", frequency="monthly",
+                      lead_days=-60)  # fmt: skip
+        self.clock(now=1_699_000_000)  # 2023-11-03
+        self.identify("1", when="2023-01-15")
+        self.clock(now=1_701_000_000)  # 2023-11-26
+        days = [time.gmtime(row["match_time"])[1:3] for row in self.journeys()]
+        self.assertEqual(days, [(11, 14)])  # 60 days after the 15th of September
+
 
 class BroadcastWorkflows(JourneyTest):
     """Broadcasts that are more than messages begin a journey for everybody in their audience."""
