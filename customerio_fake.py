@@ -3979,7 +3979,7 @@ class Condition(NamedTuple):
 
     def next_turn(self, subject: Any, now: float) -> Optional[float]:
         """When the result may change without anything happening; None if never."""
-        times = [when for turn in self.turns for when in turn(subject) if when > now]
+        times = [when for turn in self.turns for when in turn(subject) if now < when < math.inf]
         return min(times) if times else None
 
 

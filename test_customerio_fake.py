@@ -7175,6 +7175,14 @@ class Entries(JourneyTest):
             moment = datetime.datetime.fromtimestamp(begin, datetime.timezone.utc)
             self.assertEqual(moment.day, day)
 
+    def test_nothing_is_planned_for_ever_for_somebody_who_is_gone(self) -> None:
+        silent = {"event": {"name": "seen"}, "inverse": True, "within": 60}
+        self.campaign({"type": "delay_seconds", "delay": 600}, goal=silent, event_name="go")
+        self.track("1", "go")
+        self.call("DELETE", "/api/v1/customers/1")
+        self.ok("PUT", "/__parlel/clock", {"advance": 3600})
+        self.ok("PUT", "/__parlel/state", self.ok("GET", "/__parlel/state"))
+
     def test_days_after_can_be_more_than_a_period(self) -> None:
         self.campaign(mail(1), type="date", date_attribute="when", frequency="monthly",
                       lead_days=-60)  # fmt: skip
