@@ -7175,12 +7175,13 @@ class Entries(JourneyTest):
             moment = datetime.datetime.fromtimestamp(begin, datetime.timezone.utc)
             self.assertEqual(moment.day, day)
 
-    def test_nothing_is_planned_for_ever_for_somebody_who_is_gone(self) -> None:
+    def test_nothing_is_planned_for_ever_for_nobody(self) -> None:
         silent = {"event": {"name": "seen"}, "inverse": True, "within": 60}
-        self.campaign({"type": "delay_seconds", "delay": 600}, goal=silent, event_name="go")
-        self.track("1", "go")
-        self.call("DELETE", "/api/v1/customers/1")
-        self.ok("PUT", "/__parlel/clock", {"advance": 3600})
+        wait = {"type": "delay_seconds", "delay": 600}
+        self.campaign(wait, type="webhook", webhook_id="0123456789abcdef", event_name=None,
+                      global_exit_conditions=[silent])  # fmt: skip
+        self.call("POST", "/v1/webhook/0123456789abcdef", {"x": 1})
+        self.assertEqual([row["customer_id"] for row in self.journeys()], [None])
         self.ok("PUT", "/__parlel/state", self.ok("GET", "/__parlel/state"))
 
     def test_days_after_can_be_more_than_a_period(self) -> None:
