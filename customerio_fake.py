@@ -3750,7 +3750,9 @@ def _digits(number: Any, places: int, locale: _Locale) -> str:
 
 def _format_number(value: Any, locale: Any = "en") -> str:
     number, where = _number(value), _locale(_text(locale))
-    text = _digits(abs(number), 3, where).rstrip("0").rstrip(where.point)
+    places = min(max(-_exact(number).as_tuple().exponent, 0), 3)
+    text = _digits(abs(number), places, where)
+    text = text.rstrip("0").rstrip(where.point) if places else text
     return (where.minus if number < 0 else "") + text
 
 
@@ -7215,7 +7217,8 @@ class Deliveries(Keeper):
             delivery.recipient = ", ".join(delivery.devices) or delivery.recipient
         elif delivery.channel == "email" and delivery.person:
             has = delivery.person.own()
-            has.emailed = max(has.emailed, when) if has.emailed is not None else None
+            if has.emailed is not None:
+                has.emailed = max(has.emailed, when)
 
     def book(self, delivery: Delivery, metric: str, when: int, **more: Json) -> None:
         """Record what was reported about a delivery, and what follows from it."""
@@ -10862,8 +10865,9 @@ class Gate:
         self.touch(person, ("segment", number))
 
     def _heard_report(self, note: Note) -> None:
-        for metric, *_ in note.steps if note.person is not None else ():
-            self.touch(cast(Person, note.person), ("message", metric))
+        if note.person is not None:
+            for metric, *_ in note.steps:
+                self.touch(note.person, ("message", metric))
 
     def _heard_relationship(self, person: Person, key: ObjectKey, change: str) -> None:
         self.touch(person, ("object", ""))
@@ -19819,8 +19823,10 @@ def reach(row: Json, name: str) -> Json:
     """A field of a record; `data.items.0` reaches into it. MISSING if there is none."""
     if isinstance(row, list):
         number, _, rest = name.partition(".")
-        found = next((part for i, part in enumerate(row) if str(i) == number), MISSING)
-        return reach(found, rest) if rest else found
+        place = int(number) if number.isdecimal() and len(number) < 10 else len(row)
+        if place >= len(row) or str(place) != number:
+            return MISSING
+        return reach(row[place], rest) if rest else row[place]
     if not isinstance(row, dict):
         return MISSING
     if name in row or "." not in name:
@@ -20419,7 +20425,9 @@ _TOLD_OF = (
     "href", "link_id", "recipient", "device_id", "tracked_response", "metadata", "to",
     "inbound_event_id",
 )  # fmt: skip
-_HAPPENING = CLOSED.having(any=f"{' '.join(_TOLD_OF)} reason", number="timestamp link_id")
+_HAPPENING = FieldList(
+    closed=True, example={"href": "https://example.com/", "timestamp": 1700000000}
+).having(any=f"reason {' '.join(_TOLD_OF)}", number="timestamp link_id")
 #: The new state of a campaign; who is still in it when it stops; and who matches when it starts.
 _CAMPAIGN_CHANGE = CLOSED.having(
     "state", state=choice_field(*CAMPAIGN_STATES), journeys=choice_field("finish", "exit"),

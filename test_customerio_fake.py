@@ -2071,6 +2071,7 @@ class Liquid(LiquidTest):
                     "0 0.5 -0.5",
                 ),
                 ("{{ 1.23456 | format_number }} {{ 9999 | format_number: 'es' }}", "1.235 9999"),
+                ("{{ '1e27' | format_number }}", "1" + ",000" * 9),
                 (
                     "{{ 12345 | format_number: 'es' }} {{ 0 | currency }} {{ 0.5 | currency }}",
                     "12.345 $0.00 $0.50",
@@ -8696,6 +8697,7 @@ class Webhooks(FakeTest):
             self.ok("POST", path)
         told = [(data["href"], data["link_id"]) for data in self.data()]
         self.assertEqual(told, [("", 0)] * 3)
+        self.assertEqual(self.metrics(), ["clicked"] * 3)
 
     def test_a_failure_holds_the_later_ones_up_until_it_is_tried_again(self) -> None:
         self.endpoint.statuses = [500, 503]
@@ -15561,7 +15563,8 @@ class Examples(SeededTest):
         ("POST", "seed", {"customers": [{"id": "1", "attributes": {"plan": "pro"}}]}),
         ("POST", "reset", {"only": "state"}),
         ("PUT", "campaigns/1", {"state": "stopped", "journeys": "finish"}),
-        ("POST", "deliveries/m1/clicked", {"href": "https://example.com/"}),
+        ("POST", "deliveries/m1/clicked",
+         {"href": "https://example.com/", "timestamp": 1_700_000_000}),
     ]  # fmt: skip
 
     def test_each_call_has_its_own(self) -> None:
@@ -17879,7 +17882,7 @@ class Connections(WireTestCase):
             reply = wire.reply().json
             self.assertEqual(set(reply["changed"]), {"customers", "requests"})
             self.assertEqual(reply["number"], number + 1)
-        self.assertLess(time.monotonic() - began, PATIENCE)
+        self.assertLess(time.monotonic() - began, 1)
         self.assertEqual(wires[0].send(HEALTH).reply().status, 200)
 
     def test_a_wait_for_changes_ends_in_time_and_by_another_request(self) -> None:
@@ -19075,7 +19078,9 @@ class AfterTheEnd(unittest.TestCase):
         self.assertEqual(cio.code(to="ada@example.com"), "482913")
         self.assertEqual(cio.link("confirm"), "https://a.test/confirm?t=482913")
         self.assertEqual(cio.link(), "https://a.test/confirm?t=482913")
-        self.assertIn("482913", cio.latest("deliveries", subject="Code")["rendered"]["body"])
+        latest = cio.latest("deliveries", subject="Code")
+        self.assertEqual(latest["recipient"], "ada@example.com")
+        self.assertIn("482913", latest["rendered"]["body"])
         self.assertEqual(len(cio.expect("deliveries", body={"contains": "Your code"})), 2)
         with self.assertRaisesRegex(AssertionError, "no link with 'reset' in it.*confirm"):
             cio.link("reset")
