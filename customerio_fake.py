@@ -109,7 +109,7 @@ from email.utils import formatdate, getaddresses, parseaddr
 from html import escape, unescape
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from itertools import accumulate, chain, islice
+from itertools import accumulate, islice
 from typing import (
     TYPE_CHECKING,
     Annotated,
@@ -5790,13 +5790,15 @@ class Ground:
         self.activities.append(note)  # type: ignore[arg-type]
         return note
 
-    def newest(self) -> Iterator[Activity]:
-        """The activities, newest first."""
-        rows = (
-            row.activities() if isinstance(row, Note) else (row,)
-            for row in reversed(cast(Deque[Union[Activity, Note]], self.activities))
-        )
-        return islice(chain.from_iterable(rows), MAX_ACTIVITIES)
+    def newest(
+        self, wanted: Callable[[Optional[Person]], Any] = lambda person: True
+    ) -> Iterator[Activity]:
+        """The activities of those people who are wanted, newest first."""
+        oldest = self.noted - MAX_ACTIVITIES
+        for row in reversed(cast(Deque[Union[Activity, Note]], self.activities)):
+            if wanted(row.person):
+                rows = row.activities() if isinstance(row, Note) else (row,)
+                yield from (activity for activity in rows if activity.serial > oldest)
 
 
 @dataclass(eq=False, repr=False)
@@ -14668,6 +14670,7 @@ def exemplify(error: ApiError, operation: Operation, body: Json) -> None:
     """Add an example of a valid body to a refusal: to our own text, elsewhere to the reason."""
     fields, problem = cast(FieldList, operation.fields), error.problems[0]
     ours = operation.api is CONTROL and error.status == 400
+    # Not if it is about the path; a refusal with headers gives its reason there, without a field.
     about = body is not _UNREAD and (problem.field or error.headers or not isinstance(body, dict))
     example = fields.sample(problem.field) if ours or about else None
     shown = "" if example is None else f"; an example: {as_text(example)}"
@@ -15770,7 +15773,7 @@ def get_person_messages(call: Call, customer_id: str) -> Json:
 def get_person_activities(call: Call, customer_id: str) -> Json:
     """List what happened to a person, newest first."""
     person = person_of(call, customer_id)
-    return activity_page(call, lambda activity: activity.person is person)
+    return activity_page(call, lambda one: one is person)
 
 
 @route("GET", "/v1/activities", APP, heavy=True)
@@ -15780,21 +15783,21 @@ def list_activities(call: Call) -> Json:
     deleted = query_flag(query, "deleted")
     if query.get("customer_id"):
         return get_person_activities(call, query["customer_id"])
-    return activity_page(call, lambda a: deleted or not a.person or a.person in people)
+    return activity_page(call, lambda person: deleted or not person or person in people)
 
 
-def activity_page(call: Call, wanted: Callable[[Activity], bool]) -> Json:
-    """A page of activities, by the query's type, name, start and limit."""
+def activity_page(call: Call, wanted: Callable[[Optional[Person]], Any]) -> Json:
+    """A page of the activities of people, by the query's type, name, start and limit."""
     query = call.request.query()
     type, name = query.get("type"), query.get("name")
 
     def fits(activity: Activity) -> bool:
         named = not name or activity.name == name or activity.tells_of(name)
-        return named and (not type or activity.type == type) and wanted(activity)
+        return named and (not type or activity.type == type)
 
     limit, last = query_number(query, "limit", 10, 1, 100), page_start(call, 1 << 60)
     with call.workspace.lock:
-        noted = call.workspace.ground.newest()
+        noted = call.workspace.ground.newest(wanted)
         newest = (activity for activity in noted if activity.serial < last and fits(activity))
         found = list(islice(newest, limit + 1))
         rows = [activity_document(call.workspace, activity) for activity in found[:limit]]
